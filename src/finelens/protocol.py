@@ -1,0 +1,279 @@
+"""The contracts every part of finelens speaks.
+
+Data flows one way: images and classes -> backbone -> method -> predictions -> report. The types here are what crosses each arrow. Nothing in this
+module computes; it may be imported by every other module and imports none of them.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+Interpolation = Literal["bicubic", "bilinear", "nearest"]
+ResizeMode = Literal["shortest", "squash"]
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """How pixels become the input of an image tower. Read from the model, never assumed.
+
+    Attributes:
+        image_size: Side of the square input, in pixels.
+        resize_size: Short side after the resize, before the centre crop (equal to ``image_size`` for CLIP models).
+        mean: Channel means in [0, 1].
+        std: Channel standard deviations in [0, 1].
+        interpolation: Filter of the resize.
+        resize_mode: ``shortest`` keeps the aspect ratio and crops; ``squash`` resizes both sides to ``image_size``.
+    """
+
+    image_size: int
+    resize_size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    interpolation: Interpolation = "bicubic"
+    resize_mode: ResizeMode = "shortest"
+
+
+@dataclass(frozen=True)
+class ImageTokens:
+    """What an image tower returns for a batch.
+
+    Attributes:
+        global_: Unit-norm joint-space features, (B, E).
+        cls: Global token before the projection, (B, W).
+        patches: Patch tokens of the last block's value path (ViT) or cells of the last feature map (convolutional), neither projected nor
+            normalised, (B, N, W); None unless asked for.
+    """
+
+    global_: Tensor
+    cls: Tensor
+    patches: Tensor | None = None
+
+
+class NotAvailableError(RuntimeError):
+    """The backbone lacks an optional capability (visual prompts, differentiable text). The message names it and the remedy."""
+
+
+class Backbone(nn.Module, ABC):
+    """A CLIP-like dual encoder behind one interface.
+
+    Modules are always in evaluation mode: normalisation statistics are frozen. All parameters start with ``requires_grad=False``.
+
+    Attributes:
+        name: What the user asked for, e.g. ``open_clip:ViT-B-32/openai`` or ``embedded``.
+        preprocess: Input geometry and statistics.
+        width: Token width W.
+        dim: Joint width E.
+        grid: Rows and columns of the patch grid at ``preprocess.image_size``.
+        logit_scale: Multiplier of cosine similarities (already exponentiated).
+        logit_bias: Additive term of the logits (0 unless the model is sigmoid-trained).
+        context_length: Longest text in tokens, special tokens included.
+        has_token_sequence: Whether visual prompt tokens can be inserted.
+    """
+
+    name: str
+    preprocess: Preprocess
+    width: int
+    dim: int
+    grid: tuple[int, int]
+    logit_scale: float
+    logit_bias: float
+    context_length: int
+    has_token_sequence: bool = False
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """Turn uint8 pixels into network input on the device the pixels are on.
+
+        Args:
+            images: (..., 3, H, W) uint8.
+
+        Returns:
+            Same shape, in the parameters' float type, ``(x / 255 - mean) / std``.
+        """
+        dtype = next(self.parameters()).dtype
+        x = images.to(dtype) / 255
+        mean = torch.tensor(self.preprocess.mean, dtype=torch.float32, device=x.device).to(dtype).view(3, 1, 1)
+        std = torch.tensor(self.preprocess.std, dtype=torch.float32, device=x.device).to(dtype).view(3, 1, 1)
+        return (x - mean) / std
+
+    @abstractmethod
+    def encode_image(self, images: Tensor, *, patches: bool = False, prompts: Tensor | None = None) -> ImageTokens:
+        """Encode normalised images.
+
+        Args:
+            images: (B, 3, H, W), as :meth:`normalise` returns them.
+            patches: Whether to compute patch tokens; they cost extra, so only on request.
+            prompts: Visual prompt tokens (P, W), inserted after the class token.
+
+        Raises:
+            NotAvailableError: ``prompts`` given to a tower without a token sequence.
+        """
+
+    @abstractmethod
+    def project(self, tokens: Tensor) -> Tensor:
+        """Map tokens (..., W) to the joint space (..., E), not normalised."""
+
+    @abstractmethod
+    def tokenize(self, texts: Sequence[str]) -> Tensor:
+        """Token ids (T, L). Special tokens written out in a text are escaped; longer texts are truncated to ``context_length``."""
+
+    @abstractmethod
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        """Length of each text in tokens before truncation, special tokens included."""
+
+    @abstractmethod
+    def encode_text(self, texts: Sequence[str]) -> Tensor:
+        """Unit-norm text features (T, E), float32, no gradient."""
+
+    def embed_tokens(self, tokens: Tensor) -> Tensor:
+        """Token embeddings (T, L, W_text) before positions: the place where learned context vectors enter."""
+        raise NotAvailableError(f"backbone {self.name!r} has no differentiable text tower; use a method without learned text context")
+
+    def encode_token_embeddings(self, embeddings: Tensor, tokens: Tensor) -> Tensor:
+        """Differentiable text features (T, E), unit norm, from embeddings (T, L, W_text) and the ids that place the pooling token."""
+        raise NotAvailableError(f"backbone {self.name!r} has no differentiable text tower; use a method without learned text context")
+
+    @abstractmethod
+    def tunable(self, scope: str) -> dict[str, nn.Parameter]:
+        """Named image-tower parameters of a tuning scope: ``norm``, ``last-k-norm`` (k a number), ``all``.
+
+        Raises:
+            ValueError: Unknown scope; the message lists those that exist.
+        """
+
+    def fit_centre(self, cls: Tensor) -> None:  # noqa: B027 - most towers need no centring
+        """Take label-free statistics of the target images from their ``cls`` tokens (N, W). Default: nothing to fit."""
+
+    @abstractmethod
+    def image_config(self) -> dict[str, Any]:
+        """JSON description from which the image side (tower, projection, preprocessing) can be rebuilt without network or text tower."""
+
+    @abstractmethod
+    def image_state(self) -> dict[str, Tensor]:
+        """Tensors of the image side, in the order and under the names that the rebuilt tower loads."""
+
+
+@dataclass(frozen=True)
+class ClassSet:
+    """Class names and the texts that describe them.
+
+    Attributes:
+        names: Class names as the user wrote them, in the user's order.
+        templates: Prompt templates; each contains ``{}`` once.
+        descriptions: One tuple of sentences per class; empty where the class has none, and templates stand in.
+    """
+
+    names: tuple[str, ...]
+    templates: tuple[str, ...]
+    descriptions: tuple[tuple[str, ...], ...]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+@dataclass(frozen=True)
+class ViewPlan:
+    """Which views of an image a method needs at each step."""
+
+    weak: bool = True
+    strong: bool = True
+    crops: int = 0
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Views of one step, uint8 on the host until the engine moves them.
+
+    Attributes:
+        index: Positions of the images in the store, (B,), int64.
+        weak: (B, 3, S, S) or None.
+        strong: (B, 3, S, S) or None.
+        crops: (B, M, 3, S, S) or None.
+    """
+
+    index: Tensor
+    weak: Tensor | None = None
+    strong: Tensor | None = None
+    crops: Tensor | None = None
+
+
+class ImageStore(Protocol):
+    """Decoded originals without labels, ordered by sample id."""
+
+    ids: Sequence[str]
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Tensor:
+        """The image, (3, H, W) uint8, short side capped."""
+        ...
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Work of one image in one epoch, in forwards of the image tower."""
+
+    no_grad_forwards: float
+    grad_forwards: float
+
+
+@dataclass(frozen=True)
+class StepOutput:
+    """Result of one training step: a scalar loss with gradient and plain numbers to log."""
+
+    loss: Tensor
+    log: Mapping[str, float] = field(default_factory=dict)
+
+
+class Task(nn.Module, ABC):
+    """One method: what it learns, how a step is computed, how it predicts. The loop owns everything else.
+
+    A task registers its own parameters and buffers as usual, so ``state_dict`` covers what it learns; the backbone is held outside the module tree.
+
+    Attributes:
+        views: Views each step needs.
+    """
+
+    views: ViewPlan
+
+    @abstractmethod
+    def prepare(self, features: TargetFeatures) -> None:
+        """Build heads, banks and prototypes before the loop. Called once in a fresh run and never on resume."""
+
+    @abstractmethod
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Optimiser groups: ``params`` (named), ``weight_decay``, optionally ``lr_scale``."""
+
+    @abstractmethod
+    def step(self, batch: Batch, epoch: int, step_in_epoch: int) -> StepOutput:
+        """Compute the loss of one batch."""
+
+    @abstractmethod
+    def predict_logits(self, images: Tensor) -> dict[str, Tensor]:
+        """Logits (B, C) of normalised images by branch; ``logits`` is the method's answer, other keys are its parts."""
+
+    @abstractmethod
+    def cost(self) -> Cost:
+        """Forwards per image and epoch, for the estimate before a run."""
+
+    def end_epoch(self, epoch: int) -> Mapping[str, float]:
+        """Work after the last step of an epoch; returns plain numbers to log."""
+        return {}
+
+
+@dataclass(frozen=True)
+class TargetFeatures:
+    """One no-gradient pass over the unlabelled images with the unadapted backbone, centre view.
+
+    Attributes:
+        global_: (N, E) unit norm, float32, in store order.
+        cls: (N, W) float32.
+    """
+
+    global_: Tensor
+    cls: Tensor

@@ -1,0 +1,44 @@
+"""Names and versions of everything that finelens writes and reads back.
+
+Changing a line here changes a file format: raise ``SCHEMA_VERSION`` and say so in the changelog.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+SCHEMA_VERSION: Final = 1
+
+# predictions.csv: UTF-8, comma separated, one header row, one row per input file, in path order.
+# ``path`` is relative to PHOTOS with forward slashes; ``top5`` is a JSON list of [class, probability] pairs; a cell that a spreadsheet would read as a
+# formula (first character one of = + - @ tab or carriage return) is written with a leading apostrophe and read back without it.
+PREDICTION_COLUMNS: Final = ("path", "class", "probability", "margin", "top5", "zero_shot_class", "status", "reason")
+
+# A labels file for ``evaluate``: CSV with a header that has at least these columns; ``path`` is relative to TEST.
+LABEL_COLUMNS: Final = ("path", "label")
+
+# Status of an input file. Only ``ok`` rows carry a prediction.
+STATUSES: Final = ("ok", "corrupt", "too_large", "unsupported", "degenerate", "unreadable", "vanished")
+
+# Fields that every line of events.jsonl has; further fields depend on ``event``.
+EVENT_FIELDS: Final = ("time", "event")
+EVENTS: Final = ("start", "images", "classes", "estimate", "step", "epoch", "checkpoint", "resume", "predictions", "warning", "end")
+
+# Sections of ``--set section.key=value``; the keys are the fields of the frozen dataclasses in config.py.
+CONFIG_SECTIONS: Final = ("training", "views", "text", "method")
+
+# Files of a run folder.
+CONFIG_FILE: Final = "config.json"
+EVENTS_FILE: Final = "events.jsonl"
+PREDICTIONS_FILE: Final = "predictions.csv"
+MODEL_DIR: Final = "model"
+CHECKPOINT_DIR: Final = "checkpoint"
+
+# Files of a model folder.
+MODEL_CONFIG_FILE: Final = "model.json"
+MODEL_WEIGHTS_FILE: Final = "model.safetensors"
+ZERO_SHOT_WEIGHTS_FILE: Final = "zero_shot.safetensors"
+
+# Class means of ``evaluate``: a class with labelled images and no correct prediction counts as 0; a class without a labelled image is left out of the
+# mean and listed under ``absent_classes``.
+EVALUATION_KEYS: Final = ("accuracy", "class_mean_accuracy", "zero_shot_accuracy", "n")
