@@ -1,0 +1,7 @@
+"""Errors that a user can cause. The command prints the message on one line and exits with code 2."""
+
+from __future__ import annotations
+
+
+class UserError(Exception):
+    """Input, option or file that cannot be used; the message names it and the remedy."""
