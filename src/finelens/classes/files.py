@@ -1,0 +1,106 @@
+"""Reading the small text and JSON files that users write, with errors that name the file and the place, and wording shared by those errors.
+
+In the text files blank lines are skipped, and so are comments: lines whose first word consists of number signs (``# like this``). ``C#`` and ``#1``
+are content. A line of content that would read as a comment is written with a backslash before it (``\\# 5``), or in the JSON form of the file.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from finelens.errors import UserError
+
+MAX_BYTES = 256 * 2**20
+_SHOWN = 5
+_QUOTED_LENGTH = 80
+_COMMENT = re.compile(r"#+(\s|$)")
+_LINE_END = re.compile(r"\r\n|\n|\r")
+
+
+def quote(text: str) -> str:
+    """The text as it may stand in a one-line message: quoted, unprintable characters escaped, shortened."""
+    return repr(text if len(text) <= _QUOTED_LENGTH else text[: _QUOTED_LENGTH - 3] + "...")
+
+
+def listing(items: Sequence[str], limit: int = _SHOWN) -> str:
+    """The first items joined by commas, then how many more there are."""
+    shown = ", ".join(items[:limit])
+    return shown if len(items) <= limit else f"{shown} and {len(items) - limit} more"
+
+
+def control_character(text: str) -> str | None:
+    """The first character that has no place in a line of text, as ``U+0007``: controls, line separators, and surrogates, which UTF-8 cannot hold."""
+    bad = next((char for char in text if unicodedata.category(char) in ("Cc", "Cs", "Zl", "Zp")), None)
+    return None if bad is None else f"U+{ord(bad):04X}"
+
+
+def read_utf8(path: str | Path, what: str) -> str:
+    """Read a whole UTF-8 file, with or without a byte-order mark.
+
+    Args:
+        path: The file.
+        what: What the file is to the user, for messages (``class file``).
+
+    Raises:
+        UserError: The file is missing, a folder, unreadable, larger than ``MAX_BYTES`` or not UTF-8.
+    """
+    try:
+        # A device or pipe has no size to check beforehand, so the limit is on what is read.
+        with open(path, "rb") as stream:
+            data = stream.read(MAX_BYTES + 1)
+    except FileNotFoundError:
+        raise UserError(f"{what} {quote(str(path))} does not exist; check the path") from None
+    except IsADirectoryError:
+        raise UserError(f"{what} {quote(str(path))} is a folder; give a file") from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UserError(f"{what} {quote(str(path))} cannot be read: {reason}") from None
+    if len(data) > MAX_BYTES:
+        raise UserError(f"{what} {quote(str(path))} is larger than {MAX_BYTES // 2**20} MiB; is it the right file?")
+    try:
+        return data.decode("utf-8").removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        found = "it looks like UTF-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else f"byte 0x{data[error.start]:02x}"
+        raise UserError(f"{what} {quote(str(path))} is not UTF-8 at byte offset {error.start} ({found}); save it as UTF-8") from None
+
+
+def read_lines(path: str | Path, what: str) -> list[tuple[int, str]]:
+    """Read the content lines of a text file, without surrounding white space, each with its number counted from 1.
+
+    Raises:
+        UserError: As :func:`read_utf8`.
+    """
+    lines = [line.strip() for line in _LINE_END.split(read_utf8(path, what))]
+    content = [(number, line) for number, line in enumerate(lines, start=1) if line and not _COMMENT.match(line)]
+    return [(number, line[1:] if line.startswith("\\#") else line) for number, line in content]
+
+
+def read_json(path: str | Path, what: str) -> Any:
+    """Read a UTF-8 JSON file; a key that an object repeats is an error, because all but its last value would be lost.
+
+    Raises:
+        UserError: As :func:`read_utf8`, or not JSON, or a repeated key.
+    """
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        result = dict(pairs)
+        if len(result) < len(pairs):
+            repeated = [quote(key) for key, count in Counter(key for key, _ in pairs).items() if count > 1]
+            raise UserError(f"{what} {quote(str(path))} repeats the key {listing(repeated)}; keep one of each")
+        return result
+
+    text = read_utf8(path, what)
+    try:
+        return json.loads(text, object_pairs_hook=unique)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{what} {quote(str(path))} is not valid JSON at line {error.lineno}, column {error.colno}: {error.msg}") from None
+    except RecursionError:
+        raise UserError(f"{what} {quote(str(path))} is nested too deeply to be read") from None
+    except ValueError as error:
+        raise UserError(f"{what} {quote(str(path))} is not valid JSON: {error}") from None
