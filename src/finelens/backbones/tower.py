@@ -1,0 +1,71 @@
+"""What every image tower offers to the backbone that holds it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from finelens.protocol import ImageTokens
+
+
+def unit(x: Tensor) -> Tensor:
+    """L2-normalise the last axis in float32 or wider: a unit norm in bfloat16 is off by up to 0.4 %."""
+    return F.normalize(x.to(torch.promote_types(x.dtype, torch.float32)), dim=-1)
+
+
+class ImageTower(nn.Module, ABC):
+    """An image encoder with token outputs. Parameter names are those of open_clip's ``visual`` module, so state dicts pass unchanged.
+
+    Attributes:
+        kind: Value of the ``kind`` key from which a saved tower is rebuilt.
+        image_size: Side of the square input, pixels.
+        width: Token width W.
+        dim: Joint width E.
+        grid: Rows and columns of patch tokens.
+        has_token_sequence: Whether visual prompts can be inserted.
+    """
+
+    kind: ClassVar[str]
+    has_token_sequence: ClassVar[bool] = False
+    image_size: int
+    width: int
+    dim: int
+    grid: tuple[int, int]
+
+    @abstractmethod
+    def tokens(self, images: Tensor, *, patches: bool = False, prompts: Tensor | None = None) -> ImageTokens:
+        """Encode normalised images (B, 3, S, S); see :meth:`finelens.protocol.Backbone.encode_image`."""
+
+    @abstractmethod
+    def project(self, tokens: Tensor) -> Tensor:
+        """Map tokens (..., W) to the joint space (..., E), not normalised."""
+
+    @abstractmethod
+    def depth_groups(self) -> tuple[Sequence[nn.Module], Sequence[nn.Module]]:
+        """Blocks from input to output, and the modules after the last block. Empty blocks: the tower has no depth scopes."""
+
+    @abstractmethod
+    def config_dict(self) -> dict[str, Any]:
+        """JSON arguments from which :meth:`from_config` builds the same architecture."""
+
+    @classmethod
+    @abstractmethod
+    def from_config(cls, config: dict[str, Any]) -> ImageTower:
+        """Build the architecture; weights are loaded by the caller."""
+
+    @classmethod
+    def from_state(cls, config: dict[str, Any], state: Mapping[str, Tensor]) -> ImageTower:
+        """Build the architecture and fill it with a copy of ``state``, in float32, skipping random initialisation.
+
+        Raises:
+            RuntimeError: Missing, unexpected or misshaped tensors.
+        """
+        with torch.device("meta"):
+            tower = cls.from_config(config)
+        tower.to_empty(device="cpu").load_state_dict(dict(state))
+        return tower
