@@ -58,23 +58,23 @@ def test_texts_are_split_stripped_and_deduplicated_per_class():
     assert aligned == (("one", "two", "three three", "four five"), ("one",))
     assert report.duplicate == {"a": 2}
     assert report.sentences == 5
-    assert report.lines()[-1] == "2 repeated sentences dropped in 1 classes: 'a' (2)"
+    assert report.lines()[-1] == "2 sentences dropped as repeated in 1 class: 'a' (2)"
 
 
 def test_report_names_everything_that_is_wrong_and_is_json():
-    raw = load_descriptions({"sunglasses": ["dark"], "b": [" "], "c": ["three words here", "a", "x " * 9], "d": ["dark too"], "e": ["dark too"]})
+    raw = load_descriptions({"sunglasses": ["dark"], "b": [" "], "c": ["three words here", "a", "x " * 9], "d": ["p", "q"], "e": ["q", "p"]})
     _, report = align(["sunglass", "b", "c", "d", "e"], raw, count_tokens=words, context_length=2)
     assert (report.missing, report.empty, report.extra) == (("sunglass",), ("b",), ("sunglasses",))
     assert report.truncated == 2
     assert [(text.name, text.tokens) for text in report.worst] == [("c", 9), ("c", 3)]
     assert report.identical == (("d", "e"),)
     lines = report.lines()
-    assert "3 of 5 classes described by 5 sentences" in lines[0]
+    assert "3 of 5 classes described by 7 sentences" in lines[0]
     assert "'sunglass' (did you mean 'sunglasses' in the file?)" in lines[1]
-    assert "1 classes have an entry without text" in lines[2]
-    assert "1 entries describe no class" in lines[3]
+    assert "an entry without text for 1 class," in lines[2]
+    assert "1 entry for no class of the list" in lines[3]
     assert "'d' = 'e'" in lines[4]
-    assert "2 sentences are longer than 2 tokens" in lines[5]
+    assert "2 sentences of more than 2 tokens" in lines[5]
     assert all(len(line.splitlines()) == 1 for line in lines)
     stored = json.loads(json.dumps(report.to_json()))
     assert stored["missing"] == ["sunglass"]
@@ -95,7 +95,7 @@ def test_four_of_a_hundred_classes_without_descriptions_are_listed_and_left_to_t
     aligned, report = align(names, load_descriptions(entries))
     assert report.missing == ("airplanes", "faces", "leopards", "motorbikes")
     assert [len(texts) for texts in aligned] == [0] * 4 + [30] * 96
-    assert report.lines()[1] == ("WARNING: 4 classes have no description, templates stand in: 'airplanes', 'faces', 'leopards', 'motorbikes'")
+    assert report.lines()[1] == ("WARNING: no description for 4 classes, templates stand in: 'airplanes', 'faces', 'leopards', 'motorbikes'")
 
 
 def test_long_lists_are_cut_with_their_count():

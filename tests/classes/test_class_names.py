@@ -139,6 +139,7 @@ def test_single_class_and_punctuation_twins_are_allowed_with_a_warning():
         ("STRASSE", "strasse"),
         ("Straße", "strasse"),
         ("a\u00adb", "ab"),
+        ("℡", "tel"),
         ("A-", "a-"),
         ("C++", "c++"),
         ("__", "__"),
@@ -183,6 +184,7 @@ def test_any_file_is_read_or_refused(tmp_path_factory, content, suffix):
 
 def test_match_prefers_the_exact_name_and_ignores_order():
     assert match(["A-B", "x", "a b"], ["a b", "A-B"]) == {"A-B": "A-B", "a b": "a b"}
+    assert match(["a-b"], ["A b", "a_b"]) == {"a-b": "A b"}
     assert match(["RED_fox"], ["cat", "red fox"]) == {"RED_fox": "red fox"}
     assert nearest("sunglass", ["missile", "Sun_Glasses", "sunglasses"]) == "sunglasses"
     assert nearest("sunglass", ["missile"]) is None

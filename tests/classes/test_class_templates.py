@@ -47,7 +47,7 @@ def test_templates_given_as_something_else_are_refused():
 
 def test_fill_replaces_and_never_formats():
     assert fill("a photo of a {}.", "maine_coon") == "a photo of a maine coon."
-    assert fill("{}!", "{x} {} %s {0.__class__}") == "{x} {} %s {0.  class  }!".replace("  ", " ").replace(" }", " }")
+    assert fill("{}!", "{x} {} %s {0._a}") == "{x} {} %s {0. a}!"
     assert fill("{}", "_") == "_"
     assert fill("{}.", "C++") == "C++."
 

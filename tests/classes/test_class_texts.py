@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -64,6 +66,15 @@ def test_class_order_of_the_list_is_kept_and_only_permutes_the_texts():
 def test_names_with_braces_reach_the_prompt_unchanged():
     classes = build_class_set(["{x}", "%s", "{0.real}"])[0]
     assert [fill(classes.templates[0], name) for name in classes.names] == ["a photo of a {x}.", "a photo of a %s.", "a photo of a {0.real}."]
+
+
+def test_examples_of_the_documentation_are_read():
+    page = (Path(__file__).parents[2] / "docs" / "descriptions.md").read_text(encoding="utf-8")
+    examples = [json.loads(block) for block in re.findall(r"```json\n(.*?)```", page, flags=re.DOTALL)]
+    described = [
+        build_class_set(["Coon-Cat", "MAINE_coon", "persian"][i:], example)[0].descriptions for i, example in ((1, examples[0]), (0, examples[1]))
+    ]
+    assert [[len(texts) for texts in classes] for classes in described] == [[2, 1], [0, 1, 0]]
 
 
 def test_reading_names_does_not_import_torch():

@@ -6,10 +6,18 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from finelens.classes.files import listing, quote
+from finelens.classes.files import counted, listing, quote
 from finelens.classes.names import nearest
 
 _HINTED = 5
+
+
+def _classes(number: int) -> str:
+    return counted(number, "class", "classes")
+
+
+def _sentences(number: int) -> str:
+    return counted(number, "sentence", "sentences")
 
 
 @dataclass(frozen=True)
@@ -61,24 +69,24 @@ class DescriptionReport:
 
     def lines(self) -> list[str]:
         """The report for people: a summary, then one line for each thing found."""
-        found = [f"{self.source}: {len(self.matched)} of {self.classes} classes described by {self.sentences} sentences"]
+        found = [f"{self.source}: {len(self.matched)} of {_classes(self.classes)} described by {_sentences(self.sentences)}"]
         if self.missing:
-            found.append(f"WARNING: {len(self.missing)} classes have no description, templates stand in: {listing(self._missing_with_hints())}")
+            found.append(f"WARNING: no description for {_classes(len(self.missing))}, templates stand in: {listing(self._missing_with_hints())}")
         if self.empty:
-            found.append(f"WARNING: {len(self.empty)} classes have an entry without text, templates stand in: {listing([*map(quote, self.empty)])}")
+            found.append(f"WARNING: an entry without text for {_classes(len(self.empty))}, templates stand in: {listing([*map(quote, self.empty)])}")
         if self.extra:
-            found.append(f"WARNING: {len(self.extra)} entries describe no class of the list and are not used: {listing([*map(quote, self.extra)])}")
+            found.append(
+                f"WARNING: {counted(len(self.extra), 'entry', 'entries')} for no class of the list, not used: {listing([*map(quote, self.extra)])}"
+            )
         if self.identical:
             groups = [" = ".join(map(quote, group)) for group in self.identical]
             found.append(f"WARNING: classes with exactly the same sentences, which the texts cannot tell apart: {listing(groups)}")
         if self.truncated:
             cases = [f"{quote(text.name)} ({text.tokens} tokens)" for text in self.worst]
-            found.append(
-                f"WARNING: {self.truncated} sentences are longer than {self.context_length} tokens and will be cut, the longest: {listing(cases)}"
-            )
+            found.append(f"WARNING: {_sentences(self.truncated)} of more than {self.context_length} tokens, to be cut, the longest: {listing(cases)}")
         if self.duplicate:
             cases = [f"{quote(name)} ({count})" for name, count in sorted(self.duplicate.items(), key=lambda item: -item[1])]
-            found.append(f"{sum(self.duplicate.values())} repeated sentences dropped in {len(self.duplicate)} classes: {listing(cases)}")
+            found.append(f"{_sentences(sum(self.duplicate.values()))} dropped as repeated in {_classes(len(self.duplicate))}: {listing(cases)}")
         return found
 
     def _missing_with_hints(self) -> list[str]:

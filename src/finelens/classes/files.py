@@ -28,6 +28,11 @@ def quote(text: str) -> str:
     return repr(text if len(text) <= _QUOTED_LENGTH else text[: _QUOTED_LENGTH - 3] + "...")
 
 
+def counted(number: int, singular: str, plural: str) -> str:
+    """The number with the noun in agreement, ``1 class``, ``2 classes``."""
+    return f"{number} {singular if number == 1 else plural}"
+
+
 def listing(items: Sequence[str], limit: int = _SHOWN) -> str:
     """The first items joined by commas, then how many more there are."""
     shown = ", ".join(items[:limit])

@@ -9,7 +9,7 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from finelens.classes.files import control_character, listing, quote, read_json, read_lines
+from finelens.classes.files import control_character, counted, listing, quote, read_json, read_lines
 from finelens.errors import UserError
 
 MAX_NAME_LENGTH = 200
@@ -223,6 +223,6 @@ def _unmatched_message(test_dir: Path, unmatched: Sequence[str], class_names: Se
         hints.append(quote(folder) + (f" (nearest class: {quote(near)})" if near else ""))
     more = f" and {len(unmatched) - 5} more" if len(unmatched) > 5 else ""
     return (
-        f"test folder {quote(str(test_dir))}: {len(unmatched)} folders match no class name: {', '.join(hints)}{more}; "
+        f"test folder {quote(str(test_dir))}: {counted(len(unmatched), 'folder', 'folders')} of no class: {', '.join(hints)}{more}; "
         f'rename them or list them in a {CLASSES_JSON}: {{"classes": [{{"dir": "folder", "name": "class"}}]}}'
     )

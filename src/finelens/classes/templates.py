@@ -79,4 +79,4 @@ def fill(template: str, name: str) -> str:
 
     Plain replacement, never ``str.format``: a format field would walk attributes, and braces in a name are part of the name.
     """
-    return template.replace("{}", " ".join(name.replace("_", " ").split()) or name, 1)
+    return template.replace("{}", " ".join(name.replace("_", " ").split()) or name)

@@ -8,7 +8,7 @@ from typing import Any
 
 from finelens.classes.alignment_report import DescriptionReport
 from finelens.classes.descriptions import align, load_descriptions
-from finelens.classes.files import listing, quote
+from finelens.classes.files import counted, listing, quote
 from finelens.classes.names import check_names, name_warnings
 from finelens.classes.templates import DEFAULT_TEMPLATES, check_templates, fill
 from finelens.protocol import ClassSet
@@ -54,4 +54,8 @@ def _prompts_cut(
     """Warn of names that do not fit the model in the longest template; the shorter ones would cut them at most as much."""
     lengths = count_tokens([fill(max(templates, key=len), name) for name in names])
     cut = [f"{quote(name)} ({tokens} tokens)" for name, tokens in zip(names, lengths, strict=True) if tokens > context_length]
-    return [f"{len(cut)} class names in a template are longer than {context_length} tokens and will be cut: {listing(cut)}"] if cut else []
+    return (
+        [f"{counted(len(cut), 'class name', 'class names')} in a template of more than {context_length} tokens, to be cut: {listing(cut)}"]
+        if cut
+        else []
+    )
