@@ -1,0 +1,188 @@
+"""Writing files so that a reader finds the old content or the new, never a part; and tensors as safetensors."""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from finelens.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# Files of this form are ours and left over from a killed process: nothing else may be deleted as rubbish.
+TEMPORARY_PREFIX = ".finelens-"
+TEMPORARY_SUFFIX = ".tmp"
+
+_REMEDIES = {
+    errno.ENOSPC: "free some space and run the same command again",
+    errno.EDQUOT: "your quota is used up: free some space and run the same command again",
+    errno.EACCES: "make the folder writable or choose another one",
+    errno.EPERM: "make the folder writable or choose another one",
+    errno.EROFS: "the file system is read-only: choose another folder",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.ENOENT: "create the folder first or choose another one",
+    errno.ENOTDIR: "choose a path whose parents are folders",
+    errno.EISDIR: "a folder stands where the file belongs: choose another path",
+}
+
+
+def write_error(path: Path, error: OSError) -> UserError:
+    """The line a user reads when a file cannot be written: the file, the system's reason, the remedy."""
+    reason = error.strerror or str(error)
+    return UserError(f"cannot write {path}: {reason}; {_REMEDIES.get(error.errno or 0, 'check the disk and run the same command again')}")
+
+
+@contextmanager
+def atomic_writer(path: Path) -> Iterator[BinaryIO]:
+    """A binary file that takes the place of ``path`` when the block ends without an error, and leaves no trace otherwise.
+
+    The content goes to a temporary file in the same folder, is synchronised to disk, and is renamed; the folder is synchronised after that, so that
+    the new name survives a power cut.
+
+    Raises:
+        UserError: The file cannot be written; what stood at ``path`` is untouched.
+    """
+    path = Path(path)
+    temporary = path.parent / f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}{TEMPORARY_SUFFIX}"
+    try:
+        with open(temporary, "xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise write_error(path, error) from error
+    finally:
+        # After a successful rename there is nothing left to remove.
+        with suppress(OSError):
+            temporary.unlink()
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make names created in or removed from a folder survive a power cut."""
+    if os.name != "posix":
+        return
+    # Some network file systems refuse to synchronise a folder; the rename has happened all the same.
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Replace a file atomically. Raises UserError, see :func:`atomic_writer`."""
+    with atomic_writer(path) as file:
+        file.write(data)
+
+
+def write_text(path: Path, text: str) -> None:
+    r"""Replace a text file atomically, in UTF-8 with line ends as given; bytes of undecodable file names appear as ``\udcXX``."""
+    write_bytes(path, text.encode("utf-8", "backslashreplace"))
+
+
+def write_json(path: Path, document: Any) -> None:
+    """Replace a JSON file atomically, indented, in the order of the keys. Raises UserError, see :func:`atomic_writer`."""
+    write_text(path, json_text(document, indent=2) + "\n")
+
+
+def json_text(document: Any, indent: int | None = None) -> str:
+    """Strict JSON: numpy scalars become numbers, paths texts, and numbers that JSON lacks the texts ``nan``, ``inf`` and ``-inf``."""
+    return json.dumps(_jsonable(document), indent=indent, ensure_ascii=False, allow_nan=False)
+
+
+def _jsonable(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _jsonable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_jsonable(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(float(value))
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if hasattr(value, "item") and not isinstance(value, type):
+        return _jsonable(value.item())
+    return value
+
+
+def read_json(path: Path) -> Any:
+    """Parse a JSON file.
+
+    Raises:
+        UserError: The file is missing, unreadable or not JSON.
+    """
+    try:
+        return json.loads(Path(path).read_bytes().decode("utf-8-sig"))
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}; check the path and its permissions") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not valid JSON ({error}); restore it or delete it and run again") from error
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Write tensors as safetensors, atomically; the same content always gives the same bytes.
+
+    Args:
+        path: The file.
+        tensors: Any shapes and devices; views and shared storage are written out in full.
+        metadata: Texts stored in the header.
+
+    Raises:
+        UserError: The file cannot be written; what stood at ``path`` is untouched.
+    """
+    from safetensors.torch import save
+
+    separate = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    blob = save(separate, dict(metadata or {}))
+    header, data = _split_header(blob)
+    with atomic_writer(path) as file:
+        file.write(header)
+        file.write(data)
+
+
+def _split_header(blob: bytes) -> tuple[bytes, memoryview]:
+    """Header with its keys in a fixed order, and the data. The library writes the metadata in random order, so equal models would differ in bytes."""
+    length = int.from_bytes(blob[:8], "little")
+    header = json.loads(blob[8 : 8 + length])
+    metadata = header.pop("__metadata__", None)
+    ordered = {"__metadata__": dict(sorted(metadata.items())), **header} if metadata else header
+    text = json.dumps(ordered, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text, memoryview(blob)[8 + length :]
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """Read tensors that :func:`save_tensors` or any safetensors writer wrote, on the CPU.
+
+    Raises:
+        UserError: The file is missing, unreadable, truncated, damaged, or not safetensors. Nothing in the file is ever executed.
+    """
+    return _read_tensors(path)[0]
+
+
+def load_metadata(path: Path) -> dict[str, str]:
+    """Texts of a safetensors header. Raises UserError as :func:`load_tensors` does."""
+    return _read_tensors(path, names_only=True)[1]
+
+
+def _read_tensors(path: Path, names_only: bool = False) -> tuple[dict[str, Tensor], dict[str, str]]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            tensors = {} if names_only else {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - the handle is no mapping
+            return tensors, dict(file.metadata() or {})
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}; check the path and its permissions") from error
+    except (SafetensorError, ValueError, RuntimeError, OverflowError, MemoryError, AttributeError, KeyError) as error:
+        raise UserError(f"{path} is damaged or not safetensors ({error}); restore it from a copy, or delete it and run again") from error
