@@ -1,0 +1,280 @@
+"""A run is a folder: its configuration, its events, its lock and the paths of what it produces."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from datetime import datetime, timezone
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from finelens.config import RunConfig, from_json, is_run_document, to_json
+from finelens.errors import UserError
+from finelens.files import TEMPORARY_PREFIX, TEMPORARY_SUFFIX, json_text, read_json, sync_folder, write_error, write_json
+from finelens.locks import Lock
+from finelens.schemas import CHECKPOINT_DIR, CONFIG_FILE, EVENTS, EVENTS_FILE, MODEL_DIR, PREDICTIONS_FILE
+
+LOCK_FILE = ".finelens.lock"
+REPORT_FILE = "report.html"
+
+# What ``--overwrite`` removes, in this order: the configuration goes last, so that a folder half emptied is still known as ours.
+_OWN_ENTRIES = (CHECKPOINT_DIR, MODEL_DIR, PREDICTIONS_FILE, REPORT_FILE, EVENTS_FILE, CONFIG_FILE)
+
+
+class RunFolder:
+    """The folder of one run. Use as a context manager: leaving the block gives up the lock.
+
+    Made by :meth:`create` or :meth:`open`, never directly.
+
+    Attributes:
+        path: The folder.
+        config: What the run is.
+    """
+
+    def __init__(self, path: Path, config: RunConfig, lock: Lock) -> None:
+        self.path = path
+        self.config = config
+        self._lock = lock
+
+    @classmethod
+    def create(cls, path: Path | str, config: RunConfig, *, overwrite: bool = False) -> RunFolder:
+        """Start a new run in a folder that is new or empty.
+
+        Args:
+            path: The folder; parents are made.
+            config: What the run is; written to ``config.json`` at once.
+            overwrite: Whether an earlier finelens run in the folder is removed first. Files that finelens did not write are never removed.
+
+        Raises:
+            UserError: The folder is not empty, not writable, in use, or overlaps with the photographs.
+        """
+        path = Path(path)
+        _refuse_overlap(path, Path(config.photos))
+        _refuse_occupied(path, overwrite)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise write_error(path, error) from error
+        lock = Lock(path / LOCK_FILE)
+        lock.acquire()
+        try:
+            # Again, under the lock: another run may have come and gone since.
+            _refuse_occupied(path, overwrite)
+            _remove_run(path)
+            write_json(path / CONFIG_FILE, to_json(config))
+        except BaseException:
+            lock.release()
+            raise
+        return cls(path, config, lock)
+
+    @classmethod
+    def open(cls, path: Path | str, *, lock: bool = True) -> RunFolder:
+        """Open an existing run.
+
+        Args:
+            path: The folder.
+            lock: Whether to claim it for writing. A reader (report, evaluate) needs no claim and may look at a run in progress.
+
+        Raises:
+            UserError: Not the folder of a run, written by a newer finelens, or in use.
+        """
+        path = Path(path)
+        if not (path / CONFIG_FILE).is_file():
+            raise UserError(f"{path} is not the folder of a finelens run (no {CONFIG_FILE}); give the --out of an earlier run")
+        config = from_json(read_json(path / CONFIG_FILE), str(path / CONFIG_FILE))
+        claim = Lock(path / LOCK_FILE)
+        if lock:
+            claim.acquire()
+            _remove_temporaries(path)
+        return cls(path, config, claim)
+
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give up the lock. May be called twice."""
+        self._lock.release()
+
+    @property
+    def config_path(self) -> Path:
+        """``config.json``."""
+        return self.path / CONFIG_FILE
+
+    @property
+    def events_path(self) -> Path:
+        """``events.jsonl``."""
+        return self.path / EVENTS_FILE
+
+    @property
+    def predictions_path(self) -> Path:
+        """``predictions.csv``."""
+        return self.path / PREDICTIONS_FILE
+
+    @property
+    def model_dir(self) -> Path:
+        """Folder of the adapted model."""
+        return self.path / MODEL_DIR
+
+    @property
+    def checkpoint_dir(self) -> Path:
+        """Folder of the last checkpoint."""
+        return self.path / CHECKPOINT_DIR
+
+    @property
+    def report_path(self) -> Path:
+        """``report.html``."""
+        return self.path / REPORT_FILE
+
+    def log(self, event: str, **fields: Any) -> int:
+        """Append one line to ``events.jsonl``.
+
+        Args:
+            event: One of ``schemas.EVENTS``.
+            fields: What the event says; numbers, texts, lists and mappings.
+
+        Returns:
+            Length of the file after the line, in bytes. A checkpoint stores the value returned by its own ``checkpoint`` event, logged just before
+            the checkpoint is written; :meth:`resume` takes it back.
+
+        Raises:
+            UserError: The file cannot be written; no part of the line remains in it.
+        """
+        if event not in EVENTS:
+            raise ValueError(f"unknown event {event!r}; known are {', '.join(EVENTS)}")
+        if not self._lock.held:
+            raise RuntimeError(f"{self.path} was opened for reading or is closed; open it with its lock to log")
+        line = json_text({"time": datetime.now(timezone.utc).isoformat(timespec="milliseconds"), "event": event, **fields}) + "\n"
+        return _append(self.events_path, line.encode("utf-8", "backslashreplace"), durable=event == "checkpoint")
+
+    def resume(self, offset: int, **fields: Any) -> None:
+        """Forget the events after a checkpoint and log that the run goes on from there.
+
+        The run then repeats exactly the steps whose events were dropped, so the file ends equal to that of a run never interrupted, apart from
+        times and ``resume`` lines.
+
+        Args:
+            offset: Length that :meth:`log` returned for the checkpoint; 0 without a checkpoint.
+            fields: Further fields of the ``resume`` event.
+
+        Raises:
+            UserError: The file cannot be written.
+        """
+        try:
+            size = self.events_path.stat().st_size if self.events_path.exists() else 0
+            if size > offset:
+                os.truncate(self.events_path, offset)
+        except OSError as error:
+            raise write_error(self.events_path, error) from error
+        if size < offset:
+            # Edited by hand or cut by a crash of the machine: the weights are intact, so the run goes on and the gap is declared.
+            self.log("warning", message=f"{EVENTS_FILE} is {offset - size} bytes shorter than at the checkpoint; events are missing above")
+        self.log("resume", **fields)
+
+    def events(self) -> Iterator[dict[str, Any]]:
+        """Parsed lines of ``events.jsonl``, in order. A last line that is still being written is left out.
+
+        Raises:
+            UserError: A complete line is not JSON.
+        """
+        if not self.events_path.exists():
+            return
+        with open(self.events_path, encoding="utf-8") as file:
+            for number, line in enumerate(file, start=1):
+                if not line.endswith("\n"):
+                    return
+                try:
+                    yield json.loads(line)
+                except ValueError as error:
+                    raise UserError(f"{self.events_path}, line {number}, is damaged ({error}); delete that line") from error
+
+
+def _append(path: Path, line: bytes, durable: bool) -> int:
+    """Append a line whole or not at all; returns the new length of the file."""
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+        try:
+            start = os.fstat(descriptor).st_size
+            try:
+                _write_all(descriptor, line)
+                if durable:
+                    os.fsync(descriptor)
+            except OSError:
+                os.ftruncate(descriptor, start)
+                raise
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise write_error(path, error) from error
+    return start + len(line)
+
+
+def _write_all(descriptor: int, data: bytes) -> None:
+    # A nearly full disk takes a part first and reports the error on the next call.
+    while data:
+        data = data[os.write(descriptor, data) :]
+
+
+def _refuse_overlap(path: Path, photos: Path) -> None:
+    """An output folder inside the photographs would be read as photographs; one around them could take them along when it is overwritten."""
+    out, source = path.resolve(), photos.resolve()
+    if out == source or source in out.parents:
+        raise UserError(f"the output folder {path} lies inside the photographs {photos}; choose a folder beside them")
+
+
+def _refuse_occupied(path: Path, overwrite: bool) -> None:
+    """Refuse a folder whose content a new run must not mix with."""
+    if not path.exists():
+        if path.is_symlink():
+            raise UserError(f"{path} is a link to nothing; remove it or choose another folder")
+        return
+    if not path.is_dir():
+        raise UserError(f"{path} is a file, and a run needs a folder; choose another path")
+    try:
+        entries = [name for name in os.listdir(path) if name != LOCK_FILE and not _is_temporary(name)]
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}; check its permissions") from error
+    if not entries:
+        return
+    if not _is_run(path):
+        raise UserError(f"{path} is not empty and was not written by finelens; choose a new or empty folder (--overwrite removes only finelens runs)")
+    if not overwrite:
+        raise UserError(f"{path} already holds a finelens run; give another folder, or --overwrite to replace that run")
+
+
+def _is_run(path: Path) -> bool:
+    try:
+        return is_run_document(read_json(path / CONFIG_FILE))
+    except UserError:
+        return False
+
+
+def _is_temporary(name: str) -> bool:
+    return name.startswith(TEMPORARY_PREFIX) and name.endswith(TEMPORARY_SUFFIX)
+
+
+def _remove_run(path: Path) -> None:
+    """Remove what finelens wrote; anything else in the folder stays, and links are removed, never followed."""
+    _remove_temporaries(path)
+    for name in _OWN_ENTRIES:
+        entry = path / name
+        try:
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink(missing_ok=True)
+        except OSError as error:
+            raise UserError(f"cannot remove {entry}: {error.strerror or error}; make it writable or choose another folder") from error
+    sync_folder(path)
+
+
+def _remove_temporaries(path: Path) -> None:
+    """Remove what killed writers left in the folder and its parts."""
+    for folder in (path, path / MODEL_DIR, path / CHECKPOINT_DIR):
+        for leftover in folder.glob(f"{TEMPORARY_PREFIX}*{TEMPORARY_SUFFIX}"):
+            leftover.unlink(missing_ok=True)
