@@ -1,0 +1,129 @@
+"""True classes of test images, from the folders they lie in or from a CSV file. Only ``evaluate`` reads labels."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+
+from finelens.classes.files import listing, quote, read_utf8
+from finelens.classes.names import folder_classes as find_folder_classes
+from finelens.classes.names import match, nearest
+from finelens.errors import UserError
+from finelens.predictions import unescape_cell
+from finelens.schemas import LABEL_COLUMNS
+
+FOLDERS = "folders"
+
+FolderClasses = Callable[[Path, Sequence[str]], Mapping[str, str]]
+
+
+def read_labels(
+    test_dir: Path | str, labels: Path | str, class_names: Sequence[str], *, folder_classes: FolderClasses = find_folder_classes
+) -> dict[str, int]:
+    """Read the true class of the files below a folder.
+
+    Args:
+        test_dir: Folder TEST.
+        labels: ``folders``, where the first folder below TEST names the class, or the path of a CSV file with the columns ``path`` (relative to TEST)
+            and ``label``.
+        class_names: C names; labels and folders are matched to them by name, whatever the order.
+        folder_classes: Rule that gives the class name of each folder below TEST.
+
+    Returns:
+        Path relative to TEST with forward slashes -> class index in [0, C). With ``folders`` every file is included, image or not.
+
+    Raises:
+        UserError: TEST or the labels file cannot be read, or names a class or file that does not exist, contradicts itself, or leaves TEST.
+    """
+    test_dir = Path(test_dir)
+    if not test_dir.is_dir():
+        raise UserError(f"test folder {quote(str(test_dir))} is not a folder; check the path")
+    if str(labels) == FOLDERS:
+        return _from_folders(test_dir, class_names, folder_classes)
+    return _from_csv(test_dir, Path(labels), class_names)
+
+
+def _from_folders(test_dir: Path, class_names: Sequence[str], folder_classes: FolderClasses) -> dict[str, int]:
+    index = {name: i for i, name in enumerate(class_names)}
+    result: dict[str, int] = {}
+    for folder, name in folder_classes(test_dir, class_names).items():
+        for parent, folders, files in os.walk(test_dir / folder):
+            folders.sort()
+            relative = Path(parent).relative_to(test_dir)
+            result.update({(relative / file).as_posix(): index[name] for file in sorted(files)})
+    if not result:
+        raise UserError(f"the class folders of {quote(str(test_dir))} hold no files; put the test images in them")
+    return result
+
+
+def _from_csv(test_dir: Path, labels: Path, class_names: Sequence[str]) -> dict[str, int]:
+    rows = _read_rows(labels)
+    known = match({label for _, _, label in rows}, class_names)
+    unknown = {label: line for line, _, label in reversed(rows) if label not in known}
+    if unknown:
+        raise UserError(_unknown_labels(labels, unknown, class_names))
+    index = {name: i for i, name in enumerate(class_names)}
+    result: dict[str, int] = {}
+    lines: dict[str, int] = {}
+    for line, cell, label in rows:
+        path = _find(test_dir, cell, f"labels file {quote(str(labels))}, line {line}")
+        target = index[known[label]]
+        if result.setdefault(path, target) != target:
+            raise UserError(
+                f"labels file {quote(str(labels))}, line {line}: {quote(path)} is {quote(class_names[target])} here but "
+                f"{quote(class_names[result[path]])} in line {lines[path]}; keep one of the two"
+            )
+        lines.setdefault(path, line)
+    return result
+
+
+def _read_rows(labels: Path) -> list[tuple[int, str, str]]:
+    """Line number, path and label of each row."""
+    what = f"labels file {quote(str(labels))}"
+    reader = csv.reader(io.StringIO(read_utf8(labels, "labels file"), newline=""), strict=True)
+    rows: list[tuple[int, str, str]] = []
+    try:
+        header = [cell.strip() for cell in next(reader, [])]
+        missing = [column for column in LABEL_COLUMNS if column not in header]
+        if missing:
+            found = listing([quote(cell) for cell in header]) or "nothing"
+            raise UserError(
+                f"{what} lacks the column {missing[0]}; its first line must be {','.join(LABEL_COLUMNS)}, separated by commas, found {found}"
+            )
+        path_at, label_at = (header.index(column) for column in LABEL_COLUMNS)
+        for cells in reader:
+            if not any(cells):
+                continue
+            if len(cells) != len(header):
+                raise UserError(f"{what}, line {reader.line_num}: expected {len(header)} cells, got {len(cells)}; quote cells that hold commas")
+            rows.append((reader.line_num, cells[path_at], unescape_cell(cells[label_at].strip())))
+    except csv.Error as error:
+        raise UserError(f"{what}, line {reader.line_num}: {error}; save it as comma-separated values") from error
+    if not rows:
+        raise UserError(f"{what} has no rows; add one {','.join(LABEL_COLUMNS)} line for each test image")
+    return rows
+
+
+def _find(test_dir: Path, cell: str, where: str) -> str:
+    """The file that a cell names, relative to TEST. A path copied from predictions.csv may carry the apostrophe that guards it there."""
+    path = PurePosixPath(cell)
+    if path.is_absolute() or Path(cell).is_absolute() or ".." in path.parts:
+        raise UserError(f"{where}: {quote(cell)} leaves the test folder; give paths relative to {quote(str(test_dir))}")
+    for candidate in (cell, unescape_cell(cell)):
+        try:
+            if (test_dir / candidate).is_file():
+                return PurePosixPath(candidate).as_posix()
+        except (OSError, ValueError):  # too long for a name, or a null character
+            continue
+    raise UserError(f"{where}: there is no file {quote(cell)} in {quote(str(test_dir))}; give paths relative to that folder")
+
+
+def _unknown_labels(labels: Path, unknown: Mapping[str, int], class_names: Sequence[str]) -> str:
+    first = min(unknown, key=lambda label: unknown[label])
+    near = nearest(first, class_names)
+    remedy = f"did you mean {quote(near)}?" if near else f"classes are: {listing([quote(name) for name in class_names])}"
+    more = f" ({len(unknown) - 1} more labels are unknown)" if len(unknown) > 1 else ""
+    return f"labels file {quote(str(labels))}, line {unknown[first]}: unknown label {quote(first)}; {remedy}{more}"
