@@ -171,7 +171,8 @@ def test_full_disk_while_saving_tensors_keeps_the_old_file(tmp_path):
     path = tmp_path / "a.safetensors"
     save_tensors(path, {"a": torch.ones(3)})
     code = (
-        "import resource, signal, sys, torch\nfrom pathlib import Path\nfrom finelens.errors import UserError\nfrom finelens.files import save_tensors\n"
+        "import resource, signal, sys, torch\nfrom pathlib import Path\nfrom finelens.errors import UserError\n"
+        "from finelens.files import save_tensors\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (65536, 65536))\n"
         "try: save_tensors(Path(sys.argv[1]), {'a': torch.zeros(100000)})\nexcept UserError as e: print(e)"
     )

@@ -5,13 +5,14 @@ from __future__ import annotations
 import csv
 import io
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 from finelens.classes.files import listing, quote, read_utf8
 from finelens.classes.names import folder_classes as find_folder_classes
 from finelens.classes.names import match, nearest
 from finelens.errors import UserError
+from finelens.images.discover import display_name
 from finelens.predictions import unescape_cell
 from finelens.schemas import LABEL_COLUMNS
 
@@ -33,7 +34,8 @@ def read_labels(
         folder_classes: Rule that gives the class name of each folder below TEST.
 
     Returns:
-        Path relative to TEST with forward slashes -> class index in [0, C). With ``folders`` every file is included, image or not.
+        Path relative to TEST, spelled as image records spell it (``images.discover.display_name``) -> class index in [0, C). With ``folders`` every
+        file is included, image or not.
 
     Raises:
         UserError: TEST or the labels file cannot be read, or names a class or file that does not exist, contradicts itself, or leaves TEST.
@@ -48,15 +50,20 @@ def read_labels(
 
 def _from_folders(test_dir: Path, class_names: Sequence[str], folder_classes: FolderClasses) -> dict[str, int]:
     index = {name: i for i, name in enumerate(class_names)}
-    result: dict[str, int] = {}
-    for folder, name in folder_classes(test_dir, class_names).items():
-        for parent, folders, files in os.walk(test_dir / folder):
-            folders.sort()
-            relative = Path(parent).relative_to(test_dir)
-            result.update({(relative / file).as_posix(): index[name] for file in sorted(files)})
+    folders = folder_classes(test_dir, class_names)
+    result = {path: index[folders[folder]] for path, folder in _files(test_dir).items() if folder in folders}
     if not result:
         raise UserError(f"the class folders of {quote(str(test_dir))} hold no files; put the test images in them")
     return result
+
+
+def _files(test_dir: Path) -> dict[str, str]:
+    """Every file below a folder: name as the table of predictions spells it -> first folder on the way, empty for a file at the top."""
+    result: dict[str, str] = {}
+    for parent, _, files in os.walk(test_dir):
+        parts = Path(parent).relative_to(test_dir).parts
+        result.update({display_name(Path(*parts, file)): parts[0] if parts else "" for file in files})
+    return dict(sorted(result.items()))
 
 
 def _from_csv(test_dir: Path, labels: Path, class_names: Sequence[str]) -> dict[str, int]:
@@ -66,10 +73,11 @@ def _from_csv(test_dir: Path, labels: Path, class_names: Sequence[str]) -> dict[
     if unknown:
         raise UserError(_unknown_labels(labels, unknown, class_names))
     index = {name: i for i, name in enumerate(class_names)}
+    files = _files(test_dir)
     result: dict[str, int] = {}
     lines: dict[str, int] = {}
     for line, cell, label in rows:
-        path = _find(test_dir, cell, f"labels file {quote(str(labels))}, line {line}")
+        path = _find(files, test_dir, cell, f"labels file {quote(str(labels))}, line {line}")
         target = index[known[label]]
         if result.setdefault(path, target) != target:
             raise UserError(
@@ -107,17 +115,15 @@ def _read_rows(labels: Path) -> list[tuple[int, str, str]]:
     return rows
 
 
-def _find(test_dir: Path, cell: str, where: str) -> str:
-    """The file that a cell names, relative to TEST. A path copied from predictions.csv may carry the apostrophe that guards it there."""
-    path = PurePosixPath(cell)
-    if path.is_absolute() or Path(cell).is_absolute() or ".." in path.parts:
+def _find(files: Container[str], test_dir: Path, cell: str, where: str) -> str:
+    """The file that a cell names, relative to TEST, written by hand or copied from predictions.csv with its escapes and apostrophe."""
+    if PurePosixPath(cell).is_absolute() or Path(cell).is_absolute() or ".." in PurePosixPath(cell).parts:
         raise UserError(f"{where}: {quote(cell)} leaves the test folder; give paths relative to {quote(str(test_dir))}")
-    for candidate in (cell, unescape_cell(cell)):
-        try:
-            if (test_dir / candidate).is_file():
-                return PurePosixPath(candidate).as_posix()
-        except (OSError, ValueError):  # too long for a name, or a null character
-            continue
+    for text in (cell, unescape_cell(cell)):
+        plain = PurePosixPath(text).as_posix()
+        for name in (plain, display_name(plain)):
+            if name in files:
+                return name
     raise UserError(f"{where}: there is no file {quote(cell)} in {quote(str(test_dir))}; give paths relative to that folder")
 
 

@@ -1,0 +1,285 @@
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import signal
+from dataclasses import replace
+
+import pytest
+
+from finelens import runs
+from finelens.config import RunConfig, to_json
+from finelens.errors import UserError
+from finelens.runs import LOCK_FILE, RunFolder
+
+
+@pytest.fixture
+def config(tmp_path):
+    (tmp_path / "photos").mkdir()
+    return RunConfig("adapt", str(tmp_path / "photos"))
+
+
+def finished(path, config):
+    """A run with one of everything."""
+    with RunFolder.create(path, config) as run:
+        run.log("start")
+        run.model_dir.mkdir()
+        (run.model_dir / "model.json").write_text("{}")
+        run.checkpoint_dir.mkdir()
+        run.predictions_path.write_text("x")
+        run.report_path.write_text("x")
+
+
+def tree(path):
+    return sorted(str(p.relative_to(path)) for p in path.rglob("*"))
+
+
+def test_a_new_folder_with_parents(tmp_path, config):
+    with RunFolder.create(tmp_path / "a" / "b", config) as run:
+        assert json.loads(run.config_path.read_text()) == to_json(config)
+        assert (run.path / LOCK_FILE).exists()
+        paths = [run.config_path, run.events_path, run.predictions_path, run.model_dir, run.checkpoint_dir]
+        assert [p.name for p in paths] == ["config.json", "events.jsonl", "predictions.csv", "model", "checkpoint"]
+    assert tree(tmp_path / "a") == ["b", "b/config.json"]
+
+
+def test_what_a_killed_start_leaves_counts_as_empty(tmp_path, config):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / LOCK_FILE).write_text("")
+    (tmp_path / "out" / ".finelens-0.tmp").write_text("half")
+    with RunFolder.create(tmp_path / "out", config):
+        assert tree(tmp_path / "out") == [LOCK_FILE, "config.json"]
+
+
+def test_an_existing_run_needs_overwrite(tmp_path, config):
+    finished(tmp_path / "out", config)
+    before = tree(tmp_path / "out")
+    with pytest.raises(UserError, match=r"already holds a finelens run.*--overwrite"):
+        RunFolder.create(tmp_path / "out", config)
+    assert tree(tmp_path / "out") == before
+    with RunFolder.create(tmp_path / "out", replace(config, seed=5), overwrite=True) as run:
+        assert tree(run.path) == [LOCK_FILE, "config.json"]
+        assert json.loads(run.config_path.read_text())["seed"] == 5
+
+
+@pytest.mark.parametrize("content", [None, "{}", "{", '{"format": "other"}', "[1]"])
+def test_a_foreign_folder_is_never_touched(tmp_path, config, content):
+    out = tmp_path / "out"
+    (out / "model").mkdir(parents=True)
+    (out / "model" / "thesis.txt").write_text("years of work")
+    if content is not None:
+        (out / "config.json").write_text(content)
+    before = tree(out)
+    for overwrite in (False, True):
+        with pytest.raises(UserError, match="not empty and was not written by finelens"):
+            RunFolder.create(out, config, overwrite=overwrite)
+    assert tree(out) == before
+
+
+def test_overwrite_keeps_foreign_files_and_does_not_follow_links(tmp_path, config):
+    out, victim = tmp_path / "out", tmp_path / "victim"
+    finished(out, config)
+    victim.mkdir()
+    (victim / "a").write_text("precious")
+    (out / "notes.txt").write_text("mine")
+    shutil.rmtree(out / "model")
+    (out / "model").symlink_to(victim)
+    with RunFolder.create(out, config, overwrite=True):
+        assert tree(out) == [LOCK_FILE, "config.json", "notes.txt"]
+    assert (victim / "a").read_text() == "precious"
+
+
+def test_overwrite_spares_a_run_in_progress(tmp_path, config):
+    with RunFolder.create(tmp_path / "out", config) as run:
+        run.log("start")
+        with pytest.raises(UserError, match="another run is using"):
+            RunFolder.create(tmp_path / "out", config, overwrite=True)
+        assert [e["event"] for e in run.events()] == ["start"]
+        run.log("end")
+
+
+def test_a_run_that_came_and_went_while_we_waited_is_seen(tmp_path, config, monkeypatch):
+    out = tmp_path / "out"
+    acquire = runs.Lock.acquire
+
+    def late(lock):
+        monkeypatch.setattr(runs.Lock, "acquire", acquire)
+        finished(out, config)
+        acquire(lock)
+
+    monkeypatch.setattr(runs.Lock, "acquire", late)
+    with pytest.raises(UserError, match="already holds"):
+        RunFolder.create(out, config)
+    assert not (out / LOCK_FILE).exists()
+    assert (out / "predictions.csv").exists()
+
+
+def test_a_file_or_dangling_link_in_the_way(tmp_path, config):
+    (tmp_path / "out").write_text("x")
+    with pytest.raises(UserError, match="is a file, and a run needs a folder"):
+        RunFolder.create(tmp_path / "out", config, overwrite=True)
+    with pytest.raises(UserError, match="cannot write"):
+        RunFolder.create(tmp_path / "out" / "deeper", config)
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(UserError, match="link to nothing"):
+        RunFolder.create(tmp_path / "link", config)
+
+
+@pytest.mark.parametrize("where", ["photos", "photos/out", "photos/../photos/x"])
+def test_the_output_may_not_lie_among_the_photographs(tmp_path, config, where):
+    with pytest.raises(UserError, match="lies inside the photographs"):
+        RunFolder.create(tmp_path / where, config)
+    assert tree(tmp_path) == ["photos"]
+
+
+def test_open_reads_the_configuration_and_locks(tmp_path, config):
+    finished(tmp_path / "out", config)
+    (tmp_path / "out" / "checkpoint" / ".finelens-1.tmp").write_text("half")
+    with RunFolder.open(tmp_path / "out") as run:
+        assert run.config == config
+        assert not list(run.checkpoint_dir.iterdir())
+        with pytest.raises(UserError, match="another run"):
+            RunFolder.open(tmp_path / "out")
+        reader = RunFolder.open(tmp_path / "out", lock=False)
+        assert reader.config == config
+        with pytest.raises(RuntimeError, match="opened for reading"):
+            reader.log("start")
+        reader.close()
+        assert (run.path / LOCK_FILE).exists()
+
+
+def test_open_refuses_what_is_no_run(tmp_path, config):
+    for path in (tmp_path, tmp_path / "none"):
+        with pytest.raises(UserError, match="is not the folder of a finelens run"):
+            RunFolder.open(path)
+    finished(tmp_path / "out", config)
+    (tmp_path / "out" / "config.json").write_text(json.dumps({**to_json(config), "schema_version": 2}))
+    with pytest.raises(UserError, match=r"out/config\.json: written by a newer finelens"):
+        RunFolder.open(tmp_path / "out")
+    assert not (tmp_path / "out" / LOCK_FILE).exists()
+
+
+def test_events_are_one_line_each_at_once(tmp_path, config):
+    with RunFolder.create(tmp_path / "out", config) as run:
+        run.log("images", names=["a\nb", "caf\udce9", "日本"], loss=float("nan"))
+        offset = run.log("epoch", epoch=1)
+        lines = run.events_path.read_bytes().split(b"\n")
+        assert len(lines) == 3
+        assert lines[2] == b""
+        assert offset == run.events_path.stat().st_size
+        first, second = run.events()
+    assert {k: v for k, v in first.items() if k != "time"} == {"event": "images", "names": ["a\nb", "caf\udce9", "日本"], "loss": "nan"}
+    assert (second["event"], second["epoch"]) == ("epoch", 1)
+    with pytest.raises(RuntimeError):
+        run.log("end")
+
+
+def test_unknown_events_are_the_programmers_error(tmp_path, config):
+    with RunFolder.create(tmp_path / "out", config) as run, pytest.raises(ValueError, match="unknown event 'finished'"):
+        run.log("finished")
+
+
+def work(run, start, stop, store):
+    """Five steps an epoch; the checkpoint keeps the offset of its own event."""
+    for epoch in range(start, stop):
+        for step in range(5):
+            run.log("step", epoch=epoch, step=step, loss=1 / (1 + step + 5 * epoch))
+        offset = run.log("checkpoint", epoch=epoch)
+        store.update(epoch=epoch + 1, offset=offset)
+    return store
+
+
+def without_time(run):
+    return [{k: v for k, v in e.items() if k != "time"} for e in run.events() if e["event"] != "resume"]
+
+
+@pytest.mark.parametrize("torn", [False, True])
+def test_events_of_a_resumed_run_equal_those_of_an_uninterrupted_one(tmp_path, config, torn):
+    with RunFolder.create(tmp_path / "whole", config) as whole:
+        work(whole, 0, 4, {})
+    with RunFolder.create(tmp_path / "cut", config) as run:
+        store = work(run, 0, 2, {})
+        run.log("step", epoch=2, step=0, loss=99.0)  # work that the kill throws away
+        run.log("warning", message="slow disk")
+        if torn:
+            run.events_path.write_bytes(run.events_path.read_bytes()[:-7])
+    with RunFolder.open(tmp_path / "cut") as run:
+        run.resume(store["offset"], epoch=store["epoch"])
+        work(run, store["epoch"], 4, store)
+        assert without_time(run) == without_time(whole)
+        assert [e["epoch"] for e in run.events() if e["event"] == "resume"] == [2]
+
+
+def test_resume_without_a_checkpoint_starts_the_events_again(tmp_path, config):
+    with RunFolder.create(tmp_path / "out", config) as run:
+        run.log("start")
+        run.resume(0)
+        assert [e["event"] for e in run.events()] == ["resume"]
+
+
+def test_events_cut_by_a_crash_do_not_prevent_resume(tmp_path, config):
+    with RunFolder.create(tmp_path / "out", config) as run:
+        offset = run.log("checkpoint")
+        run.events_path.write_bytes(b"")
+        run.resume(offset)
+        warning, resume = run.events()
+    assert f"{offset} bytes shorter" in warning["message"]
+    assert resume["event"] == "resume"
+
+
+def test_a_full_disk_leaves_no_half_line(tmp_path, config, monkeypatch):
+    real = os.write
+    with RunFolder.create(tmp_path / "out", config) as run:
+        run.log("start")
+        calls = []
+
+        def nearly_full(descriptor, data):
+            calls.append(len(data))
+            if len(calls) == 1:
+                return real(descriptor, bytes(data)[:5])
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        monkeypatch.setattr(runs.os, "write", nearly_full)
+        with pytest.raises(UserError, match=r"cannot write .*events\.jsonl: No space left on device; free some space"):
+            run.log("end")
+        monkeypatch.setattr(runs.os, "write", real)
+        assert len(calls) == 2
+        run.log("end")
+        assert [e["event"] for e in run.events()] == ["start", "end"]
+
+
+def test_a_reader_ignores_a_line_being_written_and_names_a_damaged_one(tmp_path, config):
+    with RunFolder.create(tmp_path / "out", config) as run:
+        run.log("start")
+        content = run.events_path.read_bytes()
+        run.events_path.write_bytes(content + b'{"time": "2')
+        assert len(list(run.events())) == 1
+        run.events_path.write_bytes(content + b"garbage\n" + content)
+        with pytest.raises(UserError, match=r"events\.jsonl, line 2, is damaged"):
+            list(run.events())
+
+
+def test_a_killed_run_can_be_opened_again(tmp_path, config):
+    finished(tmp_path / "out", config)
+    child = os.fork()
+    if child == 0:
+        RunFolder.open(tmp_path / "out").log("start")
+        os.kill(os.getpid(), signal.SIGKILL)
+    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
+    assert (tmp_path / "out" / LOCK_FILE).exists()
+    with RunFolder.open(tmp_path / "out") as run:
+        assert [e["event"] for e in run.events()] == ["start", "start"]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root writes everywhere")
+def test_a_read_only_place(tmp_path, config):
+    (tmp_path / "ro").mkdir(mode=0o500)
+    with pytest.raises(UserError, match="Permission denied"):
+        RunFolder.create(tmp_path / "ro" / "out", config)
+
+
+def test_a_place_where_no_folder_can_be_made(config):
+    with pytest.raises(UserError, match="cannot write /proc/finelens-run"):
+        RunFolder.create("/proc/finelens-run", config)
