@@ -6,6 +6,7 @@ This module imports no tensor library, so that the command line can answer ``--h
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal
@@ -66,9 +67,9 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         require(self.epochs >= 1, "training.epochs", "at least 1", self.epochs)
         require(self.batch_size >= 1, "training.batch_size", "at least 1", self.batch_size)
-        require(self.lr > 0, "training.lr", "above 0", self.lr)
+        require(0 < self.lr < math.inf, "training.lr", "above 0 and finite", self.lr)
         require(0 <= self.min_lr <= self.lr, "training.min_lr", f"between 0 and training.lr ({self.lr:g})", self.min_lr)
-        require(self.weight_decay >= 0, "training.weight_decay", "at least 0", self.weight_decay)
+        require(0 <= self.weight_decay < math.inf, "training.weight_decay", "at least 0 and finite", self.weight_decay)
         require(bool(self.scope.strip()), "training.scope", "a tuning scope such as norm", self.scope)
 
 

@@ -40,7 +40,7 @@ class ImageRecord(Protocol):
 
     @property
     def reason(self) -> str:
-        """Why the file has no prediction; empty if it has one."""
+        """Why there is no image; for ``ok`` the notes of its conversion, if any."""
         ...
 
     @property
@@ -61,7 +61,7 @@ class PredictionRow:
         top5: The five likeliest classes with their probabilities, likeliest first; fewer if there are fewer classes.
         zero_shot_class: What the unadapted model says; None where it was not asked.
         status: One of ``schemas.STATUSES``.
-        reason: Why there is no prediction; empty if there is one.
+        reason: Why there is no prediction; for ``ok`` notes on how the file was read, if any.
     """
 
     path: str
@@ -100,12 +100,12 @@ def rows_from_logits(
 def rows_from_probabilities(
     records: Sequence[ImageRecord], class_names: Sequence[str], probabilities: ArrayLike, zero_shot_argmax: ArrayLike | None = None
 ) -> list[PredictionRow]:
-    """Rows of ``predictions.csv``, one for every input file, in path order.
+    """Rows of ``predictions.csv``, one for every input, in the order of the records (path order for a folder).
 
     Probabilities are given to six significant digits. Of classes with equal probability the first in the user's order wins.
 
     Args:
-        records: All input files.
+        records: All inputs.
         class_names: C names.
         probabilities: (N, C), rows in store order.
         zero_shot_argmax: (N,) class index that the unadapted model gives, or None.
@@ -118,7 +118,7 @@ def rows_from_probabilities(
         raise ValueError(f"probabilities of shape {p.shape} do not fit {len(class_names)} classes")
     zero_shot = None if zero_shot_argmax is None else np.asarray(zero_shot_argmax)
     rows = []
-    for record in sorted(records, key=lambda r: r.name):
+    for record in records:
         if record.status != "ok" or record.index is None:
             rows.append(PredictionRow(path=record.name, status=record.status, reason=record.reason))
             continue

@@ -82,7 +82,7 @@ class RunFolder:
             UserError: Not the folder of a run, written by a newer finelens, or in use.
         """
         path = Path(path)
-        if not (path / CONFIG_FILE).is_file():
+        if not os.path.isfile(path / CONFIG_FILE):
             raise UserError(f"{path} is not the folder of a finelens run (no {CONFIG_FILE}); give the --out of an earlier run")
         config = from_json(read_json(path / CONFIG_FILE), str(path / CONFIG_FILE))
         claim = Lock(path / LOCK_FILE)
@@ -222,18 +222,18 @@ def _write_all(descriptor: int, data: bytes) -> None:
 
 def _refuse_overlap(path: Path, photos: Path) -> None:
     """An output folder inside the photographs would be read as photographs; one around them could take them along when it is overwritten."""
-    out, source = path.resolve(), photos.resolve()
+    out, source = Path(os.path.realpath(path)), Path(os.path.realpath(photos))
     if out == source or source in out.parents:
         raise UserError(f"the output folder {path} lies inside the photographs {photos}; choose a folder beside them")
 
 
 def _refuse_occupied(path: Path, overwrite: bool) -> None:
-    """Refuse a folder whose content a new run must not mix with."""
-    if not path.exists():
-        if path.is_symlink():
+    """Refuse a folder whose content a new run must not mix with. What cannot even be looked at fails when the folder is made."""
+    if not os.path.exists(path):
+        if os.path.islink(path):
             raise UserError(f"{path} is a link to nothing; remove it or choose another folder")
         return
-    if not path.is_dir():
+    if not os.path.isdir(path):
         raise UserError(f"{path} is a file, and a run needs a folder; choose another path")
     try:
         entries = [name for name in os.listdir(path) if name != LOCK_FILE and not _is_temporary(name)]

@@ -125,6 +125,7 @@ def test_an_unsupported_field_type_is_the_programmers_error():
         ({"batch_size": -1}, "training.batch_size"),
         ({"lr": 0.0}, "training.lr must be above 0"),
         ({"lr": float("nan")}, "training.lr"),
+        ({"lr": float("inf")}, "training.lr"),
         ({"min_lr": 1.0}, r"training.min_lr must be between 0 and training.lr \(0.0001\), got 1.0"),
         ({"weight_decay": -0.1}, "training.weight_decay"),
         ({"scope": " "}, "training.scope"),

@@ -103,22 +103,23 @@ def test_surrogates_and_nulls_do_not_stop_the_table(tmp_path):
     assert read.top5 == (("a\udc80", 1.0),)
 
 
-def test_n_files_in_n_rows_out_in_path_order():
+def test_n_files_in_n_rows_out_in_the_order_of_the_records():
     records = [
-        Record("z.jpg", index=0),
+        Record("a/x.jpg", "ok", "16-bit scaled", index=2),
         Record("bad.jpg", "corrupt", "truncated"),
-        Record("a/x.jpg", index=2),
         Record("gone.jpg", "vanished", "deleted during the run", index=3),
-        Record("m.jpg", index=1),
+        Record("[10]", index=1),
+        Record("[2]", index=0),
     ]
     probabilities = [[0.1, 0.7, 0.2], [0.5, 0.25, 0.25], [0.0, 0.0, 1.0], [1.0, 0.0, 0.0]]
     rows = rows_from_probabilities(records, ["cat", "dog", "=emu"], probabilities, [0, 1, 2, 0])
-    assert [r.path for r in rows] == ["a/x.jpg", "bad.jpg", "gone.jpg", "m.jpg", "z.jpg"]
-    assert rows[0] == PredictionRow("a/x.jpg", "=emu", 1.0, 1.0, (("=emu", 1.0), ("cat", 0.0), ("dog", 0.0)), "=emu")
-    assert rows[1] == PredictionRow("bad.jpg", status="corrupt", reason="truncated")
-    assert rows[2] == PredictionRow("gone.jpg", status="vanished", reason="deleted during the run")
-    assert rows[3] == PredictionRow("m.jpg", "cat", 0.5, 0.25, (("cat", 0.5), ("dog", 0.25), ("=emu", 0.25)), "dog")
-    assert (rows[4].label, rows[4].probability, rows[4].margin, rows[4].zero_shot_class) == ("dog", 0.7, 0.5, "cat")
+    assert rows == [
+        PredictionRow("a/x.jpg", "=emu", 1.0, 1.0, (("=emu", 1.0), ("cat", 0.0), ("dog", 0.0)), "=emu", "ok", "16-bit scaled"),
+        PredictionRow("bad.jpg", status="corrupt", reason="truncated"),
+        PredictionRow("gone.jpg", status="vanished", reason="deleted during the run"),
+        PredictionRow("[10]", "cat", 0.5, 0.25, (("cat", 0.5), ("dog", 0.25), ("=emu", 0.25)), "dog"),
+        PredictionRow("[2]", "dog", 0.7, 0.5, (("dog", 0.7), ("=emu", 0.2), ("cat", 0.1)), "cat"),
+    ]
 
 
 def test_logits_become_probabilities():

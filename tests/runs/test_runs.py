@@ -5,13 +5,16 @@ import json
 import os
 import shutil
 import signal
+import tempfile
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from finelens import runs
 from finelens.config import RunConfig, to_json
 from finelens.errors import UserError
+from finelens.files import write_text
 from finelens.runs import LOCK_FILE, RunFolder
 
 
@@ -273,11 +276,47 @@ def test_a_killed_run_can_be_opened_again(tmp_path, config):
         assert [e["event"] for e in run.events()] == ["start", "start"]
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root writes everywhere")
-def test_a_read_only_place(tmp_path, config):
-    (tmp_path / "ro").mkdir(mode=0o500)
+@pytest.fixture
+def unprivileged():
+    """Root may write everywhere, so as root another user is played for the length of a test."""
+    folder = Path(tempfile.mkdtemp())
+    folder.chmod(0o755)
+    (folder / "ro").mkdir(mode=0o555)
+    (folder / "hidden").mkdir(mode=0o700)
+    was_root = os.geteuid() == 0
+    if was_root:
+        os.seteuid(65534)
+    else:
+        (folder / "hidden").chmod(0)
+    try:
+        yield folder
+    finally:
+        if was_root:
+            os.seteuid(0)
+        (folder / "hidden").chmod(0o700)
+        (folder / "ro").chmod(0o755)
+        shutil.rmtree(folder)
+
+
+def test_a_place_that_may_not_be_written(unprivileged):
+    config = RunConfig("adapt", "photos")
+    for out in ("ro", "ro/out", "hidden/out", "hidden/out/deeper"):
+        with pytest.raises(UserError, match=rf"cannot write .*{out}.*: Permission denied; make the folder writable or choose another one"):
+            RunFolder.create(unprivileged / out, config)
+    with pytest.raises(UserError, match=r"cannot read .*hidden: Permission denied"):
+        RunFolder.create(unprivileged / "hidden", config)
+    with pytest.raises(UserError, match="is not the folder of a finelens run"):
+        RunFolder.open(unprivileged / "hidden")
     with pytest.raises(UserError, match="Permission denied"):
-        RunFolder.create(tmp_path / "ro" / "out", config)
+        write_text(unprivileged / "ro" / "a", "")
+
+
+def test_names_that_no_file_system_takes(tmp_path, config):
+    with pytest.raises(UserError, match="File name too long; choose a shorter name"):
+        RunFolder.create(tmp_path / ("x" * 300), config)
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    with pytest.raises(UserError, match="link to nothing"):
+        RunFolder.create(tmp_path / "loop", config)
 
 
 def test_a_place_where_no_folder_can_be_made(config):

@@ -41,7 +41,7 @@ def read_labels(
         UserError: TEST or the labels file cannot be read, or names a class or file that does not exist, contradicts itself, or leaves TEST.
     """
     test_dir = Path(test_dir)
-    if not test_dir.is_dir():
+    if not os.path.isdir(test_dir):
         raise UserError(f"test folder {quote(str(test_dir))} is not a folder; check the path")
     if str(labels) == FOLDERS:
         return _from_folders(test_dir, class_names, folder_classes)
