@@ -41,9 +41,9 @@ class TimmConfig:
 class TimmTower(TimmModel, ImageTower):
     """A timm trunk and its projection.
 
-    ``patches`` are the trunk's final tokens without prefix tokens, or the cells of its final feature map; ``cls`` is the pooled feature before
-    the projection. ``project`` sends one token through the head as if it were the only one, so ``project(cls)`` equals ``global_`` only where
-    pooling selects a token.
+    ``patches`` are the trunk's final tokens without prefix tokens, or the cells of its final feature map; ``cls`` is the pooled token, or the
+    mean of the cells. ``project`` sends one token through pooling and head as if it were the only one: ``project(cls)`` equals ``global_`` for
+    average and token pooling, not for attention pooling (SigLIP, PE-Core).
 
     Unlike :class:`~finelens.backbones.vit.VisionTransformer` the tokens have passed the last block's attention: this is no value path.
 
@@ -60,7 +60,7 @@ class TimmTower(TimmModel, ImageTower):
             config.model_name, config.embed_dim, image_size=config.image_size, pool=config.pool, proj=config.proj, proj_bias=config.proj_bias
         )
         self.config = config
-        self.image_size, self.width, self.dim = config.image_size, self.trunk.num_features, config.embed_dim
+        self.image_size, self.width = config.image_size, self.trunk.num_features
         self.channels_last_map = getattr(self.trunk, "output_fmt", "NCHW") == "NHWC"
         self.n_prefix = getattr(self.trunk, "num_prefix_tokens", 0)
         self.eval()
@@ -69,15 +69,22 @@ class TimmTower(TimmModel, ImageTower):
         self.is_sequence = features.ndim == 3
         self._check_supported()
         self.grid = tuple(self.trunk.patch_embed.grid_size) if self.is_sequence else self._map_size(features)
+        with torch.no_grad():
+            self.dim = self.head(self.trunk.forward_head(features)).shape[-1]
 
     def tokens(self, images: Tensor, *, patches: bool = False, prompts: Tensor | None = None) -> ImageTokens:
         """Encode normalised images (B, 3, S, S)."""
         if prompts is not None:
             raise NotAvailableError(f"timm tower {self.config.model_name!r} takes no visual prompts; use an OpenAI-style ViT backbone")
         features = self.trunk.forward_features(images)  # (B, L, W), (B, W, h, w) or (B, h, w, W)
-        pooled = self.trunk.forward_head(features, pre_logits=True)  # (B, W)
-        joint = self.head(self.trunk.forward_head(features))  # (B, E)
-        return ImageTokens(global_=unit(joint), cls=pooled, patches=self._patch_tokens(features) if patches else None)
+        cells = self._patch_tokens(features)  # (B, N, W)
+        if self.is_sequence:
+            pooled = self.trunk.pool(features)  # (B, W)
+            joint = self._sequence_head(pooled)  # (B, E)
+        else:
+            pooled = cells.mean(dim=1)  # (B, W)
+            joint = self.head(self.trunk.forward_head(features))  # (B, E)
+        return ImageTokens(global_=unit(joint), cls=pooled, patches=cells if patches else None)
 
     def project(self, tokens: Tensor) -> Tensor:
         """Head applied to a pool over the single token: (..., W) to (..., E)."""
@@ -87,8 +94,7 @@ class TimmTower(TimmModel, ImageTower):
             joint = self.head(self.trunk.forward_head(cell))  # (M, E)
         else:
             pool = getattr(self.trunk, "attn_pool", None)
-            pooled = single if pool is None else pool(single[:, None])  # (M, W)
-            joint = self.head(self.trunk.head(self.trunk.fc_norm(pooled)))  # (M, E)
+            joint = self._sequence_head(single if pool is None else pool(single[:, None]))  # (M, E)
         return joint.reshape(*tokens.shape[:-1], self.dim)
 
     def depth_groups(self) -> tuple[Sequence[nn.Module], Sequence[nn.Module]]:
@@ -116,6 +122,9 @@ class TimmTower(TimmModel, ImageTower):
         tower.load_state_dict(dict(state))
         return tower
 
+    def _sequence_head(self, pooled: Tensor) -> Tensor:
+        return self.head(self.trunk.head(self.trunk.fc_norm(pooled)))  # (..., E)
+
     def _patch_tokens(self, features: Tensor) -> Tensor:
         if self.is_sequence:
             return features[:, self.n_prefix :]  # (B, N, W)
@@ -127,8 +136,8 @@ class TimmTower(TimmModel, ImageTower):
 
     def _check_supported(self) -> None:
         hidden = getattr(self.trunk, "head_hidden_size", None) or self.trunk.num_features
-        single_head = hasattr(self.trunk, "fc_norm") and hasattr(self.trunk, "patch_embed") if self.is_sequence else True
-        if not single_head or hidden != self.width or hasattr(self.head, "pool"):
+        known_parts = not self.is_sequence or all(hasattr(self.trunk, part) for part in ("pool", "fc_norm", "head", "patch_embed"))
+        if not known_parts or hidden != self.width or hasattr(self.head, "pool"):
             raise UserError(
                 f"image tower {self.config.model_name!r} ({type(self.trunk).__name__}, pool {self.config.pool!r}) is not supported: "
                 "its tokens cannot be projected one by one; use a ViT, CLIP ResNet, SigLIP, EVA02, MobileCLIP or PE-Core backbone"
