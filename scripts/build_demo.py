@@ -44,6 +44,9 @@ below. All come from the Debian package `{package}` {version} (GCompris, an educ
   where `<activity>` is the first part of the path.
 * **Author, terms and origin** are those that GCompris states for the image in the `README` of its folder in the source (`src/activities/...`), with
   licence names in one spelling. The package's own `copyright` file still describes earlier images of the same names and does not apply.
+  Read at these commits of GCompris: categorization fishes `747cfd9f`, tools `1d43def5`, renewable `de920859`, monuments `71ea34a4`, others
+  `e8eabafe`; details `69e25676`; erase `fae112ec`; explore_farm_animals `479d754b`; explore_monuments `aeee78a3`; explore_world_animals `de72bf18`.
+  That each image of the package is the one described there was checked by eye.
 * **Changes, to every photograph**: resized to a short side of {side} pixels (never enlarged), re-encoded as JPEG of quality {quality}, metadata
   removed, renamed. GCompris had cropped or sharpened some before; for those from `details/` it names a new licence beside that of the original.
 * Adapted photographs under a ShareAlike licence stay under that same licence here.
