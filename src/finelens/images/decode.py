@@ -1,0 +1,215 @@
+"""The one boundary where bytes from outside become pixels: whatever a file holds, the answer is an image or a typed failure, never an exception."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import io
+import os
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2 import functional as F
+
+from finelens.images.discover import display_name
+from finelens.images.pixels import UnsupportedModeError, to_rgb
+from finelens.images.signatures import foreign_format, is_camera_raw, promises_image
+
+# What Pillow may try. MPO (several JPEGs in one file, from phones) comes with JPEG. Nothing here starts another program.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+
+
+@dataclass(frozen=True)
+class DecodeLimits:
+    """What is still decoded, and how large originals are kept.
+
+    Attributes:
+        max_pixels: Pixel budget of one image, checked in the header before anything is decoded.
+        max_bytes: Largest file that is read at all.
+        max_aspect: Longest over shortest side; beyond it a crop shows a stripe.
+        min_side: Shortest side in pixels that can hold a recognisable object.
+        short_side: Larger images are reduced to this short side (antialiased bicubic).
+    """
+
+    max_pixels: int = 64_000_000
+    max_bytes: int = 1 << 30
+    max_aspect: float = 20.0
+    min_side: int = 8
+    short_side: int = 448
+
+
+@dataclass(frozen=True)
+class DecodedImage:
+    """Pixels of a readable file.
+
+    Attributes:
+        pixels: (3, H, W) uint8, the channel last in memory (that is how they are resized fastest).
+        sha256: Hexadecimal digest of the file's bytes; of shape and pixels for an image that never was a file.
+        notes: What was done that the owner may not expect.
+    """
+
+    pixels: Tensor
+    sha256: str
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why there are no pixels.
+
+    Attributes:
+        status: One of ``schemas.STATUSES`` other than ``ok``.
+        reason: One line for the owner of the file.
+    """
+
+    status: str
+    reason: str
+
+
+class _RefusedError(Exception):
+    """Carries a failure up to the boundary."""
+
+    def __init__(self, status: str, reason: str):
+        super().__init__(reason)
+        self.failure = Failure(status, reason)
+
+
+def decode(path: Path, limits: DecodeLimits) -> DecodedImage | Failure:
+    """Read, check and decode one file. The bytes are read once, so digest and pixels belong together.
+
+    Args:
+        path: The file.
+        limits: What to refuse and what to reduce.
+
+    Returns:
+        The image, upright by its EXIF orientation, 8-bit RGB by the rules of :mod:`finelens.images.pixels`, first frame only; or the failure:
+        ``vanished`` (gone since it was listed), ``unreadable`` (the system refuses), ``too_large`` (bytes, pixels or memory), ``degenerate``
+        (side or aspect ratio), ``unsupported`` (not an image by name, or an image of a kind that is not read), ``corrupt`` (called an image, but
+        the bytes are not, or end early).
+    """
+    try:
+        data = _read(path, limits)
+        pixels, notes = _decode_bytes(data, path, limits)
+        return DecodedImage(reduce_to_short_side(pixels, limits.short_side), hashlib.sha256(data).hexdigest(), notes)
+    except Exception as error:
+        return _failure(error)
+
+
+def decode_open_image(image: Image.Image, limits: DecodeLimits) -> DecodedImage | Failure:
+    """The same for an image that Pillow has opened already; that image keeps its size and orientation."""
+    try:
+        refused = check_geometry(image.width, image.height, limits)
+        if refused is not None:
+            return refused
+        own = image.copy()
+        own.format = image.format
+        pixels, notes = _decode_image(own, limits)
+        return from_pixels(pixels, limits, notes)
+    except Exception as error:
+        return _failure(error)
+
+
+def from_pixels(pixels: Tensor, limits: DecodeLimits, notes: tuple[str, ...] = ()) -> DecodedImage | Failure:
+    """The same for (3, H, W) uint8 in memory. The digest is of the full size: large pictures that shrink to equal pixels stay different."""
+    refused = check_geometry(pixels.shape[2], pixels.shape[1], limits)
+    if refused is not None:
+        return refused
+    digest = hashlib.sha256(repr(tuple(pixels.shape)).encode())
+    digest.update(pixels.permute(1, 2, 0).contiguous().numpy().data)  # (H, W, 3)
+    return DecodedImage(reduce_to_short_side(pixels, limits.short_side), digest.hexdigest(), notes)
+
+
+def check_geometry(width: int, height: int, limits: DecodeLimits) -> Failure | None:
+    """The failure for a size beyond the limits, None for a good one."""
+    short, long = min(width, height), max(width, height)
+    if width * height > limits.max_pixels:
+        return Failure("too_large", f"{width} x {height} pixels exceed the budget of {limits.max_pixels / 1e6:g} million; save a smaller copy")
+    if short < limits.min_side:
+        return Failure("degenerate", f"{width} x {height} pixels: the short side is under {limits.min_side}")
+    if long > limits.max_aspect * short:
+        return Failure("degenerate", f"{width} x {height} pixels: the aspect ratio is over {limits.max_aspect:g}")
+    return None
+
+
+def reduce_to_short_side(pixels: Tensor, short_side: int) -> Tensor:
+    """Shrink (3, H, W) uint8 to a short side; smaller images pass unchanged. The result has its channels last in memory."""
+    if min(pixels.shape[1:]) > short_side:
+        pixels = F.resize(pixels, [short_side], interpolation=InterpolationMode.BICUBIC, antialias=True)
+    return pixels.permute(1, 2, 0).contiguous().permute(2, 0, 1)  # (3, H, W), strides of (H, W, 3)
+
+
+def _read(path: Path, limits: DecodeLimits) -> bytes:
+    info = os.stat(path)
+    if not stat.S_ISREG(info.st_mode):
+        raise _RefusedError("unsupported", "not a regular file")
+    if info.st_size > limits.max_bytes:
+        raise _RefusedError("too_large", f"{info.st_size / 1e6:.0f} MB exceed the budget of {limits.max_bytes / 1e6:.0f} MB; save a smaller copy")
+    with open(path, "rb") as file:
+        return file.read(info.st_size + 1)
+
+
+def _decode_bytes(data: bytes, path: Path, limits: DecodeLimits) -> tuple[Tensor, tuple[str, ...]]:
+    if is_camera_raw(path):
+        # Such files are TIFF outside: a reader would take the tiny preview for the photograph.
+        raise _RefusedError("unsupported", "camera raw; export it as JPEG")
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            return _decode_image(image, limits)
+    except UnidentifiedImageError:
+        raise _unidentified(data, path) from None
+
+
+def _unidentified(data: bytes, path: Path) -> _RefusedError:
+    """The name decides the status (was this meant to be a photograph?), the content the reason."""
+    status = "corrupt" if promises_image(path) else "unsupported"
+    if not data:
+        return _RefusedError(status, "the file is empty (0 bytes)")
+    foreign = foreign_format(data)
+    if foreign is not None:
+        return _RefusedError(status, f"the content is {foreign}, which is not read; convert it to JPEG or PNG")
+    suffix = display_name(path.suffix) or "no extension"
+    return _RefusedError(status, f"damaged, or not an image of a kind that is read ({suffix}, {len(data)} bytes)")
+
+
+def _decode_image(image: Image.Image, limits: DecodeLimits) -> tuple[Tensor, tuple[str, ...]]:
+    width, height = image.size
+    refused = check_geometry(width, height, limits)
+    if refused is not None:
+        raise _RefusedError(refused.status, refused.reason)
+    notes = ["several frames or pages: only the first is used"] if getattr(image, "is_animated", False) else []
+    if image.format in ("JPEG", "MPO"):
+        # The decoder halves sides in the frequency domain, down to the smallest size that still covers the request: 8 times faster at 12 MP.
+        scale = limits.short_side / min(width, height)
+        image.draft(None, (max(1, round(width * scale)), max(1, round(height * scale))))
+    image.load()
+    try:
+        ImageOps.exif_transpose(image, in_place=True)
+    except Exception:
+        notes.append("EXIF data damaged: orientation not applied")
+    rgb, conversion_notes = to_rgb(image)
+    pixels = torch.from_numpy(rgb.copy() if not rgb.flags.writeable else rgb).permute(2, 0, 1)  # (3, H, W)
+    return pixels, (*notes, *conversion_notes)
+
+
+def _failure(error: Exception) -> Failure:
+    if isinstance(error, _RefusedError):
+        return error.failure
+    reason = _one_line(error)
+    if isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning, MemoryError)):
+        return Failure("too_large", reason if str(error) else "not enough memory to decode it")
+    if isinstance(error, UnsupportedModeError):
+        return Failure("unsupported", reason)
+    if isinstance(error, OSError) and error.errno is not None:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ESTALE):
+            return Failure("vanished", f"the file is gone, or a link leads nowhere: {error.strerror}")
+        return Failure("unreadable", f"the system refuses to read it: {error.strerror}")
+    return Failure("corrupt", reason)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -1,0 +1,66 @@
+"""What a file name promises and what the first bytes are: used only to explain a file that could not be read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+_IMAGE_SUFFIXES = frozenset(
+    {
+        ".jpg",
+        ".jpeg",
+        ".jpe",
+        ".jfif",
+        ".mpo",
+        ".png",
+        ".apng",
+        ".webp",
+        ".gif",
+        ".bmp",
+        ".dib",
+        ".tif",
+        ".tiff",
+        ".ppm",
+        ".pgm",
+        ".pbm",
+        ".pnm",
+        ".pfm",
+    }
+)
+_RAW_SUFFIXES = frozenset({".nef", ".cr2", ".cr3", ".crw", ".arw", ".dng", ".orf", ".rw2", ".pef", ".srw", ".raf", ".raw", ".nrw", ".3fr", ".iiq"})
+
+_SIGNATURES = (
+    (b"%!PS", "PostScript"),
+    (b"\xc5\xd0\xd3\xc6", "PostScript"),
+    (b"%PDF", "PDF"),
+    (b"8BPS", "Photoshop"),
+    (b"\x00\x00\x00\x0cjP  ", "JPEG 2000"),
+    (b"\xff\x4f\xff\x51", "JPEG 2000"),
+    (b"\xff\x0a", "JPEG XL"),
+    (b"\x00\x00\x00\x0cJXL ", "JPEG XL"),
+    (b"PK\x03\x04", "a ZIP archive"),
+    (b"\x1f\x8b", "a gzip archive"),
+)
+_BRANDS = {b"avif": "AVIF", b"avis": "AVIF", b"heic": "HEIC", b"heix": "HEIC", b"hevc": "HEIC", b"mif1": "HEIF", b"msf1": "HEIF"}
+
+
+def promises_image(path: Path) -> bool:
+    """Whether the file name says that this is an image of a kind that is read; case is ignored."""
+    return path.suffix.lower() in _IMAGE_SUFFIXES
+
+
+def is_camera_raw(path: Path) -> bool:
+    """Whether the file name says that this is a camera's raw file."""
+    return path.suffix.lower() in _RAW_SUFFIXES
+
+
+def foreign_format(data: bytes) -> str | None:
+    """Name of a well-known format that is not read, by its first bytes; None if they are of no such kind."""
+    for signature, name in _SIGNATURES:
+        if data.startswith(signature):
+            return name
+    if data[4:8] == b"ftyp":
+        return _BRANDS.get(data[8:12], "a video or another ISO media file")
+    head = data[:512].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if head.startswith((b"<svg", b"<?xml")):
+        return "SVG or XML"
+    return "HTML" if head.startswith((b"<!doctype html", b"<html")) else None

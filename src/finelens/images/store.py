@@ -1,0 +1,225 @@
+"""Decoded originals, ordered by sample id and without labels, in memory or in one memory-mapped file."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from finelens.errors import UserError
+from finelens.images.decode import DecodedImage, DecodeLimits, Failure, decode, decode_open_image, from_pixels
+from finelens.images.discover import ImageFile, display_name
+from finelens.images.spill import PixelBuffer
+
+MEMORY_BUDGET = 2 << 30
+"""Bytes of pixels that stay in memory; the rest goes to the spill file."""
+
+SUPPORTED_ITEMS = (
+    "a path, a Pillow image, a uint8 array (H, W, 3) or (H, W), a uint8 tensor (3, H, W), a tuple whose first element is one of these, or an object "
+    "with an .image attribute"
+)
+
+
+class ImageItems(Protocol):
+    """Anything with a length and positions: a list, a torch data set, a lazily loading sequence."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Any: ...
+
+
+@dataclass(frozen=True)
+class ImageRecord:
+    """What became of one input.
+
+    Attributes:
+        name: Path relative to the folder, or ``[i]`` for the i-th item in memory.
+        status: One of ``schemas.STATUSES``.
+        reason: Why there is no image; for ``ok`` the notes of the conversion, empty when there are none.
+        sample_id: Identity by content; None unless ``ok``.
+        index: Position in the store; None unless ``ok``.
+    """
+
+    name: str
+    status: str
+    reason: str = ""
+    sample_id: str | None = None
+    index: int | None = None
+
+
+@dataclass(frozen=True)
+class LoadedImages:
+    """A store of the good images, and one record per input in input order."""
+
+    store: PixelStore
+    records: list[ImageRecord]
+
+
+class PixelStore:
+    """Decoded originals by position, ordered by sample id.
+
+    The id is the SHA-256 of the content plus an ordinal for exact duplicates, so neither names nor folders nor the order of the input show in it.
+
+    Attributes:
+        ids: Sample ids, sorted.
+    """
+
+    def __init__(self, ids: list[str], images: list[Tensor]):
+        """Take images in the order of their sorted ids."""
+        self.ids = ids
+        self._images = images
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: int) -> Tensor:
+        """The image, (3, H, W) uint8, short side capped; read-only by convention."""
+        return self._images[index]
+
+
+def load_folder(
+    files: list[ImageFile],
+    limits: DecodeLimits | None = None,
+    workers: int = 2,
+    progress: Callable[[int], None] | None = None,
+    memory_budget: int = MEMORY_BUDGET,
+    spill_dir: Path | None = None,
+) -> LoadedImages:
+    """Decode files in a thread pool.
+
+    Args:
+        files: What :func:`finelens.images.discover.discover` found.
+        limits: What to refuse and what to reduce.
+        workers: Decoding threads.
+        progress: Called with the number of files done so far, in the calling thread.
+        memory_budget: Bytes of pixels to keep in memory.
+        spill_dir: Folder for the pixels beyond the budget, in one unnamed temporary file that goes with the process; None keeps all in memory.
+
+    Raises:
+        UserError: The spill file cannot be written.
+    """
+    limits = limits or DecodeLimits()
+    jobs = ((file.name, _decode_job(file.path, limits)) for file in files)
+    return _load(jobs, workers, progress, PixelBuffer(memory_budget, spill_dir))
+
+
+def load_images(
+    items: ImageItems,
+    limits: DecodeLimits | None = None,
+    workers: int = 2,
+    progress: Callable[[int], None] | None = None,
+    memory_budget: int = MEMORY_BUDGET,
+    spill_dir: Path | None = None,
+) -> LoadedImages:
+    """Take images from Python objects. Labels are never touched: of a tuple only the first element is read, of an object only ``.image``.
+
+    Args:
+        items: A sequence or data set of paths, Pillow images, uint8 arrays (H, W, 3) or (H, W), uint8 tensors (3, H, W), tuples whose first element
+            is one of these, or objects with an ``image`` attribute. Items are fetched one after another in the calling thread.
+        limits: As in :func:`load_folder`, like all that follow.
+        workers: Decoding threads.
+        progress: Called with the number of items done so far.
+        memory_budget: Bytes of pixels to keep in memory.
+        spill_dir: Folder for the pixels beyond the budget.
+
+    Raises:
+        UserError: ``items`` or one of them is of no such kind, or the spill file cannot be written.
+    """
+    if isinstance(items, (str, bytes, os.PathLike)) or not (hasattr(items, "__len__") and hasattr(items, "__getitem__")):
+        raise UserError(f"images must be a sequence or data set, got {type(items).__name__}; its items may be {SUPPORTED_ITEMS}")
+    limits = limits or DecodeLimits()
+    jobs = (_item_job(i, items[i], limits) for i in range(len(items)))
+    return _load(jobs, workers, progress, PixelBuffer(memory_budget, spill_dir))
+
+
+Job = Callable[[], "DecodedImage | Failure"]
+
+
+def _decode_job(path: Path, limits: DecodeLimits) -> Job:
+    return lambda: decode(path, limits)
+
+
+def _item_job(position: int, item: Any, limits: DecodeLimits) -> tuple[str, Job]:
+    image = _image_of(item)
+    if isinstance(image, (str, bytes, os.PathLike)):
+        path = Path(os.fsdecode(image))
+        return display_name(path), _decode_job(path, limits)
+    if isinstance(image, Image.Image):
+        return f"[{position}]", lambda: decode_open_image(image, limits)
+    if isinstance(image, np.ndarray):
+        image = _tensor_of(image)
+    if not (isinstance(image, Tensor) and image.dtype == torch.uint8 and image.ndim == 3 and image.shape[0] == 3):
+        got = f"{image.dtype} of shape {tuple(image.shape)}" if isinstance(image, (Tensor, np.ndarray)) else type(image).__name__
+        raise UserError(f"image [{position}] is {got}; give {SUPPORTED_ITEMS}")
+    return f"[{position}]", lambda: from_pixels(image.detach().cpu(), limits)
+
+
+def _image_of(item: Any) -> Any:
+    """The image part of an item; nothing else of it is looked at."""
+    if isinstance(item, (str, bytes, os.PathLike, Image.Image, np.ndarray, Tensor)):
+        return item
+    if isinstance(item, (tuple, list)) and item:
+        return item[0]
+    return item.image if hasattr(item, "image") else item
+
+
+def _tensor_of(array: np.ndarray) -> Tensor | np.ndarray:
+    if array.dtype != np.uint8 or not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 3)):
+        return array
+    colour = np.repeat(array[:, :, None], 3, axis=2) if array.ndim == 2 else array
+    return torch.from_numpy(np.array(colour)).permute(2, 0, 1)  # (3, H, W)
+
+
+def _load(jobs: Iterable[tuple[str, Job]], workers: int, progress: Callable[[int], None] | None, pixels: PixelBuffer) -> LoadedImages:
+    outcomes: list[tuple[str, str, str, str | None]] = []  # name, status, reason, sample id
+    places: dict[str, int] = {}  # digest -> number in pixels: exact duplicates share their pixels
+    copies: Counter[str] = Counter()
+    by_id: dict[str, int] = {}
+    with warnings.catch_warnings():
+        # What a file's faults mean is said in its record; the reader's own warnings would repeat it without the file's name.
+        warnings.filterwarnings("ignore", module="PIL")
+        for done, (name, result) in enumerate(_run_ahead(jobs, workers), start=1):
+            if isinstance(result, Failure):
+                outcomes.append((name, result.status, result.reason, None))
+            else:
+                digest = result.sha256
+                if digest not in places:
+                    places[digest] = pixels.add(result.pixels)
+                sample_id = f"{digest}-{copies[digest]}" if copies[digest] else digest
+                copies[digest] += 1
+                by_id[sample_id] = places[digest]
+                outcomes.append((name, "ok", "; ".join(result.notes), sample_id))
+            if progress is not None:
+                progress(done)
+    images = pixels.finish()
+    ids = sorted(by_id)
+    index = {sample_id: i for i, sample_id in enumerate(ids)}
+    records = [ImageRecord(name, status, reason, key, None if key is None else index[key]) for name, status, reason, key in outcomes]
+    return LoadedImages(PixelStore(ids, [images[by_id[key]] for key in ids]), records)
+
+
+def _run_ahead(jobs: Iterable[tuple[str, Job]], workers: int) -> Iterator[tuple[str, DecodedImage | Failure]]:
+    """Results in the order of the jobs. Only a few are in flight, so memory does not grow with the number of jobs."""
+    waiting: deque[tuple[str, Future[DecodedImage | Failure]]] = deque()
+    pool = ThreadPoolExecutor(max(1, workers), thread_name_prefix="finelens-decode")
+    try:
+        for name, job in jobs:
+            waiting.append((name, pool.submit(job)))
+            if len(waiting) > 2 * workers:
+                name, future = waiting.popleft()
+                yield name, future.result()
+        while waiting:
+            name, future = waiting.popleft()
+            yield name, future.result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)

@@ -1,0 +1,158 @@
+"""Views of an image as pure functions of (seed, epoch, sample): no state, so neither resume nor the number of workers can change one.
+
+All take an original (3, H, W) uint8 and return uint8 on the side S = ``preprocess.image_size``. Regions are cropped before they are resized: the rest
+of the original is not touched. Originals are kept at a capped short side (``ViewConfig.store_short_side``), so "original resolution" means that.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2 import functional as F
+
+from finelens.images.randaugment import rand_augment
+from finelens.images.randomness import below, coin, generator, uniform
+from finelens.protocol import Preprocess
+from finelens.strict import require
+
+_FILTERS = {"bicubic": InterpolationMode.BICUBIC, "bilinear": InterpolationMode.BILINEAR, "nearest": InterpolationMode.NEAREST}
+_STRONG_RATIO = (3 / 4, 4 / 3)
+_STRONG_ATTEMPTS = 10
+
+
+@dataclass(frozen=True)
+class ViewConfig:
+    """Options of the views. The defaults are microCLIP's, except for ``store_short_side``, which is a matter of memory.
+
+    Attributes:
+        crop_low: Smallest side of a crop view, as a share of the short side.
+        crop_high: Largest.
+        strong_scale_low: Smallest area of the strong view's region, as a share of the image.
+        rand_magnitude: Mean magnitude of RandAugment, 0 to 10.
+        rand_layers: Operations of RandAugment.
+        store_short_side: Short side in pixels at which originals are kept.
+    """
+
+    crop_low: float = 0.5
+    crop_high: float = 0.9
+    strong_scale_low: float = 0.3
+    rand_magnitude: float = 9.0
+    rand_layers: int = 2
+    store_short_side: int = 448
+
+    def __post_init__(self) -> None:
+        require(0 < self.crop_low <= 1, "views.crop_low", "over 0 and at most 1", self.crop_low)
+        require(self.crop_low <= self.crop_high <= 1, "views.crop_high", "from views.crop_low to 1", self.crop_high)
+        require(0 < self.strong_scale_low <= 1, "views.strong_scale_low", "over 0 and at most 1", self.strong_scale_low)
+        require(0 <= self.rand_magnitude <= 10, "views.rand_magnitude", "from 0 to 10", self.rand_magnitude)
+        require(self.rand_layers >= 0, "views.rand_layers", "0 or more", self.rand_layers)
+        require(self.store_short_side >= 32, "views.store_short_side", "32 or more", self.store_short_side)
+
+
+DEFAULT_VIEWS = ViewConfig()
+
+
+def centre_view(image: Tensor, preprocess: Preprocess) -> Tensor:
+    """The view that predictions and cached features use: the model's own resize and centre crop.
+
+    Args:
+        image: (3, H, W) uint8.
+        preprocess: Geometry of the model.
+
+    Returns:
+        (3, S, S) uint8.
+    """
+    side = preprocess.image_size
+    if preprocess.resize_mode == "squash":
+        return _resize(image, [side, side], preprocess)
+    resized = _resize(image, [preprocess.resize_size], preprocess)
+    return F.center_crop(resized, [side, side]).contiguous()
+
+
+def weak_view(image: Tensor, preprocess: Preprocess, seed: int, epoch: int, sample_id: str) -> Tensor:
+    """Resize the short side to S and crop S x S at a uniform position (microCLIP, weak view; no flip).
+
+    With ``resize_mode`` "squash" the whole image becomes S x S, and there is nothing left to draw.
+
+    Returns:
+        (3, S, S) uint8.
+    """
+    side = preprocess.image_size
+    if preprocess.resize_mode == "squash":
+        return _resize(image, [side, side], preprocess)
+    rng = generator(seed, epoch, sample_id, "weak")
+    resized = _resize(image, [side], preprocess)
+    top = below(rng, resized.shape[1] - side + 1)
+    left = below(rng, resized.shape[2] - side + 1)
+    return resized[:, top : top + side, left : left + side].contiguous()
+
+
+def strong_view(image: Tensor, preprocess: Preprocess, seed: int, epoch: int, sample_id: str, config: ViewConfig = DEFAULT_VIEWS) -> Tensor:
+    """Random resized crop, horizontal flip with probability 0.5, then RandAugment with black fill (microCLIP, strong view).
+
+    Returns:
+        (3, S, S) uint8.
+    """
+    rng = generator(seed, epoch, sample_id, "strong")
+    top, left, height, width = _random_region(image.shape[1], image.shape[2], config.strong_scale_low, rng)
+    region = image[:, top : top + height, left : left + width]
+    view = _resize(region, [preprocess.image_size, preprocess.image_size], preprocess)
+    if coin(rng):
+        view = view.flip(-1)
+    return rand_augment(view.contiguous(), rng, config.rand_magnitude, config.rand_layers)
+
+
+def crop_views(
+    image: Tensor, preprocess: Preprocess, seed: int, epoch: int, sample_id: str, count: int, low: float = 0.5, high: float = 0.9
+) -> Tensor:
+    """Square crops of random size and uniform position (WCA, Li et al., ICML 2024; microCLIP, section 7): side int(U(low, high) * short side).
+
+    Args:
+        image: (3, H, W) uint8.
+        preprocess: Geometry of the model.
+        seed: Seed of the run.
+        epoch: Epoch; each has its own crops.
+        sample_id: Identity of the image.
+        count: Crops M. The first crops do not depend on it.
+        low: Smallest side as a share of the short side.
+        high: Largest.
+
+    Returns:
+        (M, 3, S, S) uint8.
+    """
+    rng = generator(seed, epoch, sample_id, "crops")
+    size = preprocess.image_size
+    _, height, width = image.shape
+    views = torch.empty(count, 3, size, size, dtype=torch.uint8)
+    for view in views:
+        side = max(1, int(uniform(rng, low, high) * min(height, width)))
+        top, left = below(rng, height - side + 1), below(rng, width - side + 1)
+        view.copy_(_resize(image[:, top : top + side, left : left + side], [size, size], preprocess))
+    return views
+
+
+def _resize(image: Tensor, size: list[int], preprocess: Preprocess) -> Tensor:
+    """Resize (3, H, W) uint8; one number means the short side. Antialiased, as training pipelines are."""
+    return F.resize(image, size, interpolation=_FILTERS[preprocess.interpolation], antialias=True).contiguous()
+
+
+def _random_region(height: int, width: int, scale_low: float, rng: np.random.Generator) -> tuple[int, int, int, int]:
+    """Inception crop (Szegedy et al., arXiv 1409.4842): area U(scale_low, 1) of the image, aspect log-uniform in 3/4 to 4/3.
+
+    Returns:
+        Top, left, height, width. When ten draws do not fit, the largest centred region of an allowed aspect.
+    """
+    low, high = _STRONG_RATIO
+    for _ in range(_STRONG_ATTEMPTS):
+        area = uniform(rng, scale_low, 1.0) * height * width
+        ratio = math.exp(uniform(rng, math.log(low), math.log(high)))
+        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            return below(rng, height - h + 1), below(rng, width - w + 1), h, w
+    w, h = min(width, round(height * high)), min(height, round(width / low))
+    return (height - h) // 2, (width - w) // 2, h, w
