@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 from sklearn.metrics import balanced_accuracy_score, confusion_matrix, f1_score, log_loss
@@ -55,6 +55,7 @@ pairs = st.integers(2, 6).flatmap(
 )
 
 
+@settings(deadline=None)
 @given(pairs)
 @pytest.mark.filterwarnings("ignore")
 def test_class_means_agree_with_scikit_learn(case):
@@ -75,6 +76,8 @@ def test_ece_by_hand():
     assert ece([0], [[1.0, 0.0]]) == 0
     assert ece([1], [[1.0, 0.0]]) == 1
     assert ece([0, 0], [[0.6, 0.4], [0.61, 0.39]]) == pytest.approx((0.4 + 0.39) / 2)
+    # A confidence on the edge of two bins belongs to the lower one.
+    assert ece([0, 1], [[0.5, 0.3, 0.2], [0.45, 0.3, 0.25]], bins=2) == pytest.approx((0.5 - 0.45) / 2)
     # Errors of opposite sign in one bin cancel; in two bins they do not.
     assert ece([0, 1], [[0.5, 0.5], [0.5, 0.5]], bins=1) == pytest.approx(0)
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from finelens.errors import UserError
@@ -75,6 +75,7 @@ row = st.builds(
 )
 
 
+@settings(deadline=None)
 @given(st.lists(row, max_size=6))
 def test_round_trip(tmp_path_factory, rows):
     path = tmp_path_factory.mktemp("p") / "p.csv"
@@ -137,6 +138,11 @@ def test_one_class_and_many_classes():
     assert (row.probability, row.margin, row.top5) == (1.0, 1.0, (("only", 1.0),))
     (row,) = rows_from_logits([Record("a", index=0)], [str(i) for i in range(100)], [np.arange(100.0)])
     assert [n for n, _ in row.top5] == ["99", "98", "97", "96", "95"]
+
+
+def test_of_equal_classes_the_first_wins():
+    (row,) = rows_from_logits([Record("a", index=0)], [str(i) for i in range(100)], [np.arange(100) % 2])
+    assert [n for n, _ in row.top5] == ["1", "3", "5", "7", "9"]
 
 
 def test_scores_that_are_not_finite_are_refused_by_name():
