@@ -67,6 +67,12 @@ def test_name_that_is_not_utf8_is_printable_and_opens(tmp_path):
     assert files[0].path.read_bytes() == b"x"
 
 
+def test_path_over_255_bytes(tmp_path):
+    name = "/".join(["d" * 200] * 3) + "/a.jpg"
+    touch(tmp_path / name)
+    assert names(discover(tmp_path)) == [name]
+
+
 def test_pipes_are_not_read(tmp_path):
     touch(tmp_path / "a.jpg")
     os.mkfifo(tmp_path / "pipe.jpg")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -55,53 +55,72 @@ def batches(
     """
     positions = epoch_order(len(store), seed, epoch) if order is None else np.asarray(order)
 
-    def views(position: int) -> _Views:
-        return _build_views(store, position, preprocess, plan, view_config, seed, epoch)
+    side = preprocess.image_size
+
+    def allocate(step: list[int]) -> Batch:
+        count = len(step)
+        return Batch(
+            index=torch.tensor(step, dtype=torch.int64),
+            weak=_pixels(count, 3, side, side) if plan.weak else None,
+            strong=_pixels(count, 3, side, side) if plan.strong else None,
+            crops=_pixels(count, plan.crops, 3, side, side) if plan.crops else None,
+        )
+
+    def fill(batch: Batch, row: int, position: int) -> None:
+        image, key = store[position], store.ids[position]
+        if batch.weak is not None:
+            batch.weak[row] = weak_view(image, preprocess, seed, epoch, key)
+        if batch.strong is not None:
+            batch.strong[row] = strong_view(image, preprocess, seed, epoch, key, view_config)
+        if batch.crops is not None:
+            batch.crops[row] = crop_views(image, preprocess, seed, epoch, key, plan.crops, view_config.crop_low, view_config.crop_high)
 
     steps = [positions[i : i + batch_size].tolist() for i in range(start_step * batch_size, len(positions), batch_size)]
-    for step, built in _map_ahead(views, steps, workers):
-        yield Batch(torch.tensor(step, dtype=torch.int64), *(_stack(parts) for parts in zip(*built, strict=True)))
+    return _build_ahead(steps, allocate, fill, workers)
 
 
 def centre_batches(store: ImageStore, preprocess: Preprocess, batch_size: int, workers: int = DEFAULT_WORKERS) -> Iterator[tuple[Tensor, Tensor]]:
     """Centre views of the whole store, in its order.
 
-    Yields:
-        Positions (B,) int64 and views (B, 3, S, S) uint8.
+    Returns:
+        Iterator over positions (B,) int64 and views (B, 3, S, S) uint8.
     """
+    side = preprocess.image_size
+
+    def allocate(step: list[int]) -> tuple[Tensor, Tensor]:
+        return torch.tensor(step, dtype=torch.int64), _pixels(len(step), 3, side, side)
+
+    def fill(batch: tuple[Tensor, Tensor], row: int, position: int) -> None:
+        batch[1][row] = centre_view(store[position], preprocess)
+
     steps = [list(range(i, min(i + batch_size, len(store)))) for i in range(0, len(store), batch_size)]
-    for step, built in _map_ahead(lambda position: centre_view(store[position], preprocess), steps, workers):
-        yield torch.tensor(step, dtype=torch.int64), torch.stack(built)  # (B,), (B, 3, S, S)
+    return _build_ahead(steps, allocate, fill, workers)
 
 
-_Views = tuple["Tensor | None", "Tensor | None", "Tensor | None"]
+def _pixels(*shape: int) -> Tensor:
+    return torch.empty(shape, dtype=torch.uint8)
 
 
-def _build_views(store: ImageStore, position: int, preprocess: Preprocess, plan: ViewPlan, config: ViewConfig, seed: int, epoch: int) -> _Views:
-    image, key = store[position], store.ids[position]
-    weak = weak_view(image, preprocess, seed, epoch, key) if plan.weak else None
-    strong = strong_view(image, preprocess, seed, epoch, key, config) if plan.strong else None
-    crops = crop_views(image, preprocess, seed, epoch, key, plan.crops, config.crop_low, config.crop_high) if plan.crops else None
-    return weak, strong, crops
+def _build_ahead(steps: list[list[int]], allocate: Callable[[list[int]], T], fill: Callable[[T, int, int], None], workers: int) -> Iterator[T]:
+    """Fill the rows of each step's batch in threads, one step ahead of the consumer. An exception reaches the consumer at its step.
 
-
-def _stack(parts: Sequence[Tensor | None]) -> Tensor | None:
-    present = [part for part in parts if part is not None]
-    return torch.stack(present) if present else None
-
-
-def _map_ahead(function: Callable[[int], T], steps: list[list[int]], workers: int) -> Iterator[tuple[list[int], list[T]]]:
-    """Apply a function to each position of each step in threads, one step ahead of the consumer. An exception reaches the consumer at its step."""
-    waiting: deque[tuple[list[int], list[Future[T]]]] = deque()
+    Threads write into the batch itself: stacking finished views would hold every pixel twice.
+    """
+    waiting: deque[tuple[T, list[Future[None]]]] = deque()
     pool = ThreadPoolExecutor(max(1, workers), thread_name_prefix="finelens-views")
     try:
         for step in steps:
-            waiting.append((step, [pool.submit(function, position) for position in step]))
+            batch = allocate(step)
+            waiting.append((batch, [pool.submit(fill, batch, row, position) for row, position in enumerate(step)]))
             if len(waiting) > 1:
-                ready, futures = waiting.popleft()
-                yield ready, [future.result() for future in futures]
+                yield _finished(*waiting.popleft())
         while waiting:
-            ready, futures = waiting.popleft()
-            yield ready, [future.result() for future in futures]
+            yield _finished(*waiting.popleft())
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _finished(batch: T, rows: list[Future[None]]) -> T:
+    for row in rows:
+        row.result()
+    return batch
