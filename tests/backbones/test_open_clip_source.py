@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from finelens.backbones import open_clip_source
+from finelens.backbones import hub, open_clip_source
 from finelens.backbones.open_clip_source import find_local, find_tagged, settle_activation
 from finelens.backbones.registry import load_backbone, rebuild_image_tower
 from finelens.errors import UserError
@@ -49,14 +49,31 @@ def no_network(*args, **kwargs):
     raise OSError("Name or service not known\nmore lines")
 
 
-def test_without_a_hub_the_message_names_the_remedies(monkeypatch):
+@pytest.mark.parametrize(("reachable", "reason"), [(True, "Name or service not known"), (False, "no model hub can be reached.*")])
+def test_without_a_hub_the_message_names_the_remedies(monkeypatch, reachable, reason):
+    monkeypatch.setattr(open_clip_source, "hub_reachable", lambda: reachable)
     monkeypatch.setattr(open_clip, "download_pretrained", no_network)
     monkeypatch.setattr(open_clip_source, "download_pretrained_from_hf", no_network)
     for spec in ("open_clip:ViT-B-32/openai", "hf-hub:org/model"):
-        with pytest.raises(UserError, match=r"Name or service not known\).*local:DIR.*embedded") as caught:
+        with pytest.raises(UserError, match=rf"\({reason}\).*local:DIR.*embedded") as caught:
             load_backbone(spec)
         assert spec in str(caught.value)
         assert "\n" not in str(caught.value)
+
+
+def test_an_unreachable_hub_fails_at_once_and_leaves_the_client_online(monkeypatch):
+    monkeypatch.setattr(hub, "getproxies", dict)
+    monkeypatch.setattr(hub.socket, "create_connection", no_network)
+    monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", False)
+    hub.hub_reachable.cache_clear()
+    try:
+        with pytest.raises(UserError, match=r"cannot be fetched.*local:DIR"):
+            load_backbone("hf-hub:org/no-such-model")
+        with hub.offline_if_unreachable():
+            assert hub.constants.HF_HUB_OFFLINE
+    finally:
+        hub.hub_reachable.cache_clear()
+    assert not hub.constants.HF_HUB_OFFLINE
 
 
 @pytest.mark.parametrize(("name", "warned"), [("ViT-B-32", True), ("ViT-B-32-quickgelu", False)])

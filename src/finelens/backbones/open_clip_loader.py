@@ -81,7 +81,7 @@ class OpenClipBackbone(Backbone):
     @classmethod
     def from_folder(cls, folder: str | Path) -> OpenClipBackbone:
         """Load ``local:DIR`` in open_clip's saved layout; raises :class:`~finelens.errors.UserError` for files that cannot be used."""
-        return cls._from_source(find_local(Path(folder)))
+        return cls._from_source(find_local(Path(folder).expanduser()))
 
     @classmethod
     def image_only(cls, config: Mapping[str, Any], state: Mapping[str, Tensor]) -> OpenClipBackbone:
@@ -164,7 +164,7 @@ class OpenClipBackbone(Backbone):
         }
 
     def image_state(self) -> dict[str, Tensor]:
-        """Tensors of the image side under open_clip's names (``visual.*``)."""
+        """Tensors of the image side under open_clip's names (``visual.*``); they share memory with the parameters, clone them to keep a state."""
         return {STATE_PREFIX + name: tensor.detach().contiguous() for name, tensor in self.visual.state_dict().items()}
 
     @property

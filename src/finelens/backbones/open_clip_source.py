@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -18,6 +18,7 @@ from open_clip.pretrained import download_pretrained_from_hf
 from safetensors import SafetensorError
 from torch import nn
 
+from finelens.backbones.hub import hub_reachable, offline_if_unreachable
 from finelens.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -121,7 +122,8 @@ def build(source: Source) -> tuple[Any, Any]:
     Raises:
         UserError: Configuration, weights or tokenizer that cannot be used.
     """
-    model = _build_model(source)
+    with _hub_for_text(source):
+        model = _build_model(source)
     if source.weights.suffix in PICKLE_SUFFIXES:
         logger.warning("%s: %s is a pickle; only its tensors are read (weights_only)", source.name, source.weights.name)
     try:
@@ -130,11 +132,19 @@ def build(source: Source) -> tuple[Any, Any]:
     except (SafetensorError, UnpicklingError, RuntimeError, KeyError, OSError) as error:
         raise UserError(f"{source.name}: cannot load {source.weights}: {_first_line(error)}") from error
     try:
-        with _root_logger_kept():
+        with _root_logger_kept(), _hub_for_text(source):
             tokenizer = open_clip.get_tokenizer(source.tokenizer)
+    except ImportError as error:
+        raise UserError(f"{source.name}: its tokenizer needs a missing package ({_first_line(error)}); pip install transformers") from error
     except Exception as error:  # tokenizer back ends raise anything from OSError to their own types
         raise UserError(f"{source.name}: cannot load its tokenizer: {_first_line(error)}; {OFFLINE_REMEDY}") from error
     return model, tokenizer
+
+
+def _hub_for_text(source: Source) -> AbstractContextManager[None]:
+    """Text towers and tokenizers from another library may reach for the hub; CLIP's own ship with open_clip."""
+    foreign = {"hf_model_name", "hf_tokenizer_name"} & source.model["text_cfg"].keys()
+    return offline_if_unreachable() if foreign else nullcontext()
 
 
 def _build_model(source: Source) -> nn.Module:
@@ -214,11 +224,13 @@ def _first_line(error: BaseException) -> str:
 @contextmanager
 def _hub_errors(spec: str) -> Iterator[None]:
     try:
-        yield
+        with offline_if_unreachable():
+            yield
     except UserError:
         raise
     except Exception as error:  # hub clients raise their own types for no network, no such file and no permission
-        raise UserError(f"{spec}: cannot be fetched ({_first_line(error)}); without a reachable hub {OFFLINE_REMEDY}") from error
+        reason = _first_line(error) if hub_reachable() else "no model hub can be reached and the files are not in its cache"
+        raise UserError(f"{spec}: cannot be fetched ({reason}); without a hub {OFFLINE_REMEDY}") from error
 
 
 @contextmanager
