@@ -140,14 +140,18 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def tunable(self, scope: str) -> dict[str, nn.Parameter]:
-        """Named image-tower parameters of a tuning scope: ``norm``, ``last-k-norm`` (k a number), ``all``.
+        """Named image-tower parameters of a tuning scope: ``norm``, ``last-k-norm`` (k a number), ``all``. The caller switches ``requires_grad``.
 
         Raises:
             ValueError: Unknown scope; the message lists those that exist.
         """
 
-    def fit_centre(self, cls: Tensor) -> None:  # noqa: B027 - most towers need no centring
+    def fit_centre(self, cls: Tensor) -> None:
         """Take label-free statistics of the target images from their ``cls`` tokens (N, W). Default: nothing to fit."""
+
+    def fitted_state(self) -> dict[str, Tensor]:
+        """Tensors that :meth:`fit_centre` set; copying into them restores the fit. Default: none."""
+        return {}
 
     @abstractmethod
     def image_config(self) -> dict[str, Any]:
@@ -255,11 +259,15 @@ class Task(nn.Module, ABC):
 
     @abstractmethod
     def predict_logits(self, images: Tensor) -> dict[str, Tensor]:
-        """Logits (B, C) of normalised images by branch; ``logits`` is the method's answer, other keys are its parts."""
+        """Logits (B, C), float32, of uint8 centre views (B, 3, S, S), by branch; ``logits`` is the method's answer, other keys are its parts."""
 
     @abstractmethod
     def cost(self) -> Cost:
         """Forwards per image and epoch, for the estimate before a run."""
+
+    def prediction_state(self) -> dict[str, Tensor]:
+        """What :meth:`predict_logits` needs besides the backbone; saved with the model."""
+        return dict(self.state_dict())
 
     def end_epoch(self, epoch: int) -> Mapping[str, float]:
         """Work after the last step of an epoch; returns plain numbers to log."""

@@ -1,0 +1,95 @@
+"""From text features to classifier heads: one row per class, unit norm.
+
+Shapes: C classes, P templates, T texts per class, E joint width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from finelens.classes.templates import fill
+from finelens.protocol import Backbone, ClassSet
+
+PromptNorm = Literal["unit", "frobenius"]
+
+
+def template_head(prompts: Tensor, norm: PromptNorm = "unit") -> Tensor:
+    """Template ensemble: the mean of a class's prompts, unit norm.
+
+    Args:
+        prompts: Text features (C, P, E); raw encoder output or unit rows.
+        norm: ``unit`` normalises every prompt before the mean (Radford et al., 2021); ``frobenius`` divides the P x E matrix of a class by its
+            Frobenius norm, as the released microCLIP code does.
+
+    Returns:
+        Head (C, E).
+    """
+    prompts = F.normalize(prompts, dim=-1) if norm == "unit" else prompts / prompts.flatten(1).norm(dim=1)[:, None, None]
+    return F.normalize(prompts.mean(1), dim=-1)  # (C, E)
+
+
+def pad_descriptions(features: Sequence[Tensor]) -> Tensor:
+    """Unit rows per class, padded with zero rows to the longest class.
+
+    Args:
+        features: One (T_c, E) tensor per class.
+
+    Returns:
+        (C, T, E).
+    """
+    return torch.nn.utils.rnn.pad_sequence([F.normalize(f, dim=-1) for f in features], batch_first=True)  # (C, T, E)
+
+
+def description_weights(descriptions: Tensor, names: Tensor) -> Tensor:
+    """Cosine of each description with its class name (microCLIP, frozen head); zero for padding.
+
+    Args:
+        descriptions: (C, T, E), padded.
+        names: Class-name embeddings (C, E), unit norm.
+
+    Returns:
+        (C, T).
+    """
+    return torch.einsum("cte,ce->ct", descriptions, names)
+
+
+def weighted_description_head(descriptions: Tensor, weights: Tensor) -> Tensor:
+    """``l2norm(sum_j w_cj e_cj / sum_j w_cj)``, (C, E). The frozen LLM head of microCLIP with :func:`description_weights`."""
+    total = torch.einsum("ct,cte->ce", weights, descriptions)  # (C, E)
+    return F.normalize(total / weights.sum(1, keepdim=True), dim=-1)
+
+
+def mean_description_head(features: Sequence[Tensor]) -> Tensor:
+    """Description ensemble (CuPL, Pratt et al., 2023): the mean of a class's unit-norm descriptions, unit norm.
+
+    Args:
+        features: One (T_c, E) tensor per class.
+
+    Returns:
+        Head (C, E).
+    """
+    return torch.stack([F.normalize(F.normalize(f, dim=-1).mean(0), dim=-1) for f in features])  # (C, E)
+
+
+def encode_templates(backbone: Backbone, classes: ClassSet) -> Tensor:
+    """Features of every template of every class, (C, P, E)."""
+    prompts = [fill(template, name) for name in classes.names for template in classes.templates]
+    return backbone.encode_text(prompts).unflatten(0, (len(classes), len(classes.templates)))  # (C, P, E)
+
+
+def encode_descriptions(backbone: Backbone, classes: ClassSet) -> list[Tensor]:
+    """Features of each class's descriptions; the templates stand in for a class that has none.
+
+    Returns:
+        One (T_c, E) tensor per class.
+    """
+    texts = [
+        list(own) or [fill(template, name) for template in classes.templates] for name, own in zip(classes.names, classes.descriptions, strict=True)
+    ]
+    flat = backbone.encode_text([text for own in texts for text in own])
+    return list(flat.split([len(own) for own in texts]))

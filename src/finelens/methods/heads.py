@@ -1,0 +1,36 @@
+"""The text heads that methods start from, computed once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from finelens.classes import heads
+from finelens.protocol import Backbone, ClassSet
+
+
+@dataclass(frozen=True)
+class ClassHeads:
+    """Heads (C, E), unit-norm rows.
+
+    Attributes:
+        templates: Template ensemble.
+        descriptions: Mean of each class's descriptions (CuPL); templates stand in for a class without any.
+        weighted: Descriptions weighted by their cosine with the class name (microCLIP's frozen head).
+    """
+
+    templates: Tensor
+    descriptions: Tensor
+    weighted: Tensor
+
+
+@torch.no_grad()
+def build_heads(backbone: Backbone, classes: ClassSet) -> ClassHeads:
+    """Encode every text of the classes once and build all heads."""
+    templates = heads.template_head(heads.encode_templates(backbone, classes))
+    features = heads.encode_descriptions(backbone, classes)
+    padded = heads.pad_descriptions(features)
+    weights = heads.description_weights(padded, templates)
+    return ClassHeads(templates, heads.mean_description_head(features), heads.weighted_description_head(padded, weights))

@@ -1,0 +1,16 @@
+"""microCLIP: unsupervised adaptation by coarse-fine token fusion. Documentation: docs/methods/microclip.md."""
+
+from __future__ import annotations
+
+from finelens.config import TrainingConfig
+from finelens.methods.heads import ClassHeads
+from finelens.methods.microclip.config import MicroClipConfig
+from finelens.methods.microclip.task import MicroClip
+from finelens.training.engine import Engine
+
+CONFIG = MicroClipConfig
+
+
+def build(engine: Engine, heads: ClassHeads, config: MicroClipConfig, training: TrainingConfig, seed: int) -> MicroClip:
+    """See :class:`finelens.methods.registry.Method`."""
+    return MicroClip(engine, heads, config, scope=training.scope, weight_decay=training.weight_decay, seed=seed)

@@ -1,0 +1,95 @@
+"""Saliency by normalised cut of the patch graph (microCLIP; Shi and Malik, 2000; Wang et al., 2022, "TokenCut")."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+TAU = 0.2
+EPS = 1e-6
+# Below this difference the second eigenvector is not determined by the graph.
+MIN_GAP = 1e-9
+
+
+@dataclass(frozen=True)
+class Saliency:
+    """Result of a cut.
+
+    Attributes:
+        mask: Salient patches, (B, N) bool.
+        vector: The cut's eigenvector with its sign fixed, (B, N) float64.
+        fallback: Images whose graph determines no cut; their mask is all patches, (B,) bool.
+        density: Share of patch pairs above the threshold, self pairs included, (B,).
+    """
+
+    mask: Tensor
+    vector: Tensor
+    fallback: Tensor
+    density: Tensor
+
+
+@torch.no_grad()
+def ncut_saliency(tokens: Tensor, *, released_code: bool = False) -> Saliency:
+    """Cut each image's patches in two and keep the side of the most decided patch.
+
+    The graph joins patches whose similarity exceeds ``TAU`` (weight 1, others ``EPS``); the cut is the second eigenvector of the normalised
+    Laplacian, solved in float64. Default form: cosine similarity, eigenvector mapped back by ``D^-1/2``, sign fixed so that the seed (largest
+    absolute entry) is positive, mask above the mean. A graph that is complete, or whose second eigenvalue is not separated from the third, determines no cut:
+    all patches are salient and ``fallback`` says so.
+
+    Args:
+        tokens: Patch tokens (B, N, W).
+        released_code: Reproduce the rule of the released microCLIP code: raw dot products, no ``D^-1/2``, threshold at the standard deviation, sign
+            fixed after thresholding, no fallback.
+    """
+    tokens = tokens.detach()
+    if not released_code:
+        tokens = F.normalize(tokens.float(), dim=-1)
+    adjacent = tokens @ tokens.transpose(1, 2) > TAU  # (B, N, N)
+    n = tokens.shape[1]
+    density = adjacent.flatten(1).double().mean(1)
+    if n < 3:
+        # Two patches have no second cut to compare with; the graph decides nothing.
+        vector = torch.zeros(tokens.shape[:2], dtype=torch.float64, device=tokens.device)
+        return Saliency(torch.ones_like(vector, dtype=torch.bool), vector, torch.ones(len(tokens), dtype=torch.bool), density)
+    degree, values, vectors = _eigen(adjacent.cpu())
+    vector = vectors[..., 1]  # (B, N)
+    if released_code:
+        mask, vector = released_sign_rule(vector)
+        fallback = torch.zeros(len(tokens), dtype=torch.bool)
+    else:
+        vector = vector / degree.sqrt()
+        seed = vector.abs().argmax(1, keepdim=True)
+        vector = vector * vector.gather(1, seed).sign()
+        fallback = adjacent.cpu().flatten(1).all(1) | (values[:, 2] - values[:, 1] < MIN_GAP)
+        mask = (vector > vector.mean(1, keepdim=True)) | fallback[:, None]
+    device = tokens.device
+    return Saliency(mask.to(device), vector.to(device), fallback.to(device), density)
+
+
+def released_sign_rule(vector: Tensor) -> tuple[Tensor, Tensor]:
+    """The published threshold and sign: mask above the unbiased standard deviation, complemented where it leaves the seed out.
+
+    Args:
+        vector: Second eigenvector with the solver's sign, (B, N).
+
+    Returns:
+        Mask (B, N) and the vector, negated where the complement was taken.
+    """
+    mask = vector > vector.std(1, keepdim=True)
+    seed = vector.abs().argmax(1, keepdim=True)
+    flip = ~mask.gather(1, seed)  # (B, 1)
+    return mask ^ flip, torch.where(flip, -vector, vector)
+
+
+def _eigen(adjacent: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Degrees (B, N), eigenvalues (B, N) ascending and eigenvectors (B, N, N) of the normalised Laplacian ``D^-1/2 (D - A) D^-1/2``."""
+    affinity = adjacent.double().clamp(min=EPS)  # (B, N, N)
+    degree = affinity.sum(2)  # (B, N)
+    scale = 1 / (degree.sqrt() + EPS)
+    laplacian = scale[:, :, None] * (torch.diag_embed(degree) - affinity) * scale[:, None, :]
+    values, vectors = torch.linalg.eigh(laplacian)
+    return degree, values, vectors

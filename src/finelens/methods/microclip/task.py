@@ -1,0 +1,252 @@
+"""microCLIP (Silva et al., arXiv 2510.02270): unsupervised adaptation by coarse-fine token fusion."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from finelens.images.randomness import generator
+from finelens.methods.heads import ClassHeads
+from finelens.methods.microclip.config import MicroClipConfig
+from finelens.methods.microclip.ncut import Saliency, ncut_saliency
+from finelens.methods.microclip.pseudo_labels import aggregate, fuse_features, multi_view_feature
+from finelens.methods.microclip.soap import Soap, masked_mean
+from finelens.protocol import Batch, Cost, ImageTokens, StepOutput, TargetFeatures, Task, ViewPlan
+from finelens.training.engine import Engine
+from finelens.training.losses import marginal_loss, running_log_marginal
+from finelens.training.prior import estimate_prior
+
+
+@dataclass(frozen=True)
+class Features:
+    """Both branches of a batch in the joint space.
+
+    Attributes:
+        global_: Unit-norm global feature f_cls (B, E).
+        fine: Unit-norm fine-grained feature f_fg (B, E); None when only the global branch is used.
+        attention: SOAP attention (B, N + 1), None for other poolings.
+        saliency: The cut, None where no saliency was needed.
+    """
+
+    global_: Tensor
+    fine: Tensor | None = None
+    attention: Tensor | None = None
+    saliency: Saliency | None = None
+
+
+class MicroClip(Task):
+    """The method as a task of the training loop.
+
+    Args:
+        engine: Runs the backbone.
+        heads: Text heads of the classes.
+        config: Options.
+        scope: Tuning scope of the image tower.
+        weight_decay: Decay of the trained matrices.
+        seed: Seed of the random-token query.
+    """
+
+    def __init__(
+        self, engine: Engine, heads: ClassHeads, config: MicroClipConfig, *, scope: str = "norm", weight_decay: float = 0.1, seed: int = 0
+    ) -> None:
+        super().__init__()
+        # Held outside the module tree: the backbone is saved on its own.
+        object.__setattr__(self, "engine", engine)
+        self.engine: Engine
+        self.config = config
+        self.tuned = engine.backbone.tunable(scope)
+        self.weight_decay = weight_decay
+        self.seed = seed
+        self.views = ViewPlan(weak=True, strong=True, crops=config.crops if self._uses_crops else 0)
+        start = heads.descriptions if config.head_init == "descriptions" else heads.templates
+        self.head = nn.Parameter(start.clone(), requires_grad=config.train_head)  # W*, (C, E)
+        self.register_buffer("frozen_head", heads.weighted.clone())  # W_LLM, (C, E)
+        classes = len(start)
+        self.register_buffer("prior", torch.full((classes,), 1 / classes, dtype=start.dtype))
+        self.register_buffer("log_marginal", torch.zeros(classes, dtype=start.dtype))
+        self.register_buffer("posteriors", torch.zeros(0, classes))
+        self.frozen_head: Tensor
+        self.prior: Tensor
+        self.log_marginal: Tensor
+        self.posteriors: Tensor
+        if config.branches == "fused":
+            self.soap: Soap | None = Soap(engine.backbone.width, learnable_empty=config.empty_token == "learnable")
+        else:
+            self.soap = None
+        self.to(engine.device)
+
+    @property
+    def _uses_crops(self) -> bool:
+        return self.config.teacher.startswith("multi-view") or (self.config.teacher == "aggregated" and self.config.gamma > 0)
+
+    @property
+    def _scale(self) -> float:
+        return self.engine.backbone.logit_scale
+
+    def prepare(self, features: TargetFeatures) -> None:
+        """Estimate the class prior from the zero-shot posteriors where the marginal term needs one."""
+        if self.config.marginal == "prior":
+            self.posteriors = (self._scale * features.global_ @ self.frozen_head.T).softmax(-1)
+            self.prior = estimate_prior(self.posteriors).to(self.prior.dtype)
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Norms without decay, head and projections with; everything decayed with ``released_code``."""
+        own = [(name, p) for name, p in self.named_parameters() if p.requires_grad]
+        tower = list(self.tuned.items())
+        norm_decay = self.weight_decay if self.config.released_code else 0.0
+        return [
+            {"params": [pair for pair in tower if pair[1].ndim < 2], "weight_decay": norm_decay},
+            {"params": [pair for pair in tower if pair[1].ndim >= 2] + own, "weight_decay": self.weight_decay},
+        ]
+
+    def cost(self) -> Cost:
+        """1 weak and M crop forwards without gradient, 1 strong forward with gradient."""
+        return Cost(no_grad_forwards=1 + self.views.crops, grad_forwards=1)
+
+    # Features of the two branches (spec sections 2 to 5).
+
+    def features(self, tokens: ImageTokens, *, draw: Tensor | None = None) -> Features:
+        """Global and fine-grained feature of a batch.
+
+        Args:
+            tokens: From the backbone, with patches if the fine-grained branch is used.
+            draw: Uniform numbers (B,) for the random-token query.
+        """
+        if self.soap is None or tokens.patches is None:
+            return Features(tokens.global_)
+        patches, config = tokens.patches, self.config
+        needs_saliency = config.pooling == "saliency-mean" or (config.pooling == "soap" and config.query == "saliency")
+        saliency = ncut_saliency(patches, released_code=config.released_code) if needs_saliency else None
+        attention = None
+        if config.pooling == "token-mean":
+            pooled = patches.mean(1)  # (B, W)
+        elif config.pooling == "saliency-mean":
+            assert saliency is not None
+            pooled = masked_mean(patches, saliency.mask)
+        else:
+            pooled, attention = self.soap(self._query(tokens, saliency, draw), patches)
+        return Features(tokens.global_, F.normalize(self.engine.backbone.project(pooled), dim=-1), attention, saliency)
+
+    def _query(self, tokens: ImageTokens, saliency: Saliency | None, draw: Tensor | None) -> Tensor:
+        """SOAP query (B, W)."""
+        assert tokens.patches is not None
+        if saliency is not None:
+            return masked_mean(tokens.patches, saliency.mask)
+        if self.config.query == "token-mean":
+            return tokens.patches.mean(1)
+        if self.config.query == "cls":
+            return tokens.cls
+        count = tokens.patches.shape[1]
+        position = (torch.full((len(tokens.cls),), 0.5) if draw is None else draw).to(tokens.cls.device).mul(count).long()
+        return tokens.patches[torch.arange(len(position), device=position.device), position]
+
+    # Logits (sections 5 and 8).
+
+    def branch_logits(self, features: Features) -> dict[str, Tensor]:
+        """``s f W*^T`` of each branch and their TokenFusion ``w cls + (1 - w) fg``, each (B, C)."""
+        head = F.normalize(self.head, dim=-1)
+        global_ = self._scale * features.global_ @ head.T
+        if features.fine is None:
+            return {"logits": global_, "global": global_}
+        fine = self._scale * features.fine @ head.T
+        w = self.config.fusion
+        return {"logits": w * global_ + (1 - w) * fine, "global": global_, "fine": fine}
+
+    @torch.no_grad()
+    def pseudo_logits(self, weak: Features, crops: Tensor | None) -> Tensor:
+        """Pseudo-logits (B, C) in cosine range.
+
+        Args:
+            weak: Features of the weak view.
+            crops: Unit-norm crop features (B, M, E), None where the teacher uses none.
+        """
+        head = F.normalize(self.head, dim=-1)
+        teacher = self.config.teacher
+        own = weak.global_ if weak.fine is None else fuse_features(weak.global_, weak.fine, self.config.fusion)
+        if teacher == "head" or crops is None:
+            return own @ head.T
+        composite, _ = multi_view_feature(crops, weak.global_)
+        if teacher == "multi-view":
+            return composite @ head.T
+        prior = composite @ self.frozen_head.T
+        return prior if teacher == "multi-view-fixed" else aggregate(prior, own @ head.T, self.config.gamma)
+
+    # One step (section 1).
+
+    def step(self, batch: Batch, epoch: int, step_in_epoch: int) -> StepOutput:
+        """Pseudo-label from the weak view and the crops, then cross-entropy and marginal term on the strong view."""
+        assert batch.weak is not None
+        assert batch.strong is not None
+        fused = self.soap is not None
+        draw = self._draw(epoch, step_in_epoch, len(batch.index))
+        with torch.no_grad():
+            weak = self.features(self.engine.encode_frozen(batch.weak, patches=fused), draw=draw)
+            crops = None
+            if batch.crops is not None:
+                crops = self.engine.encode_frozen(batch.crops.flatten(0, 1)).global_.unflatten(0, batch.crops.shape[:2])  # (B, M, E)
+            pseudo = self.pseudo_logits(weak, crops)
+        strong = self.features(self.engine.encode(batch.strong, patches=fused), draw=draw)
+        loss, log = self.loss(strong, pseudo, first=step_in_epoch == 0)
+        self._remember(batch.index, pseudo)
+        if weak.saliency is not None:
+            log["saliency_share"] = weak.saliency.mask.float().mean().item()
+            log["edge_density"] = weak.saliency.density.mean().item()
+            log["ncut_fallback"] = weak.saliency.fallback.float().mean().item()
+        return StepOutput(loss, log)
+
+    def _draw(self, epoch: int, step_in_epoch: int, count: int) -> Tensor | None:
+        if self.config.query != "random-token":
+            return None
+        return torch.from_numpy(generator(self.seed, epoch, f"step {step_in_epoch}", "random-token").random(count))
+
+    def loss(self, strong: Features, pseudo: Tensor, *, first: bool) -> tuple[Tensor, dict[str, float]]:
+        """Section 9: ``ce_weight * CE + marginal_weight * L_marginal``, the released factor 1/0.5 inside the marginal term.
+
+        Args:
+            strong: Features of the strong view.
+            pseudo: Pseudo-logits (B, C); their argmax is the hard label.
+            first: Whether this is the first step of an epoch, where the running marginal starts anew.
+        """
+        logits = self.branch_logits(strong)["logits"]
+        ce = F.cross_entropy(logits, pseudo.argmax(-1))
+        loss = self.config.ce_weight * ce
+        log = {"ce": ce.item(), "pseudo_confidence": (self._scale * pseudo).softmax(-1).amax(-1).mean().item()}
+        log["agreement"] = (logits.argmax(-1) == pseudo.argmax(-1)).float().mean().item()
+        if self.config.marginal != "none":
+            log_marginal = running_log_marginal(logits, None if first else self.log_marginal)
+            self.log_marginal = log_marginal.detach()
+            term = marginal_loss(log_marginal, self.prior) / 0.5
+            log["marginal"] = term.item()
+            loss = loss + self.config.marginal_weight * term
+        return loss, log
+
+    def _remember(self, index: Tensor, pseudo: Tensor) -> None:
+        if self.config.marginal == "prior":
+            self.posteriors[index] = (self._scale * pseudo).softmax(-1).to(self.posteriors.dtype)
+
+    def end_epoch(self, epoch: int) -> Mapping[str, float]:
+        """Refresh the estimated prior from this epoch's pseudo-label posteriors."""
+        if self.config.marginal != "prior":
+            return {}
+        self.prior = estimate_prior(self.posteriors).to(self.prior.dtype)
+        return {"prior_largest": self.prior.max().item(), "prior_smallest": self.prior.min().item()}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """As usual; the per-image posteriors take the size that was saved."""
+        if "posteriors" in state_dict:
+            self.posteriors = torch.zeros_like(state_dict["posteriors"])
+        return super().load_state_dict(state_dict, strict, assign)
+
+    def prediction_state(self) -> dict[str, Tensor]:
+        """Heads and projections; the memories of training stay behind."""
+        return {k: v for k, v in self.state_dict().items() if k not in ("posteriors", "log_marginal")}
+
+    @torch.no_grad()
+    def predict_logits(self, images: Tensor) -> dict[str, Tensor]:
+        """Section 10, inference: both branches on one centre view, no crops, no frozen head."""
+        return self.branch_logits(self.features(self.engine.encode_frozen(images, patches=self.soap is not None)))

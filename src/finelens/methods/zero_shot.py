@@ -1,0 +1,15 @@
+"""Zero-shot classification with a template ensemble (Radford et al., 2021)."""
+
+from __future__ import annotations
+
+from finelens.config import TrainingConfig
+from finelens.methods.head_task import HeadTask, NoOptions
+from finelens.methods.heads import ClassHeads
+from finelens.training.engine import Engine
+
+CONFIG = NoOptions
+
+
+def build(engine: Engine, heads: ClassHeads, config: NoOptions, training: TrainingConfig, seed: int) -> HeadTask:
+    """See :class:`finelens.methods.registry.Method`."""
+    return HeadTask(engine, heads.templates)

@@ -1,0 +1,179 @@
+"""An adapted classifier: in memory, and as a folder of safetensors and JSON that needs neither network nor text tower."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from finelens import __version__
+from finelens.backbones.registry import rebuild_image_tower
+from finelens.config import RunConfig, TrainingConfig, from_mapping
+from finelens.errors import UserError
+from finelens.files import load_tensors, read_json, save_tensors, write_json
+from finelens.methods.head_task import cosine_logits
+from finelens.methods.heads import ClassHeads
+from finelens.methods.registry import find_method
+from finelens.protocol import Backbone, Task
+from finelens.schemas import MODEL_CONFIG_FILE, MODEL_WEIGHTS_FILE, SCHEMA_VERSION, ZERO_SHOT_WEIGHTS_FILE
+from finelens.strict import to_plain
+from finelens.training.engine import Engine
+from finelens.training.precision import choose_precision
+
+FORMAT = "finelens-model"
+
+
+@dataclass
+class Model:
+    """A classifier and the unadapted model it came from.
+
+    Attributes:
+        engine: Runs the (adapted) backbone.
+        task: The method's heads and projections.
+        class_names: C names.
+        method: Name of the method.
+        method_options: Its options, as JSON holds them.
+        training: Optimisation settings; the scope says which tensors were adapted.
+        zero_shot_head: Template head (C, E) of the unadapted model.
+        base: Values that the adapted tensors of the backbone had before, by name; empty where nothing was adapted.
+    """
+
+    engine: Engine
+    task: Task
+    class_names: tuple[str, ...]
+    method: str
+    method_options: dict[str, Any]
+    training: TrainingConfig
+    zero_shot_head: Tensor
+    base: dict[str, Tensor]
+
+    def logits(self, images: Tensor) -> dict[str, Tensor]:
+        """Logits (B, C) by branch of uint8 centre views (B, 3, S, S)."""
+        return {name: value.float().cpu() for name, value in self.task.predict_logits(images).items()}
+
+    @torch.no_grad()
+    def zero_shot_logits(self, images: Tensor) -> Tensor:
+        """Logits (B, C) of the unadapted model with the template ensemble."""
+        with self._unadapted():
+            features = self.engine.encode_frozen(images).global_
+        return cosine_logits(self.engine, features, self.zero_shot_head).float().cpu()
+
+    @contextmanager
+    def _unadapted(self) -> Iterator[None]:
+        current = adapted_tensors(self.engine.backbone, self.training.scope) if self.base else {}
+        kept = {name: tensor.detach().clone() for name, tensor in current.items()}
+        try:
+            copy_into(current, self.base)
+            yield
+        finally:
+            copy_into(current, kept)
+
+
+def adapted_tensors(backbone: Backbone, scope: str) -> dict[str, Tensor]:
+    """The backbone's tensors that adaptation changes: tuned parameters and fitted statistics."""
+    return {**backbone.tunable(scope), **{f"fitted.{name}": tensor for name, tensor in backbone.fitted_state().items()}}
+
+
+@torch.no_grad()
+def copy_into(targets: dict[str, Tensor], values: dict[str, Tensor]) -> None:
+    """Copy values into the tensors of the same name."""
+    for name, tensor in targets.items():
+        tensor.copy_(values[name])
+
+
+def save_model(folder: Path, model: Model) -> None:
+    """Write ``model.json``, ``model.safetensors`` and ``zero_shot.safetensors``; each file atomically, the JSON last."""
+    folder.mkdir(parents=True, exist_ok=True)
+    backbone = model.engine.backbone
+    tensors = {f"backbone.{k}": v for k, v in backbone.image_state().items()} | {f"task.{k}": v for k, v in model.task.prediction_state().items()}
+    save_tensors(folder / MODEL_WEIGHTS_FILE, tensors)
+    save_tensors(folder / ZERO_SHOT_WEIGHTS_FILE, {"head": model.zero_shot_head, **{f"base.{k}": v for k, v in model.base.items()}})
+    document = {
+        "format": FORMAT,
+        "schema_version": SCHEMA_VERSION,
+        "finelens_version": __version__,
+        "method": model.method,
+        "method_options": model.method_options,
+        "training": to_plain(model.training),
+        "class_names": list(model.class_names),
+        "backbone": backbone.image_config(),
+    }
+    write_json(folder / MODEL_CONFIG_FILE, document)
+
+
+def load_model(folder: Path, *, device: str = "cpu", precision: str | None = None) -> Model:
+    """Read a model folder.
+
+    Args:
+        folder: ``model/`` of a run.
+        device: Where to run it.
+        precision: Float type of the tower; None takes what the run was trained with.
+
+    Raises:
+        UserError: Not a model folder, damaged, or written by a newer finelens.
+    """
+    path = folder / MODEL_CONFIG_FILE
+    if not path.is_file():
+        raise UserError(f"{path} does not exist: the run is not finished (finelens resume) or {folder} is not the model of a run")
+    document = read_json(path)
+    if not isinstance(document, dict) or document.get("format") != FORMAT:
+        raise UserError(f"{path}: not the description of a finelens model; choose the folder of a run")
+    if document.get("schema_version", 0) > SCHEMA_VERSION:
+        raise UserError(f"{path}: written by a newer finelens ({document.get('finelens_version')}); upgrade finelens")
+    try:
+        return _rebuild(folder, document, device, precision)
+    except (KeyError, RuntimeError, TypeError, AttributeError) as error:
+        raise UserError(f"{folder}: the model's files do not fit together ({error}); run finelens adapt again") from error
+
+
+def _rebuild(folder: Path, document: dict[str, Any], device: str, precision: str | None) -> Model:
+    tensors = load_tensors(folder / MODEL_WEIGHTS_FILE)
+    zero_shot = load_tensors(folder / ZERO_SHOT_WEIGHTS_FILE)
+    training = from_mapping(TrainingConfig, document["training"], "training")
+    backbone = rebuild_image_tower(document["backbone"], strip_prefix(tensors, "backbone."))
+    place = choose_device(device)
+    engine = Engine(backbone, place, choose_precision(precision or training.precision, place))
+    method = find_method(document["method"])
+    options: Any = from_mapping(method.config_class, document["method_options"], "method")
+    head = zero_shot["head"].to(place)
+    names = tuple(document["class_names"])
+    # The heads only give the shapes here; what was learned is loaded over them.
+    task = method.build(engine, ClassHeads(head, head, head), options, training, 0)
+    missing = task.load_state_dict(strip_prefix(tensors, "task."), strict=False).missing_keys
+    lost = set(missing) & set(task.prediction_state())
+    if lost or len(head) != len(names):
+        raise KeyError(", ".join(sorted(lost)) or "class_names")
+    base = {name: tensor.to(place) for name, tensor in strip_prefix(zero_shot, "base.").items()}
+    return Model(engine, task, names, method.name, document["method_options"], training, head, base)
+
+
+def strip_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors under a prefix, without it."""
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of that name.
+
+    Raises:
+        UserError: It is not known or not here.
+    """
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"unknown device {name!r}; use cpu, cuda, cuda:0 or mps") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"device {name!r} is not available: this torch sees no CUDA device; use --device cpu")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise UserError(f"device {name!r} is not available on this machine; use --device cpu")
+    return device
+
+
+def model_from(engine: Engine, task: Task, class_names: tuple[str, ...], config: RunConfig, zero_shot_head: Tensor, base: dict[str, Tensor]) -> Model:
+    """The model of a run that has just been trained."""
+    return Model(engine, task, class_names, config.method, dict(config.method_options), config.training, zero_shot_head, base)

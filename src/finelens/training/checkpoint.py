@@ -1,0 +1,99 @@
+"""The state of an unfinished run, in one safetensors file."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from finelens.errors import UserError
+from finelens.files import load_metadata, load_tensors, save_tensors
+from finelens.protocol import Backbone, Task
+
+CHECKPOINT_FILE = "last.safetensors"
+META_KEY = "finelens"
+
+
+@dataclass
+class Position:
+    """Where training stands and what the current epoch has summed up so far.
+
+    Attributes:
+        epoch: Current epoch, from 0.
+        step: Next step of this epoch, from 0.
+        images: Images seen in this epoch.
+        sums: Sums over those images of every logged number.
+    """
+
+    epoch: int = 0
+    step: int = 0
+    images: int = 0
+    sums: dict[str, float] = field(default_factory=dict)
+
+
+def named_trainable(task: Task) -> dict[str, nn.Parameter]:
+    """All trained parameters by unique name, in optimiser order."""
+    named: dict[str, nn.Parameter] = {}
+    for group in task.parameter_groups():
+        for name, parameter in group["params"]:
+            if name in named:
+                raise ValueError(f"two trained parameters are called {name!r}")
+            named[name] = parameter
+    return named
+
+
+def save_checkpoint(folder: Path, task: Task, backbone: Backbone, optimizer: torch.optim.Optimizer, position: Position, events_offset: int) -> None:
+    """Write everything that ``load_checkpoint`` needs, atomically."""
+    tensors: dict[str, Tensor] = {f"task.{k}": v for k, v in task.state_dict().items()}
+    tensors |= {f"fitted.{k}": v for k, v in backbone.fitted_state().items()}
+    for name, parameter in named_trainable(task).items():
+        tensors[f"parameter.{name}"] = parameter.detach()
+        # A parameter that has had no gradient yet has no state.
+        tensors |= {f"optimizer.{key}.{name}": value for key, value in optimizer.state.get(parameter, {}).items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    save_tensors(folder / CHECKPOINT_FILE, tensors, {META_KEY: json.dumps({**asdict(position), "events_offset": events_offset})})
+
+
+def load_checkpoint(folder: Path, task: Task, backbone: Backbone, optimizer: torch.optim.Optimizer) -> Position:
+    """Restore a run in place.
+
+    Returns:
+        Position to go on from.
+
+    Raises:
+        UserError: No checkpoint, or one that belongs to another task.
+    """
+    path = folder / CHECKPOINT_FILE
+    if not path.is_file():
+        raise UserError(f"{path} does not exist: the run has no checkpoint to resume from")
+    tensors = load_tensors(path)
+    groups: dict[str, dict[str, Tensor]] = {"task": {}, "fitted": {}, "parameter": {}, "optimizer": {}}
+    for key, value in tensors.items():
+        kind, _, name = key.partition(".")
+        groups[kind][name] = value
+    named = named_trainable(task)
+    if set(named) != set(groups["parameter"]):
+        raise UserError(
+            f"{path} holds other trained parameters than this configuration trains; resume with the configuration the run was started with"
+        )
+    task.load_state_dict(groups["task"])
+    with torch.no_grad():
+        for name, buffer in backbone.fitted_state().items():
+            buffer.copy_(groups["fitted"][name])
+        for name, parameter in named.items():
+            parameter.copy_(groups["parameter"][name])
+    for key, value in groups["optimizer"].items():
+        kind, _, name = key.partition(".")
+        optimizer.state[named[name]][kind] = value.clone()
+    meta = json.loads(load_metadata(path)[META_KEY])
+    del meta["events_offset"]
+    return Position(**meta)
+
+
+def read_events_offset(folder: Path) -> int:
+    """Length of ``events.jsonl`` in bytes when the checkpoint was written; 0 where there is no checkpoint."""
+    path = folder / CHECKPOINT_FILE
+    return int(json.loads(load_metadata(path)[META_KEY])["events_offset"]) if path.is_file() else 0
