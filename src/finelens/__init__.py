@@ -1,3 +1,54 @@
-"""finelens: label-free adaptation of vision-language models for fine-grained image classification."""
+"""finelens: label-free adaptation of vision-language models for fine-grained image classification.
+
+The public names are imported on first use, so that ``import finelens`` is fast.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from finelens.api import Classifier, RunResult, adapt, evaluate, predict, resume, zero_shot
+    from finelens.api import load_run as load
+    from finelens.errors import UserError
+    from finelens.estimator import LabelFreeClassifier
+
+_WHERE = {
+    "Classifier": "finelens.api",
+    "LabelFreeClassifier": "finelens.estimator",
+    "RunResult": "finelens.api",
+    "UserError": "finelens.errors",
+    "adapt": "finelens.api",
+    "evaluate": "finelens.api",
+    "load": "finelens.api",
+    "predict": "finelens.api",
+    "resume": "finelens.api",
+    "zero_shot": "finelens.api",
+}
+
+__all__ = [
+    "Classifier",
+    "LabelFreeClassifier",
+    "RunResult",
+    "UserError",
+    "__version__",
+    "adapt",
+    "evaluate",
+    "load",
+    "predict",
+    "resume",
+    "zero_shot",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module 'finelens' has no attribute {name!r}")
+    return getattr(import_module(_WHERE[name]), "load_run" if name == "load" else name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

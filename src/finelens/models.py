@@ -13,7 +13,7 @@ from torch import Tensor
 
 from finelens import __version__
 from finelens.backbones.registry import rebuild_image_tower
-from finelens.config import RunConfig, TrainingConfig, from_mapping
+from finelens.config import TrainingConfig, from_mapping
 from finelens.errors import UserError
 from finelens.files import load_tensors, read_json, save_tensors, write_json
 from finelens.methods.head_task import cosine_logits
@@ -39,7 +39,7 @@ class Model:
         method: Name of the method.
         method_options: Its options, as JSON holds them.
         training: Optimisation settings; the scope says which tensors were adapted.
-        zero_shot_head: Template head (C, E) of the unadapted model.
+        zero_shot_heads: Text heads (C, E) of the unadapted model: ``templates`` and ``descriptions``.
         base: Values that the adapted tensors of the backbone had before, by name; empty where nothing was adapted.
     """
 
@@ -49,7 +49,7 @@ class Model:
     method: str
     method_options: dict[str, Any]
     training: TrainingConfig
-    zero_shot_head: Tensor
+    zero_shot_heads: dict[str, Tensor]
     base: dict[str, Tensor]
 
     def logits(self, images: Tensor) -> dict[str, Tensor]:
@@ -57,11 +57,11 @@ class Model:
         return {name: value.float().cpu() for name, value in self.task.predict_logits(images).items()}
 
     @torch.no_grad()
-    def zero_shot_logits(self, images: Tensor) -> Tensor:
-        """Logits (B, C) of the unadapted model with the template ensemble."""
+    def zero_shot_logits(self, images: Tensor) -> dict[str, Tensor]:
+        """Logits (B, C) of the unadapted model with each text head."""
         with self._unadapted():
             features = self.engine.encode_frozen(images).global_
-        return cosine_logits(self.engine, features, self.zero_shot_head).float().cpu()
+        return {name: cosine_logits(self.engine, features, head).float().cpu() for name, head in self.zero_shot_heads.items()}
 
     @contextmanager
     def _unadapted(self) -> Iterator[None]:
@@ -92,7 +92,8 @@ def save_model(folder: Path, model: Model) -> None:
     backbone = model.engine.backbone
     tensors = {f"backbone.{k}": v for k, v in backbone.image_state().items()} | {f"task.{k}": v for k, v in model.task.prediction_state().items()}
     save_tensors(folder / MODEL_WEIGHTS_FILE, tensors)
-    save_tensors(folder / ZERO_SHOT_WEIGHTS_FILE, {"head": model.zero_shot_head, **{f"base.{k}": v for k, v in model.base.items()}})
+    unadapted = {f"head.{k}": v for k, v in model.zero_shot_heads.items()} | {f"base.{k}": v for k, v in model.base.items()}
+    save_tensors(folder / ZERO_SHOT_WEIGHTS_FILE, unadapted)
     document = {
         "format": FORMAT,
         "schema_version": SCHEMA_VERSION,
@@ -140,16 +141,16 @@ def _rebuild(folder: Path, document: dict[str, Any], device: str, precision: str
     engine = Engine(backbone, place, choose_precision(precision or training.precision, place))
     method = find_method(document["method"])
     options: Any = from_mapping(method.config_class, document["method_options"], "method")
-    head = zero_shot["head"].to(place)
+    heads = {name: head.to(place) for name, head in strip_prefix(zero_shot, "head.").items()}
     names = tuple(document["class_names"])
     # The heads only give the shapes here; what was learned is loaded over them.
-    task = method.build(engine, ClassHeads(head, head, head), options, training, 0)
+    task = method.build(engine, ClassHeads(heads["templates"], heads["descriptions"], heads["descriptions"]), options, training, 0)
     missing = task.load_state_dict(strip_prefix(tensors, "task."), strict=False).missing_keys
     lost = set(missing) & set(task.prediction_state())
-    if lost or len(head) != len(names):
+    if lost or len(heads["templates"]) != len(names):
         raise KeyError(", ".join(sorted(lost)) or "class_names")
     base = {name: tensor.to(place) for name, tensor in strip_prefix(zero_shot, "base.").items()}
-    return Model(engine, task, names, method.name, document["method_options"], training, head, base)
+    return Model(engine, task, names, method.name, document["method_options"], training, heads, base)
 
 
 def strip_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -172,8 +173,3 @@ def choose_device(name: str) -> torch.device:
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise UserError(f"device {name!r} is not available on this machine; use --device cpu")
     return device
-
-
-def model_from(engine: Engine, task: Task, class_names: tuple[str, ...], config: RunConfig, zero_shot_head: Tensor, base: dict[str, Tensor]) -> Model:
-    """The model of a run that has just been trained."""
-    return Model(engine, task, class_names, config.method, dict(config.method_options), config.training, zero_shot_head, base)

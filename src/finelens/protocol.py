@@ -143,7 +143,7 @@ class Backbone(nn.Module, ABC):
         """Named image-tower parameters of a tuning scope: ``norm``, ``last-k-norm`` (k a number), ``all``. The caller switches ``requires_grad``.
 
         Raises:
-            ValueError: Unknown scope; the message lists those that exist.
+            UserError: Unknown scope; the message lists those that exist.
         """
 
     def fit_centre(self, cls: Tensor) -> None:
@@ -209,7 +209,10 @@ class Batch:
 class ImageStore(Protocol):
     """Decoded originals without labels, ordered by sample id."""
 
-    ids: Sequence[str]
+    @property
+    def ids(self) -> Sequence[str]:
+        """Sample ids, sorted: functions of the images' content."""
+        ...
 
     def __len__(self) -> int: ...
 

@@ -10,8 +10,8 @@ from typing import Final
 SCHEMA_VERSION: Final = 1
 
 # predictions.csv: UTF-8, comma separated, one header row, one row per input file, in path order.
-# ``path`` is relative to PHOTOS with forward slashes; ``top5`` is a JSON list of [class, probability] pairs; a cell that a spreadsheet would read as a
-# formula (first character one of = + - @ tab or carriage return) is written with a leading apostrophe and read back without it.
+# ``path`` is relative to PHOTOS with forward slashes; ``top5`` is a JSON list of [class, probability] pairs; a cell that a spreadsheet would read
+# as a formula (first character one of = + - @ tab or carriage return) is written with a leading apostrophe and read back without it.
 PREDICTION_COLUMNS: Final = ("path", "class", "probability", "margin", "top5", "zero_shot_class", "status", "reason")
 
 # A labels file for ``evaluate``: CSV with a header that has at least these columns; ``path`` is relative to TEST.

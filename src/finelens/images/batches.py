@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -36,7 +36,7 @@ def batches(
     order: np.ndarray | None = None,
     start_step: int = 0,
     workers: int = DEFAULT_WORKERS,
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     """The batches of one epoch; the last one may be smaller.
 
     While the caller works on a batch, the next one is built. Closing the iterator, or leaving its loop, stops the threads.
@@ -76,7 +76,7 @@ def batches(
             batch.crops[row] = crop_views(image, preprocess, seed, epoch, key, plan.crops, view_config.crop_low, view_config.crop_high)
 
     steps = [positions[i : i + batch_size].tolist() for i in range(start_step * batch_size, len(positions), batch_size)]
-    return _build_ahead(steps, allocate, fill, workers)
+    yield from _build_ahead(steps, allocate, fill, workers)
 
 
 def centre_batches(store: ImageStore, preprocess: Preprocess, batch_size: int, workers: int = DEFAULT_WORKERS) -> Iterator[tuple[Tensor, Tensor]]:
@@ -94,7 +94,7 @@ def centre_batches(store: ImageStore, preprocess: Preprocess, batch_size: int, w
         batch[1][row] = centre_view(store[position], preprocess)
 
     steps = [list(range(i, min(i + batch_size, len(store)))) for i in range(0, len(store), batch_size)]
-    return _build_ahead(steps, allocate, fill, workers)
+    yield from _build_ahead(steps, allocate, fill, workers)
 
 
 def _pixels(*shape: int) -> Tensor:

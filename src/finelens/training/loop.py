@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -36,13 +36,15 @@ class Hooks:
     Attributes:
         run: Receives events; None to log nothing.
         checkpoints: Folder of the checkpoint; None to write none.
+        events_offset: Bytes of the event file when training starts.
         on_images: Called with the number of images of each finished step.
         should_stop: Asked after each step; True saves and stops.
     """
 
     run: RunLog | None = None
     checkpoints: Path | None = None
-    on_images: Callable[[int], None] = lambda count: None
+    events_offset: int = 0
+    on_images: Callable[[int], object] = lambda count: None
     should_stop: Callable[[], bool] = lambda: False
 
 
@@ -66,6 +68,7 @@ class Trainer:
         self.hooks = hooks or Hooks()
         self.optimizer = build_optimizer(task, config.lr)
         self.position = Position()
+        self._offset = self.hooks.events_offset
         self.steps = math.ceil(len(store) / config.batch_size)
 
     def resume(self) -> None:
@@ -89,9 +92,10 @@ class Trainer:
             self._epoch()
             means = {name: total / self.position.images for name, total in self.position.sums.items()} | dict(self.task.end_epoch(epoch))
             history.append(means)
-            offset = self.hooks.run.log("epoch", epoch=epoch, **means) if self.hooks.run is not None else 0
+            if self.hooks.run is not None:
+                self._offset = self.hooks.run.log("epoch", epoch=epoch, **means)
             self.position = Position(epoch=epoch + 1)
-            self._save(offset)
+            self._save()
         return history
 
     def _epoch(self) -> None:
@@ -106,32 +110,40 @@ class Trainer:
             self.config.batch_size,
             start_step=position.step,
         )
-        for batch in stream:
+        while (batch := self._next(stream)) is not None:
             self._step(batch)
             self.hooks.on_images(len(batch.index))
             if self.hooks.should_stop():
                 stream.close()
-                self._save(self.hooks.run.log("checkpoint", epoch=position.epoch, step=position.step) if self.hooks.run is not None else 0)
+                self._save()
                 raise Interrupted
+
+    def _next(self, stream: Iterator[Batch]) -> Batch | None:
+        with self.engine.stopwatch("wait for views"):
+            return next(stream, None)
 
     def _step(self, batch: Batch) -> None:
         position, config = self.position, self.config
         set_lr(self.optimizer, cosine_lr(position.epoch * self.steps + position.step, config.epochs * self.steps, config.lr, config.min_lr))
         self.optimizer.zero_grad(set_to_none=True)
-        output = self.task.step(batch, position.epoch, position.step)
+        stopwatch = self.engine.stopwatch
+        with stopwatch("method"):
+            output = self.task.step(batch, position.epoch, position.step)
         loss = output.loss.item()
         if not math.isfinite(loss):
             raise UserError(
                 f"the loss became {loss} in epoch {position.epoch + 1}, step {position.step + 1}; the last checkpoint is intact. "
                 "Try a lower training.lr, or training.precision=float32"
             )
-        output.loss.backward()
-        self.optimizer.step()
+        with stopwatch("backward"):
+            output.loss.backward()
+        with stopwatch("update"):
+            self.optimizer.step()
         position.step += 1
         position.images += len(batch.index)
         for name, value in {"loss": loss, **output.log}.items():
             position.sums[name] = position.sums.get(name, 0.0) + value * len(batch.index)
 
-    def _save(self, events_offset: int) -> None:
+    def _save(self) -> None:
         if self.hooks.checkpoints is not None:
-            save_checkpoint(self.hooks.checkpoints, self.task, self.engine.backbone, self.optimizer, self.position, events_offset)
+            save_checkpoint(self.hooks.checkpoints, self.task, self.engine.backbone, self.optimizer, self.position, self._offset)

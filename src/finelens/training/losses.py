@@ -15,7 +15,7 @@ def log_batch_marginal(logits: Tensor) -> Tensor:
 
 
 def running_log_marginal(logits: Tensor, previous: Tensor | None) -> Tensor:
-    """``log pbar_t`` with ``pbar_t = 0.5 (stopgrad(pbar_{t-1}) + batch mean)``, or the batch mean where there is no previous (microCLIP, fairness term).
+    """``log pbar_t`` with ``pbar_t = 0.5 (stopgrad(pbar_{t-1}) + batch mean)``, or the batch mean where there is none (microCLIP, fairness term).
 
     Args:
         logits: (B, C).

@@ -10,8 +10,8 @@ from torch import Tensor
 def estimate_prior(probabilities: Tensor, *, concentration: float = 1.0, iterations: int = 100, tolerance: float = 1e-6) -> Tensor:
     """Class marginal of unlabelled images by EM on a model's own posteriors (Saerens et al., 2002), with a symmetric Dirichlet prior.
 
-    The model's posteriors are read as likelihoods under a uniform prior. The Dirichlet term adds ``concentration * N / C`` pseudo-images to every class,
-    so the estimate cannot run to zero on classes that a poorly calibrated model never names; it also pulls towards uniform, by design.
+    The model's posteriors are read as likelihoods under a uniform prior. The Dirichlet term adds ``concentration * N / C`` pseudo-images to
+    every class, so the estimate cannot run to zero on classes that a poorly calibrated model never names; it also pulls towards uniform, by design.
 
     Args:
         probabilities: Posteriors (N, C), rows sum to 1.

@@ -37,8 +37,8 @@ def ncut_saliency(tokens: Tensor, *, released_code: bool = False) -> Saliency:
 
     The graph joins patches whose similarity exceeds ``TAU`` (weight 1, others ``EPS``); the cut is the second eigenvector of the normalised
     Laplacian, solved in float64. Default form: cosine similarity, eigenvector mapped back by ``D^-1/2``, sign fixed so that the seed (largest
-    absolute entry) is positive, mask above the mean. A graph that is complete, or whose second eigenvalue is not separated from the third, determines no cut:
-    all patches are salient and ``fallback`` says so.
+    absolute entry) is positive, mask above the mean. A graph that is complete, or whose second eigenvalue is not separated from the third,
+    determines no cut: all patches are salient and ``fallback`` says so.
 
     Args:
         tokens: Patch tokens (B, N, W).

@@ -1,0 +1,183 @@
+"""The command ``finelens``: verbs only. Parse, call, print; everything heavy is imported inside the verb that needs it."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any, TypeVar
+
+import click
+
+from finelens import __version__
+from finelens.errors import UserError
+from finelens.methods.registry import METHODS
+
+F = TypeVar("F", bound=Callable[..., Any])
+INTERRUPTED = 130
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="finelens")
+def cli() -> None:
+    """Turn a folder of unlabelled photographs and a list of class names into a better classifier, without labels."""
+
+
+def _run_options(command: F) -> F:
+    """Options that ``adapt`` and ``zero-shot`` share."""
+    options = [
+        click.argument("photos", type=click.Path(path_type=Path)),
+        click.option("--classes", required=True, type=click.Path(path_type=Path), help="File of class names, one a line."),
+        click.option("--out", required=True, type=click.Path(path_type=Path), help="Run folder to write."),
+        click.option("--descriptions", type=click.Path(path_type=Path), help="JSON file {class: [sentence, ...]}."),
+        click.option("--backbone", default="embedded", show_default=True, help="embedded, open_clip:NAME/TAG, hf-hub:ORG/REPO or local:DIR."),
+        click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Seed of all randomness."),
+        click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:N or mps."),
+        click.option("--set", "assignments", multiple=True, metavar="SECTION.KEY=VALUE", help="An option, e.g. training.epochs=3; repeatable."),
+        click.option("--overwrite", is_flag=True, help="Replace an earlier run in --out."),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+@cli.command()
+@_run_options
+@click.option("--method", default="microclip", show_default=True, help="See: finelens methods.")
+def adapt(photos: Path, assignments: tuple[str, ...], **given: Any) -> None:
+    """Adapt to PHOTOS without labels and write a run folder.
+
+    Sub-folders of PHOTOS are searched; their names are never read as labels.
+    """
+    from finelens import api
+    from finelens.config import parse_assignments
+
+    with _graceful_stop(given["out"]) as should_stop:
+        api.adapt(photos, **given, options=parse_assignments(assignments), should_stop=should_stop)
+
+
+@cli.command("zero-shot")
+@_run_options
+@click.option("--method", default="zero-shot", show_default=True, help="zero-shot (templates) or cupl (descriptions).")
+def zero_shot(photos: Path, assignments: tuple[str, ...], **given: Any) -> None:
+    """Classify PHOTOS with the unadapted model and write a run folder."""
+    from finelens import api
+    from finelens.config import parse_assignments
+
+    api.zero_shot(photos, **given, options=parse_assignments(assignments))
+
+
+@cli.command()
+@click.argument("run", type=click.Path(path_type=Path))
+def resume(run: Path) -> None:
+    """Go on with the interrupted run in RUN, with its own configuration."""
+    from finelens import api
+
+    with _graceful_stop(run) as should_stop:
+        api.resume(run, should_stop=should_stop)
+
+
+@cli.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("photos", type=click.Path(path_type=Path))
+@click.option("--csv", "csv_file", required=True, type=click.Path(path_type=Path), help="File to write.")
+@click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:N or mps.")
+def predict(run: Path, photos: Path, csv_file: Path, device: str) -> None:
+    """Classify new PHOTOS with the finished run in RUN."""
+    from finelens import api
+
+    api.predict(run, photos, csv_file, device=device)
+
+
+@cli.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("test", type=click.Path(path_type=Path))
+@click.option("--labels", required=True, help="folders (the first sub-folder of TEST names the class), or a CSV file with columns path,label.")
+@click.option("--json", "json_file", type=click.Path(path_type=Path), help="File to write all measures to.")
+@click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:N or mps.")
+def evaluate(run: Path, test: Path, labels: str, json_file: Path | None, device: str) -> None:
+    """Score the finished run in RUN on the labelled photographs in TEST."""
+    from finelens import api
+
+    click.echo(api.summary(api.evaluate(run, test, labels, device=device, json_file=json_file)))
+
+
+@cli.command()
+def methods() -> None:
+    """List the methods: name, family, one sentence."""
+    name_width = max(len(method.name) for method in METHODS)
+    family_width = max(len(method.family) for method in METHODS)
+    for method in METHODS:
+        click.echo(f"{method.name:<{name_width}}  {method.family:<{family_width}}  {method.summary}")
+
+
+@cli.command()
+@click.option(
+    "--out", default="finelens-demo", show_default=True, type=click.Path(path_type=Path), help="Run folder; an earlier demo in it is replaced."
+)
+@click.option(
+    "--dataset", default="embedded", show_default=True, type=click.Choice(["embedded", "pets"]), help="The photographs shipped, or Oxford-IIIT Pets."
+)
+@click.option(
+    "--data-dir", default="finelens-data", show_default=True, type=click.Path(path_type=Path), help="Where --dataset pets is downloaded to."
+)
+def demo(out: Path, dataset: str, data_dir: Path) -> None:
+    """Adapt to the photographs that ship with finelens and show zero-shot against adapted."""
+    from finelens.demo.run import run_demo
+
+    with _graceful_stop(out) as should_stop:
+        click.echo(run_demo(out, dataset, data_dir, should_stop=should_stop))
+
+
+@contextmanager
+def _graceful_stop(run: Path) -> Iterator[Callable[[], bool]]:
+    """Yields ``should_stop`` for the training loop: the first Ctrl-C finishes the step and saves, the second stops at once."""
+    from finelens.training.loop import Interrupted
+
+    asked = False
+    training = False
+
+    def should_stop() -> bool:
+        nonlocal training
+        training = True
+        return asked
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        nonlocal asked
+        if asked or not training:
+            raise KeyboardInterrupt
+        asked = True
+        click.echo("\nfinishing this step and saving; Ctrl-C again stops at once", err=True)
+
+    previous = signal.signal(signal.SIGINT, handle)
+    try:
+        yield should_stop
+    except (Interrupted, KeyboardInterrupt):
+        click.echo(f"stopped; finelens resume {run} goes on from the last checkpoint", err=True)
+        sys.exit(INTERRUPTED)
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point. A mistake of the user is one line on standard error and exit code 2."""
+    try:
+        code = cli.main(args=None if arguments is None else list(arguments), prog_name="finelens", standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message())
+        sys.exit(2)
+    except click.ClickException as error:
+        _fail(error.format_message())
+    except UserError as error:
+        _fail(str(error))
+    except click.Abort:
+        sys.exit(INTERRUPTED)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(message: str) -> None:
+    click.echo("finelens: " + " ".join(message.split()), err=True)
+    sys.exit(2)

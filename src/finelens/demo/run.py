@@ -1,0 +1,97 @@
+"""``finelens demo``: the main job on the photographs that ship with the package, or on a public data set."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable
+from pathlib import Path
+
+from finelens import api, demo
+from finelens.console import Console
+from finelens.errors import UserError
+
+PETS_BACKBONE = "open_clip:ViT-B-32-quickgelu/openai"
+
+
+def run_demo(out: Path, dataset: str, data_dir: Path, *, should_stop: Callable[[], bool] | None = None, console: Console | None = None) -> str:
+    """Adapt without labels, then score with them.
+
+    Args:
+        out: Run folder; an earlier run in it is replaced.
+        dataset: ``embedded`` or ``pets``.
+        data_dir: Where ``pets`` is downloaded to.
+        should_stop: As for :func:`finelens.api.adapt`.
+        console: As for :func:`finelens.api.adapt`.
+
+    Returns:
+        The result, for standard output.
+
+    Raises:
+        UserError: The data set cannot be fetched.
+    """
+    if dataset == "pets":
+        return _run_pets(out, data_dir, should_stop, console)
+    api.adapt(
+        demo.photos_dir(),
+        demo.classes_file(),
+        out,
+        descriptions=demo.descriptions_file(),
+        overwrite=True,
+        should_stop=should_stop,
+        console=console,
+    )
+    result = api.evaluate(out, demo.photos_dir(), demo.labels_file(), json_file=out / "evaluation.json", console=console)
+    return _show(result, out, "the demonstration photographs")
+
+
+def _run_pets(out: Path, data_dir: Path, should_stop: Callable[[], bool] | None, console: Console | None) -> str:
+    train, test = data_dir / "pets" / "train", data_dir / "pets" / "test"
+    names = _fetch_pets(data_dir, train, test)
+    classes = data_dir / "pets" / "classes.txt"
+    classes.write_text("\n".join(names) + "\n", encoding="utf-8")
+    api.adapt(train, classes, out, backbone=PETS_BACKBONE, overwrite=True, should_stop=should_stop, console=console)
+    result = api.evaluate(out, test, test / "labels.csv", json_file=out / "evaluation.json", console=console)
+    return _show(result, out, "Oxford-IIIT Pets, test part")
+
+
+def _fetch_pets(data_dir: Path, train: Path, test: Path) -> list[str]:
+    """Download Oxford-IIIT Pets and link its official parts into two folders; labels go to ``labels.csv`` of the test part only."""
+    from torchvision.datasets import OxfordIIITPet
+
+    names: list[str] = []
+    for folder, split in ((train, "trainval"), (test, "test")):
+        try:
+            data = OxfordIIITPet(str(data_dir), split=split, target_types="category", download=True)
+        except (OSError, RuntimeError) as error:
+            raise UserError(
+                f"Oxford-IIIT Pets could not be downloaded ({error}); check the network, or run finelens demo without --dataset"
+            ) from error
+        folder.mkdir(parents=True, exist_ok=True)
+        names = list(data.classes)
+        rows = []
+        for source, label in zip(data._images, data._labels, strict=True):
+            link = folder / Path(source).name
+            if not link.exists():
+                link.hardlink_to(source)
+            rows.append((link.name, names[label]))
+        if split == "test":
+            with (folder / "labels.csv").open("w", newline="", encoding="utf-8") as file:
+                csv.writer(file).writerows([("path", "label"), *rows])
+    return names
+
+
+def _show(result: dict[str, object], out: Path, what: str) -> str:
+    def percent(key: str) -> str:
+        value = result[key]
+        assert isinstance(value, float)
+        return f"{value:6.1%}"
+
+    return "\n".join(
+        [
+            f"{what}: {result['n']} images",
+            f"  zero-shot (templates)     {percent('zero_shot_accuracy')}",
+            f"  description ensemble      {percent('description_ensemble_accuracy')}",
+            f"  adapted, without labels   {percent('accuracy')}",
+            f"run folder: {out}",
+        ]
+    )

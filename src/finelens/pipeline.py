@@ -1,0 +1,260 @@
+"""From images and classes to a model and its logits. It knows no run folder and no command line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from finelens.backbones.registry import load_backbone
+from finelens.classes.alignment_report import DescriptionReport
+from finelens.classes.templates import read_templates
+from finelens.classes.texts import build_class_set
+from finelens.config import RunConfig, from_mapping
+from finelens.console import Console, duration
+from finelens.errors import UserError
+from finelens.images.batches import centre_batches
+from finelens.images.decode import DecodeLimits
+from finelens.images.discover import ImageFile
+from finelens.images.store import ImageItems, ImageRecord, LoadedImages, load_folder, load_images
+from finelens.methods.head_task import cosine_logits
+from finelens.methods.heads import ClassHeads, build_heads
+from finelens.methods.registry import Method, find_method
+from finelens.models import Model, adapted_tensors, choose_device
+from finelens.protocol import Backbone, ClassSet, ImageStore, Preprocess, Task
+from finelens.training.engine import Engine
+from finelens.training.estimate import estimate_seconds
+from finelens.training.loop import Hooks, Trainer
+from finelens.training.precision import choose_precision
+
+BATCH = 64
+# Files decoded at a time when nothing is trained, so that memory does not grow with the folder.
+GROUP = 512
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Everything a method starts from.
+
+    Attributes:
+        method: Its line in the registry.
+        classes: Names and texts.
+        report: What became of the descriptions; None without.
+        engine: Runs the backbone.
+        heads: Text heads.
+        task: The method's task, not prepared yet.
+    """
+
+    method: Method
+    classes: ClassSet
+    report: DescriptionReport | None
+    engine: Engine
+    heads: ClassHeads
+    task: Task
+
+
+def prepare(config: RunConfig, names: Sequence[str], descriptions: str | Path | Mapping[str, Any] | None, console: Console) -> Prepared:
+    """Load the backbone, align and encode the texts, build the task.
+
+    Raises:
+        UserError: Whatever the user can mend: backbone, device, texts, options.
+    """
+    method = find_method(config.method)
+    options: Any = from_mapping(method.config_class, config.method_options, "method")
+    device = choose_device(config.device)
+    backbone = load_backbone(config.backbone)
+    if config.backbone == "embedded":
+        console.say("backbone: embedded (EfficientNet-Lite0 + MiniLM, a stand-in that knows what is near ImageNet); --backbone takes a CLIP model")
+    classes, report = _class_set(config, names, descriptions, backbone, console)
+    precision = choose_precision(config.training.precision, device)
+    console.say(f"precision: {precision.reason}")
+    engine = Engine(backbone, device, precision)
+    with engine.stopwatch("texts"):
+        heads = build_heads(backbone, classes)
+    task = method.build(engine, heads, options, config.training, config.seed)
+    return Prepared(method, classes, report, engine, heads, task)
+
+
+def _class_set(
+    config: RunConfig, names: Sequence[str], descriptions: str | Path | Mapping[str, Any] | None, backbone: Backbone, console: Console
+) -> tuple[ClassSet, DescriptionReport | None]:
+    templates = None if config.text.templates is None else read_templates(Path(config.text.templates))
+    classes, report, warnings = build_class_set(
+        names, descriptions, templates, count_tokens=backbone.count_tokens, context_length=backbone.context_length
+    )
+    for warning in warnings:
+        console.warn(warning)
+    for line in [] if report is None else report.lines():
+        console.say(line)
+    if report is None:
+        console.say(
+            f"no descriptions given: {len(classes.templates)} templates stand in for all {len(classes)} classes (--descriptions FILE is better)"
+        )
+    return classes, report
+
+
+def decode_limits(config: RunConfig, preprocess: Preprocess) -> DecodeLimits:
+    """Limits of the run: originals are kept at least as large as the tower's resize."""
+    return DecodeLimits(short_side=max(config.views.store_short_side, preprocess.resize_size))
+
+
+def load(source: list[ImageFile] | ImageItems, limits: DecodeLimits, console: Console, spill_dir: Path | None = None) -> LoadedImages:
+    """Decode files or Python objects, with a progress bar.
+
+    Raises:
+        UserError: Not one image could be read; the message gives the reasons.
+    """
+    with console.progress(len(source), "read images") as bar:
+
+        def advance(done: int) -> None:
+            bar.update(1)
+
+        if isinstance(source, list) and source and isinstance(source[0], ImageFile):
+            loaded = load_folder(source, limits, progress=advance, spill_dir=spill_dir)
+        else:
+            loaded = load_images(source, limits, progress=advance, spill_dir=spill_dir)
+    if not len(loaded.store):
+        reasons = "; ".join(f"{record.name}: {record.status}, {record.reason}" for record in loaded.records[:3])
+        raise UserError(f"none of the {len(loaded.records)} files is an image that can be read ({reasons})")
+    return loaded
+
+
+def status_counts(records: Sequence[ImageRecord]) -> dict[str, int]:
+    """Number of files by status, ``ok`` first."""
+    counts: dict[str, int] = {"ok": 0}
+    for record in records:
+        counts[record.status] = counts.get(record.status, 0) + 1
+    return counts
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """An adapted model and what it was measured against.
+
+    Attributes:
+        model: The model.
+        zero_shot_logits: Logits of the unadapted model on the target images, (N, C), in store order.
+    """
+
+    model: Model
+    zero_shot_logits: Tensor
+
+
+def fit(prepared: Prepared, store: ImageStore, config: RunConfig, console: Console, hooks: Hooks | None = None, *, resume: bool = False) -> Fitted:
+    """Adapt to the images; methods that do not train are only wrapped.
+
+    Args:
+        prepared: From :func:`prepare`.
+        store: Unlabelled images.
+        config: The run.
+        console: What to say.
+        hooks: Log, checkpoints, interruption; progress is added here.
+        resume: Go on from the checkpoint.
+    """
+    engine, method, task = prepared.engine, prepared.method, prepared.task
+    features = engine.features(_centre_views(store, engine.backbone.preprocess, console, "look at images"))
+    zero_shot = cosine_logits(engine, features.global_, prepared.heads.templates).float().cpu()
+    base: dict[str, Tensor] = {}
+    if method.trains:
+        adapted = adapted_tensors(engine.backbone, config.training.scope)
+        base = {name: tensor.detach().cpu().clone() for name, tensor in adapted.items()}
+        features = engine.centre(features)
+        _train(prepared, store, config, console, hooks or Hooks(), features, resume)
+    model = Model(
+        engine=engine,
+        task=task,
+        class_names=prepared.classes.names,
+        method=method.name,
+        method_options=dict(config.method_options),
+        training=config.training,
+        zero_shot_heads={"templates": prepared.heads.templates, "descriptions": prepared.heads.descriptions},
+        base=base,
+    )
+    return Fitted(model, zero_shot)
+
+
+def _train(prepared: Prepared, store: ImageStore, config: RunConfig, console: Console, hooks: Hooks, features: Any, resume: bool) -> None:
+    engine, task, training = prepared.engine, prepared.task, config.training
+    trainer = Trainer(task, engine, store, training, config.views, seed=config.seed, hooks=hooks)
+    if resume:
+        trainer.resume()
+    else:
+        task.prepare(features)
+    cost = task.cost()
+    epochs = training.epochs - trainer.position.epoch
+    seconds = estimate_seconds(task, engine, len(store), epochs)
+    console.say(
+        f"predicted time: about {duration(seconds)} for {len(store)} images x {epochs} epochs "
+        f"x ({cost.no_grad_forwards:g} forwards + {cost.grad_forwards:g} with gradient)"
+    )
+    done = trainer.position.images
+    with console.progress(len(store) * epochs, f"adapt with {config.method}") as bar:
+        bar.update(done)
+        trainer.hooks = replace(hooks, on_images=lambda count: bar.update(count))
+        trainer.run()
+
+
+def _centre_views(store: ImageStore, preprocess: Preprocess, console: Console, what: str) -> Iterator[Tensor]:
+    with console.progress(len(store), what) as bar:
+        for index, views in centre_batches(store, preprocess, BATCH):
+            yield views
+            bar.update(len(index))
+
+
+def predict_store(model: Model, store: ImageStore, console: Console, what: str = "predict") -> dict[str, Tensor]:
+    """Logits (N, C) by branch of a store, in its order."""
+    parts = [model.logits(views) for views in _centre_views(store, model.engine.backbone.preprocess, console, what)]
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Logits of many images, read in groups.
+
+    Attributes:
+        records: One per input; ``index`` is the row in the tensors.
+        logits: (N, C) by branch.
+        zero_shot: (N, C) of the unadapted model by text head; empty unless asked for.
+    """
+
+    records: list[ImageRecord]
+    logits: dict[str, Tensor]
+    zero_shot: dict[str, Tensor]
+
+
+def predict_items(
+    model: Model, source: list[ImageFile] | ImageItems, limits: DecodeLimits, console: Console, *, zero_shot: bool = True
+) -> Predictions:
+    """Predict files or Python objects; memory does not grow with their number.
+
+    Args:
+        model: The model.
+        source: Files or images.
+        limits: Decode limits of the run.
+        console: Progress.
+        zero_shot: Whether to ask the unadapted model as well.
+    """
+    records: list[ImageRecord] = []
+    parts: list[dict[str, Tensor]] = []
+    first: list[dict[str, Tensor]] = []
+    rows = 0
+    with console.progress(len(source), "predict") as bar:
+        for start in range(0, len(source), GROUP):
+            group = [source[i] for i in range(start, min(start + GROUP, len(source)))]
+            loaded = load_folder(group, limits) if isinstance(group[0], ImageFile) else load_images(group, limits)
+            records += [replace(r, index=None if r.index is None else r.index + rows) for r in loaded.records]
+            rows += len(loaded.store)
+            for _, views in centre_batches(loaded.store, model.engine.backbone.preprocess, BATCH):
+                parts.append(model.logits(views))
+                if zero_shot:
+                    first.append(model.zero_shot_logits(views))
+            bar.update(len(group))
+    return Predictions(records, _join(parts), _join(first))
+
+
+def _join(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]} if parts else {}

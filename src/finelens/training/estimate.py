@@ -1,0 +1,50 @@
+"""How long training will take, from one short probe."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import torch
+
+from finelens.protocol import Task
+from finelens.training.engine import Engine
+
+PROBE_IMAGES = 16
+
+
+def estimate_seconds(task: Task, engine: Engine, images: int, epochs: int) -> float:
+    """Predict the training time: images x epochs x (forwards without gradient + forwards with gradient), at probed rates.
+
+    The probe encodes ``PROBE_IMAGES`` blank images once without and once with gradient, after a warm-up; nothing is updated and no count is kept.
+
+    Args:
+        task: The method; its ``cost`` gives the forwards.
+        engine: Runs the backbone.
+        images: Images per epoch.
+        epochs: Epochs.
+    """
+    cost = task.cost()
+    counts = engine.no_grad_forwards, engine.grad_forwards
+    size = engine.backbone.preprocess.image_size
+    probe = torch.zeros(PROBE_IMAGES, 3, size, size, dtype=torch.uint8)
+    trained = [parameter for group in task.parameter_groups() for _, parameter in group["params"]]
+    wanted = [parameter.requires_grad for parameter in trained]
+    try:
+        for parameter in trained:
+            parameter.requires_grad_(True)
+        engine.encode_frozen(probe)
+        without = _seconds(lambda: engine.encode_frozen(probe))
+        with_gradient = _seconds(lambda: engine.encode(probe, patches=True).global_.sum().backward())
+    finally:
+        for parameter, flag in zip(trained, wanted, strict=True):
+            parameter.requires_grad_(flag)
+            parameter.grad = None
+        engine.no_grad_forwards, engine.grad_forwards = counts
+    return images * epochs * (cost.no_grad_forwards * without + cost.grad_forwards * with_gradient) / PROBE_IMAGES
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
