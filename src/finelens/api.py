@@ -121,11 +121,11 @@ def adapt(
     console = console or Console()
     config = make_config(
         verb,
-        str(photos),
+        _absolute(photos),
         method,
         options or {},
-        classes_file=str(classes),
-        descriptions_file=None if descriptions is None else str(descriptions),
+        classes_file=_absolute(classes),
+        descriptions_file=None if descriptions is None else _absolute(descriptions),
         backbone=backbone,
         seed=seed,
         device=device,
@@ -135,6 +135,11 @@ def adapt(
     files = discover(Path(photos), exclude=Path(out))
     with RunFolder.create(out, config, overwrite=overwrite) as run:
         return _execute(run, files, names, console, should_stop, resume=False)
+
+
+def _absolute(path: str | Path) -> str:
+    """A run can be resumed from any folder."""
+    return str(Path(path).absolute())
 
 
 def zero_shot(photos: str | Path, classes: str | Path, out: str | Path, *, method: str = "zero-shot", **given: Any) -> RunResult:
@@ -324,8 +329,8 @@ def evaluate(
         console: Progress.
 
     Returns:
-        What :func:`finelens.evaluation.metrics.evaluate_predictions` returns, and ``description_ensemble_accuracy``, the unadapted model with the mean
-        of each class's descriptions.
+        What :func:`finelens.evaluation.metrics.evaluate_predictions` returns, and ``description_ensemble_accuracy``, the unadapted model with the
+        mean of each class's descriptions.
 
     Raises:
         UserError: Labels that cannot be matched, or no labelled image that can be read.

@@ -188,7 +188,7 @@ def _train(prepared: Prepared, store: ImageStore, config: RunConfig, console: Co
     epochs = training.epochs - trainer.position.epoch
     seconds = estimate_seconds(task, engine, len(store), epochs)
     console.say(
-        f"predicted time: about {duration(seconds)} for {len(store)} images x {epochs} epochs "
+        f"predicted time: about {duration(seconds)} for {len(store)} images x {epochs} {'epoch' if epochs == 1 else 'epochs'} "
         f"x ({cost.no_grad_forwards:g} forwards + {cost.grad_forwards:g} with gradient)"
     )
     done = trainer.position.images

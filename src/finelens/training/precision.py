@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import time
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
-
-PROBE_SIZE = 768
-# bfloat16 must pay for its casts before it is chosen.
-WORTHWHILE = 1.3
 
 
 @dataclass(frozen=True)
@@ -31,7 +26,7 @@ class Precision:
 
 
 def choose_precision(wanted: str, device: torch.device) -> Precision:
-    """Resolve ``auto`` by timing one matrix product in both types.
+    """Resolve ``auto`` by what the processor can do, not by timing it: the same machine must give the same bits on a busy day.
 
     Args:
         wanted: ``auto``, ``float32`` or ``bfloat16``.
@@ -39,26 +34,16 @@ def choose_precision(wanted: str, device: torch.device) -> Precision:
     """
     if wanted != "auto":
         return Precision(getattr(torch, wanted), f"{wanted}: asked for")
-    if device.type == "cuda":
-        supported = torch.cuda.is_bf16_supported()
-        return Precision(
-            torch.bfloat16 if supported else torch.float32, f"{'bfloat16' if supported else 'float32'}: {torch.cuda.get_device_name(device)}"
-        )
-    if device.type != "cpu":
-        return Precision(torch.float32, f"float32: bfloat16 is not probed on {device.type}")
-    if not torch.backends.mkldnn.is_available():
-        return Precision(torch.float32, "float32: this build has no oneDNN")
-    speedup = _seconds(torch.float32) / _seconds(torch.bfloat16)
-    if speedup >= WORTHWHILE:
-        return Precision(torch.bfloat16, f"bfloat16: {speedup:.1f} times float32 in a matrix product on this processor")
-    return Precision(torch.float32, f"float32: bfloat16 is {speedup:.1f} times as fast in a matrix product on this processor, which is not worth it")
+    if device.type == "cuda" and torch.cuda.is_bf16_supported():
+        return Precision(torch.bfloat16, f"bfloat16: {torch.cuda.get_device_name(device)} computes in it")
+    if device.type == "cpu":
+        units = [name for name, flag in (("AMX", "_is_amx_tile_supported"), ("AVX512-BF16", "_is_avx512_bf16_supported")) if _has(flag)]
+        if units:
+            return Precision(torch.bfloat16, f"bfloat16: this processor has {units[0]}")
+        return Precision(torch.float32, "float32: this processor has neither AMX nor AVX512-BF16")
+    return Precision(torch.float32, f"float32: {device.type} is not known to be faster in bfloat16")
 
 
-def _seconds(dtype: torch.dtype) -> float:
-    x = torch.ones(PROBE_SIZE, PROBE_SIZE, dtype=dtype)
-    best = float("inf")
-    for _ in range(5):
-        start = time.perf_counter()
-        x @ x
-        best = min(best, time.perf_counter() - start)
-    return best
+def _has(flag: str) -> bool:
+    check = getattr(torch.cpu, flag, None)
+    return bool(check and check())
