@@ -46,7 +46,10 @@ class Golden:
 
 @pytest.fixture(scope="session")
 def golden() -> Golden:
-    folder = Path(os.environ.get("FINELENS_GOLDEN", DEFAULT_FOLDER))
+    named = os.environ.get("FINELENS_GOLDEN")
+    folder = Path(named or DEFAULT_FOLDER)
+    if named and not folder.is_dir():
+        pytest.fail(f"FINELENS_GOLDEN names {folder}, which is not a folder")
     if not folder.is_dir():
         pytest.skip(f"no golden folder at {folder}: set FINELENS_GOLDEN to the folder with manifest.json")
     return Golden(folder)
