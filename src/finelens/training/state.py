@@ -1,0 +1,28 @@
+"""Buffers whose size depends on the images, which a freshly built task does not know."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def resize_on_load(module: nn.Module, *names: str) -> None:
+    """Let ``load_state_dict`` give these buffers of ``module`` the shape that was saved, on the device they are on.
+
+    Works for a module on its own and inside another one.
+
+    Args:
+        module: Owner of the buffers.
+        names: Buffers registered directly on it.
+    """
+
+    def hook(owner: nn.Module, state_dict: Mapping[str, Tensor], prefix: str, *_: Any) -> None:
+        for name in names:
+            saved = state_dict.get(prefix + name)
+            if saved is not None:
+                setattr(owner, name, torch.empty_like(saved, device=getattr(owner, name).device))
+
+    module.register_load_state_dict_pre_hook(hook)
