@@ -1,0 +1,16 @@
+"""DPA: self-training with text and image prototypes. Documentation: docs/methods/dpa.md."""
+
+from __future__ import annotations
+
+from finelens.config import TrainingConfig
+from finelens.methods.dpa.config import DpaConfig
+from finelens.methods.dpa.task import Dpa
+from finelens.methods.heads import ClassHeads
+from finelens.training.engine import Engine
+
+CONFIG = DpaConfig
+
+
+def build(engine: Engine, heads: ClassHeads, config: DpaConfig, training: TrainingConfig, seed: int) -> Dpa:
+    """See :class:`finelens.methods.registry.Method`."""
+    return Dpa(engine, heads.templates, config, scope=training.scope, weight_decay=training.weight_decay)
