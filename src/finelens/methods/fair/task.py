@@ -1,0 +1,177 @@
+"""FAIR (Ali, Silva, Arora, Khan, WACV 2026, arXiv 2507.09615): self-training with a learned alignment score."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from finelens.errors import UserError
+from finelens.images.views import crop_views
+from finelens.methods.common import PseudoLabels, is_matrix, split_by_decay, weighted_cross_entropy
+from finelens.methods.fair.alignment import alignment_logits, class_logits, select_crops
+from finelens.methods.fair.anchors import kmeans_anchors
+from finelens.methods.fair.config import FairConfig
+from finelens.methods.fair.pseudo_labels import assign
+from finelens.protocol import Batch, Cost, StepOutput, TargetFeatures, Task, ViewPlan
+from finelens.training.engine import Engine
+from finelens.training.losses import log_batch_marginal
+from finelens.training.marginal import ClassPrior
+
+# Key of the crops at inference: the same regions of every centre view, so an answer depends on the image alone.
+INFERENCE_SEED, INFERENCE_SAMPLE = 0, "inference"
+
+
+class Fair(Task):
+    """The method as a task of the training loop. Numbers in comments are the steps on the method's page.
+
+    Args:
+        engine: Runs the backbone.
+        start: Description head (C, E), unit rows: where the anchors start.
+        config: Options.
+        sentences: Features (T_c, E) of each class's descriptions, for several anchors per class.
+        scope: Tuning scope of the image tower.
+        weight_decay: Decay of the anchors (and of matrices that the scope includes).
+        seed: Seed of the k-means.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        start: Tensor,
+        config: FairConfig,
+        *,
+        sentences: Sequence[Tensor] = (),
+        scope: str = "norm",
+        weight_decay: float = 0.1,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        # Held outside the module tree: the backbone is saved on its own.
+        object.__setattr__(self, "engine", engine)
+        self.engine: Engine
+        self.config = config
+        self.sentences = sentences
+        self.tuned = engine.backbone.tunable(scope)
+        self.weight_decay = weight_decay
+        self.seed = seed
+        self.views = ViewPlan(weak=True, strong=True, crops=config.crops)
+        # 1. Class Description Anchors
+        self.anchors = nn.Parameter(start[:, None].repeat(1, config.anchors, 1), requires_grad=config.train_anchors)  # (C, J, E)
+        self.class_prior = ClassPrior(config.marginal, len(start), start.dtype)
+        self.to(engine.device)
+
+    @property
+    def _scale(self) -> float:
+        return self.engine.backbone.logit_scale
+
+    def prepare(self, features: TargetFeatures) -> None:
+        """Start several anchors from a k-means, and the class prior from the zero-shot posteriors.
+
+        Raises:
+            UserError: Several anchors without the features of the descriptions.
+        """
+        if self.config.anchors > 1:
+            if not self.sentences:
+                raise UserError(f"method.anchors={self.config.anchors} needs the features of each class's descriptions; use method.anchors=1")
+            with torch.no_grad():
+                self.anchors.copy_(kmeans_anchors(self.sentences, self.config.anchors, self.seed))
+        with torch.no_grad():
+            self.class_prior.start(self.logits(features.global_).softmax(-1))
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """8. Norms without weight decay, anchors with."""
+        own = [("anchors", self.anchors)] if self.config.train_anchors else []
+        return split_by_decay([*self.tuned.items(), *own], self.weight_decay, is_matrix)
+
+    def cost(self) -> Cost:
+        """1 weak and M crop forwards without gradient, 1 strong forward with gradient."""
+        return Cost(no_grad_forwards=1 + self.config.crops, grad_forwards=1)
+
+    def logits(self, features: Tensor) -> Tensor:
+        """Scaled class scores (..., C) of unit-norm features (..., E) under the current anchors."""
+        return class_logits(features, F.normalize(self.anchors, dim=-1), self._scale)
+
+    def las_logits(self, crops: Tensor, reference: Tensor) -> Tensor:
+        """3. and 4. Scaled Learned Alignment Score (B, C) of crop features (B, M, E) around a global feature (B, E)."""
+        kept, weights = select_crops(crops, reference, self.config.keep, self.config.crop_scale)
+        return alignment_logits(kept, weights, F.normalize(self.anchors, dim=-1), self._scale)
+
+    @torch.no_grad()
+    def pseudo_labels(self, weak: Tensor, crops: Tensor | None) -> PseudoLabels:
+        """3. to 6. What the current model makes of the weak view and its crops.
+
+        Args:
+            weak: Global features of the weak views, (B, E).
+            crops: Crop features (B, M, E); None scores the weak view in their place.
+        """
+        global_logits = self.logits(weak)
+        local_logits = global_logits if crops is None else self.las_logits(crops, weak)
+        config = self.config
+        return assign(local_logits, global_logits, target=config.pseudo_label, eta=config.eta, weighting=config.weighting)
+
+    def step(self, batch: Batch, epoch: int, step_in_epoch: int) -> StepOutput:
+        """Pseudo-label from the weak view and the crops, then weighted cross-entropy and marginal term on the strong view."""
+        assert batch.weak is not None
+        assert batch.strong is not None
+        weak = self.engine.encode_frozen(batch.weak).global_
+        crops = None if batch.crops is None else self._encode_crops(batch.crops)
+        pseudo = self.pseudo_labels(weak, crops)
+        loss, log = self.loss(self.engine.encode(batch.strong).global_, pseudo)
+        self.class_prior.remember(batch.index, pseudo.posterior)
+        return StepOutput(loss, log)
+
+    def _encode_crops(self, crops: Tensor) -> Tensor:
+        return self.engine.encode_frozen(crops.flatten(0, 1)).global_.unflatten(0, crops.shape[:2])  # (B, M, E)
+
+    def loss(self, strong: Tensor, pseudo: PseudoLabels) -> tuple[Tensor, dict[str, float]]:
+        """7. ``mean_b omega_b CE(z_b, y_b) - lambda sum_c prior_c log mean_b softmax(z_b)_c``.
+
+        Args:
+            strong: Global features of the strong views, (B, E).
+            pseudo: Labels and weights.
+
+        Returns:
+            The scalar loss and numbers to log.
+        """
+        logits = self.logits(strong)
+        loss = weighted_cross_entropy(logits, pseudo.labels, pseudo.weights)
+        log = {
+            "ce": loss.item(),
+            "pseudo_confidence": pseudo.posterior.amax(-1).mean().item(),
+            "pseudo_weight": pseudo.weights.mean().item(),
+            "agreement": (logits.argmax(-1) == pseudo.labels).float().mean().item(),
+        }
+        term = self.class_prior.loss(log_batch_marginal(logits))
+        if term is not None:
+            log["marginal"] = term.item()
+            loss = loss + self.config.marginal_weight * term
+        return loss, log
+
+    def end_epoch(self, epoch: int) -> Mapping[str, float]:
+        """Renew the estimated prior from this epoch's posteriors."""
+        return self.class_prior.end_epoch()
+
+    def prediction_state(self) -> dict[str, Tensor]:
+        """The anchors; the memories of training stay behind."""
+        return {"anchors": self.anchors.detach()}
+
+    @torch.no_grad()
+    def predict_logits(self, images: Tensor) -> dict[str, Tensor]:
+        """9. One centre view against the anchors; with ``inference="las"`` the log of the mean posterior of view and crops."""
+        features = self.engine.encode_frozen(images).global_
+        global_ = self.logits(features)
+        if self.config.inference == "global":
+            return {"logits": global_}
+        las = self.las_logits(self._encode_crops(self._crops_of(images)), features)
+        mean = torch.logaddexp(global_.log_softmax(-1), las.log_softmax(-1)) - math.log(2)
+        return {"logits": mean, "global": global_, "las": las}
+
+    def _crops_of(self, views: Tensor) -> Tensor:
+        """Crops (B, M, 3, S, S) of centre views, at the same places in each."""
+        preprocess, count = self.engine.backbone.preprocess, self.config.crops
+        return torch.stack([crop_views(view, preprocess, INFERENCE_SEED, 0, INFERENCE_SAMPLE, count) for view in views.cpu()])
