@@ -26,12 +26,16 @@ class Position:
         step: Next step of this epoch, from 0.
         images: Images seen in this epoch.
         sums: Sums over those images of every logged number.
+        no_grad_forwards: Images encoded without gradient since the run started.
+        grad_forwards: Images encoded with gradient since the run started.
     """
 
     epoch: int = 0
     step: int = 0
     images: int = 0
     sums: dict[str, float] = field(default_factory=dict)
+    no_grad_forwards: int = 0
+    grad_forwards: int = 0
 
 
 def named_trainable(task: Task) -> dict[str, nn.Parameter]:

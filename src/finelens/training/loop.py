@@ -75,6 +75,8 @@ class Trainer:
         """Go on from the checkpoint instead of from the start."""
         assert self.hooks.checkpoints is not None
         self.position = load_checkpoint(self.hooks.checkpoints, self.task, self.engine.backbone, self.optimizer)
+        # The cost of a run is that of one never interrupted; what a resumed one does again is not counted twice.
+        self.engine.no_grad_forwards, self.engine.grad_forwards = self.position.no_grad_forwards, self.position.grad_forwards
 
     def run(self) -> list[Mapping[str, float]]:
         """Train until the last epoch is done.
@@ -146,4 +148,5 @@ class Trainer:
 
     def _save(self) -> None:
         if self.hooks.checkpoints is not None:
+            self.position.no_grad_forwards, self.position.grad_forwards = self.engine.no_grad_forwards, self.engine.grad_forwards
             save_checkpoint(self.hooks.checkpoints, self.task, self.engine.backbone, self.optimizer, self.position, self._offset)

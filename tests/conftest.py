@@ -1,0 +1,51 @@
+"""Fixtures that several folders of tests share; each is built once and only read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.backbones.checkpoints import write_tiny_resnet, write_tiny_vit
+from tests.toy import write_classes, write_photos
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> Iterator[None]:
+    """The order in which a sum is taken depends on the number of threads; tests compare bits."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def tiny_vit(tmp_path_factory) -> Path:
+    """Folder of a ViT of two layers."""
+    return write_tiny_vit(tmp_path_factory.mktemp("backbone") / "vit")
+
+
+@pytest.fixture(scope="session")
+def tiny_resnet(tmp_path_factory) -> Path:
+    """Folder of a small CLIP ResNet."""
+    return write_tiny_resnet(tmp_path_factory.mktemp("backbone") / "resnet")
+
+
+@pytest.fixture(scope="session", params=["vit", "resnet"])
+def backbone(request) -> Path:
+    """Folder of each tiny backbone in turn."""
+    return request.getfixturevalue(f"tiny_{request.param}")
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory) -> Path:
+    """24 separable pictures in a sub-folder per class."""
+    return write_photos(tmp_path_factory.mktemp("photos"))
+
+
+@pytest.fixture(scope="session")
+def classes(tmp_path_factory) -> Path:
+    """File of the four class names."""
+    return write_classes(tmp_path_factory.mktemp("classes") / "classes.txt")

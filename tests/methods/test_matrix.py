@@ -1,0 +1,185 @@
+"""What every method owes, whatever it learns. A new method passes by being registered."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from finelens import api
+from finelens.images.batches import batches, centre_batches
+from finelens.methods.registry import METHODS, find_method
+from finelens.models import load_model, save_model
+from finelens.pipeline import decode_limits, fit, load
+from finelens.strict import from_mapping
+from finelens.training import loop
+from finelens.training.loop import Hooks, Interrupted
+from tests.toy import ALL, CLASSES, QUIET, TRAINING, Log, digest, events, fit_toy, options_for, picture, pictures, prepare_toy, quick, stop_after
+
+EDGE_CASES = {
+    "one class": (pictures(1), CLASSES[:1]),
+    "two classes": (pictures(2), CLASSES[:2]),
+    "duplicates": ([picture(0, 0)] * 7 + [picture(1, 0)] * 3, CLASSES),
+    "single image": ([picture(2, 0)], CLASSES),
+    "last batch of one": (pictures(3)[:9], CLASSES),
+    "fewer images than classes": (pictures(1)[:3], CLASSES),
+}
+
+
+def backbone_state(prepared) -> dict[str, torch.Tensor]:
+    engine_backbone = prepared.engine.backbone
+    return {name: tensor.clone() for name, tensor in {**engine_backbone.state_dict(), **engine_backbone.fitted_state()}.items()}
+
+
+def changed(before, after) -> set[str]:
+    assert before.keys() == after.keys()
+    return {name for name in before if not torch.equal(before[name], after[name])}
+
+
+def learned(model) -> dict[str, torch.Tensor]:
+    return {**model.engine.backbone.image_state(), **model.task.prediction_state()}
+
+
+def test_names_are_lower_case_hyphenated_and_unique():
+    assert len(set(ALL)) == len(ALL)
+    for method in METHODS:
+        assert method.name.replace("-", "").isalnum()
+        assert method.name == method.name.lower()
+        assert method.summary.endswith(".")
+        assert method.summary.count(".") == 1 or "et al." in method.summary
+
+
+def with_useful_heads(prepared, config, store, names):
+    """The same run with text heads that lie near the class means of the pictures, as a trained model's would; a random tower has no such heads."""
+    engine = prepared.engine
+    features = torch.cat([engine.encode_frozen(views).global_ for _, views in centre_batches(store, engine.backbone.preprocess, 64)])
+    target = torch.tensor([names[sample_id] for sample_id in store.ids])
+    common = F.normalize(features.mean(0), dim=0)
+    means = torch.stack([features[target == c].mean(0) for c in range(len(CLASSES))]) - features.mean(0)
+    noise = torch.randn(means.shape, generator=torch.Generator().manual_seed(0))
+    head = F.normalize(means, dim=-1) + F.normalize(noise, dim=-1)
+    head = F.normalize(head - (head @ common)[:, None] * common, dim=-1)
+    heads = replace(prepared.heads, templates=head, descriptions=head, weighted=head)
+    options = from_mapping(prepared.method.config_class, config.method_options, "method")
+    task = prepared.method.build(engine, heads, options, config.training, config.seed)
+    return replace(prepared, heads=heads, task=task)
+
+
+@pytest.mark.parametrize("method", TRAINING)
+def test_loss_is_finite_and_falls_on_separable_pictures(backbone, method):
+    rate = 1e-3 if backbone.name == "vit" else 2e-4
+    options = {**quick(epochs=6, batch_size=24, lr=rate), "views": {"rand_layers": 0, "strong_scale_low": 0.7}}
+    config, prepared = prepare_toy(backbone, method, options=options)
+    loaded = load(pictures(), decode_limits(config, prepared.engine.backbone.preprocess), QUIET)
+    kinds = {record.sample_id: i // 6 for i, record in enumerate(loaded.records)}
+    log = Log()
+    fit(with_useful_heads(prepared, config, loaded.store, kinds), loaded.store, config, QUIET, Hooks(run=log))
+    assert len(log.losses) == 6
+    assert all(math.isfinite(loss) for loss in log.losses)
+    assert log.losses[-1] < log.losses[0] - 0.05
+
+
+@pytest.mark.parametrize("method", ALL)
+def test_only_declared_parameters_change(backbone, method):
+    config, prepared = prepare_toy(backbone, method)
+    store = load(pictures(), decode_limits(config, prepared.engine.backbone.preprocess), QUIET).store
+    tower, task = backbone_state(prepared), {name: p.detach().clone() for name, p in prepared.task.named_parameters()}
+    declared = {id(p) for group in prepared.task.parameter_groups() for _, p in group["params"]}
+    in_scope = prepared.engine.backbone.tunable("norm")
+    fit(prepared, store, config, QUIET)
+    allowed = {name for name, p in in_scope.items() if id(p) in declared} | set(prepared.engine.backbone.fitted_state())
+    moved = changed(tower, backbone_state(prepared))
+    assert moved <= allowed
+    own = dict(prepared.task.named_parameters())
+    moved_own = changed(task, {name: p.detach() for name, p in own.items()})
+    assert {id(own[name]) for name in moved_own} <= declared
+    assert all(not p.requires_grad for name, p in prepared.engine.backbone.named_parameters() if id(p) not in declared)
+    if method in TRAINING:
+        assert moved | moved_own
+    else:
+        assert not declared
+
+
+@pytest.mark.parametrize("method", ALL)
+def test_saved_model_gives_the_same_bits(backbone, method, tmp_path):
+    config, untouched = prepare_toy(backbone, method)
+    store = load(pictures(), decode_limits(config, untouched.engine.backbone.preprocess), QUIET).store
+    prepared, fitted, _ = fit_toy(backbone, method, pictures())
+    save_model(tmp_path, fitted.model)
+    again = load_model(tmp_path)
+    (_, views), *_ = centre_batches(store, prepared.engine.backbone.preprocess, 64)
+    expected, zero_shot = fitted.model.logits(views), fitted.model.zero_shot_logits(views)
+    assert changed(expected, again.logits(views)) == set()
+    assert changed(zero_shot, again.zero_shot_logits(views)) == set()
+    # Asking the unadapted model leaves the adapted one as it was, and equals a model that was never adapted.
+    assert changed(expected, fitted.model.logits(views)) == set()
+    with torch.no_grad():
+        features = untouched.engine.encode_frozen(views).global_
+    assert torch.equal(zero_shot["templates"], untouched.engine.backbone.logit_scale * features @ untouched.heads.templates.T)
+    assert torch.equal(zero_shot["templates"], fitted.zero_shot_logits)
+
+
+@pytest.mark.parametrize("steps", [2, 4])
+@pytest.mark.parametrize("method", TRAINING)
+def test_interrupted_and_resumed_run_ends_in_the_same_bits(backbone, method, steps, photos, classes, tmp_path):
+    given = {"backbone": f"local:{backbone}", "method": method, "options": quick(), "console": QUIET}
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    api.adapt(photos, classes, whole, **given)
+    with pytest.raises(Interrupted):
+        api.adapt(photos, classes, broken, **given, should_stop=stop_after(steps))
+    assert not (broken / "model").exists()
+    assert api.resume(broken, console=QUIET) is not None
+    for file in ("model/model.safetensors", "model/zero_shot.safetensors", "predictions.csv"):
+        assert digest(whole / file) == digest(broken / file), file
+    assert events(whole) == events(broken)
+
+
+@pytest.mark.parametrize("case", EDGE_CASES)
+@pytest.mark.parametrize("method", ALL)
+def test_unusual_numbers_of_images_and_classes(backbone, method, case):
+    images, names = EDGE_CASES[case]
+    prepared, fitted, log = fit_toy(backbone, method, images, names, options_for(method, epochs=1))
+    assert fitted.zero_shot_logits.shape == (len(images), len(names))
+    assert all(math.isfinite(loss) for loss in log.losses)
+    assert all(torch.isfinite(tensor).all() for tensor in learned(fitted.model).values())
+    size = prepared.engine.backbone.preprocess.image_size
+    logits = fitted.model.logits(torch.zeros(1, 3, size, size, dtype=torch.uint8))["logits"]
+    assert logits.shape == (1, len(names))
+    assert torch.isfinite(logits).all()
+
+
+@pytest.mark.parametrize("method", TRAINING)
+def test_number_of_view_threads_does_not_change_a_bit(backbone, method, monkeypatch):
+    models = []
+    for workers in (1, 4):
+        monkeypatch.setattr(loop, "batches", partial(batches, workers=workers))
+        _, fitted, _ = fit_toy(backbone, method, pictures(), options=quick(epochs=1))
+        models.append(learned(fitted.model))
+    assert changed(*models) == set()
+
+
+@pytest.mark.parametrize("method", TRAINING)
+def test_seed_decides_and_nothing_else_does(tiny_vit, method):
+    first, again, other = (learned(fit_toy(tiny_vit, method, pictures(), options=quick(epochs=1), seed=seed)[1].model) for seed in (0, 0, 1))
+    assert changed(first, again) == set()
+    assert changed(first, other) != set()
+
+
+@pytest.mark.parametrize("method", TRAINING)
+def test_cost_declares_the_forwards_that_a_step_makes(tiny_vit, method):
+    config, prepared = prepare_toy(tiny_vit, method, options=quick(epochs=3))
+    store = load(pictures(), decode_limits(config, prepared.engine.backbone.preprocess), QUIET).store
+    cost = prepared.task.cost()
+    fit(prepared, store, config, QUIET)
+    engine, n = prepared.engine, len(store)
+    assert engine.grad_forwards == 3 * n * cost.grad_forwards
+    assert engine.no_grad_forwards - n == 3 * n * cost.no_grad_forwards
+
+
+def test_options_of_every_method_have_defaults():
+    for method in METHODS:
+        assert from_mapping(find_method(method.name).config_class, {}, "method") is not None

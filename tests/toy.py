@@ -1,0 +1,114 @@
+"""A small world for the tests that cross modules: 24 separable pictures in four classes, tiny backbones, quiet runs of seconds."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from finelens.api import make_config
+from finelens.console import Console
+from finelens.methods.registry import METHODS
+from finelens.pipeline import Fitted, Prepared, decode_limits, fit, load, prepare
+from finelens.training.loop import Hooks
+
+CLASSES = ("red stripe", "green check", "blue disc", "yellow ramp")
+TRAINING = tuple(method.name for method in METHODS if method.trains)
+ALL = tuple(method.name for method in METHODS)
+QUIET = Console(enabled=False)
+_COLOURS = np.array([(220, 40, 40), (40, 190, 60), (40, 60, 220), (230, 210, 40)])
+
+
+def picture(kind: int, seed: int, height: int = 70, width: int = 90) -> np.ndarray:
+    """A noisy picture of class ``kind``, (H, W, 3) uint8: a colour and a pattern of its own."""
+    rng = np.random.default_rng(1000 * kind + seed)
+    y, x = np.mgrid[0:height, 0:width]
+    period, phase = rng.integers(10, 16), rng.integers(0, 10)
+    pattern = (
+        (x + phase) // (period // 2) % 2,
+        ((x + phase) // period + y // period) % 2,
+        (np.hypot(x - width / 2 - phase, y - height / 2) < 2 * period).astype(int),
+        (y + phase) / (height + 10),
+    )[kind]
+    pixels = 30 + pattern[..., None] * (_COLOURS[kind] - 30) + rng.normal(0, 6, (height, width, 3))
+    return np.clip(pixels, 0, 255).astype(np.uint8)
+
+
+def pictures(per_class: int = 6) -> list[np.ndarray]:
+    return [picture(kind, seed) for kind in range(len(CLASSES)) for seed in range(per_class)]
+
+
+def write_photos(folder: Path, names: Sequence[str] = CLASSES, per_class: int = 6) -> Path:
+    """One sub-folder per class, called ``names``. Returns ``folder``."""
+    for kind, name in enumerate(names):
+        (folder / name).mkdir(parents=True)
+        for seed in range(per_class):
+            Image.fromarray(picture(kind, seed)).save(folder / name / f"{seed}.png")
+    return folder
+
+
+def write_classes(path: Path, names: Sequence[str] = CLASSES) -> Path:
+    path.write_text("\n".join(names) + "\n", encoding="utf-8")
+    return path
+
+
+def quick(**training: Any) -> dict[str, dict[str, Any]]:
+    """Options of a run that every training method finishes in a second."""
+    return {"training": {"epochs": 2, "batch_size": 8, "lr": 1e-3, "precision": "float32", **training}}
+
+
+def options_for(method: str, **training: Any) -> dict[str, dict[str, Any]]:
+    """:func:`quick`, or nothing but the precision for a method that does not train."""
+    return quick(**training) if method in TRAINING else {"training": {"precision": "float32"}}
+
+
+class Log:
+    """Collects the events of a run."""
+
+    def __init__(self) -> None:
+        self.events: list[dict[str, Any]] = []
+
+    def log(self, event: str, **fields: Any) -> int:
+        self.events.append({"event": event, **fields})
+        return len(self.events)
+
+    @property
+    def losses(self) -> list[float]:
+        return [event["loss"] for event in self.events if event["event"] == "epoch"]
+
+
+def prepare_toy(backbone: Path, method: str, names: Sequence[str] = CLASSES, options: Mapping[str, Any] | None = None, seed: int = 0):
+    """Configuration and prepared parts of a run with a local backbone."""
+    config = make_config("adapt", "(toy)", method, options or options_for(method), backbone=f"local:{backbone}", seed=seed, device="cpu")
+    return config, prepare(config, names, None, QUIET)
+
+
+def fit_toy(
+    backbone: Path, method: str, images: Sequence[np.ndarray], names: Sequence[str] = CLASSES, options: Mapping[str, Any] | None = None, seed: int = 0
+) -> tuple[Prepared, Fitted, Log]:
+    """A whole adaptation in memory."""
+    config, prepared = prepare_toy(backbone, method, names, options, seed)
+    store = load(images, decode_limits(config, prepared.engine.backbone.preprocess), QUIET).store
+    log = Log()
+    return prepared, fit(prepared, store, config, QUIET, Hooks(run=log)), log
+
+
+def digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def stop_after(steps: int):
+    """A ``should_stop`` that says yes after so many training steps."""
+    left = iter(range(steps - 1))
+    return lambda: next(left, None) is None
+
+
+def events(run: Path) -> list[dict[str, Any]]:
+    """Events of a run without what may differ between two equal runs: times, and lines that say it was resumed."""
+    lines = [json.loads(line) for line in (run / "events.jsonl").read_text(encoding="utf-8").splitlines()]
+    return [{k: v for k, v in line.items() if k not in ("time", "seconds")} for line in lines if line["event"] != "resume"]
