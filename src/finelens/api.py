@@ -134,7 +134,13 @@ def adapt(
     _check_descriptions(descriptions)
     files = discover(Path(photos), exclude=Path(out))
     with RunFolder.create(out, config, overwrite=overwrite) as run:
-        return _execute(run, files, names, console, should_stop, resume=False)
+        try:
+            return _execute(run, files, names, console, should_stop, resume=False)
+        except UserError:
+            # Nothing has happened in the folder yet: the corrected command may use it.
+            if not run.events_path.exists():
+                run.config_path.unlink(missing_ok=True)
+            raise
 
 
 def _absolute(path: str | Path) -> str:

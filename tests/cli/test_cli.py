@@ -1,0 +1,203 @@
+"""The verbs, with the defaults that a user gets and a tiny backbone."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+
+from finelens.methods.registry import METHODS
+from finelens.schemas import EVALUATION_KEYS, PREDICTION_COLUMNS
+from tests.cli.conftest import FAST
+from tests.toy import CLASSES, digest
+
+
+def table(path) -> list[dict[str, str]]:
+    with open(path, encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_help_is_fast():
+    spent = []
+    for _ in range(8):
+        start = time.perf_counter()
+        finished = subprocess.run([sys.executable, "-m", "finelens", "--help"], capture_output=True, text=True, check=True)
+        spent.append(time.perf_counter() - start)
+        if spent[-1] < 0.5:
+            break
+    assert min(spent) < 0.5
+    for verb in ("adapt", "zero-shot", "resume", "predict", "evaluate", "methods", "demo"):
+        assert f"\n  {verb} " in finished.stdout
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["adapt", "--help"], ["--version"], ["methods"], ["adapt", "photos", "--clases", "x"]])
+def test_answers_at_once_import_no_tensor_library(arguments):
+    code = (
+        "import sys; from finelens.cli import main\n"
+        f"try: main({arguments!r})\n"
+        "except SystemExit: pass\n"
+        "print('heavy:', [name for name in ('torch', 'numpy', 'open_clip', 'sklearn', 'PIL') if name in sys.modules])"
+    )
+    finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert finished.stdout.splitlines()[-1] == "heavy: []"
+
+
+def test_methods_prints_name_family_and_sentence(run):
+    result = run("methods")
+    assert (result.code, result.err) == (0, "")
+    lines = result.out.splitlines()
+    assert [line.split()[0] for line in lines] == [method.name for method in METHODS]
+    for line, method in zip(lines, METHODS, strict=True):
+        assert line.split(maxsplit=2) == [method.name, method.family, method.summary]
+
+
+def test_adapt_writes_a_run(adapted):
+    config = json.loads((adapted / "config.json").read_text())
+    assert config["method"] == "microclip"
+    assert config["training"] == {
+        "epochs": 2,
+        "batch_size": 8,
+        "lr": 0.001,
+        "min_lr": 2e-6,
+        "weight_decay": 0.1,
+        "scope": "norm",
+        "precision": "auto",
+    }
+    assert config["method_options"]["crops"] == 2
+    assert config["method_options"]["gamma"] == 0.5
+    assert config["views"]["store_short_side"] == 448
+    assert {path.name for path in (adapted / "model").iterdir()} == {"model.json", "model.safetensors", "zero_shot.safetensors"}
+    lines = [json.loads(line) for line in (adapted / "events.jsonl").read_text().splitlines()]
+    assert [line["event"] for line in lines] == ["start", "images", "classes", "epoch", "epoch", "predictions", "end"]
+    assert lines[1]["counts"] == {"ok": 24, "corrupt": 1, "unsupported": 1}
+
+
+def test_one_row_for_each_file_whatever_became_of_it(adapted):
+    rows = table(adapted / "predictions.csv")
+    assert tuple(rows[0]) == PREDICTION_COLUMNS
+    status = {row["path"]: row["status"] for row in rows}
+    assert status == {f"{name}/{i}.png": "ok" for name in CLASSES for i in range(6)} | {"broken.jpg": "corrupt", "notes.txt": "unsupported"}
+    assert [row["path"] for row in rows] == sorted(status)
+    for row in rows:
+        if row["status"] == "ok":
+            top = json.loads(row["top5"])
+            assert row["class"] == top[0][0]
+            assert {row["class"], row["zero_shot_class"]} <= set(CLASSES)
+            assert sum(p for _, p in top) == pytest.approx(1, abs=1e-5)
+            assert float(row["margin"]) == pytest.approx(top[0][1] - top[1][1], abs=1e-5)
+        else:
+            assert (row["class"], row["probability"], row["top5"]) == ("", "", "")
+            assert row["reason"]
+
+
+def test_adapt_says_what_it_does_on_standard_error_only(run, given, tmp_path):
+    result = run("adapt", *given, "--out", tmp_path / "run", *FAST)
+    assert (result.code, result.out) == (0, "")
+    for part in ("templates stand in for all 4 classes", "26 files, 24 ok", "predicted time: about", "changed class", "wrote"):
+        assert part in result.err
+    assert "Warning" not in result.err
+
+
+def test_adapt_twice_gives_the_same_bits(run, given, adapted, tmp_path):
+    assert run("adapt", *given, "--out", tmp_path / "run", *FAST).code == 0
+    for file in ("predictions.csv", "model/model.safetensors"):
+        assert digest(tmp_path / "run" / file) == digest(adapted / file)
+
+
+def test_zero_shot(run, given, adapted, tmp_path):
+    result = run("zero-shot", *given, "--out", tmp_path / "run")
+    assert result.code == 0
+    assert "0 of 24 images changed class" in result.err
+    rows = {row["path"]: row for row in table(tmp_path / "run" / "predictions.csv")}
+    assert all(row["class"] == row["zero_shot_class"] for row in rows.values())
+    # What a training run calls zero-shot is this.
+    assert {path: row["class"] for path, row in rows.items()} == {row["path"]: row["zero_shot_class"] for row in table(adapted / "predictions.csv")}
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert (config["verb"], config["method"]) == ("zero-shot", "zero-shot")
+
+
+def test_zero_shot_with_descriptions(run, given, tmp_path):
+    texts = {name: [f"a drawing of {name} number {i}." for i in range(3)] for name in CLASSES}
+    (tmp_path / "texts.json").write_text(json.dumps(texts))
+    result = run("zero-shot", *given, "--method", "cupl", "--descriptions", tmp_path / "texts.json", "--out", tmp_path / "run")
+    assert result.code == 0
+    assert "templates stand in" not in result.err
+
+
+def test_class_without_a_description_is_reported_and_gets_templates(run, given, tmp_path):
+    (tmp_path / "texts.json").write_text(json.dumps({CLASSES[0]: ["red and striped."], "Blue_Disc": ["round."], "unicorn": ["white."]}))
+    result = run("zero-shot", *given, "--method", "cupl", "--descriptions", tmp_path / "texts.json", "--out", tmp_path / "run")
+    assert result.code == 0
+    assert CLASSES[1] in result.err
+    assert CLASSES[3] in result.err
+    assert "unicorn" in result.err
+    assert CLASSES[2] not in result.err
+    logged = next(json.loads(line) for line in (tmp_path / "run" / "events.jsonl").read_text().splitlines() if '"classes"' in line)
+    assert logged["descriptions"]["missing"] == [CLASSES[1], CLASSES[3]]
+
+
+def test_predict_new_photographs(run, adapted, world, tmp_path):
+    result = run("predict", adapted, world / "new", "--csv", tmp_path / "out.csv")
+    assert (result.code, result.out) == (0, "")
+    rows = table(tmp_path / "out.csv")
+    assert [row["path"] for row in rows] == sorted(f"{name}.png" for name in CLASSES)
+    assert all(row["status"] == "ok" and row["zero_shot_class"] for row in rows)
+
+
+def test_predict_on_the_photographs_of_the_run_repeats_its_table(run, adapted, world, tmp_path):
+    assert run("predict", adapted, world / "photos", "--csv", tmp_path / "out.csv").code == 0
+    before, after = table(adapted / "predictions.csv"), table(tmp_path / "out.csv")
+    columns = ("path", "class", "zero_shot_class", "status", "reason")
+    assert [[row[c] for c in columns] for row in before] == [[row[c] for c in columns] for row in after]
+    for a, b in zip(before, after, strict=True):
+        assert float(a["probability"] or 0) == pytest.approx(float(b["probability"] or 0), abs=0.02)
+
+
+def test_evaluate_by_folders(run, adapted, photos, tmp_path):
+    result = run("evaluate", adapted, photos, "--labels", "folders", "--json", tmp_path / "scores.json")
+    assert (result.code, result.err) == (0, "")
+    assert len(result.out.splitlines()) == 1
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    assert set(EVALUATION_KEYS) <= scores.keys()
+    right = [row["class"] == row["path"].split("/")[0] for row in table(adapted / "predictions.csv") if row["status"] == "ok"]
+    first = [row["zero_shot_class"] == row["path"].split("/")[0] for row in table(adapted / "predictions.csv") if row["status"] == "ok"]
+    assert scores["n"] == 24
+    assert scores["accuracy"] == pytest.approx(sum(right) / 24)
+    assert scores["class_mean_accuracy"] == pytest.approx(sum(right) / 24)
+    assert scores["zero_shot_accuracy"] == pytest.approx(sum(first) / 24)
+    assert f"accuracy {scores['accuracy']:.1%}" in result.out
+
+
+def test_evaluate_by_table_counts_what_could_not_be_read(run, adapted, world, tmp_path):
+    predicted = {row["path"]: row["class"] for row in table(adapted / "predictions.csv")}
+    wrong = {name: next(other for other in CLASSES if other != name) for name in CLASSES}
+    rows = [(path, label if i % 4 else wrong[label]) for i, (path, label) in enumerate(sorted(predicted.items())) if label][:8]
+    rows.append(("broken.jpg", CLASSES[0]))
+    (tmp_path / "labels.csv").write_text("path,label\n" + "\n".join(f"{path},{label}" for path, label in rows))
+    result = run("evaluate", adapted, world / "photos", "--labels", tmp_path / "labels.csv", "--json", tmp_path / "scores.json")
+    assert result.code == 0
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    hits = sum(predicted[path] == label for path, label in rows[:8])
+    assert (scores["n"], scores["n_failed"], scores["accuracy"]) == (8, 1, hits / 8)
+    assert 0 < hits < 8
+    assert "1 could not be read" in result.out
+
+
+def test_resume_of_a_finished_run_says_so(run, adapted):
+    before = {path: digest(path) for path in adapted.rglob("*") if path.is_file()}
+    result = run("resume", adapted)
+    assert (result.code, result.out) == (0, "")
+    assert "is finished; nothing to resume" in result.err
+    assert {path: digest(path) for path in adapted.rglob("*") if path.is_file()} == before
+
+
+def test_overwrite_replaces_an_earlier_run(run, given, tmp_path):
+    out = tmp_path / "run"
+    assert run("adapt", *given, "--out", out, *FAST, "--seed", 1).code == 0
+    assert run("zero-shot", *given, "--out", out, "--overwrite").code == 0
+    assert json.loads((out / "config.json").read_text())["verb"] == "zero-shot"
+    assert not (out / "checkpoint").exists()

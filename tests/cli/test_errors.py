@@ -1,0 +1,249 @@
+"""A mistake of the user is exactly one line on standard error and exit code 2; no traceback, and nothing on standard output."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from tests.cli.conftest import FAST
+from tests.toy import CLASSES
+
+
+@pytest.fixture
+def fails(run):
+    """Runs the command and returns its one line."""
+
+    def call(*arguments: object) -> str:
+        result = run(*arguments)
+        assert (result.code, result.out) == (2, ""), result
+        lines = result.err.splitlines()
+        assert len(lines) == 1, lines
+        assert lines[0].startswith("finelens: ")
+        assert "Traceback" not in lines[0]
+        return lines[0]
+
+    return call
+
+
+@pytest.fixture
+def adapt(fails, world, tmp_path):
+    """``adapt`` with one argument replaced."""
+
+    def call(*more: object, photos=None, classes=None, backbone=None, verb="adapt") -> str:
+        return fails(
+            verb,
+            photos or world / "photos",
+            *("--classes", classes or world / "classes.txt"),
+            *("--backbone", backbone or f"local:{world / 'backbone'}"),
+            *("--out", tmp_path / "run"),
+            *more,
+        )
+
+    return call
+
+
+def test_wrong_path(adapt, tmp_path):
+    assert str(tmp_path / "nowhere") in adapt(photos=tmp_path / "nowhere")
+    assert not (tmp_path / "run").exists()
+
+
+def test_file_instead_of_folder(adapt, world):
+    assert "is a file; give the folder" in adapt(photos=world / "classes.txt")
+
+
+def test_empty_folder(adapt, tmp_path):
+    (tmp_path / "empty").mkdir()
+    assert "holds no visible file" in adapt(photos=tmp_path / "empty")
+
+
+@pytest.mark.parametrize("content", ["", "\n \n", "# only a comment\n"])
+def test_empty_class_list(adapt, tmp_path, content):
+    (tmp_path / "names.txt").write_text(content)
+    line = adapt(classes=tmp_path / "names.txt")
+    assert "there are no class names" in line
+    assert "names.txt" in line
+
+
+def test_missing_class_file(adapt, tmp_path):
+    assert "does not exist" in adapt(classes=tmp_path / "names.txt")
+
+
+def test_repeated_class(adapt, tmp_path):
+    (tmp_path / "names.txt").write_text("cat\ndog\nCat \n")
+    assert "'cat' (line 1), 'Cat' (line 3)" in adapt(classes=tmp_path / "names.txt")
+
+
+def test_misspelt_option(fails, world):
+    assert "--classes" in fails("adapt", world / "photos", "--clases", world / "classes.txt", "--out", "run")
+
+
+def test_missing_option(fails, world):
+    assert "--classes" in fails("adapt", world / "photos", "--out", "run")
+
+
+def test_misspelt_verb(fails):
+    assert "adpat" in fails("adpat")
+
+
+@pytest.mark.parametrize(
+    ("assignment", "hint"),
+    [
+        ("training.epoch=3", "did you mean training.epochs?"),
+        ("trainig.epochs=3", "did you mean training.epochs?"),
+        ("method.gama=0.5", "did you mean method.gamma?"),
+        ("views.crop_lo=0.5", "did you mean views.crop_low?"),
+        ("training.epochs", "expected section.key=value"),
+        ("epochs=3", "expected section.key=value"),
+        ("training.epochs=0", "training.epochs must be at least 1"),
+        ("training.epochs=many", "training.epochs: expected an integer, got 'many'"),
+        ("training.lr=nan", "training.lr"),
+        ("training.precision=float16", "training.precision: expected one of"),
+        ("method.gamma=2", "method.gamma must lie between 0 and 1"),
+        ("method.query=salience", "did you mean 'saliency'?"),
+        ("text.templates=nowhere.txt", "nowhere.txt"),
+    ],
+)
+def test_misspelt_or_impossible_setting(adapt, assignment, hint):
+    assert hint in adapt("--set", assignment)
+
+
+def test_training_option_of_a_method_that_does_not_train(adapt):
+    assert "method zero-shot does not train" in adapt("--set", "training.epochs=3", verb="zero-shot")
+
+
+def test_misspelt_method(adapt):
+    assert "did you mean microclip?" in adapt("--method", "micro-clip")
+
+
+def test_training_method_with_zero_shot(adapt):
+    assert "use finelens adapt --method microclip" in adapt("--method", "microclip", verb="zero-shot")
+
+
+@pytest.mark.parametrize("backbone", ["clip", "open_clip:", "local:/nowhere", "open_clip:ViT-B-3/openai", "file:x"])
+def test_unknown_backbone(adapt, backbone):
+    assert backbone.partition(":")[2] in adapt(backbone=backbone)
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda", "cuda:7", "mps"])
+def test_device_that_is_not_here(adapt, device):
+    if torch.cuda.is_available() or torch.backends.mps.is_available():
+        pytest.skip("this machine has an accelerator")
+    assert repr(device) in adapt("--device", device)
+
+
+def test_negative_seed(adapt):
+    assert "--seed" in adapt("--seed", "-1")
+
+
+def test_descriptions_of_other_classes(adapt, tmp_path):
+    (tmp_path / "texts.json").write_text(json.dumps({"cat": ["furry."], "dog": ["loyal."]}))
+    assert "describes none of the 4 classes" in adapt("--descriptions", tmp_path / "texts.json")
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{", '{"red stripe": "one text"}'])
+def test_unusable_descriptions(adapt, tmp_path, content):
+    (tmp_path / "texts.json").write_text(content)
+    assert "texts.json" in adapt("--descriptions", tmp_path / "texts.json")
+
+
+def test_out_with_an_earlier_run(fails, given, adapted):
+    assert "--overwrite" in fails("adapt", *given, "--out", adapted)
+
+
+@pytest.mark.parametrize("more", [(), ("--overwrite",)])
+def test_out_with_foreign_files(adapt, tmp_path, more):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.tex").write_text("precious")
+    assert "was not written by finelens" in adapt(*more)
+    assert (tmp_path / "run" / "thesis.tex").read_text() == "precious"
+
+
+def test_out_inside_the_photographs(fails, given, world):
+    assert "lies inside the photographs" in fails("adapt", *given, "--out", world / "photos" / "run")
+    assert not (world / "photos" / "run").exists()
+
+
+def test_scope_that_the_tower_does_not_have(run, given, tmp_path):
+    result = run("adapt", *given, "--out", tmp_path / "run", "--set", "training.scope=last-9-norm")
+    assert result.code == 2
+    assert "unknown tuning scope 'last-9-norm'" in result.err.splitlines()[-1]
+    assert "k from 1 to 2" in result.err.splitlines()[-1]
+
+
+def test_no_image_can_be_read(run, given, tmp_path):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.jpg").write_text("no")
+    result = run("adapt", tmp_path / "photos", *given[1:], "--out", tmp_path / "run")
+    assert result.code == 2
+    *said, line = result.err.splitlines()
+    assert line.startswith("finelens: none of the 1 files is an image that can be read (a.jpg: corrupt")
+    assert not any(text.startswith("finelens:") for text in said)
+
+
+def test_a_failed_start_leaves_nothing_in_the_way(adapt, run, given, tmp_path):
+    adapt(backbone="local:/nowhere")
+    result = run("zero-shot", *given, "--out", tmp_path / "run")
+    assert result.code == 0, result.err
+
+
+def test_predict_without_a_run(fails, world, tmp_path):
+    assert "is not the folder of a finelens run" in fails("predict", tmp_path, world / "new", "--csv", tmp_path / "out.csv")
+    assert "is not the folder of a finelens run" in fails("resume", tmp_path)
+    assert "is not the folder of a finelens run" in fails("evaluate", tmp_path, world / "new", "--labels", "folders")
+
+
+def test_predict_with_an_unfinished_run(fails, adapted, world, tmp_path):
+    shutil.copytree(adapted, tmp_path / "run", ignore=shutil.ignore_patterns("model"))
+    line = fails("predict", tmp_path / "run", world / "new", "--csv", tmp_path / "out.csv")
+    assert "the run is not finished (finelens resume)" in line
+    assert not (tmp_path / "out.csv").exists()
+
+
+def test_predict_with_a_damaged_model(fails, adapted, world, tmp_path):
+    shutil.copytree(adapted, tmp_path / "run")
+    weights = tmp_path / "run" / "model" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    assert "model.safetensors" in fails("predict", tmp_path / "run", world / "new", "--csv", tmp_path / "out.csv")
+
+
+def test_predict_nothing(fails, adapted, tmp_path):
+    assert "nowhere" in fails("predict", adapted, tmp_path / "nowhere", "--csv", tmp_path / "out.csv")
+
+
+def test_predict_into_a_folder(fails, adapted, world, tmp_path):
+    assert str(tmp_path) in fails("predict", adapted, world / "new", "--csv", tmp_path)
+
+
+def test_evaluate_with_folders_of_no_class(fails, adapted, tmp_path, photos):
+    shutil.copytree(photos, tmp_path / "test")
+    (tmp_path / "test" / CLASSES[0]).rename(tmp_path / "test" / "red strip")
+    assert "nearest class: 'red stripe'" in fails("evaluate", adapted, tmp_path / "test", "--labels", "folders")
+
+
+def test_evaluate_with_a_label_of_no_class(fails, adapted, photos, tmp_path):
+    (tmp_path / "labels.csv").write_text("path,label\nred stripe/0.png,red stripes\n")
+    assert "did you mean 'red stripe'?" in fails("evaluate", adapted, photos, "--labels", tmp_path / "labels.csv")
+
+
+def test_evaluate_without_a_labels_file(fails, adapted, photos, tmp_path):
+    assert "labels.csv" in fails("evaluate", adapted, photos, "--labels", tmp_path / "labels.csv")
+
+
+def test_run_written_by_a_newer_version(fails, adapted, world, tmp_path):
+    shutil.copytree(adapted, tmp_path / "run")
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    (tmp_path / "run" / "config.json").write_text(json.dumps({**config, "schema_version": 99}))
+    assert "upgrade finelens" in fails("resume", tmp_path / "run")
+    assert "upgrade finelens" in fails("predict", tmp_path / "run", world / "new", "--csv", tmp_path / "out.csv")
+
+
+def test_loss_that_is_not_finite_stops_with_a_remedy(run, given, tmp_path):
+    result = run("adapt", *given, "--out", tmp_path / "run", *FAST, "--set", "training.lr=1e30")
+    assert result.code == 2
+    line = result.err.splitlines()[-1]
+    assert line.startswith("finelens: the loss became")
+    assert "training.lr" in line
+    assert not (tmp_path / "run" / "model").exists()
