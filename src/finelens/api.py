@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,7 @@ from finelens.methods.registry import find_method
 from finelens.models import Model, load_model, save_model
 from finelens.pipeline import Predictions, decode_limits, fit, load, predict_items, predict_store, prepare, status_counts
 from finelens.predictions import PredictionRow, rows_from_logits, softmax, write_predictions
-from finelens.protocol import Preprocess
+from finelens.protocol import ClassSet, Preprocess
 from finelens.runs import RunFolder
 from finelens.strict import to_plain
 from finelens.training.checkpoint import read_events_offset
@@ -188,14 +189,17 @@ def _execute(
 ) -> RunResult:
     config = run.config
     offset = read_events_offset(run.checkpoint_dir) if resume else 0
-    known = _logged_digest(run) if offset else None
+    known = _logged_digests(run) if offset else {}
     if resume:
         run.resume(offset)
     fresh = offset == 0
     prepared = prepare(config, names, config.descriptions_file, console)
+    texts = classes_digest(prepared.classes)
+    if known.get("classes", texts) != texts:
+        raise UserError(f"the class names, templates or descriptions of {run.path} have changed since the run was started; start a new run")
     loaded = load(files, decode_limits(config, prepared.engine.backbone.preprocess), console, run.path)
     digest = images_digest(loaded)
-    if known is not None and known != digest:
+    if known.get("images", digest) != digest:
         raise UserError(f"the photographs in {config.photos} have changed since the run was started; start a new run with finelens adapt")
     counts = status_counts(loaded.records)
     console.say(f"images: {len(loaded.records)} files, " + ", ".join(f"{count} {status}" for status, count in counts.items()))
@@ -203,7 +207,7 @@ def _execute(
         run.log("start", verb=config.verb, method=config.method, backbone=config.backbone, seed=config.seed)
         run.log("images", files=len(loaded.records), counts=counts, digest=digest)
         report = None if prepared.report is None else prepared.report.to_json()
-        offset = run.log("classes", classes=len(names), templates=list(prepared.classes.templates), descriptions=report)
+        offset = run.log("classes", classes=len(names), templates=list(prepared.classes.templates), descriptions=report, digest=texts)
     hooks = Hooks(run=run, checkpoints=run.checkpoint_dir, events_offset=offset, should_stop=should_stop or (lambda: False))
     fitted = fit(prepared, loaded.store, config, console, hooks, resume=resume and not fresh)
     logits = predict_store(fitted.model, loaded.store, console)["logits"]
@@ -221,8 +225,13 @@ def images_digest(loaded: LoadedImages) -> str:
     return hashlib.sha256("\n".join(loaded.store.ids).encode()).hexdigest()
 
 
-def _logged_digest(run: RunFolder) -> str | None:
-    return next((event["digest"] for event in run.events() if event["event"] == "images"), None)
+def classes_digest(classes: ClassSet) -> str:
+    """Hash of the class names and of every text about them."""
+    return hashlib.sha256(json.dumps(to_plain(classes)).encode()).hexdigest()
+
+
+def _logged_digests(run: RunFolder) -> dict[str, str]:
+    return {event["event"]: event["digest"] for event in run.events() if "digest" in event}
 
 
 def _finish(run: RunFolder, model: Model, result: RunResult, console: Console) -> None:
