@@ -16,13 +16,13 @@ from finelens.config import TrainingConfig
 from finelens.errors import UserError
 from finelens.images.views import ViewConfig
 from finelens.methods import dpa
-from finelens.methods.common import PseudoLabels, weighted_cross_entropy
+from finelens.methods.common import PseudoLabels, ranking, weighted_cross_entropy
 from finelens.methods.dpa.config import DpaConfig, PresetName
 from finelens.methods.dpa.presets import PRESETS, PUBLISHED
 from finelens.methods.dpa.prototypes import alignment_loss, image_prototypes
 from finelens.methods.dpa.pseudo_labels import align_distribution, assign
 from finelens.methods.dpa.task import Dpa
-from finelens.protocol import TargetFeatures
+from finelens.protocol import Batch, TargetFeatures
 from finelens.strict import from_mapping, to_plain
 from finelens.training.loop import Hooks, Interrupted, Trainer
 from finelens.training.losses import log_batch_marginal, marginal_loss
@@ -90,9 +90,15 @@ def test_a_step_writes_its_images_into_memory_and_only_the_end_of_the_epoch_rene
     task = prepared(engine, DpaConfig(image_share=0.0), batch)
     features, prototypes = task.memory_features.clone(), task.image_prototypes.clone()
     half = random_batch(3, 0, seed=1)
-    task.step(type(half)(torch.tensor([4, 1, 5]), weak=half.weak, strong=half.strong), 0, 0)
+    task.memory_labels.fill_(C - 1)
+    weak = engine.encode_frozen(half.weak).global_
+    # With text alone and a queue that is still empty, the label is the batch-balanced one.
+    text = task.logits(weak).softmax(-1)
+    task.step(Batch(torch.tensor([4, 1, 5]), weak=half.weak, strong=half.strong), 0, 0)
+    assert torch.equal(task.memory_labels[[0, 2, 3]], torch.full((3,), C - 1))
+    assert torch.equal(task.memory_labels[[4, 1, 5]], (text / text.mean(0)).argmax(-1))
     assert torch.equal(task.memory_features[[0, 2, 3]], features[[0, 2, 3]])
-    assert torch.equal(task.memory_features[[4, 1, 5]], engine.encode_frozen(half.weak).global_)
+    assert torch.equal(task.memory_features[[4, 1, 5]], weak)
     assert torch.equal(task.image_prototypes, prototypes)
     task.end_epoch(0)
     assert not torch.equal(task.image_prototypes, prototypes)
@@ -159,7 +165,26 @@ def test_weights_are_small_where_text_and_images_disagree():
     assert assign(text, text, image, image_share=0.5, weighting=False).weights.tolist() == [1, 1]
 
 
+def test_ranking_asks_the_text_before_its_alignment(engine):
+    task = Dpa(engine, random_heads(C).templates, DpaConfig())
+    weak = unit_rows(20, DIM, seed=0)
+    pseudo = task.pseudo_labels(weak)
+    image = (engine.backbone.logit_scale * weak @ task.image_prototypes.T).softmax(-1)
+    text = task.logits(weak).softmax(-1)
+    torch.testing.assert_close(pseudo.weights, ranking(image, pseudo.labels) * ranking(text, pseudo.labels))
+    assert not torch.equal(text.argmax(-1), pseudo.labels)
+
+
 # Losses
+
+
+def test_each_label_counts_by_its_weight(engine):
+    task = Dpa(engine, random_heads(C).templates, DpaConfig(marginal="none", align_weight=0.0))
+    strong, labels, weights = unit_rows(B, DIM, seed=0), torch.tensor([0, 1, 2, 3, 0, 1]), torch.linspace(0, 1, B)
+    loss, log = task.loss(strong, PseudoLabels(labels, weights, torch.full((B, C), 1 / C)))
+    log_p = (engine.backbone.logit_scale * strong @ task.prototypes.T).log_softmax(-1)
+    torch.testing.assert_close(loss, -(weights * log_p[torch.arange(B), labels]).sum() / B)
+    assert log["pseudo_weight"] == pytest.approx(0.5)
 
 
 def test_gradients_of_each_loss_by_finite_differences():
@@ -224,7 +249,12 @@ def test_estimated_prior_follows_the_labels_of_the_epoch(engine):
     batch = random_batch(B, 0)
     task = prepared(engine, DpaConfig(marginal="prior"), batch)
     before = task.class_prior.prior.clone()
+    weak = engine.encode_frozen(batch.weak).global_
+    text = task.logits(weak).softmax(-1)
+    balanced = (text / text.mean(0)) / (text / text.mean(0)).sum(1, keepdim=True)
+    image = (engine.backbone.logit_scale * weak @ task.image_prototypes.T).softmax(-1)
     task.step(batch, 0, 0)
+    torch.testing.assert_close(task.class_prior.posteriors, (image + balanced) / 2)
     assert torch.equal(task.class_prior.prior, before)
     assert task.end_epoch(0)["prior_largest"] == task.class_prior.prior.max().item()
     assert not torch.equal(task.class_prior.prior, before)

@@ -213,6 +213,25 @@ def test_frozen_anchors_stay_and_trained_ones_move_with_the_labels(engine, folde
     assert not torch.equal(trained.pseudo_labels(weak, None).posterior, Fair(trained.engine, start, small()).pseudo_labels(weak, None).posterior)
 
 
+def test_each_label_counts_by_its_weight(engine):
+    task = Fair(engine, random_heads(C).descriptions, small(marginal="none"))
+    strong, labels, weights = unit_rows(B, DIM, seed=0), torch.tensor([0, 1, 2, 3, 0, 1]), torch.linspace(0, 1, B)
+    loss, log = task.loss(strong, PseudoLabels(labels, weights, torch.full((B, C), 1 / C)))
+    log_p = (engine.backbone.logit_scale * strong @ task.anchors[:, 0].T).log_softmax(-1)
+    torch.testing.assert_close(loss, -(weights * log_p[torch.arange(B), labels]).sum() / B)
+    assert log["pseudo_weight"] == pytest.approx(0.5)
+
+
+def test_length_of_the_anchors_says_nothing(engine):
+    task = Fair(engine, random_heads(C).descriptions, small())
+    weak, crops = unit_rows(B, DIM, seed=0), unit_rows(B, 4, DIM, seed=1)
+    logits, las = task.logits(weak), task.las_logits(crops, weak)
+    with torch.no_grad():
+        task.anchors *= torch.linspace(0.5, 3, C)[:, None, None]
+    torch.testing.assert_close(task.logits(weak), logits)
+    torch.testing.assert_close(task.las_logits(crops, weak), las)
+
+
 def test_marginal_options(engine):
     batch = random_batch(6, 4)
     start = separating_rows(engine, batch, C)
@@ -239,6 +258,8 @@ def test_estimated_prior_follows_the_labels_of_the_epoch(engine):
     before = task.class_prior.prior.clone()
     task.step(batch, 0, 0)
     assert torch.equal(task.class_prior.prior, before)
+    crops = engine.encode_frozen(batch.crops.flatten(0, 1)).global_.unflatten(0, (6, 4))
+    torch.testing.assert_close(task.class_prior.posteriors, task.pseudo_labels(features.global_, crops).posterior)
     log = task.end_epoch(0)
     assert not torch.equal(task.class_prior.prior, before)
     assert log["prior_largest"] == task.class_prior.prior.max().item()
