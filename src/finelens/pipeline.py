@@ -106,8 +106,10 @@ def load(source: list[ImageFile] | ImageItems, limits: DecodeLimits, console: Co
     """Decode files or Python objects, with a progress bar.
 
     Raises:
-        UserError: Not one image could be read; the message gives the reasons.
+        UserError: There is no image, or not one could be read; the message gives the reasons.
     """
+    if not _count(source):
+        raise UserError("there is no image to adapt to: the sequence is empty")
     with console.progress(len(source), "read images") as bar:
 
         def advance(done: int) -> None:
@@ -121,6 +123,14 @@ def load(source: list[ImageFile] | ImageItems, limits: DecodeLimits, console: Co
         reasons = "; ".join(f"{record.name}: {record.status}, {record.reason}" for record in loaded.records[:3])
         raise UserError(f"none of the {len(loaded.records)} files is an image that can be read ({reasons})")
     return loaded
+
+
+def _count(source: list[ImageFile] | ImageItems) -> int:
+    """Number of images. What has no length never reaches the loaders, which say what they take."""
+    try:
+        return len(source)
+    except TypeError:
+        raise UserError(f"images must be a folder, a sequence or a data set with a length, got {type(source).__name__}") from None
 
 
 def status_counts(records: Sequence[ImageRecord]) -> dict[str, int]:
@@ -242,9 +252,10 @@ def predict_items(
     parts: list[dict[str, Tensor]] = []
     first: list[dict[str, Tensor]] = []
     rows = 0
-    with console.progress(len(source), "predict") as bar:
-        for start in range(0, len(source), GROUP):
-            group = [source[i] for i in range(start, min(start + GROUP, len(source)))]
+    count = _count(source)
+    with console.progress(count, "predict") as bar:
+        for start in range(0, count, GROUP):
+            group = [source[i] for i in range(start, min(start + GROUP, count))]
             loaded = load_folder(group, limits) if isinstance(group[0], ImageFile) else load_images(group, limits)
             records += [replace(r, index=None if r.index is None else r.index + rows) for r in loaded.records]
             rows += len(loaded.store)

@@ -153,19 +153,28 @@ def test_resume_after_the_classes_changed(run, stopped, world, change):
 
 def test_second_ctrl_c_stops_at_once(capsys, tmp_path):
     before = signal.getsignal(signal.SIGINT)
-    with pytest.raises(SystemExit) as stop, _graceful_stop(tmp_path / "run") as should_stop:
-        assert not should_stop()
-        signal.raise_signal(signal.SIGINT)
-        assert should_stop()
-        signal.raise_signal(signal.SIGINT)
-        pytest.fail("the second Ctrl-C must not return")
+
+    def train() -> None:
+        with _graceful_stop(tmp_path / "run") as should_stop:
+            assert not should_stop()
+            signal.raise_signal(signal.SIGINT)
+            assert should_stop()
+            signal.raise_signal(signal.SIGINT)
+            pytest.fail("the second Ctrl-C must not return")
+
+    with pytest.raises(SystemExit) as stop:
+        train()
     assert stop.value.code == 130
     assert f"finelens resume {tmp_path / 'run'}" in capsys.readouterr().err
     assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_ctrl_c_before_training_stops_at_once(tmp_path):
-    with pytest.raises(SystemExit) as stop, _graceful_stop(tmp_path / "run"):
-        signal.raise_signal(signal.SIGINT)
-        pytest.fail("nothing is worth saving yet")
+    def load() -> None:
+        with _graceful_stop(tmp_path / "run"):
+            signal.raise_signal(signal.SIGINT)
+            pytest.fail("nothing is worth saving yet")
+
+    with pytest.raises(SystemExit) as stop:
+        load()
     assert stop.value.code == 130
