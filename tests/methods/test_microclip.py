@@ -227,7 +227,7 @@ def test_loss_is_the_weighted_sum_it_says(tiny_vit, marginal, ce_weight, margina
     pseudo = task.pseudo_logits(weak, crops)
     logits = task.branch_logits(weak)["logits"]
     p = logits.softmax(1)
-    prior = {"uniform": torch.full((C,), 1 / C), "prior": task.prior, "none": torch.zeros(C)}[marginal]
+    prior = {"uniform": torch.full((C,), 1 / C), "prior": task.class_prior.prior, "none": torch.zeros(C)}[marginal]
     assert marginal != "prior" or (prior - 1 / C).abs().max() > 1e-3
     expected = ce_weight * F.cross_entropy(logits, pseudo.argmax(1)) - 2 * marginal_weight * (prior * p.mean(0).log()).sum()
     loss, log = task.loss(weak, pseudo, first=True)
@@ -252,13 +252,13 @@ def test_uniform_prior_is_the_published_term(tiny_vit):
 def test_estimated_prior_is_renewed_after_each_epoch(tiny_vit):
     task = make_task(tiny_vit, marginal="prior")
     task.prepare(TargetFeatures(rows(6, 48, seed=8), torch.zeros(6, 64)))
-    before = task.prior.clone()
+    before = task.class_prior.prior.clone()
     take_steps(task, 1)
-    assert torch.equal(task.prior, before)
+    assert torch.equal(task.class_prior.prior, before)
     task.end_epoch(0)
-    assert not torch.equal(task.prior, before)
-    assert task.prior.sum().item() == pytest.approx(1)
-    assert torch.equal(task.prior, estimate_prior(task.posteriors).float())
+    assert not torch.equal(task.class_prior.prior, before)
+    assert task.class_prior.prior.sum().item() == pytest.approx(1)
+    assert torch.equal(task.class_prior.prior, estimate_prior(task.class_prior.posteriors).float())
 
 
 def test_released_code_decays_everything_and_cuts_by_its_own_rule(tiny_vit):

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from finelens.errors import UserError
-
-Marginal = Literal["uniform", "prior", "none"]
+from finelens.training.marginal import Marginal
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ from finelens.methods.microclip.pseudo_labels import aggregate, fuse_features, m
 from finelens.methods.microclip.soap import Soap, masked_mean
 from finelens.protocol import Batch, Cost, ImageTokens, StepOutput, TargetFeatures, Task, ViewPlan
 from finelens.training.engine import Engine
-from finelens.training.losses import marginal_loss, running_log_marginal
-from finelens.training.prior import estimate_prior
+from finelens.training.losses import running_log_marginal
+from finelens.training.marginal import ClassPrior
 
 
 @dataclass(frozen=True)
@@ -67,13 +67,10 @@ class MicroClip(Task):
         self.head = nn.Parameter(start.clone(), requires_grad=config.train_head)  # W*, (C, E)
         self.register_buffer("frozen_head", heads.weighted.clone())  # W_LLM, (C, E)
         classes = len(start)
-        self.register_buffer("prior", torch.full((classes,), 1 / classes, dtype=start.dtype))
         self.register_buffer("log_marginal", torch.zeros(classes, dtype=start.dtype))
-        self.register_buffer("posteriors", torch.zeros(0, classes))
+        self.class_prior = ClassPrior(config.marginal, classes, start.dtype)
         self.frozen_head: Tensor
-        self.prior: Tensor
         self.log_marginal: Tensor
-        self.posteriors: Tensor
         if config.branches == "fused":
             self.soap: Soap | None = Soap(engine.backbone.width, learnable_empty=config.empty_token == "learnable")
         else:
@@ -90,9 +87,7 @@ class MicroClip(Task):
 
     def prepare(self, features: TargetFeatures) -> None:
         """Estimate the class prior from the zero-shot posteriors where the marginal term needs one."""
-        if self.config.marginal == "prior":
-            self.posteriors = (self._scale * features.global_ @ self.frozen_head.T).softmax(-1)
-            self.prior = estimate_prior(self.posteriors).to(self.prior.dtype)
+        self.class_prior.start((self._scale * features.global_ @ self.frozen_head.T).softmax(-1))
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Norms without decay, head and projections with; everything decayed with ``released_code``."""
@@ -192,7 +187,7 @@ class MicroClip(Task):
             pseudo = self.pseudo_logits(weak, crops)
         strong = self.features(self.engine.encode(batch.strong, patches=fused), draw=draw)
         loss, log = self.loss(strong, pseudo, first=step_in_epoch == 0)
-        self._remember(batch.index, pseudo)
+        self.class_prior.remember(batch.index, (self._scale * pseudo).softmax(-1))
         if weak.saliency is not None:
             log["saliency_share"] = weak.saliency.mask.float().mean().item()
             log["edge_density"] = weak.saliency.density.mean().item()
@@ -217,34 +212,21 @@ class MicroClip(Task):
         loss = self.config.ce_weight * ce
         log = {"ce": ce.item(), "pseudo_confidence": (self._scale * pseudo).softmax(-1).amax(-1).mean().item()}
         log["agreement"] = (logits.argmax(-1) == pseudo.argmax(-1)).float().mean().item()
-        if self.config.marginal != "none":
-            log_marginal = running_log_marginal(logits, None if first else self.log_marginal)
-            self.log_marginal = log_marginal.detach()
-            term = marginal_loss(log_marginal, self.prior) / 0.5
-            log["marginal"] = term.item()
-            loss = loss + self.config.marginal_weight * term
+        log_marginal = running_log_marginal(logits, None if first else self.log_marginal)
+        self.log_marginal = log_marginal.detach()
+        term = self.class_prior.loss(log_marginal)
+        if term is not None:
+            log["marginal"] = term.item() / 0.5
+            loss = loss + self.config.marginal_weight * term / 0.5
         return loss, log
-
-    def _remember(self, index: Tensor, pseudo: Tensor) -> None:
-        if self.config.marginal == "prior":
-            self.posteriors[index] = (self._scale * pseudo).softmax(-1).to(self.posteriors.dtype)
 
     def end_epoch(self, epoch: int) -> Mapping[str, float]:
         """Refresh the estimated prior from this epoch's pseudo-label posteriors."""
-        if self.config.marginal != "prior":
-            return {}
-        self.prior = estimate_prior(self.posteriors).to(self.prior.dtype)
-        return {"prior_largest": self.prior.max().item(), "prior_smallest": self.prior.min().item()}
-
-    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """As usual; the per-image posteriors take the size that was saved."""
-        if "posteriors" in state_dict:
-            self.posteriors = torch.zeros_like(state_dict["posteriors"])
-        return super().load_state_dict(state_dict, strict, assign)
+        return self.class_prior.end_epoch()
 
     def prediction_state(self) -> dict[str, Tensor]:
         """Heads and projections; the memories of training stay behind."""
-        return {k: v for k, v in self.state_dict().items() if k not in ("posteriors", "log_marginal")}
+        return {k: v for k, v in self.state_dict().items() if k != "log_marginal" and not k.startswith("class_prior.")}
 
     @torch.no_grad()
     def predict_logits(self, images: Tensor) -> dict[str, Tensor]:
