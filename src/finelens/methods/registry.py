@@ -60,6 +60,20 @@ METHODS = (
         "finelens.methods.microclip",
         True,
     ),
+    Method(
+        "fair",
+        "self-training",
+        "Selected crops against trainable description anchors decide weighted pseudo-labels; norms and anchors learn.",
+        "finelens.methods.fair",
+        True,
+    ),
+    Method(
+        "dpa",
+        "self-training",
+        "Text and image prototypes decide ranked pseudo-labels together; norms and text prototypes learn.",
+        "finelens.methods.dpa",
+        True,
+    ),
 )
 
 

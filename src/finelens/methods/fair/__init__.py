@@ -13,5 +13,4 @@ CONFIG = FairConfig
 
 def build(engine: Engine, heads: ClassHeads, config: FairConfig, training: TrainingConfig, seed: int) -> Fair:
     """See :class:`finelens.methods.registry.Method`."""
-    sentences = getattr(heads, "sentences", ())
-    return Fair(engine, heads.descriptions, config, sentences=sentences, scope=training.scope, weight_decay=training.weight_decay, seed=seed)
+    return Fair(engine, heads.descriptions, config, sentences=heads.sentences, scope=training.scope, weight_decay=training.weight_decay, seed=seed)

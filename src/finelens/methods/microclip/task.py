@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from finelens.images.randomness import generator
+from finelens.methods.common import is_matrix, split_by_decay
 from finelens.methods.heads import ClassHeads
 from finelens.methods.microclip.config import MicroClipConfig
 from finelens.methods.microclip.ncut import Saliency, ncut_saliency
@@ -93,11 +94,8 @@ class MicroClip(Task):
         """Norms without decay, head and projections with; everything decayed with ``released_code``."""
         own = [(name, p) for name, p in self.named_parameters() if p.requires_grad]
         tower = list(self.tuned.items())
-        norm_decay = self.weight_decay if self.config.released_code else 0.0
-        return [
-            {"params": [pair for pair in tower if pair[1].ndim < 2], "weight_decay": norm_decay},
-            {"params": [pair for pair in tower if pair[1].ndim >= 2] + own, "weight_decay": self.weight_decay},
-        ]
+        released = self.config.released_code
+        return split_by_decay([*tower, *own], self.weight_decay, lambda name, parameter: released or is_matrix(name, parameter))
 
     def cost(self) -> Cost:
         """1 weak and M crop forwards without gradient, 1 strong forward with gradient."""
