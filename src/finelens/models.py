@@ -150,6 +150,8 @@ def _rebuild(folder: Path, document: dict[str, Any], device: str, precision: str
     if lost or len(heads["templates"]) != len(names):
         raise KeyError(", ".join(sorted(lost)) or "class_names")
     base = {name: tensor.to(place) for name, tensor in strip_prefix(zero_shot, "base.").items()}
+    if method.trains and base.keys() != adapted_tensors(backbone, training.scope).keys():
+        raise KeyError("base")
     return Model(engine, task, names, method.name, document["method_options"], training, heads, base)
 
 
@@ -165,11 +167,13 @@ def choose_device(name: str) -> torch.device:
         UserError: It is not known or not here.
     """
     try:
-        device = torch.device(name)
+        device: torch.device | None = torch.device(name)
     except RuntimeError:
-        raise UserError(f"unknown device {name!r}; use cpu, cuda, cuda:0 or mps") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"device {name!r} is not available: this torch sees no CUDA device; use --device cpu")
+        device = None
+    if device is None or device.type not in ("cpu", "cuda", "mps"):
+        raise UserError(f"unknown device {name!r}; use cpu, cuda, cuda:0 or mps")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"device {name!r} is not available: this torch sees {torch.cuda.device_count() or 'no'} CUDA device(s); use --device cpu")
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise UserError(f"device {name!r} is not available on this machine; use --device cpu")
     return device
