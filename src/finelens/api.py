@@ -11,7 +11,6 @@ from typing import Any, cast
 
 import numpy as np
 
-from finelens.backbones.recommended import recommended
 from finelens.classes.names import read_class_file
 from finelens.config import RunConfig, TextConfig, TrainingConfig, from_mapping
 from finelens.console import Console, duration
@@ -28,7 +27,6 @@ from finelens.pipeline import Predictions, decode_limits, fit, load, predict_ite
 from finelens.predictions import PredictionRow, rows_from_logits, softmax, write_predictions
 from finelens.protocol import ClassSet, Preprocess
 from finelens.runs import RunFolder
-from finelens.schemas import CONFIG_SECTIONS
 from finelens.strict import to_plain
 from finelens.training.checkpoint import read_events_offset
 from finelens.training.loop import Hooks
@@ -56,7 +54,7 @@ class RunResult:
 
 
 def make_config(verb: str, photos: str, method: str, assignments: Assignments, **given: Any) -> RunConfig:
-    """Resolve every option of a run: what was given, else what the backbone recommends, else the defaults of the method.
+    """Resolve every option of a run.
 
     Args:
         verb: ``adapt`` or ``zero-shot``.
@@ -73,16 +71,14 @@ def make_config(verb: str, photos: str, method: str, assignments: Assignments, *
     idle = sorted(set(training) - {"precision"})
     if idle and not found.trains:
         raise UserError(f"training.{idle[0]} has no effect: method {method} does not train; choose another --method or leave it out")
-    usual = recommended(given.get("backbone", "embedded"), method, trains=found.trains)
-    values = {section: {**usual.get(section, {}), **assignments.get(section, {})} for section in CONFIG_SECTIONS}
     return RunConfig(
         verb=cast(Any, verb),
         photos=photos,
         method=method,
-        training=from_mapping(TrainingConfig, values["training"], "training"),
-        views=from_mapping(ViewConfig, values["views"], "views"),
-        text=from_mapping(TextConfig, values["text"], "text"),
-        method_options=to_plain(from_mapping(found.config_class, values["method"], "method")),
+        training=from_mapping(TrainingConfig, training, "training"),
+        views=from_mapping(ViewConfig, assignments.get("views", {}), "views"),
+        text=from_mapping(TextConfig, assignments.get("text", {}), "text"),
+        method_options=to_plain(from_mapping(found.config_class, assignments.get("method", {}), "method")),
         **given,
     )
 

@@ -28,8 +28,6 @@ class MicroClipConfig:
         empty_token: ``zero`` or ``learnable`` empty token in SOAP.
         head_init: Learnable head starts from ``descriptions`` or ``templates``.
         train_head: Whether the learnable head is trained.
-        projection_lr_scale: Learning rate of SOAP's projections as a share of ``training.lr``. A rate of 1e-4 turns a W x W identity by up to
-            ``1e-4 W`` per step, so wide tokens and few steps want less.
         released_code: Reproduce the rules of the released code: NCut on raw dot products with its threshold and sign rule, and weight decay on
             every trained tensor.
     """
@@ -47,7 +45,6 @@ class MicroClipConfig:
     empty_token: Literal["zero", "learnable"] = "zero"
     head_init: Literal["descriptions", "templates"] = "descriptions"
     train_head: bool = True
-    projection_lr_scale: float = 1.0
     released_code: bool = False
 
     def __post_init__(self) -> None:
@@ -57,6 +54,6 @@ class MicroClipConfig:
                 raise UserError(f"method.{name} must lie between 0 and 1, got {value}")
         if self.crops < 1:
             raise UserError(f"method.crops must be at least 1, got {self.crops}; a prior without crops is method.gamma=0")
-        for name in ("ce_weight", "marginal_weight", "projection_lr_scale"):
+        for name in ("ce_weight", "marginal_weight"):
             if getattr(self, name) < 0:
                 raise UserError(f"method.{name} must not be negative, got {getattr(self, name)}")

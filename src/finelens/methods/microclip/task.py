@@ -92,16 +92,14 @@ class MicroClip(Task):
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Norms without decay, head and projections with; everything decayed with ``released_code``."""
-        trained = [("head", self.head)] if self.config.train_head else []
+        own = [(name, p) for name, p in self.named_parameters() if self._trains(name)]
         released = self.config.released_code
-        groups = split_by_decay([*self.tuned.items(), *trained], self.weight_decay, lambda name, parameter: released or is_matrix(name, parameter))
-        if self.soap is not None:
-            pooling = [(f"soap.{name}", p) for name, p in self.soap.named_parameters() if self._trains_soap(name)]
-            groups.append({"params": pooling, "weight_decay": self.weight_decay, "lr_scale": self.config.projection_lr_scale})
-        return groups
+        return split_by_decay([*self.tuned.items(), *own], self.weight_decay, lambda name, parameter: released or is_matrix(name, parameter))
 
-    def _trains_soap(self, name: str) -> bool:
-        return name != "empty" or self.config.empty_token == "learnable"
+    def _trains(self, name: str) -> bool:
+        if name == "head":
+            return self.config.train_head
+        return name != "soap.empty" or self.config.empty_token == "learnable"
 
     def cost(self) -> Cost:
         """1 weak and M crop forwards without gradient, 1 strong forward with gradient."""
