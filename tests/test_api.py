@@ -38,7 +38,8 @@ def test_public_names_are_importable_and_listed():
 
 
 def test_options_are_resolved_into_the_configuration():
-    config = api.make_config("adapt", "p", "microclip", {"training": {"epochs": 3}, "method": {"gamma": 1}, "views": {"rand_layers": 1}}, seed=4)
+    options = {"training": {"epochs": 3}, "method": {"gamma": 1}, "views": {"rand_layers": 1}}
+    config = api.make_config("adapt", "p", "microclip", options, seed=4, backbone="local:somewhere")
     assert isinstance(config, RunConfig)
     assert (config.training.epochs, config.training.lr, config.views.rand_layers, config.seed) == (3, 1e-4, 1, 4)
     assert config.method_options["gamma"] == 1.0
