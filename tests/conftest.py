@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from open_clip.tokenizer import SimpleTokenizer
 
 from tests.backbones.checkpoints import write_tiny_resnet, write_tiny_vit
 from tests.toy import write_classes, write_photos
@@ -19,6 +22,24 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_vocabulary() -> Iterator[None]:
+    """Unpacking CLIP's vocabulary takes longer than training a tiny model: tokenizers that are built alike share it."""
+    build = SimpleTokenizer.__init__
+    built: dict[str, SimpleTokenizer] = {}
+
+    def share(self: SimpleTokenizer, *args: Any, **kwargs: Any) -> None:
+        key = repr((args, sorted(kwargs.items())))
+        if key not in built:
+            build(self, *args, **kwargs)
+            built[key] = copy.copy(self)
+        self.__dict__.update(built[key].__dict__)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SimpleTokenizer, "__init__", share)
+        yield
 
 
 @pytest.fixture(scope="session")

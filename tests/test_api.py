@@ -56,12 +56,11 @@ def test_idle_training_options_are_refused(option):
 def test_result_is_what_the_table_says(finished):
     assert read_predictions(finished.path / "predictions.csv") == finished.rows
     assert len(finished.rows) == 24
-    assert finished.changed == sum(row.label != row.zero_shot_class for row in finished.rows)
 
 
-def test_last_event_counts_the_work(finished):
+def test_end_event_counts_the_work(finished):
     log = events(finished.path)
-    end = log[-1]
+    end = next(event for event in log if event["event"] == "end")
     # 24 looked at before and 24 predicted after; 2 epochs of 1 weak view, 8 crops and 1 strong view.
     assert (end["no_grad_forwards"], end["grad_forwards"]) == (24 + 2 * 24 * 9 + 24, 2 * 24)
     epochs = [event for event in log if event["event"] == "epoch"]

@@ -126,15 +126,17 @@ def test_saved_model_gives_the_same_bits(backbone, method, tmp_path):
     assert torch.equal(zero_shot["templates"], fitted.zero_shot_logits)
 
 
-@pytest.mark.parametrize("steps", [2, 4])
 @pytest.mark.parametrize("method", TRAINING)
-def test_interrupted_and_resumed_run_ends_in_the_same_bits(backbone, method, steps, photos, classes, tmp_path):
+def test_interrupted_and_resumed_run_ends_in_the_same_bits(backbone, method, photos, classes, tmp_path):
     given = {"backbone": f"local:{backbone}", "method": method, "options": quick(), "console": QUIET}
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     api.adapt(photos, classes, whole, **given)
     with pytest.raises(Interrupted):
-        api.adapt(photos, classes, broken, **given, should_stop=stop_after(steps))
+        api.adapt(photos, classes, broken, **given, should_stop=stop_after(2))
     assert not (broken / "model").exists()
+    # Both epochs of three steps are broken off, after the second step of the run and after the fifth.
+    with pytest.raises(Interrupted):
+        api.resume(broken, console=QUIET, should_stop=stop_after(3))
     assert api.resume(broken, console=QUIET) is not None
     for file in ("model/model.safetensors", "model/zero_shot.safetensors", "predictions.csv"):
         assert digest(whole / file) == digest(broken / file), file
