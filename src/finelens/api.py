@@ -18,6 +18,7 @@ from finelens.errors import UserError
 from finelens.evaluation.labels import read_labels
 from finelens.evaluation.metrics import accuracy, evaluate_predictions
 from finelens.files import write_json
+from finelens.health import balance, collapse_warning
 from finelens.images.discover import ImageFile, discover
 from finelens.images.store import ImageItems, LoadedImages
 from finelens.images.views import ViewConfig
@@ -41,16 +42,10 @@ class RunResult:
     Attributes:
         path: The run folder.
         rows: The rows of ``predictions.csv``.
-        changed: Images whose class differs from the zero-shot class.
     """
 
     path: Path
     rows: list[PredictionRow]
-
-    @property
-    def changed(self) -> int:
-        """Images whose class differs from the zero-shot class."""
-        return sum(row.label != row.zero_shot_class for row in self.rows if row.label is not None)
 
 
 def make_config(verb: str, photos: str, method: str, assignments: Assignments, **given: Any) -> RunConfig:
@@ -240,7 +235,11 @@ def _finish(run: RunFolder, model: Model, result: RunResult, console: Console) -
     run.log("end", no_grad_forwards=engine.no_grad_forwards, grad_forwards=engine.grad_forwards, seconds=stages)
     spent = ", ".join(f"{name} {duration(seconds)}" for name, seconds in sorted(stages.items(), key=lambda item: -item[1])[:5])
     console.say(f"time: {spent}")
-    console.say(f"{result.changed} of {sum(row.label is not None for row in result.rows)} images changed class against zero-shot")
+    console.say(balance(result.rows, model.class_names))
+    warning = collapse_warning(result.rows, model.class_names)
+    if warning is not None:
+        console.warn(warning)
+        run.log("warning", message=warning)
     console.say(f"wrote {run.predictions_path}")
 
 
