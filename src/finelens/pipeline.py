@@ -155,7 +155,7 @@ class Fitted:
 
 
 def fit(prepared: Prepared, store: ImageStore, config: RunConfig, console: Console, hooks: Hooks | None = None, *, resume: bool = False) -> Fitted:
-    """Adapt to the images; methods that do not train are only wrapped.
+    """Adapt to the images; methods that do not use them are only wrapped.
 
     Args:
         prepared: From :func:`prepare`.
@@ -169,11 +169,15 @@ def fit(prepared: Prepared, store: ImageStore, config: RunConfig, console: Conso
     features = engine.features(_centre_views(store, engine.backbone.preprocess, console, "look at images"))
     zero_shot = cosine_logits(engine, features.global_, prepared.heads.templates).float().cpu()
     base: dict[str, Tensor] = {}
-    if method.trains:
+    if method.adapts:
         adapted = adapted_tensors(engine.backbone, config.training.scope)
         base = {name: tensor.detach().cpu().clone() for name, tensor in adapted.items()}
         features = engine.centre(features)
-        _train(prepared, store, config, console, hooks or Hooks(), features, resume)
+        if method.trains:
+            _train(prepared, store, config, console, hooks or Hooks(), features, resume)
+        else:
+            with engine.stopwatch("solve"):
+                task.prepare(features)
     model = Model(
         engine=engine,
         task=task,

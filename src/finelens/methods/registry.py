@@ -29,6 +29,7 @@ class Method:
         summary: One sentence.
         module: Where ``CONFIG`` (a frozen dataclass) and ``build(engine, heads, config, training, seed)`` live.
         trains: Whether it runs the training loop.
+        adapts: Whether it uses the target images at all; training methods and solvers do.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Method:
     summary: str
     module: str
     trains: bool
+    adapts: bool
 
     @property
     def config_class(self) -> type:
@@ -51,28 +53,85 @@ class Method:
 
 
 METHODS = (
-    Method("zero-shot", "text", "The unadapted model with a template ensemble: where every comparison starts.", "finelens.methods.zero_shot", False),
-    Method("cupl", "text", "The unadapted model with the mean of each class's descriptions (CuPL).", "finelens.methods.cupl", False),
+    Method(
+        "zero-shot",
+        "text",
+        "The unadapted model with a template ensemble: where every comparison starts.",
+        "finelens.methods.zero_shot",
+        trains=False,
+        adapts=False,
+    ),
+    Method(
+        "cupl",
+        "text",
+        "The unadapted model with the mean of each class's descriptions (CuPL).",
+        "finelens.methods.cupl",
+        trains=False,
+        adapts=False,
+    ),
+    Method(
+        "gda-em",
+        "solver",
+        "Gaussian discriminant analysis from text posteriors by expectation maximisation; one linear classifier.",
+        "finelens.methods.gda_em",
+        trains=False,
+        adapts=True,
+    ),
+    Method(
+        "stata",
+        "solver",
+        "Gaussian mixture anchored at the text statistics of each class; made for classes that may be absent.",
+        "finelens.methods.stata",
+        trains=False,
+        adapts=True,
+    ),
+    Method(
+        "transclip",
+        "solver",
+        "Gaussian mixture held to the text posterior and smoothed over nearest neighbours.",
+        "finelens.methods.transclip",
+        trains=False,
+        adapts=True,
+    ),
+    Method(
+        "ot",
+        "solver",
+        "Sinkhorn balancing: the mean posterior is brought to a given, uniform or estimated class prior.",
+        "finelens.methods.ot",
+        trains=False,
+        adapts=True,
+    ),
+    Method(
+        "zlap",
+        "solver",
+        "Label propagation from class nodes over a graph of images and classes.",
+        "finelens.methods.zlap",
+        trains=False,
+        adapts=True,
+    ),
     Method(
         "microclip",
         "self-training",
         "Coarse-fine token fusion: saliency-led patch pooling, a multi-view text prior and norm tuning.",
         "finelens.methods.microclip",
-        True,
+        trains=True,
+        adapts=True,
     ),
     Method(
         "fair",
         "self-training",
         "Selected crops against trainable description anchors decide weighted pseudo-labels; norms and anchors learn.",
         "finelens.methods.fair",
-        True,
+        trains=True,
+        adapts=True,
     ),
     Method(
         "dpa",
         "self-training",
         "Text and image prototypes decide ranked pseudo-labels together; norms and text prototypes learn.",
         "finelens.methods.dpa",
-        True,
+        trains=True,
+        adapts=True,
     ),
 )
 

@@ -1,0 +1,38 @@
+"""Optimal-transport balancing; see :class:`finelens.solvers.SinkhornOt`."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from finelens.config import TrainingConfig
+from finelens.methods.heads import ClassHeads
+from finelens.methods.solver_task import SolverConfig, SolverTask
+from finelens.solvers import SinkhornOt
+from finelens.strict import require
+from finelens.training.engine import Engine
+
+
+@dataclass(frozen=True)
+class OtConfig(SolverConfig):
+    """Options of the method.
+
+    Attributes:
+        prior: What the mean posterior is brought to: ``estimated``, ``uniform``, or one number above 0 a class, in the order of the classes.
+    """
+
+    prior: Literal["estimated", "uniform"] | tuple[float, ...] = "estimated"
+
+    def __post_init__(self) -> None:
+        if isinstance(self.prior, tuple):
+            usable = bool(self.prior) and all(0 < share < math.inf for share in self.prior)
+            require(usable, "method.prior", "estimated, uniform, or finite numbers above 0, one a class", list(self.prior))
+
+
+CONFIG = OtConfig
+
+
+def build(engine: Engine, heads: ClassHeads, config: OtConfig, training: TrainingConfig, seed: int) -> SolverTask:
+    """See :class:`finelens.methods.registry.Method`."""
+    return SolverTask(engine, heads, SinkhornOt(prior=config.prior), config)

@@ -1,0 +1,79 @@
+"""A solver on frozen global features as a method: nothing is trained, its statistics of the target images are the model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from finelens.methods.heads import ClassHeads
+from finelens.protocol import Batch, Cost, StepOutput, TargetFeatures, Task, ViewPlan
+from finelens.solvers import Solver
+from finelens.training.engine import Engine
+from finelens.training.state import resize_on_load
+
+
+@dataclass(frozen=True)
+class SolverConfig:
+    """Options that all solvers share (``--set method.key=value``).
+
+    Attributes:
+        head: Text prototypes: mean of each class's ``descriptions`` (templates stand in for a class without), or the ensemble of ``templates``.
+    """
+
+    head: Literal["descriptions", "templates"] = "descriptions"
+
+
+class SolverTask(Task):
+    """Fits a solver to the target images in :meth:`prepare` and answers for new images one by one.
+
+    Args:
+        engine: Runs the backbone.
+        heads: Text heads.
+        solver: Not fitted yet.
+        config: Options.
+    """
+
+    views = ViewPlan(weak=False, strong=False)
+
+    def __init__(self, engine: Engine, heads: ClassHeads, solver: Solver, config: SolverConfig) -> None:
+        super().__init__()
+        object.__setattr__(self, "engine", engine)
+        self.engine: Engine
+        self.solver = solver
+        self.prototypes = getattr(heads, config.head)
+        # Statistics are kept in float64, which Apple's GPUs do not know.
+        self.place = torch.device("cpu") if engine.device.type == "mps" else engine.device
+        for name in solver.state_names:
+            self.register_buffer(name, torch.empty(0, device=self.place))
+        resize_on_load(self, *solver.state_names)
+
+    def prepare(self, features: TargetFeatures) -> None:
+        """Fit the solver; its state becomes the buffers."""
+        x, prototypes = features.global_.to(self.place), self.prototypes.to(self.place)
+        self.solver.fit(x, prototypes=prototypes, logit_scale=self.engine.backbone.logit_scale)
+        for name, tensor in self.solver.state().items():
+            setattr(self, name, tensor)
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Nothing to train."""
+        return []
+
+    def step(self, batch: Batch, epoch: int, step_in_epoch: int) -> StepOutput:
+        """Never called: the method does not train."""
+        raise NotImplementedError("this method has no training step")
+
+    def cost(self) -> Cost:
+        """No training forwards."""
+        return Cost(0, 0)
+
+    @torch.no_grad()
+    def predict_logits(self, images: Tensor) -> dict[str, Tensor]:
+        """Log-probabilities of the global feature under the fitted solver."""
+        x = self.engine.encode_frozen(images).global_
+        state = {name: getattr(self, name) for name in self.solver.state_names}
+        classes, width = self.prototypes.shape
+        solver = self.solver.load_state(state, classes=classes, features=width)
+        return {"logits": solver.predict_log_proba(x.to(self.place)).float()}

@@ -1,0 +1,131 @@
+"""One interface for all training-free solvers: a scikit-learn classifier that is fitted on features and prototypes, never on labels."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar, TypeVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import ArrayLike
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.utils.validation import check_is_fitted
+from torch import Tensor
+
+from finelens.errors import UserError
+
+Self = TypeVar("Self", bound="Solver")
+Features = Tensor | ArrayLike
+
+
+class Solver(ClassifierMixin, BaseEstimator, ABC):
+    """Classifies images from their features and one text prototype a class, with the statistics of the unlabelled images.
+
+    ``fit`` and ``predict_proba`` are the inductive use (new images), ``fit_predict_proba`` the transductive one (the images of the fit themselves,
+    which may use more than the fitted state). Rows of features and prototypes are brought to unit norm; a zero row stays zero.
+
+    A subclass names its fitted tensors in ``state_names`` and writes ``_fit`` and ``_log_proba``. Tensors stay on the device of the features.
+
+    Attributes:
+        classes_: Class indices 0 to C - 1, in the order of the prototypes.
+        n_features_in_: Feature width D.
+    """
+
+    state_names: ClassVar[tuple[str, ...]]
+
+    @abstractmethod
+    def _fit(self, x: Tensor, prototypes: Tensor, scale: float) -> Tensor:
+        """Set the fitted tensors and return log-probabilities (N, C) of the rows of ``x`` (N, D) under unit prototypes (C, D)."""
+
+    @abstractmethod
+    def _log_proba(self, x: Tensor) -> Tensor:
+        """Log-probabilities (M, C) of new rows (M, D) by the fitted tensors; each row counts for itself."""
+
+    def fit(self: Self, X: Features, y: object = None, *, prototypes: Features, logit_scale: float = 100.0) -> Self:
+        """Take the statistics of unlabelled images.
+
+        Args:
+            X: Features (N, D).
+            y: Ignored, present by convention; labels never reach a solver.
+            prototypes: Text features of the classes, (C, D).
+            logit_scale: Multiplier of cosines in the text posterior: the model's own.
+
+        Raises:
+            UserError: Shapes do not fit, a value is not finite, or there is nothing to fit.
+        """
+        self._run(X, prototypes, logit_scale)
+        return self
+
+    def fit_predict_proba(self, X: Features, y: object = None, *, prototypes: Features, logit_scale: float = 100.0) -> Any:
+        """Class probabilities (N, C) of the images that the solver is fitted on; arguments as for :meth:`fit`."""
+        return _like(X, self._run(X, prototypes, logit_scale).exp())
+
+    def predict_log_proba(self, X: Features) -> Any:
+        """Log-probabilities (M, C) of new images (M, D), of the kind that ``X`` is (array or tensor)."""
+        check_is_fitted(self, "classes_")
+        x = _unit_rows(X, "X")
+        if x.shape[1] != self.n_features_in_:
+            raise UserError(
+                f"X has {x.shape[1]} columns, but {type(self).__name__} was fitted on {self.n_features_in_}; use features of the same model"
+            )
+        reference: Tensor = getattr(self, self.state_names[0])
+        with torch.no_grad():
+            return _like(X, self._log_proba(x.to(reference.device)))
+
+    def predict_proba(self, X: Features) -> Any:
+        """Class probabilities (M, C) of new images (M, D)."""
+        log_proba = self.predict_log_proba(X)
+        return log_proba.exp() if isinstance(log_proba, Tensor) else np.exp(log_proba)
+
+    def predict(self, X: Features) -> Any:
+        """Class indices (M,) of new images (M, D)."""
+        return self.predict_log_proba(X).argmax(1)
+
+    def state(self) -> dict[str, Tensor]:
+        """The fitted tensors by name: all that prediction needs."""
+        check_is_fitted(self, "classes_")
+        return {name: getattr(self, name) for name in self.state_names}
+
+    def load_state(self: Self, state: dict[str, Tensor], *, classes: int, features: int) -> Self:
+        """Take fitted tensors that :meth:`state` gave.
+
+        Args:
+            state: Tensors by name.
+            classes: Number of classes C.
+            features: Feature width D.
+        """
+        for name in self.state_names:
+            setattr(self, name, state[name])
+        self.classes_ = np.arange(classes)
+        self.n_features_in_ = features
+        return self
+
+    @torch.no_grad()
+    def _run(self, X: Features, prototypes: Features, logit_scale: float) -> Tensor:
+        x, w = _unit_rows(X, "X"), _unit_rows(prototypes, "prototypes")
+        if x.shape[1] != w.shape[1]:
+            raise UserError(f"X has {x.shape[1]} columns and prototypes {w.shape[1]}; give features and prototypes of the same model")
+        if not 0 < logit_scale < float("inf"):
+            raise UserError(f"logit_scale must be above 0 and finite, got {logit_scale}")
+        self.classes_ = np.arange(len(w))
+        self.n_features_in_ = x.shape[1]
+        return self._fit(x, w.to(x), float(logit_scale))
+
+
+def _unit_rows(values: Features, what: str) -> Tensor:
+    """A non-empty matrix with unit rows, in float64 if it came so and else in float32."""
+    try:
+        x = values.detach() if isinstance(values, Tensor) else torch.from_numpy(np.array(values))
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{what} must be a matrix of numbers, one row each ({error})") from None
+    if x.ndim != 2 or not x.numel():
+        raise UserError(f"{what} must be a matrix with at least one row and one column, got shape {tuple(x.shape)}")
+    x = x if x.dtype is torch.float64 else x.float()
+    if not torch.isfinite(x).all():
+        raise UserError(f"{what} holds values that are not finite; leave those rows out")
+    return F.normalize(x, dim=-1)
+
+
+def _like(given: Features, result: Tensor) -> Tensor | np.ndarray:
+    return result if isinstance(given, Tensor) else result.cpu().numpy()

@@ -1,0 +1,149 @@
+"""Gaussian discriminant analysis without labels: expectation maximisation started from the text posterior.
+
+Classifier and precision matrix: Wang et al., "A Hard-to-Beat Baseline for Training-free CLIP-based Adaptation", ICLR 2024 (the unsupervised variant).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from finelens.solvers.base import Solver
+
+TINY = 1e-12
+
+
+@dataclass
+class Moments:
+    """Sums over images that one M-step needs, float64.
+
+    Attributes:
+        mass: Posterior mass n_c, (C,).
+        sums: Posterior-weighted sums of features, (C, D).
+        scatter: ``sum_i r_i x_i x_i^T`` with ``r_i = sum_c gamma_ic / n_c``, (D, D).
+    """
+
+    mass: Tensor
+    sums: Tensor
+    scatter: Tensor
+
+
+class GdaEm(Solver):
+    """A linear classifier from class means and one covariance, both estimated from posteriors.
+
+    The log-odds of the Gaussians are added to the text logits with the weight ``alpha`` that gives both the same standard deviation over the images
+    (after centring over the classes, which a softmax does not see): neither side decides alone, and no label is asked. EM with this combination has
+    no proof of ascent; it stops when posteriors stand still.
+
+    Args:
+        anchor: Pseudo-images a that hold a class mean at its text: ``mean = n / (n + a) v + a / (n + a) text``; a class without mass keeps its text.
+        max_iter: Most EM rounds.
+        tol: Stop when posteriors move less than this (mean over images of the L1 distance).
+        chunk_size: Images in work at a time.
+
+    Attributes:
+        coef_: Weights (C, D), float64: text and Gaussian parts together.
+        intercept_: (C,), float64.
+        alpha_: Weight of the Gaussian part.
+        n_iter_: Rounds that ran.
+    """
+
+    state_names: ClassVar[tuple[str, ...]] = ("coef_", "intercept_")
+
+    def __init__(self, *, anchor: float = 1.0, max_iter: int = 10, tol: float = 1e-3, chunk_size: int = 4096) -> None:
+        self.anchor = anchor
+        self.max_iter = max_iter
+        self.tol = tol
+        self.chunk_size = chunk_size
+
+    def _fit(self, x: Tensor, prototypes: Tensor, scale: float) -> Tensor:
+        w = prototypes.double()
+        mean, second = _second_moment(x, self.chunk_size)
+        # Text and image features lie apart (the modality gap): prototypes are moved by the difference of the two centres.
+        text_means = w + (mean - w.mean(0))
+        text_std = _logit_std(scale * w, w.new_zeros(len(w)), mean, second)
+        self.coef_, self.intercept_, self.alpha_ = scale * w, w.new_zeros(len(w)), 0.0
+        log_gamma = self._log_proba(x)
+        for round_ in range(1, self.max_iter + 1):
+            self.n_iter_ = round_
+            means, covariance = self._m_step(_moments(x, log_gamma, self.chunk_size), text_means)
+            weights, bias = discriminant(means, covariance, len(x))
+            spread = _logit_std(weights, bias, mean, second)
+            self.alpha_ = float(text_std / spread) if spread > TINY else 0.0
+            self.coef_, self.intercept_ = scale * w + self.alpha_ * weights, self.alpha_ * bias
+            previous, log_gamma = log_gamma, self._log_proba(x)
+            if _mean_l1(previous, log_gamma, self.chunk_size) < self.tol:
+                break
+        return log_gamma
+
+    def _m_step(self, moments: Moments, text_means: Tensor) -> tuple[Tensor, Tensor]:
+        """Anchored means (C, D), and the covariance (D, D) as the mean over classes with mass of their own covariances."""
+        present = moments.mass > TINY
+        v = moments.sums / moments.mass.clamp_min(TINY)[:, None]  # (C, D)
+        share = (moments.mass / (moments.mass + self.anchor)).where(present, 0.0)[:, None] if self.anchor else present.double()[:, None]  # (C, 1)
+        own = v[present]
+        return share * v + (1 - share) * text_means, (moments.scatter - own.T @ own) / len(own)
+
+    def _log_proba(self, x: Tensor) -> Tensor:
+        return torch.addmm(self.intercept_.to(x), x, self.coef_.to(x).T).log_softmax(1)
+
+
+def discriminant(means: Tensor, covariance: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    """Weights and biases of Gaussians with a shared covariance and equal priors.
+
+    The precision is the ridge form of Kubokawa and Srivastava (2008): ``D ((n - 1) S + tr(S) I)^-1``, positive definite also for n < D.
+
+    Args:
+        means: (C, D), float64.
+        covariance: S, (D, D), float64.
+        n: Number of images behind it.
+
+    Returns:
+        ``w_c = Theta mu_c`` (C, D) and ``b_c = - mu_c^T Theta mu_c / 2`` (C,).
+    """
+    dim = means.shape[1]
+    trace = covariance.trace().clamp_min(TINY)
+    ridge = (n - 1) * covariance + trace * torch.eye(dim, dtype=means.dtype, device=means.device)  # (D, D)
+    weights = dim * torch.cholesky_solve(means.T, torch.linalg.cholesky(ridge)).T  # (C, D)
+    return weights, -0.5 * (weights * means).sum(1)
+
+
+def _second_moment(x: Tensor, chunk_size: int) -> tuple[Tensor, Tensor]:
+    """Mean (D,) and ``X^T X / N`` (D, D), float64."""
+    second = torch.zeros(x.shape[1], x.shape[1], dtype=torch.float64, device=x.device)
+    total = torch.zeros(x.shape[1], dtype=torch.float64, device=x.device)
+    for chunk in x.split(chunk_size):
+        rows = chunk.double()
+        second += rows.T @ rows
+        total += rows.sum(0)
+    return total / len(x), second / len(x)
+
+
+def _logit_std(weights: Tensor, bias: Tensor, mean: Tensor, second: Tensor) -> Tensor:
+    """Standard deviation over images and classes of ``x w^T + b`` after centring over the classes, from moments of x alone."""
+    w, b = weights - weights.mean(0), bias - bias.mean()
+    square = ((w @ second) * w).sum() + 2 * b @ (w @ mean) + b @ b
+    return (square / len(w)).clamp_min(0).sqrt()
+
+
+def _moments(x: Tensor, log_gamma: Tensor, chunk_size: int) -> Moments:
+    mass = torch.zeros(log_gamma.shape[1], dtype=torch.float64, device=x.device)
+    for part in log_gamma.split(chunk_size):
+        mass += part.double().exp().sum(0)
+    sums = torch.zeros(len(mass), x.shape[1], dtype=torch.float64, device=x.device)
+    scatter = torch.zeros(x.shape[1], x.shape[1], dtype=torch.float64, device=x.device)
+    inverse = torch.where(mass > TINY, 1 / mass.clamp_min(TINY), 0.0)
+    for rows, part in zip(x.split(chunk_size), log_gamma.split(chunk_size), strict=True):
+        wide, gamma = rows.double(), part.double().exp()
+        sums += gamma.T @ wide
+        scatter += (wide * (gamma @ inverse)[:, None]).T @ wide
+    return Moments(mass, sums, scatter)
+
+
+def _mean_l1(before: Tensor, after: Tensor, chunk_size: int) -> float:
+    """Mean over images of the L1 distance of two posteriors given as logarithms."""
+    pairs = zip(before.split(chunk_size), after.split(chunk_size), strict=True)
+    return float(sum((a.exp() - b.exp()).abs().sum().double() for a, b in pairs)) / len(before)

@@ -1,0 +1,86 @@
+"""Optimal-transport balancing of text posteriors (Cuturi 2013; as the first step of InMaP, Qian et al., NeurIPS 2023)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from finelens.errors import UserError
+from finelens.solvers.base import Solver
+from finelens.training.prior import estimate_prior
+
+Prior = Literal["estimated", "uniform"] | Sequence[float]
+
+
+class SinkhornOt(Solver):
+    """Adds one number to each class's logit so that the mean posterior of the images equals a class prior.
+
+    The posteriors are the entropic transport plan from images of mass 1 / N to classes of mass ``prior``, with the negative text logit as cost and
+    regularisation 1. The numbers are the classes' dual potentials; new images get the same ones.
+
+    Args:
+        prior: ``estimated`` (from the text posteriors, without labels), ``uniform``, or C numbers above 0.
+        max_iter: Most Sinkhorn rounds.
+        tol: Stop when every class's mass is this near to its prior, as a share of it.
+        chunk_size: Images in work at a time.
+
+    Attributes:
+        text_: Scaled prototypes (C, D), float64.
+        potentials_: (C,), float64, mean 0.
+        prior_: (C,), float64.
+        n_iter_: Rounds that ran.
+    """
+
+    state_names: ClassVar[tuple[str, ...]] = ("text_", "potentials_")
+
+    def __init__(self, *, prior: Prior = "estimated", max_iter: int = 100, tol: float = 1e-3, chunk_size: int = 4096) -> None:
+        self.prior = prior
+        self.max_iter = max_iter
+        self.tol = tol
+        self.chunk_size = chunk_size
+
+    def _fit(self, x: Tensor, prototypes: Tensor, scale: float) -> Tensor:
+        self.text_ = scale * prototypes.double()
+        logits = x @ self.text_.to(x).T  # (N, C)
+        self.prior_ = self._class_prior(logits)
+        self.potentials_ = torch.zeros_like(self.prior_)
+        for round_ in range(1, self.max_iter + 1):
+            self.n_iter_ = round_
+            mass = plan_mass(logits, self.potentials_, self.chunk_size)
+            if ((mass / self.prior_ - 1).abs() < self.tol).all():
+                break
+            # A class below any float keeps its potential finite.
+            self.potentials_ = self.potentials_ + self.prior_.log() - mass.clamp_min(1e-300).log()
+        self.potentials_ = self.potentials_ - self.potentials_.mean()
+        return (logits + self.potentials_.to(x)).log_softmax(1)
+
+    def _class_prior(self, logits: Tensor) -> Tensor:
+        if not isinstance(self.prior, str):
+            return _given_prior(self.prior, logits)
+        if self.prior == "uniform":
+            return torch.full((logits.shape[1],), 1 / logits.shape[1], dtype=torch.float64, device=logits.device)
+        if self.prior == "estimated":
+            return estimate_prior(logits.softmax(1))
+        raise UserError(f"prior must be 'estimated', 'uniform' or one number a class, got {self.prior!r}")
+
+    def _log_proba(self, x: Tensor) -> Tensor:
+        return torch.addmm(self.potentials_.to(x), x, self.text_.to(x).T).log_softmax(1)
+
+
+def _given_prior(values: Sequence[float], logits: Tensor) -> Tensor:
+    prior = np.asarray(values, dtype=np.float64)
+    if prior.shape != (logits.shape[1],) or not (np.isfinite(prior).all() and (prior > 0).all()):
+        raise UserError(f"prior must hold one number above 0 for each of the {logits.shape[1]} classes, got {values!r}")
+    return torch.from_numpy(prior / prior.sum()).to(logits.device)
+
+
+def plan_mass(logits: Tensor, potentials: Tensor, chunk_size: int) -> Tensor:
+    """Mean posterior (C,), float64: the column masses of the plan whose rows are scaled exactly."""
+    total = torch.zeros_like(potentials)
+    for chunk in logits.split(chunk_size):
+        total += (chunk + potentials.to(chunk)).softmax(1).sum(0, dtype=torch.float64)
+    return total / len(logits)

@@ -1,0 +1,108 @@
+"""TransCLIP, zero-shot form (Zanella, Gérin, Ben Ayed: "Boosting Vision-Language Models with Transduction", NeurIPS 2024)."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from finelens.solvers.assignments import likelihood_weight, mean_square, update_assignments, weighted_sums
+from finelens.solvers.base import Solver
+from finelens.solvers.neighbours import symmetric_affinity
+
+TINY = 1e-12
+
+
+class TransClip(Solver):
+    """A Gaussian mixture with one diagonal covariance, held to the text posterior and smoothed over nearest neighbours.
+
+    The number of classes is that of the prototypes; a class without mass keeps its last mean. New images are scored by text and mixture alone.
+
+    Args:
+        neighbours: Neighbours of an image.
+        temperature: Divisor of the log-likelihood at 512 coordinates; it grows with the width.
+        confident: Images per class that its first mean is made of, those of largest text posterior.
+        rounds: Rounds of assignments, means and variance.
+        inner_rounds: Updates of the assignments in a round.
+        chunk_size: Images in work at a time.
+
+    Attributes:
+        means_: (C, D), float64, unit rows.
+        variance_: (D,), float64.
+        text_: Scaled prototypes (C, D), float64.
+    """
+
+    state_names: ClassVar[tuple[str, ...]] = ("means_", "variance_", "text_")
+
+    def __init__(
+        self,
+        *,
+        neighbours: int = 3,
+        temperature: float = 50.0,
+        confident: int = 8,
+        rounds: int = 10,
+        inner_rounds: int = 5,
+        chunk_size: int = 1024,
+    ) -> None:
+        self.neighbours = neighbours
+        self.temperature = temperature
+        self.confident = confident
+        self.rounds = rounds
+        self.inner_rounds = inner_rounds
+        self.chunk_size = chunk_size
+
+    def _fit(self, x: Tensor, prototypes: Tensor, scale: float) -> Tensor:
+        self.text_ = scale * prototypes.double()
+        log_y = _text_posterior(x, self.text_)
+        z = log_y.exp()
+        dim = x.shape[1]
+        self.means_ = confident_means(x, z, self.confident)
+        self.variance_ = torch.full((dim,), 1 / dim, dtype=torch.float64, device=x.device)
+        graph = symmetric_affinity(x, self.neighbours, chunk_size=self.chunk_size)
+        squares = mean_square(x, self.chunk_size)
+        weight = 1 / (2 * self.neighbours)
+        for _ in range(self.rounds):
+            likelihood = self._likelihood(x)
+            z = update_assignments(log_y, likelihood, graph, z, neighbour_weight=weight, steps=self.inner_rounds).exp()
+            self._m_step(x, z, squares)
+        likelihood = self._likelihood(x)
+        return update_assignments(log_y, likelihood, graph, z, neighbour_weight=weight, steps=1)
+
+    def _likelihood(self, x: Tensor) -> Tensor:
+        weight = likelihood_weight(self.temperature, x.shape[1])
+        return shared_log_likelihood(x, self.means_, self.variance_).mul_(weight)
+
+    def _m_step(self, x: Tensor, z: Tensor, squares: Tensor) -> None:
+        sums, mass = weighted_sums(x, z, self.chunk_size), z.sum(0, dtype=torch.float64)
+        self.means_ = F.normalize(sums, dim=1).where((sums.norm(dim=1) > TINY)[:, None], self.means_)  # (C, D)
+        deviation = squares + (mass[:, None] * self.means_.square() - 2 * sums * self.means_).sum(0) / len(x)  # (D,)
+        self.variance_ = floor_variance(deviation)
+
+    def _log_proba(self, x: Tensor) -> Tensor:
+        return (_text_posterior(x, self.text_) + self._likelihood(x)).log_softmax(1)
+
+
+def _text_posterior(x: Tensor, text: Tensor) -> Tensor:
+    return (x @ text.to(x).T).log_softmax(1)
+
+
+def confident_means(x: Tensor, z: Tensor, count: int) -> Tensor:
+    """Unit means (C, D), float64, of the ``count`` images of largest posterior in each class, weighted by it."""
+    weights, index = z.topk(min(count, len(z)), dim=0)  # (count, C)
+    total = torch.zeros(z.shape[1], x.shape[1], dtype=torch.float64, device=x.device)
+    for weight, rows in zip(weights, index, strict=True):
+        total += weight.double()[:, None] * x[rows].double()  # (C, D)
+    return F.normalize(total, dim=1)
+
+
+def shared_log_likelihood(x: Tensor, means: Tensor, variance: Tensor) -> Tensor:
+    """``- sum_d (x - mu_c)^2 / (2 s_d)`` (N, C) without what all classes share."""
+    scaled = means / variance  # (C, D)
+    return torch.addmm((-0.5 * (scaled * means).sum(1)).to(x), x, scaled.to(x).T)
+
+
+def floor_variance(variance: Tensor) -> Tensor:
+    """Variances no smaller than a thousandth of an isotropic unit vector's, 1 / D: duplicates alone would give 0."""
+    return variance.clamp_min(1e-3 / variance.shape[-1])
