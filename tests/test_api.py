@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import finelens
-from finelens import api
+from finelens import api, execution
 from finelens.config import RunConfig
 from finelens.errors import UserError
 from finelens.images.store import ImageRecord, LoadedImages, PixelStore
@@ -140,7 +140,7 @@ def test_run_killed_after_training_is_finished_by_resume(photos, classes, given,
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(api, stage, die)
+        patch.setattr(execution, stage, die)
         with pytest.raises(KeyboardInterrupt):
             finelens.adapt(photos, classes, tmp_path / "run", **given)
     assert finelens.resume(tmp_path / "run", console=QUIET) is not None
@@ -199,9 +199,9 @@ def test_digest_of_images_depends_on_content_alone():
     def loaded(ids, names):
         return LoadedImages(PixelStore(ids, []), [ImageRecord(name, "ok", "", key, i) for i, (name, key) in enumerate(zip(names, ids, strict=True))])
 
-    assert api.images_digest(loaded(["a", "b"], ["x", "y"])) == api.images_digest(loaded(["a", "b"], ["p", "q"]))
-    assert api.images_digest(loaded(["a", "b"], ["x", "y"])) != api.images_digest(loaded(["a", "a-1"], ["x", "y"]))
-    assert api.images_digest(loaded(["ab"], ["x"])) != api.images_digest(loaded(["a", "b"], ["x", "y"]))
+    assert execution.images_digest(loaded(["a", "b"], ["x", "y"])) == execution.images_digest(loaded(["a", "b"], ["p", "q"]))
+    assert execution.images_digest(loaded(["a", "b"], ["x", "y"])) != execution.images_digest(loaded(["a", "a-1"], ["x", "y"]))
+    assert execution.images_digest(loaded(["ab"], ["x"])) != execution.images_digest(loaded(["a", "b"], ["x", "y"]))
 
 
 def test_prediction_of_unreadable_files_alone(finished, tmp_path):

@@ -2,50 +2,35 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 
-from finelens.classes.names import read_class_file
 from finelens.config import RunConfig, TextConfig, TrainingConfig, from_mapping
-from finelens.console import Console, duration
+from finelens.console import Console
 from finelens.errors import UserError
 from finelens.evaluation.labels import read_labels
 from finelens.evaluation.metrics import accuracy, evaluate_predictions
-from finelens.files import write_json
-from finelens.health import balance, collapse_warning
-from finelens.images.discover import ImageFile, discover
-from finelens.images.store import ImageItems, LoadedImages
+from finelens.execution import RunResult, execute, read_inputs
+from finelens.files import check_target, write_json
+from finelens.images.decode import DecodeLimits
+from finelens.images.discover import discover
+from finelens.images.store import ImageItems
 from finelens.images.views import ViewConfig
 from finelens.methods.registry import find_method
-from finelens.models import Model, load_model, save_model
-from finelens.pipeline import Predictions, decode_limits, fit, load, predict_items, predict_store, prepare, status_counts
+from finelens.models import Model, choose_device, load_model
+from finelens.pipeline import Predictions, decode_limits, predict_items, status_counts
 from finelens.predictions import PredictionRow, rows_from_logits, softmax, write_predictions
-from finelens.protocol import ClassSet, Preprocess
+from finelens.protocol import Preprocess
 from finelens.runs import RunFolder
+from finelens.schemas import PREDICTION_COLUMNS
 from finelens.strict import to_plain
-from finelens.training.checkpoint import read_events_offset
-from finelens.training.loop import Hooks
+from finelens.training.precision import choose_precision
 
 Assignments = Mapping[str, Mapping[str, Any]]
-
-
-@dataclass(frozen=True)
-class RunResult:
-    """What a finished run says.
-
-    Attributes:
-        path: The run folder.
-        rows: The rows of ``predictions.csv``.
-    """
-
-    path: Path
-    rows: list[PredictionRow]
 
 
 def make_config(verb: str, photos: str, method: str, assignments: Assignments, **given: Any) -> RunConfig:
@@ -66,13 +51,16 @@ def make_config(verb: str, photos: str, method: str, assignments: Assignments, *
     idle = sorted(set(training) - {"precision"})
     if idle and not found.trains:
         raise UserError(f"training.{idle[0]} has no effect: method {method} does not train; choose another --method or leave it out")
+    text = from_mapping(TextConfig, assignments.get("text", {}), "text")
+    wanted = from_mapping(TrainingConfig, training, "training")
+    precision = choose_precision(wanted.precision, choose_device(given.get("device", "cpu"))).name
     return RunConfig(
         verb=cast(Any, verb),
         photos=photos,
         method=method,
-        training=from_mapping(TrainingConfig, training, "training"),
+        training=replace(wanted, precision=cast(Any, precision)),
         views=from_mapping(ViewConfig, assignments.get("views", {}), "views"),
-        text=from_mapping(TextConfig, assignments.get("text", {}), "text"),
+        text=text if text.templates is None else replace(text, templates=_absolute(text.templates)),
         method_options=to_plain(from_mapping(found.config_class, assignments.get("method", {}), "method")),
         **given,
     )
@@ -122,26 +110,25 @@ def adapt(
         options or {},
         classes_file=_absolute(classes),
         descriptions_file=None if descriptions is None else _absolute(descriptions),
-        backbone=backbone,
+        backbone=_absolute_backbone(backbone),
         seed=seed,
         device=device,
     )
-    names = read_class_file(Path(classes))
-    _check_descriptions(descriptions)
-    files = discover(Path(photos), exclude=Path(out))
+    # Whatever can be refused is refused before the folder is made or an earlier run in it is removed.
+    RunFolder.check(out, config, overwrite=overwrite)
+    inputs = read_inputs(config, console)
     with RunFolder.create(out, config, overwrite=overwrite) as run:
-        try:
-            return _execute(run, files, names, console, should_stop, resume=False)
-        except UserError:
-            # Nothing has happened in the folder yet: the corrected command may use it.
-            if not run.events_path.exists():
-                run.config_path.unlink(missing_ok=True)
-            raise
+        return execute(run, inputs, console, should_stop)
 
 
 def _absolute(path: str | Path) -> str:
     """A run can be resumed from any folder."""
     return str(Path(path).absolute())
+
+
+def _absolute_backbone(spec: str) -> str:
+    scheme, separator, rest = spec.partition(":")
+    return f"local:{_absolute(Path(rest).expanduser())}" if separator and scheme == "local" else spec
 
 
 def zero_shot(photos: str | Path, classes: str | Path, out: str | Path, *, method: str = "zero-shot", **given: Any) -> RunResult:
@@ -165,82 +152,7 @@ def resume(run: str | Path, *, console: Console | None = None, should_stop: Call
         if any(event["event"] == "end" for event in folder.events()):
             console.say(f"{folder.path} is finished; nothing to resume")
             return None
-        config = folder.config
-        names = read_class_file(Path(str(config.classes_file)))
-        files = discover(Path(config.photos), exclude=folder.path)
-        return _execute(folder, files, names, console, should_stop, resume=True)
-
-
-def _check_descriptions(path: str | Path | None) -> None:
-    """Fail before the model is loaded, which takes seconds."""
-    if path is not None:
-        from finelens.classes.descriptions import load_descriptions
-
-        load_descriptions(Path(path))
-
-
-def _execute(
-    run: RunFolder, files: list[ImageFile], names: list[str], console: Console, should_stop: Callable[[], bool] | None, *, resume: bool
-) -> RunResult:
-    config = run.config
-    offset = read_events_offset(run.checkpoint_dir) if resume else 0
-    known = _logged_digests(run) if offset else {}
-    if resume:
-        run.resume(offset)
-    fresh = offset == 0
-    prepared = prepare(config, names, config.descriptions_file, console)
-    texts = classes_digest(prepared.classes)
-    if known.get("classes", texts) != texts:
-        raise UserError(f"the class names, templates or descriptions of {run.path} have changed since the run was started; start a new run")
-    loaded = load(files, decode_limits(config, prepared.engine.backbone.preprocess), console, run.path)
-    digest = images_digest(loaded)
-    if known.get("images", digest) != digest:
-        raise UserError(f"the photographs in {config.photos} have changed since the run was started; start a new run with finelens adapt")
-    counts = status_counts(loaded.records)
-    console.say(f"images: {len(loaded.records)} files, " + ", ".join(f"{count} {status}" for status, count in counts.items()))
-    if fresh:
-        run.log("start", verb=config.verb, method=config.method, backbone=config.backbone, seed=config.seed)
-        run.log("images", files=len(loaded.records), counts=counts, digest=digest)
-        report = None if prepared.report is None else prepared.report.to_json()
-        offset = run.log("classes", classes=len(names), templates=list(prepared.classes.templates), descriptions=report, digest=texts)
-    hooks = Hooks(run=run, checkpoints=run.checkpoint_dir, events_offset=offset, should_stop=should_stop or (lambda: False))
-    fitted = fit(prepared, loaded.store, config, console, hooks, resume=resume and not fresh)
-    logits = predict_store(fitted.model, loaded.store, console)["logits"]
-    rows = rows_from_logits(loaded.records, names, logits.numpy(), fitted.zero_shot_logits.argmax(1).numpy())
-    save_model(run.model_dir, fitted.model)
-    write_predictions(run.predictions_path, rows)
-    run.log("predictions", rows=len(rows), counts=counts)
-    result = RunResult(run.path, rows)
-    _finish(run, fitted.model, result, console)
-    return result
-
-
-def images_digest(loaded: LoadedImages) -> str:
-    """Hash of the readable images' contents, whatever their names."""
-    return hashlib.sha256("\n".join(loaded.store.ids).encode()).hexdigest()
-
-
-def classes_digest(classes: ClassSet) -> str:
-    """Hash of the class names and of every text about them."""
-    return hashlib.sha256(json.dumps(to_plain(classes)).encode()).hexdigest()
-
-
-def _logged_digests(run: RunFolder) -> dict[str, str]:
-    return {event["event"]: event["digest"] for event in run.events() if "digest" in event}
-
-
-def _finish(run: RunFolder, model: Model, result: RunResult, console: Console) -> None:
-    engine = model.engine
-    stages = {name: round(seconds, 3) for name, seconds in engine.stopwatch.seconds.items()}
-    run.log("end", no_grad_forwards=engine.no_grad_forwards, grad_forwards=engine.grad_forwards, seconds=stages)
-    spent = ", ".join(f"{name} {duration(seconds)}" for name, seconds in sorted(stages.items(), key=lambda item: -item[1])[:5])
-    console.say(f"time: {spent}")
-    console.say(balance(result.rows, model.class_names))
-    warning = collapse_warning(result.rows, model.class_names)
-    if warning is not None:
-        console.warn(warning)
-        run.log("warning", message=warning)
-    console.say(f"wrote {run.predictions_path}")
+        return execute(folder, read_inputs(folder.config, console), console, should_stop, resume=True)
 
 
 class Classifier:
@@ -257,7 +169,8 @@ class Classifier:
         self._config = config
 
     @property
-    def _limits(self) -> Any:
+    def limits(self) -> DecodeLimits:
+        """What the run refuses and reduces when it decodes."""
         return decode_limits(self._config, self._preprocess)
 
     @property
@@ -267,7 +180,7 @@ class Classifier:
     def predictions(self, images: str | Path | ImageItems, *, zero_shot: bool = True, console: Console | None = None) -> Predictions:
         """Logits of a folder or of Python images, by branch and with the unadapted model's beside them."""
         source = discover(Path(images)) if isinstance(images, (str, Path)) else images
-        return predict_items(self.model, source, self._limits, console or Console(enabled=False), zero_shot=zero_shot)
+        return predict_items(self.model, source, self.limits, console or Console(enabled=False), zero_shot=zero_shot)
 
     def predict_proba(self, images: str | Path | ImageItems) -> np.ndarray:
         """Class probabilities (N, C), one row per input in its order; a file that cannot be read gives a row of NaN.
@@ -306,9 +219,10 @@ def load_run(run: str | Path, *, device: str = "cpu") -> Classifier:
 def predict(run: str | Path, photos: str | Path, csv: str | Path, *, device: str = "cpu", console: Console | None = None) -> list[PredictionRow]:
     """Classify new photographs with a finished run and write a CSV file with the columns of ``predictions.csv``."""
     console = console or Console()
+    check_target(Path(csv), ",".join(PREDICTION_COLUMNS))
     files = discover(Path(photos))
     classifier = load_run(run, device=device)
-    found = predict_items(classifier.model, files, classifier._limits, console)
+    found = predict_items(classifier.model, files, classifier.limits, console)
     rows = _rows(found, classifier.classes)
     write_predictions(Path(csv), rows)
     counts = status_counts(found.records)
@@ -350,10 +264,12 @@ def evaluate(
         UserError: Labels that cannot be matched, or no labelled image that can be read.
     """
     console = console or Console()
+    if json_file is not None:
+        check_target(Path(json_file), "{")
     classifier = load_run(run, device=device)
     truth = read_labels(Path(test), labels, classifier.classes)
     files = [file for file in discover(Path(test)) if file.name in truth]
-    found = predict_items(classifier.model, files, classifier._limits, console)
+    found = predict_items(classifier.model, files, classifier.limits, console)
     kept = [record for record in found.records if record.index is not None]
     if not kept:
         raise UserError(f"none of the {len(files)} labelled files in {test} is an image that can be read")

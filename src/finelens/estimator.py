@@ -11,6 +11,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted
 
 from finelens.api import Classifier, make_config
+from finelens.cache import spill_folder
 from finelens.classes.names import read_class_file
 from finelens.console import Console
 from finelens.images.discover import discover
@@ -74,7 +75,7 @@ class LabelFreeClassifier(ClassifierMixin, BaseEstimator):
         )
         prepared = prepare(config, names, self.descriptions, console)
         source = discover(Path(X)) if isinstance(X, (str, Path)) else X
-        loaded = load(source, decode_limits(config, prepared.engine.backbone.preprocess), console)
+        loaded = load(source, decode_limits(config, prepared.engine.backbone.preprocess), console, spill_folder())
         self.classifier_ = Classifier(fit(prepared, loaded.store, config, console).model, config)
         self.classes_ = np.array(names)
         return self

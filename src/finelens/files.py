@@ -67,6 +67,31 @@ def atomic_writer(path: Path) -> Iterator[BinaryIO]:
     sync_folder(path.parent)
 
 
+def check_target(path: Path, start: str) -> None:
+    """Refuse, before the work, a file that could not be written after it, or that something else wrote.
+
+    Args:
+        path: The file to be.
+        start: How files that finelens wrote there begin; such a file is replaced.
+
+    Raises:
+        UserError: No such parent folder, a folder in its place, or a file that begins otherwise.
+    """
+    if path.is_dir():
+        raise UserError(f"{path} is a folder; give the name of a file")
+    if not path.absolute().parent.is_dir():
+        raise UserError(f"{path.absolute().parent} does not exist; make that folder first")
+    if not path.exists():
+        return
+    try:
+        with path.open("rb") as file:
+            ours = file.read(len(start.encode())) in (start.encode(), b"")
+    except OSError as error:
+        raise write_error(path, error) from error
+    if not ours:
+        raise UserError(f"{path} exists and was not written by finelens; choose another name")
+
+
 def sync_folder(folder: Path) -> None:
     """Make names created in or removed from a folder survive a power cut."""
     if os.name != "posix":

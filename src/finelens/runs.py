@@ -18,6 +18,8 @@ from finelens.locks import Lock
 from finelens.schemas import CHECKPOINT_DIR, CONFIG_FILE, EVENTS, EVENTS_FILE, MODEL_DIR, PREDICTIONS_FILE
 
 LOCK_FILE = ".finelens.lock"
+# Events that a checkpoint may rest on: on the disk before the checkpoint is.
+DURABLE = ("classes", "epoch", "end")
 REPORT_FILE = "report.html"
 
 # What ``--overwrite`` removes, in this order: the configuration goes last, so that a folder half emptied is still known as ours.
@@ -39,6 +41,12 @@ class RunFolder:
         self.config = config
         self._lock = lock
 
+    @staticmethod
+    def check(path: Path | str, config: RunConfig, *, overwrite: bool = False) -> None:
+        """Refuse what :meth:`create` would refuse, and change nothing; arguments as there."""
+        _refuse_overlap(Path(path), Path(config.photos))
+        _refuse_occupied(Path(path), overwrite)
+
     @classmethod
     def create(cls, path: Path | str, config: RunConfig, *, overwrite: bool = False) -> RunFolder:
         """Start a new run in a folder that is new or empty.
@@ -52,8 +60,7 @@ class RunFolder:
             UserError: The folder is not empty, not writable, in use, or overlaps with the photographs.
         """
         path = Path(path)
-        _refuse_overlap(path, Path(config.photos))
-        _refuse_occupied(path, overwrite)
+        cls.check(path, config, overwrite=overwrite)
         try:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -139,8 +146,8 @@ class RunFolder:
             fields: What the event says; numbers, texts, lists and mappings.
 
         Returns:
-            Length of the file after the line, in bytes. A checkpoint stores the value returned by its own ``checkpoint`` event, logged just before
-            the checkpoint is written; :meth:`resume` takes it back.
+            Length of the file after the line, in bytes. A checkpoint stores the value that the last event before it returned; :meth:`resume` takes it
+            back.
 
         Raises:
             UserError: The file cannot be written; no part of the line remains in it.
@@ -150,7 +157,7 @@ class RunFolder:
         if not self._lock.held:
             raise RuntimeError(f"{self.path} was opened for reading or is closed; open it with its lock to log")
         line = json_text({"time": datetime.now(timezone.utc).isoformat(timespec="milliseconds"), "event": event, **fields}) + "\n"
-        return _append(self.events_path, line.encode("utf-8", "backslashreplace"), durable=event == "checkpoint")
+        return _append(self.events_path, line.encode("utf-8", "backslashreplace"), durable=event in DURABLE)
 
     def resume(self, offset: int, **fields: Any) -> None:
         """Forget the events after a checkpoint and log that the run goes on from there.

@@ -9,9 +9,11 @@ import sys
 import time
 
 import pytest
+import torch
 
 from finelens.methods.registry import METHODS
 from finelens.schemas import EVALUATION_KEYS, PREDICTION_COLUMNS
+from finelens.training.precision import choose_precision
 from tests.cli.conftest import FAST
 from tests.toy import CLASSES, digest
 
@@ -65,7 +67,7 @@ def test_adapt_writes_a_run(adapted):
         "min_lr": 2e-6,
         "weight_decay": 0.1,
         "scope": "norm",
-        "precision": "auto",
+        "precision": choose_precision("auto", torch.device("cpu")).name,
     }
     assert config["method_options"]["crops"] == 2
     assert config["method_options"]["gamma"] == 0.5

@@ -247,3 +247,11 @@ def test_loss_that_is_not_finite_stops_with_a_remedy(run, given, tmp_path):
     assert line.startswith("finelens: the loss became")
     assert "training.lr" in line
     assert not (tmp_path / "run" / "model").exists()
+
+
+def test_a_failed_start_with_overwrite_leaves_the_earlier_run_alone(run, given, adapted, tmp_path):
+    shutil.copytree(adapted, tmp_path / "run")
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    for wrong in (("--backbone", "local:nowhere"), ("--device", "cuda:99"), ("--method", "mikroclip")):
+        assert run("adapt", *given, "--out", tmp_path / "run", "--overwrite", *wrong).code == 2
+    assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before

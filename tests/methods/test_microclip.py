@@ -287,7 +287,16 @@ COMPARED = {
 }
 VALUES = [
     *((option, value) for option, values in COMPARED.items() for value in sorted(values)),
-    *[("gamma", 0.0), ("fusion", 0.2), ("crops", 3), ("ce_weight", 0.5), ("marginal_weight", 0.5), ("train_head", False), ("released_code", True)],
+    *[
+        ("gamma", 0.0),
+        ("fusion", 0.2),
+        ("crops", 3),
+        ("ce_weight", 0.5),
+        ("marginal_weight", 0.5),
+        ("train_head", False),
+        ("projection_lr_scale", 0.5),
+        ("released_code", True),
+    ],
 ]
 
 

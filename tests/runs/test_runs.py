@@ -188,8 +188,8 @@ def work(run, start, stop, store):
     """Five steps an epoch; the checkpoint keeps the offset of its own event."""
     for epoch in range(start, stop):
         for step in range(5):
-            run.log("step", epoch=epoch, step=step, loss=1 / (1 + step + 5 * epoch))
-        offset = run.log("checkpoint", epoch=epoch)
+            run.log("warning", epoch=epoch, step=step, loss=1 / (1 + step + 5 * epoch))
+        offset = run.log("epoch", epoch=epoch)
         store.update(epoch=epoch + 1, offset=offset)
     return store
 
@@ -204,7 +204,7 @@ def test_events_of_a_resumed_run_equal_those_of_an_uninterrupted_one(tmp_path, c
         work(whole, 0, 4, {})
     with RunFolder.create(tmp_path / "cut", config) as run:
         store = work(run, 0, 2, {})
-        run.log("step", epoch=2, step=0, loss=99.0)  # work that the kill throws away
+        run.log("warning", epoch=2, step=0, loss=99.0)  # work that the kill throws away
         run.log("warning", message="slow disk")
         if torn:
             run.events_path.write_bytes(run.events_path.read_bytes()[:-7])
@@ -224,7 +224,7 @@ def test_resume_without_a_checkpoint_starts_the_events_again(tmp_path, config):
 
 def test_events_cut_by_a_crash_do_not_prevent_resume(tmp_path, config):
     with RunFolder.create(tmp_path / "out", config) as run:
-        offset = run.log("checkpoint")
+        offset = run.log("epoch")
         run.events_path.write_bytes(b"")
         run.resume(offset)
         warning, resume = run.events()

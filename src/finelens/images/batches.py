@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,7 +18,7 @@ from finelens.protocol import Batch, ImageStore, Preprocess, ViewPlan
 
 T = TypeVar("T")
 
-DEFAULT_WORKERS = 2
+DEFAULT_WORKERS = min(8, os.cpu_count() or 2)
 
 
 def epoch_order(n: int, seed: int, epoch: int) -> np.ndarray:

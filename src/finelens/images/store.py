@@ -21,6 +21,7 @@ from finelens.images.decode import DecodedImage, DecodeLimits, Failure, decode, 
 from finelens.images.discover import ImageFile, display_name
 from finelens.images.spill import PixelBuffer
 
+DEFAULT_WORKERS = min(8, os.cpu_count() or 2)
 MEMORY_BUDGET = 2 << 30
 """Bytes of pixels that stay in memory; the rest goes to the spill file."""
 
@@ -90,7 +91,7 @@ class PixelStore:
 def load_folder(
     files: list[ImageFile],
     limits: DecodeLimits | None = None,
-    workers: int = 2,
+    workers: int = DEFAULT_WORKERS,
     progress: Callable[[int], None] | None = None,
     memory_budget: int = MEMORY_BUDGET,
     spill_dir: Path | None = None,
@@ -116,7 +117,7 @@ def load_folder(
 def load_images(
     items: ImageItems,
     limits: DecodeLimits | None = None,
-    workers: int = 2,
+    workers: int = DEFAULT_WORKERS,
     progress: Callable[[int], None] | None = None,
     memory_budget: int = MEMORY_BUDGET,
     spill_dir: Path | None = None,

@@ -91,7 +91,9 @@ def load_checkpoint(folder: Path, task: Task, backbone: Backbone, optimizer: tor
             parameter.copy_(groups["parameter"][name])
     for key, value in groups["optimizer"].items():
         kind, _, name = key.partition(".")
-        optimizer.state[named[name]][kind] = value.clone()
+        # The step counter stays on the host; the moments live where their parameter does.
+        parameter = named[name]
+        optimizer.state[parameter][kind] = value.clone() if kind == "step" else torch.empty_like(parameter).copy_(value)
     meta = json.loads(load_metadata(path)[META_KEY])
     del meta["events_offset"]
     return Position(**meta)

@@ -26,6 +26,7 @@ def estimate_seconds(task: Task, engine: Engine, images: int, epochs: int) -> fl
     """
     cost = task.cost()
     counts = engine.no_grad_forwards, engine.grad_forwards
+    spent = dict(engine.stopwatch.seconds)
     size = engine.backbone.preprocess.image_size
     probe = torch.zeros(PROBE_IMAGES, 3, size, size, dtype=torch.uint8)
     trained = [parameter for group in task.parameter_groups() for _, parameter in group["params"]]
@@ -33,20 +34,28 @@ def estimate_seconds(task: Task, engine: Engine, images: int, epochs: int) -> fl
     try:
         for parameter in trained:
             parameter.requires_grad_(True)
-        without = _seconds(lambda: engine.encode_frozen(probe))
-        with_gradient = _seconds(lambda: engine.encode(probe, patches=True).global_.sum().backward())
+        without = _seconds(lambda: engine.encode_frozen(probe), engine.device)
+        with_gradient = _seconds(lambda: engine.encode(probe, patches=True).global_.sum().backward(), engine.device)
     finally:
         for parameter, flag in zip(trained, wanted, strict=True):
             parameter.requires_grad_(flag)
             parameter.grad = None
         engine.no_grad_forwards, engine.grad_forwards = counts
+        engine.stopwatch.seconds = spent
     return images * epochs * (cost.no_grad_forwards * without + cost.grad_forwards * with_gradient) / PROBE_IMAGES
 
 
-def _seconds(work: Callable[[], object]) -> float:
+def _seconds(work: Callable[[], object], device: torch.device) -> float:
     best = float("inf")
     for _ in range(2):
+        _synchronise(device)
         start = time.perf_counter()
         work()
+        _synchronise(device)
         best = min(best, time.perf_counter() - start)
     return best
+
+
+def _synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
+
 from finelens.config import TrainingConfig
 from finelens.errors import UserError
 from finelens.images.batches import batches
@@ -113,7 +115,15 @@ class Trainer:
             start_step=position.step,
         )
         while (batch := self._next(stream)) is not None:
-            self._step(batch)
+            try:
+                self._step(batch)
+            except RuntimeError as error:
+                if not _out_of_memory(error):
+                    raise
+                raise UserError(
+                    f"out of memory in epoch {position.epoch + 1}, step {position.step + 1}; the last checkpoint is intact. "
+                    "Start again with a smaller training.batch_size, or fewer method.crops"
+                ) from error
             self.hooks.on_images(len(batch.index))
             if self.hooks.should_stop():
                 stream.close()
@@ -150,3 +160,8 @@ class Trainer:
         if self.hooks.checkpoints is not None:
             self.position.no_grad_forwards, self.position.grad_forwards = self.engine.no_grad_forwards, self.engine.grad_forwards
             save_checkpoint(self.hooks.checkpoints, self.task, self.engine.backbone, self.optimizer, self.position, self._offset)
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    """The CPU allocator has no error type of its own."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

@@ -57,4 +57,4 @@ class ClassPrior(nn.Module):
         return None if self.kind == "none" else marginal_loss(log_marginal, self.prior)
 
     def _estimate(self) -> None:
-        self.prior = estimate_prior(self.posteriors).to(self.prior.dtype)
+        self.prior = estimate_prior(self.posteriors).to(self.prior)

@@ -20,6 +20,11 @@ class Precision:
     dtype: torch.dtype
     reason: str
 
+    @property
+    def name(self) -> str:
+        """``float32`` or ``bfloat16``, as the configuration calls it."""
+        return str(self.dtype).removeprefix("torch.")
+
     def autocast(self, device: torch.device) -> AbstractContextManager[None]:
         """Context in which the tower runs."""
         return torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.dtype == torch.bfloat16)
@@ -33,8 +38,8 @@ def choose_precision(wanted: str, device: torch.device) -> Precision:
         device: Where the tower runs.
     """
     if wanted != "auto":
-        return Precision(getattr(torch, wanted), f"{wanted}: asked for")
-    if device.type == "cuda" and torch.cuda.is_bf16_supported():
+        return Precision(getattr(torch, wanted), f"{wanted} (training.precision)")
+    if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
         return Precision(torch.bfloat16, f"bfloat16: {torch.cuda.get_device_name(device)} computes in it")
     if device.type == "cpu":
         units = [name for name, flag in (("AMX", "_is_amx_tile_supported"), ("AVX512-BF16", "_is_avx512_bf16_supported")) if _has(flag)]

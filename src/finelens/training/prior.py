@@ -20,13 +20,13 @@ def estimate_prior(probabilities: Tensor, *, concentration: float = 1.0, iterati
         tolerance: Stop when no entry moves more than this.
 
     Returns:
-        Prior (C,), float64, positive, sums to 1. Uniform for N = 0.
+        Prior (C,), float64 on the host, positive, sums to 1. Uniform for N = 0.
     """
     n, c = probabilities.shape
-    uniform = torch.full((c,), 1 / c, dtype=torch.float64, device=probabilities.device)
+    uniform = torch.full((c,), 1 / c, dtype=torch.float64)
     if n == 0:
         return uniform
-    p = probabilities.double()
+    p = probabilities.detach().cpu().double()
     prior = uniform
     for _ in range(iterations):
         joint = p * prior  # (N, C)

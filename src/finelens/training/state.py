@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,11 +19,17 @@ def resize_on_load(module: nn.Module, *names: str) -> None:
         module: Owner of the buffers.
         names: Buffers registered directly on it.
     """
+    module.register_load_state_dict_pre_hook(_Resize(names))
 
-    def hook(owner: nn.Module, state_dict: Mapping[str, Tensor], prefix: str, *_: Any) -> None:
-        for name in names:
+
+@dataclass(frozen=True)
+class _Resize:
+    """The hook; an object rather than a closure, so that modules can be pickled by those who must."""
+
+    names: tuple[str, ...]
+
+    def __call__(self, owner: nn.Module, state_dict: Mapping[str, Tensor], prefix: str, *_: Any) -> None:
+        for name in self.names:
             saved = state_dict.get(prefix + name)
             if saved is not None:
                 setattr(owner, name, torch.empty_like(saved, device=getattr(owner, name).device))
-
-    module.register_load_state_dict_pre_hook(hook)

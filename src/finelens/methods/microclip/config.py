@@ -28,6 +28,8 @@ class MicroClipConfig:
         empty_token: ``zero`` or ``learnable`` empty token in SOAP.
         head_init: Learnable head starts from ``descriptions`` or ``templates``.
         train_head: Whether the learnable head is trained.
+        projection_lr_scale: Learning rate of SOAP's projections as a share of ``training.lr``. None takes 1, as published, for a tower with a token
+            sequence and 0.1 for a convolutional one, whose wider cells were never aligned with text: see the method's page.
         released_code: Reproduce the rules of the released code: NCut on raw dot products with its threshold and sign rule, and weight decay on
             every trained tensor.
     """
@@ -45,6 +47,7 @@ class MicroClipConfig:
     empty_token: Literal["zero", "learnable"] = "zero"
     head_init: Literal["descriptions", "templates"] = "descriptions"
     train_head: bool = True
+    projection_lr_scale: float | None = None
     released_code: bool = False
 
     def __post_init__(self) -> None:
@@ -52,8 +55,9 @@ class MicroClipConfig:
             value = getattr(self, name)
             if not 0 <= value <= 1:
                 raise UserError(f"method.{name} must lie between 0 and 1, got {value}")
-        if self.crops < 1:
-            raise UserError(f"method.crops must be at least 1, got {self.crops}; a prior without crops is method.gamma=0")
-        for name in ("ce_weight", "marginal_weight"):
-            if getattr(self, name) < 0:
-                raise UserError(f"method.{name} must not be negative, got {getattr(self, name)}")
+        if not 1 <= self.crops <= 256:
+            raise UserError(f"method.crops must lie between 1 and 256, got {self.crops}; a pseudo-label without crops is method.gamma=0")
+        for name in ("ce_weight", "marginal_weight", "projection_lr_scale"):
+            value = getattr(self, name)
+            if value is not None and value < 0:
+                raise UserError(f"method.{name} must not be negative, got {value}")

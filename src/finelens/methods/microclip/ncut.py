@@ -19,8 +19,8 @@ class Saliency:
     """Result of a cut.
 
     Attributes:
-        mask: Salient patches, (B, N) bool.
-        vector: The cut's eigenvector with its sign fixed, (B, N) float64.
+        mask: Salient patches, (B, N) bool, on the tokens' device.
+        vector: The cut's eigenvector with its sign fixed, (B, N) float64, on the host like the rest.
         fallback: Images whose graph determines no cut; their mask is all patches, (B,) bool.
         density: Share of patch pairs above the threshold, self pairs included, (B,).
     """
@@ -48,14 +48,15 @@ def ncut_saliency(tokens: Tensor, *, released_code: bool = False) -> Saliency:
     tokens = tokens.detach()
     if not released_code:
         tokens = F.normalize(tokens.float(), dim=-1)
-    adjacent = tokens @ tokens.transpose(1, 2) > TAU  # (B, N, N)
-    n = tokens.shape[1]
+    # The small eigenproblems are solved on the host in float64, which not every device has.
+    adjacent = (tokens @ tokens.transpose(1, 2) > TAU).cpu()  # (B, N, N)
+    device, n = tokens.device, tokens.shape[1]
     density = adjacent.flatten(1).double().mean(1)
     if n < 3:
         # Two patches have no second cut to compare with; the graph decides nothing.
-        vector = torch.zeros(tokens.shape[:2], dtype=torch.float64, device=tokens.device)
-        return Saliency(torch.ones_like(vector, dtype=torch.bool), vector, torch.ones(len(tokens), dtype=torch.bool), density)
-    degree, values, vectors = _eigen(adjacent.cpu())
+        vector = torch.zeros(tokens.shape[:2], dtype=torch.float64)
+        return Saliency(torch.ones(tokens.shape[:2], dtype=torch.bool, device=device), vector, torch.ones(len(tokens), dtype=torch.bool), density)
+    degree, values, vectors = _eigen(adjacent)
     vector = vectors[..., 1]  # (B, N)
     if released_code:
         mask, vector = released_sign_rule(vector)
@@ -64,10 +65,9 @@ def ncut_saliency(tokens: Tensor, *, released_code: bool = False) -> Saliency:
         vector = vector / degree.sqrt()
         seed = vector.abs().argmax(1, keepdim=True)
         vector = vector * vector.gather(1, seed).sign()
-        fallback = adjacent.cpu().flatten(1).all(1) | (values[:, 2] - values[:, 1] < MIN_GAP)
+        fallback = adjacent.flatten(1).all(1) | (values[:, 2] - values[:, 1] < MIN_GAP)
         mask = (vector > vector.mean(1, keepdim=True)) | fallback[:, None]
-    device = tokens.device
-    return Saliency(mask.to(device), vector.to(device), fallback.to(device), density)
+    return Saliency(mask.to(device), vector, fallback, density)
 
 
 def released_sign_rule(vector: Tensor) -> tuple[Tensor, Tensor]:

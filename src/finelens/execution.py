@@ -1,0 +1,175 @@
+"""One run, from its configuration to the files in its folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from finelens.cache import spill_folder
+from finelens.classes.descriptions import load_descriptions
+from finelens.classes.names import read_class_file
+from finelens.config import RunConfig, diff, from_json, to_json
+from finelens.console import Console, duration
+from finelens.errors import UserError
+from finelens.health import balance, collapse_warning
+from finelens.images.discover import discover
+from finelens.images.store import LoadedImages
+from finelens.models import Model, save_model
+from finelens.pipeline import Prepared, decode_limits, fit, load, predict_store, prepare, status_counts
+from finelens.predictions import PredictionRow, rows_from_logits, write_predictions
+from finelens.protocol import ClassSet
+from finelens.runs import RunFolder
+from finelens.schemas import EVENTS_FILE
+from finelens.strict import to_plain
+from finelens.training.checkpoint import read_events_offset
+from finelens.training.loop import Hooks
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a finished run says.
+
+    Attributes:
+        path: The run folder.
+        rows: The rows of ``predictions.csv``.
+    """
+
+    path: Path
+    rows: list[PredictionRow]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Everything a run reads, loaded and checked.
+
+    Attributes:
+        prepared: Backbone, texts and task.
+        loaded: Images and one record per file.
+        digests: Hashes of the unadapted image tower, the images and the classes, by the event that logs them; whatever the files are called.
+    """
+
+    prepared: Prepared
+    loaded: LoadedImages
+    digests: dict[str, str]
+
+
+def images_digest(loaded: LoadedImages) -> str:
+    """Hash of the readable images' contents."""
+    return hashlib.sha256("\n".join(loaded.store.ids).encode()).hexdigest()
+
+
+def state_digest(state: Mapping[str, Tensor]) -> str:
+    """Hash of names and values of tensors."""
+    total = hashlib.sha256()
+    for name, tensor in sorted(state.items()):
+        total.update(name.encode())
+        total.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return total.hexdigest()
+
+
+def classes_digest(classes: ClassSet) -> str:
+    """Hash of the class names and of every text about them."""
+    return hashlib.sha256(json.dumps(to_plain(classes)).encode()).hexdigest()
+
+
+def read_inputs(config: RunConfig, console: Console) -> Inputs:
+    """Read classes, descriptions, backbone and images; the quick checks come first. Nothing is written but the cache.
+
+    Raises:
+        UserError: Any of them cannot be used.
+    """
+    names = read_class_file(Path(str(config.classes_file)))
+    descriptions = None if config.descriptions_file is None else Path(config.descriptions_file)
+    if descriptions is not None:
+        load_descriptions(descriptions)
+    files = discover(Path(config.photos))
+    prepared = prepare(config, names, descriptions, console)
+    loaded = load(files, decode_limits(config, prepared.engine.backbone.preprocess), console, spill_folder())
+    counts = status_counts(loaded.records)
+    console.say(f"images: {len(loaded.records)} files, " + ", ".join(f"{count} {status}" for status, count in counts.items()))
+    digests = {
+        "start": state_digest(prepared.engine.backbone.image_state()),
+        "images": images_digest(loaded),
+        "classes": classes_digest(prepared.classes),
+    }
+    return Inputs(prepared, loaded, digests)
+
+
+def execute(run: RunFolder, inputs: Inputs, console: Console, should_stop: Callable[[], bool] | None = None, *, resume: bool = False) -> RunResult:
+    """Adapt, predict and write the run's files.
+
+    Args:
+        run: The folder, locked.
+        inputs: What the run reads.
+        console: What to say.
+        should_stop: Asked after each training step.
+        resume: Go on from the checkpoint, if there is one.
+
+    Raises:
+        UserError: The inputs are not those the run was started with.
+        Interrupted: ``should_stop`` said so.
+    """
+    offset = read_events_offset(run.checkpoint_dir) if resume else 0
+    fresh = offset == 0
+    if not fresh:
+        _refuse_changes(run, inputs)
+    if resume:
+        run.resume(offset)
+    prepared, loaded = inputs.prepared, inputs.loaded
+    counts = status_counts(loaded.records)
+    if fresh:
+        offset = _log_start(run, inputs, counts)
+    hooks = Hooks(run=run, checkpoints=run.checkpoint_dir, events_offset=offset, should_stop=should_stop or (lambda: False))
+    fitted = fit(prepared, loaded.store, run.config, console, hooks, resume=not fresh)
+    logits = predict_store(fitted.model, loaded.store, console)["logits"]
+    rows = rows_from_logits(loaded.records, prepared.classes.names, logits.numpy(), fitted.zero_shot_logits.argmax(1).numpy())
+    save_model(run.model_dir, fitted.model)
+    write_predictions(run.predictions_path, rows)
+    run.log("predictions", rows=len(rows), counts=counts)
+    _finish(run, fitted.model, rows, console)
+    return RunResult(run.path, rows)
+
+
+def _refuse_changes(run: RunFolder, inputs: Inputs) -> None:
+    what = {
+        "start": f"weights of backbone {run.config.backbone}",
+        "images": f"photographs in {run.config.photos}",
+        "classes": f"class names, templates or descriptions of {run.path}",
+    }
+    logged = {event["event"]: event for event in run.events() if "digest" in event}
+    if "start" in logged:
+        changes = diff(from_json(logged["start"]["config"], EVENTS_FILE), run.config)
+        if changes:
+            raise UserError(f"{run.config_path} has changed since the run was started ({'; '.join(changes)}); restore it, or start a new run")
+    for name, digest in inputs.digests.items():
+        if name in logged and logged[name]["digest"] != digest:
+            raise UserError(f"the {what[name]} have changed since the run was started; start a new run with finelens adapt")
+
+
+def _log_start(run: RunFolder, inputs: Inputs, counts: dict[str, int]) -> int:
+    config, prepared, digests = run.config, inputs.prepared, inputs.digests
+    run.log("start", config=to_json(config), digest=digests["start"])
+    run.log("images", files=len(inputs.loaded.records), counts=counts, digest=digests["images"])
+    report = None if prepared.report is None else prepared.report.to_json()
+    classes = prepared.classes
+    return run.log("classes", classes=len(classes), templates=list(classes.templates), descriptions=report, digest=digests["classes"])
+
+
+def _finish(run: RunFolder, model: Model, rows: list[PredictionRow], console: Console) -> None:
+    console.say(balance(rows, model.class_names))
+    warning = collapse_warning(rows, model.class_names)
+    if warning is not None:
+        console.warn(warning)
+        run.log("warning", message=warning)
+    engine = model.engine
+    stages = {name: round(seconds, 3) for name, seconds in engine.stopwatch.seconds.items()}
+    spent = ", ".join(f"{name} {duration(seconds)}" for name, seconds in sorted(stages.items(), key=lambda item: -item[1])[:5])
+    console.say(f"time: {spent}")
+    console.say(f"wrote {run.predictions_path}")
+    run.log("end", no_grad_forwards=engine.no_grad_forwards, grad_forwards=engine.grad_forwards, seconds=stages)
