@@ -41,11 +41,10 @@ def update_assignments(log_prior: Tensor, likelihood: Tensor, graph: Tensor, z: 
 
 
 def weighted_sums(x: Tensor, z: Tensor, chunk_size: int, *, squares: bool = False) -> Tensor:
-    """``z^T x`` (C, D), or ``z^T x^2`` with ``squares``, accumulated in float64."""
+    """``z^T x`` (C, D), or ``z^T x^2`` with ``squares``: products in the features' type, chunks added up in float64."""
     total = torch.zeros(z.shape[1], x.shape[1], dtype=torch.float64, device=x.device)
     for rows, part in zip(x.split(chunk_size), z.split(chunk_size), strict=True):
-        wide = rows.double()
-        total += part.double().T @ (wide.square() if squares else wide)
+        total += part.T @ (rows.square() if squares else rows)
     return total
 
 

@@ -64,7 +64,7 @@ class SinkhornOt(Solver):
         if self.prior == "uniform":
             return torch.full((logits.shape[1],), 1 / logits.shape[1], dtype=torch.float64, device=logits.device)
         if self.prior == "estimated":
-            return estimate_prior(logits.softmax(1))
+            return estimate_prior(logits.softmax(1)).to(logits.device)
         raise UserError(f"prior must be 'estimated', 'uniform' or one number a class, got {self.prior!r}")
 
     def _log_proba(self, x: Tensor) -> Tensor:

@@ -1,0 +1,255 @@
+"""Solvers on cached features: accuracy on image folders, and time and memory on random features. One JSON line per result.
+
+    python benchmarks/solvers.py DATA --sets pets37 cifar10 --out results.jsonl
+    python benchmarks/solvers.py --speed --sizes 5000 10000 20000 50000 --out speed.jsonl
+
+DATA holds one folder per set: ``train/`` (used without labels), ``test/<folder>/*``, ``classes.txt`` and ``descriptions.json``. Settings:
+
+* ``inductive``: fit on train, predict test;
+* ``transductive``: fit on test and predict the same images;
+* ``few:K``: transductive on the test images of K classes drawn at random, all class names given;
+* ``tail``: transductive on test images whose class sizes fall tenfold from the largest to the smallest, in random order.
+
+The last two take ``--draws`` draws, whose images are pooled in the accuracy. Labels make the settings and the scores, nothing else. Features are kept
+in the cache folder (``FINELENS_CACHE``) under the hash of weights, preprocessing and image bytes: images are encoded once. A tower with a centre is
+centred by the images of the fit, and ``centred`` is the description ensemble after that: what of a gain is the centre's. Prototypes are descriptions.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import multiprocessing
+import platform
+import resource
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import finelens
+from finelens.api import make_config
+from finelens.cache import cached_tensors
+from finelens.classes.names import read_class_file
+from finelens.console import Console
+from finelens.evaluation.labels import read_labels
+from finelens.evaluation.metrics import bootstrap_interval, paired_bootstrap
+from finelens.images.batches import centre_batches
+from finelens.images.discover import discover
+from finelens.pipeline import Prepared, decode_limits, load, prepare
+from finelens.protocol import TargetFeatures
+from finelens.solvers import GdaEm, SinkhornOt, Solver, StatA, TransClip, ZLaP
+from finelens.solvers.neighbours import top_neighbours
+
+SOLVERS: dict[str, type[Solver]] = {"gda-em": GdaEm, "stata": StatA, "transclip": TransClip, "ot": SinkhornOt, "zlap": ZLaP}
+SETTINGS = ("inductive", "transductive", "few:5", "few:10", "few:25", "tail")
+QUIET = Console(enabled=False)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path, nargs="?")
+    parser.add_argument("--sets", nargs="+", default=[])
+    parser.add_argument("--settings", nargs="+", default=["inductive", "transductive"], help=f"of {', '.join(SETTINGS)}; few takes any number")
+    parser.add_argument("--methods", nargs="+", choices=SOLVERS, default=list(SOLVERS))
+    parser.add_argument("--draws", type=int, default=4)
+    parser.add_argument("--backbone", default="embedded")
+    parser.add_argument("--speed", action="store_true", help="time and peak memory instead of accuracy")
+    parser.add_argument("--sizes", nargs="+", type=int, default=[5000, 10000, 20000, 50000])
+    parser.add_argument("--classes", type=int, default=1000)
+    parser.add_argument("--width", type=int, default=512)
+    parser.add_argument("--out", type=Path, required=True)
+    given = parser.parse_args()
+    if given.speed:
+        for method in given.methods:
+            for size in given.sizes:
+                write(given.out, speed(method, size, given.classes, given.width))
+        return
+    for name in given.sets:
+        data = read_set(given.data / name, given.backbone)
+        for setting in given.settings:
+            for row in score(data, setting, given.methods, given.draws):
+                write(given.out, {"set": name, "backbone": given.backbone} | row)
+
+
+def write(out: Path, row: dict[str, Any]) -> None:
+    about = {
+        "command": "python " + " ".join(["benchmarks/solvers.py", *(arg if i else "DATA" for i, arg in enumerate(sys.argv[1:]))]),
+        "finelens": finelens.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "threads": torch.get_num_threads(),
+    }
+    with out.open("a") as file:
+        file.write(json.dumps(row | about) + "\n")
+    print("  ".join(f"{key} {value}" for key, value in row.items()), flush=True)
+
+
+@dataclass(frozen=True)
+class Split:
+    """Features of the unadapted model in store order, and classes (-1: unknown)."""
+
+    features: TargetFeatures
+    labels: Tensor
+
+
+@dataclass(frozen=True)
+class DataSet:
+    prepared: Prepared
+    train: Split
+    test: Split
+
+    def fitted_on(self, fit: TargetFeatures, *others: TargetFeatures) -> list[Tensor]:
+        """Global features after the backbone is centred by ``fit``: those of ``fit``, then those of the others."""
+        engine = self.prepared.engine
+        first = engine.centre(fit).global_
+        if not engine.backbone.fitted_state():
+            return [first, *(other.global_ for other in others)]
+        with torch.no_grad():
+            return [first, *(F.normalize(engine.backbone.project(other.cls), dim=-1) for other in others)]
+
+
+def read_set(folder: Path, backbone: str) -> DataSet:
+    config = make_config("adapt", "(benchmark)", "zero-shot", {"training": {"precision": "float32"}}, backbone=backbone, seed=0, device="cpu")
+    names = read_class_file(folder / "classes.txt")
+    prepared = prepare(config, names, folder / "descriptions.json", QUIET)
+    return DataSet(prepared, *(read_split(prepared, config, folder / split, names) for split in ("train", "test")))
+
+
+def read_split(prepared: Prepared, config: Any, folder: Path, names: list[str]) -> Split:
+    files, backbone = discover(folder), prepared.engine.backbone
+    weights = hashlib.sha256()
+    for name, tensor in sorted(backbone.image_state().items()):
+        weights.update(name.encode() + tensor.contiguous().numpy().tobytes())
+    images = [hashlib.sha256(file.path.read_bytes()).hexdigest() for file in files]
+
+    def encode() -> dict[str, Tensor]:
+        loaded = load(files, decode_limits(config, backbone.preprocess), QUIET)
+        features = prepared.engine.features(views for _, views in centre_batches(loaded.store, backbone.preprocess, 64))
+        rows = torch.tensor([-1 if record.index is None else record.index for record in loaded.records])
+        return {"global": features.global_, "cls": features.cls, "rows": rows}
+
+    stored = cached_tensors(["benchmark features", weights.hexdigest(), repr(backbone.preprocess), *images], encode)
+    truth = read_labels(folder, "folders", names)
+    labels = torch.full((len(stored["cls"]),), -1)
+    for file, row in zip(files, stored["rows"].tolist(), strict=True):
+        if row >= 0:
+            labels[row] = truth.get(file.name, -1)
+    return Split(TargetFeatures(stored["global"], stored["cls"]), labels)
+
+
+def score(data: DataSet, setting: str, methods: list[str], draws: int) -> list[dict[str, Any]]:
+    """One row per method: accuracy with its interval, and the gain over the better of zero-shot and description ensemble."""
+    heads, correct, seconds = data.prepared.heads, {}, {}
+    prototypes, scale = heads.descriptions, data.prepared.engine.backbone.logit_scale
+    for rows in drawn_rows(data.test.labels, len(prototypes), setting, draws):
+        test, labels = take(data.test.features, rows), data.test.labels[rows]
+        fit = data.train.features if setting == "inductive" else test
+        x, new = data.fitted_on(fit, test)
+        scores = {name: test.global_ @ head.T for name, head in {"zero-shot": heads.templates, "descriptions": prototypes}.items()}
+        scores["centred"] = new @ prototypes.T
+        for method in methods:
+            start, solver = time.perf_counter(), SOLVERS[method]()
+            if setting == "inductive":
+                scores[method] = solver.fit(x, prototypes=prototypes, logit_scale=scale).predict_proba(new)
+            else:
+                scores[method] = solver.fit_predict_proba(x, prototypes=prototypes, logit_scale=scale)
+            seconds[method] = seconds.get(method, 0.0) + time.perf_counter() - start
+        for name, values in scores.items():
+            correct.setdefault(name, []).append((values.argmax(1) == labels).numpy())
+    pooled = {name: np.concatenate(parts) for name, parts in correct.items()}
+    best = max(("zero-shot", "descriptions"), key=lambda name: pooled[name].mean())
+    return [
+        {
+            "setting": setting,
+            "method": name,
+            "n": len(hits),
+            "accuracy": percent(hits.mean()),
+            "interval": [percent(end) for end in bootstrap_interval(hits)],
+            "gain": percent(hits.mean() - pooled[best].mean()),
+            "gain_interval": [percent(end) for end in paired_bootstrap(hits, pooled[best])],
+            "baseline": best,
+            "seconds": round(seconds.get(name, 0.0), 2),
+        }
+        for name, hits in pooled.items()
+    ]
+
+
+def drawn_rows(labels: Tensor, classes: int, setting: str, draws: int) -> list[Tensor]:
+    """Positions of the test images of each draw; settings without chance have one."""
+    known = labels >= 0
+    if setting in ("inductive", "transductive"):
+        return [known.nonzero()[:, 0]]
+    result = []
+    for seed in range(draws):
+        generator = torch.Generator().manual_seed(seed)
+        order = torch.randperm(classes, generator=generator)
+        if setting.startswith("few:"):
+            result.append((known & torch.isin(labels, order[: int(setting.removeprefix("few:"))])).nonzero()[:, 0])
+        elif setting == "tail":
+            parts = []
+            for rank, c in enumerate(order):
+                own = (labels == c).nonzero()[:, 0]
+                count = max(1, round(len(own) * 0.1 ** (rank / max(1, classes - 1))))
+                parts.append(own[torch.randperm(len(own), generator=generator)[:count]])
+            result.append(torch.cat(parts))
+        else:
+            raise SystemExit(f"unknown setting {setting}")
+    return result
+
+
+def take(features: TargetFeatures, rows: Tensor) -> TargetFeatures:
+    return TargetFeatures(features.global_[rows], features.cls[rows])
+
+
+def percent(share: float) -> float:
+    return round(100 * float(share), 2)
+
+
+def speed(method: str, size: int, classes: int, width: int) -> dict[str, Any]:
+    """Time and peak memory of one transductive fit, in a process of its own."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(measure, (method, size, classes, width, torch.get_num_threads()))
+
+
+def measure(method: str, size: int, classes: int, width: int, threads: int) -> dict[str, Any]:
+    torch.set_num_threads(threads)
+    generator = torch.Generator().manual_seed(0)
+    centres = F.normalize(torch.randn(classes, width, generator=generator), dim=-1)
+    x = centres[torch.randint(classes, (size,), generator=generator)]  # (N, D)
+    # Noise enough that posteriors stay soft and every round has work to do.
+    x = F.normalize(x.add_(torch.randn(size, width, generator=generator), alpha=4 * width**-0.5), dim=-1)
+    prototypes = F.normalize(centres + width**-0.5 * torch.randn(classes, width, generator=generator), dim=-1)
+    before, start = peak_megabytes(), time.perf_counter()
+    SOLVERS[method]().fit_predict_proba(x, prototypes=prototypes, logit_scale=50.0)
+    seconds, peak = time.perf_counter() - start, peak_megabytes()
+    start = time.perf_counter()
+    if method in ("stata", "transclip", "zlap"):
+        top_neighbours(x, x, 3, chunk_size=1024, same=True)
+    search = time.perf_counter() - start
+    return {
+        "method": method,
+        "n": size,
+        "classes": classes,
+        "width": width,
+        "seconds": round(seconds, 2),
+        "of_which_search": round(search, 2),
+        "megabytes_before": before,
+        "megabytes_peak": peak,
+    }
+
+
+def peak_megabytes() -> int:
+    """Largest resident size of this process so far; the kernel counts in KiB on Linux and in bytes on macOS."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // (1 << 20 if sys.platform == "darwin" else 1 << 10)
+
+
+if __name__ == "__main__":
+    main()
