@@ -10,9 +10,10 @@ DATA holds one folder per set: ``train/`` (used without labels), ``test/<folder>
 * ``few:K``: transductive on the test images of K classes drawn at random, all class names given;
 * ``tail``: transductive on test images whose class sizes fall tenfold from the largest to the smallest, in random order.
 
-The last two take ``--draws`` draws, whose images are pooled in the accuracy. Labels make the settings and the scores, nothing else. Features are kept
-in the cache folder (``FINELENS_CACHE``) under the hash of weights, preprocessing and image bytes: images are encoded once. A tower with a centre is
-centred by the images of the fit, and ``centred`` is the description ensemble after that: what of a gain is the centre's. Prototypes are descriptions.
+The last two take ``--draws`` draws, whose images are pooled; draws share images, so these intervals are somewhat too narrow. Labels make the
+settings and the scores, nothing else. Features are kept in the cache folder (``FINELENS_CACHE``) under the hash of weights, preprocessing and image
+bytes: images are encoded once. A tower with a centre is centred by the images of the fit, and ``centred`` is the description ensemble after that:
+what of a gain is the centre's. Prototypes are descriptions.
 """
 
 from __future__ import annotations
@@ -148,6 +149,8 @@ def read_split(prepared: Prepared, config: Any, folder: Path, names: list[str]) 
 def score(data: DataSet, setting: str, methods: list[str], draws: int) -> list[dict[str, Any]]:
     """One row per method: accuracy with its interval, and the gain over the better of zero-shot and description ensemble."""
     heads, correct, seconds = data.prepared.heads, {}, {}
+    if setting.startswith("few:") and int(setting.removeprefix("few:")) >= len(heads.descriptions):
+        return []
     prototypes, scale = heads.descriptions, data.prepared.engine.backbone.logit_scale
     for rows in drawn_rows(data.test.labels, len(prototypes), setting, draws):
         test, labels = take(data.test.features, rows), data.test.labels[rows]
