@@ -28,7 +28,8 @@ def build_optimizer(task: Task, lr: float) -> torch.optim.AdamW:
     for group in task.parameter_groups():
         parameters: list[nn.Parameter] = [parameter.requires_grad_(True) for _, parameter in group["params"]]
         if parameters:
-            groups.append({"params": parameters, "weight_decay": group["weight_decay"], "lr_scale": group.get("lr_scale", 1.0)})
+            scale = group.get("lr_scale", 1.0)
+            groups.append({"params": parameters, "weight_decay": group["weight_decay"], "lr": lr * scale, "lr_scale": scale})
     return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.999), eps=1e-8)
 
 
