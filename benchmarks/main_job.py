@@ -4,7 +4,7 @@
 
 DATA holds one folder per set: ``train/`` (used without labels), ``test/<folder>/*``, ``classes.txt``, ``classes.json`` and ``descriptions.json``.
 Finished (set, method, profile, seed) are skipped, so the command can be repeated after an interruption. Profile ``small``: at most 300 training
-images, 5 epochs; ``full``: all images, the defaults. The baseline of a set is the better of zero-shot and description ensemble with the same texts.
+images, 5 epochs; ``medium``: at most 500 images, the defaults; ``full``: all images, the defaults. The baseline of a set is the better of zero-shot and description ensemble with the same texts.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from finelens.evaluation.labels import read_labels
 from finelens.evaluation.metrics import paired_bootstrap
 from finelens.images.discover import discover
 
-PROFILES = {"small": (300, {"training": {"epochs": 5}}), "full": (None, {})}
+PROFILES: dict[str, tuple[int | None, dict[str, Any]]] = {"small": (300, {"training": {"epochs": 5}}), "medium": (500, {}), "full": (None, {})}
 
 
 def main() -> None:

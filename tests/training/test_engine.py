@@ -100,7 +100,7 @@ def test_float64_stays_float64(tiny_vit):
 def test_asked_for_precision_is_given(wanted):
     precision = choose_precision(wanted, CPU)
     assert precision.dtype is getattr(torch, wanted)
-    assert precision.reason == f"{wanted}: asked for"
+    assert precision.reason == f"{wanted} (training.precision)"
 
 
 @pytest.mark.parametrize(("units", "dtype"), [((), torch.float32), (("_is_amx_tile_supported",), torch.bfloat16)])
