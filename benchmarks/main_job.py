@@ -3,8 +3,12 @@
     python benchmarks/main_job.py DATA --sets pets37 cifar10 --methods microclip --profile small --out results.jsonl
 
 DATA holds one folder per set: ``train/`` (used without labels), ``test/<folder>/*``, ``classes.txt``, ``classes.json`` and ``descriptions.json``.
-Finished (set, method, profile, seed) are skipped, so the command can be repeated after an interruption. Profile ``small``: at most 300 training
-images, 5 epochs; ``medium``: at most 500 images, the defaults; ``full``: all images, the defaults. The baseline of a set is the better of zero-shot and description ensemble with the same texts.
+Finished (set, method, profile, seed) are skipped, so the command can be repeated after an interruption. The baseline of a set is the better of
+zero-shot and description ensemble with the same texts. Profiles:
+
+    small   at most 300 training images, 5 epochs
+    medium  at most 500 training images, the defaults
+    full    all images, the defaults
 """
 
 from __future__ import annotations
