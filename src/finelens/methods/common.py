@@ -9,6 +9,9 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from finelens.training.losses import log_batch_marginal
+from finelens.training.marginal import ClassPrior
+
 
 @dataclass(frozen=True)
 class PseudoLabels:
@@ -44,6 +47,32 @@ def weighted_cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor) -> T
         weights: (B,).
     """
     return (weights * F.cross_entropy(logits, labels, reduction="none")).mean()
+
+
+def self_training_loss(logits: Tensor, pseudo: PseudoLabels, class_prior: ClassPrior, marginal_weight: float) -> tuple[Tensor, dict[str, float]]:
+    """Weighted cross-entropy and the marginal term of the batch: the loss that DPA and FAIR share.
+
+    Args:
+        logits: Of the strong views, (B, C).
+        pseudo: Labels and weights.
+        class_prior: What the batch marginal is drawn to.
+        marginal_weight: Weight of that term.
+
+    Returns:
+        The scalar loss and numbers to log.
+    """
+    loss = weighted_cross_entropy(logits, pseudo.labels, pseudo.weights)
+    log = {
+        "ce": loss.item(),
+        "pseudo_confidence": pseudo.posterior.amax(-1).mean().item(),
+        "pseudo_weight": pseudo.weights.mean().item(),
+        "agreement": (logits.argmax(-1) == pseudo.labels).float().mean().item(),
+    }
+    term = class_prior.loss(log_batch_marginal(logits))
+    if term is not None:
+        log["marginal"] = term.item()
+        loss = loss + marginal_weight * term
+    return loss, log
 
 
 def split_by_decay(

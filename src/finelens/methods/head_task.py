@@ -17,26 +17,10 @@ class NoOptions:
     """A method without options."""
 
 
-class HeadTask(Task):
-    """Predicts ``s <f, w_c> + b`` with a given head; trains nothing.
-
-    Args:
-        engine: Runs the backbone.
-        head: (C, E), unit-norm rows.
-    """
+class FrozenTask(Task):
+    """A task without training: what it knows, it knows after ``prepare``."""
 
     views = ViewPlan(weak=False, strong=False)
-
-    def __init__(self, engine: Engine, head: Tensor) -> None:
-        super().__init__()
-        object.__setattr__(self, "engine", engine)
-        self.engine: Engine
-        self.register_buffer("head", head.clone())
-        self.head: Tensor
-        self.to(engine.device)
-
-    def prepare(self, features: TargetFeatures) -> None:
-        """Nothing to build."""
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Nothing to train."""
@@ -49,6 +33,26 @@ class HeadTask(Task):
     def cost(self) -> Cost:
         """No training forwards."""
         return Cost(0, 0)
+
+
+class HeadTask(FrozenTask):
+    """Predicts ``s <f, w_c> + b`` with a given head; trains nothing.
+
+    Args:
+        engine: Runs the backbone.
+        head: (C, E), unit-norm rows.
+    """
+
+    def __init__(self, engine: Engine, head: Tensor) -> None:
+        super().__init__()
+        object.__setattr__(self, "engine", engine)
+        self.engine: Engine
+        self.register_buffer("head", head.clone())
+        self.head: Tensor
+        self.to(engine.device)
+
+    def prepare(self, features: TargetFeatures) -> None:
+        """Nothing to build."""
 
     @torch.no_grad()
     def predict_logits(self, images: Tensor) -> dict[str, Tensor]:

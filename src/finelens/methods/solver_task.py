@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from finelens.methods.head_task import FrozenTask
 from finelens.methods.heads import ClassHeads
-from finelens.protocol import Batch, Cost, StepOutput, TargetFeatures, Task, ViewPlan
+from finelens.protocol import TargetFeatures, ViewPlan
 from finelens.solvers import Solver
 from finelens.training.engine import Engine
 from finelens.training.state import resize_on_load
@@ -26,7 +27,7 @@ class SolverConfig:
     head: Literal["descriptions", "templates"] = "descriptions"
 
 
-class SolverTask(Task):
+class SolverTask(FrozenTask):
     """Fits a solver to the target images in :meth:`prepare` and answers for new images one by one.
 
     Args:
@@ -56,18 +57,6 @@ class SolverTask(Task):
         self.solver.fit(x, prototypes=prototypes, logit_scale=self.engine.backbone.logit_scale)
         for name, tensor in self.solver.state().items():
             setattr(self, name, tensor)
-
-    def parameter_groups(self) -> list[dict[str, Any]]:
-        """Nothing to train."""
-        return []
-
-    def step(self, batch: Batch, epoch: int, step_in_epoch: int) -> StepOutput:
-        """Never called: the method does not train."""
-        raise NotImplementedError("this method has no training step")
-
-    def cost(self) -> Cost:
-        """No training forwards."""
-        return Cost(0, 0)
 
     @torch.no_grad()
     def predict_logits(self, images: Tensor) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from finelens.methods.common import PseudoLabels, split_by_decay, weighted_cross_entropy
+from finelens.methods.common import PseudoLabels, self_training_loss, split_by_decay
 from finelens.methods.dpa.config import DpaConfig
 from finelens.methods.dpa.prototypes import alignment_loss, image_prototypes
 from finelens.methods.dpa.pseudo_labels import align_distribution, assign
@@ -128,22 +128,9 @@ class Dpa(Task):
         Returns:
             The scalar loss and numbers to log.
         """
-        logits = self.logits(strong)
-        ce = weighted_cross_entropy(logits, pseudo.labels, pseudo.weights)
+        loss, log = self_training_loss(self.logits(strong), pseudo, self.class_prior, self.strengths.marginal_weight)
         align = alignment_loss(self.image_prototypes, F.normalize(self.prototypes, dim=-1), self.strengths.align_scale * self._scale)
-        loss = ce + self.strengths.align_weight * align
-        log = {
-            "ce": ce.item(),
-            "align": align.item(),
-            "pseudo_confidence": pseudo.posterior.amax(-1).mean().item(),
-            "pseudo_weight": pseudo.weights.mean().item(),
-            "agreement": (logits.argmax(-1) == pseudo.labels).float().mean().item(),
-        }
-        term = self.class_prior.loss(log_batch_marginal(logits))
-        if term is not None:
-            log["marginal"] = term.item()
-            loss = loss + self.strengths.marginal_weight * term
-        return loss, log
+        return loss + self.strengths.align_weight * align, {**log, "align": align.item()}
 
     def end_epoch(self, epoch: int) -> Mapping[str, float]:
         """Renew the image prototypes from the memory, and the estimated prior."""

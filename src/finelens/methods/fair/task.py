@@ -12,14 +12,13 @@ from torch import Tensor, nn
 
 from finelens.errors import UserError
 from finelens.images.views import crop_views
-from finelens.methods.common import PseudoLabels, is_matrix, split_by_decay, weighted_cross_entropy
+from finelens.methods.common import PseudoLabels, is_matrix, self_training_loss, split_by_decay
 from finelens.methods.fair.alignment import alignment_logits, class_logits, select_crops
 from finelens.methods.fair.anchors import kmeans_anchors
 from finelens.methods.fair.config import FairConfig
 from finelens.methods.fair.pseudo_labels import assign
 from finelens.protocol import Batch, Cost, StepOutput, TargetFeatures, Task, ViewPlan
 from finelens.training.engine import Engine
-from finelens.training.losses import log_batch_marginal
 from finelens.training.marginal import ClassPrior
 
 # Key of the crops at inference: the same regions of every centre view, so an answer depends on the image alone.
@@ -138,19 +137,7 @@ class Fair(Task):
         Returns:
             The scalar loss and numbers to log.
         """
-        logits = self.logits(strong)
-        loss = weighted_cross_entropy(logits, pseudo.labels, pseudo.weights)
-        log = {
-            "ce": loss.item(),
-            "pseudo_confidence": pseudo.posterior.amax(-1).mean().item(),
-            "pseudo_weight": pseudo.weights.mean().item(),
-            "agreement": (logits.argmax(-1) == pseudo.labels).float().mean().item(),
-        }
-        term = self.class_prior.loss(log_batch_marginal(logits))
-        if term is not None:
-            log["marginal"] = term.item()
-            loss = loss + self.config.marginal_weight * term
-        return loss, log
+        return self_training_loss(self.logits(strong), pseudo, self.class_prior, self.config.marginal_weight)
 
     def end_epoch(self, epoch: int) -> Mapping[str, float]:
         """Renew the estimated prior from this epoch's posteriors."""
