@@ -133,8 +133,8 @@ def _absolute_backbone(spec: str) -> str:
 
 def zero_shot(photos: str | Path, classes: str | Path, out: str | Path, *, method: str = "zero-shot", **given: Any) -> RunResult:
     """Classify with the unadapted model; arguments as for :func:`adapt`."""
-    if find_method(method).trains:
-        raise UserError(f"method {method} trains: use finelens adapt --method {method}")
+    if find_method(method).adapts:
+        raise UserError(f"method {method} adapts to the images: use finelens adapt --method {method}")
     return adapt(photos, classes, out, method=method, verb="zero-shot", **given)
 
 

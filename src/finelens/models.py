@@ -150,7 +150,7 @@ def _rebuild(folder: Path, document: dict[str, Any], device: str, precision: str
     if lost or len(heads["templates"]) != len(names):
         raise KeyError(", ".join(sorted(lost)) or "class_names")
     base = {name: tensor.to(place) for name, tensor in strip_prefix(zero_shot, "base.").items()}
-    if method.trains and base.keys() != adapted_tensors(backbone, training.scope).keys():
+    if method.adapts and base.keys() != adapted_tensors(backbone, training.scope).keys():
         raise KeyError("base")
     return Model(engine, task, names, method.name, document["method_options"], training, heads, base)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 
 import pytest
 import torch
@@ -255,3 +256,15 @@ def test_a_failed_start_with_overwrite_leaves_the_earlier_run_alone(run, given, 
     for wrong in (("--backbone", "local:nowhere"), ("--device", "cuda:99"), ("--method", "mikroclip")):
         assert run("adapt", *given, "--out", tmp_path / "run", "--overwrite", *wrong).code == 2
     assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
+
+
+def test_out_of_memory_names_what_to_lower(run, given, tmp_path, monkeypatch):
+    def step(*_: object) -> None:
+        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 999 bytes")
+
+    monkeypatch.setattr("finelens.methods.microclip.task.MicroClip.step", step)
+    result = run("adapt", *given, "--out", tmp_path / "run")
+    assert result.code == 2
+    assert "out of memory in epoch 1, step 1" in result.err.splitlines()[-1]
+    assert "training.batch_size" in result.err.splitlines()[-1]
+    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("finelens-views")]

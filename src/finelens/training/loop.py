@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -104,31 +105,27 @@ class Trainer:
 
     def _epoch(self) -> None:
         position, plan = self.position, self.task.views
-        stream = batches(
-            self.store,
-            self.engine.backbone.preprocess,
-            plan,
-            self.views,
-            self.seed,
-            position.epoch,
-            self.config.batch_size,
-            start_step=position.step,
-        )
-        while (batch := self._next(stream)) is not None:
-            try:
-                self._step(batch)
-            except RuntimeError as error:
-                if not _out_of_memory(error):
-                    raise
-                raise UserError(
-                    f"out of memory in epoch {position.epoch + 1}, step {position.step + 1}; the last checkpoint is intact. "
-                    "Start again with a smaller training.batch_size, or fewer method.crops"
-                ) from error
-            self.hooks.on_images(len(batch.index))
-            if self.hooks.should_stop():
-                stream.close()
-                self._save()
-                raise Interrupted
+        preprocess, size = self.engine.backbone.preprocess, self.config.batch_size
+        stream = batches(self.store, preprocess, plan, self.views, self.seed, position.epoch, size, start_step=position.step)
+        # Closed however the epoch ends, so that no thread goes on building views.
+        with closing(stream):
+            while (batch := self._next(stream)) is not None:
+                self._guarded_step(batch)
+                self.hooks.on_images(len(batch.index))
+                if self.hooks.should_stop():
+                    self._save()
+                    raise Interrupted
+
+    def _guarded_step(self, batch: Batch) -> None:
+        try:
+            self._step(batch)
+        except RuntimeError as error:
+            if not _out_of_memory(error):
+                raise
+            raise UserError(
+                f"out of memory in epoch {self.position.epoch + 1}, step {self.position.step + 1}; the last checkpoint is intact. "
+                "Start again with a smaller training.batch_size, or fewer method.crops"
+            ) from error
 
     def _next(self, stream: Iterator[Batch]) -> Batch | None:
         with self.engine.stopwatch("wait for views"):
