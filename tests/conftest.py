@@ -9,10 +9,15 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import settings
 from open_clip.tokenizer import SimpleTokenizer
 
 from tests.backbones.checkpoints import write_tiny_resnet, write_tiny_vit
 from tests.toy import write_classes, write_photos
+
+# How long an example takes depends on the machine and on what else it does.
+settings.register_profile("finelens", deadline=None)
+settings.load_profile("finelens")
 
 
 @pytest.fixture(autouse=True, scope="session")
