@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 from sklearn.metrics import balanced_accuracy_score, confusion_matrix, f1_score, log_loss
@@ -55,7 +55,6 @@ pairs = st.integers(2, 6).flatmap(
 )
 
 
-@settings(deadline=None)
 @given(pairs)
 @pytest.mark.filterwarnings("ignore")
 def test_class_means_agree_with_scikit_learn(case):

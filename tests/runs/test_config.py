@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, Optional
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from finelens.config import RunConfig, TextConfig, TrainingConfig, diff, from_json, from_mapping, parse_assignments, to_json
@@ -188,14 +188,12 @@ runs = st.builds(
 )
 
 
-@settings(deadline=None)
 @given(runs)
 def test_round_trip_through_json(config):
     text = json_text(to_json(config)).encode("utf-8", "backslashreplace").decode()
     assert from_json(json.loads(text), "config.json") == config
 
 
-@settings(deadline=None)
 @given(runs, runs)
 def test_diff_is_empty_exactly_for_equal_configurations(a, b):
     assert diff(a, a) == []

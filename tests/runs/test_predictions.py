@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from finelens.errors import UserError
@@ -75,7 +75,6 @@ row = st.builds(
 )
 
 
-@settings(deadline=None)
 @given(st.lists(row, max_size=6))
 def test_round_trip(tmp_path_factory, rows):
     path = tmp_path_factory.mktemp("p") / "p.csv"
