@@ -28,8 +28,8 @@ class MicroClipConfig:
         empty_token: ``zero`` or ``learnable`` empty token in SOAP.
         head_init: Learnable head starts from ``descriptions`` or ``templates``.
         train_head: Whether the learnable head is trained.
-        projection_lr_scale: Learning rate of SOAP's projections as a share of ``training.lr``; less than 1 steadies runs of few steps, see the
-            method's page.
+        projection_lr_scale: Learning rate of SOAP's projections as a share of ``training.lr``. None takes 1, as published, for a tower with a token
+            sequence and 0.1 for a convolutional one, where the published rate can wreck short runs: see the method's page.
         released_code: Reproduce the rules of the released code: NCut on raw dot products with its threshold and sign rule, and weight decay on
             every trained tensor.
     """
@@ -47,7 +47,7 @@ class MicroClipConfig:
     empty_token: Literal["zero", "learnable"] = "zero"
     head_init: Literal["descriptions", "templates"] = "descriptions"
     train_head: bool = True
-    projection_lr_scale: float = 1.0
+    projection_lr_scale: float | None = None
     released_code: bool = False
 
     def __post_init__(self) -> None:
@@ -58,5 +58,6 @@ class MicroClipConfig:
         if not 1 <= self.crops <= 256:
             raise UserError(f"method.crops must lie between 1 and 256, got {self.crops}; a pseudo-label without crops is method.gamma=0")
         for name in ("ce_weight", "marginal_weight", "projection_lr_scale"):
-            if getattr(self, name) < 0:
-                raise UserError(f"method.{name} must not be negative, got {getattr(self, name)}")
+            value = getattr(self, name)
+            if value is not None and value < 0:
+                raise UserError(f"method.{name} must not be negative, got {value}")

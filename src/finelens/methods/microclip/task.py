@@ -22,6 +22,9 @@ from finelens.training.engine import Engine
 from finelens.training.losses import running_log_marginal
 from finelens.training.marginal import ClassPrior
 
+# Learning rate of SOAP's projections on a convolutional tower, as a share of the published one.
+CONVOLUTIONAL_LR_SCALE = 0.1
+
 
 @dataclass(frozen=True)
 class Features:
@@ -96,10 +99,16 @@ class MicroClip(Task):
         released = self.config.released_code
         groups = split_by_decay([*self.tuned.items(), *head], self.weight_decay, lambda name, parameter: released or is_matrix(name, parameter))
         pooling = [(name, p) for name, p in self.named_parameters() if self._pools(name)]
-        return [*groups, {"params": pooling, "weight_decay": self.weight_decay, "lr_scale": self.config.projection_lr_scale}]
+        return [*groups, {"params": pooling, "weight_decay": self.weight_decay, "lr_scale": self._projection_lr_scale}]
 
     def _pools(self, name: str) -> bool:
         return name.startswith("soap.") and (name != "soap.empty" or self.config.empty_token == "learnable")
+
+    @property
+    def _projection_lr_scale(self) -> float:
+        if self.config.projection_lr_scale is not None:
+            return self.config.projection_lr_scale
+        return 1.0 if self.engine.backbone.has_token_sequence else CONVOLUTIONAL_LR_SCALE
 
     def cost(self) -> Cost:
         """1 weak and M crop forwards without gradient, 1 strong forward with gradient."""
