@@ -14,7 +14,6 @@ from torch.autograd import gradcheck
 
 from finelens.config import TrainingConfig
 from finelens.errors import UserError
-from finelens.images.views import ViewConfig
 from finelens.methods import dpa
 from finelens.methods.common import PseudoLabels, ranking, weighted_cross_entropy
 from finelens.methods.dpa.config import DpaConfig, PresetName
@@ -24,7 +23,6 @@ from finelens.methods.dpa.pseudo_labels import align_distribution, assign
 from finelens.methods.dpa.task import Dpa
 from finelens.protocol import Batch, TargetFeatures
 from finelens.strict import from_mapping, to_plain
-from finelens.training.loop import Hooks, Interrupted, Trainer
 from finelens.training.losses import log_batch_marginal, marginal_loss
 from tests.methods.tiny import (
     DIM,
@@ -33,12 +31,12 @@ from tests.methods.tiny import (
     random_heads,
     separating_rows,
     step_gradient,
-    target_features,
     tiny_engine,
     train_steps,
     trainable_count,
     unit_rows,
     vit_b32_engine,
+    whole_and_resumed,
 )
 
 B, C, E = 6, 4, 16
@@ -309,24 +307,12 @@ def test_prediction_state_suffices_to_predict_alike(engine):
 def test_an_interrupted_run_ends_as_if_it_had_not_been(folder, tmp_path):
     pictures, config = Pictures(7), TrainingConfig(epochs=3, batch_size=4, lr=1e-3)
 
-    def trainer(stop_after: float, checkpoints):
+    def build() -> Dpa:
         engine = tiny_engine(folder)
-        task = Dpa(engine, separating_rows(engine, random_batch(4, 0), C), DpaConfig(marginal="prior"))
-        seen = []
-        hooks = Hooks(checkpoints=checkpoints, on_images=seen.append, should_stop=lambda: len(seen) >= stop_after)
-        return task, Trainer(task, engine, pictures, config, ViewConfig(), seed=0, hooks=hooks)
+        return Dpa(engine, separating_rows(engine, random_batch(4, 0), C), DpaConfig(marginal="prior"))
 
-    task, whole = trainer(math.inf, None)
-    task.prepare(target_features(task.engine, pictures))
-    whole.run()
     # Step 3 is inside the second epoch: memory, queue and image prototypes are all in use.
-    first, part = trainer(3, tmp_path)
-    first.prepare(target_features(first.engine, pictures))
-    with pytest.raises(Interrupted):
-        part.run()
-    second, rest = trainer(math.inf, tmp_path)
-    rest.resume()
-    rest.run()
+    task, second = whole_and_resumed(build, pictures, config, tmp_path)
     assert len(task.log_means) == 6
     for name, tensor in task.state_dict().items():
         assert torch.equal(second.state_dict()[name], tensor), name

@@ -11,7 +11,6 @@ from torch.autograd import gradcheck
 
 from finelens.config import TrainingConfig
 from finelens.errors import UserError
-from finelens.images.views import ViewConfig
 from finelens.methods import fair
 from finelens.methods.common import PseudoLabels, ranking, weighted_cross_entropy
 from finelens.methods.fair.alignment import alignment_logits, class_logits, select_crops
@@ -22,7 +21,6 @@ from finelens.methods.fair.task import Fair
 from finelens.methods.microclip.pseudo_labels import multi_view_feature
 from finelens.protocol import TargetFeatures
 from finelens.strict import from_mapping, to_plain
-from finelens.training.loop import Hooks, Interrupted, Trainer
 from finelens.training.losses import log_batch_marginal, marginal_loss
 from tests.methods.tiny import (
     DIM,
@@ -37,6 +35,7 @@ from tests.methods.tiny import (
     trainable_count,
     unit_rows,
     vit_b32_engine,
+    whole_and_resumed,
 )
 
 B, M, C, E = 6, 5, 4, 16
@@ -361,23 +360,11 @@ def test_prediction_state_suffices_to_predict_alike(engine):
 def test_an_interrupted_run_ends_as_if_it_had_not_been(folder, tmp_path):
     pictures, config = Pictures(7), TrainingConfig(epochs=2, batch_size=4, lr=1e-3)
 
-    def trainer(stop_after: float, checkpoints):
+    def build() -> Fair:
         engine = tiny_engine(folder)
-        task = Fair(engine, separating_rows(engine, random_batch(4, 0), C), small(marginal="prior"))
-        seen = []
-        hooks = Hooks(checkpoints=checkpoints, on_images=seen.append, should_stop=lambda: len(seen) >= stop_after)
-        return task, Trainer(task, engine, pictures, config, ViewConfig(), seed=0, hooks=hooks)
+        return Fair(engine, separating_rows(engine, random_batch(4, 0), C), small(marginal="prior"))
 
-    task, whole = trainer(math.inf, None)
-    task.prepare(target_features(task.engine, pictures))
-    whole.run()
-    first, part = trainer(3, tmp_path)
-    first.prepare(target_features(first.engine, pictures))
-    with pytest.raises(Interrupted):
-        part.run()
-    second, rest = trainer(math.inf, tmp_path)
-    rest.resume()
-    rest.run()
+    task, second = whole_and_resumed(build, pictures, config, tmp_path)
     for name, tensor in task.state_dict().items():
         assert torch.equal(second.state_dict()[name], tensor), name
     for name, parameter in task.tuned.items():

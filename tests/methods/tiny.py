@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from finelens.backbones.open_clip_loader import OpenClipBackbone
 from finelens.backbones.vit import VisionTransformer, ViTConfig
+from finelens.config import TrainingConfig
 from finelens.images.batches import centre_batches
+from finelens.images.views import ViewConfig
 from finelens.methods.heads import ClassHeads
 from finelens.protocol import Batch, Preprocess, TargetFeatures, Task
 from finelens.training.engine import Engine
+from finelens.training.loop import Hooks, Interrupted, Trainer
 from finelens.training.precision import Precision
 from finelens.training.schedule import build_optimizer
 from tests.backbones.checkpoints import write_tiny_vit
@@ -125,3 +131,25 @@ def separating_rows(engine: Engine, batch: Batch, classes: int) -> Tensor:
     assert batch.weak is not None
     features = engine.encode_frozen(batch.weak).global_
     return F.normalize(features[:classes] - features.mean(0), dim=-1)
+
+
+def whole_and_resumed(build: Callable[[], Task], pictures: Pictures, config: TrainingConfig, checkpoints: Path) -> tuple[Task, Task]:
+    """The same training twice: without a stop, and stopped after three steps and resumed by a new task."""
+
+    def trainer(stop_after: float, folder: Path | None) -> tuple[Task, Trainer]:
+        task = build()
+        seen: list[int] = []
+        hooks = Hooks(checkpoints=folder, on_images=seen.append, should_stop=lambda: len(seen) >= stop_after)
+        return task, Trainer(task, task.engine, pictures, config, ViewConfig(), seed=0, hooks=hooks)
+
+    task, whole = trainer(math.inf, None)
+    task.prepare(target_features(task.engine, pictures))
+    whole.run()
+    first, part = trainer(3, checkpoints)
+    first.prepare(target_features(first.engine, pictures))
+    with pytest.raises(Interrupted):
+        part.run()
+    second, rest = trainer(math.inf, checkpoints)
+    rest.resume()
+    rest.run()
+    return task, second
