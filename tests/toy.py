@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
 from finelens.api import make_config
 from finelens.console import Console
-from finelens.methods.registry import METHODS
+from finelens.methods.registry import METHODS, find_method
 from finelens.pipeline import Fitted, Prepared, decode_limits, fit, load, prepare
+from finelens.protocol import Hints
 from finelens.training.loop import Hooks
 
 CLASSES = ("red stripe", "green check", "blue disc", "yellow ramp")
@@ -67,6 +69,14 @@ def options_for(method: str, **training: Any) -> dict[str, dict[str, Any]]:
     return quick(**training) if method in TRAINING else {"training": {"precision": "float32"}}
 
 
+def hints_for(method: str, images: int, classes: int) -> Hints | None:
+    """Labels for the first image of each class that there are images for, where the method needs them; whether they are true is of no matter here."""
+    if not find_method(method).few_shot:
+        return None
+    count = min(images, classes)
+    return Hints(torch.arange(count), torch.arange(count))
+
+
 class Log:
     """Collects the events of a run."""
 
@@ -95,7 +105,7 @@ def fit_toy(
     config, prepared = prepare_toy(backbone, method, names, options, seed)
     store = load(images, decode_limits(config, prepared.engine.backbone.preprocess), QUIET).store
     log = Log()
-    return prepared, fit(prepared, store, config, QUIET, Hooks(run=log)), log
+    return prepared, fit(prepared, store, config, QUIET, Hooks(run=log), hints=hints_for(method, len(store), len(names))), log
 
 
 def digest(path: Path) -> str:

@@ -72,6 +72,7 @@ def adapt(
     out: str | Path,
     *,
     descriptions: str | Path | None = None,
+    hints: str | Path | None = None,
     backbone: str = "embedded",
     method: str = "microclip",
     seed: int = 0,
@@ -89,6 +90,8 @@ def adapt(
         classes: File of class names.
         out: The run folder: new, empty, or an earlier run with ``overwrite``.
         descriptions: JSON file {class: [sentence, ...]}; templates stand in without it.
+        hints: CSV file with the columns ``path`` (relative to ``photos``) and ``label`` for a few photographs: what few-shot methods learn from, and
+            fixed labels for the others. An empty label says "none of these classes".
         backbone: ``embedded``, ``open_clip:NAME/TAG``, ``hf-hub:ORG/REPO`` or ``local:DIR``.
         method: Name of the method, see ``finelens methods``.
         seed: Seed of all randomness.
@@ -110,6 +113,7 @@ def adapt(
         options or {},
         classes_file=_absolute(classes),
         descriptions_file=None if descriptions is None else _absolute(descriptions),
+        hints_file=None if hints is None else _absolute(hints),
         backbone=_absolute_backbone(backbone),
         seed=seed,
         device=device,

@@ -47,6 +47,7 @@ def _run_options(command: F) -> F:
 @cli.command()
 @_run_options
 @click.option("--method", default="microclip", show_default=True, help="See: finelens methods.")
+@click.option("--hints", type=click.Path(path_type=Path), help="CSV file path,label for a few of PHOTOS; few-shot methods need it.")
 def adapt(photos: Path, assignments: tuple[str, ...], **given: Any) -> None:
     """Adapt to PHOTOS without labels and write a run folder.
 

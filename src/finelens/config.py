@@ -102,6 +102,7 @@ class RunConfig:
         photos: Folder of unlabelled photographs.
         classes_file: List of class names; None where the verb takes them from elsewhere.
         descriptions_file: Sentences about the classes, or None.
+        hints_file: Classes that a person gave for a few photographs, or None.
         backbone: Specification of the dual encoder.
         method: Name of the adaptation method.
         seed: Seed of all randomness.
@@ -117,6 +118,7 @@ class RunConfig:
     photos: str
     classes_file: str | None = None
     descriptions_file: str | None = None
+    hints_file: str | None = None
     backbone: str = "embedded"
     method: str = "microclip"
     seed: int = 0

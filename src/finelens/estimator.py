@@ -14,6 +14,7 @@ from finelens.api import Classifier, make_config
 from finelens.cache import spill_folder
 from finelens.classes.names import read_class_file
 from finelens.console import Console
+from finelens.hints import hints_by_position
 from finelens.images.discover import discover
 from finelens.images.store import ImageItems
 from finelens.pipeline import decode_limits, fit, load, prepare
@@ -58,12 +59,14 @@ class LabelFreeClassifier(ClassifierMixin, BaseEstimator):
         self.options = options
         self.verbose = verbose
 
-    def fit(self, X: str | Path | ImageItems, y: object = None) -> LabelFreeClassifier:
+    def fit(self, X: str | Path | ImageItems, y: object = None, *, hints: Mapping[int, str] | None = None) -> LabelFreeClassifier:
         """Adapt to unlabelled images.
 
         Args:
             X: A folder, or a sequence or data set of paths, Pillow images, uint8 arrays or tensors. Labels that a data set may hold are not touched.
             y: Ignored, present by convention; labels never reach the methods.
+            hints: Class names of a few images by their position in ``X``, given on purpose: what few-shot methods learn from, and fixed labels for
+                the others. The empty name says "none of these classes".
 
         Raises:
             UserError: Input that cannot be used.
@@ -76,7 +79,8 @@ class LabelFreeClassifier(ClassifierMixin, BaseEstimator):
         prepared = prepare(config, names, self.descriptions, console)
         source = discover(Path(X)) if isinstance(X, (str, Path)) else X
         loaded = load(source, decode_limits(config, prepared.engine.backbone.preprocess), console, spill_folder())
-        self.classifier_ = Classifier(fit(prepared, loaded.store, config, console).model, config)
+        given = None if hints is None else hints_by_position(hints, loaded.records, names)
+        self.classifier_ = Classifier(fit(prepared, loaded.store, config, console, hints=given).model, config)
         self.classes_ = np.array(names)
         return self
 

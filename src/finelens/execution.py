@@ -18,12 +18,14 @@ from finelens.config import RunConfig, diff, from_json, to_json
 from finelens.console import Console, duration
 from finelens.errors import UserError
 from finelens.health import balance, collapse_warning
+from finelens.hints import check_hints, describe_hints, hints_digest, read_hints
 from finelens.images.discover import discover
 from finelens.images.store import LoadedImages
+from finelens.methods.registry import find_method
 from finelens.models import Model, save_model
 from finelens.pipeline import Prepared, decode_limits, fit, load, predict_store, prepare, status_counts
 from finelens.predictions import PredictionRow, rows_from_logits, write_predictions
-from finelens.protocol import ClassSet
+from finelens.protocol import ClassSet, Hints
 from finelens.runs import RunFolder
 from finelens.schemas import EVENTS_FILE
 from finelens.strict import to_plain
@@ -51,11 +53,13 @@ class Inputs:
     Attributes:
         prepared: Backbone, texts and task.
         loaded: Images and one record per file.
+        hints: Classes that the user gave for a few of them; None without.
         digests: Hashes of the unadapted image tower, the images and the classes, by the event that logs them; whatever the files are called.
     """
 
     prepared: Prepared
     loaded: LoadedImages
+    hints: Hints | None
     digests: dict[str, str]
 
 
@@ -84,6 +88,7 @@ def read_inputs(config: RunConfig, console: Console) -> Inputs:
     Raises:
         UserError: Any of them cannot be used.
     """
+    check_hints(find_method(config.method), given=config.hints_file is not None)
     names = read_class_file(Path(str(config.classes_file)))
     descriptions = None if config.descriptions_file is None else Path(config.descriptions_file)
     if descriptions is not None:
@@ -98,7 +103,12 @@ def read_inputs(config: RunConfig, console: Console) -> Inputs:
         "images": images_digest(loaded),
         "classes": classes_digest(prepared.classes),
     }
-    return Inputs(prepared, loaded, digests)
+    hints = None
+    if config.hints_file is not None:
+        hints = read_hints(Path(config.hints_file), Path(config.photos), loaded.records, prepared.classes.names)
+        digests["hints"] = hints_digest(hints)
+        console.say(describe_hints(hints, prepared.classes.names))
+    return Inputs(prepared, loaded, hints, digests)
 
 
 def execute(run: RunFolder, inputs: Inputs, console: Console, should_stop: Callable[[], bool] | None = None, *, resume: bool = False) -> RunResult:
@@ -126,7 +136,7 @@ def execute(run: RunFolder, inputs: Inputs, console: Console, should_stop: Calla
     if fresh:
         offset = _log_start(run, inputs, counts)
     hooks = Hooks(run=run, checkpoints=run.checkpoint_dir, events_offset=offset, should_stop=should_stop or (lambda: False))
-    fitted = fit(prepared, loaded.store, run.config, console, hooks, resume=not fresh)
+    fitted = fit(prepared, loaded.store, run.config, console, hooks, hints=inputs.hints, resume=not fresh)
     logits = predict_store(fitted.model, loaded.store, console)["logits"]
     rows = rows_from_logits(loaded.records, prepared.classes.names, logits.numpy(), fitted.zero_shot_logits.argmax(1).numpy())
     save_model(run.model_dir, fitted.model)
@@ -141,6 +151,7 @@ def _refuse_changes(run: RunFolder, inputs: Inputs) -> None:
         "start": f"weights of backbone {run.config.backbone}",
         "images": f"photographs in {run.config.photos}",
         "classes": f"class names, templates or descriptions of {run.path}",
+        "hints": f"hints in {run.config.hints_file}",
     }
     logged = {event["event"]: event for event in run.events() if "digest" in event}
     if "start" in logged:
@@ -158,6 +169,8 @@ def _log_start(run: RunFolder, inputs: Inputs, counts: dict[str, int]) -> int:
     run.log("images", files=len(inputs.loaded.records), counts=counts, digest=digests["images"])
     report = None if prepared.report is None else prepared.report.to_json()
     classes = prepared.classes
+    if inputs.hints is not None:
+        run.log("hints", count=len(inputs.hints.index), digest=digests["hints"])
     return run.log("classes", classes=len(classes), templates=list(classes.templates), descriptions=report, digest=digests["classes"])
 
 

@@ -17,6 +17,7 @@ from finelens.classes.texts import build_class_set
 from finelens.config import RunConfig, from_mapping
 from finelens.console import Console, duration
 from finelens.errors import UserError
+from finelens.hints import check_hints
 from finelens.images.batches import centre_batches
 from finelens.images.decode import DecodeLimits
 from finelens.images.discover import ImageFile
@@ -25,7 +26,7 @@ from finelens.methods.head_task import cosine_logits
 from finelens.methods.heads import ClassHeads, build_heads
 from finelens.methods.registry import Method, find_method
 from finelens.models import Model, adapted_tensors, choose_device
-from finelens.protocol import Backbone, ClassSet, ImageStore, Preprocess, Task
+from finelens.protocol import Backbone, ClassSet, Hints, ImageStore, Preprocess, Task
 from finelens.training.engine import Engine
 from finelens.training.estimate import estimate_seconds
 from finelens.training.loop import Hooks, Trainer
@@ -154,7 +155,16 @@ class Fitted:
     zero_shot_logits: Tensor
 
 
-def fit(prepared: Prepared, store: ImageStore, config: RunConfig, console: Console, hooks: Hooks | None = None, *, resume: bool = False) -> Fitted:
+def fit(
+    prepared: Prepared,
+    store: ImageStore,
+    config: RunConfig,
+    console: Console,
+    hooks: Hooks | None = None,
+    *,
+    hints: Hints | None = None,
+    resume: bool = False,
+) -> Fitted:
     """Adapt to the images; methods that do not use them are only wrapped.
 
     Args:
@@ -163,16 +173,21 @@ def fit(prepared: Prepared, store: ImageStore, config: RunConfig, console: Conso
         config: The run.
         console: What to say.
         hooks: Log, checkpoints, interruption; progress is added here.
+        hints: Classes that the user gave for a few of the images.
         resume: Go on from the checkpoint.
+
+    Raises:
+        UserError: The method learns from labelled photographs and there are none, or hints are given to a method that does not look at images.
     """
     engine, method, task = prepared.engine, prepared.method, prepared.task
+    check_hints(method, given=hints is not None)
     features = engine.features(_centre_views(store, engine.backbone.preprocess, console, "look at images"))
     zero_shot = cosine_logits(engine, features.global_, prepared.heads.templates).float().cpu()
     base: dict[str, Tensor] = {}
     if method.adapts:
         adapted = adapted_tensors(engine.backbone, config.training.scope)
         base = {name: tensor.detach().cpu().clone() for name, tensor in adapted.items()}
-        features = engine.centre(features)
+        features = replace(engine.centre(features), hints=hints)
         if method.trains:
             _train(prepared, store, config, console, hooks or Hooks(), features, resume)
         else:

@@ -278,13 +278,28 @@ class Task(nn.Module, ABC):
 
 
 @dataclass(frozen=True)
+class Hints:
+    """Classes that a person gave for a few of the target images, on purpose: the support set of few-shot methods, fixed pseudo-labels of the others.
+
+    Attributes:
+        index: Positions in the store, ascending, (K,), int64.
+        label: Class of each, (K,), int64; -1 where the person said "none of these classes".
+    """
+
+    index: Tensor
+    label: Tensor
+
+
+@dataclass(frozen=True)
 class TargetFeatures:
     """One no-gradient pass over the unlabelled images with the unadapted backbone, centre view.
 
     Attributes:
         global_: (N, E) unit norm, float32, in store order.
         cls: (N, W) float32.
+        hints: What the user gave with ``--hints``; None in a run without.
     """
 
     global_: Tensor
     cls: Tensor
+    hints: Hints | None = None

@@ -14,7 +14,8 @@ SCHEMA_VERSION: Final = 1
 # as a formula (first character one of = + - @ tab or carriage return) is written with a leading apostrophe and read back without it.
 PREDICTION_COLUMNS: Final = ("path", "class", "probability", "margin", "top5", "zero_shot_class", "status", "reason")
 
-# A labels file for ``evaluate``: CSV with a header that has at least these columns; ``path`` is relative to TEST.
+# A labels file for ``evaluate``: CSV with a header that has at least these columns; ``path`` is relative to TEST. A hints file for ``adapt`` has the
+# same form with paths relative to PHOTOS, and an empty label says "none of these classes".
 LABEL_COLUMNS: Final = ("path", "label")
 
 # Status of an input file. Only ``ok`` rows carry a prediction.
@@ -22,7 +23,7 @@ STATUSES: Final = ("ok", "corrupt", "too_large", "unsupported", "degenerate", "u
 
 # Fields that every line of events.jsonl has; further fields depend on ``event``.
 EVENT_FIELDS: Final = ("time", "event")
-EVENTS: Final = ("start", "images", "classes", "epoch", "resume", "predictions", "warning", "end")
+EVENTS: Final = ("start", "images", "classes", "hints", "epoch", "resume", "predictions", "warning", "end")
 
 # Sections of ``--set section.key=value``; the keys are the fields of the frozen dataclasses in config.py.
 CONFIG_SECTIONS: Final = ("training", "views", "text", "method")

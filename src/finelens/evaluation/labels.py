@@ -22,7 +22,12 @@ FolderClasses = Callable[[Path, Sequence[str]], Mapping[str, str]]
 
 
 def read_labels(
-    test_dir: Path | str, labels: Path | str, class_names: Sequence[str], *, folder_classes: FolderClasses = find_folder_classes
+    test_dir: Path | str,
+    labels: Path | str,
+    class_names: Sequence[str],
+    *,
+    folder_classes: FolderClasses = find_folder_classes,
+    none_label: int | None = None,
 ) -> dict[str, int]:
     """Read the true class of the files below a folder.
 
@@ -32,6 +37,7 @@ def read_labels(
             and ``label``.
         class_names: C names; labels and folders are matched to them by name, whatever the order.
         folder_classes: Rule that gives the class name of each folder below TEST.
+        none_label: What an empty label in a CSV file stands for; None refuses it.
 
     Returns:
         Path relative to TEST, spelled as image records spell it (``images.discover.display_name``) -> class index in [0, C). With ``folders`` every
@@ -45,7 +51,7 @@ def read_labels(
         raise UserError(f"test folder {quote(str(test_dir))} is not a folder; check the path")
     if str(labels) == FOLDERS:
         return _from_folders(test_dir, class_names, folder_classes)
-    return _from_csv(test_dir, Path(labels), class_names)
+    return _from_csv(test_dir, Path(labels), class_names, none_label)
 
 
 def _from_folders(test_dir: Path, class_names: Sequence[str], folder_classes: FolderClasses) -> dict[str, int]:
@@ -66,26 +72,31 @@ def _files(test_dir: Path) -> dict[str, str]:
     return dict(sorted(result.items()))
 
 
-def _from_csv(test_dir: Path, labels: Path, class_names: Sequence[str]) -> dict[str, int]:
+def _from_csv(test_dir: Path, labels: Path, class_names: Sequence[str], none_label: int | None) -> dict[str, int]:
     rows = _read_rows(labels)
     known = match({label for _, _, label in rows}, class_names)
-    unknown = {label: line for line, _, label in reversed(rows) if label not in known}
+    positions = {name: i for i, name in enumerate(class_names)}
+    index = {label: positions[name] for label, name in known.items()} | ({} if none_label is None else {"": none_label})
+    unknown = {label: line for line, _, label in reversed(rows) if label not in index}
     if unknown:
         raise UserError(_unknown_labels(labels, unknown, class_names))
-    index = {name: i for i, name in enumerate(class_names)}
     files = _files(test_dir)
     result: dict[str, int] = {}
     lines: dict[str, int] = {}
     for line, cell, label in rows:
         path = _find(files, test_dir, cell, f"labels file {quote(str(labels))}, line {line}")
-        target = index[known[label]]
+        target = index[label]
         if result.setdefault(path, target) != target:
             raise UserError(
-                f"labels file {quote(str(labels))}, line {line}: {quote(path)} is {quote(class_names[target])} here but "
-                f"{quote(class_names[result[path]])} in line {lines[path]}; keep one of the two"
+                f"labels file {quote(str(labels))}, line {line}: {quote(path)} is {quote(label)} here but "
+                f"{_label_of(result[path], class_names)} in line {lines[path]}; keep one of the two"
             )
         lines.setdefault(path, line)
     return result
+
+
+def _label_of(target: int, class_names: Sequence[str]) -> str:
+    return quote(class_names[target]) if target in range(len(class_names)) else "none of the classes"
 
 
 def _read_rows(labels: Path) -> list[tuple[int, str, str]]:

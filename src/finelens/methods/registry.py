@@ -30,6 +30,7 @@ class Method:
         module: Where ``CONFIG`` (a frozen dataclass) and ``build(engine, heads, config, training, seed)`` live.
         trains: Whether it runs the training loop.
         adapts: Whether it uses the target images at all; training methods and solvers do.
+        few_shot: Whether it learns from labelled photographs (``--hints``) and cannot run without.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Method:
     module: str
     trains: bool
     adapts: bool
+    few_shot: bool = False
 
     @property
     def config_class(self) -> type:

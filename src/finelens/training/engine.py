@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -84,4 +85,4 @@ class Engine:
         self.backbone.fit_centre(features.cls)
         if not self.backbone.fitted_state():
             return features
-        return TargetFeatures(F.normalize(self.backbone.project(features.cls), dim=-1), features.cls)
+        return replace(features, global_=F.normalize(self.backbone.project(features.cls), dim=-1))

@@ -1,0 +1,116 @@
+"""Labels that a person gives on purpose for a few of the target images. They are an input of the run like the class list, never read from folders."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from finelens.classes.files import quote
+from finelens.classes.names import nearest
+from finelens.errors import UserError
+from finelens.evaluation.labels import read_labels
+from finelens.images.store import ImageRecord
+from finelens.methods.registry import METHODS, Method
+from finelens.protocol import Hints
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+NONE_OF_THESE = -1
+
+
+def check_hints(method: Method, *, given: bool) -> None:
+    """Refuse a few-shot method without hints, and hints that could have no effect.
+
+    Raises:
+        UserError: One of the two.
+    """
+    if method.few_shot and not given:
+        free = ", ".join(other.name for other in METHODS if other.adapts and not other.few_shot)
+        raise UserError(
+            f"method {method.name} learns from labelled photographs: give some with --hints FILE.csv, or choose a label-free method: {free}"
+        )
+    if given and not method.adapts:
+        raise UserError(f"hints have no effect: method {method.name} does not adapt to the images; leave them out or choose another --method")
+
+
+def read_hints(path: Path, photos: Path, records: Sequence[ImageRecord], class_names: Sequence[str]) -> Hints:
+    """Read a hints file.
+
+    Args:
+        path: CSV file with the columns ``path`` (relative to ``photos``) and ``label``; an empty label says "none of these classes".
+        photos: Folder of the target photographs.
+        records: What became of each file.
+        class_names: C names.
+
+    Raises:
+        UserError: The file cannot be read, names a file or class that does not exist, contradicts itself, or no hinted image could be read.
+    """
+    labels = read_labels(photos, path, class_names, none_label=NONE_OF_THESE)
+    positions = {record.name: record.index for record in records}
+    unread = [name for name in labels if positions.get(name) is None]
+    if len(unread) == len(labels):
+        raise UserError(f"hints file {quote(str(path))}: none of its {len(labels)} files is an image that can be read (first: {quote(unread[0])})")
+    return _hints({index: label for name, label in labels.items() if (index := positions.get(name)) is not None})
+
+
+def hints_by_position(given: Mapping[int, str], records: Sequence[ImageRecord], class_names: Sequence[str]) -> Hints:
+    """Hints for images that come from Python.
+
+    Args:
+        given: Class names by position in the input; the empty name says "none of these classes".
+        records: One per input, in its order.
+        class_names: C names.
+
+    Raises:
+        UserError: A position or name that does not exist, or an image that could not be read.
+    """
+    found: dict[int, int] = {}
+    for position, name in given.items():
+        if not 0 <= position < len(records):
+            raise UserError(f"hints: there is no image at position {position}; there are {len(records)}")
+        index = records[position].index
+        if index is None:
+            raise UserError(f"hints: image {position} could not be read ({records[position].reason}); leave it out")
+        if name and name not in class_names:
+            near = nearest(name, class_names)
+            raise UserError(f"hints: unknown class {quote(name)} at position {position}" + (f"; did you mean {quote(near)}?" if near else ""))
+        found[index] = class_names.index(name) if name else NONE_OF_THESE
+    return _hints(found)
+
+
+def _hints(labels: Mapping[int, int]) -> Hints:
+    import torch
+
+    order = sorted(labels)
+    return Hints(torch.tensor(order, dtype=torch.int64), torch.tensor([labels[i] for i in order], dtype=torch.int64))
+
+
+def describe_hints(hints: Hints, class_names: Sequence[str]) -> str:
+    """How many images and classes the hints cover; one line."""
+    known = hints.label[hints.label >= 0]
+    text = f"hints: {len(hints.index)} images, {len(known.unique())} of {len(class_names)} classes"
+    none = len(hints.label) - len(known)
+    return text + (f", {none} belong to none of them" if none else "")
+
+
+def hints_digest(hints: Hints) -> str:
+    """Hash of positions and labels; the positions follow from the images' content."""
+    return hashlib.sha256(f"{hints.index.tolist()} {hints.label.tolist()}".encode()).hexdigest()
+
+
+def support_set(hints: Hints | None, features: Tensor) -> tuple[Tensor, Tensor]:
+    """Features (K, E) and classes (K,) of the hinted images that belong to a class; both empty without hints.
+
+    Args:
+        hints: What the user gave.
+        features: (N, E), in store order.
+    """
+    import torch
+
+    if hints is None:
+        return features[:0], torch.zeros(0, dtype=torch.int64, device=features.device)
+    known = hints.label >= 0
+    return features[hints.index[known].to(features.device)], hints.label[known].to(features.device)

@@ -1,0 +1,124 @@
+"""Labels that a person gives on purpose: read, matched to images, and refused where they could have no effect."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+
+from finelens import api
+from finelens.errors import UserError
+from finelens.hints import NONE_OF_THESE, check_hints, describe_hints, hints_by_position, hints_digest, read_hints, support_set
+from finelens.images.decode import DecodeLimits
+from finelens.images.discover import discover
+from finelens.images.store import ImageRecord
+from finelens.methods.registry import find_method
+from finelens.pipeline import load
+from finelens.protocol import Hints
+from tests.toy import CLASSES, QUIET, events, options_for, write_classes, write_photos
+
+
+@pytest.fixture
+def photos(tmp_path):
+    return write_photos(tmp_path / "photos", ["a", "b", "c", "d"], per_class=2)
+
+
+def write_hints(path, *rows):
+    path.write_text("path,label\n" + "".join(f"{row}\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def test_positions_are_those_of_the_store(tmp_path, photos):
+    loaded = load(discover(photos), DecodeLimits(), QUIET)
+    file = write_hints(tmp_path / "hints.csv", "d/1.png,yellow ramp", "a/0.png,red stripe", "b/1.png,")
+    hints = read_hints(file, photos, loaded.records, CLASSES)
+    by_name = {record.name: record.index for record in loaded.records}
+    assert dict(zip(hints.index.tolist(), hints.label.tolist(), strict=True)) == {
+        by_name["d/1.png"]: 3,
+        by_name["a/0.png"]: 0,
+        by_name["b/1.png"]: NONE_OF_THESE,
+    }
+    assert hints.index.tolist() == sorted(hints.index.tolist())
+    assert describe_hints(hints, CLASSES) == "hints: 3 images, 2 of 4 classes, 1 belong to none of them"
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ("a/0.png,red strip", "did you mean 'red stripe'"),
+        ("a/7.png,red stripe", "there is no file 'a/7.png'"),
+        ("../a/0.png,red stripe", "leaves"),
+        ("a/0.png,green check", "keep one of the two"),
+        ("a/0.png,", "keep one of the two"),
+    ],
+)
+def test_a_bad_row_is_named(tmp_path, photos, row, words):
+    loaded = load(discover(photos), DecodeLimits(), QUIET)
+    with pytest.raises(UserError, match=words):
+        read_hints(write_hints(tmp_path / "hints.csv", "a/0.png,red stripe", row), photos, loaded.records, CLASSES)
+
+
+def test_hints_about_unreadable_files_alone_are_refused(tmp_path, photos):
+    (photos / "broken.jpg").write_bytes(b"no picture")
+    loaded = load(discover(photos), DecodeLimits(), QUIET)
+    file = write_hints(tmp_path / "hints.csv", "broken.jpg,red stripe")
+    with pytest.raises(UserError, match="none of its 1 files"):
+        read_hints(file, photos, loaded.records, CLASSES)
+
+
+def test_hints_by_position():
+    records = [ImageRecord("[0]", "ok", index=1), ImageRecord("[1]", "ok", index=0), ImageRecord("[2]", "corrupt", "cut short")]
+    hints = hints_by_position({0: "blue disc", 1: ""}, records, CLASSES)
+    assert (hints.index.tolist(), hints.label.tolist()) == ([0, 1], [NONE_OF_THESE, 2])
+    for given, words in (({3: "blue disc"}, "position 3"), ({2: "blue disc"}, "cut short"), ({0: "blue disk"}, "did you mean 'blue disc'")):
+        with pytest.raises(UserError, match=words):
+            hints_by_position(given, records, CLASSES)
+
+
+def test_the_support_set_leaves_out_none_of_these():
+    features = torch.arange(8.0).reshape(4, 2)
+    x, labels = support_set(Hints(torch.tensor([0, 2, 3]), torch.tensor([1, -1, 0])), features)
+    assert x.tolist() == [[0, 1], [6, 7]]
+    assert labels.tolist() == [1, 0]
+    assert support_set(None, features)[0].shape == (0, 2)
+
+
+def test_the_digest_follows_what_the_hints_say():
+    hints = Hints(torch.tensor([0, 2]), torch.tensor([1, 1]))
+    assert hints_digest(hints) == hints_digest(replace(hints))
+    assert hints_digest(hints) != hints_digest(replace(hints, label=torch.tensor([1, 0])))
+
+
+def test_a_method_that_does_not_adapt_takes_no_hints_and_a_few_shot_method_needs_them():
+    with pytest.raises(UserError, match="no effect"):
+        check_hints(find_method("zero-shot"), given=True)
+    few_shot = replace(find_method("stata"), few_shot=True)
+    with pytest.raises(UserError, match=r"--hints FILE\.csv"):
+        check_hints(few_shot, given=False)
+    check_hints(few_shot, given=True)
+
+
+def test_a_run_logs_its_hints_and_refuses_to_go_on_with_others(tiny_vit, tmp_path, photos):
+    file = write_hints(tmp_path / "hints.csv", "a/0.png,red stripe")
+    options = options_for("dpa", epochs=1)
+    run = tmp_path / "run"
+    api.adapt(
+        photos,
+        write_classes(tmp_path / "classes.txt"),
+        run,
+        hints=file,
+        backbone=f"local:{tiny_vit}",
+        method="dpa",
+        options=options,
+        console=QUIET,
+    )
+    logged = next(event for event in events(run) if event["event"] == "hints")
+    assert logged["count"] == 1
+    unfinished = shutil.copytree(run, tmp_path / "unfinished")
+    lines = (unfinished / "events.jsonl").read_text().splitlines(keepends=True)
+    (unfinished / "events.jsonl").write_text("".join(line for line in lines if '"end"' not in line))
+    write_hints(file, "a/0.png,green check")
+    with pytest.raises(UserError, match=r"hints in .*hints\.csv have changed"):
+        api.resume(unfinished, console=QUIET)
