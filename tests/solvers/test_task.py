@@ -12,7 +12,7 @@ from finelens.images.batches import centre_batches
 from finelens.methods.heads import ClassHeads
 from finelens.methods.registry import find_method
 from finelens.pipeline import Prepared, fit
-from finelens.protocol import ClassSet
+from finelens.protocol import ClassSet, Hints
 from finelens.strict import from_mapping
 from tests.solvers.data import SOLVERS
 from tests.toy import QUIET
@@ -24,13 +24,13 @@ STORE = make_store(30)
 each = pytest.mark.parametrize("name", SOLVERS)
 
 
-def fitted(name, **options):
+def fitted(name, hints=None, **options):
     engine, method = make_engine(), find_method(name)
     config = make_config("adapt", "(toy)", name, {"method": options}, backbone="mean", seed=0, device="cpu")
     settings = from_mapping(method.config_class, config.method_options, "method")
     task = method.build(engine, HEADS, settings, config.training, 0)
     prepared = Prepared(method, ClassSet(tuple("abcd"), ("{}",), ((),) * 4), None, engine, HEADS, task)
-    return fit(prepared, STORE, config, QUIET)
+    return fit(prepared, STORE, config, QUIET, hints=hints)
 
 
 def views(engine):
@@ -46,6 +46,16 @@ def test_fits_the_centred_features_to_the_chosen_head(name, head):
     x = engine.centre(engine.encode_frozen(pixels)).global_
     solver = SOLVERS[name]().fit(x, prototypes=getattr(HEADS, head), logit_scale=10.0)
     torch.testing.assert_close(result.model.logits(pixels)["logits"], solver.predict_log_proba(x))
+
+
+@each
+def test_hints_reach_the_solver(name):
+    hints = Hints(torch.arange(9), torch.arange(9) % 5 - 1)
+    engine = make_engine()
+    pixels = views(engine)
+    x = engine.centre(engine.encode_frozen(pixels)).global_
+    solver = SOLVERS[name]().fit(x, prototypes=HEADS.descriptions, logit_scale=10.0, hints=hints)
+    torch.testing.assert_close(fitted(name, hints).model.logits(pixels)["logits"], solver.predict_log_proba(x))
 
 
 @each

@@ -54,7 +54,7 @@ class SolverTask(FrozenTask):
     def prepare(self, features: TargetFeatures) -> None:
         """Fit the solver; its state becomes the buffers."""
         x, prototypes = features.global_.to(self.place), self.prototypes.to(self.place)
-        self.solver.fit(x, prototypes=prototypes, logit_scale=self.engine.backbone.logit_scale)
+        self.solver.fit(x, prototypes=prototypes, logit_scale=self.engine.backbone.logit_scale, hints=features.hints)
         for name, tensor in self.solver.state().items():
             setattr(self, name, tensor)
 

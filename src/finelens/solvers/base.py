@@ -14,6 +14,8 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from finelens.errors import UserError
+from finelens.protocol import Hints
+from finelens.solvers.known import Known, split_hints
 
 Self = TypeVar("Self", bound="Solver")
 Features = Tensor | ArrayLike
@@ -35,14 +37,17 @@ class Solver(ClassifierMixin, BaseEstimator, ABC):
     state_names: ClassVar[tuple[str, ...]]
 
     @abstractmethod
-    def _fit(self, x: Tensor, prototypes: Tensor, scale: float) -> Tensor:
-        """Set the fitted tensors and return log-probabilities (N, C) of the rows of ``x`` (N, D) under unit prototypes (C, D)."""
+    def _fit(self, x: Tensor, prototypes: Tensor, scale: float, known: Known) -> Tensor:
+        """Set the fitted tensors and return log-probabilities (N, C) of the rows of ``x`` (N, D) under unit prototypes (C, D).
+
+        The posteriors of ``known`` rows are one-hot in every statistic; what is returned for them is replaced by that.
+        """
 
     @abstractmethod
     def _log_proba(self, x: Tensor) -> Tensor:
         """Log-probabilities (M, C) of new rows (M, D) by the fitted tensors; each row counts for itself."""
 
-    def fit(self: Self, X: Features, y: object = None, *, prototypes: Features, logit_scale: float = 100.0) -> Self:
+    def fit(self: Self, X: Features, y: object = None, *, prototypes: Features, logit_scale: float = 100.0, hints: Hints | None = None) -> Self:
         """Take the statistics of unlabelled images.
 
         Args:
@@ -50,16 +55,23 @@ class Solver(ClassifierMixin, BaseEstimator, ABC):
             y: Ignored, present by convention; labels never reach a solver.
             prototypes: Text features of the classes, (C, D).
             logit_scale: Multiplier of cosines in the text posterior: the model's own.
+            hints: Classes that a person gave for some rows of X, on purpose. Their posteriors are one-hot throughout; rows of no class (-1) are left
+                out of the statistics.
 
         Raises:
-            UserError: Shapes do not fit, a value is not finite, or there is nothing to fit.
+            UserError: Shapes do not fit, a value is not finite, hints name what is not there, or there is nothing to fit.
         """
-        self._run(X, prototypes, logit_scale)
+        self._run(X, prototypes, logit_scale, hints)
         return self
 
-    def fit_predict_proba(self, X: Features, y: object = None, *, prototypes: Features, logit_scale: float = 100.0) -> Any:
-        """Class probabilities (N, C) of the images that the solver is fitted on; arguments as for :meth:`fit`."""
-        return _like(X, self._run(X, prototypes, logit_scale).exp())
+    def fit_predict_proba(
+        self, X: Features, y: object = None, *, prototypes: Features, logit_scale: float = 100.0, hints: Hints | None = None
+    ) -> Any:
+        """Class probabilities (N, C) of the images that the solver is fitted on; arguments as for :meth:`fit`.
+
+        A hinted row has probability 1 for its class; a row of no class is answered as a new image.
+        """
+        return _like(X, self._run(X, prototypes, logit_scale, hints).exp())
 
     def predict_log_proba(self, X: Features) -> Any:
         """Log-probabilities (M, C) of new images (M, D), of the kind that ``X`` is (array or tensor)."""
@@ -102,7 +114,7 @@ class Solver(ClassifierMixin, BaseEstimator, ABC):
         return self
 
     @torch.no_grad()
-    def _run(self, X: Features, prototypes: Features, logit_scale: float) -> Tensor:
+    def _run(self, X: Features, prototypes: Features, logit_scale: float, hints: Hints | None) -> Tensor:
         x, w = _unit_rows(X, "X"), _unit_rows(prototypes, "prototypes")
         if x.shape[1] != w.shape[1]:
             raise UserError(f"X has {x.shape[1]} columns and prototypes {w.shape[1]}; give features and prototypes of the same model")
@@ -110,7 +122,13 @@ class Solver(ClassifierMixin, BaseEstimator, ABC):
             raise UserError(f"logit_scale must be above 0 and finite, got {logit_scale}")
         self.classes_ = np.arange(len(w))
         self.n_features_in_ = x.shape[1]
-        return self._fit(x, w.to(x), float(logit_scale))
+        kept, known = split_hints(hints, len(x), len(w), x.device)
+        if kept is None:
+            return known.clamp(self._fit(x, w.to(x), float(logit_scale), known))
+        fitted = known.clamp(self._fit(x[kept], w.to(x), float(logit_scale), known))
+        answers = self._log_proba(x)
+        answers[kept] = fitted.to(answers)
+        return answers
 
 
 def _unit_rows(values: Features, what: str) -> Tensor:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from finelens.solvers.base import Solver
+from finelens.solvers.known import Known
 
 TINY = 1e-12
 
@@ -59,14 +60,14 @@ class GdaEm(Solver):
         self.tol = tol
         self.chunk_size = chunk_size
 
-    def _fit(self, x: Tensor, prototypes: Tensor, scale: float) -> Tensor:
+    def _fit(self, x: Tensor, prototypes: Tensor, scale: float, known: Known) -> Tensor:
         w = prototypes.double()
         mean, second = _second_moment(x, self.chunk_size)
         # Text and image features lie apart (the modality gap): prototypes are moved by the difference of the two centres.
         text_means = w + (mean - w.mean(0))
         text_std = _logit_std(scale * w, w.new_zeros(len(w)), mean, second)
         self.coef_, self.intercept_, self.alpha_ = scale * w, w.new_zeros(len(w)), 0.0
-        log_gamma = self._log_proba(x)
+        log_gamma = known.clamp(self._log_proba(x))
         for round_ in range(1, self.max_iter + 1):
             self.n_iter_ = round_
             means, covariance = self._m_step(_moments(x, log_gamma, self.chunk_size), text_means)
@@ -74,7 +75,7 @@ class GdaEm(Solver):
             spread = _logit_std(weights, bias, mean, second)
             self.alpha_ = float(text_std / spread) if spread > TINY else 0.0
             self.coef_, self.intercept_ = scale * w + self.alpha_ * weights, self.alpha_ * bias
-            previous, log_gamma = log_gamma, self._log_proba(x)
+            previous, log_gamma = log_gamma, known.clamp(self._log_proba(x))
             if _mean_l1(previous, log_gamma, self.chunk_size) < self.tol:
                 break
         return log_gamma

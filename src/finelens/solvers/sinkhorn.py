@@ -11,6 +11,7 @@ from torch import Tensor
 
 from finelens.errors import UserError
 from finelens.solvers.base import Solver
+from finelens.solvers.known import Known
 from finelens.training.prior import estimate_prior
 
 Prior = Literal["estimated", "uniform"] | Sequence[float]
@@ -43,18 +44,19 @@ class SinkhornOt(Solver):
         self.tol = tol
         self.chunk_size = chunk_size
 
-    def _fit(self, x: Tensor, prototypes: Tensor, scale: float) -> Tensor:
+    def _fit(self, x: Tensor, prototypes: Tensor, scale: float, known: Known) -> Tensor:
         self.text_ = scale * prototypes.double()
         logits = x @ self.text_.to(x).T  # (N, C)
-        self.prior_ = self._class_prior(logits)
+        self.prior_ = self._class_prior(known.clamp(logits))
         self.potentials_ = torch.zeros_like(self.prior_)
+        free, target = _free_images(logits, self.prior_, known)
         for round_ in range(1, self.max_iter + 1):
             self.n_iter_ = round_
-            mass = plan_mass(logits, self.potentials_, self.chunk_size)
-            if ((mass / self.prior_ - 1).abs() < self.tol).all():
+            mass = plan_mass(free, self.potentials_, self.chunk_size)
+            if not len(free) or ((mass / target - 1).abs() < self.tol).all():
                 break
             # A class below any float keeps its potential finite.
-            self.potentials_ = self.potentials_ + self.prior_.log() - mass.clamp_min(1e-300).log()
+            self.potentials_ = self.potentials_ + target.log() - mass.clamp_min(1e-300).log()
         self.potentials_ = self.potentials_ - self.potentials_.mean()
         return (logits + self.potentials_.to(x)).log_softmax(1)
 
@@ -83,4 +85,18 @@ def plan_mass(logits: Tensor, potentials: Tensor, chunk_size: int) -> Tensor:
     total = torch.zeros_like(potentials)
     for chunk in logits.split(chunk_size):
         total += (chunk + potentials.to(chunk)).softmax(1).sum(0, dtype=torch.float64)
-    return total / len(logits)
+    return total / max(1, len(logits))
+
+
+def _free_images(logits: Tensor, prior: Tensor, known: Known) -> tuple[Tensor, Tensor]:
+    """Logits of the images without a hint, and the mass (C,) that is left for them: ``N prior - hinted``, at least one image a class.
+
+    Hinted rows of the plan are fixed. Hints may exceed the prior of a class; the plan would have no solution without that floor.
+    """
+    if not len(known):
+        return logits, prior
+    mask = torch.ones(len(logits), dtype=torch.bool, device=logits.device)
+    mask[known.rows] = False
+    whole = len(logits) * prior
+    left = torch.maximum(whole - known.counts(len(prior)), whole.clamp_max(1.0))
+    return logits[mask], left / left.sum()

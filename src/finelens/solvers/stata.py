@@ -10,6 +10,7 @@ from torch import Tensor
 
 from finelens.solvers.assignments import likelihood_weight, mean_square, update_assignments, weighted_sums
 from finelens.solvers.base import Solver
+from finelens.solvers.known import Known
 from finelens.solvers.neighbours import symmetric_affinity
 from finelens.solvers.transclip import floor_variance
 
@@ -52,10 +53,10 @@ class StatA(Solver):
         self.inner_rounds = inner_rounds
         self.chunk_size = chunk_size
 
-    def _fit(self, x: Tensor, prototypes: Tensor, scale: float) -> Tensor:
+    def _fit(self, x: Tensor, prototypes: Tensor, scale: float, known: Known) -> Tensor:
         text = prototypes.double()
         self.text_ = scale * text
-        log_y = (x @ self.text_.to(x).T).log_softmax(1)
+        log_y = known.clamp((x @ self.text_.to(x).T).log_softmax(1))
         z = log_y.exp()
         # The deviation is divided by N once, after all images are summed.
         sums, mass = weighted_sums(x, z, self.chunk_size), z.sum(0, dtype=torch.float64)

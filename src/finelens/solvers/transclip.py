@@ -10,6 +10,7 @@ from torch import Tensor
 
 from finelens.solvers.assignments import likelihood_weight, mean_square, update_assignments, weighted_sums
 from finelens.solvers.base import Solver
+from finelens.solvers.known import Known
 from finelens.solvers.neighbours import symmetric_affinity
 
 TINY = 1e-12
@@ -53,9 +54,9 @@ class TransClip(Solver):
         self.inner_rounds = inner_rounds
         self.chunk_size = chunk_size
 
-    def _fit(self, x: Tensor, prototypes: Tensor, scale: float) -> Tensor:
+    def _fit(self, x: Tensor, prototypes: Tensor, scale: float, known: Known) -> Tensor:
         self.text_ = scale * prototypes.double()
-        log_y = _text_posterior(x, self.text_)
+        log_y = known.clamp(_text_posterior(x, self.text_))
         z = log_y.exp()
         dim = x.shape[1]
         self.means_ = confident_means(x, z, self.confident)

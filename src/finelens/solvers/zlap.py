@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from finelens.solvers.base import Solver
+from finelens.solvers.known import Known
 from finelens.solvers.neighbours import sparse_rows, top_neighbours
 
 # Classes solved for at a time: what keeps the memory of the solver linear in N with a small factor.
@@ -22,8 +23,8 @@ class ZLaP(Solver):
 
     Nodes are the images, then the classes. An image is linked to its nearest images with weight ``max(0, cos)^gamma`` and to its nearest classes with
     ``t^gamma``, where t maps the image-to-text cosines of the fit linearly onto [0, 1]: image and text cosines have different ranges. With S the
-    symmetrically normalised graph, the scores are the rows of ``F = (I - alpha S)^-1 Y``, Y one-hot on the class nodes. New images get the scores of
-    their neighbours by their own edges.
+    symmetrically normalised graph, the scores are the rows of ``F = (I - alpha S)^-1 Y``, Y one-hot on the class nodes and on hinted images. New
+    images get the scores of their neighbours by their own edges.
 
     Args:
         neighbours: Images, and classes, that an image is linked to.
@@ -48,7 +49,7 @@ class ZLaP(Solver):
         self.tol = tol
         self.chunk_size = chunk_size
 
-    def _fit(self, x: Tensor, prototypes: Tensor, scale: float) -> Tensor:
+    def _fit(self, x: Tensor, prototypes: Tensor, scale: float, known: Known) -> Tensor:
         self.features_, self.text_ = x, prototypes
         self.text_range_ = torch.stack(_cosine_range(x, prototypes, self.chunk_size))
         n, c = len(x), len(prototypes)
@@ -59,16 +60,18 @@ class ZLaP(Solver):
         root = torch.where(degree > 0, degree.clamp_min(torch.finfo(x.dtype).tiny).rsqrt(), 0.0)
         row, column = graph.indices()
         normal = torch.sparse_coo_tensor(graph.indices(), root[row] * graph.values() * root[column], graph.shape, check_invariants=False).coalesce()
-        scores = self._propagate(normal, n, c)
+        scores = self._propagate(normal, n, c, known)
         self.spread_ = root[:, None] * scores
         return _log_shares(scores[:n])
 
-    def _propagate(self, graph: Tensor, n: int, c: int) -> Tensor:
+    def _propagate(self, graph: Tensor, n: int, c: int, known: Known) -> Tensor:
         scores = graph.new_empty((n + c, c), layout=torch.strided, dtype=graph.dtype)
         for start in range(0, c, COLUMNS):
             stop = min(start + COLUMNS, c)
             seeds = torch.zeros(n + c, stop - start, dtype=graph.dtype, device=graph.device)
             seeds[torch.arange(n + start, n + stop), torch.arange(stop - start)] = 1
+            own = (known.labels >= start) & (known.labels < stop)
+            seeds[known.rows[own], known.labels[own] - start] = 1
             scores[:, start:stop] = conjugate_gradient(lambda v: v - self.alpha * torch.sparse.mm(graph, v), seeds, self.tol)
         return scores
 
