@@ -52,9 +52,10 @@ class Model:
     zero_shot_heads: dict[str, Tensor]
     base: dict[str, Tensor]
 
-    def logits(self, images: Tensor) -> dict[str, Tensor]:
-        """Logits (B, C) by branch of uint8 centre views (B, 3, S, S)."""
-        return {name: value.float().cpu() for name, value in self.task.predict_logits(images).items()}
+    def logits(self, images: Tensor, views: Tensor | None = None) -> dict[str, Tensor]:
+        """Logits (B, C) by branch of uint8 centre views (B, 3, S, S) and, for a method that asks for them, further views (B, M, 3, S, S)."""
+        found = self.task.predict_logits(images) if views is None else self.task.predict_from_views(images, views)
+        return {name: value.float().cpu() for name, value in found.items()}
 
     @torch.no_grad()
     def zero_shot_logits(self, images: Tensor) -> dict[str, Tensor]:

@@ -18,7 +18,7 @@ from finelens.config import RunConfig, from_mapping
 from finelens.console import Console, duration
 from finelens.errors import UserError
 from finelens.hints import check_hints
-from finelens.images.batches import centre_batches
+from finelens.images.batches import centre_batches, inference_batches
 from finelens.images.decode import DecodeLimits
 from finelens.images.discover import ImageFile
 from finelens.images.store import ImageItems, ImageRecord, LoadedImages, load_folder, load_images
@@ -236,8 +236,23 @@ def _centre_views(store: ImageStore, preprocess: Preprocess, console: Console, w
 
 def predict_store(model: Model, store: ImageStore, console: Console, what: str = "predict") -> dict[str, Tensor]:
     """Logits (N, C) by branch of a store, in its order."""
-    parts = [model.logits(views) for views in _centre_views(store, model.engine.backbone.preprocess, console, what)]
-    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    parts: list[dict[str, Tensor]] = []
+    with console.progress(len(store), what) as bar:
+        for centre, further in _prediction_views(model, store):
+            parts.append(model.logits(centre, further))
+            bar.update(len(centre))
+    return _join(parts)
+
+
+def _prediction_views(model: Model, store: ImageStore) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Centre views, and the further views that the model's method asks for."""
+    plan, preprocess = model.task.inference, model.engine.backbone.preprocess
+    if plan is None:
+        yield from ((centre, None) for _, centre in centre_batches(store, preprocess, BATCH))
+        return
+    # So many more pixels an image, so many fewer images at a time.
+    size = max(1, 4 * BATCH // (1 + plan.count))
+    yield from ((centre, further) for _, centre, further in inference_batches(store, preprocess, plan, size))
 
 
 @dataclass(frozen=True)
@@ -278,10 +293,10 @@ def predict_items(
             loaded = load_folder(group, limits) if isinstance(group[0], ImageFile) else load_images(group, limits)
             records += [replace(r, index=None if r.index is None else r.index + rows) for r in loaded.records]
             rows += len(loaded.store)
-            for _, views in centre_batches(loaded.store, model.engine.backbone.preprocess, BATCH):
-                parts.append(model.logits(views))
+            for centre, further in _prediction_views(model, loaded.store):
+                parts.append(model.logits(centre, further))
                 if zero_shot:
-                    first.append(model.zero_shot_logits(views))
+                    first.append(model.zero_shot_logits(centre))
             bar.update(len(group))
     return Predictions(records, _join(parts), _join(first))
 

@@ -190,6 +190,24 @@ class ViewPlan:
 
 
 @dataclass(frozen=True)
+class InferenceViews:
+    """Views of an image that an answer needs besides the centre view. They are a function of the image alone.
+
+    Attributes:
+        count: Views per image, M.
+        kind: ``crops``: squares with sides from ``low`` to ``high`` of the short side; ``resized``: random resized crops with areas from ``low`` to
+            ``high`` of the image, flipped half of the time.
+        low: Smallest size.
+        high: Largest.
+    """
+
+    count: int
+    kind: Literal["crops", "resized"] = "crops"
+    low: float = 0.5
+    high: float = 0.9
+
+
+@dataclass(frozen=True)
 class Batch:
     """Views of one step, uint8 on the host until the engine moves them.
 
@@ -244,9 +262,11 @@ class Task(nn.Module, ABC):
 
     Attributes:
         views: Views each step needs.
+        inference: Views an answer needs besides the centre view; None for most methods.
     """
 
     views: ViewPlan
+    inference: InferenceViews | None = None
 
     @abstractmethod
     def prepare(self, features: TargetFeatures) -> None:
@@ -263,6 +283,10 @@ class Task(nn.Module, ABC):
     @abstractmethod
     def predict_logits(self, images: Tensor) -> dict[str, Tensor]:
         """Logits (B, C), float32, of uint8 centre views (B, 3, S, S), by branch; ``logits`` is the method's answer, other keys are its parts."""
+
+    def predict_from_views(self, images: Tensor, views: Tensor) -> dict[str, Tensor]:
+        """The same with further uint8 views (B, M, 3, S, S) of each image; a task that sets ``inference`` answers here."""
+        raise NotImplementedError(f"{type(self).__name__} answers from the centre view alone")
 
     @abstractmethod
     def cost(self) -> Cost:

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from finelens.images.randomness import generator, permutation
-from finelens.images.views import ViewConfig, centre_view, crop_views, strong_view, weak_view
-from finelens.protocol import Batch, ImageStore, Preprocess, ViewPlan
+from finelens.images.views import ViewConfig, centre_view, crop_views, inference_views, strong_view, weak_view
+from finelens.protocol import Batch, ImageStore, InferenceViews, Preprocess, ViewPlan
 
 T = TypeVar("T")
 
@@ -93,6 +93,28 @@ def centre_batches(store: ImageStore, preprocess: Preprocess, batch_size: int, w
 
     def fill(batch: tuple[Tensor, Tensor], row: int, position: int) -> None:
         batch[1][row] = centre_view(store[position], preprocess)
+
+    steps = [list(range(i, min(i + batch_size, len(store)))) for i in range(0, len(store), batch_size)]
+    yield from _build_ahead(steps, allocate, fill, workers)
+
+
+def inference_batches(
+    store: ImageStore, preprocess: Preprocess, plan: InferenceViews, batch_size: int, workers: int = DEFAULT_WORKERS
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Centre views of the whole store, in its order, and the further views that a method answers from.
+
+    Returns:
+        Iterator over positions (B,) int64, centre views (B, 3, S, S) and further views (B, M, 3, S, S), uint8.
+    """
+    side = preprocess.image_size
+
+    def allocate(step: list[int]) -> tuple[Tensor, Tensor, Tensor]:
+        return torch.tensor(step, dtype=torch.int64), _pixels(len(step), 3, side, side), _pixels(len(step), plan.count, 3, side, side)
+
+    def fill(batch: tuple[Tensor, Tensor, Tensor], row: int, position: int) -> None:
+        image = store[position]
+        batch[1][row] = centre_view(image, preprocess)
+        batch[2][row] = inference_views(image, preprocess, store.ids[position], plan)
 
     steps = [list(range(i, min(i + batch_size, len(store)))) for i in range(0, len(store), batch_size)]
     yield from _build_ahead(steps, allocate, fill, workers)

@@ -17,12 +17,13 @@ from torchvision.transforms.v2 import functional as F
 
 from finelens.images.randaugment import rand_augment
 from finelens.images.randomness import below, coin, generator, uniform
-from finelens.protocol import Preprocess
+from finelens.protocol import InferenceViews, Preprocess
 from finelens.strict import require
 
 _FILTERS = {"bicubic": InterpolationMode.BICUBIC, "bilinear": InterpolationMode.BILINEAR, "nearest": InterpolationMode.NEAREST}
 _STRONG_RATIO = (3 / 4, 4 / 3)
 _STRONG_ATTEMPTS = 10
+_INFERENCE_SEED = 0
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,11 @@ def centre_view(image: Tensor, preprocess: Preprocess) -> Tensor:
     return F.center_crop(resized, [side, side]).contiguous()
 
 
+def views_of_centre(views: Tensor, preprocess: Preprocess, plan: InferenceViews) -> Tensor:
+    """Further views (B, M, 3, S, S) cut from centre views (B, 3, S, S), for a caller who holds nothing else; the same places in each."""
+    return torch.stack([inference_views(view, preprocess, "", plan) for view in views.cpu()])
+
+
 def weak_view(image: Tensor, preprocess: Preprocess, seed: int, epoch: int, sample_id: str) -> Tensor:
     """Resize the short side to S and crop S x S at a uniform position (microCLIP, weak view; no flip).
 
@@ -99,12 +105,40 @@ def strong_view(image: Tensor, preprocess: Preprocess, seed: int, epoch: int, sa
         (3, S, S) uint8.
     """
     rng = generator(seed, epoch, sample_id, "strong")
-    top, left, height, width = _random_region(image.shape[1], image.shape[2], config.strong_scale_low, rng)
+    view = _resized_crop(image, preprocess, rng, config.strong_scale_low, 1.0)
+    return rand_augment(view, rng, config.rand_magnitude, config.rand_layers)
+
+
+def _resized_crop(image: Tensor, preprocess: Preprocess, rng: np.random.Generator, low: float, high: float) -> Tensor:
+    """Random resized crop of area U(low, high) of the image, flipped with probability 0.5; (3, S, S)."""
+    top, left, height, width = _random_region(image.shape[1], image.shape[2], low, high, rng)
     region = image[:, top : top + height, left : left + width]
     view = _resize(region, [preprocess.image_size, preprocess.image_size], preprocess)
-    if coin(rng):
-        view = view.flip(-1)
-    return rand_augment(view.contiguous(), rng, config.rand_magnitude, config.rand_layers)
+    return (view.flip(-1) if coin(rng) else view).contiguous()
+
+
+def inference_views(image: Tensor, preprocess: Preprocess, sample_id: str, plan: InferenceViews) -> Tensor:
+    """Views from which a method answers for one image.
+
+    They belong to the content of the image: the run's seed has no part in them, nor has a second copy of the file.
+
+    Args:
+        image: (3, H, W) uint8.
+        preprocess: Geometry of the model.
+        sample_id: Identity of the image.
+        plan: How many, and of which kind.
+
+    Returns:
+        (M, 3, S, S) uint8.
+    """
+    content, size = sample_id.partition("-")[0], preprocess.image_size
+    if plan.kind == "crops":
+        return crop_views(image, preprocess, _INFERENCE_SEED, 0, content, plan.count, plan.low, plan.high)
+    rng = generator(_INFERENCE_SEED, 0, content, "resized")
+    views = torch.empty(plan.count, 3, size, size, dtype=torch.uint8)
+    for view in views:
+        view.copy_(_resized_crop(image, preprocess, rng, plan.low, plan.high))
+    return views
 
 
 def crop_views(
@@ -141,15 +175,15 @@ def _resize(image: Tensor, size: list[int], preprocess: Preprocess) -> Tensor:
     return F.resize(image, size, interpolation=_FILTERS[preprocess.interpolation], antialias=True).contiguous()
 
 
-def _random_region(height: int, width: int, scale_low: float, rng: np.random.Generator) -> tuple[int, int, int, int]:
-    """Inception crop (Szegedy et al., arXiv 1409.4842): area U(scale_low, 1) of the image, aspect log-uniform in 3/4 to 4/3.
+def _random_region(height: int, width: int, scale_low: float, scale_high: float, rng: np.random.Generator) -> tuple[int, int, int, int]:
+    """Inception crop (Szegedy et al., arXiv 1409.4842): area U(scale_low, scale_high) of the image, aspect log-uniform in 3/4 to 4/3.
 
     Returns:
         Top, left, height, width. When ten draws do not fit, the largest centred region of an allowed aspect.
     """
     low, high = _STRONG_RATIO
     for _ in range(_STRONG_ATTEMPTS):
-        area = uniform(rng, scale_low, 1.0) * height * width
+        area = uniform(rng, scale_low, scale_high) * height * width
         ratio = math.exp(uniform(rng, math.log(low), math.log(high)))
         w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if 0 < w <= width and 0 < h <= height:

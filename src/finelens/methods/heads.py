@@ -20,12 +20,14 @@ class ClassHeads:
         descriptions: Mean of each class's descriptions (CuPL); templates stand in for a class without any.
         weighted: Descriptions weighted by their cosine with the class name (microCLIP's frozen head).
         sentences: Features (T_c, E) of each class's descriptions, templates standing in; empty in a model that was loaded.
+        classes: Names and texts, for methods that write prompts of their own; None in a model that was loaded.
     """
 
     templates: Tensor
     descriptions: Tensor
     weighted: Tensor
     sentences: tuple[Tensor, ...] = ()
+    classes: ClassSet | None = None
 
 
 @torch.no_grad()
@@ -35,4 +37,5 @@ def build_heads(backbone: Backbone, classes: ClassSet) -> ClassHeads:
     features = heads.encode_descriptions(backbone, classes)
     padded = heads.pad_descriptions(features)
     weights = heads.description_weights(padded, templates)
-    return ClassHeads(templates, heads.mean_description_head(features), heads.weighted_description_head(padded, weights), tuple(features))
+    weighted = heads.weighted_description_head(padded, weights)
+    return ClassHeads(templates, heads.mean_description_head(features), weighted, tuple(features), classes)

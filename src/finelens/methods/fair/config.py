@@ -25,7 +25,7 @@ class FairConfig:
         eta: Power of the weight's ambiguity factor; 0 leaves it out.
         marginal: What the batch marginal is drawn to: ``uniform``, ``prior`` (estimated without labels) or ``none``.
         marginal_weight: Weight lambda of that term.
-        inference: ``global`` scores one centre view; ``las`` averages it with the alignment score of ``crops`` crops of that view.
+        inference: ``global`` scores one centre view; ``las`` averages it with the alignment score of ``crops`` crops of the image.
     """
 
     anchors: int = 1

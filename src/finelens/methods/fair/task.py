@@ -11,18 +11,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from finelens.errors import UserError
-from finelens.images.views import crop_views
+from finelens.images.views import views_of_centre
 from finelens.methods.common import PseudoLabels, is_matrix, self_training_loss, split_by_decay
 from finelens.methods.fair.alignment import alignment_logits, class_logits, select_crops
 from finelens.methods.fair.anchors import kmeans_anchors
 from finelens.methods.fair.config import FairConfig
 from finelens.methods.fair.pseudo_labels import assign
-from finelens.protocol import Batch, Cost, StepOutput, TargetFeatures, Task, ViewPlan
+from finelens.protocol import Batch, Cost, InferenceViews, StepOutput, TargetFeatures, Task, ViewPlan
 from finelens.training.engine import Engine
 from finelens.training.marginal import ClassPrior
-
-# Key of the crops at inference: the same regions of every centre view, so an answer depends on the image alone.
-INFERENCE_SEED, INFERENCE_SAMPLE = 0, "inference"
 
 
 class Fair(Task):
@@ -59,6 +56,7 @@ class Fair(Task):
         self.weight_decay = weight_decay
         self.seed = seed
         self.views = ViewPlan(weak=True, strong=True, crops=config.crops)
+        self.inference = InferenceViews(config.crops) if config.inference == "las" else None
         # 1. Class Description Anchors
         self.anchors = nn.Parameter(start[:, None].repeat(1, config.anchors, 1), requires_grad=config.train_anchors)  # (C, J, E)
         self.class_prior = ClassPrior(config.marginal, len(start), start.dtype)
@@ -149,16 +147,15 @@ class Fair(Task):
 
     @torch.no_grad()
     def predict_logits(self, images: Tensor) -> dict[str, Tensor]:
-        """9. One centre view against the anchors; with ``inference="las"`` the log of the mean posterior of view and crops."""
+        """9. One centre view against the anchors; with ``inference="las"``, crops of that view stand in for those of the image."""
+        if self.inference is not None:
+            return self.predict_from_views(images, views_of_centre(images, self.engine.backbone.preprocess, self.inference))
+        return {"logits": self.logits(self.engine.encode_frozen(images).global_)}
+
+    @torch.no_grad()
+    def predict_from_views(self, images: Tensor, views: Tensor) -> dict[str, Tensor]:
+        """9. with ``inference="las"``: the log of the mean posterior of the centre view and its crops."""
         features = self.engine.encode_frozen(images).global_
-        global_ = self.logits(features)
-        if self.config.inference == "global":
-            return {"logits": global_}
-        las = self.las_logits(self._encode_crops(self._crops_of(images)), features)
+        global_, las = self.logits(features), self.las_logits(self._encode_crops(views), features)
         mean = torch.logaddexp(global_.log_softmax(-1), las.log_softmax(-1)) - math.log(2)
         return {"logits": mean, "global": global_, "las": las}
-
-    def _crops_of(self, views: Tensor) -> Tensor:
-        """Crops (B, M, 3, S, S) of centre views, at the same places in each."""
-        preprocess, count = self.engine.backbone.preprocess, self.config.crops
-        return torch.stack([crop_views(view, preprocess, INFERENCE_SEED, 0, INFERENCE_SAMPLE, count) for view in views.cpu()])

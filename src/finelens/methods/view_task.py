@@ -1,0 +1,54 @@
+"""Methods that answer for one image from many views of it and train nothing."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+import torch
+from torch import Tensor
+
+from finelens.images.views import views_of_centre
+from finelens.methods.head_task import FrozenTask
+from finelens.protocol import InferenceViews, TargetFeatures
+from finelens.training.engine import Engine
+
+
+class ViewTask(FrozenTask):
+    """Encodes the views of an image and leaves the answer to :meth:`answer`.
+
+    Args:
+        engine: Runs the backbone.
+        head: (C, E), unit-norm rows.
+        inference: Views of each image.
+    """
+
+    def __init__(self, engine: Engine, head: Tensor, inference: InferenceViews) -> None:
+        super().__init__()
+        object.__setattr__(self, "engine", engine)
+        self.engine: Engine
+        self.inference: InferenceViews = inference
+        self.register_buffer("head", head.clone())
+        self.head: Tensor
+        self.to(engine.device)
+
+    def prepare(self, features: TargetFeatures) -> None:
+        """Nothing to build."""
+
+    @abstractmethod
+    def answer(self, centre: Tensor, views: Tensor) -> Tensor:
+        """Logits (B, C) of unit-norm features of the centre view (B, E) and of further views (B, M, E)."""
+
+    def predict_logits(self, images: Tensor) -> dict[str, Tensor]:
+        """The answer from views of the centre view, for callers who have nothing else."""
+        return self.predict_from_views(images, views_of_centre(images, self.engine.backbone.preprocess, self.inference))
+
+    @torch.no_grad()
+    def predict_from_views(self, images: Tensor, views: Tensor) -> dict[str, Tensor]:
+        """The answer from views of the image."""
+        centre = self.engine.encode_frozen(images).global_
+        further = self.engine.encode_frozen(views.flatten(0, 1)).global_.unflatten(0, views.shape[:2])  # (B, M, E)
+        return {"logits": self.answer(centre, further)}
+
+    def _scaled(self, cosines: Tensor) -> Tensor:
+        backbone = self.engine.backbone
+        return backbone.logit_scale * cosines + backbone.logit_bias
