@@ -138,7 +138,7 @@ def test_whole_short_side_crop(preprocess):
 
 def test_strong_regions_have_the_declared_areas_and_aspects():
     rng = generator(0, 0, "", "regions")
-    regions = np.array([_random_region(300, 400, 0.3, rng) for _ in range(2000)])
+    regions = np.array([_random_region(300, 400, 0.3, 1.0, rng) for _ in range(2000)])
     top, left, height, width = regions.T
     assert (top >= 0).all()
     assert (left >= 0).all()
@@ -153,7 +153,7 @@ def test_strong_regions_have_the_declared_areas_and_aspects():
 
 @pytest.mark.parametrize(("shape", "expected"), [((10, 200), (0, 93, 10, 13)), ((200, 10), (93, 0, 13, 10))])
 def test_strong_region_of_a_stripe_falls_back_to_the_centre(shape, expected):
-    assert _random_region(*shape, 0.9, generator(0, 0, "", "regions")) == expected
+    assert _random_region(*shape, 0.9, 1.0, generator(0, 0, "", "regions")) == expected
 
 
 def test_strong_view_flips_half_of_the_time(preprocess):
