@@ -135,7 +135,8 @@ def execute(run: RunFolder, inputs: Inputs, console: Console, should_stop: Calla
     counts = status_counts(loaded.records)
     if fresh:
         offset = _log_start(run, inputs, counts)
-    hooks = Hooks(run=run, checkpoints=run.checkpoint_dir, events_offset=offset, should_stop=should_stop or (lambda: False))
+    stop = should_stop or (lambda: False)
+    hooks = Hooks(run=run, checkpoints=run.checkpoint_dir, failures=run.failure_dir, events_offset=offset, should_stop=stop)
     fitted = fit(prepared, loaded.store, run.config, console, hooks, hints=inputs.hints, resume=not fresh)
     logits = predict_store(fitted.model, loaded.store, console)["logits"]
     rows = rows_from_logits(loaded.records, prepared.classes.names, logits.numpy(), fitted.zero_shot_logits.argmax(1).numpy())

@@ -31,6 +31,7 @@ from finelens.training.engine import Engine
 from finelens.training.estimate import estimate_seconds
 from finelens.training.loop import Hooks, Trainer
 from finelens.training.precision import choose_precision
+from finelens.watch import check_image_features, check_text_features, watched
 
 BATCH = 64
 # Files decoded at a time when nothing is trained, so that memory does not grow with the folder.
@@ -74,8 +75,10 @@ def prepare(config: RunConfig, names: Sequence[str], descriptions: str | Path | 
     precision = choose_precision(config.training.precision, device)
     console.say(f"precision: {precision.reason}")
     engine = Engine(backbone, device, precision)
+    engine.micro.say = console.warn
     with engine.stopwatch("texts"):
         heads = build_heads(backbone, classes)
+    check_text_features(heads, classes.names)
     task = method.build(engine, heads, options, config.training, config.seed)
     return Prepared(method, classes, report, engine, heads, task)
 
@@ -182,6 +185,7 @@ def fit(
     engine, method, task = prepared.engine, prepared.method, prepared.task
     check_hints(method, given=hints is not None)
     features = engine.features(_centre_views(store, engine.backbone.preprocess, console, "look at images"))
+    check_image_features(features.global_, console)
     zero_shot = cosine_logits(engine, features.global_, prepared.heads.templates).float().cpu()
     base: dict[str, Tensor] = {}
     if method.adapts:
@@ -189,7 +193,8 @@ def fit(
         base = {name: tensor.detach().cpu().clone() for name, tensor in adapted.items()}
         features = replace(engine.centre(features), hints=hints)
         if method.trains:
-            _train(prepared, store, config, console, hooks or Hooks(), features, resume)
+            hooks = watched(hooks or Hooks(), engine, zero_shot, prepared.classes.names, console)
+            _train(prepared, store, config, console, hooks, features, resume)
         else:
             with engine.stopwatch("solve"):
                 task.prepare(features)

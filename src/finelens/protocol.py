@@ -249,10 +249,17 @@ class Cost:
 
 @dataclass(frozen=True)
 class StepOutput:
-    """Result of one training step: a scalar loss with gradient and plain numbers to log."""
+    """Result of one training step.
+
+    Attributes:
+        loss: Scalar with gradient.
+        log: Plain numbers; the loop takes their mean over the images of an epoch.
+        pseudo_labels: Class that each image was trained towards, (B,), int64, for the collapse alarm; None for a method without.
+    """
 
     loss: Tensor
     log: Mapping[str, float] = field(default_factory=dict)
+    pseudo_labels: Tensor | None = None
 
 
 class Task(nn.Module, ABC):
@@ -278,7 +285,10 @@ class Task(nn.Module, ABC):
 
     @abstractmethod
     def step(self, batch: Batch, epoch: int, step_in_epoch: int) -> StepOutput:
-        """Compute the loss of one batch."""
+        """Compute the loss of one batch.
+
+        A step is repeated when memory runs out: buffers that it replaced are put back first; rows that it writes in place must follow from the batch.
+        """
 
     @abstractmethod
     def predict_logits(self, images: Tensor) -> dict[str, Tensor]:

@@ -15,7 +15,7 @@ from finelens.config import RunConfig, from_json, is_run_document, to_json
 from finelens.errors import UserError
 from finelens.files import TEMPORARY_PREFIX, TEMPORARY_SUFFIX, json_text, read_json, sync_folder, write_error, write_json
 from finelens.locks import Lock
-from finelens.schemas import CHECKPOINT_DIR, CONFIG_FILE, EVENTS, EVENTS_FILE, MODEL_DIR, PREDICTIONS_FILE
+from finelens.schemas import CHECKPOINT_DIR, CONFIG_FILE, EVENTS, EVENTS_FILE, FAILURE_DIR, MODEL_DIR, PREDICTIONS_FILE
 
 LOCK_FILE = ".finelens.lock"
 # Events that a checkpoint may rest on: on the disk before the checkpoint is.
@@ -23,7 +23,7 @@ DURABLE = ("classes", "epoch", "end")
 REPORT_FILE = "report.html"
 
 # What ``--overwrite`` removes, in this order: the configuration goes last, so that a folder half emptied is still known as ours.
-_OWN_ENTRIES = (CHECKPOINT_DIR, MODEL_DIR, PREDICTIONS_FILE, REPORT_FILE, EVENTS_FILE, CONFIG_FILE)
+_OWN_ENTRIES = (CHECKPOINT_DIR, FAILURE_DIR, MODEL_DIR, PREDICTIONS_FILE, REPORT_FILE, EVENTS_FILE, CONFIG_FILE)
 
 
 class RunFolder:
@@ -132,6 +132,11 @@ class RunFolder:
     def checkpoint_dir(self) -> Path:
         """Folder of the last checkpoint."""
         return self.path / CHECKPOINT_DIR
+
+    @property
+    def failure_dir(self) -> Path:
+        """Folder of what a step that went wrong left to look into."""
+        return self.path / FAILURE_DIR
 
     @property
     def report_path(self) -> Path:
@@ -282,6 +287,6 @@ def _remove_run(path: Path) -> None:
 
 def _remove_temporaries(path: Path) -> None:
     """Remove what killed writers left in the folder and its parts."""
-    for folder in (path, path / MODEL_DIR, path / CHECKPOINT_DIR):
+    for folder in (path, path / MODEL_DIR, path / CHECKPOINT_DIR, path / FAILURE_DIR):
         for leftover in folder.glob(f"{TEMPORARY_PREFIX}*{TEMPORARY_SUFFIX}"):
             leftover.unlink(missing_ok=True)

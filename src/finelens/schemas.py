@@ -34,6 +34,7 @@ EVENTS_FILE: Final = "events.jsonl"
 PREDICTIONS_FILE: Final = "predictions.csv"
 MODEL_DIR: Final = "model"
 CHECKPOINT_DIR: Final = "checkpoint"
+FAILURE_DIR: Final = "failure"
 
 # Files of a model folder.
 MODEL_CONFIG_FILE: Final = "model.json"

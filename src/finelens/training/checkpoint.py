@@ -28,6 +28,7 @@ class Position:
         sums: Sums over those images of every logged number.
         no_grad_forwards: Images encoded without gradient since the run started.
         grad_forwards: Images encoded with gradient since the run started.
+        pseudo_labels: Images of this epoch trained towards each class, in class order, up to the last one seen.
     """
 
     epoch: int = 0
@@ -36,6 +37,7 @@ class Position:
     sums: dict[str, float] = field(default_factory=dict)
     no_grad_forwards: int = 0
     grad_forwards: int = 0
+    pseudo_labels: list[int] = field(default_factory=list)
 
 
 def named_trainable(task: Task) -> dict[str, nn.Parameter]:
@@ -49,12 +51,17 @@ def named_trainable(task: Task) -> dict[str, nn.Parameter]:
     return named
 
 
-def save_checkpoint(folder: Path, task: Task, backbone: Backbone, optimizer: torch.optim.Optimizer, position: Position, events_offset: int) -> None:
-    """Write everything that ``load_checkpoint`` needs, atomically."""
+def task_tensors(task: Task, backbone: Backbone) -> dict[str, Tensor]:
+    """Everything that a step depends on besides the batch and the frozen weights: ``task.*``, ``fitted.*`` and ``parameter.*``."""
     tensors: dict[str, Tensor] = {f"task.{k}": v for k, v in task.state_dict().items()}
     tensors |= {f"fitted.{k}": v for k, v in backbone.fitted_state().items()}
+    return tensors | {f"parameter.{name}": parameter.detach() for name, parameter in named_trainable(task).items()}
+
+
+def save_checkpoint(folder: Path, task: Task, backbone: Backbone, optimizer: torch.optim.Optimizer, position: Position, events_offset: int) -> None:
+    """Write everything that ``load_checkpoint`` needs, atomically."""
+    tensors = task_tensors(task, backbone)
     for name, parameter in named_trainable(task).items():
-        tensors[f"parameter.{name}"] = parameter.detach()
         # A parameter that has had no gradient yet has no state.
         tensors |= {f"optimizer.{key}.{name}": value for key, value in optimizer.state.get(parameter, {}).items()}
     folder.mkdir(parents=True, exist_ok=True)

@@ -8,8 +8,10 @@ from dataclasses import replace
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from finelens.protocol import Backbone, ImageTokens, TargetFeatures
+from finelens.training.microbatch import MicroBatch, until_it_fits
 from finelens.training.precision import Precision
 from finelens.training.timing import Stopwatch
 
@@ -28,6 +30,7 @@ class Engine:
         no_grad_forwards: Images encoded without gradient so far.
         grad_forwards: Images encoded with gradient so far.
         stopwatch: Wall time by stage.
+        micro: Images per forward; halved when memory runs out.
     """
 
     def __init__(self, backbone: Backbone, device: torch.device, precision: Precision) -> None:
@@ -37,12 +40,16 @@ class Engine:
         self.no_grad_forwards = 0
         self.grad_forwards = 0
         self.stopwatch = Stopwatch()
+        self.micro = MicroBatch(CPU_CHUNK if device.type == "cpu" else GPU_CHUNK)
 
     def encode(self, images: Tensor, *, patches: bool = False, prompts: Tensor | None = None) -> ImageTokens:
         """Encode uint8 views (B, 3, S, S) with gradient; tokens come back in float32 (float64 for a float64 backbone)."""
         self.grad_forwards += len(images)
         with self.stopwatch("encode with gradient"):
-            return self._chunked(images, patches, prompts)
+            tokens = self._chunked(images, patches, prompts)
+        if self.micro.recompute:
+            self.no_grad_forwards += len(images)
+        return tokens
 
     @torch.no_grad()
     def encode_frozen(self, images: Tensor, *, patches: bool = False) -> ImageTokens:
@@ -52,8 +59,17 @@ class Engine:
             return self._chunked(images, patches, None)
 
     def _chunked(self, images: Tensor, patches: bool, prompts: Tensor | None) -> ImageTokens:
-        size = CPU_CHUNK if self.device.type == "cpu" else GPU_CHUNK
-        parts = [self._forward(chunk, patches, prompts) for chunk in images.split(size)]
+        return until_it_fits(
+            lambda: self._micro_batched(images, patches, prompts), lambda: self.micro.halve(len(images), with_gradient=torch.is_grad_enabled())
+        )
+
+    def _micro_batched(self, images: Tensor, patches: bool, prompts: Tensor | None) -> ImageTokens:
+        chunks = images.split(self.micro.size)
+        if self.micro.recompute and torch.is_grad_enabled():
+            # The tower draws no random numbers, so none need to be kept for the second forward.
+            parts = [checkpoint(self._forward, c, patches, prompts, use_reentrant=False, preserve_rng_state=False) for c in chunks]
+        else:
+            parts = [self._forward(chunk, patches, prompts) for chunk in chunks]
         if len(parts) == 1:
             return parts[0]
         return ImageTokens(

@@ -9,6 +9,7 @@ import torch
 
 from finelens.protocol import Task
 from finelens.training.engine import Engine
+from finelens.training.microbatch import until_it_fits
 
 PROBE_IMAGES = 16
 
@@ -35,7 +36,10 @@ def estimate_seconds(task: Task, engine: Engine, images: int, epochs: int) -> fl
         for parameter in trained:
             parameter.requires_grad_(True)
         without = _seconds(lambda: engine.encode_frozen(probe), engine.device)
-        with_gradient = _seconds(lambda: engine.encode(probe, patches=True).global_.sum().backward(), engine.device)
+        with_gradient = until_it_fits(
+            lambda: _seconds(lambda: engine.encode(probe, patches=True).global_.sum().backward(), engine.device),
+            lambda: engine.micro.halve(PROBE_IMAGES, with_gradient=True),
+        )
     finally:
         for parameter, flag in zip(trained, wanted, strict=True):
             parameter.requires_grad_(flag)

@@ -10,14 +10,17 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
 from finelens.config import TrainingConfig
 from finelens.errors import UserError
 from finelens.images.batches import batches
 from finelens.images.views import ViewConfig
-from finelens.protocol import Batch, ImageStore, Task
-from finelens.training.checkpoint import Position, load_checkpoint, save_checkpoint
+from finelens.protocol import Batch, ImageStore, StepOutput, Task
+from finelens.training.checkpoint import Position, load_checkpoint, named_trainable, save_checkpoint
 from finelens.training.engine import Engine
+from finelens.training.failure import first_not_finite, save_failure
+from finelens.training.microbatch import BufferSnapshot, is_out_of_memory, until_it_fits
 from finelens.training.schedule import build_optimizer, cosine_lr, set_lr
 
 
@@ -39,16 +42,20 @@ class Hooks:
     Attributes:
         run: Receives events; None to log nothing.
         checkpoints: Folder of the checkpoint; None to write none.
+        failures: Folder for what a step that went wrong leaves to look into; None to write nothing.
         events_offset: Bytes of the event file when training starts.
         on_images: Called with the number of images of each finished step.
         should_stop: Asked after each step; True saves and stops.
+        alarm: Given how many images of an epoch were trained towards each class; returns a warning, or None.
     """
 
     run: RunLog | None = None
     checkpoints: Path | None = None
+    failures: Path | None = None
     events_offset: int = 0
     on_images: Callable[[int], object] = lambda count: None
     should_stop: Callable[[], bool] = lambda: False
+    alarm: Callable[[list[int]], str | None] = lambda counts: None
 
 
 class Trainer:
@@ -89,7 +96,7 @@ class Trainer:
 
         Raises:
             Interrupted: ``should_stop`` said so; the state is saved.
-            UserError: The loss is not finite; the last checkpoint is intact.
+            UserError: The loss or a gradient is not finite, or memory ran out; the last checkpoint is intact.
         """
         history: list[Mapping[str, float]] = []
         while self.position.epoch < self.config.epochs:
@@ -97,7 +104,10 @@ class Trainer:
             self._epoch()
             means = {name: total / self.position.images for name, total in self.position.sums.items()} | dict(self.task.end_epoch(epoch))
             history.append(means)
+            warning = self.hooks.alarm(self.position.pseudo_labels)
             if self.hooks.run is not None:
+                if warning is not None:
+                    self.hooks.run.log("warning", epoch=epoch, message=warning)
                 self._offset = self.hooks.run.log("epoch", epoch=epoch, **means)
             self.position = Position(epoch=epoch + 1)
             self._save()
@@ -110,48 +120,72 @@ class Trainer:
         # Closed however the epoch ends, so that no thread goes on building views.
         with closing(stream):
             while (batch := self._next(stream)) is not None:
-                self._guarded_step(batch)
+                self._step(batch)
                 self.hooks.on_images(len(batch.index))
                 if self.hooks.should_stop():
                     self._save()
                     raise Interrupted
-
-    def _guarded_step(self, batch: Batch) -> None:
-        try:
-            self._step(batch)
-        except RuntimeError as error:
-            if not _out_of_memory(error):
-                raise
-            raise UserError(
-                f"out of memory in epoch {self.position.epoch + 1}, step {self.position.step + 1}; the last checkpoint is intact. "
-                "Start again with a smaller training.batch_size, or fewer method.crops"
-            ) from error
 
     def _next(self, stream: Iterator[Batch]) -> Batch | None:
         with self.engine.stopwatch("wait for views"):
             return next(stream, None)
 
     def _step(self, batch: Batch) -> None:
-        position, config = self.position, self.config
+        position, config, engine = self.position, self.config, self.engine
         set_lr(self.optimizer, cosine_lr(position.epoch * self.steps + position.step, config.epochs * self.steps, config.lr, config.min_lr))
-        self.optimizer.zero_grad(set_to_none=True)
-        stopwatch = self.engine.stopwatch
-        with stopwatch("method"):
-            output = self.task.step(batch, position.epoch, position.step)
-        loss = output.loss.item()
-        if not math.isfinite(loss):
-            raise UserError(
-                f"the loss became {loss} in epoch {position.epoch + 1}, step {position.step + 1}; the last checkpoint is intact. "
-                "Try a lower training.lr, or training.precision=float32"
+        before, counts = BufferSnapshot(self.task), (engine.no_grad_forwards, engine.grad_forwards)
+
+        def undo() -> None:
+            before.restore()
+            engine.no_grad_forwards, engine.grad_forwards = counts
+
+        try:
+            output, loss = until_it_fits(
+                lambda: self._gradient(batch, before), lambda: engine.micro.halve(len(batch.index), with_gradient=True), undo
             )
-        with stopwatch("backward"):
-            output.loss.backward()
-        with stopwatch("update"):
-            self.optimizer.step()
+            # Not to be repeated: a part of the parameters may have moved.
+            with engine.stopwatch("update"):
+                self.optimizer.step()
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise UserError(
+                f"out of memory in {self._where}, even with micro-batches of {engine.micro.size}; the last checkpoint is intact. "
+                "Start again with a smaller training.batch_size, or fewer method.crops"
+            ) from error
         position.step += 1
         position.images += len(batch.index)
+        position.pseudo_labels = _added(position.pseudo_labels, output.pseudo_labels)
         for name, value in {"loss": loss, **output.log}.items():
             position.sums[name] = position.sums.get(name, 0.0) + value * len(batch.index)
+
+    def _gradient(self, batch: Batch, before: BufferSnapshot) -> tuple[StepOutput, float]:
+        """Gradients of all trained parameters, and what the step said."""
+        self.optimizer.zero_grad(set_to_none=True)
+        with self.engine.stopwatch("method"):
+            output = self.task.step(batch, self.position.epoch, self.position.step)
+        loss = output.loss.item()
+        if not math.isfinite(loss):
+            raise self._failed(f"the loss became {loss}", batch, before, output)
+        with self.engine.stopwatch("backward"):
+            output.loss.backward()
+        bad = first_not_finite({name: p.grad for name, p in named_trainable(self.task).items() if p.grad is not None})
+        if bad is not None:
+            raise self._failed(f"the gradient of {bad} is not finite", batch, before, output)
+        return output, loss
+
+    def _failed(self, what: str, batch: Batch, before: BufferSnapshot, output: StepOutput) -> UserError:
+        remedy = "Try a lower training.lr, or training.precision=float32"
+        said = f"{what} in {self._where}; the last checkpoint is intact. {remedy}"
+        if self.hooks.failures is None:
+            return UserError(said)
+        before.restore()
+        facts = {"reason": what, "epoch": self.position.epoch, "step": self.position.step, "seed": self.seed, "log": dict(output.log)}
+        return UserError(f"{said}. {save_failure(self.hooks.failures, self.task, self.engine.backbone, batch, self.store.ids, facts)}")
+
+    @property
+    def _where(self) -> str:
+        return f"epoch {self.position.epoch + 1}, step {self.position.step + 1}"
 
     def _save(self) -> None:
         if self.hooks.checkpoints is not None:
@@ -159,6 +193,9 @@ class Trainer:
             save_checkpoint(self.hooks.checkpoints, self.task, self.engine.backbone, self.optimizer, self.position, self._offset)
 
 
-def _out_of_memory(error: RuntimeError) -> bool:
-    """The CPU allocator has no error type of its own."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+def _added(counts: list[int], labels: Tensor | None) -> list[int]:
+    """Counts by class with those of a batch of labels (B,) added."""
+    if labels is None:
+        return counts
+    more = torch.bincount(labels.cpu(), minlength=len(counts)).tolist()
+    return [n + (counts[c] if c < len(counts) else 0) for c, n in enumerate(more)]

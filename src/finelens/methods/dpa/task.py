@@ -116,7 +116,7 @@ class Dpa(Task):
         self.memory_features[batch.index] = weak.to(self.memory_features.dtype)
         self.memory_labels[batch.index] = pseudo.labels
         self.class_prior.remember(batch.index, pseudo.posterior)
-        return StepOutput(loss, log)
+        return StepOutput(loss, log, pseudo.labels)
 
     def loss(self, strong: Tensor, pseudo: PseudoLabels) -> tuple[Tensor, dict[str, float]]:
         """``mean omega CE(z, y) - reg sum_c prior_c log mean_b softmax(z_b)_c + align CE(w P Z^T, identity)``.

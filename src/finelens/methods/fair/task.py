@@ -120,7 +120,7 @@ class Fair(Task):
         pseudo = self.pseudo_labels(weak, crops)
         loss, log = self.loss(self.engine.encode(batch.strong).global_, pseudo)
         self.class_prior.remember(batch.index, pseudo.posterior)
-        return StepOutput(loss, log)
+        return StepOutput(loss, log, pseudo.labels)
 
     def _encode_crops(self, crops: Tensor) -> Tensor:
         return self.engine.encode_frozen(crops.flatten(0, 1)).global_.unflatten(0, crops.shape[:2])  # (B, M, E)

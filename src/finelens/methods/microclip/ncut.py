@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -38,7 +39,7 @@ def ncut_saliency(tokens: Tensor, *, released_code: bool = False) -> Saliency:
     The graph joins patches whose similarity exceeds ``TAU`` (weight 1, others ``EPS``); the cut is the second eigenvector of the normalised
     Laplacian, solved in float64. Default form: cosine similarity, eigenvector mapped back by ``D^-1/2``, sign fixed so that the seed (largest
     absolute entry) is positive, mask above the mean. A graph that is complete, or whose second eigenvalue is not separated from the third,
-    determines no cut: all patches are salient and ``fallback`` says so.
+    determines no cut: all patches are salient and ``fallback`` says so. So does a graph whose eigenproblem the solver gives up on.
 
     Args:
         tokens: Patch tokens (B, N, W).
@@ -57,17 +58,19 @@ def ncut_saliency(tokens: Tensor, *, released_code: bool = False) -> Saliency:
         vector = torch.zeros(tokens.shape[:2], dtype=torch.float64)
         return Saliency(torch.ones(tokens.shape[:2], dtype=torch.bool, device=device), vector, torch.ones(len(tokens), dtype=torch.bool), density)
     degree, values, vectors = _eigen(adjacent)
+    unsolved = values.isnan().any(1)
     vector = vectors[..., 1]  # (B, N)
     if released_code:
         mask, vector = released_sign_rule(vector)
-        fallback = torch.zeros(len(tokens), dtype=torch.bool)
+        fallback = unsolved
     else:
         vector = vector / degree.sqrt()
         seed = vector.abs().argmax(1, keepdim=True)
         vector = vector * vector.gather(1, seed).sign()
-        fallback = adjacent.flatten(1).all(1) | (values[:, 2] - values[:, 1] < MIN_GAP)
-        mask = (vector > vector.mean(1, keepdim=True)) | fallback[:, None]
-    return Saliency(mask.to(device), vector, fallback, density)
+        fallback = unsolved | adjacent.flatten(1).all(1) | (values[:, 2] - values[:, 1] < MIN_GAP)
+        mask = vector > vector.mean(1, keepdim=True)
+    # The released rule knows no fallback but for an eigenproblem without a solution.
+    return Saliency((mask | fallback[:, None]).to(device), vector, fallback, density)
 
 
 def released_sign_rule(vector: Tensor) -> tuple[Tensor, Tensor]:
@@ -86,10 +89,25 @@ def released_sign_rule(vector: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _eigen(adjacent: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Degrees (B, N), eigenvalues (B, N) ascending and eigenvectors (B, N, N) of the normalised Laplacian ``D^-1/2 (D - A) D^-1/2``."""
+    """Degrees (B, N), eigenvalues (B, N) ascending and eigenvectors (B, N, N) of the normalised Laplacian ``D^-1/2 (D - A) D^-1/2``.
+
+    Where the solver gives up on an image, its eigenvalues are NaN and its eigenvectors 0.
+    """
     affinity = adjacent.double().clamp(min=EPS)  # (B, N, N)
     degree = affinity.sum(2)  # (B, N)
     scale = 1 / (degree.sqrt() + EPS)
     laplacian = scale[:, :, None] * (torch.diag_embed(degree) - affinity) * scale[:, None, :]
-    values, vectors = torch.linalg.eigh(laplacian)
+    try:
+        values, vectors = torch.linalg.eigh(laplacian)
+    except torch.linalg.LinAlgError:
+        values, vectors = _one_by_one(laplacian)
     return degree, values, vectors
+
+
+def _one_by_one(laplacian: Tensor) -> tuple[Tensor, Tensor]:
+    """What can be solved of a batch (B, N, N) of which something cannot."""
+    values, vectors = torch.full_like(laplacian[:, 0], torch.nan), torch.zeros_like(laplacian)
+    for i, matrix in enumerate(laplacian):
+        with suppress(torch.linalg.LinAlgError):
+            values[i], vectors[i] = torch.linalg.eigh(matrix)
+    return values, vectors

@@ -203,7 +203,7 @@ class MicroClip(Task):
             log["saliency_share"] = weak.saliency.mask.float().mean().item()
             log["edge_density"] = weak.saliency.density.mean().item()
             log["ncut_fallback"] = weak.saliency.fallback.float().mean().item()
-        return StepOutput(loss, log)
+        return StepOutput(loss, log, pseudo.argmax(-1))
 
     def _draw(self, epoch: int, step_in_epoch: int, count: int) -> Tensor | None:
         if self.config.query != "random-token":
