@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from finelens.errors import UserError
+from finelens.images.signatures import archive_kind
 
 # Left behind by operating systems and archivers; nobody means them as photographs.
 IGNORED_NAMES = frozenset({"__macosx", "thumbs.db", "desktop.ini"})
@@ -50,6 +51,9 @@ def discover(root: Path, exclude: Path | None = None) -> list[ImageFile]:
     if not root.exists():
         raise UserError(f"photograph folder {display_name(root)} does not exist; check the path")
     if not root.is_dir():
+        kind = archive_kind(root)
+        if kind is not None:
+            raise UserError(f"{display_name(root)} is {kind}, which is not unpacked; unpack it into a new folder and give that folder")
         raise UserError(f"{display_name(root)} is a file; give the folder that holds the photographs, here {display_name(root.parent)}")
     root = Path(os.path.abspath(root))
     excluded = None if exclude is None else os.path.realpath(exclude)
