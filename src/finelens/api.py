@@ -19,6 +19,7 @@ from finelens.files import check_target, write_json
 from finelens.images.decode import DecodeLimits
 from finelens.images.discover import discover
 from finelens.images.store import ImageItems
+from finelens.images.strict import note_complaints
 from finelens.images.views import ViewConfig
 from finelens.methods.registry import find_method
 from finelens.models import Model, choose_device, load_model
@@ -73,6 +74,7 @@ def adapt(
     *,
     descriptions: str | Path | None = None,
     hints: str | Path | None = None,
+    strict: bool = False,
     backbone: str = "embedded",
     method: str = "microclip",
     seed: int = 0,
@@ -92,6 +94,7 @@ def adapt(
         descriptions: JSON file {class: [sentence, ...]}; templates stand in without it.
         hints: CSV file with the columns ``path`` (relative to ``photos``) and ``label`` for a few photographs: what few-shot methods learn from, and
             fixed labels for the others. An empty label says "none of these classes".
+        strict: Whether photographs that decode although the image library complained get a note in their row.
         backbone: ``embedded``, ``open_clip:NAME/TAG``, ``hf-hub:ORG/REPO`` or ``local:DIR``.
         method: Name of the method, see ``finelens methods``.
         seed: Seed of all randomness.
@@ -114,6 +117,7 @@ def adapt(
         classes_file=_absolute(classes),
         descriptions_file=None if descriptions is None else _absolute(descriptions),
         hints_file=None if hints is None else _absolute(hints),
+        strict=strict,
         backbone=_absolute_backbone(backbone),
         seed=seed,
         device=device,
@@ -220,13 +224,17 @@ def load_run(run: str | Path, *, device: str = "cpu") -> Classifier:
     return Classifier(load_model(folder.model_dir, device=device), folder.config)
 
 
-def predict(run: str | Path, photos: str | Path, csv: str | Path, *, device: str = "cpu", console: Console | None = None) -> list[PredictionRow]:
-    """Classify new photographs with a finished run and write a CSV file with the columns of ``predictions.csv``."""
+def predict(
+    run: str | Path, photos: str | Path, csv: str | Path, *, device: str = "cpu", strict: bool = False, console: Console | None = None
+) -> list[PredictionRow]:
+    """Classify new photographs with a finished run and write a CSV file with the columns of ``predictions.csv``; ``strict`` as in :func:`adapt`."""
     console = console or Console()
     check_target(Path(csv), ",".join(PREDICTION_COLUMNS))
     files = discover(Path(photos))
     classifier = load_run(run, device=device)
     found = predict_items(classifier.model, files, classifier.limits, console)
+    if strict:
+        found = replace(found, records=note_complaints(files, found.records, console))
     rows = _rows(found, classifier.classes)
     write_predictions(Path(csv), rows)
     counts = status_counts(found.records)

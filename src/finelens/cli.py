@@ -37,6 +37,7 @@ def _run_options(command: F) -> F:
         click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Seed of all randomness."),
         click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:N or mps."),
         click.option("--set", "assignments", multiple=True, metavar="SECTION.KEY=VALUE", help="An option, e.g. training.epochs=3; repeatable."),
+        click.option("--strict", is_flag=True, help="Note in its row a photograph that decodes although the image library complained."),
         click.option("--overwrite", is_flag=True, help="Replace an earlier run in --out."),
     ]
     for option in reversed(options):
@@ -86,11 +87,12 @@ def resume(run: Path) -> None:
 @click.argument("photos", type=click.Path(path_type=Path))
 @click.option("--csv", "csv_file", required=True, type=click.Path(path_type=Path), help="File to write.")
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:N or mps.")
-def predict(run: Path, photos: Path, csv_file: Path, device: str) -> None:
+@click.option("--strict", is_flag=True, help="Note in its row a photograph that decodes although the image library complained.")
+def predict(run: Path, photos: Path, csv_file: Path, device: str, strict: bool) -> None:
     """Classify new PHOTOS with the finished run in RUN."""
     from finelens import api
 
-    api.predict(run, photos, csv_file, device=device)
+    api.predict(run, photos, csv_file, device=device, strict=strict)
 
 
 @cli.command()

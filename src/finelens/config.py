@@ -103,6 +103,7 @@ class RunConfig:
         classes_file: List of class names; None where the verb takes them from elsewhere.
         descriptions_file: Sentences about the classes, or None.
         hints_file: Classes that a person gave for a few photographs, or None.
+        strict: Whether files that decode with warnings get a note.
         backbone: Specification of the dual encoder.
         method: Name of the adaptation method.
         seed: Seed of all randomness.
@@ -119,6 +120,7 @@ class RunConfig:
     classes_file: str | None = None
     descriptions_file: str | None = None
     hints_file: str | None = None
+    strict: bool = False
     backbone: str = "embedded"
     method: str = "microclip"
     seed: int = 0

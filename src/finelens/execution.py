@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -21,6 +21,7 @@ from finelens.health import balance, collapse_warning
 from finelens.hints import check_hints, describe_hints, hints_digest, read_hints
 from finelens.images.discover import discover
 from finelens.images.store import LoadedImages
+from finelens.images.strict import note_complaints
 from finelens.methods.registry import find_method
 from finelens.models import Model, save_model
 from finelens.pipeline import Prepared, decode_limits, fit, load, predict_store, prepare, status_counts
@@ -96,6 +97,8 @@ def read_inputs(config: RunConfig, console: Console) -> Inputs:
     files = discover(Path(config.photos))
     prepared = prepare(config, names, descriptions, console)
     loaded = load(files, decode_limits(config, prepared.engine.backbone.preprocess), console, spill_folder())
+    if config.strict:
+        loaded = replace(loaded, records=note_complaints(files, loaded.records, console))
     counts = status_counts(loaded.records)
     console.say(f"images: {len(loaded.records)} files, " + ", ".join(f"{count} {status}" for status, count in counts.items()))
     digests = {

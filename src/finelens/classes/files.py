@@ -24,8 +24,9 @@ _LINE_END = re.compile(r"\r\n|\n|\r")
 
 
 def quote(text: str) -> str:
-    """The text as it may stand in a one-line message: quoted, unprintable characters escaped, shortened."""
-    return repr(text if len(text) <= _QUOTED_LENGTH else text[: _QUOTED_LENGTH - 3] + "...")
+    """The text as it may stand in a one-line message: quoted, unprintable characters escaped, shortened in the middle: paths end in what matters."""
+    half = (_QUOTED_LENGTH - 3) // 2
+    return repr(text if len(text) <= _QUOTED_LENGTH else f"{text[:half]}...{text[-half:]}")
 
 
 def counted(number: int, singular: str, plural: str) -> str:
