@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import click
 
 from finelens import __version__
+from finelens.bench.command import bench
 from finelens.errors import UserError
 from finelens.methods.registry import METHODS
 
@@ -133,6 +134,9 @@ def demo(out: Path, dataset: str, data_dir: Path) -> None:
 
     with _graceful_stop(out) as should_stop:
         click.echo(run_demo(out, dataset, data_dir, should_stop=should_stop))
+
+
+cli.add_command(bench)
 
 
 @contextmanager

@@ -28,9 +28,9 @@ class Console:
         """One line that should not be missed."""
         print(f"warning: {line}", file=sys.stderr, flush=True)
 
-    def progress(self, total: int, what: str) -> AbstractContextManager[Progress]:
+    def progress(self, total: int, what: str, unit: str = "image") -> AbstractContextManager[Progress]:
         """A bar with an ETA."""
-        return progress(total, what, enabled=self.enabled)
+        return progress(total, what, unit=unit, enabled=self.enabled)
 
 
 def duration(seconds: float) -> str:

@@ -24,11 +24,13 @@ def table(path) -> list[dict[str, str]]:
 
 def test_help_names_every_verb():
     finished = subprocess.run([sys.executable, "-m", "finelens", "--help"], capture_output=True, text=True, check=True)
-    for verb in ("adapt", "zero-shot", "resume", "predict", "evaluate", "methods", "demo"):
+    for verb in ("adapt", "zero-shot", "resume", "predict", "evaluate", "methods", "demo", "bench"):
         assert f"\n  {verb} " in finished.stdout
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["adapt", "--help"], ["--version"], ["methods"], ["adapt", "photos", "--clases", "x"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["adapt", "--help"], ["bench", "--help"], ["--version"], ["methods"], ["adapt", "photos", "--clases", "x"]]
+)
 def test_answers_at_once_import_no_tensor_library(arguments):
     code = (
         "import sys; from finelens.cli import main\n"

@@ -54,7 +54,10 @@ class SolverTask(FrozenTask):
     def prepare(self, features: TargetFeatures) -> None:
         """Fit the solver; its state becomes the buffers."""
         x, prototypes = features.global_.to(self.place), self.prototypes.to(self.place)
-        self.solver.fit(x, prototypes=prototypes, logit_scale=self.engine.backbone.logit_scale, hints=features.hints)
+        scale = self.engine.backbone.logit_scale
+        probabilities = self.solver.fit_predict_proba(x, prototypes=prototypes, logit_scale=scale, hints=features.hints)
+        # What the solver says of the images of the fit themselves, (N, C), may rest on more than it keeps; it is no part of the model.
+        self.target_log_proba = probabilities.clamp_min(torch.finfo(probabilities.dtype).tiny).log()
         for name, tensor in self.solver.state().items():
             setattr(self, name, tensor)
 

@@ -1,0 +1,104 @@
+"""``finelens bench`` on the command line. What is heavy is imported when it is used."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import click
+
+from finelens.errors import UserError
+
+DATA_ROOT = "FINELENS_DATA"
+
+
+@click.group(invoke_without_command=True)
+@click.option("--data", multiple=True, metavar="FOLDER|NAME", help="A data set: a folder, or a name under --data-root; repeatable.")
+@click.option("--data-root", type=click.Path(path_type=Path), help=f"Folder of data sets; default ${DATA_ROOT}.")
+@click.option("--methods", default="training-free", show_default=True, help="Names, or all, training-free, training; comma-separated.")
+@click.option("--protocols", default="inductive", show_default=True, help="Comma-separated, e.g. inductive,transductive,longtail-10,partial-5.")
+@click.option("--seeds", default="0", show_default=True, help="Comma-separated; of the splits and of the methods.")
+@click.option("--backbone", default="embedded", show_default=True, help="embedded, open_clip:NAME/TAG, hf-hub:ORG/REPO or local:DIR.")
+@click.option(
+    "--profile",
+    default="full",
+    show_default=True,
+    type=click.Choice(["small", "medium", "full"]),
+    help="small: 300 images, 5 epochs; medium: 500 images; full: all.",
+)
+@click.option("--set", "assignments", multiple=True, metavar="SECTION.KEY=VALUE", help="An option; such rows are marked as not the default.")
+@click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:N or mps.")
+@click.option("--out", type=click.Path(path_type=Path), help="Results, one JSON line each; what is there is not computed again.")
+@click.pass_context
+def bench(
+    ctx: click.Context,
+    data: tuple[str, ...],
+    data_root: Path | None,
+    methods: str,
+    protocols: str,
+    seeds: str,
+    backbone: str,
+    profile: str,
+    assignments: tuple[str, ...],
+    device: str,
+    out: Path | None,
+) -> None:
+    """Compare methods on labelled data sets, by rules that the code keeps.
+
+    A data set is a folder with train/CLASS/* (used without labels) and test/CLASS/*. The command can be stopped and given again, and run in several
+    processes with the same --out.
+    """
+    if ctx.invoked_subcommand is not None:
+        return
+    if not data or out is None:
+        raise UserError("bench needs --data FOLDER and --out FILE; see finelens bench --help")
+    from finelens.bench.data import find_data
+    from finelens.bench.matrix import Plan, choose_methods, run
+    from finelens.bench.protocols import parse_protocol
+    from finelens.bench.results import ResultsFile
+    from finelens.config import parse_assignments
+    from finelens.console import Console
+    from finelens.files import check_target
+
+    check_target(out, "{")
+    parse_assignments(assignments)
+    root = data_root or (Path(os.environ[DATA_ROOT]) if os.environ.get(DATA_ROOT) else None)
+    found = [find_data(text, root) for text in data]
+    plan = Plan(
+        protocols=tuple(parse_protocol(text) for text in _items(protocols, "--protocols")),
+        methods=choose_methods(_items(methods, "--methods")),
+        seeds=tuple(_seed(text) for text in _items(seeds, "--seeds")),
+        backbone=backbone,
+        profile=profile,
+        assignments=assignments,
+        device=device,
+    )
+    busy = run(plan, [read for _, read in found], [name for name, _ in found], ResultsFile(out), Console())
+    if busy:
+        click.echo(f"{busy} rows are being computed by another process", err=True)
+    click.echo(f"results are in {out}; finelens bench table {out}", err=True)
+
+
+@bench.command()
+@click.argument("results", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--markdown", is_flag=True, help="Markdown, which is the only form so far and the default.")
+@click.option("--measure", default="accuracy", show_default=True, help="Any measure of the results, e.g. class_mean_accuracy, ece, gain.")
+def table(results: tuple[Path, ...], markdown: bool, measure: str) -> None:
+    """One table per protocol: methods by data sets, means over seeds."""
+    from finelens.bench.results import read_results
+    from finelens.bench.table import markdown_tables
+
+    click.echo(markdown_tables(read_results(results), measure), nl=False)
+
+
+def _items(text: str, option: str) -> list[str]:
+    items = [item.strip() for item in text.split(",") if item.strip()]
+    if not items:
+        raise UserError(f"{option} is empty")
+    return list(dict.fromkeys(items))
+
+
+def _seed(text: str) -> int:
+    if not (text.isascii() and text.isdigit()):
+        raise UserError(f"--seeds: {text!r} is not a number from 0")
+    return int(text)

@@ -1,0 +1,183 @@
+"""A data set with a backbone: loaded once, shared by every row about it."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from finelens.api import make_config
+from finelens.backbones.registry import load_backbone
+from finelens.bench.data import DataSet
+from finelens.bench.features import Pool
+from finelens.cache import cached_tensors
+from finelens.classes.texts import build_class_set
+from finelens.config import RunConfig, from_mapping
+from finelens.console import Console
+from finelens.methods.heads import ClassHeads, build_heads
+from finelens.methods.registry import find_method
+from finelens.models import choose_device
+from finelens.pipeline import Prepared, decode_limits
+from finelens.protocol import Backbone, ClassSet
+from finelens.strict import to_plain
+from finelens.training.engine import Engine
+from finelens.training.precision import choose_precision
+
+PHOTOS = "(benchmark)"
+_PROBE = ("a photo of a cat.", "an aerial view of a river in a desert", "x")
+
+
+class Start:
+    """The unadapted backbone that all rows begin with.
+
+    Args:
+        spec: As for ``--backbone``.
+        device: Where it runs.
+        precision: ``auto``, ``float32`` or ``bfloat16``.
+    """
+
+    def __init__(self, spec: str, device: str = "cpu", precision: str = "auto") -> None:
+        self.spec, self.device = spec, choose_device(device)
+        self.backbone: Backbone = load_backbone(spec)
+        self.precision = choose_precision(precision, self.device)
+        self.engine = Engine(self.backbone, self.device, self.precision)
+        self.weights = _digest(self.backbone.image_state()) + repr(self.backbone.preprocess) + self.precision.name
+        # The text tower may hold its weights anywhere; what it makes of a few texts tells it from any other.
+        self.texts = _digest({"probe": self.backbone.encode_text(_PROBE)})
+
+    def fresh_engine(self) -> Engine:
+        """An engine around a copy that a method may change."""
+        return Engine(copy.deepcopy(self.backbone), self.device, self.precision)
+
+    def heads(self, classes: ClassSet) -> ClassHeads:
+        """Text heads, from the cache if these texts were encoded before."""
+
+        def encode() -> dict[str, Tensor]:
+            heads = build_heads(self.backbone, classes)
+            counts = torch.tensor([len(own) for own in heads.sentences])
+            return {
+                "templates": heads.templates,
+                "descriptions": heads.descriptions,
+                "weighted": heads.weighted,
+                "sentences": torch.cat(heads.sentences),
+                "counts": counts,
+            }
+
+        stored = cached_tensors(["benchmark heads", self.texts, json.dumps(to_plain(classes))], encode)
+        stored = {name: tensor.to(self.device) for name, tensor in stored.items()}
+        sentences = stored["sentences"].split(stored["counts"].tolist())
+        return ClassHeads(stored["templates"], stored["descriptions"], stored["weighted"], tuple(sentences))
+
+    @cached_property
+    def flops_per_forward(self) -> int | None:
+        """Floating-point operations of one image, counted; None where the counter fails."""
+        from torch.utils.flop_counter import FlopCounterMode
+
+        size = self.backbone.preprocess.image_size
+        image = self.backbone.normalise(torch.zeros(1, 3, size, size, dtype=torch.uint8, device=self.device))
+        counter = FlopCounterMode(display=False)
+        try:
+            with torch.no_grad(), counter:
+                self.backbone.encode_image(image)
+        except (RuntimeError, NotImplementedError):
+            return None
+        return int(counter.get_total_flops()) or None
+
+
+class Context:
+    """A data set and a backbone.
+
+    Args:
+        data: The data set.
+        start: The backbone.
+        console: Progress.
+    """
+
+    def __init__(self, data: DataSet, start: Start, console: Console) -> None:
+        self.data, self.start, self.console, self.quiet = data, start, console, Console(enabled=False)
+        limits = decode_limits(self.config("zero-shot", 0, {}), start.backbone.preprocess)
+        self.train = Pool(data.train, start.engine, start.weights, limits, console)
+        self.test = Pool(data.test, start.engine, start.weights, limits, console)
+        self._texts: dict[tuple[str, ...], tuple[ClassSet, Any, ClassHeads]] = {}
+
+    def config(self, method: str, seed: int, options: dict[str, dict[str, Any]]) -> RunConfig:
+        """Configuration of a row."""
+        return make_config("adapt", PHOTOS, method, options, backbone=self.start.spec, seed=seed, device=str(self.start.device))
+
+    def prepared(self, config: RunConfig, names: Sequence[str], engine: Engine) -> Prepared:
+        """What :func:`finelens.pipeline.prepare` makes, with texts that were encoded before and the engine given."""
+        method = find_method(config.method)
+        classes, report, _ = self._texts_of(tuple(names))
+        heads = self.heads(names)
+        options: Any = from_mapping(method.config_class, config.method_options, "method")
+        task = method.build(engine, heads, options, config.training, config.seed)
+        return Prepared(method, classes, report, engine, heads, task)
+
+    def _texts_of(self, names: tuple[str, ...]) -> tuple[ClassSet, Any, ClassHeads]:
+        if names not in self._texts:
+            backbone = self.start.backbone
+            classes, report, _ = build_class_set(
+                names,
+                self.data.descriptions,
+                self.data.templates,
+                count_tokens=backbone.count_tokens,
+                context_length=backbone.context_length,
+            )
+            self._texts[names] = classes, report, self._encode(classes)
+        return self._texts[names]
+
+    def heads(self, names: Sequence[str]) -> ClassHeads:
+        """Text heads of some class names, for this method alone."""
+        heads = self._texts_of(tuple(names))[2]
+        # A method may keep and change what it is given.
+        own = {name: getattr(heads, name).clone() for name in ("templates", "descriptions", "weighted")}
+        return replace(heads, **own, sentences=tuple(part.clone() for part in heads.sentences))
+
+    def _encode(self, classes: ClassSet) -> ClassHeads:
+        """Heads of a class set; those of the set's own classes are shared by all class sets that add names to them."""
+        own = len(self.data.class_names)
+        first = self.start.heads(ClassSet(classes.names[:own], classes.templates, classes.descriptions[:own]))
+        if own == len(classes):
+            return first
+        more = self.start.heads(ClassSet(classes.names[own:], classes.templates, classes.descriptions[own:]))
+        return ClassHeads(
+            torch.cat([first.templates, more.templates]),
+            torch.cat([first.descriptions, more.descriptions]),
+            torch.cat([first.weighted, more.weighted]),
+            first.sentences + more.sentences,
+        )
+
+    def pool(self, part: str) -> Pool:
+        """``train`` or ``test``."""
+        return self.train if part == "train" else self.test
+
+    @cached_property
+    def source(self) -> dict[str, Any]:
+        """Identity of the data: what a result says about it."""
+        total = hashlib.sha256(self.data.texts_digest().encode())
+        for pool in (self.train, self.test):
+            labels = pool.part.labels.read().tolist()
+            total.update("\n".join(sorted(f"{digest} {label}" for digest, label in zip(pool.digests, labels, strict=True))).encode() + b";")
+        return {
+            "checksum": total.hexdigest(),
+            "train": len(self.train.digests),
+            "test": len(self.test.digests),
+            "classes": len(self.data.class_names),
+            "layout": self.data.layout,
+            "split": self.data.split,
+        }
+
+
+def _digest(state: dict[str, Tensor]) -> str:
+    total = hashlib.sha256()
+    for name, tensor in sorted(state.items()):
+        total.update(name.encode())
+        total.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return total.hexdigest()

@@ -1,0 +1,117 @@
+"""What keeps labels from methods: labels that cannot be read while a method runs, and images that hold nothing else.
+
+A method in the same process can always find a way around. What stands here makes every ordinary way an error that ends up in the results, and makes
+a way around it visible as what it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NoReturn
+
+import numpy as np
+from numpy.typing import ArrayLike
+from torch import Tensor
+
+from finelens.protocol import ImageStore
+
+LABEL_NAMES = frozenset({"label", "labels", "target", "targets", "truth", "y", "class_to_idx", "samples", "imgs", "records", "source", "files"})
+
+
+class RuleBroken(Exception):
+    """A method did what the benchmark forbids. Its row says so and has no number."""
+
+
+class NeedsPixels(Exception):
+    """A method wants more of an image than its stored global feature: it is run on the images themselves."""
+
+
+_running = 0
+
+
+@contextmanager
+def method_runs() -> Iterator[None]:
+    """While the block runs, every :class:`Labels` of the process is sealed, in all its threads."""
+    global _running
+    _running += 1
+    try:
+        yield
+    finally:
+        _running -= 1
+
+
+class Labels:
+    """True classes of the images of a part, for splits before a method runs and for scores after it.
+
+    Args:
+        values: Class indices (N,); -1 where the class is not known.
+    """
+
+    def __init__(self, values: ArrayLike) -> None:
+        self.__values = np.array(values, dtype=np.int64)
+
+    def read(self) -> np.ndarray:
+        """A copy of the labels, (N,), int64.
+
+        Raises:
+            RuleBroken: A method is running.
+        """
+        if _running:
+            raise RuleBroken("labels were read while a method ran")
+        return self.__values.copy()
+
+    def __len__(self) -> int:
+        return len(self.__values)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.read()[index]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.asarray(self.read(), dtype=dtype)
+
+    def __repr__(self) -> str:
+        return f"Labels({len(self)})"
+
+    def __reduce__(self) -> NoReturn:
+        raise RuleBroken("labels cannot be copied")
+
+
+class UnlabelledImages:
+    """Some images of a store, and nothing about them but pixels and content hashes: what a method is given.
+
+    Args:
+        store: All images of a part; None where features stand in and pixels are not to be had.
+        rows: Which of them.
+    """
+
+    def __init__(self, store: ImageStore | None, rows: Sequence[int] | np.ndarray) -> None:
+        self._given = store
+        self._rows = [int(row) for row in rows]
+
+    @property
+    def _store(self) -> ImageStore:
+        if self._given is None:
+            raise NeedsPixels("pixels")
+        return self._given
+
+    @property
+    def ids(self) -> list[str]:
+        """Sample ids, in the order of the rows."""
+        return [self._store.ids[row] for row in self._rows]
+
+    def only(self, index: int) -> UnlabelledImages:
+        """One of the images."""
+        return UnlabelledImages(self._store, [self._rows[index]])
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> Tensor:
+        """The image, (3, H, W) uint8."""
+        return self._store[self._rows[index]]
+
+    def __getattr__(self, name: str) -> NoReturn:
+        if name in LABEL_NAMES:
+            raise RuleBroken(f"a method asked its images for {name!r}")
+        raise AttributeError(f"images have no attribute {name!r}")

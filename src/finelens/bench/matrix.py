@@ -1,0 +1,211 @@
+"""All rows that a command asks for, each computed once by one process and appended to the results file."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import shlex
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+import finelens
+from finelens.bench.context import Context, Start
+from finelens.bench.data import DataSet
+from finelens.bench.guard import RuleBroken
+from finelens.bench.measures import measure
+from finelens.bench.protocols import Protocol, SkippedError, Split, make_split
+from finelens.bench.results import Key, Result, ResultsFile, pack
+from finelens.bench.runner import answer, refuse, zero_shot
+from finelens.config import parse_assignments
+from finelens.console import Console
+from finelens.errors import UserError
+from finelens.methods.registry import METHODS, Method, find_method
+from finelens.strict import nearest, to_plain
+
+# Most images that are adapted to, and what training methods change.
+PROFILES: dict[str, tuple[int | None, dict[str, dict[str, Any]]]] = {
+    "small": (300, {"training": {"epochs": 5}}),
+    "medium": (500, {}),
+    "full": (None, {}),
+}
+GROUPS: dict[str, Callable[[Method], bool]] = {
+    "all": lambda method: True,
+    "training-free": lambda method: not method.trains,
+    "training": lambda method: method.trains,
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a command asks for.
+
+    Attributes:
+        protocols: Protocols.
+        methods: Names of methods.
+        seeds: Seeds.
+        backbone: As for ``--backbone``.
+        profile: Of :data:`PROFILES`.
+        assignments: Arguments of ``--set``.
+        device: Where the backbone runs.
+    """
+
+    protocols: tuple[Protocol, ...]
+    methods: tuple[str, ...]
+    seeds: tuple[int, ...] = (0,)
+    backbone: str = "embedded"
+    profile: str = "full"
+    assignments: tuple[str, ...] = ()
+    device: str = "cpu"
+
+    def keys(self, data: str) -> Iterator[tuple[Key, Protocol]]:
+        """Every row about a data set, in the order of the file."""
+        options = tuple(sorted(self.assignments))
+        for protocol in self.protocols:
+            for seed in self.seeds:
+                for method in self.methods:
+                    yield Key(data, protocol.name, method, self.backbone, seed, self.profile, options), protocol
+
+
+def choose_methods(texts: Sequence[str]) -> tuple[str, ...]:
+    """Names of methods from names and groups, in the order of the registry.
+
+    Raises:
+        UserError: A name is neither.
+    """
+    wanted: set[str] = set()
+    for text in texts:
+        if text in GROUPS:
+            wanted |= {method.name for method in METHODS if GROUPS[text](method)}
+        elif text in {method.name for method in METHODS}:
+            wanted.add(text)
+        else:
+            near = nearest(text, [*GROUPS, *(method.name for method in METHODS)])
+            raise UserError(
+                f"unknown method {text!r}; " + (f"did you mean {near}?" if near else f"groups are {', '.join(GROUPS)}; see finelens methods")
+            )
+    return tuple(method.name for method in METHODS if method.name in wanted)
+
+
+def run(plan: Plan, data_sets: Sequence[Callable[[], DataSet]], names: Sequence[str], out: ResultsFile, console: Console) -> int:
+    """Compute what is missing.
+
+    Args:
+        plan: What to compute.
+        data_sets: Read each data set when its turn comes.
+        names: Their names.
+        out: Where results go.
+        console: Progress.
+
+    Returns:
+        Number of rows that another process was computing.
+    """
+    start: Start | None = None
+    busy = 0
+    missing = {name: [pair for pair in plan.keys(name) if pair[0] not in out.keys()] for name in names}  # noqa: SIM118
+    with console.progress(sum(len(rows) for rows in missing.values()), "benchmark", "row") as bar:
+        for name, read in zip(names, data_sets, strict=True):
+            if not missing[name]:
+                continue
+            start = start or Start(plan.backbone, plan.device)
+            context = Context(read(), start, console)
+            for key, protocol in missing[name]:
+                with out.claim(key) as mine:
+                    if not mine:
+                        busy += 1
+                    elif key not in out.keys():  # noqa: SIM118
+                        result = compute(context, key, protocol, plan)
+                        out.append(result)
+                        if result.status == "broke_a_rule":
+                            # Nothing that the method may have touched is used again.
+                            start = Start(plan.backbone, plan.device)
+                            context = Context(context.data, start, console)
+                        console.say(describe(result))
+                bar.update(1)
+    out.tidy()
+    return busy
+
+
+def compute(context: Context, key: Key, protocol: Protocol, plan: Plan) -> Result:
+    """One row; what goes wrong with a method is a row as well."""
+    limit, options = _options(key, plan)
+    config = context.config(key.method, key.seed, options)
+    about: dict[str, Any] = {
+        "key": key,
+        "config": to_plain(config),
+        "versions": versions(),
+        "source": context.source,
+        "command": command(key),
+    }
+    try:
+        refuse(find_method(key.method), protocol)
+        split = make_split(protocol, context.train.truth(), context.test.truth(), context.data.class_names, key.seed, limit)
+    except SkippedError as reason:
+        return Result(status="skipped", reason=str(reason), **about)
+    # Texts are shared by all rows: they are no part of a row's time.
+    context.heads(split.names)
+    about["split"] = _describe_split(context, protocol, split)
+    try:
+        answers = answer(context, config, protocol, split)
+    except RuleBroken as error:
+        return Result(status="broke_a_rule", reason=str(error), **about)
+    except (UserError, RuntimeError, ValueError, ArithmeticError, NotImplementedError) as error:
+        return Result(status="failed", reason=" ".join(f"{type(error).__name__}: {error}".split()), **about)
+    targets = context.test.truth().labels[split.test]
+    measures, correct = measure(targets, answers.logits, zero_shot(context, split), split.names)
+    # Hits stand in the order of rows, whatever the order of a stream.
+    packed = pack(correct[np.argsort(split.test)])
+    return Result(status="ok", measures=measures, cost=answers.cost, timing=answers.timing, correct=packed, **about)
+
+
+def _options(key: Key, plan: Plan) -> tuple[int | None, dict[str, dict[str, Any]]]:
+    limit, given = PROFILES[key.profile]
+    merged = dict(given) if find_method(key.method).trains else {}
+    for section, values in parse_assignments(plan.assignments).items():
+        merged[section] = {**merged.get(section, {}), **values}
+    return limit, merged
+
+
+def _describe_split(context: Context, protocol: Protocol, split: Split) -> dict[str, Any]:
+    fit = [context.pool(protocol.fit_part).row_digests[row] for row in split.fit]
+    test = [context.test.row_digests[row] for row in split.test]
+    checksum = hashlib.sha256("\n".join([*fit, ";", *test, ";", *split.names]).encode()).hexdigest()
+    return {"fit": len(fit), "test": len(test), "classes": len(split.names), "occurring": split.occurring, "checksum": checksum}
+
+
+def versions() -> dict[str, Any]:
+    """What computed a row."""
+    return {
+        "finelens": finelens.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def command(key: Key) -> str:
+    """The command that makes one row, where ``--data-root`` or ``FINELENS_DATA`` is the folder of data sets."""
+    parts = ["finelens", "bench", "--data", key.data, "--protocols", key.protocol, "--methods", key.method, "--seeds", str(key.seed)]
+    parts += ["--backbone", key.backbone, "--profile", key.profile]
+    for option in key.options:
+        parts += ["--set", option]
+    return shlex.join([*parts, "--out", "results.jsonl"])
+
+
+def describe(result: Result) -> str:
+    """A row as one line for a person."""
+    key = result.key
+    head = f"{key.data:11} {key.protocol:14} {key.method:12} seed {key.seed}"
+    if result.status != "ok":
+        return f"{head}  {result.status}: {result.reason}"
+    m = result.measures
+    low, high = m["gain_interval"]
+    return (
+        f"{head}  {100 * m['accuracy']:.1f} (zero-shot {100 * m['zero_shot_accuracy']:.1f}, descriptions "
+        f"{100 * m['description_ensemble_accuracy']:.1f})  gain {100 * m['gain']:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]  "
+        f"{result.timing['seconds']:.1f} s"
+    )

@@ -1,0 +1,187 @@
+"""A method on a split: its answers, found while labels are sealed, and what they cost."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from finelens.bench.context import Context
+from finelens.bench.features import ReplayEngine, Rows, take
+from finelens.bench.guard import NeedsPixels, RuleBroken, UnlabelledImages, method_runs
+from finelens.bench.memory import peak_megabytes, reset_peak
+from finelens.bench.protocols import Protocol, SkippedError, Split
+from finelens.config import RunConfig
+from finelens.images.batches import centre_batches
+from finelens.methods.head_task import cosine_logits
+from finelens.methods.registry import Method, find_method
+from finelens.methods.solver_task import SolverTask
+from finelens.models import Model, copy_into
+from finelens.pipeline import BATCH, Fitted, fit, predict_store
+from finelens.predictions import softmax
+from finelens.protocol import Backbone
+from finelens.training.engine import Engine
+
+# In an inductive protocol an answer depends on no other test image: some images are asked alone before all are asked. Stored features leave no
+# room for a difference; in pixels, batches of another size round differently in half precision.
+ALONE = 8
+TOLERANCE_FEATURES, TOLERANCE_PIXELS = 1e-3, 0.1
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a method said, and what it cost.
+
+    Attributes:
+        logits: (N, C) by branch, in the order of the split's test rows.
+        cost: Counted work.
+        timing: Seconds by stage, and memory.
+    """
+
+    logits: dict[str, np.ndarray]
+    cost: dict[str, Any]
+    timing: dict[str, Any]
+
+
+def refuse(method: Method, protocol: Protocol) -> None:
+    """Say why a method cannot run under a protocol.
+
+    Raises:
+        SkippedError: It cannot.
+    """
+    if protocol.setting == "online" and method.adapts and method.family != "online":
+        raise SkippedError("the method needs all images before it answers")
+    if protocol.setting == "inductive" and method.family == "online":
+        raise SkippedError("the method adapts to the images that it is asked about, one after another")
+
+
+def answer(context: Context, config: RunConfig, protocol: Protocol, split: Split) -> Answers:
+    """Run a method as a user's run does. Methods that need no more than global features share them.
+
+    Raises:
+        RuleBroken: The method was caught.
+    """
+    method = find_method(config.method)
+    with method_runs():
+        if not method.trains:
+            try:
+                return _from_features(context, config, protocol, split)
+            except NeedsPixels:
+                pass
+        return _from_pixels(context, config, protocol, split)
+
+
+def zero_shot(context: Context, split: Split) -> dict[str, np.ndarray]:
+    """Logits (N, C) of the unadapted model with each text head, in the order of the split's test rows."""
+    engine, heads = context.start.engine, context.heads(split.names)
+    features = context.test.features.global_[torch.as_tensor(split.test)]
+    both = {"templates": heads.templates, "descriptions": heads.descriptions}
+    return {name: cosine_logits(engine, features, head).float().cpu().numpy() for name, head in both.items()}
+
+
+def _from_features(context: Context, config: RunConfig, protocol: Protocol, split: Split) -> Answers:
+    backbone, source = context.start.backbone, context.pool(protocol.fit_part)
+    centre = {name: tensor.clone() for name, tensor in backbone.fitted_state().items()}
+    unchanged = _versions(backbone)
+    fit_features, test_features = take(source.features, split.fit), take(context.test.features, split.test)
+    engine = ReplayEngine(context.start.engine, fit_features)
+    reset_peak()
+    start = time.perf_counter()
+    try:
+        fitted = fit(context.prepared(config, split.names, engine), UnlabelledImages(None, split.fit), config, context.quiet)
+        engine.show(test_features)
+        order = torch.arange(len(split.test))
+        alone = _ask_alone(engine, fitted.model, protocol, len(order), lambda i: Rows(order[i : i + 1]))
+        logits = _transductive(fitted, protocol) or _joined([fitted.model.logits(_images(rows)) for rows in order.split(BATCH)])
+    finally:
+        copy_into(dict(backbone.fitted_state()), centre)
+    if _versions(backbone) != unchanged:
+        raise RuleBroken("a method without training changed the backbone that all methods share")
+    _compare_alone(alone, logits["logits"], TOLERANCE_FEATURES)
+    shared = {"features": "shared", "seconds_per_shared_forward": round(max(source.seconds_per_image, context.test.seconds_per_image), 5)}
+    return Answers(logits, _cost(context, engine, config), _timing(engine, start) | shared)
+
+
+def _from_pixels(context: Context, config: RunConfig, protocol: Protocol, split: Split) -> Answers:
+    source = context.pool(protocol.fit_part)
+    engine = context.start.fresh_engine()
+    fit_images, test_images = source.images(split.fit), context.test.images(split.test)
+    reset_peak()
+    start = time.perf_counter()
+    fitted = fit(context.prepared(config, split.names, engine), fit_images, config, context.console)
+    views = _single_views(test_images, engine)
+    alone = _ask_alone(engine, fitted.model, protocol, len(split.test), views)
+    logits = {name: value.numpy() for name, value in predict_store(fitted.model, test_images, context.console).items()}
+    _compare_alone(alone, logits["logits"], TOLERANCE_PIXELS)
+    return Answers(logits, _cost(context, engine, config), _timing(engine, start) | {"features": "own"})
+
+
+def _images(rows: Tensor) -> Any:
+    return Rows(rows)
+
+
+def _single_views(images: UnlabelledImages, engine: Engine) -> Any:
+    def view(i: int) -> Tensor:
+        ((_, views),) = centre_batches(images.only(i), engine.backbone.preprocess, 1, workers=1)
+        return views
+
+    return view
+
+
+def _ask_alone(engine: Engine, model: Model, protocol: Protocol, count: int, image: Any) -> dict[int, np.ndarray]:
+    """Probabilities of a few images, each asked alone, by position; nothing is counted. Only where others may not matter."""
+    if protocol.setting != "inductive":
+        return {}
+    counts, seconds = (engine.no_grad_forwards, engine.grad_forwards), dict(engine.stopwatch.seconds)
+    found = {i: softmax(model.logits(image(i))["logits"].numpy())[0] for i in sorted({round(k) for k in np.linspace(0, count - 1, ALONE)})}
+    (engine.no_grad_forwards, engine.grad_forwards), engine.stopwatch.seconds = counts, seconds
+    return found
+
+
+def _compare_alone(alone: dict[int, np.ndarray], logits: np.ndarray, tolerance: float) -> None:
+    for i, before in alone.items():
+        if np.abs(softmax(logits[i : i + 1])[0] - before).max() > tolerance:
+            raise RuleBroken("an answer changed with the other test images, or with having been asked before, which an inductive protocol forbids")
+
+
+def _transductive(fitted: Fitted, protocol: Protocol) -> dict[str, np.ndarray] | None:
+    """Answers of a solver for the images it was fitted to, which may rest on more than it keeps for new images."""
+    task = fitted.model.task
+    if protocol.setting != "transductive" or not isinstance(task, SolverTask):
+        return None
+    return {"logits": task.target_log_proba.float().cpu().numpy()}
+
+
+def _joined(parts: Sequence[dict[str, Tensor]]) -> dict[str, np.ndarray]:
+    return {name: torch.cat([part[name] for part in parts]).numpy() for name in parts[0]}
+
+
+def _versions(backbone: Backbone) -> list[int]:
+    """Counts of in-place changes of every tensor but those that fitting may set."""
+    own = {id(tensor) for tensor in backbone.fitted_state().values()}
+    return [tensor._version for tensor in (*backbone.parameters(), *backbone.buffers()) if id(tensor) not in own]
+
+
+def _cost(context: Context, engine: Engine, config: RunConfig) -> dict[str, Any]:
+    flops = context.start.flops_per_forward
+    return {
+        "no_grad_forwards": engine.no_grad_forwards,
+        "grad_forwards": engine.grad_forwards,
+        "flops_per_forward": flops,
+        # Backward through frozen weights costs about a forward more (only the gradient of activations is computed).
+        "encoder_flops": None if flops is None else flops * (engine.no_grad_forwards + 2 * engine.grad_forwards),
+        "epochs": config.training.epochs if find_method(config.method).trains else 0,
+    }
+
+
+def _timing(engine: Engine, start: float) -> dict[str, Any]:
+    return {
+        "seconds": round(time.perf_counter() - start, 4),
+        "stages": {name: round(seconds, 4) for name, seconds in engine.stopwatch.seconds.items()},
+        "peak_megabytes": peak_megabytes(),
+    }

@@ -1,0 +1,112 @@
+"""Markdown tables of results: methods by data sets, one table per protocol, backbone, profile and options."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from statistics import mean, pstdev
+from typing import Any
+
+from finelens.bench.results import Key, Result
+from finelens.errors import UserError
+
+Group = tuple[str, str, str, tuple[str, ...]]
+# Measures that are shares are shown in per cent.
+_NOT_SHARES = frozenset({"nll", "zero_shot_nll", "n", "absent_classes", "mcnemar_p", "gain_mcnemar_p"})
+
+
+def group_of(key: Key) -> Group:
+    """What rows of one table have in common."""
+    return key.protocol, key.backbone, key.profile, key.options
+
+
+def unique(results: Iterable[Result]) -> list[Result]:
+    """One result per key; of several the last."""
+    return list({result.key: result for result in results}.values())
+
+
+def markdown_tables(results: Iterable[Result], measure: str = "accuracy") -> str:
+    """All tables, as Markdown.
+
+    Args:
+        results: Rows; of equal keys the last counts.
+        measure: What the cells show: the mean over seeds, with the standard deviation if there are several seeds and it is not 0.
+
+    Raises:
+        UserError: There is nothing to show, or no such measure.
+    """
+    groups: dict[Group, list[Result]] = defaultdict(list)
+    for result in unique(results):
+        groups[group_of(result.key)].append(result)
+    known = sorted({name for result in unique(results_of(groups)) for name, value in result.measures.items() if isinstance(value, int | float)})
+    if not known:
+        raise UserError("there is no result to show")
+    if measure not in known:
+        raise UserError(f"unknown measure {measure!r}; there are {', '.join(known)}")
+    return "\n".join(_table(group, rows, measure) for group, rows in groups.items())
+
+
+def results_of(groups: dict[Group, list[Result]]) -> list[Result]:
+    """All results of all groups."""
+    return [result for rows in groups.values() for result in rows]
+
+
+def _table(group: Group, rows: Sequence[Result], measure: str) -> str:
+    protocol, backbone, profile, options = group
+    sets = list(dict.fromkeys(row.key.data for row in rows))
+    methods = list(dict.fromkeys(row.key.method for row in rows))
+    head = f"### {protocol}, {backbone}, profile {profile}" + (f", not the defaults: {' '.join(options)}" if options else "")
+    lines = [head, "", f"{measure}, {_unit(measure)}", ""]
+    lines += ["| method | " + " | ".join(sets) + " | mean | worst gain | forwards | s |", "|---" * (len(sets) + 5) + "|"]
+    for method in methods:
+        own = [row for row in rows if row.key.method == method]
+        cells = [_cell([row for row in own if row.key.data == name], measure) for name in sets]
+        done = [row for row in own if row.status == "ok"]
+        full = {row.key.data for row in done} == set(sets)
+        average = _format(mean(mean(_values(done, name, measure)) for name in sets), measure) if full else "-"
+        gains = [mean(_values(done, name, "gain")) for name in sets if _values(done, name, "gain")]
+        worst = f"{100 * min(gains):+.1f}" if full else "-"
+        lines.append(f"| {method} | " + " | ".join(cells) + f" | {average} | {worst} | {_forwards(done)} | {_seconds(done)} |")
+    return "\n".join(lines) + "\n" + _reasons(rows)
+
+
+def _unit(measure: str) -> str:
+    return "mean over seeds" if measure in _NOT_SHARES else "per cent, mean over seeds"
+
+
+def _values(rows: Sequence[Result], data: str, measure: str) -> list[float]:
+    return [row.measures[measure] for row in rows if row.key.data == data and row.status == "ok"]
+
+
+def _cell(rows: Sequence[Result], measure: str) -> str:
+    values = [row.measures[measure] for row in rows if row.status == "ok"]
+    if not values:
+        return rows[0].status.replace("_", " ") if rows else "-"
+    spread = pstdev(values)
+    return _format(mean(values), measure) + (f" ± {_format(spread, measure)}" if len(values) > 1 and spread > 0 else "")
+
+
+def _format(value: Any, measure: str) -> str:
+    return f"{value:.3f}" if measure in _NOT_SHARES else f"{100 * value:.1f}"
+
+
+def _forwards(rows: Sequence[Result]) -> str:
+    """Forwards of the image tower per image adapted to or predicted; one with gradient counts as two."""
+    if not rows:
+        return "-"
+    work = sum(row.cost["no_grad_forwards"] + 2 * row.cost["grad_forwards"] for row in rows)
+    return f"{work / sum(row.split['fit'] + row.split['test'] for row in rows):.1f}"
+
+
+def _seconds(rows: Sequence[Result]) -> str:
+    return f"{mean(row.timing['seconds'] for row in rows):.1f}" if rows else "-"
+
+
+def _reasons(rows: Sequence[Result]) -> str:
+    """Why cells are empty."""
+    reasons = dict.fromkeys((row.key.method, row.key.data, row.status, row.reason) for row in rows if row.status != "ok")
+    by_reason: dict[tuple[str, str, str], list[str]] = defaultdict(list)
+    for method, data, status, reason in reasons:
+        by_reason[method, status, reason].append(data)
+    lines = [f"- {method} {status.replace('_', ' ')} on {', '.join(data)}: {reason}." for (method, status, reason), data in by_reason.items()]
+    return "\n".join(["", *lines, ""]) if lines else ""

@@ -1,0 +1,246 @@
+"""Rows of the benchmark against what a user's own run says."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from finelens import api
+from finelens.backbones.embedded import EmbeddedBackbone
+from finelens.bench.data import find_data
+from finelens.bench.features import ReplayEngine, Rows, take
+from finelens.bench.guard import NeedsPixels, UnlabelledImages
+from finelens.bench.matrix import Plan, choose_methods, run
+from finelens.bench.protocols import parse_protocol
+from finelens.bench.results import ResultsFile, unpack
+from finelens.errors import UserError
+from finelens.methods.head_task import HeadTask, cosine_logits
+from finelens.methods.registry import METHODS
+from finelens.training.engine import Engine
+from finelens.training.precision import choose_precision
+from tests.bench.world import make_context, row, without_times
+from tests.toy import QUIET, TRAINING
+
+FREE = tuple(method.name for method in METHODS if not method.trains and method.family != "online")
+FAST = ("training.epochs=1", "training.batch_size=8")
+
+
+def user_result(toy_set, backbone, method, out):
+    """What adapt and evaluate say of the same data."""
+    options = {"training": {"precision": "float32", **({"epochs": 1, "batch_size": 8} if method in TRAINING else {})}}
+    given = {"backbone": f"local:{backbone}", "method": method, "descriptions": toy_set / "descriptions.json", "options": options, "console": QUIET}
+    api.adapt(toy_set / "train", toy_set / "classes.txt", out, **given)
+    return api.evaluate(out, toy_set / "test", console=QUIET)
+
+
+@pytest.mark.parametrize("method", [*FREE, *TRAINING])
+def test_a_row_says_what_a_run_of_the_user_says(context, toy_set, tiny_vit, method, tmp_path):
+    expected = user_result(toy_set, tiny_vit, method, tmp_path / "run")
+    found = row(context, method, options=FAST if method in TRAINING else ())
+    assert found.status == "ok", found.reason
+    for name in ("accuracy", "class_mean_accuracy", "zero_shot_accuracy", "description_ensemble_accuracy", "macro_f1", "n"):
+        assert found.measures[name] == pytest.approx(expected[name]), name
+    for name in ("nll", "ece"):
+        assert found.measures[name] == pytest.approx(expected[name], abs=1e-4), name
+
+
+def test_stored_features_follow_the_centre_of_the_fit():
+    """What the replay engine gives is what the embedded backbone gives after it was centred by the images of the fit."""
+    backbone = EmbeddedBackbone(text=False)
+    with torch.no_grad():
+        for tensor in (backbone.imagenet_texts, backbone.classifier.weight):
+            tensor.copy_(torch.randn(tensor.shape, generator=torch.Generator().manual_seed(0)))
+    engine = Engine(backbone, torch.device("cpu"), choose_precision("float32", torch.device("cpu")))
+    images = torch.randint(0, 256, (8, 3, 64, 64), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+    features = engine.features([images])
+    replay = ReplayEngine(engine, take(features, np.arange(5)))
+    fit_features = replay.centre(replay.features([]))
+    replay.show(take(features, np.array([6, 2])))
+    shown = replay.encode_frozen(Rows(torch.tensor([1, 0])))
+    assert replay.no_grad_forwards == 7
+    torch.testing.assert_close(backbone.centre, features.cls[:5].mean(0))
+    torch.testing.assert_close(shown.global_, engine.encode_frozen(images[[2, 6]]).global_, atol=1e-5, rtol=0)
+    torch.testing.assert_close(fit_features.global_, engine.encode_frozen(images[:5]).global_, atol=1e-5, rtol=0)
+    assert (shown.global_ - features.global_[[2, 6]]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    "look",
+    [
+        lambda rows: rows.shape,
+        lambda rows: rows[0],
+        lambda rows: rows.to("cpu"),
+        lambda rows: list(rows),
+        lambda rows: torch.flip(rows, (0,)),
+        lambda rows: UnlabelledImages(None, [0])[0],
+        lambda rows: UnlabelledImages(None, [0]).ids,
+    ],
+)
+def test_whoever_looks_at_pixels_is_run_on_pixels(look):
+    with pytest.raises(NeedsPixels):
+        look(Rows(torch.arange(3)))
+
+
+def test_a_method_without_training_that_wants_pixels_gets_them(context, monkeypatch):
+    """Test-time crops, for instance."""
+    expected = row(context, "cupl")
+
+    def predict_logits(self, images):
+        assert images.shape[1:] == (3, 64, 64)
+        return {"logits": cosine_logits(self.engine, self.engine.encode_frozen(images).global_, self.head)}
+
+    monkeypatch.setattr(HeadTask, "predict_logits", predict_logits)
+    found = row(context, "cupl")
+    assert found.timing["features"] == "own"
+    assert found.measures["accuracy"] == expected.measures["accuracy"]
+    assert found.cost == expected.cost
+
+
+@pytest.mark.parametrize("method", FREE)
+def test_rows_do_not_depend_on_rows_before_them(context, method):
+    first = row(context, method, "transductive")
+    row(context, "gda-em", "few-1")
+    row(context, "ot", "partial-2")
+    assert without_times(row(context, method, "transductive")) == without_times(first)
+
+
+def test_features_are_computed_once(context, monkeypatch):
+    row(context, "gda-em")
+    monkeypatch.setattr(type(context.start.engine), "encode_frozen", None)
+    counted = row(context, "stata", "longtail-3", seed=5)
+    assert counted.cost["no_grad_forwards"] == counted.split["fit"] + counted.split["test"]
+    assert counted.timing["features"] == "shared"
+
+
+def test_training_pays_for_its_own_forwards(context):
+    found = row(context, "dpa", options=FAST)
+    assert found.timing["features"] == "own"
+    assert found.cost["grad_forwards"] == 24
+    assert found.cost["encoder_flops"] == found.cost["flops_per_forward"] * (found.cost["no_grad_forwards"] + 48)
+    assert not found.default
+
+
+def test_hits_are_those_of_the_test_images(context):
+    found = row(context, "zero-shot")
+    hits = unpack(found.correct, found.measures["n"])
+    assert hits.mean() == pytest.approx(found.measures["accuracy"])
+    stream = row(context, "zero-shot", "online", seed=3)
+    assert stream.correct == found.correct
+
+
+def test_online_takes_what_needs_no_look_ahead(context):
+    assert row(context, "cupl", "online").status == "ok"
+    skipped = row(context, "gda-em", "online")
+    assert (skipped.status, skipped.measures) == ("skipped", {})
+    assert "all images" in skipped.reason
+
+
+def test_a_set_that_does_not_allow_a_protocol_is_a_row_that_says_so(context):
+    skipped = row(context, "gda-em", "partial-10")
+    assert skipped.status == "skipped"
+    assert skipped.reason == "the set has only 4 classes"
+
+
+def test_partial_classes_and_noise(context):
+    found = row(context, "stata", "partial-2")
+    assert found.split["occurring"] == 2
+    assert found.measures["absent_classes"] == 2
+    assert found.split["fit"] == 12
+    noisy = row(context, "cupl", "noise-10")
+    assert noisy.split["classes"] == 14
+    assert noisy.measures["absent_classes"] == 10
+
+
+def test_all_methods_get_the_same_split(context):
+    for protocol in ("longtail-3", "few-2", "transductive+partial-2"):
+        assert len({row(context, method, protocol, seed=1).split["checksum"] for method in FREE}) == 1
+        assert row(context, "cupl", protocol, seed=1).split["checksum"] != row(context, "cupl", protocol, seed=2).split["checksum"]
+
+
+def test_a_row_has_everything_that_makes_it_again(context):
+    found = row(context, "gda-em", options=("method.max_iter=3",))
+    assert found.config["method_options"]["max_iter"] == 3
+    assert not found.default
+    assert found.command.startswith("finelens bench --data toy --protocols inductive --methods gda-em --seeds 0")
+    assert "--set method.max_iter=3" in found.command
+    assert found.source["train"] == 24
+    assert len(found.source["checksum"]) == 64
+
+
+def test_the_checksum_knows_every_image_label_and_text(toy_set, tiny_vit, context, tmp_path):
+    import shutil
+
+    def checksum(change) -> str:
+        copy = tmp_path / change.__name__ / "toy"
+        shutil.copytree(toy_set, copy)
+        change(copy)
+        other = make_context(copy, tiny_vit)
+        return other.source["checksum"]
+
+    def nothing(copy):
+        (copy / "test/A/50.png").rename(copy / "test/A/renamed.png")
+
+    def label(copy):
+        (copy / "test/A/50.png").rename(copy / "test/B/moved.png")
+
+    def image(copy):
+        (copy / "train/A/0.png").unlink()
+
+    def text(copy):
+        (copy / "descriptions.json").write_text("{}")
+
+    assert checksum(nothing) == context.source["checksum"]
+    assert len({checksum(change) for change in (label, image, text)} | {context.source["checksum"]}) == 4
+
+
+def plan(backbone, **changes) -> Plan:
+    protocols = tuple(map(parse_protocol, ("inductive", "transductive", "longtail-3")))
+    return Plan(**{"protocols": protocols, "methods": ("cupl", "gda-em", "ot"), "seeds": (0, 1), "backbone": f"local:{backbone}", **changes})
+
+
+def lines(path) -> list[dict]:
+    return sorted((without_times(json.loads(line)) for line in path.read_text().splitlines()), key=json.dumps)
+
+
+def test_what_is_done_is_not_done_again(toy_set, tiny_vit, tmp_path, monkeypatch):
+    name, read = find_data("toy", toy_set.parent)
+    whole, broken = ResultsFile(tmp_path / "whole.jsonl"), ResultsFile(tmp_path / "broken.jsonl")
+    run(plan(tiny_vit), [read], [name], whole, QUIET)
+    assert len(whole.read()) == 18
+    assert not whole.claims.exists()
+    before = whole.path.read_bytes()
+    run(plan(tiny_vit), [read], [name], whole, QUIET)
+    assert whole.path.read_bytes() == before
+    broken.path.write_bytes(before[: len(before) // 2])
+    run(plan(tiny_vit), [read], [name], broken, QUIET)
+    assert lines(broken.path) == lines(whole.path)
+
+
+def test_a_method_that_fails_is_a_row_and_the_rest_goes_on(context, monkeypatch):
+    from finelens.solvers.sinkhorn import SinkhornOt
+
+    def fail(*given, **named):
+        raise RuntimeError("boom\nbang")
+
+    monkeypatch.setattr(SinkhornOt, "_fit", fail)
+    failed = row(context, "ot")
+    assert (failed.status, failed.reason) == ("failed", "RuntimeError: boom bang")
+    assert row(context, "cupl").status == "ok"
+
+
+def test_groups_of_methods():
+    assert choose_methods(["all"]) == tuple(method.name for method in METHODS)
+    assert choose_methods(["ot", "training"]) == ("ot", *TRAINING)
+    assert set(choose_methods(["training-free"])) == {method.name for method in METHODS if not method.trains}
+    with pytest.raises(UserError, match="did you mean gda-em"):
+        choose_methods(["gda_em"])
+
+
+def test_seeds_change_draws_and_nothing_else(context):
+    same = [without_times(row(context, "gda-em", seed=seed))["measures"] for seed in (0, 1)]
+    assert same[0] == same[1]
+    drawn = [row(context, "gda-em", "few-2", seed=seed).measures["nll"] for seed in range(3)]
+    assert len(set(np.round(drawn, 8))) == 3

@@ -1,0 +1,158 @@
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from finelens.bench.protocols import HALF, PartTruth, Protocol, SkippedError, make_split, name_rank, parse_protocol
+from finelens.errors import UserError
+
+NAMES = tuple(f"class {c}" for c in range(20))
+
+
+def truth(per_class: int, classes: int = 20, offset: int = 0) -> PartTruth:
+    labels = np.array([(7 * i + offset) % classes for i in range(per_class * classes)])
+    return PartTruth(labels, [name_rank(f"{offset}/{i}") for i in range(len(labels))])
+
+
+TRAIN, TEST = truth(40), truth(5, offset=3)
+
+
+def split(text: str, seed: int = 0, limit: int | None = None, train: PartTruth = TRAIN, test: PartTruth = TEST):
+    return make_split(parse_protocol(text), train, test, NAMES, seed, limit)
+
+
+@pytest.mark.parametrize(
+    ("text", "protocol"),
+    [
+        ("inductive", Protocol("inductive", "inductive")),
+        (" online ", Protocol("online", "online")),
+        ("longtail-10", Protocol("longtail-10", "inductive", "longtail", 10)),
+        ("partial-half", Protocol("partial-half", "inductive", "partial", HALF)),
+        ("transductive+partial-5", Protocol("transductive+partial-5", "transductive", "partial", 5)),
+        ("balanced", Protocol("balanced", "inductive", "balanced")),
+    ],
+)
+def test_names_of_protocols(text, protocol):
+    assert parse_protocol(text) == protocol
+
+
+WRONG = ["", "longtail", "longtail-0", "partial--5", "inductive-3", "few-half", "balanced-2", "online+", "+few-1", "tail-10", "few-²", "few-+1"]
+
+
+@pytest.mark.parametrize("text", WRONG)
+def test_other_names_are_refused(text):
+    with pytest.raises(UserError, match="unknown protocol"):
+        parse_protocol(text)
+
+
+def test_a_misspelt_protocol_names_the_nearest():
+    with pytest.raises(UserError, match="did you mean transductive"):
+        parse_protocol("transductiv")
+
+
+def test_inductive_takes_every_image_of_both_parts():
+    found = split("inductive")
+    assert found.fit.tolist() == list(range(800))
+    assert found.test.tolist() == list(range(100))
+    assert found.names == NAMES
+
+
+def test_transductive_adapts_to_what_it_is_asked_about():
+    found = split("transductive", limit=30)
+    assert found.fit.tolist() == found.test.tolist()
+    assert len(found.fit) == 30
+
+
+def test_online_is_a_seeded_order_of_the_test_part():
+    first, again, other = split("online"), split("online"), split("online", seed=1)
+    assert first.test.tolist() == again.test.tolist()
+    assert first.test.tolist() != other.test.tolist()
+    assert sorted(first.test.tolist()) == sorted(other.test.tolist()) == list(range(100))
+
+
+@pytest.mark.parametrize("ratio", [10, 20, 50])
+def test_a_long_tail_falls_exponentially_over_classes_in_a_drawn_order(ratio):
+    sizes = []
+    for seed in range(3):
+        found = split(f"longtail-{ratio}", seed)
+        counts = Counter(TRAIN.labels[found.fit].tolist())
+        expected = [max(1, round(40 * ratio ** (-k / 19))) for k in range(20)]
+        assert sorted(counts.values(), reverse=True) == sorted(expected, reverse=True)
+        assert max(counts.values()) == 40
+        assert min(counts.values()) == max(1, round(40 / ratio))
+        assert found.test.tolist() == list(range(100))
+        sizes.append([counts[c] for c in range(20)])
+    assert sizes[0] != sizes[1] != sizes[2]
+
+
+def test_the_tail_of_a_transductive_run_is_that_of_the_test_part():
+    found = split("transductive+longtail-5")
+    counts = Counter(TEST.labels[found.test].tolist())
+    assert max(counts.values()) == 5
+    assert min(counts.values()) == 1
+    assert found.fit.tolist() == found.test.tolist()
+
+
+@pytest.mark.parametrize(("text", "count"), [("partial-5", 5), ("partial-half", 10), ("transductive+partial-3", 3)])
+def test_few_classes_occur_but_all_are_named(text, count):
+    found = split(text)
+    part = TRAIN if "+" not in text else TEST
+    classes = set(part.labels[found.fit].tolist())
+    assert len(classes) == count == found.occurring
+    assert set(TEST.labels[found.test].tolist()) == classes
+    assert found.names == NAMES
+    # Every image of those classes is there.
+    assert len(found.fit) == np.isin(part.labels, list(classes)).sum()
+
+
+def test_few_images_and_balance():
+    few = split("few-4")
+    assert set(Counter(TRAIN.labels[few.fit].tolist()).values()) == {4}
+    uneven = PartTruth(np.repeat(np.arange(20), np.arange(3, 23)), [name_rank(str(i)) for i in range(250)])
+    even = split("balanced", train=uneven)
+    assert set(Counter(uneven.labels[even.fit].tolist()).values()) == {3}
+    assert split("few-16", train=uneven).fit.tolist() == sorted(split("few-16", train=uneven).fit.tolist())
+
+
+def test_noise_adds_names_that_no_image_has():
+    found, other = split("noise-25"), split("noise-25", seed=1)
+    assert len(found.names) == 45
+    assert found.names[:20] == NAMES
+    assert len(set(found.names)) == 45
+    assert found.names != other.names
+    assert found.occurring == 20
+
+
+def test_noise_never_adds_a_name_of_the_set():
+    taken = make_split(parse_protocol("noise-200"), TRAIN, TEST, NAMES, 0, None).names[20:]
+    names = tuple(name.upper() for name in taken[:20])
+    again = make_split(parse_protocol("noise-200"), TRAIN, TEST, names, 0, None).names[20:]
+    assert not {name.lower() for name in names} & {name.lower() for name in again}
+
+
+def test_a_limit_ignores_labels_and_order():
+    found = split("inductive", limit=100)
+    assert len(found.fit) == 100
+    moved = PartTruth(np.zeros(800, dtype=np.int64), TRAIN.ranks)
+    assert split("inductive", limit=100, train=moved).fit.tolist() == found.fit.tolist()
+    back = PartTruth(TRAIN.labels[::-1], TRAIN.ranks[::-1])
+    assert sorted(799 - split("inductive", limit=100, train=back).fit) == found.fit.tolist()
+
+
+def test_what_cannot_be_split_says_why():
+    with pytest.raises(SkippedError, match="only 20 classes"):
+        split("partial-25")
+    unlabelled = PartTruth(np.full(800, -1), TRAIN.ranks)
+    with pytest.raises(SkippedError, match="not known"):
+        split("longtail-10", train=unlabelled)
+    assert len(split("inductive", train=unlabelled).fit) == 800
+    with pytest.raises(SkippedError, match="extra names"):
+        split("noise-100000")
+
+
+def test_test_images_without_a_class_are_not_asked_about():
+    labels = TEST.labels.copy()
+    labels[10:20] = -1
+    assert len(split("inductive", test=PartTruth(labels, TEST.ranks)).test) == 90

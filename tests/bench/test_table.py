@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from finelens.bench.table import markdown_tables, unique
+from finelens.errors import UserError
+from tests.bench.test_results import result
+from tests.bench.world import key
+
+
+def entry(method: str, data: str, accuracy: float, seed: int = 0, gain: float = 0.0, **changes):
+    return result(
+        key=key(method=method, data=data, seed=seed, **changes),
+        config={"method": method, "seed": seed},
+        split={"checksum": "s", "fit": 10, "test": 10},
+        measures={"accuracy": accuracy, "gain": gain, "nll": 1.5},
+        cost={"no_grad_forwards": 20, "grad_forwards": 40},
+        timing={"seconds": 2.0},
+    )
+
+
+def skipped(method: str, data: str):
+    return replace(entry(method, data, 0), status="skipped", reason="too small", measures={}, correct="")
+
+
+def cells(text: str, method: str) -> list[str]:
+    return next([cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith(f"| {method} "))
+
+
+def test_cells_are_means_over_seeds_and_the_mean_is_over_sets():
+    rows = [entry("ot", "a", 0.5, 0), entry("ot", "a", 0.6, 1, -0.02), entry("ot", "b", 0.7, 0, 0.03)]
+    assert cells(markdown_tables(rows), "ot") == ["ot", "55.0 ± 5.0", "70.0", "62.5", "-1.0", "5.0", "2.0"]
+    assert cells(markdown_tables(rows, "nll"), "ot")[1:4] == ["1.500", "1.500", "1.500"]
+
+
+def test_a_missing_cell_says_so_and_there_is_no_mean():
+    text = markdown_tables([entry("ot", "a", 0.5), skipped("ot", "b"), entry("cupl", "a", 0.4), entry("cupl", "b", 0.4)])
+    assert cells(text, "ot")[1:5] == ["50.0", "skipped", "-", "-"]
+    assert cells(text, "cupl")[3] == "40.0"
+    assert "- ot skipped on b: too small." in text
+
+
+def test_what_is_not_comparable_stands_in_tables_of_its_own():
+    rows = [
+        entry("ot", "a", 0.5),
+        entry("ot", "a", 0.5, protocol="online"),
+        entry("ot", "a", 0.5, options=("method.x=1",)),
+        entry("ot", "a", 0.5, profile="small"),
+    ]
+    text = markdown_tables(rows)
+    assert text.count("### ") == 4
+    assert "### inductive, embedded, profile full, not the defaults: method.x=1" in text
+
+
+def test_of_equal_rows_the_last_counts():
+    assert [row.measures["accuracy"] for row in unique([entry("ot", "a", 0.1), entry("ot", "a", 0.2)])] == [0.2]
+
+
+def test_mistakes():
+    with pytest.raises(UserError, match="unknown measure"):
+        markdown_tables([entry("ot", "a", 0.5)], "acuracy")
+    with pytest.raises(UserError, match="no result"):
+        markdown_tables([skipped("ot", "a")])
