@@ -73,7 +73,7 @@ class Start:
         stored = cached_tensors(["benchmark heads", self.texts, json.dumps(to_plain(classes))], encode)
         stored = {name: tensor.to(self.device) for name, tensor in stored.items()}
         sentences = stored["sentences"].split(stored["counts"].tolist())
-        return ClassHeads(stored["templates"], stored["descriptions"], stored["weighted"], tuple(sentences))
+        return ClassHeads(stored["templates"], stored["descriptions"], stored["weighted"], tuple(sentences), classes)
 
     @cached_property
     def flops_per_forward(self) -> int | None:
@@ -152,6 +152,7 @@ class Context:
             torch.cat([first.descriptions, more.descriptions]),
             torch.cat([first.weighted, more.weighted]),
             first.sentences + more.sentences,
+            classes,
         )
 
     def pool(self, part: str) -> Pool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,11 +17,10 @@ from finelens.bench.guard import NeedsPixels, RuleBroken, UnlabelledImages, meth
 from finelens.bench.memory import peak_megabytes, reset_peak
 from finelens.bench.protocols import Protocol, SkippedError, Split
 from finelens.config import RunConfig
-from finelens.images.batches import centre_batches
 from finelens.methods.head_task import cosine_logits
 from finelens.methods.registry import Method, find_method
 from finelens.methods.solver_task import SolverTask
-from finelens.models import Model, copy_into
+from finelens.models import copy_into
 from finelens.pipeline import BATCH, Fitted, fit, predict_store
 from finelens.predictions import softmax
 from finelens.protocol import Backbone
@@ -54,6 +53,8 @@ def refuse(method: Method, protocol: Protocol) -> None:
     Raises:
         SkippedError: It cannot.
     """
+    if method.few_shot:
+        raise SkippedError("the method learns from labelled images, and the protocol gives none")
     if protocol.setting == "online" and method.adapts and method.family != "online":
         raise SkippedError("the method needs all images before it answers")
     if protocol.setting == "inductive" and method.family == "online":
@@ -93,10 +94,13 @@ def _from_features(context: Context, config: RunConfig, protocol: Protocol, spli
     reset_peak()
     start = time.perf_counter()
     try:
-        fitted = fit(context.prepared(config, split.names, engine), UnlabelledImages(None, split.fit), config, context.quiet)
+        prepared = context.prepared(config, split.names, engine)
+        if prepared.task.inference is not None:
+            raise NeedsPixels("views")
+        fitted = fit(prepared, UnlabelledImages(None, split.fit), config, context.quiet)
         engine.show(test_features)
         order = torch.arange(len(split.test))
-        alone = _ask_alone(engine, fitted.model, protocol, len(order), lambda i: Rows(order[i : i + 1]))
+        alone = _ask_alone(engine, protocol, len(order), lambda i: fitted.model.logits(_images(order[i : i + 1])))
         logits = _transductive(fitted, protocol) or _joined([fitted.model.logits(_images(rows)) for rows in order.split(BATCH)])
     finally:
         copy_into(dict(backbone.fitted_state()), centre)
@@ -114,8 +118,7 @@ def _from_pixels(context: Context, config: RunConfig, protocol: Protocol, split:
     reset_peak()
     start = time.perf_counter()
     fitted = fit(context.prepared(config, split.names, engine), fit_images, config, context.console)
-    views = _single_views(test_images, engine)
-    alone = _ask_alone(engine, fitted.model, protocol, len(split.test), views)
+    alone = _ask_alone(engine, protocol, len(split.test), lambda i: predict_store(fitted.model, test_images.only(i), context.quiet))
     logits = {name: value.numpy() for name, value in predict_store(fitted.model, test_images, context.console).items()}
     _compare_alone(alone, logits["logits"], TOLERANCE_PIXELS)
     return Answers(logits, _cost(context, engine, config), _timing(engine, start) | {"features": "own"})
@@ -125,20 +128,12 @@ def _images(rows: Tensor) -> Any:
     return Rows(rows)
 
 
-def _single_views(images: UnlabelledImages, engine: Engine) -> Any:
-    def view(i: int) -> Tensor:
-        ((_, views),) = centre_batches(images.only(i), engine.backbone.preprocess, 1, workers=1)
-        return views
-
-    return view
-
-
-def _ask_alone(engine: Engine, model: Model, protocol: Protocol, count: int, image: Any) -> dict[int, np.ndarray]:
+def _ask_alone(engine: Engine, protocol: Protocol, count: int, ask: Callable[[int], dict[str, Tensor]]) -> dict[int, np.ndarray]:
     """Probabilities of a few images, each asked alone, by position; nothing is counted. Only where others may not matter."""
     if protocol.setting != "inductive":
         return {}
     counts, seconds = (engine.no_grad_forwards, engine.grad_forwards), dict(engine.stopwatch.seconds)
-    found = {i: softmax(model.logits(image(i))["logits"].numpy())[0] for i in sorted({round(k) for k in np.linspace(0, count - 1, ALONE)})}
+    found = {i: softmax(ask(i)["logits"].numpy())[0] for i in sorted({round(k) for k in np.linspace(0, count - 1, ALONE)})}
     (engine.no_grad_forwards, engine.grad_forwards), engine.stopwatch.seconds = counts, seconds
     return found
 
