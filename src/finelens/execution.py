@@ -31,6 +31,7 @@ from finelens.runs import RunFolder
 from finelens.schemas import EVENTS_FILE
 from finelens.strict import to_plain
 from finelens.training.checkpoint import read_events_offset
+from finelens.training.flops import speed_line
 from finelens.training.loop import Hooks
 
 
@@ -188,5 +189,8 @@ def _finish(run: RunFolder, model: Model, rows: list[PredictionRow], console: Co
     stages = {name: round(seconds, 3) for name, seconds in engine.stopwatch.seconds.items()}
     spent = ", ".join(f"{name} {duration(seconds)}" for name, seconds in sorted(stages.items(), key=lambda item: -item[1])[:5])
     console.say(f"time: {spent}")
+    speed = speed_line(engine)
+    if speed is not None:
+        console.say(speed)
     console.say(f"wrote {run.predictions_path}")
     run.log("end", no_grad_forwards=engine.no_grad_forwards, grad_forwards=engine.grad_forwards, seconds=stages)

@@ -28,7 +28,7 @@ from finelens.methods.registry import Method, find_method
 from finelens.models import Model, adapted_tensors, choose_device
 from finelens.protocol import Backbone, ClassSet, Hints, ImageStore, Preprocess, Task
 from finelens.training.engine import Engine
-from finelens.training.estimate import estimate_seconds
+from finelens.training.estimate import estimate
 from finelens.training.loop import Hooks, Trainer
 from finelens.training.precision import choose_precision
 from finelens.watch import check_image_features, check_text_features, watched
@@ -220,11 +220,12 @@ def _train(prepared: Prepared, store: ImageStore, config: RunConfig, console: Co
         task.prepare(features)
     cost = task.cost()
     epochs = training.epochs - trainer.position.epoch
-    seconds = estimate_seconds(task, engine, len(store), epochs)
+    expected = estimate(task, engine, len(store), epochs)
     console.say(
-        f"predicted time: about {duration(seconds)} for {len(store)} images x {epochs} {'epoch' if epochs == 1 else 'epochs'} "
-        f"x ({cost.no_grad_forwards:g} forwards + {cost.grad_forwards:g} with gradient)"
+        f"predicted time: about {duration(expected.seconds)} for {len(store)} images x {epochs} {'epoch' if epochs == 1 else 'epochs'} "
+        f"x ({cost.no_grad_forwards:g} forwards + {cost.grad_forwards:g} with gradient = {expected.flops / 1e9:.3g} GFLOP)"
     )
+    engine.tower_flops = expected.tower
     done = trainer.position.images
     with console.progress(len(store) * epochs, f"adapt with {config.method}") as bar:
         bar.update(done)

@@ -14,7 +14,7 @@ from finelens.training import engine as engine_module
 from finelens.training import estimate as estimate_module
 from finelens.training import precision as precision_module
 from finelens.training.engine import Engine
-from finelens.training.estimate import estimate_seconds
+from finelens.training.estimate import estimate
 from finelens.training.precision import Precision, choose_precision
 from finelens.training.timing import Stopwatch
 from tests.training.tasks import FLOAT32, LeastSquares, make_engine
@@ -119,7 +119,7 @@ def test_estimate_leaves_no_trace():
     task = LeastSquares(engine)
     task.idle.requires_grad_(False)
     before = {name: p.clone() for name, p in [*task.named_parameters(), *engine.backbone.named_parameters()]}
-    assert estimate_seconds(task, engine, images=100, epochs=2) > 0
+    assert estimate(task, engine, images=100, epochs=2).seconds > 0
     assert (engine.no_grad_forwards, engine.grad_forwards) == (0, 0)
     assert not engine.backbone.scale.requires_grad
     assert not task.idle.requires_grad
@@ -135,7 +135,7 @@ def test_estimate_is_rate_times_work(monkeypatch):
     engine = make_engine()
     engine.stopwatch = _Silent()
     # Whatever is timed takes 2 s for the probe: 3 forwards of the method and image, 50 images, 4 epochs.
-    seconds = estimate_seconds(LeastSquares(engine), engine, images=50, epochs=4)
+    seconds = estimate(LeastSquares(engine), engine, images=50, epochs=4).seconds
     assert seconds == pytest.approx(50 * 4 * (2 * 2 + 1 * 2) / estimate_module.PROBE_IMAGES)
 
 

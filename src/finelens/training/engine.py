@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +14,20 @@ from finelens.protocol import Backbone, ImageTokens, TargetFeatures
 from finelens.training.microbatch import MicroBatch, until_it_fits
 from finelens.training.precision import Precision
 from finelens.training.timing import Stopwatch
+
+
+@dataclass(frozen=True)
+class TowerFlops:
+    """Floating-point operations of one image, two for each multiplication with its addition; only matrix products and convolutions are counted.
+
+    Attributes:
+        forward: A forward without gradient.
+        with_gradient: A forward and the backward to the trained parameters; 0 where nothing is trained.
+    """
+
+    forward: int
+    with_gradient: int
+
 
 # Images per forward. On a CPU the activations of a chunk should stay in cache and below the allocator's map threshold (16 trains a convolutional
 # tower up to 2.5 times as fast as 64); a GPU wants as many as fit.
@@ -31,6 +45,7 @@ class Engine:
         grad_forwards: Images encoded with gradient so far.
         stopwatch: Wall time by stage.
         micro: Images per forward; halved when memory runs out.
+        tower_flops: Counted work of one image in the tower; None until somebody counts it.
     """
 
     def __init__(self, backbone: Backbone, device: torch.device, precision: Precision) -> None:
@@ -41,6 +56,7 @@ class Engine:
         self.grad_forwards = 0
         self.stopwatch = Stopwatch()
         self.micro = MicroBatch(CPU_CHUNK if device.type == "cpu" else GPU_CHUNK)
+        self.tower_flops: TowerFlops | None = None
 
     def encode(self, images: Tensor, *, patches: bool = False, prompts: Tensor | None = None) -> ImageTokens:
         """Encode uint8 views (B, 3, S, S) with gradient; tokens come back in float32 (float64 for a float64 backbone)."""

@@ -1,21 +1,39 @@
-"""How long training will take, from one short probe."""
+"""How long training will take and how much work it is, from one short probe."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 
 from finelens.protocol import Task
-from finelens.training.engine import Engine
+from finelens.training.engine import Engine, TowerFlops
+from finelens.training.flops import tower_flops
 from finelens.training.microbatch import until_it_fits
 
 PROBE_IMAGES = 16
 
 
-def estimate_seconds(task: Task, engine: Engine, images: int, epochs: int) -> float:
-    """Predict the training time: images x epochs x (forwards without gradient + forwards with gradient), at probed rates.
+@dataclass(frozen=True)
+class Estimate:
+    """What a run will cost.
+
+    Attributes:
+        seconds: Predicted time.
+        flops: Counted work of one image in one epoch, in floating-point operations of the image tower.
+        tower: Work of one image in the tower.
+    """
+
+    seconds: float
+    flops: float
+    tower: TowerFlops
+
+
+def estimate(task: Task, engine: Engine, images: int, epochs: int) -> Estimate:
+    """Predict a training run: images x epochs x (forwards without gradient + forwards with gradient), at probed rates.
 
     The probe encodes ``PROBE_IMAGES`` blank images with and without gradient, twice each, and takes the faster; nothing is updated or counted.
 
@@ -25,28 +43,43 @@ def estimate_seconds(task: Task, engine: Engine, images: int, epochs: int) -> fl
         images: Images per epoch.
         epochs: Epochs.
     """
-    cost = task.cost()
-    counts = engine.no_grad_forwards, engine.grad_forwards
-    spent = dict(engine.stopwatch.seconds)
-    size = engine.backbone.preprocess.image_size
+    cost, size = task.cost(), engine.backbone.preprocess.image_size
     probe = torch.zeros(PROBE_IMAGES, 3, size, size, dtype=torch.uint8)
-    trained = [parameter for group in task.parameter_groups() for _, parameter in group["params"]]
-    wanted = [parameter.requires_grad for parameter in trained]
-    try:
-        for parameter in trained:
-            parameter.requires_grad_(True)
+    with untouched(engine), _trainable(task) as trained:
+        tower = tower_flops(engine, trained)
         without = _seconds(lambda: engine.encode_frozen(probe), engine.device)
         with_gradient = until_it_fits(
             lambda: _seconds(lambda: engine.encode(probe, patches=True).global_.sum().backward(), engine.device),
             lambda: engine.micro.halve(PROBE_IMAGES, with_gradient=True),
         )
+    seconds = images * epochs * (cost.no_grad_forwards * without + cost.grad_forwards * with_gradient) / PROBE_IMAGES
+    return Estimate(seconds, cost.no_grad_forwards * tower.forward + cost.grad_forwards * tower.with_gradient, tower)
+
+
+@contextmanager
+def untouched(engine: Engine) -> Iterator[None]:
+    """Leave the engine's counts and times as they were, whatever is encoded in between."""
+    counts, spent = (engine.no_grad_forwards, engine.grad_forwards), dict(engine.stopwatch.seconds)
+    try:
+        yield
+    finally:
+        engine.no_grad_forwards, engine.grad_forwards = counts
+        engine.stopwatch.seconds = spent
+
+
+@contextmanager
+def _trainable(task: Task) -> Iterator[list[torch.nn.Parameter]]:
+    """The task's parameters, taking gradients for a while."""
+    trained = [parameter for group in task.parameter_groups() for _, parameter in group["params"]]
+    wanted = [parameter.requires_grad for parameter in trained]
+    try:
+        for parameter in trained:
+            parameter.requires_grad_(True)
+        yield trained
     finally:
         for parameter, flag in zip(trained, wanted, strict=True):
             parameter.requires_grad_(flag)
             parameter.grad = None
-        engine.no_grad_forwards, engine.grad_forwards = counts
-        engine.stopwatch.seconds = spent
-    return images * epochs * (cost.no_grad_forwards * without + cost.grad_forwards * with_gradient) / PROBE_IMAGES
 
 
 def _seconds(work: Callable[[], object], device: torch.device) -> float:

@@ -1,0 +1,82 @@
+"""Counted work of the image tower, and what this machine makes of it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+
+from finelens.training.engine import Engine, TowerFlops
+
+MATRIX_SIDE = 1024
+
+
+def _attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    return sdpa_flop_count(query, key, value)
+
+
+def _attention_backward(grad: Any, query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    return sdpa_backward_flop_count(grad, query, key, value)
+
+
+# The counter knows the attention kernels of GPUs only.
+_CPU_ATTENTION = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
+}
+
+
+def count(work: Callable[[], object]) -> int:
+    """Operations of a piece of work, forward and backward."""
+    counter = FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION)
+    with counter:
+        work()
+    return counter.get_total_flops()
+
+
+def tower_flops(engine: Engine, trained: Iterable[nn.Parameter] = ()) -> TowerFlops:
+    """Count one blank image through the tower; nothing is updated and no forward is added to the engine's own count.
+
+    Args:
+        engine: Runs the backbone.
+        trained: Parameters that take a gradient now; none for a method without training.
+    """
+    size = engine.backbone.preprocess.image_size
+    probe = torch.zeros(1, 3, size, size, dtype=torch.uint8)
+    forward = count(lambda: engine.encode_frozen(probe))
+    parameters = list(trained)
+    if not parameters:
+        return TowerFlops(forward, 0)
+    return TowerFlops(forward, count(lambda: engine.encode(probe).global_.sum().backward()))
+
+
+def matmul_rate(dtype: torch.dtype, device: torch.device) -> float:
+    """Operations per second of a square matrix product: the rate that a tower is measured against."""
+    a = torch.ones(MATRIX_SIDE, MATRIX_SIDE, dtype=dtype, device=device)
+    best = float("inf")
+    for _ in range(4):
+        start = time.perf_counter()
+        (a @ a)[0, 0].item()
+        best = min(best, time.perf_counter() - start)
+    return 2 * MATRIX_SIDE**3 / best
+
+
+def speed_line(engine: Engine) -> str | None:
+    """What the tower reached over a run: images and operations per second, and its share of the rate of a matrix product; None where it did nothing.
+
+    Only the stages that encode count; the matrix product is timed now.
+    """
+    seconds = sum(engine.stopwatch.seconds.get(stage, 0.0) for stage in ("encode", "encode with gradient", "backward"))
+    images, tower = engine.no_grad_forwards + engine.grad_forwards, engine.tower_flops
+    if not images or not seconds or tower is None:
+        return None
+    rate = (engine.no_grad_forwards * tower.forward + engine.grad_forwards * tower.with_gradient) / seconds
+    peak = matmul_rate(engine.precision.dtype, engine.device)
+    return (
+        f"speed: {images / seconds:.3g} images/s in the image tower, {rate / 1e9:.3g} GFLOP/s, {rate / peak:.0%} of the rate of a "
+        f"{engine.precision.name} matrix product here ({peak / 1e9:.3g} GFLOP/s)"
+    )
