@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from hypothesis import settings
 from open_clip.tokenizer import SimpleTokenizer
 
+from finelens.cache import ENVIRONMENT_VARIABLE, cache_folder
 from tests.backbones.checkpoints import write_tiny_resnet, write_tiny_vit
 from tests.toy import write_classes, write_photos
 
@@ -27,6 +29,20 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _own_cache(tmp_path_factory) -> Iterator[None]:
+    """Nothing is read from or written to the cache of the person who runs the tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(ENVIRONMENT_VARIABLE, str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _no_features_yet(_own_cache) -> None:
+    """Each test starts without encoded images, so that it can count forwards."""
+    shutil.rmtree(cache_folder() / "features", ignore_errors=True)
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -119,6 +119,12 @@ def stop_after(steps: int):
 
 
 def events(run: Path) -> list[dict[str, Any]]:
-    """Events of a run without what may differ between two equal runs: times, and lines that say it was resumed."""
+    """Events of a run without what may differ between two equal runs: times, lines that say it was resumed, and forwards that the cache may spare."""
     lines = [json.loads(line) for line in (run / "events.jsonl").read_text(encoding="utf-8").splitlines()]
-    return [{k: v for k, v in line.items() if k not in ("time", "seconds")} for line in lines if line["event"] != "resume"]
+    return [{k: v for k, v in line.items() if k not in ("time", "seconds", "no_grad_forwards")} for line in lines if line["event"] != "resume"]
+
+
+def forwards(run: Path) -> tuple[int, int]:
+    """Images that a finished run encoded, without and with gradient."""
+    end = json.loads((run / "events.jsonl").read_text(encoding="utf-8").splitlines()[-1])
+    return end["no_grad_forwards"], end["grad_forwards"]

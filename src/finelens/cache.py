@@ -82,6 +82,17 @@ def _digest(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
+def state_digest(state: Mapping[str, Tensor]) -> str:
+    """Hash of names and values of tensors."""
+    import torch
+
+    total = hashlib.sha256()
+    for name, tensor in sorted(state.items()):
+        total.update(name.encode())
+        total.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return total.hexdigest()
+
+
 def spill_folder() -> Path | None:
     """Where pixels beyond the memory budget go; None keeps them in memory where the cache cannot be written."""
     folder = cache_folder()

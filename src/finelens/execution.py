@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
-from torch import Tensor
-
-from finelens.cache import spill_folder
+from finelens.cache import spill_folder, state_digest
 from finelens.classes.descriptions import load_descriptions
 from finelens.classes.names import read_class_file
 from finelens.config import RunConfig, diff, from_json, to_json
@@ -68,15 +65,6 @@ class Inputs:
 def images_digest(loaded: LoadedImages) -> str:
     """Hash of the readable images' contents."""
     return hashlib.sha256("\n".join(loaded.store.ids).encode()).hexdigest()
-
-
-def state_digest(state: Mapping[str, Tensor]) -> str:
-    """Hash of names and values of tensors."""
-    total = hashlib.sha256()
-    for name, tensor in sorted(state.items()):
-        total.update(name.encode())
-        total.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return total.hexdigest()
 
 
 def classes_digest(classes: ClassSet) -> str:
@@ -142,7 +130,7 @@ def execute(run: RunFolder, inputs: Inputs, console: Console, should_stop: Calla
     stop = should_stop or (lambda: False)
     hooks = Hooks(run=run, checkpoints=run.checkpoint_dir, failures=run.failure_dir, events_offset=offset, should_stop=stop)
     fitted = fit(prepared, loaded.store, run.config, console, hooks, hints=inputs.hints, resume=not fresh)
-    logits = predict_store(fitted.model, loaded.store, console)["logits"]
+    logits = predict_store(fitted.model, loaded.store, console, features=fitted.features)["logits"]
     rows = rows_from_logits(loaded.records, prepared.classes.names, logits.numpy(), fitted.zero_shot_logits.argmax(1).numpy())
     save_model(run.model_dir, fitted.model)
     write_predictions(run.predictions_path, rows)

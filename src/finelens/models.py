@@ -60,12 +60,13 @@ class Model:
     @torch.no_grad()
     def zero_shot_logits(self, images: Tensor) -> dict[str, Tensor]:
         """Logits (B, C) of the unadapted model with each text head."""
-        with self._unadapted():
+        with self.unadapted():
             features = self.engine.encode_frozen(images).global_
         return {name: cosine_logits(self.engine, features, head).float().cpu() for name, head in self.zero_shot_heads.items()}
 
     @contextmanager
-    def _unadapted(self) -> Iterator[None]:
+    def unadapted(self) -> Iterator[None]:
+        """Context in which the backbone is as it was before the adaptation."""
         current = adapted_tensors(self.engine.backbone, self.training.scope) if self.base else {}
         kept = {name: tensor.detach().clone() for name, tensor in current.items()}
         try:

@@ -17,6 +17,8 @@ from finelens.classes.texts import build_class_set
 from finelens.config import RunConfig, from_mapping
 from finelens.console import Console, duration
 from finelens.errors import UserError
+from finelens.features.encoder import FeatureEncoder
+from finelens.features.store import feature_rows
 from finelens.hints import check_hints
 from finelens.images.batches import centre_batches, inference_batches
 from finelens.images.decode import DecodeLimits
@@ -26,8 +28,8 @@ from finelens.methods.head_task import cosine_logits
 from finelens.methods.heads import ClassHeads, build_heads
 from finelens.methods.registry import Method, find_method
 from finelens.models import Model, adapted_tensors, choose_device
-from finelens.protocol import Backbone, ClassSet, Hints, ImageStore, Preprocess, Task
-from finelens.training.engine import Engine
+from finelens.protocol import Backbone, ClassSet, Hints, ImageStore, Preprocess, TargetFeatures, Task
+from finelens.training.engine import CPU_CHUNK, Engine
 from finelens.training.estimate import estimate
 from finelens.training.loop import Hooks, Trainer
 from finelens.training.precision import choose_precision
@@ -152,10 +154,12 @@ class Fitted:
     Attributes:
         model: The model.
         zero_shot_logits: Logits of the unadapted model on the target images, (N, C), in store order.
+        features: Features of the target images by the unadapted model; None where the method needs pixels, and may have changed what it was given.
     """
 
     model: Model
     zero_shot_logits: Tensor
+    features: TargetFeatures | None
 
 
 def fit(
@@ -184,7 +188,8 @@ def fit(
     """
     engine, method, task = prepared.engine, prepared.method, prepared.task
     check_hints(method, given=hints is not None)
-    features = engine.features(_centre_views(store, engine.backbone.preprocess, console, "look at images"))
+    encoder = FeatureEncoder(engine, decode_limits(config, engine.backbone.preprocess).short_side)
+    features = raw = encoder.centre(store, console, "look at images")
     check_image_features(features.global_, console)
     zero_shot = cosine_logits(engine, features.global_, prepared.heads.templates).float().cpu()
     base: dict[str, Tensor] = {}
@@ -208,7 +213,7 @@ def fit(
         zero_shot_heads={"templates": prepared.heads.templates, "descriptions": prepared.heads.descriptions},
         base=base,
     )
-    return Fitted(model, zero_shot)
+    return Fitted(model, zero_shot, None if method.needs_pixels else raw)
 
 
 def _train(prepared: Prepared, store: ImageStore, config: RunConfig, console: Console, hooks: Hooks, features: Any, resume: bool) -> None:
@@ -240,10 +245,19 @@ def _centre_views(store: ImageStore, preprocess: Preprocess, console: Console, w
             bar.update(len(index))
 
 
-def predict_store(model: Model, store: ImageStore, console: Console, what: str = "predict") -> dict[str, Tensor]:
-    """Logits (N, C) by branch of a store, in its order."""
+def predict_store(model: Model, store: ImageStore, console: Console, features: TargetFeatures | None = None) -> dict[str, Tensor]:
+    """Logits (N, C) by branch of a store, in its order.
+
+    Args:
+        model: The model.
+        store: Its images, or their features.
+        console: Progress.
+        features: What the unadapted tower makes of the store: a method that needs no more costs no forwards then.
+    """
+    if features is not None and not find_method(model.method).needs_pixels:
+        return _join([model.logits(rows) for rows in feature_rows(features, BATCH)])
     parts: list[dict[str, Tensor]] = []
-    with console.progress(len(store), what) as bar:
+    with console.progress(len(store), "predict") as bar:
         for centre, further in _prediction_views(model, store):
             parts.append(model.logits(centre, further))
             bar.update(len(centre))
@@ -289,22 +303,34 @@ def predict_items(
         zero_shot: Whether to ask the unadapted model as well.
     """
     records: list[ImageRecord] = []
-    parts: list[dict[str, Tensor]] = []
-    first: list[dict[str, Tensor]] = []
+    parts: list[Predictions] = []
     rows = 0
     count = _count(source)
+    with model.unadapted():
+        encoder = FeatureEncoder(model.engine, limits.short_side)
     with console.progress(count, "predict") as bar:
         for start in range(0, count, GROUP):
             group = [source[i] for i in range(start, min(start + GROUP, count))]
             loaded = load_folder(group, limits) if isinstance(group[0], ImageFile) else load_images(group, limits)
             records += [replace(r, index=None if r.index is None else r.index + rows) for r in loaded.records]
             rows += len(loaded.store)
-            for centre, further in _prediction_views(model, loaded.store):
-                parts.append(model.logits(centre, further))
-                if zero_shot:
-                    first.append(model.zero_shot_logits(centre))
+            if len(loaded.store):
+                parts.append(_predict_group(model, loaded.store, encoder, zero_shot))
             bar.update(len(group))
-    return Predictions(records, _join(parts), _join(first))
+    return Predictions(records, _join([part.logits for part in parts]), _join([part.zero_shot for part in parts]))
+
+
+def _predict_group(model: Model, store: ImageStore, encoder: FeatureEncoder, zero_shot: bool) -> Predictions:
+    quiet = Console(enabled=False)
+    features = None
+    if zero_shot or not find_method(model.method).needs_pixels:
+        with model.unadapted():
+            # Filling a chunk up and keeping the result is not worth it for a few images.
+            few = len(store) < CPU_CHUNK
+            views = _centre_views(store, model.engine.backbone.preprocess, quiet, "encode")
+            features = model.engine.features(views) if few else encoder.centre(store, quiet, "encode")
+    first = [model.zero_shot_logits(rows) for rows in feature_rows(features, BATCH)] if zero_shot and features is not None else []
+    return Predictions([], predict_store(model, store, quiet, features=features), _join(first))
 
 
 def _join(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:

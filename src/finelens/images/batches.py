@@ -80,8 +80,17 @@ def batches(
     yield from _build_ahead(steps, allocate, fill, workers)
 
 
-def centre_batches(store: ImageStore, preprocess: Preprocess, batch_size: int, workers: int = DEFAULT_WORKERS) -> Iterator[tuple[Tensor, Tensor]]:
-    """Centre views of the whole store, in its order.
+def centre_batches(
+    store: ImageStore, preprocess: Preprocess, batch_size: int, workers: int = DEFAULT_WORKERS, order: np.ndarray | None = None
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Centre views of the whole store, in its order, or of some positions.
+
+    Args:
+        store: Images.
+        preprocess: Geometry of the views.
+        batch_size: Images of a batch.
+        workers: Threads.
+        order: Positions to visit, (n,).
 
     Returns:
         Iterator over positions (B,) int64 and views (B, 3, S, S) uint8.
@@ -94,7 +103,8 @@ def centre_batches(store: ImageStore, preprocess: Preprocess, batch_size: int, w
     def fill(batch: tuple[Tensor, Tensor], row: int, position: int) -> None:
         batch[1][row] = centre_view(store[position], preprocess)
 
-    steps = [list(range(i, min(i + batch_size, len(store)))) for i in range(0, len(store), batch_size)]
+    positions = list(range(len(store))) if order is None else order.tolist()
+    steps = [positions[i : i + batch_size] for i in range(0, len(positions), batch_size)]
     yield from _build_ahead(steps, allocate, fill, workers)
 
 

@@ -42,6 +42,11 @@ class Method:
     few_shot: bool = False
 
     @property
+    def needs_pixels(self) -> bool:
+        """Whether features of the centre views by the unadapted tower are not all it takes."""
+        return self.trains or self.family == "views"
+
+    @property
     def config_class(self) -> type:
         """Frozen dataclass of the method's options."""
         config: type = importlib.import_module(self.module).CONFIG

@@ -69,10 +69,36 @@ class Engine:
 
     @torch.no_grad()
     def encode_frozen(self, images: Tensor, *, patches: bool = False) -> ImageTokens:
-        """Encode uint8 views (B, 3, S, S) without gradient."""
+        """Encode uint8 views (B, 3, S, S) without gradient.
+
+        Rows (B, E + W) of features that the unadapted tower gave before (:func:`finelens.features.store.feature_rows`) may stand in the place of
+        pixels: they cost no forward, and the fitted centre is applied to them.
+        """
+        if images.ndim == 2:
+            return self._tokens_of_rows(images)
         self.no_grad_forwards += len(images)
         with self.stopwatch("encode"):
             return self._chunked(images, patches, None)
+
+    def encode_each(self, images: Tensor, *, patches: bool = False) -> ImageTokens:
+        """:meth:`encode_frozen` in full chunks: on a CPU the last bits of a row depend on the size of its chunk, here on its image alone.
+
+        What fills the last chunk up is not counted.
+        """
+        count, size = len(images), CPU_CHUNK
+        lacking = -count % size if self.device.type == "cpu" else 0
+        if not lacking:
+            return self.encode_frozen(images, patches=patches)
+        tokens = self.encode_frozen(torch.cat([images, images[-1:].expand(lacking, *images.shape[1:])]), patches=patches)
+        self.no_grad_forwards -= lacking
+        return ImageTokens(tokens.global_[:count], tokens.cls[:count], None if tokens.patches is None else tokens.patches[:count])
+
+    def _tokens_of_rows(self, rows: Tensor) -> ImageTokens:
+        rows = rows.to(self.device)
+        global_, cls = rows[:, : self.backbone.dim], rows[:, self.backbone.dim :]  # (B, E), (B, W)
+        if self.backbone.fitted_state():
+            global_ = F.normalize(self.backbone.project(cls), dim=-1)
+        return ImageTokens(global_, cls)
 
     def _chunked(self, images: Tensor, patches: bool, prompts: Tensor | None) -> ImageTokens:
         return until_it_fits(

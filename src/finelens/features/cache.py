@@ -1,0 +1,225 @@
+"""Encoded images on disk, so that the image tower runs once for each image.
+
+A folder for each way of encoding (weights, preprocessing, precision, versions) holds shards: safetensors files of some hundred rows, written whole or
+not at all under names of their own. So any number of processes may write at once, a killed one loses only its last unfinished shard, and a reader
+needs no lock. Shards are memory-mapped; each row carries a checksum and is checked before it is used: a damaged one counts as absent.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+import uuid
+from collections.abc import Container, Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from finelens.cache import CACHE_SCHEMA, cache_folder
+from finelens.errors import UserError
+from finelens.files import TEMPORARY_PREFIX, TEMPORARY_SUFFIX, load_tensors, save_tensors
+
+LIMIT_VARIABLE = "FINELENS_CACHE_GB"
+DEFAULT_LIMIT_GB = 20.0
+FOLDER = "features"
+
+# A shard is written at whichever comes first: what a killed process loses is at most this much.
+SHARD_ROWS, SHARD_BYTES, SHARD_SECONDS = 1024, 64 << 20, 30.0
+# More small shards than this in one folder are joined: single images predicted one by one would make a file each.
+SMALL_SHARDS, SMALL_BYTES = 32, 1 << 20
+STALE_SECONDS = 24 * 3600.0
+ID, CHECK = "id", "check"
+
+
+def cache_limit() -> int:
+    """Bytes that cached features may take: ``$FINELENS_CACHE_GB``, else 20 GB. 0 switches the cache off.
+
+    Raises:
+        UserError: The variable is not a number.
+    """
+    text = os.environ.get(LIMIT_VARIABLE) or str(DEFAULT_LIMIT_GB)
+    try:
+        return max(0, int(float(text) * 1e9))
+    except (ValueError, OverflowError):
+        raise UserError(f"{LIMIT_VARIABLE} must be a number of gigabytes, got {text!r}; unset it for {DEFAULT_LIMIT_GB:g}") from None
+
+
+class FeatureCache:
+    """Rows of one way of encoding. Use as a context manager: leaving the block writes what is pending.
+
+    Args:
+        key_parts: Everything the values depend on besides the image.
+    """
+
+    def __init__(self, key_parts: Sequence[str]) -> None:
+        key = hashlib.sha256(json.dumps([CACHE_SCHEMA, *key_parts]).encode()).hexdigest()
+        self._limit = cache_limit()
+        # A home folder that cannot be found is a cache that cannot be used.
+        self.folder: Path | None = None
+        with suppress(RuntimeError):
+            self.folder = cache_folder() / FOLDER / key if self._limit else None
+        self.error: str | None = None
+        self._pending: list[tuple[list[bytes], dict[str, Tensor]]] = []
+        self._rows = self._bytes = 0
+        self._wrote = False
+        self._last = time.monotonic()
+
+    def __enter__(self) -> FeatureCache:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def read(self, names: Sequence[str]) -> Iterator[tuple[int, dict[str, Tensor]]]:
+        """Rows that are there and whole.
+
+        Args:
+            names: Names of images by content; a name may stand more than once.
+
+        Yields:
+            Position in ``names`` and the row's tensors, mapped from the file.
+        """
+        wanted: dict[bytes, list[int]] = {}
+        for position, name in enumerate(names):
+            wanted.setdefault(_identity(name), []).append(position)
+        for shard in self._shards():
+            if not wanted:
+                return
+            used = False
+            for identity, row in _whole_rows(shard, wanted.keys()):
+                used = True
+                for position in wanted.pop(identity, []):
+                    yield position, row
+            if used:
+                # What was used last is removed last.
+                with suppress(OSError):
+                    os.utime(shard)
+
+    def add(self, names: Sequence[str], tensors: Mapping[str, Tensor]) -> None:
+        """Keep rows; they reach the disk with their shard.
+
+        Args:
+            names: Names of B images.
+            tensors: (B, ...) each, always the same names and shapes.
+        """
+        if self.folder is None or not len(names):
+            return
+        own = {name: tensor.detach().cpu() for name, tensor in tensors.items()}
+        self._pending.append(([_identity(name) for name in names], own))
+        self._rows += len(names)
+        self._bytes += sum(tensor.nbytes for tensor in own.values())
+        if self._rows >= SHARD_ROWS or self._bytes >= SHARD_BYTES or time.monotonic() - self._last >= SHARD_SECONDS:
+            self._flush()
+
+    def close(self) -> None:
+        """Write what is pending, join small shards, and remove what was used longest ago beyond the limit. May be called twice."""
+        self._flush()
+        if self._wrote and self.folder is not None:
+            self._wrote = False
+            _join_small(self._shards())
+            bound(self.folder.parent, self._limit)
+
+    def _shards(self) -> list[Path]:
+        return [] if self.folder is None else sorted(self.folder.glob("*.safetensors"))
+
+    def _flush(self) -> None:
+        pending, self._pending = self._pending, []
+        self._rows, self._bytes, self._last = 0, 0, time.monotonic()
+        if not pending or self.folder is None:
+            return
+        identities = [identity for own, _ in pending for identity in own]
+        tensors = {name: torch.cat([part[name] for _, part in pending]) for name in pending[0][1]}
+        try:
+            _write_shard(self.folder, identities, tensors)
+            self._wrote = True
+        except (OSError, UserError) as error:
+            # A cache that cannot be written costs time, not the result.
+            self.error, self.folder = str(error), None
+
+
+def _identity(name: str) -> bytes:
+    return hashlib.sha256(name.encode()).digest()
+
+
+def _checksum(identity: bytes, row: Mapping[str, Tensor]) -> bytes:
+    digest = hashlib.blake2b(identity, digest_size=16)
+    for name, tensor in sorted(row.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
+        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.digest()
+
+
+def _write_shard(folder: Path, identities: list[bytes], tensors: dict[str, Tensor]) -> None:
+    checks = [_checksum(identity, {name: tensor[i] for name, tensor in tensors.items()}) for i, identity in enumerate(identities)]
+    folder.mkdir(parents=True, exist_ok=True)
+    save_tensors(folder / f"{uuid.uuid4().hex}.safetensors", {ID: _matrix(identities), CHECK: _matrix(checks), **tensors})
+
+
+def _matrix(rows: list[bytes]) -> Tensor:
+    return torch.frombuffer(bytearray(b"".join(rows)), dtype=torch.uint8).view(len(rows), -1)
+
+
+def _whole_rows(shard: Path, wanted: Container[bytes]) -> Iterator[tuple[bytes, dict[str, Tensor]]]:
+    """Rows of a shard that are wanted and whole. A shard that cannot be read has none: it may be damaged, or removed a moment ago."""
+    try:
+        tensors = load_tensors(shard)
+        identities, checks = (tensors.pop(name).numpy() for name in (ID, CHECK))
+        for i, identity in enumerate(map(bytes, identities)):
+            if identity in wanted:
+                row = {name: tensor[i] for name, tensor in tensors.items()}
+                if _checksum(identity, row) == checks[i].tobytes():
+                    yield identity, row
+    except (UserError, KeyError, IndexError, TypeError, RuntimeError):
+        return
+
+
+def _join_small(shards: list[Path]) -> None:
+    """Write small shards as one and remove them; nothing is removed before its rows stand elsewhere."""
+    small: list[Path] = []
+    rows: dict[bytes, dict[str, Tensor]] = {}
+    for shard in shards:
+        with suppress(OSError):
+            if shard.stat().st_size <= SMALL_BYTES:
+                small.append(shard)
+    if len(small) <= SMALL_SHARDS:
+        return
+    for shard in small:
+        rows.update(_whole_rows(shard, _Anything()))
+    try:
+        if rows:
+            _write_shard(
+                shards[0].parent, list(rows), {name: torch.stack([row[name] for row in rows.values()]) for name in next(iter(rows.values()))}
+            )
+    except (OSError, UserError, RuntimeError, KeyError):
+        return
+    for shard in small:
+        with suppress(OSError):
+            shard.unlink()
+
+
+class _Anything(Container[bytes]):
+    def __contains__(self, item: object) -> bool:
+        return True
+
+
+def bound(root: Path, limit: int) -> None:
+    """Remove the shards used longest ago until the rest fit into ``limit`` bytes, and what killed writers left a day ago."""
+    shards: list[tuple[float, int, Path]] = []
+    for path in root.glob("*/*"):
+        with suppress(OSError):
+            info = path.stat()
+            if path.suffix == ".safetensors":
+                shards.append((info.st_mtime, info.st_size, path))
+            elif path.name.startswith(TEMPORARY_PREFIX) and path.name.endswith(TEMPORARY_SUFFIX) and time.time() - info.st_mtime > STALE_SECONDS:
+                path.unlink()
+    total = sum(size for _, size, _ in shards)
+    for _, size, path in sorted(shards):
+        if total <= limit:
+            return
+        with suppress(OSError):
+            path.unlink()
+            total -= size

@@ -1,0 +1,189 @@
+"""Features of images by the unadapted tower, each computed once: from the cache where they are, else from the tower and into the cache."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import PIL
+import torch
+import torchvision
+from torch import Tensor
+
+from finelens.cache import state_digest
+from finelens.console import Console
+from finelens.features.cache import FeatureCache
+from finelens.features.store import FeatureStore
+from finelens.images.batches import batches, centre_batches
+from finelens.images.views import ViewConfig
+from finelens.protocol import Backbone, ImageStore, TargetFeatures, ViewPlan
+from finelens.training.engine import Engine
+
+BATCH = 64
+# Part of every key: raise it when centre or crop views of the same file change.
+VIEWS_SCHEMA = 1
+CENTRE = "centre"
+
+Rows = tuple[list[int], dict[str, Tensor]]
+
+
+def tower_digest(backbone: Backbone) -> str:
+    """Hash of all that decides what the image side makes of a view: weights, architecture and preprocessing, whatever the model is called."""
+    config = {key: value for key, value in backbone.image_config().items() if key != "name"}
+    parts = [state_digest(backbone.image_state()), config, asdict(backbone.preprocess)]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Crops:
+    """Random square crops of each image, drawn once (``finelens.images.views.crop_views``, epoch 0).
+
+    Attributes:
+        count: Crops M of an image.
+        seed: Seed of the draw.
+        low: Smallest side as a share of the short side.
+        high: Largest.
+    """
+
+    count: int
+    seed: int = 0
+    low: float = 0.5
+    high: float = 0.9
+
+
+class FeatureEncoder:
+    """Encodes stores with the tower as it is when this object is made; make it before anything is adapted.
+
+    On a CPU the tower always gets full chunks, because the last bits of a row depend on the size of its batch: what a row holds is then a function of
+    the image alone, whether the cache is empty, full or in between.
+
+    Args:
+        engine: Runs the backbone.
+        short_side: Short side at which originals are kept (``DecodeLimits.short_side``); it shows in the views.
+    """
+
+    def __init__(self, engine: Engine, short_side: int) -> None:
+        self.engine = engine
+        self._key = [
+            tower_digest(engine.backbone),
+            f"short side {short_side}, views {VIEWS_SCHEMA}",
+            f"{engine.precision.name}, {next(engine.backbone.parameters()).dtype}",
+            _place(engine.device),
+            f"torch {torch.__version__}, torchvision {torchvision.__version__}, pillow {PIL.__version__}",
+        ]
+
+    def centre(self, store: ImageStore, console: Console, what: str) -> TargetFeatures:
+        """Features of the centre views of a store, in its order, on the engine's device.
+
+        Args:
+            store: Images, or features already.
+            console: Progress.
+            what: Label of the bar.
+        """
+        if isinstance(store, FeatureStore):
+            return _on(self.engine.device, store.features)
+        columns: dict[str, Tensor] = {}
+        with ExitStack() as stack:
+            bar = stack.enter_context(console.progress(len(store), what))
+            # Closing writes what was encoded, whatever interrupts the loop.
+            for positions, rows in stack.enter_context(closing(self.stream(store, console))):
+                for name, values in rows.items():
+                    if name not in columns:
+                        columns[name] = torch.empty(len(store), *values.shape[1:], dtype=values.dtype)
+                    columns[name][positions] = values
+                bar.update(len(positions))
+        return _on(self.engine.device, TargetFeatures(columns["global"], columns["cls"]))
+
+    def stream(self, store: ImageStore, console: Console, *, patches: bool = False) -> Generator[Rows, None, None]:
+        """Features of the centre views as they come, in any order, on the CPU.
+
+        Args:
+            store: Images.
+            console: Told when nothing can be kept.
+            patches: Whether patch tokens are wanted as well.
+
+        Yields:
+            Positions in the store (B), and ``global`` (B, E) of unit norm, ``cls`` (B, W), and ``patches`` (B, N, W) if wanted.
+        """
+
+        def views(order: np.ndarray) -> Iterator[tuple[list[int], Tensor]]:
+            for index, pixels in centre_batches(store, self.engine.backbone.preprocess, BATCH, order=order):
+                yield index.tolist(), pixels
+
+        def encode(pixels: Tensor) -> dict[str, Tensor]:
+            tokens = self.engine.encode_each(pixels, patches=patches)
+            own = {"global": tokens.global_, "cls": tokens.cls}
+            return own if tokens.patches is None else {**own, "patches": tokens.patches}
+
+        # Views of exact duplicates are the same, so they share a row: the ordinal behind the digest is left out.
+        names = [sample_id.partition("-")[0] for sample_id in store.ids]
+        if not patches:
+            yield from self._stream(CENTRE, names, views, encode, console)
+            return
+        with self._cache(CENTRE) as centre:
+            known = {position for position, _ in centre.read(names)}
+            for positions, rows in self._stream("patches", names, views, encode, console):
+                new = [i for i, position in enumerate(positions) if position not in known]
+                centre.add([names[positions[i]] for i in new], {name: rows[name][new] for name in ("global", "cls")})
+                yield positions, rows
+
+    def stream_crops(self, store: ImageStore, crops: Crops, console: Console) -> Generator[Rows, None, None]:
+        """Features of random crops as they come, in any order, on the CPU.
+
+        Yields:
+            Positions in the store (B), ``global`` (B, M, E) of unit norm and ``cls`` (B, M, W).
+        """
+        plan = ViewPlan(weak=False, strong=False, crops=crops.count)
+        view_config = ViewConfig(crop_low=crops.low, crop_high=crops.high)
+        size = max(1, BATCH // crops.count)
+
+        def views(order: np.ndarray) -> Iterator[tuple[list[int], Tensor]]:
+            for batch in batches(store, self.engine.backbone.preprocess, plan, view_config, crops.seed, 0, size, order=order):
+                assert batch.crops is not None
+                yield batch.index.tolist(), batch.crops
+
+        def encode(pixels: Tensor) -> dict[str, Tensor]:
+            tokens = self.engine.encode_each(pixels.flatten(0, 1))  # (B M, ...)
+            return {name: x.unflatten(0, pixels.shape[:2]) for name, x in (("global", tokens.global_), ("cls", tokens.cls))}
+
+        return self._stream(json.dumps(["crops", asdict(crops)]), list(store.ids), views, encode, console)
+
+    def _cache(self, kind: str) -> FeatureCache:
+        return FeatureCache([*self._key, kind])
+
+    def _stream(
+        self,
+        kind: str,
+        names: Sequence[str],
+        views: Callable[[np.ndarray], Iterator[tuple[list[int], Tensor]]],
+        encode: Callable[[Tensor], dict[str, Tensor]],
+        console: Console,
+    ) -> Generator[Rows, None, None]:
+        missing = np.ones(len(names), dtype=bool)
+        with self._cache(kind) as cache:
+            for position, row in cache.read(names):
+                missing[position] = False
+                yield [position], {name: tensor[None] for name, tensor in row.items()}
+            for positions, pixels in views(np.flatnonzero(missing)):
+                rows = {name: tensor.cpu() for name, tensor in encode(pixels).items()}
+                cache.add([names[position] for position in positions], rows)
+                yield positions, rows
+        if cache.error is not None:
+            console.warn(f"features are not kept for the next run: {cache.error}")
+
+
+def _on(device: torch.device, features: TargetFeatures) -> TargetFeatures:
+    return TargetFeatures(features.global_.to(device), features.cls.to(device))
+
+
+def _place(device: torch.device) -> str:
+    """What the last bits depend on besides the versions."""
+    if device.type == "cuda":
+        return f"cuda {torch.cuda.get_device_name(device)}"
+    capability: Any = torch.backends.cpu.get_cpu_capability() if device.type == "cpu" else ""
+    return f"{device.type} {capability} {torch.get_num_threads()} threads"
