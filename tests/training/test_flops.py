@@ -60,6 +60,12 @@ def test_vit_b_32_costs_what_is_published(vit_b_32):
     assert frozen == found.forward
 
 
+def test_the_embedded_tower_costs_what_is_published():
+    """EfficientNet-Lite0: 407 million multiplications with additions, as its authors count; here it has no classifier."""
+    engine = Engine(load_backbone("embedded"), CPU, FLOAT32)
+    assert tower_flops(engine).forward == pytest.approx(2 * 0.407e9, rel=0.03)
+
+
 @pytest.mark.parametrize(
     ("method", "limit"),
     # One weak forward, the crops, and a strong forward with its backward, which costs as much again when only norms are trained.

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+from torch.utils.flop_counter import FlopCounterMode, conv_flop_count, sdpa_backward_flop_count, sdpa_flop_count
 
 from finelens.training.engine import Engine, TowerFlops
 
@@ -23,16 +23,22 @@ def _attention_backward(grad: Any, query: Any, key: Any, value: Any, *_: Any, **
     return sdpa_backward_flop_count(grad, query, key, value)
 
 
-# The counter knows the attention kernels of GPUs only.
-_CPU_ATTENTION = {
+def _convolution(x: Any, weight: Any, *_: Any, out_shape: Any, **__: Any) -> int:
+    return conv_flop_count(x, weight, out_shape)
+
+
+# The counter knows the kernels of GPUs only.
+_CPU_KERNELS = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
 }
+if torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_convolution_pointwise"):
+    _CPU_KERNELS[torch.ops.mkldnn._convolution_pointwise] = _convolution
 
 
 def count(work: Callable[[], object]) -> int:
     """Operations of a piece of work, forward and backward."""
-    counter = FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION)
+    counter = FlopCounterMode(display=False, custom_mapping=_CPU_KERNELS)
     with counter:
         work()
     return counter.get_total_flops()
