@@ -1,6 +1,14 @@
 from __future__ import annotations
 
-from finelens.health import balance, collapse_warning
+import dataclasses
+import math
+
+import pytest
+import torch
+
+from finelens.health import balance, collapse_warning, verdict
+from finelens.health.confusion import estimate_confusion
+from finelens.health.signals import Signals, class_typicality, measure, read_measured, signals_of, write_measured
 from finelens.predictions import PredictionRow
 
 CLASSES = ("a", "b", "c", "d")
@@ -26,3 +34,75 @@ def test_a_class_that_was_large_before_is_no_collapse():
     assert collapse_warning(rows("abcdabcd", "abcdabcd"), CLASSES) is None
     assert collapse_warning(rows("aaaa", "bbbb"), ("a", "b")) is None
     assert collapse_warning([], CLASSES) is None
+
+
+# Signals and the verdict.
+
+
+def logits_of(labels: list[int], classes: int = 4, sure: float = 5.0) -> torch.Tensor:
+    return sure * torch.nn.functional.one_hot(torch.tensor(labels), classes).double()
+
+
+def test_signals_by_hand():
+    first = logits_of([0, 1, 2, 3, 0, 1, 2, 3])
+    first[4:] /= 5  # the second half is less sure
+    now = logits_of([0, 1, 2, 0, 1, 1, 1, 1])
+    found = signals_of(now.softmax(1), first.softmax(1), logits_of([0, 0, 2, 3, 0, 1, 2, 2]))
+    assert (found.images, found.classes) == (8, 4)
+    assert found.agreement == 4 / 8
+    assert found.kept == 3 / 4
+    assert found.text_agreement == 6 / 8
+    assert (found.unused, found.unused_zero_shot) == (1, 0)
+    assert found.largest == 5 / 8
+    entropy = -sum(p * math.log(p) for p in (2 / 8, 5 / 8, 1 / 8))
+    assert found.spread == pytest.approx(math.exp(entropy) / 4)
+    assert found.spread_zero_shot == pytest.approx(1)
+    assert found.margin == pytest.approx((math.exp(5) - 1) / (math.exp(5) + 3))
+
+
+def test_typicality_leaves_the_image_itself_out():
+    features = torch.nn.functional.normalize(torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0], [1.0, 0.0]]), dim=1)
+    found = class_typicality(features, torch.tensor([0, 0, 0, 1]), 2)
+    expected = features[0].double() @ torch.nn.functional.normalize((features[1] + features[2]).double(), dim=0)
+    assert found[0] == pytest.approx(expected.item())
+    assert math.isnan(found[3])
+
+
+def test_confusion_is_shared_mass():
+    p = torch.tensor([[0.5, 0.5, 0.0, 0.0], [0.0, 0.6, 0.4, 0.0], [0.0, 0.0, 0.0, 1.0]])
+    pairs = estimate_confusion(p)
+    assert [(pair.first, pair.second) for pair in pairs] == [(0, 1), (1, 2)]
+    assert [pair.score for pair in pairs] == pytest.approx([0.25, 0.24], rel=1e-5)
+
+
+def judged(**changes) -> str:
+    usual = dict.fromkeys([f.name for f in dataclasses.fields(Signals)], 0.5)
+    healthy = {"classes": 10, "images": 100, "agreement": 0.7, "kept": 0.9, "text_agreement": 0.8, "spread": 0.8, "spread_zero_shot": 0.8}
+    return verdict(Signals(**{**usual, **healthy, **changes})).level
+
+
+def test_verdicts():
+    assert judged() == "improved"
+    assert judged(kept=0.5) == "do not use"
+    assert judged(kept=0.7) == "unclear"
+    assert judged(text_agreement=0.4) == "unclear"
+    assert judged(text_agreement=None, kept=0.8) == "unclear"
+    assert judged(text_agreement=None, kept=0.9) == "improved"
+    assert judged(spread=0.3) == "do not use"
+    assert judged(agreement=1.0, kept=1.0) == "unclear"
+
+
+def test_an_alarm_decides():
+    usual = dict.fromkeys([f.name for f in dataclasses.fields(Signals)], 0.5)
+    found = verdict(Signals(**{**usual, "kept": 1.0, "classes": 9}), ["it burns"])
+    assert found.level == "do not use"
+    assert found.reasons[0].text == "It burns."
+
+
+def test_signals_come_back_as_written(tmp_path):
+    logits = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
+    features = torch.nn.functional.normalize(torch.randn(6, 5, generator=torch.Generator().manual_seed(1)), dim=1)
+    measured = measure(logits, logits.flip(0), None, features, features[:3], [f"id{i}" for i in range(6)], [5, 4, 3, 2, 1, 0])
+    assert measured.ids == ("id5", "id4", "id3", "id2", "id1", "id0")
+    write_measured(tmp_path / "signals.json", measured)
+    assert read_measured(tmp_path / "signals.json") == measured

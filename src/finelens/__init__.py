@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from finelens.api import Classifier, RunResult, adapt, evaluate, predict, resume, zero_shot
+    from finelens.api import Classifier, RunResult, adapt, evaluate, predict, report, resume, zero_shot
     from finelens.api import load_run as load
     from finelens.errors import UserError
     from finelens.estimator import LabelFreeClassifier
@@ -25,6 +25,7 @@ _WHERE = {
     "evaluate": "finelens.api",
     "load": "finelens.api",
     "predict": "finelens.api",
+    "report": "finelens.api",
     "resume": "finelens.api",
     "zero_shot": "finelens.api",
 }
@@ -39,6 +40,7 @@ __all__ = [
     "evaluate",
     "load",
     "predict",
+    "report",
     "resume",
     "zero_shot",
 ]

@@ -301,6 +301,42 @@ def evaluate(
     return result
 
 
+def report(
+    run: str | Path,
+    *,
+    labels: str | Path | None = None,
+    test: str | Path | None = None,
+    device: str = "cpu",
+    console: Console | None = None,
+) -> Path:
+    """Write the report and the model card of a finished run again, with labels where there are some.
+
+    Args:
+        run: The run folder.
+        labels: ``folders`` or a CSV file, as for :func:`evaluate`; the result is kept in the run as ``evaluation.json``.
+        test: Folder of labelled photographs; by default those the run was adapted to.
+        device: Where to evaluate.
+        console: Progress.
+
+    Returns:
+        Path of ``report.html``.
+
+    Raises:
+        UserError: Not a finished run, labels that cannot be matched, or a file that cannot be written.
+    """
+    from finelens.report.write import write_report
+
+    console = console or Console()
+    with RunFolder.open(run) as folder:
+        if test is not None and labels is None:
+            raise UserError("--test needs --labels: folders, or a CSV file with the columns path,label")
+        if labels is not None:
+            evaluate(run, test or folder.config.photos, labels, device=device, json_file=folder.evaluation_path, console=console)
+        path = write_report(folder)
+    console.say(f"wrote {path}")
+    return path
+
+
 def summary(result: Mapping[str, Any]) -> str:
     """An evaluation in one line."""
     low, high = result["accuracy_interval"]

@@ -110,6 +110,18 @@ def evaluate(run: Path, test: Path, labels: str, json_file: Path | None, device:
 
 
 @cli.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--labels", help="folders, or a CSV file with columns path,label: adds measured accuracy to the report.")
+@click.option("--test", type=click.Path(path_type=Path), help="Folder of the labelled photographs; default: those of the run.")
+@click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:N or mps.")
+def report(run: Path, labels: str | None, test: Path | None, device: str) -> None:
+    """Write report.html and MODEL_CARD.md of the finished run in RUN again."""
+    from finelens import api
+
+    api.report(run, labels=labels, test=test, device=device)
+
+
+@cli.command()
 def methods() -> None:
     """List the methods: name, family, one sentence."""
     name_width = max(len(method.name) for method in METHODS)

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import platform
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+
+import numpy as np
+import PIL
+import torch
+from torch import Tensor
 
 from finelens.cache import spill_folder, state_digest
 from finelens.classes.descriptions import load_descriptions
@@ -15,13 +21,14 @@ from finelens.config import RunConfig, diff, from_json, to_json
 from finelens.console import Console, duration
 from finelens.errors import UserError
 from finelens.health import balance, collapse_warning
+from finelens.health.signals import Measured, measure, write_measured
 from finelens.hints import check_hints, describe_hints, hints_digest, read_hints
 from finelens.images.discover import discover
 from finelens.images.store import LoadedImages
 from finelens.images.strict import note_complaints
 from finelens.methods.registry import find_method
 from finelens.models import Model, save_model
-from finelens.pipeline import Prepared, decode_limits, fit, load, predict_store, prepare, status_counts
+from finelens.pipeline import Fitted, Prepared, decode_limits, fit, load, predict_store, prepare, status_counts
 from finelens.predictions import PredictionRow, rows_from_logits, write_predictions
 from finelens.protocol import ClassSet, Hints
 from finelens.runs import RunFolder
@@ -134,9 +141,34 @@ def execute(run: RunFolder, inputs: Inputs, console: Console, should_stop: Calla
     rows = rows_from_logits(loaded.records, prepared.classes.names, logits.numpy(), fitted.zero_shot_logits.argmax(1).numpy())
     save_model(run.model_dir, fitted.model)
     write_predictions(run.predictions_path, rows)
+    write_measured(run.signals_path, _measure(fitted, logits, loaded))
     run.log("predictions", rows=len(rows), counts=counts)
     _finish(run, fitted.model, rows, console)
+    _report(run, loaded, console)
     return RunResult(run.path, rows)
+
+
+def _measure(fitted: Fitted, logits: Tensor, loaded: LoadedImages) -> Measured:
+    order = [record.index for record in loaded.records if record.index is not None]
+    heads = fitted.model.zero_shot_heads["templates"].cpu()
+    return measure(logits, fitted.zero_shot_logits, fitted.described_logits, fitted.looks, heads, loaded.store.ids, order)
+
+
+def _report(run: RunFolder, loaded: LoadedImages, console: Console) -> None:
+    """The run is finished and saved: whatever goes wrong with its report must not take it back."""
+    from finelens.report.thumbnails import from_store
+    from finelens.report.write import write_report
+
+    try:
+        positions = [(record.name, record.index) for record in loaded.records if record.index is not None]
+        console.say(f"wrote {write_report(run, from_store(positions, loaded.store))}")
+    except Exception as error:
+        console.warn(f"the report could not be written ({error}); the run itself is complete, finelens report {run.path} tries again")
+
+
+def versions() -> dict[str, str]:
+    """Versions of what the result depends on besides finelens."""
+    return {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__, "pillow": PIL.__version__}
 
 
 def _refuse_changes(run: RunFolder, inputs: Inputs) -> None:
@@ -158,7 +190,7 @@ def _refuse_changes(run: RunFolder, inputs: Inputs) -> None:
 
 def _log_start(run: RunFolder, inputs: Inputs, counts: dict[str, int]) -> int:
     config, prepared, digests = run.config, inputs.prepared, inputs.digests
-    run.log("start", config=to_json(config), digest=digests["start"])
+    run.log("start", config=to_json(config), digest=digests["start"], versions=versions())
     run.log("images", files=len(inputs.loaded.records), counts=counts, digest=digests["images"])
     report = None if prepared.report is None else prepared.report.to_json()
     classes = prepared.classes

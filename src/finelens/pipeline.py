@@ -155,11 +155,15 @@ class Fitted:
         model: The model.
         zero_shot_logits: Logits of the unadapted model on the target images, (N, C), in store order.
         features: Features of the target images by the unadapted model; None where the method needs pixels, and may have changed what it was given.
+        described_logits: The same with the descriptions, (N, C); None without descriptions.
+        looks: A copy of the unadapted model's unit-norm features, (N, E), float16 on the host: what the run's own measures rest on.
     """
 
     model: Model
     zero_shot_logits: Tensor
     features: TargetFeatures | None
+    described_logits: Tensor | None
+    looks: Tensor
 
 
 def fit(
@@ -192,6 +196,8 @@ def fit(
     features = raw = encoder.centre(store, console, "look at images")
     check_image_features(features.global_, console)
     zero_shot = cosine_logits(engine, features.global_, prepared.heads.templates).float().cpu()
+    described = None if prepared.report is None else cosine_logits(engine, features.global_, prepared.heads.descriptions).float().cpu()
+    looks = features.global_.to("cpu", torch.float16, copy=True)
     base: dict[str, Tensor] = {}
     if method.adapts:
         adapted = adapted_tensors(engine.backbone, config.training.scope)
@@ -213,7 +219,7 @@ def fit(
         zero_shot_heads={"templates": prepared.heads.templates, "descriptions": prepared.heads.descriptions},
         base=base,
     )
-    return Fitted(model, zero_shot, None if method.needs_pixels else raw)
+    return Fitted(model, zero_shot, None if method.needs_pixels else raw, described, looks)
 
 
 def _train(prepared: Prepared, store: ImageStore, config: RunConfig, console: Console, hooks: Hooks, features: Any, resume: bool) -> None:

@@ -15,15 +15,37 @@ from finelens.config import RunConfig, from_json, is_run_document, to_json
 from finelens.errors import UserError
 from finelens.files import TEMPORARY_PREFIX, TEMPORARY_SUFFIX, json_text, read_json, sync_folder, write_error, write_json
 from finelens.locks import Lock
-from finelens.schemas import CHECKPOINT_DIR, CONFIG_FILE, EVENTS, EVENTS_FILE, FAILURE_DIR, MODEL_DIR, PREDICTIONS_FILE
+from finelens.schemas import (
+    CARD_FILE,
+    CHECKPOINT_DIR,
+    CONFIG_FILE,
+    EVALUATION_FILE,
+    EVENTS,
+    EVENTS_FILE,
+    FAILURE_DIR,
+    MODEL_DIR,
+    PREDICTIONS_FILE,
+    REPORT_FILE,
+    SIGNALS_FILE,
+)
 
 LOCK_FILE = ".finelens.lock"
 # Events that a checkpoint may rest on: on the disk before the checkpoint is.
 DURABLE = ("classes", "epoch", "end")
-REPORT_FILE = "report.html"
 
 # What ``--overwrite`` removes, in this order: the configuration goes last, so that a folder half emptied is still known as ours.
-_OWN_ENTRIES = (CHECKPOINT_DIR, FAILURE_DIR, MODEL_DIR, PREDICTIONS_FILE, REPORT_FILE, EVENTS_FILE, CONFIG_FILE)
+_OWN_ENTRIES = (
+    CHECKPOINT_DIR,
+    FAILURE_DIR,
+    MODEL_DIR,
+    PREDICTIONS_FILE,
+    SIGNALS_FILE,
+    EVALUATION_FILE,
+    REPORT_FILE,
+    CARD_FILE,
+    EVENTS_FILE,
+    CONFIG_FILE,
+)
 
 
 class RunFolder:
@@ -142,6 +164,21 @@ class RunFolder:
     def report_path(self) -> Path:
         """``report.html``."""
         return self.path / REPORT_FILE
+
+    @property
+    def signals_path(self) -> Path:
+        """``signals.json``."""
+        return self.path / SIGNALS_FILE
+
+    @property
+    def evaluation_path(self) -> Path:
+        """``evaluation.json``: what labels said, once there were any."""
+        return self.path / EVALUATION_FILE
+
+    @property
+    def card_path(self) -> Path:
+        """``MODEL_CARD.md``."""
+        return self.path / CARD_FILE
 
     def log(self, event: str, **fields: Any) -> int:
         """Append one line to ``events.jsonl``.

@@ -9,6 +9,7 @@ from pathlib import Path
 from finelens import api, demo
 from finelens.console import Console
 from finelens.errors import UserError
+from finelens.schemas import EVALUATION_FILE
 
 PETS_BACKBONE = "open_clip:ViT-B-32-quickgelu/openai"
 
@@ -40,7 +41,8 @@ def run_demo(out: Path, dataset: str, data_dir: Path, *, should_stop: Callable[[
         should_stop=should_stop,
         console=console,
     )
-    result = api.evaluate(out, demo.photos_dir(), demo.labels_file(), json_file=out / "evaluation.json", console=console)
+    result = api.evaluate(out, demo.photos_dir(), demo.labels_file(), json_file=out / EVALUATION_FILE, console=console)
+    api.report(out, console=console)
     return _show(result, out, "the demonstration photographs")
 
 
@@ -50,7 +52,8 @@ def _run_pets(out: Path, data_dir: Path, should_stop: Callable[[], bool] | None,
     classes = data_dir / "pets" / "classes.txt"
     classes.write_text("\n".join(names) + "\n", encoding="utf-8")
     api.adapt(train, classes, out, backbone=PETS_BACKBONE, overwrite=True, should_stop=should_stop, console=console)
-    result = api.evaluate(out, test, test / "labels.csv", json_file=out / "evaluation.json", console=console)
+    result = api.evaluate(out, test, test / "labels.csv", json_file=out / EVALUATION_FILE, console=console)
+    api.report(out, console=console)
     return _show(result, out, "Oxford-IIIT Pets, test part")
 
 

@@ -67,10 +67,25 @@ def ece(targets: ArrayLike, probabilities: ArrayLike, bins: int = 15) -> float:
     """Expected calibration error of the top class over equal-width bins of confidence (Guo et al. 2017, eq. 3)."""
     p = np.asarray(probabilities, dtype=np.float64)
     confidence, correct = p.max(axis=1), p.argmax(axis=1) == np.asarray(targets)
-    # Bins are open on the left and closed on the right, as in the paper.
-    index = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
-    gap = np.bincount(index, weights=correct - confidence, minlength=bins)
+    gap = np.bincount(_bins(confidence, bins), weights=correct - confidence, minlength=bins)
     return float(np.abs(gap).sum() / len(confidence))
+
+
+def reliability(targets: ArrayLike, probabilities: ArrayLike, bins: int = 15) -> list[dict[str, float]]:
+    """What :func:`ece` averages: ``n``, mean ``confidence`` and ``accuracy`` of each bin that holds images, from the least confident on."""
+    p = np.asarray(probabilities, dtype=np.float64)
+    confidence, correct = p.max(axis=1), p.argmax(axis=1) == np.asarray(targets)
+    index = _bins(confidence, bins)
+    return [
+        {"n": int(inside.sum()), "confidence": float(confidence[inside].mean()), "accuracy": float(correct[inside].mean())}
+        for inside in (index == b for b in range(bins))
+        if inside.any()
+    ]
+
+
+def _bins(confidence: np.ndarray, bins: int) -> np.ndarray:
+    """Equal-width bin of each confidence; bins are open on the left and closed on the right, as in the paper."""
+    return np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
 
 
 def nll(targets: ArrayLike, probabilities: ArrayLike) -> float:
@@ -166,7 +181,8 @@ def evaluate_predictions(
         ``accuracy``, ``class_mean_accuracy``, ``zero_shot_accuracy``, ``zero_shot_class_mean_accuracy``, ``n``, ``n_failed``, ``absent_classes``,
         ``macro_f1``, ``worst_10_percent``, ``ece``, ``nll``, ``accuracy_interval``, ``difference``, ``difference_interval`` and ``mcnemar_p`` (method
         against zero-shot), ``per_class`` (one dict a class: ``class``, ``n``, ``accuracy``, ``f1``, ``zero_shot_accuracy``; None where it has no
-        image), ``branches`` (accuracy by name). Shares lie in [0, 1].
+        image), ``confusion`` (lists of true class, predicted class, images, by position in ``class_names``, without the empty cells), ``reliability``
+        (see :func:`reliability`), ``branches`` (accuracy by name). Shares lie in [0, 1].
 
     Raises:
         UserError: There is no labelled image that could be read.
@@ -194,6 +210,8 @@ def evaluate_predictions(
         "difference_interval": list(paired_bootstrap(correct, correct_first, seed=seed)),
         "mcnemar_p": mcnemar(correct, correct_first),
         "per_class": _per_class(y, predictions, first, class_names),
+        "confusion": _nonzero(confusion(y, predictions, n_classes)),
+        "reliability": reliability(y, p),
         "branches": {name: accuracy(y, values) for name, values in (branches or {}).items()},
     }
 
@@ -203,6 +221,11 @@ def _check_shapes(y: np.ndarray, p: np.ndarray, first: np.ndarray, n_classes: in
         raise UserError("nothing to evaluate: no labelled image could be read; check the labels and the folder")
     if p.shape != (len(y), n_classes) or first.shape != y.shape:
         raise ValueError(f"shapes do not agree: targets {y.shape}, probabilities {p.shape}, zero_shot {first.shape}, {n_classes} classes")
+
+
+def _nonzero(matrix: np.ndarray) -> list[list[int]]:
+    rows, columns = np.nonzero(matrix)
+    return np.column_stack([rows, columns, matrix[rows, columns]]).tolist()
 
 
 def _per_class(y: np.ndarray, predictions: np.ndarray, first: np.ndarray, class_names: Sequence[str]) -> list[dict[str, Any]]:

@@ -1,0 +1,186 @@
+"""Label-free measures of a finished run: what its verdict, its report and its estimate of confusions rest on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from finelens.errors import UserError
+from finelens.files import json_text, read_json, write_text
+from finelens.health.confusion import ConfusionPair, estimate_confusion, similar_pairs
+from finelens.schemas import SCHEMA_VERSION
+from finelens.strict import from_mapping
+
+FORMAT = "finelens-signals"
+PAIRS = 50
+# Characters of a content's hash that tell 50,000 files apart with certainty enough to call two of them copies.
+ID_LENGTH = 16
+
+
+@dataclass(frozen=True)
+class Signals:
+    """Numbers of a run over its own images; shares lie in [0, 1], ``*_zero_shot`` are those of the unadapted model with templates.
+
+    Attributes:
+        images: Images with a prediction, N.
+        classes: Classes, C.
+        agreement: Share of images that keep their zero-shot class.
+        largest: Share of the most predicted class.
+        largest_zero_shot: The same.
+        unused: Classes never predicted.
+        unused_zero_shot: The same.
+        spread: Perplexity of the predicted classes over C: 1 when all are equally frequent.
+        spread_zero_shot: The same.
+        confidence: Mean probability of the predicted class.
+        confidence_zero_shot: The same.
+        margin: Mean probability of the first class minus that of the second.
+        kept: Share that keep their zero-shot class among the half of the images on which the unadapted model is surest.
+        text_agreement: Share of images on which templates and descriptions name the same class, both unadapted; None without descriptions.
+    """
+
+    images: int
+    classes: int
+    agreement: float
+    largest: float
+    largest_zero_shot: float
+    unused: int
+    unused_zero_shot: int
+    spread: float
+    spread_zero_shot: float
+    confidence: float
+    confidence_zero_shot: float
+    margin: float
+    kept: float
+    text_agreement: float | None
+
+
+@dataclass(frozen=True)
+class Measured:
+    """All that a run keeps about itself beside its predictions.
+
+    Attributes:
+        signals: The numbers.
+        confusion: Pairs of classes likely to be confused, likeliest first.
+        similar: Pairs of classes whose texts are nearly the same, nearest first.
+        ids: Identity by content of each predicted image, in the order of ``predictions.csv``.
+        zero_shot_probability: Probability that the unadapted model gives its own class, same order.
+        typicality: Cosine of an image's feature with the mean of the other images of its predicted class, same order; None for an only image.
+    """
+
+    signals: Signals
+    confusion: tuple[ConfusionPair, ...]
+    similar: tuple[ConfusionPair, ...]
+    ids: tuple[str, ...] = ()
+    zero_shot_probability: tuple[float, ...] = ()
+    typicality: tuple[float | None, ...] = field(default=())
+
+
+@torch.no_grad()
+def measure(
+    logits: Tensor, zero_shot: Tensor, described: Tensor | None, features: Tensor, heads: Tensor, ids: Sequence[str], order: Sequence[int]
+) -> Measured:
+    """Measure a run on its own images.
+
+    Args:
+        logits: Of the method, (N, C), in store order.
+        zero_shot: Of the unadapted model with templates, (N, C).
+        described: Of the unadapted model with descriptions, (N, C); None without descriptions.
+        features: Unit-norm features of the unadapted model, (N, E).
+        heads: Unit-norm text prototypes, (C, E).
+        ids: Sample ids, (N,).
+        order: Store positions in the order of ``predictions.csv``.
+    """
+    probabilities, first = logits.float().softmax(1), zero_shot.float().softmax(1)
+    labels = probabilities.argmax(1)
+    typicality = class_typicality(features, labels, logits.shape[1])
+    confidence = first.amax(1)
+    return Measured(
+        signals=signals_of(probabilities, first, described),
+        confusion=estimate_confusion(probabilities)[:PAIRS],
+        similar=similar_pairs(heads)[:PAIRS],
+        ids=tuple(ids[i].partition("-")[0][:ID_LENGTH] for i in order),
+        zero_shot_probability=tuple(round(confidence[i].item(), 4) for i in order),
+        typicality=tuple(None if math.isnan(value := typicality[i].item()) else round(value, 4) for i in order),
+    )
+
+
+def signals_of(probabilities: Tensor, zero_shot: Tensor, described: Tensor | None) -> Signals:
+    """The numbers from posteriors (N, C), zero-shot posteriors (N, C) and scores of the descriptions (N, C), if there are any."""
+    n, c = probabilities.shape
+    labels, first = probabilities.argmax(1), zero_shot.argmax(1)
+    same = (labels == first).double()
+    sure = zero_shot.amax(1)
+    top = probabilities.topk(min(2, c)).values  # (N, 2)
+    return Signals(
+        images=n,
+        classes=c,
+        agreement=same.mean().item(),
+        largest=_shares(labels, c).max().item(),
+        largest_zero_shot=_shares(first, c).max().item(),
+        unused=c - len(labels.unique()),
+        unused_zero_shot=c - len(first.unique()),
+        spread=spread(labels, c),
+        spread_zero_shot=spread(first, c),
+        confidence=top[:, 0].mean().item(),
+        confidence_zero_shot=sure.mean().item(),
+        margin=(top[:, 0] - (top[:, 1] if c > 1 else 0)).mean().item(),
+        kept=same[sure.argsort(descending=True, stable=True)[: (n + 1) // 2]].mean().item(),
+        text_agreement=None if described is None else (described.argmax(1) == first).double().mean().item(),
+    )
+
+
+def _shares(labels: Tensor, classes: int) -> Tensor:
+    return torch.bincount(labels, minlength=classes).double() / len(labels)  # (C,)
+
+
+def spread(labels: Tensor, classes: int) -> float:
+    """Perplexity of the label histogram over C, in (0, 1]."""
+    shares = _shares(labels, classes)
+    return math.exp(torch.special.entr(shares).sum().item()) / classes
+
+
+def class_typicality(features: Tensor, labels: Tensor, classes: int) -> Tensor:
+    """Cosine (N,) of each unit-norm feature (N, E) with the mean of the other images of its class; NaN for an only image."""
+    features = features.double()
+    sums = torch.zeros(classes, features.shape[1], dtype=torch.float64).index_add_(0, labels, features)  # (C, E)
+    others = F.normalize(sums[labels] - features, dim=1)
+    alone = torch.bincount(labels, minlength=classes)[labels] < 2
+    return (features * others).sum(1).masked_fill(alone, math.nan)
+
+
+def write_measured(path: Path, measured: Measured) -> None:
+    """Write ``signals.json``, atomically."""
+    write_text(path, json_text({"format": FORMAT, "schema_version": SCHEMA_VERSION, **asdict(measured)}) + "\n")
+
+
+def read_measured(path: Path) -> Measured:
+    """Read what :func:`write_measured` wrote.
+
+    Raises:
+        UserError: Missing, damaged, or of another kind.
+    """
+    if not path.is_file():
+        raise UserError(f"{path} does not exist: the run is not finished (finelens resume), or an older finelens wrote it (run it again)")
+    document = read_json(path)
+    if not isinstance(document, Mapping) or document.get("format") != FORMAT:
+        raise UserError(f"{path}: not the signals of a finelens run; run it again")
+    try:
+        return Measured(
+            signals=from_mapping(Signals, document["signals"], "signals"),
+            confusion=_pairs(document["confusion"]),
+            similar=_pairs(document["similar"]),
+            **{name: tuple(document[name]) for name in ("ids", "zero_shot_probability", "typicality")},
+        )
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{path} is damaged ({error}); run it again") from error
+
+
+def _pairs(values: Any) -> tuple[ConfusionPair, ...]:
+    return tuple(ConfusionPair(**value) for value in values)

@@ -1,0 +1,81 @@
+"""Everything a report is made from, read back from the files of a finished run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from finelens.config import RunConfig
+from finelens.errors import UserError
+from finelens.files import read_json
+from finelens.health.lines import collapse_warning
+from finelens.health.signals import Measured, read_measured
+from finelens.health.verdict import Verdict, verdict
+from finelens.predictions import PredictionRow, read_predictions
+from finelens.runs import RunFolder
+from finelens.schemas import MODEL_CONFIG_FILE
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """A finished run as its files tell it.
+
+    Attributes:
+        path: The run folder.
+        config: What was asked.
+        classes: Class names.
+        rows: One line per file.
+        measured: Label-free measures.
+        events: What happened, in order.
+        evaluation: What labels said; None without labels.
+    """
+
+    path: Path
+    config: RunConfig
+    classes: tuple[str, ...]
+    rows: tuple[PredictionRow, ...]
+    measured: Measured
+    events: tuple[Mapping[str, Any], ...]
+    evaluation: Mapping[str, Any] | None = None
+
+    @property
+    def predicted(self) -> list[PredictionRow]:
+        """Rows with a prediction, in their order; ``measured`` has one entry for each."""
+        return [row for row in self.rows if row.label is not None]
+
+    @property
+    def verdict(self) -> Verdict:
+        """Whether to trust the run."""
+        alarm = collapse_warning(self.rows, self.classes)
+        return verdict(self.measured.signals, [] if alarm is None else [alarm])
+
+    @property
+    def epochs(self) -> list[Mapping[str, Any]]:
+        """Epoch events."""
+        return [event for event in self.events if event["event"] == "epoch"]
+
+    def event(self, name: str) -> Mapping[str, Any]:
+        """The last event of that name, empty if there is none."""
+        return next((event for event in reversed(self.events) if event["event"] == name), {})
+
+
+def read_run(folder: RunFolder) -> RunRecord:
+    """Read a finished run.
+
+    Raises:
+        UserError: Not finished, damaged, or its files do not belong together.
+    """
+    rows = tuple(read_predictions(folder.predictions_path))
+    measured = read_measured(folder.signals_path)
+    model = read_json(folder.model_dir / MODEL_CONFIG_FILE)
+    if not isinstance(model, Mapping) or not isinstance(names := model.get("class_names"), list):
+        raise UserError(f"{folder.model_dir / MODEL_CONFIG_FILE}: not the description of a finelens model; run it again")
+    found = sum(row.label is not None for row in rows)
+    if len(measured.ids) != found:
+        raise UserError(f"{folder.signals_path} is about {len(measured.ids)} images and {folder.predictions_path} about {found}; run it again")
+    evaluation = read_json(folder.evaluation_path) if folder.evaluation_path.is_file() else None
+    if evaluation is not None and not isinstance(evaluation, Mapping):
+        raise UserError(f"{folder.evaluation_path}: not the result of finelens evaluate; delete it")
+    return RunRecord(folder.path, folder.config, tuple(map(str, names)), rows, measured, tuple(folder.events()), evaluation)

@@ -1,0 +1,107 @@
+"""Small pictures of the run's photographs, embedded in the page. Their names never are: a picture stands under the hash of its content."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2 import functional as F
+
+from finelens.errors import UserError
+from finelens.images.decode import DecodedImage, DecodeLimits, decode
+from finelens.images.discover import discover
+from finelens.protocol import ImageStore
+
+SIDE = 128
+QUALITY = 78
+# Thumbnails of one page: at about 5 kB each they stay far under its limit of 30 MB.
+LIMIT = 1200
+
+Pixels = Callable[[str], "Tensor | None"]
+
+
+class Thumbnails:
+    """Square pictures by file name, each made once, up to a limit.
+
+    Args:
+        pixels: Gives the decoded image (3, H, W) uint8 of a file name, None where there is none (any more).
+        limit: How many different pictures may be made.
+    """
+
+    def __init__(self, pixels: Pixels, limit: int = LIMIT) -> None:
+        self._pixels = pixels
+        self._made: dict[str, str | None] = {}
+        self._left = limit
+
+    @property
+    def left(self) -> int:
+        """How many more may be made."""
+        return self._left
+
+    def uri(self, name: str) -> str | None:
+        """The picture as a ``data:`` address; None when the photograph is gone or the limit is reached."""
+        if name not in self._made:
+            image = self.pixels(name) if self._left > 0 else None
+            if image is None:
+                return None
+            self._left -= 1
+            self._made[name] = jpeg_uri(square(image, SIDE))
+        return self._made[name]
+
+    def pixels(self, name: str) -> Tensor | None:
+        """The decoded image (3, H, W) itself."""
+        return self._pixels(name)
+
+
+def no_pixels(name: str) -> None:
+    """A source for runs whose photographs are not at hand."""
+
+
+def from_folder(photos: Path, limits: DecodeLimits) -> Pixels:
+    """Read photographs by their name relative to a folder, through the one decode boundary. A folder that is gone has none."""
+    try:
+        paths = {file.name: file.path for file in discover(photos)}
+    except UserError:
+        return no_pixels
+
+    def pixels(name: str) -> Tensor | None:
+        path = paths.get(name)
+        decoded = None if path is None else decode(path, limits)
+        return decoded.pixels if isinstance(decoded, DecodedImage) else None
+
+    return pixels
+
+
+def from_store(names: Sequence[tuple[str, int]], store: ImageStore) -> Pixels:
+    """Take decoded images from memory: file names with their positions in the store."""
+    positions = dict(names)
+    return lambda name: store[positions[name]] if name in positions else None
+
+
+def square(image: Tensor, side: int) -> Tensor:
+    """The central square of (3, H, W), resized to (3, side, side)."""
+    short = min(image.shape[1:])
+    return F.resize(F.center_crop(image, [short, short]), [side, side], interpolation=InterpolationMode.BICUBIC, antialias=True)
+
+
+def jpeg_uri(image: Tensor) -> str:
+    """(3, H, W) uint8 as a JPEG in a ``data:`` address. The same pixels give the same text."""
+    return _data_uri(Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()), "JPEG", quality=QUALITY, optimize=True)
+
+
+def png_uri(image: Tensor) -> str:
+    """(H, W) or (4, H, W) uint8 as a PNG in a ``data:`` address: a grey map, or colour with transparency."""
+    array = image if image.ndim == 2 else image.permute(1, 2, 0)
+    return _data_uri(Image.fromarray(array.contiguous().to(torch.uint8).numpy()), "PNG", optimize=True)
+
+
+def _data_uri(image: Image.Image, kind: str, **options: object) -> str:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(file.getvalue()).decode('ascii')}"

@@ -1,0 +1,61 @@
+"""From a finished run to ``report.html`` and ``MODEL_CARD.md``."""
+
+from __future__ import annotations
+
+from datetime import datetime, timezone
+from pathlib import Path
+
+from finelens import __version__
+from finelens.files import write_text
+from finelens.images.decode import DecodeLimits
+from finelens.report import rows
+from finelens.report.card import model_card
+from finelens.report.page import render
+from finelens.report.record import RunRecord, read_run
+from finelens.report.sections import balance, changes, classes, confusions, cost, found, labelled, training
+from finelens.report.thumbnails import Pixels, Thumbnails, from_folder
+from finelens.runs import RunFolder
+
+# Originals of thumbnails need not be large.
+SHORT_SIDE = 256
+
+
+def write_report(folder: RunFolder, pixels: Pixels | None = None) -> Path:
+    """Write the report and the model card of a finished run from its files.
+
+    Args:
+        folder: The run.
+        pixels: Where the pictures come from; by default they are read again from the run's photographs. Where those are gone, the report has none.
+
+    Returns:
+        Path of the report.
+
+    Raises:
+        UserError: The run is not finished or damaged, or the file cannot be written.
+    """
+    record = read_run(folder)
+    source = pixels or from_folder(Path(record.config.photos), DecodeLimits(short_side=SHORT_SIDE))
+    write_text(folder.report_path, report_html(record, Thumbnails(source)))
+    write_text(folder.card_path, model_card(record))
+    return folder.report_path
+
+
+def report_html(record: RunRecord, thumbnails: Thumbnails) -> str:
+    """The page."""
+    content = {
+        "title": f"{record.path.absolute().name}: {record.config.method}, {len(record.predicted)} images",
+        "record": record,
+        "signals": record.measured.signals,
+        "verdict": record.verdict,
+        "found": found.build(record),
+        "balance": balance.build(record),
+        "confusions": confusions.build(record, thumbnails),
+        "changes": changes.build(record, thumbnails),
+        "classes": classes.build(record, thumbnails),
+        "training": training.build(record),
+        "cost": cost.build(record),
+        "labelled": labelled.build(record),
+        "written": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+        "version": __version__,
+    }
+    return render("report.html.j2", content, {"table-data": rows.build(record)})

@@ -1,0 +1,180 @@
+"""The report of a run: one page, complete in itself, whatever the files and classes are called."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+import shutil
+from itertools import pairwise
+
+import pytest
+
+import finelens
+from finelens import api
+from finelens.errors import UserError
+from finelens.report import page as page_module
+from finelens.report.card import plain
+from finelens.report.page import script_json
+from tests.report.conftest import FILES, HOSTILE, make_run
+from tests.report.html import Page
+from tests.toy import CLASSES, QUIET, events
+
+
+def read(run) -> Page:
+    return Page((run / "report.html").read_text(encoding="utf-8"))
+
+
+def copied(run, target):
+    """The run in a folder of its own, to be spoiled."""
+    return shutil.copytree(run, target / "run")
+
+
+@pytest.mark.parametrize("which", ["plain_run", "hostile_run", "trained_run"])
+def test_page_is_whole_accessible_and_fetches_nothing(which, request):
+    page = read(request.getfixturevalue(which))
+    assert page.open == []
+    tags = [tag for tag, _ in page.elements]
+    assert tags.count("h1") == tags.count("main") == tags.count("header") == tags.count("nav") == 1
+    assert page.all("html")[0]["lang"] == "en"
+    for image in page.all("img"):
+        assert image["alt"]
+        assert image["src"].startswith("data:image/")
+    for svg in page.all("svg"):
+        assert svg.get("aria-hidden") == "true" or svg["aria-label"]
+    ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    for link in page.all("a"):
+        assert link["href"][0] == "#"
+        assert link["href"][1:] in ids
+    for tag, attributes in page.elements:
+        assert not [name for name in attributes if name.startswith("on") or name == "style"], tag
+        assert tag not in ("link", "iframe", "object", "form", "base")
+        for name in ("href", "src"):
+            assert not re.match(r"\s*(https?:|//|javascript:)", attributes.get(name) or "")
+
+
+def test_headings_never_skip_a_level(plain_run):
+    levels = [int(tag[1]) for tag, _ in read(plain_run).elements if re.fullmatch("h[1-6]", tag)]
+    assert levels[0] == 1
+    assert all(b <= a + 1 for a, b in pairwise(levels))
+
+
+def test_policy_lets_only_the_own_script_and_style_through(plain_run):
+    text = (plain_run / "report.html").read_text(encoding="utf-8")
+    policy = next(meta["content"] for meta in Page(text).all("meta") if meta.get("http-equiv") == "Content-Security-Policy")
+    assert policy.startswith("default-src 'none'; img-src data:; ")
+    assert "unsafe" not in policy
+    for kind, source in (("style-src", re.search(r"<style>(.*?)</style>", text, re.S)[1]), ("script-src", Page(text).scripts[None])):
+        digest = base64.b64encode(hashlib.sha256(source.encode()).digest()).decode()
+        assert f"{kind} 'sha256-{digest}'" in policy
+
+
+def test_hostile_names_are_text(hostile_run):
+    page = read(hostile_run)
+    assert len(page.all("script")) == 2
+    assert all(not image["src"].startswith("x") for image in page.all("img"))
+    data = json.loads(page.scripts["table-data"])
+    assert data["classes"] == list(HOSTILE)
+    assert {row[0].split("/")[0] for row in data["rows"]} == {*FILES, "broken.jpg", "copy.png"}
+    shown = page.text
+    assert HOSTILE[0] in shown
+    assert "{{ 7 * 7 }}" in shown
+
+
+def test_script_json_cannot_end_its_element():
+    text = str(script_json({"</script>": "<!-- & \u2028"}))
+    assert not set("<>&\u2028") & set(text)
+    assert json.loads(text) == {"</script>": "<!-- & \u2028"}
+
+
+def test_every_template_escapes():
+    env = page_module.environment()
+    assert env.autoescape is True
+    assert env.from_string("{{ x }}").render(x="<b>") == "&lt;b&gt;"
+
+
+def test_content_of_a_run(plain_run):
+    text = read(plain_run).text
+    for part in (
+        "judged without labels",
+        "26 files, 25 ok, 1 corrupt",
+        "1 exact copy of other files",
+        "templates stand in",
+        "Classes that are probably",
+    ):
+        assert part in text
+    assert "Accuracy, with labels" not in text
+    rows = json.loads(read(plain_run).scripts["table-data"])["rows"]
+    assert len(rows) == 26
+    assert [row[1] for row in rows if row[0] == "broken.jpg"] == [-1]
+
+
+def test_training_curves(trained_run, plain_run):
+    assert "Stability of the pseudo-labels" not in read(plain_run).text
+    text = read(trained_run).text
+    for heading in ("Loss", "Confidence of the pseudo-labels"):
+        assert heading in text
+    assert len([event for event in events(trained_run) if event["event"] == "epoch"]) == 2
+
+
+def test_photographs_that_are_gone_leave_a_report_without_pictures(plain_run, tmp_path):
+    run = copied(plain_run, tmp_path)
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps({**config, "photos": str(tmp_path / "gone")}))
+    assert finelens.report(run, console=QUIET) == run / "report.html"
+    page = read(run)
+    assert page.all("img") == []
+    assert "no picture" in page.text
+
+
+def test_labels_add_the_measured_part(plain_run, tmp_path):
+    run = copied(plain_run, tmp_path)
+    photos = json.loads((run / "config.json").read_text())["photos"]
+    labels = tmp_path / "labels.csv"
+    labels.write_text("path,label\n" + "".join(f"{name}/{i}.png,{name}\n" for name in CLASSES for i in range(6)))
+    api.report(run, labels=labels, console=QUIET)
+    text = read(run).text
+    for part in ("Accuracy, with labels", "95 % interval", "Confusion matrix", "Each class"):
+        assert part in text
+    measured = json.loads((run / "evaluation.json").read_text())
+    assert sum(count for _, _, count in measured["confusion"]) == sum(entry["n"] for entry in measured["reliability"]) == measured["n"] == 24
+    assert f"{measured['accuracy']:.1%}" in (run / "MODEL_CARD.md").read_text()
+    with pytest.raises(UserError, match="--labels"):
+        api.report(run, test=photos, console=QUIET)
+
+
+def test_a_report_that_fails_does_not_lose_the_run(tmp_path, tiny_vit, monkeypatch, capsys):
+    def fail(*_: object) -> None:
+        raise RuntimeError("no pen")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("finelens.report.write.report_html", fail)
+        run = make_run(tmp_path, tiny_vit)
+    assert "no pen" in capsys.readouterr().err
+    assert not (run / "report.html").exists()
+    assert events(run)[-1]["event"] == "end"
+    finelens.report(run, console=QUIET)
+    assert (run / "report.html").exists()
+
+
+def test_runs_without_what_a_report_needs_are_refused(plain_run, tmp_path):
+    run = copied(plain_run, tmp_path)
+    (run / "signals.json").unlink()
+    with pytest.raises(UserError, match=r"signals\.json does not exist"):
+        api.report(run, console=QUIET)
+    (run / "signals.json").write_text('{"format": "other"}')
+    with pytest.raises(UserError, match="not the signals"):
+        api.report(run, console=QUIET)
+    with pytest.raises(UserError, match="not the folder of a finelens run"):
+        api.report(tmp_path, console=QUIET)
+
+
+def test_card_says_what_the_model_is(plain_run, hostile_run):
+    card = (plain_run / "MODEL_CARD.md").read_text()
+    for part in ("docs/methods/stata.md", "SHA-256", "Intended use", "Limits", "Nothing: no labels were given", *CLASSES):
+        assert part in card
+    hostile = (hostile_run / "MODEL_CARD.md").read_text()
+    assert "<script>" not in hostile
+    assert plain("<b>*x*\n# y") == "&lt;b&gt;\\*x\\* \\# y"
