@@ -46,10 +46,9 @@ from finelens.images.batches import centre_batches
 from finelens.images.discover import discover
 from finelens.pipeline import Prepared, decode_limits, load, prepare
 from finelens.protocol import TargetFeatures
-from finelens.solvers import GdaEm, SinkhornOt, Solver, StatA, TransClip, ZLaP
+from finelens.solvers import SOLVERS
 from finelens.solvers.neighbours import top_neighbours
 
-SOLVERS: dict[str, type[Solver]] = {"gda-em": GdaEm, "stata": StatA, "transclip": TransClip, "ot": SinkhornOt, "zlap": ZLaP}
 SETTINGS = ("inductive", "transductive", "few:5", "few:10", "few:25", "tail")
 QUIET = Console(enabled=False)
 

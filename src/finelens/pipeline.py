@@ -209,6 +209,8 @@ def fit(
         else:
             with engine.stopwatch("solve"):
                 task.prepare(features)
+            for line in task.notes():
+                console.say(line)
     model = Model(
         engine=engine,
         task=task,

@@ -306,6 +306,10 @@ class Task(nn.Module, ABC):
         """What :meth:`predict_logits` needs besides the backbone; saved with the model."""
         return dict(self.state_dict())
 
+    def notes(self) -> Sequence[str]:
+        """What :meth:`prepare` decided and the user should know, one line each."""
+        return ()
+
     def end_epoch(self, epoch: int) -> Mapping[str, float]:
         """Work after the last step of an epoch; returns plain numbers to log."""
         return {}

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from finelens.solvers import GdaEm, SinkhornOt, StatA, TransClip, ZLaP
+from finelens.solvers import SOLVERS, OnlineSolver
 
-SOLVERS = {"gda-em": GdaEm, "stata": StatA, "transclip": TransClip, "ot": SinkhornOt, "zlap": ZLaP}
+__all__ = ["ONLINE", "SCALE", "SOLVERS", "cloud", "unit"]
+
+ONLINE = {name: solver for name, solver in SOLVERS.items() if issubclass(solver, OnlineSolver)}
 SCALE = 20.0
 
 

@@ -9,7 +9,7 @@ from sklearn.base import clone, is_classifier
 from sklearn.exceptions import NotFittedError
 
 from finelens.errors import UserError
-from tests.solvers.data import SCALE, SOLVERS, cloud, unit
+from tests.solvers.data import ONLINE, SCALE, SOLVERS, cloud, unit
 
 X, W, Y = cloud([9, 12, 7, 11])
 NEW, _, _ = cloud([3, 3, 3, 3], seed=5)
@@ -45,7 +45,7 @@ def test_answers_are_probabilities_of_the_kind_that_came(name):
     np.testing.assert_allclose(p.numpy(), solver.fit_predict_proba(X, prototypes=W), atol=1e-3)
 
 
-@each
+@pytest.mark.parametrize("name", [name for name in SOLVERS if name not in ONLINE])
 def test_order_of_images_carries_through(name):
     order = np.random.default_rng(1).permutation(len(X))
     np.testing.assert_allclose(transduced(name, X[order]), transduced(name)[order], atol=1e-9)

@@ -61,6 +61,10 @@ class SolverTask(FrozenTask):
         for name, tensor in self.solver.state().items():
             setattr(self, name, tensor)
 
+    def notes(self) -> list[str]:
+        """What the solver decided."""
+        return self.solver.notes()
+
     @torch.no_grad()
     def predict_logits(self, images: Tensor) -> dict[str, Tensor]:
         """Log-probabilities of the global feature under the fitted solver."""

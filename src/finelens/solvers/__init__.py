@@ -4,9 +4,42 @@ from __future__ import annotations
 
 from finelens.solvers.base import Solver
 from finelens.solvers.gda_em import GdaEm
+from finelens.solvers.online import OnlineSolver
+from finelens.solvers.online_gda import OnlineGda
+from finelens.solvers.onzeta import OnZeta
 from finelens.solvers.sinkhorn import SinkhornOt
 from finelens.solvers.stata import StatA
+from finelens.solvers.tda import TDA
+from finelens.solvers.tip_adapter import TipAdapter, TipAdapterF
 from finelens.solvers.transclip import TransClip
 from finelens.solvers.zlap import ZLaP
 
-__all__ = ["GdaEm", "SinkhornOt", "Solver", "StatA", "TransClip", "ZLaP"]
+SOLVERS: dict[str, type[Solver]] = {
+    "gda-em": GdaEm,
+    "stata": StatA,
+    "transclip": TransClip,
+    "ot": SinkhornOt,
+    "zlap": ZLaP,
+    "tip-adapter": TipAdapter,
+    "tip-adapter-f": TipAdapterF,
+    "onzeta": OnZeta,
+    "tda": TDA,
+    "online-gda": OnlineGda,
+}
+"""By registry name."""
+
+__all__ = [
+    "SOLVERS",
+    "TDA",
+    "GdaEm",
+    "OnZeta",
+    "OnlineGda",
+    "OnlineSolver",
+    "SinkhornOt",
+    "Solver",
+    "StatA",
+    "TipAdapter",
+    "TipAdapterF",
+    "TransClip",
+    "ZLaP",
+]

@@ -76,7 +76,7 @@ class Solver(ClassifierMixin, BaseEstimator, ABC):
     def predict_log_proba(self, X: Features) -> Any:
         """Log-probabilities (M, C) of new images (M, D), of the kind that ``X`` is (array or tensor)."""
         check_is_fitted(self, "classes_")
-        x = _unit_rows(X, "X")
+        x = unit_rows(X, "X")
         if x.shape[1] != self.n_features_in_:
             raise UserError(
                 f"X has {x.shape[1]} columns, but {type(self).__name__} was fitted on {self.n_features_in_}; use features of the same model"
@@ -93,6 +93,10 @@ class Solver(ClassifierMixin, BaseEstimator, ABC):
     def predict(self, X: Features) -> Any:
         """Class indices (M,) of new images (M, D)."""
         return self.predict_log_proba(X).argmax(1)
+
+    def notes(self) -> list[str]:
+        """What the fit decided and the user should know, one line each; read after ``fit``."""
+        return []
 
     def state(self) -> dict[str, Tensor]:
         """The fitted tensors by name: all that prediction needs."""
@@ -115,7 +119,7 @@ class Solver(ClassifierMixin, BaseEstimator, ABC):
 
     @torch.no_grad()
     def _run(self, X: Features, prototypes: Features, logit_scale: float, hints: Hints | None) -> Tensor:
-        x, w = _unit_rows(X, "X"), _unit_rows(prototypes, "prototypes")
+        x, w = unit_rows(X, "X"), unit_rows(prototypes, "prototypes")
         if x.shape[1] != w.shape[1]:
             raise UserError(f"X has {x.shape[1]} columns and prototypes {w.shape[1]}; give features and prototypes of the same model")
         if not 0 < logit_scale < float("inf"):
@@ -131,7 +135,7 @@ class Solver(ClassifierMixin, BaseEstimator, ABC):
         return answers
 
 
-def _unit_rows(values: Features, what: str) -> Tensor:
+def unit_rows(values: Features, what: str) -> Tensor:
     """A non-empty matrix with unit rows, in float64 if it came so and else in float32."""
     try:
         x = values.detach() if isinstance(values, Tensor) else torch.from_numpy(np.array(values))

@@ -65,14 +65,14 @@ class GdaEm(Solver):
         mean, second = _second_moment(x, self.chunk_size)
         # Text and image features lie apart (the modality gap): prototypes are moved by the difference of the two centres.
         text_means = w + (mean - w.mean(0))
-        text_std = _logit_std(scale * w, w.new_zeros(len(w)), mean, second)
+        text_std = logit_std(scale * w, w.new_zeros(len(w)), mean, second)
         self.coef_, self.intercept_, self.alpha_ = scale * w, w.new_zeros(len(w)), 0.0
         log_gamma = known.clamp(self._log_proba(x))
         for round_ in range(1, self.max_iter + 1):
             self.n_iter_ = round_
             means, covariance = self._m_step(_moments(x, log_gamma, self.chunk_size), text_means)
             weights, bias = discriminant(means, covariance, len(x))
-            spread = _logit_std(weights, bias, mean, second)
+            spread = logit_std(weights, bias, mean, second)
             self.alpha_ = float(text_std / spread) if spread > TINY else 0.0
             self.coef_, self.intercept_ = scale * w + self.alpha_ * weights, self.alpha_ * bias
             previous, log_gamma = log_gamma, known.clamp(self._log_proba(x))
@@ -123,7 +123,7 @@ def _second_moment(x: Tensor, chunk_size: int) -> tuple[Tensor, Tensor]:
     return total / len(x), second / len(x)
 
 
-def _logit_std(weights: Tensor, bias: Tensor, mean: Tensor, second: Tensor) -> Tensor:
+def logit_std(weights: Tensor, bias: Tensor, mean: Tensor, second: Tensor) -> Tensor:
     """Standard deviation over images and classes of ``x w^T + b`` after centring over the classes, from moments of x alone."""
     w, b = weights - weights.mean(0), bias - bias.mean()
     square = ((w @ second) * w).sum() + 2 * b @ (w @ mean) + b @ b

@@ -35,6 +35,11 @@ class Known:
         clamped[self.rows, self.labels] = 0.0
         return clamped
 
+    def ordered(self) -> tuple[Tensor, Tensor]:
+        """Rows and labels by class, then by row."""
+        order = (self.labels * (int(self.rows.max()) + 1) + self.rows).argsort() if len(self) else self.rows
+        return self.rows[order], self.labels[order]
+
     def counts(self, classes: int) -> Tensor:
         """Hinted images of each class, (C,), float64."""
         return torch.bincount(self.labels, minlength=classes).double()

@@ -1,0 +1,37 @@
+"""OnZeta; see :class:`finelens.solvers.OnZeta`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from finelens.config import TrainingConfig
+from finelens.methods.heads import ClassHeads
+from finelens.methods.solver_task import SolverConfig, SolverTask
+from finelens.solvers import OnZeta
+from finelens.strict import require
+from finelens.training.engine import Engine
+
+
+@dataclass(frozen=True)
+class OnZetaConfig(SolverConfig):
+    """Options of the method.
+
+    Attributes:
+        balance: Least mean posterior of a class, as a share of 1 / C.
+        share: Largest weight of the visual posterior.
+    """
+
+    balance: float = 1.0
+    share: float = 0.8
+
+    def __post_init__(self) -> None:
+        require(0 <= self.balance <= 1, "method.balance", "between 0 and 1", self.balance)
+        require(0 <= self.share <= 1, "method.share", "between 0 and 1", self.share)
+
+
+CONFIG = OnZetaConfig
+
+
+def build(engine: Engine, heads: ClassHeads, config: OnZetaConfig, training: TrainingConfig, seed: int) -> SolverTask:
+    """See :class:`finelens.methods.registry.Method`."""
+    return SolverTask(engine, heads, OnZeta(balance=config.balance, share=config.share, seed=seed), config)
