@@ -12,6 +12,7 @@ from finelens import api
 from finelens.backbones.embedded import EmbeddedBackbone
 from finelens.bench.data import find_data
 from finelens.bench.features import ReplayEngine, Rows, take
+from finelens.bench.flops import flops_per_forward
 from finelens.bench.guard import NeedsPixels, UnlabelledImages
 from finelens.bench.matrix import Plan, choose_methods, run
 from finelens.bench.protocols import parse_protocol
@@ -123,6 +124,17 @@ def test_training_pays_for_its_own_forwards(context):
     assert not found.default
 
 
+def test_operations_of_a_forward_are_counted(context):
+    """EfficientNet-Lite0 takes 0.41 G multiplications at 224 pixels (timm's table) and two heads; the tiny ViT is added up by hand."""
+    cpu = torch.device("cpu")
+    assert flops_per_forward(EmbeddedBackbone(text=False), cpu) == pytest.approx(2 * 0.41e9, rel=0.05)
+    n, w, e = 17, 64, 48
+    first = 2 * n * w * 12 * w + 4 * n * n * w
+    # Of the last block only the class token is wanted: keys and values of all tokens, the rest of one.
+    last = 2 * n * w * 2 * w + 2 * w * 10 * w + 4 * n * w
+    assert flops_per_forward(context.start.backbone, cpu) == 2 * 16 * w * 3 * 16 * 16 + first + last + 2 * w * e
+
+
 def test_hits_are_those_of_the_test_images(context):
     found = row(context, "zero-shot")
     hits = unpack(found.correct, found.measures["n"])
@@ -136,6 +148,15 @@ def test_online_takes_what_needs_no_look_ahead(context):
     skipped = row(context, "gda-em", "online")
     assert (skipped.status, skipped.measures) == ("skipped", {})
     assert "all images" in skipped.reason
+
+
+def test_hints_reach_methods_that_adapt_in_few_shot_protocols_only(context):
+    found = row(context, "gda-em", "fewshot-6")
+    assert found.split["labelled"] == 24
+    assert found.measures["accuracy"] > row(context, "gda-em").measures["accuracy"]
+    assert row(context, "cupl", "fewshot-6").measures["accuracy"] == row(context, "cupl").measures["accuracy"]
+    for name in [method.name for method in METHODS if method.few_shot]:
+        assert row(context, name).reason == "the method learns from labelled images, and the protocol gives none"
 
 
 def test_a_set_that_does_not_allow_a_protocol_is_a_row_that_says_so(context):

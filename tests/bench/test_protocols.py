@@ -38,7 +38,20 @@ def test_names_of_protocols(text, protocol):
     assert parse_protocol(text) == protocol
 
 
-WRONG = ["", "longtail", "longtail-0", "partial--5", "inductive-3", "few-half", "balanced-2", "online+", "+few-1", "tail-10", "few-²", "few-+1"]
+WRONG = [
+    "",
+    "longtail",
+    "longtail-0",
+    "partial--5",
+    "inductive-3",
+    "few-half",
+    "balanced-2",
+    "online+",
+    "+few-1",
+    "tail-10",
+    "few-²",
+    "transductive+fewshot-1",
+]
 
 
 @pytest.mark.parametrize("text", WRONG)
@@ -114,6 +127,19 @@ def test_few_images_and_balance():
     even = split("balanced", train=uneven)
     assert set(Counter(uneven.labels[even.fit].tolist()).values()) == {3}
     assert split("few-16", train=uneven).fit.tolist() == sorted(split("few-16", train=uneven).fit.tolist())
+
+
+@pytest.mark.parametrize("limit", [None, 100, 50])
+def test_few_shots_are_labelled_images_of_the_training_part(limit):
+    found = split("fewshot-4", limit=limit)
+    assert len(found.fit) == (limit or 800 if limit != 50 else 80)
+    assert Counter(found.hint_labels) == dict.fromkeys(range(20), 4)
+    assert TRAIN.labels[found.fit[list(found.hinted)]].tolist() == list(found.hint_labels)
+    assert found.fit.tolist() == sorted(set(found.fit.tolist()))
+    assert found.test.tolist() == list(range(100))
+    assert split("few-4").hinted == ()
+    other = split("fewshot-4", 1, limit)
+    assert other.fit[list(other.hinted)].tolist() != found.fit[list(found.hinted)].tolist()
 
 
 def test_noise_adds_names_that_no_image_has():

@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from finelens.bench.table import markdown_tables, unique
+from finelens.bench.paired import unique
+from finelens.bench.table import markdown_tables
 from finelens.errors import UserError
 from tests.bench.test_results import result
 from tests.bench.world import key

@@ -91,6 +91,38 @@ def table(results: tuple[Path, ...], markdown: bool, measure: str) -> None:
     click.echo(markdown_tables(read_results(results), measure), nl=False)
 
 
+@bench.command()
+@click.argument("results", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--html", required=True, type=click.Path(path_type=Path), help="File to write; it needs nothing else.")
+def leaderboard(results: tuple[Path, ...], html: Path) -> None:
+    """Write RESULTS as one HTML page: tables to sort, intervals, accuracy against cost."""
+    from finelens.bench.leaderboard import leaderboard as page
+    from finelens.bench.results import read_results
+    from finelens.files import check_target, write_text
+
+    check_target(html, "<!doctype html>")
+    write_text(html, page(read_results(results)))
+    click.echo(f"wrote {html}", err=True)
+
+
+@bench.command()
+@click.argument("a")
+@click.argument("b")
+@click.option("--results", multiple=True, type=click.Path(path_type=Path), help="Results that hold both methods; repeatable.")
+def compare(a: str, b: str, results: tuple[Path, ...]) -> None:
+    """Differences of two methods in --results, or of the same rows in two results files A and B, with paired intervals."""
+    from finelens.bench.compare import compare_files, compare_methods
+    from finelens.bench.results import read_results
+
+    if results:
+        click.echo(compare_methods(read_results(results), a, b), nl=False)
+        return
+    for text in (a, b):
+        if not Path(text).is_file():
+            raise UserError(f"{text} is no results file; to compare two methods add --results FILE")
+    click.echo(compare_files(read_results([Path(a)]), read_results([Path(b)])), nl=False)
+
+
 def _items(text: str, option: str) -> list[str]:
     items = [item.strip() for item in text.split(",") if item.strip()]
     if not items:

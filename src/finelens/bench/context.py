@@ -17,6 +17,7 @@ from finelens.api import make_config
 from finelens.backbones.registry import load_backbone
 from finelens.bench.data import DataSet
 from finelens.bench.features import Pool
+from finelens.bench.flops import flops_per_forward
 from finelens.cache import cached_tensors
 from finelens.classes.texts import build_class_set
 from finelens.config import RunConfig, from_mapping
@@ -78,17 +79,7 @@ class Start:
     @cached_property
     def flops_per_forward(self) -> int | None:
         """Floating-point operations of one image, counted; None where the counter fails."""
-        from torch.utils.flop_counter import FlopCounterMode
-
-        size = self.backbone.preprocess.image_size
-        image = self.backbone.normalise(torch.zeros(1, 3, size, size, dtype=torch.uint8, device=self.device))
-        counter = FlopCounterMode(display=False)
-        try:
-            with torch.no_grad(), counter:
-                self.backbone.encode_image(image)
-        except (RuntimeError, NotImplementedError):
-            return None
-        return int(counter.get_total_flops()) or None
+        return flops_per_forward(self.backbone, self.device)
 
 
 class Context:

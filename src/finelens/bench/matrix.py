@@ -172,8 +172,21 @@ def _options(key: Key, plan: Plan) -> tuple[int | None, dict[str, dict[str, Any]
 def _describe_split(context: Context, protocol: Protocol, split: Split) -> dict[str, Any]:
     fit = [context.pool(protocol.fit_part).row_digests[row] for row in split.fit]
     test = [context.test.row_digests[row] for row in split.test]
-    checksum = hashlib.sha256("\n".join([*fit, ";", *test, ";", *split.names]).encode()).hexdigest()
-    return {"fit": len(fit), "test": len(test), "classes": len(split.names), "occurring": split.occurring, "checksum": checksum}
+    hints = [f"{position} {label}" for position, label in zip(split.hinted, split.hint_labels, strict=True)]
+    return {
+        "fit": len(fit),
+        "test": len(test),
+        "classes": len(split.names),
+        "occurring": split.occurring,
+        "labelled": len(hints),
+        "checksum": _sha256([*fit, ";", *hints, ";", *test, ";", *split.names]),
+        # Rows with the same test images can be compared image by image.
+        "test_checksum": _sha256(sorted(test)),
+    }
+
+
+def _sha256(lines: Sequence[str]) -> str:
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def versions() -> dict[str, Any]:

@@ -18,12 +18,12 @@ from finelens.errors import UserError
 from finelens.images.randomness import generator, permutation
 
 Setting = Literal["inductive", "transductive", "online"]
-Change = Literal["", "balanced", "longtail", "partial", "few", "noise"]
+Change = Literal["", "balanced", "longtail", "partial", "few", "noise", "fewshot"]
 HALF = -1
-_TAKES_NUMBER = ("longtail", "partial", "few", "noise")
+_TAKES_NUMBER = ("longtail", "partial", "few", "noise", "fewshot")
 EXAMPLES = (
     "inductive, transductive, online, balanced, longtail-10, longtail-20, longtail-50, partial-5, partial-10, partial-25, partial-half, few-1, "
-    "few-4, few-16, noise-25; transductive+partial-10 combines a setting and a change"
+    "few-4, few-16, fewshot-1, fewshot-4, fewshot-16, noise-25; transductive+partial-10 combines a setting and a change"
 )
 
 
@@ -67,6 +67,8 @@ def parse_protocol(text: str) -> Protocol:
     setting, change_text = (first, rest) if plus else ("inductive", first)
     change, _, number = change_text.partition("-")
     known = change in get_args(Change) and change != "" and setting in get_args(Setting)
+    # An image whose class was given cannot be asked about.
+    known = known and (change != "fewshot" or setting == "inductive")
     if known and change == "balanced" and not number:
         return Protocol(name, cast(Setting, setting), "balanced")
     if known and change == "partial" and number == "half":
@@ -99,12 +101,16 @@ class Split:
         test: Rows of the test part that are asked about: ascending, or for ``online`` in the order of the stream.
         names: Class names, extra ones last.
         occurring: Number of classes that occur in ``test``.
+        hinted: Positions in ``fit`` whose class is given to methods that can use it, ascending; empty but for ``fewshot``.
+        hint_labels: Their classes.
     """
 
     fit: np.ndarray
     test: np.ndarray
     names: tuple[str, ...]
     occurring: int
+    hinted: tuple[int, ...] = ()
+    hint_labels: tuple[int, ...] = ()
 
 
 def make_split(protocol: Protocol, train: PartTruth, test: PartTruth, names: Sequence[str], seed: int, limit: int | None) -> Split:
@@ -125,12 +131,16 @@ def make_split(protocol: Protocol, train: PartTruth, test: PartTruth, names: Seq
     source = test if same else train
     asked = np.flatnonzero(test.labels >= 0)
     fit = asked if same else np.arange(len(train.labels))
-    if protocol.change in ("balanced", "longtail", "few", "partial"):
+    shots = np.zeros(0, dtype=np.int64)
+    if protocol.change in ("balanced", "longtail", "few", "partial", "fewshot"):
         if (source.labels[fit] < 0).any():
             raise SkippedError(f"the classes of some images of the {protocol.fit_part} part are not known, which {protocol.name} needs")
-        fit = _changed_rows(protocol, fit, source.labels, len(names), seed)
+        chosen = _changed_rows(protocol, fit, source.labels, len(names), seed)
+        fit, shots = (fit, chosen) if protocol.change == "fewshot" else (chosen, shots)
     if limit is not None and len(fit) > limit:
-        fit = np.sort(np.array(sorted(fit.tolist(), key=lambda row: source.ranks[row])[:limit]))
+        # Images whose class is given are never cut.
+        rest = sorted(np.setdiff1d(fit, shots).tolist(), key=lambda row: source.ranks[row])
+        fit = np.sort(np.concatenate([shots, np.array(rest[: max(0, limit - len(shots))], dtype=np.int64)]))
     if same:
         asked = fit
     elif protocol.change == "partial":
@@ -141,7 +151,8 @@ def make_split(protocol: Protocol, train: PartTruth, test: PartTruth, names: Seq
     if protocol.setting == "online":
         asked = asked[permutation(generator(seed, 0, "", "bench online"), len(asked))]
     extra = _extra_names(protocol, names, seed) if protocol.change == "noise" else ()
-    return Split(fit, asked, (*names, *extra), occurring)
+    hinted = np.flatnonzero(np.isin(fit, shots))
+    return Split(fit, asked, (*names, *extra), occurring, tuple(hinted.tolist()), tuple(source.labels[fit[hinted]].tolist()))
 
 
 def _changed_rows(protocol: Protocol, rows: np.ndarray, labels: np.ndarray, classes: int, seed: int) -> np.ndarray:
@@ -151,6 +162,7 @@ def _changed_rows(protocol: Protocol, rows: np.ndarray, labels: np.ndarray, clas
     wanted = {
         "balanced": lambda: np.full(classes, counts[counts > 0].min()),
         "few": lambda: np.full(classes, protocol.amount),
+        "fewshot": lambda: np.full(classes, protocol.amount),
         "longtail": lambda: _tail_sizes(int(counts.max()), protocol.amount, classes, seed),
     }[protocol.change]()
     kept = []

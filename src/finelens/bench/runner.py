@@ -23,7 +23,7 @@ from finelens.methods.solver_task import SolverTask
 from finelens.models import copy_into
 from finelens.pipeline import BATCH, Fitted, fit, predict_store
 from finelens.predictions import softmax
-from finelens.protocol import Backbone
+from finelens.protocol import Backbone, Hints
 from finelens.training.engine import Engine
 
 # In an inductive protocol an answer depends on no other test image: some images are asked alone before all are asked. Stored features leave no
@@ -53,7 +53,7 @@ def refuse(method: Method, protocol: Protocol) -> None:
     Raises:
         SkippedError: It cannot.
     """
-    if method.few_shot:
+    if method.few_shot and protocol.change != "fewshot":
         raise SkippedError("the method learns from labelled images, and the protocol gives none")
     if protocol.setting == "online" and method.adapts and method.family != "online":
         raise SkippedError("the method needs all images before it answers")
@@ -71,10 +71,10 @@ def answer(context: Context, config: RunConfig, protocol: Protocol, split: Split
     with method_runs():
         if not method.trains:
             try:
-                return _from_features(context, config, protocol, split)
+                return _from_features(context, method, config, protocol, split)
             except NeedsPixels:
                 pass
-        return _from_pixels(context, config, protocol, split)
+        return _from_pixels(context, method, config, protocol, split)
 
 
 def zero_shot(context: Context, split: Split) -> dict[str, np.ndarray]:
@@ -85,7 +85,7 @@ def zero_shot(context: Context, split: Split) -> dict[str, np.ndarray]:
     return {name: cosine_logits(engine, features, head).float().cpu().numpy() for name, head in both.items()}
 
 
-def _from_features(context: Context, config: RunConfig, protocol: Protocol, split: Split) -> Answers:
+def _from_features(context: Context, method: Method, config: RunConfig, protocol: Protocol, split: Split) -> Answers:
     backbone, source = context.start.backbone, context.pool(protocol.fit_part)
     centre = {name: tensor.clone() for name, tensor in backbone.fitted_state().items()}
     unchanged = _versions(backbone)
@@ -97,7 +97,7 @@ def _from_features(context: Context, config: RunConfig, protocol: Protocol, spli
         prepared = context.prepared(config, split.names, engine)
         if prepared.task.inference is not None:
             raise NeedsPixels("views")
-        fitted = fit(prepared, UnlabelledImages(None, split.fit), config, context.quiet)
+        fitted = fit(prepared, UnlabelledImages(None, split.fit), config, context.quiet, hints=_hints(method, split))
         engine.show(test_features)
         order = torch.arange(len(split.test))
         alone = _ask_alone(engine, protocol, len(order), lambda i: fitted.model.logits(_images(order[i : i + 1])))
@@ -111,17 +111,24 @@ def _from_features(context: Context, config: RunConfig, protocol: Protocol, spli
     return Answers(logits, _cost(context, engine, config), _timing(engine, start) | shared)
 
 
-def _from_pixels(context: Context, config: RunConfig, protocol: Protocol, split: Split) -> Answers:
+def _from_pixels(context: Context, method: Method, config: RunConfig, protocol: Protocol, split: Split) -> Answers:
     source = context.pool(protocol.fit_part)
     engine = context.start.fresh_engine()
     fit_images, test_images = source.images(split.fit), context.test.images(split.test)
     reset_peak()
     start = time.perf_counter()
-    fitted = fit(context.prepared(config, split.names, engine), fit_images, config, context.console)
+    fitted = fit(context.prepared(config, split.names, engine), fit_images, config, context.console, hints=_hints(method, split))
     alone = _ask_alone(engine, protocol, len(split.test), lambda i: predict_store(fitted.model, test_images.only(i), context.quiet))
     logits = {name: value.numpy() for name, value in predict_store(fitted.model, test_images, context.console).items()}
     _compare_alone(alone, logits["logits"], TOLERANCE_PIXELS)
     return Answers(logits, _cost(context, engine, config), _timing(engine, start) | {"features": "own"})
+
+
+def _hints(method: Method, split: Split) -> Hints | None:
+    """What a person would have labelled: given to every method that adapts."""
+    if not split.hinted or not method.adapts:
+        return None
+    return Hints(torch.tensor(split.hinted), torch.tensor(split.hint_labels))
 
 
 def _images(rows: Tensor) -> Any:

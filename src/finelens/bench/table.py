@@ -7,22 +7,12 @@ from collections.abc import Iterable, Sequence
 from statistics import mean, pstdev
 from typing import Any
 
-from finelens.bench.results import Key, Result
+from finelens.bench.paired import Group, grouped, title
+from finelens.bench.results import Result
 from finelens.errors import UserError
 
-Group = tuple[str, str, str, tuple[str, ...]]
 # Measures that are shares are shown in per cent.
 _NOT_SHARES = frozenset({"nll", "zero_shot_nll", "n", "absent_classes", "mcnemar_p", "gain_mcnemar_p"})
-
-
-def group_of(key: Key) -> Group:
-    """What rows of one table have in common."""
-    return key.protocol, key.backbone, key.profile, key.options
-
-
-def unique(results: Iterable[Result]) -> list[Result]:
-    """One result per key; of several the last."""
-    return list({result.key: result for result in results}.values())
 
 
 def markdown_tables(results: Iterable[Result], measure: str = "accuracy") -> str:
@@ -35,10 +25,8 @@ def markdown_tables(results: Iterable[Result], measure: str = "accuracy") -> str
     Raises:
         UserError: There is nothing to show, or no such measure.
     """
-    groups: dict[Group, list[Result]] = defaultdict(list)
-    for result in unique(results):
-        groups[group_of(result.key)].append(result)
-    known = sorted({name for result in unique(results_of(groups)) for name, value in result.measures.items() if isinstance(value, int | float)})
+    groups = grouped(results)
+    known = sorted({name for rows in groups.values() for row in rows for name, value in row.measures.items() if isinstance(value, int | float)})
     if not known:
         raise UserError("there is no result to show")
     if measure not in known:
@@ -46,17 +34,10 @@ def markdown_tables(results: Iterable[Result], measure: str = "accuracy") -> str
     return "\n".join(_table(group, rows, measure) for group, rows in groups.items())
 
 
-def results_of(groups: dict[Group, list[Result]]) -> list[Result]:
-    """All results of all groups."""
-    return [result for rows in groups.values() for result in rows]
-
-
 def _table(group: Group, rows: Sequence[Result], measure: str) -> str:
-    protocol, backbone, profile, options = group
     sets = list(dict.fromkeys(row.key.data for row in rows))
     methods = list(dict.fromkeys(row.key.method for row in rows))
-    head = f"### {protocol}, {backbone}, profile {profile}" + (f", not the defaults: {' '.join(options)}" if options else "")
-    lines = [head, "", f"{measure}, {_unit(measure)}", ""]
+    lines = [f"### {title(group)}", "", f"{measure}, {_unit(measure)}", ""]
     lines += ["| method | " + " | ".join(sets) + " | mean | worst gain | forwards | s |", "|---" * (len(sets) + 5) + "|"]
     for method in methods:
         own = [row for row in rows if row.key.method == method]

@@ -1,0 +1,129 @@
+"""Differences of two methods on the same test images, over seeds and data sets, with bootstrap intervals."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from finelens.bench.results import Key, Result, unpack
+from finelens.evaluation.metrics import mcnemar
+
+RESAMPLES, LEVEL = 2000, 0.95
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Accuracy of A minus accuracy of B.
+
+    Attributes:
+        a: Accuracy of A, mean over seeds.
+        b: Accuracy of B.
+        low: Lower end of the 95 % interval of the difference.
+        high: Upper end.
+        seeds: Number of pairs of rows.
+        p: Exact McNemar p-value; None for several seeds, whose images are not independent.
+        draws: Resampled differences.
+    """
+
+    a: float
+    b: float
+    low: float
+    high: float
+    seeds: int
+    p: float | None
+    draws: np.ndarray = field(repr=False, compare=False)
+
+    @property
+    def difference(self) -> float:
+        """A minus B."""
+        return self.a - self.b
+
+
+def paired_difference(a: Iterable[Result], b: Iterable[Result]) -> Difference | None:
+    """Compare rows of one data set, seed by seed.
+
+    Rows belong together if seed and test images are the same; others are left out. An image that several seeds ask about is one image: its
+    differences are averaged before images are resampled.
+
+    Returns:
+        The difference; None without a pair.
+    """
+    partners = {(row.key.seed, row.split["test_checksum"]): row for row in b if row.status == "ok"}
+    groups: dict[str, list[np.ndarray]] = defaultdict(list)
+    pairs: list[tuple[np.ndarray, np.ndarray]] = []
+    for row in a:
+        other = partners.get((row.key.seed, row.split["test_checksum"])) if row.status == "ok" else None
+        if other is None:
+            continue
+        hits = [unpack(r.correct, r.measures["n"]) for r in (row, other)]
+        pairs.append((hits[0], hits[1]))
+        groups[row.split["test_checksum"]].append(hits[0].astype(float) - hits[1])
+    if not pairs:
+        return None
+    images = np.concatenate([np.mean(group, axis=0) for group in groups.values()])
+    draws = _resample(images)
+    low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Difference(
+        a=float(np.mean([hits.mean() for hits, _ in pairs])),
+        b=float(np.mean([hits.mean() for _, hits in pairs])),
+        low=float(low),
+        high=float(high),
+        seeds=len(pairs),
+        p=mcnemar(*pairs[0]) if len(pairs) == 1 else None,
+        draws=draws,
+    )
+
+
+def _resample(values: np.ndarray) -> np.ndarray:
+    """Means of images drawn with replacement. Equal values are drawn together: their counts are multinomial."""
+    distinct, counts = np.unique(np.round(values, 12), return_counts=True)
+    draws = np.random.default_rng(0).multinomial(len(values), counts / len(values), size=RESAMPLES)
+    return np.asarray(draws @ distinct / len(values))
+
+
+def mean_difference(parts: Sequence[Difference]) -> Difference:
+    """Mean over data sets; their images are resampled independently of each other."""
+    # Each set's draws come from the same stream of numbers; permuted, they are as good as independent.
+    shuffled = [np.random.default_rng(i).permutation(part.draws) for i, part in enumerate(parts)]
+    draws = np.mean(shuffled, axis=0)
+    low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    a, b = float(np.mean([part.a for part in parts])), float(np.mean([part.b for part in parts]))
+    return Difference(a, b, float(low), float(high), min(part.seeds for part in parts), None, draws)
+
+
+def by_data(results: Iterable[Result]) -> dict[str, list[Result]]:
+    """Results by data set, in order of appearance."""
+    found: dict[str, list[Result]] = defaultdict(list)
+    for result in results:
+        found[result.key.data].append(result)
+    return dict(found)
+
+
+Group = tuple[str, str, str, tuple[str, ...]]
+
+
+def group_of(key: Key) -> Group:
+    """What rows must share to stand in one table: protocol, backbone, profile, options."""
+    return key.protocol, key.backbone, key.profile, key.options
+
+
+def unique(results: Iterable[Result]) -> list[Result]:
+    """One result per key; of several the last."""
+    return list({result.key: result for result in results}.values())
+
+
+def grouped(results: Iterable[Result]) -> Mapping[Group, list[Result]]:
+    """Unique results by group, in order of appearance."""
+    groups: dict[Group, list[Result]] = defaultdict(list)
+    for result in unique(results):
+        groups[group_of(result.key)].append(result)
+    return dict(groups)
+
+
+def title(group: Group) -> str:
+    """Heading of a group."""
+    protocol, backbone, profile, options = group
+    return f"{protocol}, {backbone}, profile {profile}" + (f", not the defaults: {' '.join(options)}" if options else "")

@@ -1,0 +1,154 @@
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from finelens.bench.compare import compare_files, compare_methods
+from finelens.bench.leaderboard import leaderboard, lines_of
+from finelens.bench.paired import mean_difference, paired_difference
+from finelens.bench.results import pack
+from finelens.bench.scatter import Point, scatter
+from finelens.errors import UserError
+from finelens.evaluation.metrics import mcnemar, paired_bootstrap
+from tests.bench.test_results import result
+from tests.bench.world import key
+
+RNG = np.random.default_rng(0)
+HITS = {name: RNG.random(200) < share for name, share in (("zero-shot", 0.5), ("ot", 0.6), ("cupl", 0.4))}
+VOID = {"meta", "line", "circle"}
+
+
+def entry(method: str, data: str = "a", seed: int = 0, hits=None, test: str = "t", **changes):
+    hits = HITS[method] if hits is None else hits
+    return result(
+        key=key(method=method, data=data, seed=seed, **changes),
+        config={"method": method, "seed": seed},
+        split={"checksum": "s", "test_checksum": test, "fit": 10, "test": len(hits)},
+        measures={"accuracy": float(hits.mean()), "n": len(hits)},
+        cost={"no_grad_forwards": 210, "grad_forwards": 0},
+        timing={"seconds": 1.0, "seconds_per_shared_forward": 0.1},
+        correct=pack(hits),
+    )
+
+
+def nothing(method: str, data: str, reason: str = "too small"):
+    about = {"config": {"method": method, "seed": 0}, "reason": reason, "measures": {}, "correct": ""}
+    return result(key=key(method=method, data=data), status="skipped", **about)
+
+
+def test_one_seed_is_the_paired_bootstrap_and_the_exact_test():
+    found = paired_difference([entry("ot")], [entry("zero-shot")])
+    assert found is not None
+    assert found.difference == pytest.approx(HITS["ot"].mean() - HITS["zero-shot"].mean())
+    assert (found.low, found.high) == pytest.approx(paired_bootstrap(HITS["ot"], HITS["zero-shot"]), abs=0.01)
+    assert found.p == mcnemar(HITS["ot"], HITS["zero-shot"])
+
+
+def test_seeds_that_ask_about_the_same_images_make_the_interval_no_narrower():
+    one = paired_difference([entry("ot")], [entry("zero-shot")])
+    same = paired_difference([entry("ot", seed=k) for k in range(5)], [entry("zero-shot", seed=k) for k in range(5)])
+    other = paired_difference([entry("ot", seed=k, test=str(k)) for k in range(5)], [entry("zero-shot", seed=k, test=str(k)) for k in range(5)])
+    assert one is not None and same is not None and other is not None  # noqa: PT018
+    assert (same.low, same.high, same.p) == (one.low, one.high, None)
+    assert other.high - other.low < 0.6 * (one.high - one.low)
+
+
+def test_only_rows_about_the_same_images_are_compared():
+    assert paired_difference([entry("ot")], [entry("zero-shot", test="other")]) is None
+    assert paired_difference([entry("ot")], [entry("zero-shot", seed=1)]) is None
+    assert paired_difference([entry("ot")], [nothing("zero-shot", "a")]) is None
+
+
+def test_a_mean_over_sets_is_surer_than_one_set():
+    parts = [paired_difference([entry("ot", data)], [entry("zero-shot", data)]) for data in "abcd"]
+    whole = mean_difference([part for part in parts if part is not None])
+    assert whole.difference == pytest.approx(parts[0].difference)
+    assert whole.high - whole.low == pytest.approx((parts[0].high - parts[0].low) / 2, rel=0.15)
+
+
+def test_compare_methods_and_files():
+    rows = [entry(method, data) for method in HITS for data in "ab"]
+    text = compare_methods(rows, "ot", "cupl")
+    difference = 100 * (HITS["ot"].mean() - HITS["cupl"].mean())
+    assert len(re.findall(rf"\| {100 * HITS['ot'].mean():.1f} \| {100 * HITS['cupl'].mean():.1f} \| \{difference:+.1f} \|", text)) == 3
+    assert "| mean |" in text
+    changed = [entry("ot", "a", hits=HITS["cupl"]), entry("ot", "a", seed=3)]
+    text = compare_files(rows, changed)
+    assert text.count("###") == 1
+    assert "profile full: ot" in text
+    for wrong in (lambda: compare_methods(rows, "ot", "dpa"), lambda: compare_files(rows, [entry("ot", "z")])):
+        with pytest.raises(UserError):
+            wrong()
+
+
+class Checker(HTMLParser):
+    """Counts tags and refuses what is not closed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict]] = []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def parse(page: str) -> Checker:
+    checker = Checker()
+    checker.feed(page)
+    assert checker.open == []
+    return checker
+
+
+def test_the_page_is_well_formed_and_needs_nothing_else():
+    rows = [entry(method, data, seed) for method in HITS for data in "ab" for seed in (0, 1)] + [nothing("dpa", "a"), entry("ot", protocol="online")]
+    page = leaderboard(rows)
+    checker = parse(page)
+    assert not any(name in ("src", "href") and not str(value).startswith("#") for _, attributes in checker.tags for name, value in attributes.items())
+    assert not {"img", "link", "iframe"} & {tag for tag, _ in checker.tags}
+    assert sum(tag == "table" for tag, _ in checker.tags) == 2
+    assert sum(tag == "svg" for tag, _ in checker.tags) == 1
+    assert "@" not in re.sub(r"@media", "", page)
+    # Every column can be sorted with the keyboard.
+    assert sum(tag == "button" for tag, _ in checker.tags) == sum(tag == "th" and a.get("scope") == "col" for tag, a in checker.tags)
+
+
+def test_names_and_reasons_are_escaped():
+    evil = '<script>alert("x")</script>@ORIGIN@'
+    rows = [entry("ot", evil), entry("zero-shot", evil, options=(evil,)), nothing("dpa", evil, f"{evil}: y")]
+    page = leaderboard(rows)
+    parse(page)
+    assert page.count("<script>") == 1
+    assert "&lt;script&gt;" in page
+
+
+def test_lines_say_cost_and_what_is_missing():
+    lines = {line.method: line for line in lines_of([entry("ot"), entry("ot", "b"), entry("zero-shot"), nothing("zero-shot", "b")])}
+    assert lines["ot"].seconds == pytest.approx(1 + 21)
+    assert lines["ot"].forwards == 1
+    assert set(lines["ot"].gain) == {"a"}
+    assert lines["zero-shot"].notes == {"b": "skipped: too small"}
+
+
+def test_an_empty_file_has_no_page():
+    with pytest.raises(UserError, match="no result"):
+        leaderboard([nothing("ot", "a")])
+
+
+def test_labels_of_points_in_one_place_keep_clear_of_one_another():
+    svg = scatter([Point(f"method {k}", 1.0, 50 + 0.01 * k) for k in range(10)] + [Point("far", 1000, 70)], "s", "%")
+    heights = sorted(float(y) for y in re.findall(r'<text x="[\d.]+" y="([\d.]+)">method', svg))
+    assert min(np.diff(heights)) >= 12
+    assert svg.count("<circle") == 11
+    assert "nan" not in scatter([Point("a", 0, 0.0), Point("b", 0, 0.0)], "s", "%")
