@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from finelens.bench import guard
-from finelens.bench.guard import Labels, RuleBroken, UnlabelledImages, method_runs
+from finelens.bench.guard import Labels, RuleBroken, UnlabelledFeatures, UnlabelledImages, method_runs
 from finelens.methods import registry
 from finelens.methods.head_task import HeadTask, NoOptions
 from finelens.methods.registry import Method
@@ -45,7 +45,7 @@ class AsksImages(HeadTask):
 
     def prepare(self, features):
         for found in gc.get_objects():
-            if type(found) is UnlabelledImages:
+            if type(found) is UnlabelledFeatures:
                 _ = found.labels
 
 
@@ -150,9 +150,9 @@ def test_labels_are_sealed_while_a_method_runs_and_cannot_be_copied():
     assert "0" not in repr(labels)
 
 
+@pytest.mark.parametrize("images", [UnlabelledImages(None, [0, 1]), UnlabelledFeatures([], None)], ids=["pixels", "features"])
 @pytest.mark.parametrize("name", sorted(guard.LABEL_NAMES))
-def test_images_for_methods_raise_when_asked_for_labels(name):
-    images = UnlabelledImages(None, [0, 1])
+def test_images_for_methods_raise_when_asked_for_labels(name, images):
     with pytest.raises(RuleBroken, match=name):
         getattr(images, name)
     with pytest.raises(RuleBroken):

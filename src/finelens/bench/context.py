@@ -17,11 +17,11 @@ from finelens.api import make_config
 from finelens.backbones.registry import load_backbone
 from finelens.bench.data import DataSet
 from finelens.bench.features import Pool
-from finelens.bench.flops import flops_per_forward
-from finelens.cache import cached_tensors
+from finelens.cache import cached_tensors, state_digest
 from finelens.classes.texts import build_class_set
 from finelens.config import RunConfig, from_mapping
 from finelens.console import Console
+from finelens.features.encoder import tower_digest
 from finelens.methods.heads import ClassHeads, build_heads
 from finelens.methods.registry import find_method
 from finelens.models import choose_device
@@ -29,6 +29,7 @@ from finelens.pipeline import Prepared, decode_limits
 from finelens.protocol import Backbone, ClassSet
 from finelens.strict import to_plain
 from finelens.training.engine import Engine
+from finelens.training.flops import tower_flops
 from finelens.training.precision import choose_precision
 
 PHOTOS = "(benchmark)"
@@ -49,9 +50,9 @@ class Start:
         self.backbone: Backbone = load_backbone(spec)
         self.precision = choose_precision(precision, self.device)
         self.engine = Engine(self.backbone, self.device, self.precision)
-        self.weights = _digest(self.backbone.image_state()) + repr(self.backbone.preprocess) + self.precision.name
+        self.weights = f"{tower_digest(self.backbone)} {self.precision.name}"
         # The text tower may hold its weights anywhere; what it makes of a few texts tells it from any other.
-        self.texts = _digest({"probe": self.backbone.encode_text(_PROBE)})
+        self.texts = state_digest({"probe": self.backbone.encode_text(_PROBE)})
 
     def fresh_engine(self) -> Engine:
         """An engine around a copy that a method may change."""
@@ -77,9 +78,9 @@ class Start:
         return ClassHeads(stored["templates"], stored["descriptions"], stored["weighted"], tuple(sentences), classes)
 
     @cached_property
-    def flops_per_forward(self) -> int | None:
-        """Floating-point operations of one image, counted; None where the counter fails."""
-        return flops_per_forward(self.backbone, self.device)
+    def flops(self) -> int:
+        """Floating-point operations of one image without gradient, counted."""
+        return tower_flops(Engine(self.backbone, self.device, self.precision)).forward
 
 
 class Context:
@@ -165,11 +166,3 @@ class Context:
             "layout": self.data.layout,
             "split": self.data.split,
         }
-
-
-def _digest(state: dict[str, Tensor]) -> str:
-    total = hashlib.sha256()
-    for name, tensor in sorted(state.items()):
-        total.update(name.encode())
-        total.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return total.hexdigest()

@@ -1,29 +1,28 @@
-"""Features of a part, computed once for all methods that need nothing else, and an engine that gives them back as if it had encoded the images."""
+"""The images of a part: hashed, split and encoded once for all methods that need nothing but the features of the centre view."""
 
 from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterable
 from functools import cached_property
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from finelens.bench.data import Part
-from finelens.bench.guard import NeedsPixels, UnlabelledImages
+from finelens.bench.guard import UnlabelledFeatures, UnlabelledImages
 from finelens.bench.protocols import PartTruth, name_rank
 from finelens.cache import cached_tensors, spill_folder
 from finelens.console import Console
+from finelens.features.encoder import FeatureEncoder
 from finelens.images.batches import centre_batches
 from finelens.images.decode import DecodeLimits
 from finelens.images.discover import ImageFile
 from finelens.images.store import LoadedImages
 from finelens.pipeline import BATCH, load
-from finelens.protocol import ImageTokens, TargetFeatures
+from finelens.protocol import TargetFeatures
 from finelens.training.engine import Engine
 
 
@@ -59,20 +58,18 @@ class Pool:
         return cached_tensors(["benchmark features", self.weights, repr(self.limits), *self.digests], self._encode)
 
     def _encode(self) -> dict[str, Tensor]:
-        store, preprocess = self.loaded.store, self.engine.backbone.preprocess
-        parts, start = [], time.perf_counter()
-        with self.console.progress(len(store), "encode images") as bar:
-            for index, views in centre_batches(store, preprocess, BATCH):
-                parts.append(self.engine.encode_frozen(views))
-                bar.update(len(index))
-        seconds = (time.perf_counter() - start) / len(store)
+        store = self.loaded.store
+        features = FeatureEncoder(self.engine, self.limits.short_side).centre(store, self.console, "encode images")
         rows = torch.tensor([-1 if record.index is None else record.index for record in self.loaded.records])
-        return {
-            "global": torch.cat([tokens.global_ for tokens in parts]).cpu(),
-            "cls": torch.cat([tokens.cls for tokens in parts]).cpu(),
-            "rows": rows,
-            "seconds": torch.tensor([seconds], dtype=torch.float64),
-        }
+        seconds = torch.tensor([self._probe()], dtype=torch.float64)
+        return {"global": features.global_.cpu(), "cls": features.cls.cpu(), "rows": rows, "seconds": seconds}
+
+    def _probe(self) -> float:
+        """Seconds that an image takes, view included; features that were cached took none."""
+        start, count = time.perf_counter(), min(BATCH, len(self.loaded.store))
+        for _, views in centre_batches(self.images(np.arange(count)), self.engine.backbone.preprocess, BATCH):
+            self.engine.encode_frozen(views)
+        return (time.perf_counter() - start) / count
 
     @cached_property
     def features(self) -> TargetFeatures:
@@ -81,7 +78,7 @@ class Pool:
 
     @property
     def seconds_per_image(self) -> float:
-        """Wall time of one image when the features were computed, views included."""
+        """Wall time of encoding one image, measured on some of them."""
         return float(self._stored["seconds"][0])
 
     def _by_row(self, values: list[Any]) -> list[Any]:
@@ -101,6 +98,10 @@ class Pool:
         """Some images for a method: pixels and nothing else."""
         return UnlabelledImages(self.loaded.store, rows)
 
+    def unlabelled_features(self, rows: np.ndarray) -> UnlabelledFeatures:
+        """Features of some images for a method that needs no pixels."""
+        return UnlabelledFeatures([self.row_digests[row] for row in rows], take(self.features, rows))
+
     def truth(self) -> PartTruth:
         """What splits are made from; not for methods."""
         labels = np.array(self._by_row(self.part.labels.read().tolist()), dtype=np.int64)
@@ -118,65 +119,3 @@ def take(features: TargetFeatures, rows: np.ndarray) -> TargetFeatures:
     """Features of some rows."""
     index = torch.as_tensor(rows)
     return TargetFeatures(features.global_[index], features.cls[index])
-
-
-class Rows:
-    """Stands for a batch of images in calls of ``predict_logits``; whoever looks at pixels finds :class:`NeedsPixels`."""
-
-    def __init__(self, rows: Tensor) -> None:
-        object.__setattr__(self, "_rows", rows)
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getattr__(self, name: str) -> NoReturn:
-        raise NeedsPixels(name)
-
-    def __getitem__(self, index: Any) -> NoReturn:
-        raise NeedsPixels("indexing")
-
-    def __iter__(self) -> NoReturn:
-        raise NeedsPixels("iteration")
-
-    @classmethod
-    def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> NoReturn:
-        raise NeedsPixels(getattr(function, "__name__", "a function of tensors"))
-
-
-class ReplayEngine(Engine):
-    """Counts as if it encoded; gives features that were computed before, centred as the backbone is when they are asked for.
-
-    Args:
-        engine: Runs the backbone.
-        fit: Features of the images that are adapted to.
-    """
-
-    def __init__(self, engine: Engine, fit: TargetFeatures) -> None:
-        super().__init__(engine.backbone, engine.device, engine.precision)
-        self._fit = fit
-        self._shown: ImageTokens | None = None
-
-    def features(self, views: Iterable[Tensor]) -> TargetFeatures:
-        """The features of the fit; the views are never built."""
-        self.no_grad_forwards += len(self._fit.cls)
-        return self._fit
-
-    @torch.no_grad()
-    def show(self, features: TargetFeatures) -> None:
-        """Make images known that :class:`Rows` number from 0; test images are not known before they are to be predicted."""
-        global_ = features.global_
-        if self.backbone.fitted_state():
-            global_ = F.normalize(self.backbone.project(features.cls), dim=-1)
-        self._shown = ImageTokens(global_, features.cls)
-
-    def encode_frozen(self, images: Tensor, *, patches: bool = False) -> ImageTokens:
-        """Look the features up; anything but :class:`Rows` without patches needs pixels."""
-        if self._shown is None or patches or not isinstance(images, Rows):
-            raise NeedsPixels("encode_frozen")
-        rows: Tensor = images._rows
-        self.no_grad_forwards += len(rows)
-        return ImageTokens(self._shown.global_[rows], self._shown.cls[rows])
-
-    def encode(self, images: Tensor, *, patches: bool = False, prompts: Tensor | None = None) -> NoReturn:
-        """A method that wants a gradient needs pixels."""
-        raise NeedsPixels("encode")

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from torch import Tensor
 
+from finelens.features.store import FeatureStore
 from finelens.protocol import ImageStore
 
 LABEL_NAMES = frozenset({"label", "labels", "target", "targets", "truth", "y", "class_to_idx", "samples", "imgs", "records", "source", "files"})
@@ -21,10 +22,6 @@ LABEL_NAMES = frozenset({"label", "labels", "target", "targets", "truth", "y", "
 
 class RuleBroken(Exception):
     """A method did what the benchmark forbids. Its row says so and has no number."""
-
-
-class NeedsPixels(Exception):
-    """A method wants more of an image than its stored global feature: it is run on the images themselves."""
 
 
 _running = 0
@@ -81,19 +78,13 @@ class UnlabelledImages:
     """Some images of a store, and nothing about them but pixels and content hashes: what a method is given.
 
     Args:
-        store: All images of a part; None where features stand in and pixels are not to be had.
+        store: All images of a part.
         rows: Which of them.
     """
 
-    def __init__(self, store: ImageStore | None, rows: Sequence[int] | np.ndarray) -> None:
-        self._given = store
+    def __init__(self, store: ImageStore, rows: Sequence[int] | np.ndarray) -> None:
+        self._store = store
         self._rows = [int(row) for row in rows]
-
-    @property
-    def _store(self) -> ImageStore:
-        if self._given is None:
-            raise NeedsPixels("pixels")
-        return self._given
 
     @property
     def ids(self) -> list[str]:
@@ -112,6 +103,18 @@ class UnlabelledImages:
         return self._store[self._rows[index]]
 
     def __getattr__(self, name: str) -> NoReturn:
-        if name in LABEL_NAMES:
-            raise RuleBroken(f"a method asked its images for {name!r}")
+        _refuse_labels(name)
         raise AttributeError(f"images have no attribute {name!r}")
+
+
+class UnlabelledFeatures(FeatureStore):
+    """Features in the place of images, and nothing about them but content hashes."""
+
+    def __getattr__(self, name: str) -> NoReturn:
+        _refuse_labels(name)
+        raise AttributeError(f"images have no attribute {name!r}")
+
+
+def _refuse_labels(name: str) -> None:
+    if name in LABEL_NAMES:
+        raise RuleBroken(f"a method asked its images for {name!r}")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,11 +14,13 @@ import torch
 from torch import Tensor
 
 from finelens.bench.context import Context
-from finelens.bench.features import ReplayEngine, Rows, take
-from finelens.bench.guard import NeedsPixels, RuleBroken, UnlabelledImages, method_runs
+from finelens.bench.features import take
+from finelens.bench.guard import RuleBroken, method_runs
 from finelens.bench.memory import peak_megabytes, reset_peak
 from finelens.bench.protocols import Protocol, SkippedError, Split
 from finelens.config import RunConfig
+from finelens.features.cache import LIMIT_VARIABLE
+from finelens.features.store import feature_rows
 from finelens.methods.head_task import cosine_logits
 from finelens.methods.registry import Method, find_method
 from finelens.methods.solver_task import SolverTask
@@ -24,7 +28,7 @@ from finelens.models import copy_into
 from finelens.pipeline import BATCH, Fitted, fit, predict_store
 from finelens.predictions import softmax
 from finelens.protocol import Backbone, Hints
-from finelens.training.engine import Engine
+from finelens.training.engine import Engine, TowerFlops
 
 # In an inductive protocol an answer depends on no other test image: some images are asked alone before all are asked. Stored features leave no
 # room for a difference; in pixels, batches of another size round differently in half precision.
@@ -62,19 +66,14 @@ def refuse(method: Method, protocol: Protocol) -> None:
 
 
 def answer(context: Context, config: RunConfig, protocol: Protocol, split: Split) -> Answers:
-    """Run a method as a user's run does. Methods that need no more than global features share them.
+    """Run a method as a user's run does. Methods that need no more than the features of the centre view share them.
 
     Raises:
         RuleBroken: The method was caught.
     """
     method = find_method(config.method)
     with method_runs():
-        if not method.trains:
-            try:
-                return _from_features(context, method, config, protocol, split)
-            except NeedsPixels:
-                pass
-        return _from_pixels(context, method, config, protocol, split)
+        return (_from_pixels if method.needs_pixels else _from_features)(context, method, config, protocol, split)
 
 
 def zero_shot(context: Context, split: Split) -> dict[str, np.ndarray]:
@@ -89,24 +88,22 @@ def _from_features(context: Context, method: Method, config: RunConfig, protocol
     backbone, source = context.start.backbone, context.pool(protocol.fit_part)
     centre = {name: tensor.clone() for name, tensor in backbone.fitted_state().items()}
     unchanged = _versions(backbone)
-    fit_features, test_features = take(source.features, split.fit), take(context.test.features, split.test)
-    engine = ReplayEngine(context.start.engine, fit_features)
+    store, test = source.unlabelled_features(split.fit), take(context.test.features, split.test)
+    engine = Engine(backbone, context.start.device, context.start.precision)
     reset_peak()
     start = time.perf_counter()
     try:
-        prepared = context.prepared(config, split.names, engine)
-        if prepared.task.inference is not None:
-            raise NeedsPixels("views")
-        fitted = fit(prepared, UnlabelledImages(None, split.fit), config, context.quiet, hints=_hints(method, split))
-        engine.show(test_features)
-        order = torch.arange(len(split.test))
-        alone = _ask_alone(engine, protocol, len(order), lambda i: fitted.model.logits(_images(order[i : i + 1])))
-        logits = _transductive(fitted, protocol) or _joined([fitted.model.logits(_images(rows)) for rows in order.split(BATCH)])
+        fitted = fit(context.prepared(config, split.names, engine), store, config, context.quiet, hints=_hints(method, split))
+        singles = list(feature_rows(test, 1))
+        alone = _ask_alone(engine, protocol, len(singles), lambda i: fitted.model.logits(singles[i]))
+        logits = _transductive(fitted, protocol) or _joined([fitted.model.logits(rows) for rows in feature_rows(test, BATCH)])
     finally:
         copy_into(dict(backbone.fitted_state()), centre)
     if _versions(backbone) != unchanged:
         raise RuleBroken("a method without training changed the backbone that all methods share")
     _compare_alone(alone, logits["logits"], TOLERANCE_FEATURES)
+    # What a run by itself would have encoded.
+    engine.no_grad_forwards += len(split.fit) + len(split.test)
     shared = {"features": "shared", "seconds_per_shared_forward": round(max(source.seconds_per_image, context.test.seconds_per_image), 5)}
     return Answers(logits, _cost(context, engine, config), _timing(engine, start) | shared)
 
@@ -117,11 +114,26 @@ def _from_pixels(context: Context, method: Method, config: RunConfig, protocol: 
     fit_images, test_images = source.images(split.fit), context.test.images(split.test)
     reset_peak()
     start = time.perf_counter()
-    fitted = fit(context.prepared(config, split.names, engine), fit_images, config, context.console, hints=_hints(method, split))
-    alone = _ask_alone(engine, protocol, len(split.test), lambda i: predict_store(fitted.model, test_images.only(i), context.quiet))
-    logits = {name: value.numpy() for name, value in predict_store(fitted.model, test_images, context.console).items()}
+    with _no_cached_features():
+        fitted = fit(context.prepared(config, split.names, engine), fit_images, config, context.console, hints=_hints(method, split))
+        alone = _ask_alone(engine, protocol, len(split.test), lambda i: predict_store(fitted.model, test_images.only(i), context.quiet))
+        logits = {name: value.numpy() for name, value in predict_store(fitted.model, test_images, context.console).items()}
     _compare_alone(alone, logits["logits"], TOLERANCE_PIXELS)
     return Answers(logits, _cost(context, engine, config), _timing(engine, start) | {"features": "own"})
+
+
+@contextmanager
+def _no_cached_features() -> Iterator[None]:
+    """Work is counted and timed as in a first run, whatever was run before."""
+    before = os.environ.get(LIMIT_VARIABLE)
+    os.environ[LIMIT_VARIABLE] = "0"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[LIMIT_VARIABLE]
+        else:
+            os.environ[LIMIT_VARIABLE] = before
 
 
 def _hints(method: Method, split: Split) -> Hints | None:
@@ -129,10 +141,6 @@ def _hints(method: Method, split: Split) -> Hints | None:
     if not split.hinted or not method.adapts:
         return None
     return Hints(torch.tensor(split.hinted), torch.tensor(split.hint_labels))
-
-
-def _images(rows: Tensor) -> Any:
-    return Rows(rows)
 
 
 def _ask_alone(engine: Engine, protocol: Protocol, count: int, ask: Callable[[int], dict[str, Tensor]]) -> dict[int, np.ndarray]:
@@ -170,13 +178,13 @@ def _versions(backbone: Backbone) -> list[int]:
 
 
 def _cost(context: Context, engine: Engine, config: RunConfig) -> dict[str, Any]:
-    flops = context.start.flops_per_forward
+    tower = engine.tower_flops or TowerFlops(context.start.flops, 0)
     return {
         "no_grad_forwards": engine.no_grad_forwards,
         "grad_forwards": engine.grad_forwards,
-        "flops_per_forward": flops,
-        # Backward through frozen weights costs about a forward more (only the gradient of activations is computed).
-        "encoder_flops": None if flops is None else flops * (engine.no_grad_forwards + 2 * engine.grad_forwards),
+        "flops_per_forward": tower.forward,
+        "flops_with_gradient": tower.with_gradient,
+        "tower_flops": engine.no_grad_forwards * tower.forward + engine.grad_forwards * tower.with_gradient,
         "epochs": config.training.epochs if find_method(config.method).trains else 0,
     }
 
