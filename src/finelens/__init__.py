@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from finelens.api import load_run as load
     from finelens.errors import UserError
     from finelens.estimator import LabelFreeClassifier
+    from finelens.feature_store.write import features
 
 _WHERE = {
     "Classifier": "finelens.api",
@@ -23,6 +24,7 @@ _WHERE = {
     "UserError": "finelens.errors",
     "adapt": "finelens.api",
     "evaluate": "finelens.api",
+    "features": "finelens.feature_store.write",
     "load": "finelens.api",
     "predict": "finelens.api",
     "report": "finelens.api",
@@ -38,6 +40,7 @@ __all__ = [
     "__version__",
     "adapt",
     "evaluate",
+    "features",
     "load",
     "predict",
     "report",

@@ -15,15 +15,17 @@ from finelens.errors import UserError
 from finelens.evaluation.labels import read_labels
 from finelens.evaluation.metrics import accuracy, evaluate_predictions
 from finelens.execution import RunResult, execute, read_inputs
+from finelens.feature_store.files import FeatureFile, is_feature_path, read_features
+from finelens.feature_store.runs import choose_backbone
 from finelens.files import check_target, write_json
 from finelens.images.decode import DecodeLimits
-from finelens.images.discover import discover
+from finelens.images.discover import ImageFile, discover
 from finelens.images.store import ImageItems
 from finelens.images.strict import note_complaints
 from finelens.images.views import ViewConfig
 from finelens.methods.registry import find_method
 from finelens.models import Model, choose_device, load_model
-from finelens.pipeline import Predictions, decode_limits, predict_items, status_counts
+from finelens.pipeline import Predictions, decode_limits, predict_features, predict_items, status_counts
 from finelens.predictions import PredictionRow, rows_from_logits, softmax, write_predictions
 from finelens.protocol import Preprocess
 from finelens.runs import RunFolder
@@ -75,7 +77,10 @@ def adapt(
     descriptions: str | Path | None = None,
     hints: str | Path | None = None,
     strict: bool = False,
-    backbone: str = "embedded",
+    prototypes: str | Path | None = None,
+    row_names: str | Path | None = None,
+    logit_scale: float | None = None,
+    backbone: str | None = None,
     method: str = "microclip",
     seed: int = 0,
     device: str = "cpu",
@@ -88,14 +93,17 @@ def adapt(
     """Adapt a model to a folder of unlabelled photographs and write a run folder.
 
     Args:
-        photos: Folder of photographs; sub-folders are searched, their names are never read as labels.
+        photos: Folder of photographs; sub-folders are searched, their names are never read as labels. Or a feature file, see docs/features.md.
         classes: File of class names.
         out: The run folder: new, empty, or an earlier run with ``overwrite``.
         descriptions: JSON file {class: [sentence, ...]}; templates stand in without it.
         hints: CSV file with the columns ``path`` (relative to ``photos``) and ``label`` for a few photographs: what few-shot methods learn from, and
             fixed labels for the others. An empty label says "none of these classes".
         strict: Whether photographs that decode although the image library complained get a note in their row.
-        backbone: ``embedded``, ``open_clip:NAME/TAG``, ``hf-hub:ORG/REPO`` or ``local:DIR``.
+        prototypes: ``.npy`` or ``.safetensors`` of class prototypes in the place of texts, rows in the order of the classes.
+        row_names: Text file of row names for a feature file of another origin.
+        logit_scale: Multiplier of cosines for features of another origin; by default what a file says, else 100.
+        backbone: ``embedded``, ``open_clip:NAME/TAG``, ``hf-hub:ORG/REPO`` or ``local:DIR``; by default ``embedded``, or what the feature file says.
         method: Name of the method, see ``finelens methods``.
         seed: Seed of all randomness.
         device: ``cpu``, ``cuda`` or ``mps``.
@@ -118,7 +126,10 @@ def adapt(
         descriptions_file=None if descriptions is None else _absolute(descriptions),
         hints_file=None if hints is None else _absolute(hints),
         strict=strict,
-        backbone=_absolute_backbone(backbone),
+        prototypes_file=None if prototypes is None else _absolute(prototypes),
+        row_names_file=None if row_names is None else _absolute(row_names),
+        logit_scale=logit_scale,
+        backbone=_absolute_backbone(choose_backbone(photos, backbone, prototypes)),
         seed=seed,
         device=device,
     )
@@ -186,7 +197,9 @@ class Classifier:
         return self.model.engine.backbone.preprocess
 
     def predictions(self, images: str | Path | ImageItems, *, zero_shot: bool = True, console: Console | None = None) -> Predictions:
-        """Logits of a folder or of Python images, by branch and with the unadapted model's beside them."""
+        """Logits of a folder, of Python images or of a feature file, by branch and with the unadapted model's beside them."""
+        if isinstance(images, (str, Path)) and is_feature_path(images):
+            return predict_features(self.model, read_features(Path(images)), zero_shot=zero_shot)
         source = discover(Path(images)) if isinstance(images, (str, Path)) else images
         return predict_items(self.model, source, self.limits, console or Console(enabled=False), zero_shot=zero_shot)
 
@@ -194,7 +207,7 @@ class Classifier:
         """Class probabilities (N, C), one row per input in its order; a file that cannot be read gives a row of NaN.
 
         Args:
-            images: A folder, or a sequence of paths, Pillow images, uint8 arrays or tensors.
+            images: A folder, a feature file, or a sequence of paths, Pillow images, uint8 arrays or tensors.
         """
         found = self.predictions(images, zero_shot=False)
         out = np.full((len(found.records), len(self.classes)), np.nan)
@@ -225,22 +238,55 @@ def load_run(run: str | Path, *, device: str = "cpu") -> Classifier:
 
 
 def predict(
-    run: str | Path, photos: str | Path, csv: str | Path, *, device: str = "cpu", strict: bool = False, console: Console | None = None
+    run: str | Path,
+    photos: str | Path,
+    csv: str | Path,
+    *,
+    device: str = "cpu",
+    strict: bool = False,
+    row_names: str | Path | None = None,
+    console: Console | None = None,
 ) -> list[PredictionRow]:
-    """Classify new photographs with a finished run and write a CSV file with the columns of ``predictions.csv``; ``strict`` as in :func:`adapt`."""
+    """Classify new photographs, or the rows of a feature file, and write a CSV file with the columns of ``predictions.csv``.
+
+    Args:
+        run: The run folder.
+        photos: Folder of photographs or feature file.
+        csv: File to write.
+        device: Where to run it.
+        strict: As in :func:`adapt`.
+        row_names: As in :func:`adapt`.
+        console: Progress.
+
+    Raises:
+        UserError: Input that cannot be used.
+    """
     console = console or Console()
     check_target(Path(csv), ",".join(PREDICTION_COLUMNS))
-    files = discover(Path(photos))
+    source = _source(photos, row_names, strict)
     classifier = load_run(run, device=device)
-    found = predict_items(classifier.model, files, classifier.limits, console)
-    if strict:
-        found = replace(found, records=note_complaints(files, found.records, console))
+    if isinstance(source, FeatureFile):
+        found = predict_features(classifier.model, source)
+    else:
+        found = predict_items(classifier.model, source, classifier.limits, console)
+        if strict:
+            found = replace(found, records=note_complaints(source, found.records, console))
     rows = _rows(found, classifier.classes)
     write_predictions(Path(csv), rows)
     counts = status_counts(found.records)
     console.say(f"{len(rows)} files: " + ", ".join(f"{count} {status}" for status, count in counts.items()))
     console.say(f"wrote {csv}")
     return rows
+
+
+def _source(photos: str | Path, row_names: str | Path | None, strict: bool = False) -> list[ImageFile] | FeatureFile:
+    if is_feature_path(photos):
+        if strict:
+            raise UserError(f"--strict looks into photographs, and {photos} holds features; leave it out")
+        return read_features(Path(photos), None if row_names is None else Path(row_names))
+    if row_names is not None:
+        raise UserError(f"--row-names has an effect on feature files only, and {photos} is none; leave it out")
+    return discover(Path(photos))
 
 
 def _rows(found: Predictions, classes: Sequence[str]) -> list[PredictionRow]:
@@ -256,16 +302,18 @@ def evaluate(
     *,
     device: str = "cpu",
     json_file: str | Path | None = None,
+    row_names: str | Path | None = None,
     console: Console | None = None,
 ) -> dict[str, Any]:
     """Score a finished run on labelled photographs; the only place where labels meet the code.
 
     Args:
         run: The run folder.
-        test: Folder of test photographs.
-        labels: ``folders`` (the first sub-folder names the class) or a CSV file with the columns ``path`` and ``label``.
+        test: Folder of test photographs, or a feature file of them.
+        labels: ``folders`` (the first sub-folder names the class, on the stored paths too) or a CSV file with the columns ``path`` and ``label``.
         device: Where to run it.
         json_file: Where to write the result.
+        row_names: As in :func:`adapt`.
         console: Progress.
 
     Returns:
@@ -279,12 +327,18 @@ def evaluate(
     if json_file is not None:
         check_target(Path(json_file), "{")
     classifier = load_run(run, device=device)
-    truth = read_labels(Path(test), labels, classifier.classes)
-    files = [file for file in discover(Path(test)) if file.name in truth]
-    found = predict_items(classifier.model, files, classifier.limits, console)
+    source = _source(test, row_names) if is_feature_path(test) else None
+    if isinstance(source, FeatureFile):
+        truth = read_labels(Path(test), labels, classifier.classes, names=[record.name for record in source.records])
+        found = predict_features(classifier.model, source)
+        found = replace(found, records=[record for record in found.records if record.name in truth])
+    else:
+        truth = read_labels(Path(test), labels, classifier.classes)
+        files = [file for file in discover(Path(test)) if file.name in truth]
+        found = predict_items(classifier.model, files, classifier.limits, console)
     kept = [record for record in found.records if record.index is not None]
     if not kept:
-        raise UserError(f"none of the {len(files)} labelled files in {test} is an image that can be read")
+        raise UserError(f"none of the {len(found.records)} labelled files in {test} is an image that can be read")
     targets = np.array([truth[record.name] for record in kept])
     order = [cast(int, record.index) for record in kept]
     result = evaluate_predictions(

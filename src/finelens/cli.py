@@ -27,6 +27,10 @@ def cli() -> None:
     """Turn a folder of unlabelled photographs and a list of class names into a better classifier, without labels."""
 
 
+BACKBONES = "embedded, open_clip:NAME/TAG, hf-hub:ORG/REPO or local:DIR."
+_row_names = click.option("--row-names", type=click.Path(path_type=Path), help="Text file, a name for each row of a feature file of another origin.")
+
+
 def _run_options(command: F) -> F:
     """Options that ``adapt`` and ``zero-shot`` share."""
     options = [
@@ -34,7 +38,10 @@ def _run_options(command: F) -> F:
         click.option("--classes", required=True, type=click.Path(path_type=Path), help="File of class names, one a line."),
         click.option("--out", required=True, type=click.Path(path_type=Path), help="Run folder to write."),
         click.option("--descriptions", type=click.Path(path_type=Path), help="JSON file {class: [sentence, ...]}."),
-        click.option("--backbone", default="embedded", show_default=True, help="embedded, open_clip:NAME/TAG, hf-hub:ORG/REPO or local:DIR."),
+        click.option("--prototypes", type=click.Path(path_type=Path), help="Class prototypes, .npy or .safetensors, in the place of texts."),
+        click.option("--logit-scale", type=float, help="Multiplier of cosines, for features of another origin.  [default: the file's, else 100]"),
+        _row_names,
+        click.option("--backbone", help=BACKBONES + "  [default: embedded, or what a feature file says]"),
         click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Seed of all randomness."),
         click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:N or mps."),
         click.option("--set", "assignments", multiple=True, metavar="SECTION.KEY=VALUE", help="An option, e.g. training.epochs=3; repeatable."),
@@ -51,7 +58,7 @@ def _run_options(command: F) -> F:
 @click.option("--method", default="microclip", show_default=True, help="See: finelens methods.")
 @click.option("--hints", type=click.Path(path_type=Path), help="CSV file path,label for a few of PHOTOS; few-shot methods need it.")
 def adapt(photos: Path, assignments: tuple[str, ...], **given: Any) -> None:
-    """Adapt to PHOTOS without labels and write a run folder.
+    """Adapt to PHOTOS, a folder or a feature file, without labels and write a run folder.
 
     Sub-folders of PHOTOS are searched; their names are never read as labels.
     """
@@ -66,7 +73,7 @@ def adapt(photos: Path, assignments: tuple[str, ...], **given: Any) -> None:
 @_run_options
 @click.option("--method", default="zero-shot", show_default=True, help="zero-shot (templates) or cupl (descriptions).")
 def zero_shot(photos: Path, assignments: tuple[str, ...], **given: Any) -> None:
-    """Classify PHOTOS with the unadapted model and write a run folder."""
+    """Classify PHOTOS, a folder or a feature file, with the unadapted model and write a run folder."""
     from finelens import api
     from finelens.config import parse_assignments
 
@@ -89,11 +96,12 @@ def resume(run: Path) -> None:
 @click.option("--csv", "csv_file", required=True, type=click.Path(path_type=Path), help="File to write.")
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:N or mps.")
 @click.option("--strict", is_flag=True, help="Note in its row a photograph that decodes although the image library complained.")
-def predict(run: Path, photos: Path, csv_file: Path, device: str, strict: bool) -> None:
-    """Classify new PHOTOS with the finished run in RUN."""
+@_row_names
+def predict(run: Path, photos: Path, csv_file: Path, **given: Any) -> None:
+    """Classify new PHOTOS, a folder or a feature file, with the finished run in RUN."""
     from finelens import api
 
-    api.predict(run, photos, csv_file, device=device, strict=strict)
+    api.predict(run, photos, csv_file, **given)
 
 
 @cli.command()
@@ -102,11 +110,34 @@ def predict(run: Path, photos: Path, csv_file: Path, device: str, strict: bool) 
 @click.option("--labels", required=True, help="folders (the first sub-folder of TEST names the class), or a CSV file with columns path,label.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="File to write all measures to.")
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:N or mps.")
-def evaluate(run: Path, test: Path, labels: str, json_file: Path | None, device: str) -> None:
-    """Score the finished run in RUN on the labelled photographs in TEST."""
+@_row_names
+def evaluate(run: Path, test: Path, labels: str, **given: Any) -> None:
+    """Score the finished run in RUN on the labelled photographs in TEST, a folder or a feature file."""
     from finelens import api
 
-    click.echo(api.summary(api.evaluate(run, test, labels, device=device, json_file=json_file)))
+    click.echo(api.summary(api.evaluate(run, test, labels, **given)))
+
+
+@cli.command()
+@click.argument("photos", type=click.Path(path_type=Path))
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="File to write, .safetensors.")
+@click.option("--backbone", default="embedded", show_default=True, help=BACKBONES)
+@click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:N or mps.")
+@click.option("--classes", type=click.Path(path_type=Path), help="File of class names, to store their prototypes as well.")
+@click.option("--descriptions", type=click.Path(path_type=Path), help="JSON file {class: [sentence, ...]}.")
+@click.option("--patches", is_flag=True, help="Store patch tokens as well (large).")
+@click.option("--crops", default=0, show_default=True, type=click.IntRange(min=0), help="Random crops of each image to encode and store as well.")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Seed of the crops.")
+@click.option("--overwrite", is_flag=True, help="Replace an earlier feature file.")
+def features(photos: Path, **given: Any) -> None:
+    """Encode PHOTOS once and write a feature file, which the other verbs take in the place of photographs."""
+    from finelens.feature_store.write import features as write_features
+
+    try:
+        write_features(photos, **given)
+    except KeyboardInterrupt:
+        click.echo("\nstopped; what was encoded is in the cache, and the same command goes on from there", err=True)
+        sys.exit(INTERRUPTED)
 
 
 @cli.command()

@@ -99,12 +99,15 @@ class RunConfig:
 
     Attributes:
         verb: What was asked.
-        photos: Folder of unlabelled photographs.
+        photos: Folder of unlabelled photographs, or a feature file.
         classes_file: List of class names; None where the verb takes them from elsewhere.
         descriptions_file: Sentences about the classes, or None.
         hints_file: Classes that a person gave for a few photographs, or None.
         strict: Whether files that decode with warnings get a note.
-        backbone: Specification of the dual encoder.
+        prototypes_file: Prototypes in the place of texts, or None.
+        row_names_file: Names of the rows of a feature file of another origin, or None.
+        logit_scale: Multiplier of cosines where only features are known; None takes what a file says.
+        backbone: Specification of the dual encoder; ``features`` where only features are known.
         method: Name of the adaptation method.
         seed: Seed of all randomness.
         device: Where tensors live.
@@ -121,6 +124,9 @@ class RunConfig:
     descriptions_file: str | None = None
     hints_file: str | None = None
     strict: bool = False
+    prototypes_file: str | None = None
+    row_names_file: str | None = None
+    logit_scale: float | None = None
     backbone: str = "embedded"
     method: str = "microclip"
     seed: int = 0

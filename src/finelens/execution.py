@@ -20,10 +20,11 @@ from finelens.classes.names import read_class_file
 from finelens.config import RunConfig, diff, from_json, to_json
 from finelens.console import Console, duration
 from finelens.errors import UserError
+from finelens.feature_store.files import FeatureFile
+from finelens.feature_store.runs import open_source
 from finelens.health import balance, collapse_warning
 from finelens.health.signals import Measured, measure, write_measured
 from finelens.hints import check_hints, describe_hints, hints_digest, read_hints
-from finelens.images.discover import discover
 from finelens.images.store import LoadedImages
 from finelens.images.strict import note_complaints
 from finelens.methods.registry import find_method
@@ -64,12 +65,12 @@ class Inputs:
     """
 
     prepared: Prepared
-    loaded: LoadedImages
+    loaded: LoadedImages | FeatureFile
     hints: Hints | None
     digests: dict[str, str]
 
 
-def images_digest(loaded: LoadedImages) -> str:
+def images_digest(loaded: LoadedImages | FeatureFile) -> str:
     """Hash of the readable images' contents."""
     return hashlib.sha256("\n".join(loaded.store.ids).encode()).hexdigest()
 
@@ -77,6 +78,13 @@ def images_digest(loaded: LoadedImages) -> str:
 def classes_digest(classes: ClassSet) -> str:
     """Hash of the class names and of every text about them."""
     return hashlib.sha256(json.dumps(to_plain(classes)).encode()).hexdigest()
+
+
+def prototypes_digest(prepared: Prepared) -> str:
+    """Hash of the class names and of the prototypes that stand for their texts."""
+    heads = prepared.heads
+    state = {"templates": heads.templates, "descriptions": heads.descriptions, "weighted": heads.weighted}
+    return hashlib.sha256((classes_digest(prepared.classes) + state_digest(state)).encode()).hexdigest()
 
 
 def read_inputs(config: RunConfig, console: Console) -> Inputs:
@@ -90,17 +98,21 @@ def read_inputs(config: RunConfig, console: Console) -> Inputs:
     descriptions = None if config.descriptions_file is None else Path(config.descriptions_file)
     if descriptions is not None:
         load_descriptions(descriptions)
-    files = discover(Path(config.photos))
-    prepared = prepare(config, names, descriptions, console)
-    loaded = load(files, decode_limits(config, prepared.engine.backbone.preprocess), console, spill_folder())
-    if config.strict:
-        loaded = replace(loaded, records=note_complaints(files, loaded.records, console))
+    source = open_source(config, find_method(config.method))
+    if isinstance(source, FeatureFile):
+        prepared = prepare(config, names, descriptions, console, source)
+        loaded: LoadedImages | FeatureFile = source
+    else:
+        prepared = prepare(config, names, descriptions, console)
+        loaded = load(source, decode_limits(config, prepared.engine.backbone.preprocess), console, spill_folder())
+        if config.strict:
+            loaded = replace(loaded, records=note_complaints(source, loaded.records, console))
     counts = status_counts(loaded.records)
     console.say(f"images: {len(loaded.records)} files, " + ", ".join(f"{count} {status}" for status, count in counts.items()))
     digests = {
         "start": state_digest(prepared.engine.backbone.image_state()),
         "images": images_digest(loaded),
-        "classes": classes_digest(prepared.classes),
+        "classes": classes_digest(prepared.classes) if config.prototypes_file is None else prototypes_digest(prepared),
     }
     hints = None
     if config.hints_file is not None:

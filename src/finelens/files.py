@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar
 
 from finelens.errors import UserError
 
@@ -53,7 +53,7 @@ def atomic_writer(path: Path) -> Iterator[BinaryIO]:
     path = Path(path)
     temporary = path.parent / f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}{TEMPORARY_SUFFIX}"
     try:
-        with open(temporary, "xb") as file:
+        with open(temporary, "x+b") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -181,9 +181,46 @@ def _split_header(blob: bytes) -> tuple[bytes, memoryview]:
     header = json.loads(blob[8 : 8 + length])
     metadata = header.pop("__metadata__", None)
     ordered = {"__metadata__": dict(sorted(metadata.items())), **header} if metadata else header
-    text = json.dumps(ordered, separators=(",", ":"), ensure_ascii=False).encode()
+    return _header_bytes(ordered), memoryview(blob)[8 + length :]
+
+
+def _header_bytes(header: Mapping[str, Any]) -> bytes:
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text, memoryview(blob)[8 + length :]
+    return len(text).to_bytes(8, "little") + text
+
+
+class TensorFile:
+    """A safetensors file of known shapes that is filled row by row, so that it need not fit into memory.
+
+    Args:
+        file: Open for writing and reading, empty.
+        shapes: Type (``F32``, ``I64`` or ``U8``) and shape of each tensor.
+        metadata: Texts stored in the header.
+    """
+
+    _BYTES: ClassVar[dict[str, int]] = {"F32": 4, "I64": 8, "U8": 1}
+
+    def __init__(self, file: BinaryIO, shapes: Mapping[str, tuple[str, tuple[int, ...]]], metadata: Mapping[str, str]) -> None:
+        self._file = file
+        header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))}
+        end = 0
+        for name, (kind, shape) in shapes.items():
+            start, end = end, end + self._BYTES[kind] * math.prod(shape)
+            header[name] = {"dtype": kind, "shape": list(shape), "data_offsets": [start, end]}
+        prefix = _header_bytes(header)
+        self._tensors = {name: (entry["data_offsets"], entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
+        self._start = len(prefix)
+        file.write(prefix)
+        file.truncate(len(prefix) + end)
+
+    def put(self, name: str, row: int, values: Tensor) -> None:
+        """Write rows (B, ...) of a tensor from a row on."""
+        import torch
+
+        (start, end), shape = self._tensors[name]
+        self._file.seek(self._start + start + row * ((end - start) // max(1, shape[0])))
+        self._file.write(values.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:

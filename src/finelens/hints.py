@@ -41,14 +41,15 @@ def read_hints(path: Path, photos: Path, records: Sequence[ImageRecord], class_n
 
     Args:
         path: CSV file with the columns ``path`` (relative to ``photos``) and ``label``; an empty label says "none of these classes".
-        photos: Folder of the target photographs.
+        photos: Folder of the target photographs, or the feature file.
         records: What became of each file.
         class_names: C names.
 
     Raises:
         UserError: The file cannot be read, names a file or class that does not exist, contradicts itself, or no hinted image could be read.
     """
-    labels = read_labels(photos, path, class_names, none_label=NONE_OF_THESE)
+    names = None if photos.is_dir() else [record.name for record in records]
+    labels = read_labels(photos, path, class_names, none_label=NONE_OF_THESE, names=names)
     positions = {record.name: record.index for record in records}
     unread = [name for name in labels if positions.get(name) is None]
     if len(unread) == len(labels):

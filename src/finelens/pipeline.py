@@ -10,15 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from finelens.backbones.registry import load_backbone
 from finelens.classes.alignment_report import DescriptionReport
 from finelens.classes.templates import read_templates
 from finelens.classes.texts import build_class_set
 from finelens.config import RunConfig, from_mapping
 from finelens.console import Console, duration
 from finelens.errors import UserError
-from finelens.features.encoder import FeatureEncoder
-from finelens.features.store import feature_rows
+from finelens.feature_store.encoder import FeatureEncoder, target_features
+from finelens.feature_store.files import FeatureFile
+from finelens.feature_store.runs import check_prediction, check_tower, given_prototypes, open_backbone
+from finelens.feature_store.store import feature_rows
 from finelens.hints import check_hints
 from finelens.images.batches import centre_batches, inference_batches
 from finelens.images.decode import DecodeLimits
@@ -61,8 +62,21 @@ class Prepared:
     task: Task
 
 
-def prepare(config: RunConfig, names: Sequence[str], descriptions: str | Path | Mapping[str, Any] | None, console: Console) -> Prepared:
+def prepare(
+    config: RunConfig,
+    names: Sequence[str],
+    descriptions: str | Path | Mapping[str, Any] | None,
+    console: Console,
+    features: FeatureFile | None = None,
+) -> Prepared:
     """Load the backbone, align and encode the texts, build the task.
+
+    Args:
+        config: The run.
+        names: Class names.
+        descriptions: Sentences about the classes.
+        console: What to say.
+        features: The feature file of a run without photographs.
 
     Raises:
         UserError: Whatever the user can mend: backbone, device, texts, options.
@@ -70,16 +84,20 @@ def prepare(config: RunConfig, names: Sequence[str], descriptions: str | Path | 
     method = find_method(config.method)
     options: Any = from_mapping(method.config_class, config.method_options, "method")
     device = choose_device(config.device)
-    backbone = load_backbone(config.backbone)
+    prototypes = given_prototypes(config, names, features)
+    backbone = open_backbone(config, features, prototypes, console)
     if config.backbone == "embedded":
         console.say("backbone: embedded (EfficientNet-Lite0 + MiniLM, a stand-in that knows what is near ImageNet); --backbone takes a CLIP model")
-    classes, report = _class_set(config, names, descriptions, backbone, console)
+    if prototypes is None:
+        classes, report = _class_set(config, names, descriptions, backbone, console)
+    else:
+        classes, report = prototypes.classes, None
     precision = choose_precision(config.training.precision, device)
     console.say(f"precision: {precision.reason}")
     engine = Engine(backbone, device, precision)
     engine.micro.say = console.warn
     with engine.stopwatch("texts"):
-        heads = build_heads(backbone, classes)
+        heads = build_heads(backbone, classes) if prototypes is None else prototypes.heads.to(device)
     check_text_features(heads, classes.names)
     task = method.build(engine, heads, options, config.training, config.seed)
     return Prepared(method, classes, report, engine, heads, task)
@@ -192,8 +210,7 @@ def fit(
     """
     engine, method, task = prepared.engine, prepared.method, prepared.task
     check_hints(method, given=hints is not None)
-    encoder = FeatureEncoder(engine, decode_limits(config, engine.backbone.preprocess).short_side)
-    features = raw = encoder.centre(store, console, "look at images")
+    features = raw = target_features(engine, store, decode_limits(config, engine.backbone.preprocess).short_side, console)
     check_image_features(features.global_, console)
     zero_shot = cosine_logits(engine, features.global_, prepared.heads.templates).float().cpu()
     described = None if prepared.report is None else cosine_logits(engine, features.global_, prepared.heads.descriptions).float().cpu()
@@ -309,7 +326,11 @@ def predict_items(
         limits: Decode limits of the run.
         console: Progress.
         zero_shot: Whether to ask the unadapted model as well.
+
+    Raises:
+        UserError: The model has no image tower.
     """
+    check_tower(model)
     records: list[ImageRecord] = []
     parts: list[Predictions] = []
     rows = 0
@@ -326,6 +347,18 @@ def predict_items(
                 parts.append(_predict_group(model, loaded.store, encoder, zero_shot))
             bar.update(len(group))
     return Predictions(records, _join([part.logits for part in parts]), _join([part.zero_shot for part in parts]))
+
+
+def predict_features(model: Model, file: FeatureFile, *, zero_shot: bool = True) -> Predictions:
+    """Predict the rows of a feature file.
+
+    Raises:
+        UserError: The model needs pixels, or features of another model.
+    """
+    check_prediction(model, file)
+    features = file.store.features
+    first = [model.zero_shot_logits(rows) for rows in feature_rows(features, BATCH)] if zero_shot else []
+    return Predictions(file.records, predict_store(model, file.store, Console(enabled=False), features), _join(first))
 
 
 def _predict_group(model: Model, store: ImageStore, encoder: FeatureEncoder, zero_shot: bool) -> Predictions:

@@ -328,6 +328,12 @@ class Hints:
     label: Tensor
 
 
+class FeatureRows(Tensor):
+    """Rows (B, E + W) of ``global_`` and ``cls`` side by side, as the unadapted tower gave them: what ``Task.predict_logits`` and
+    ``Engine.encode_frozen`` take in the place of pixels.
+    """
+
+
 @dataclass(frozen=True)
 class TargetFeatures:
     """One no-gradient pass over the unlabelled images with the unadapted backbone, centre view.

@@ -14,9 +14,9 @@ import torch
 import finelens
 from finelens.cache import cache_folder
 from finelens.errors import UserError
-from finelens.features import cache as module
-from finelens.features.cache import LIMIT_VARIABLE, FeatureCache, bound
-from finelens.features.encoder import Crops, FeatureEncoder
+from finelens.feature_store import cache as module
+from finelens.feature_store.cache import LIMIT_VARIABLE, FeatureCache, bound
+from finelens.feature_store.encoder import Crops, FeatureEncoder
 from finelens.protocol import TargetFeatures
 from tests.methods.tiny import Pictures, tiny_engine
 from tests.toy import QUIET, forwards, options_for
@@ -267,10 +267,10 @@ def test_crops_are_drawn_and_encoded_once(tiny_vit):
 WRITER = """
 import sys, torch
 from pathlib import Path
-from finelens.features.encoder import FeatureEncoder
+from finelens.feature_store.encoder import FeatureEncoder
 from tests.methods.tiny import Pictures, tiny_engine
 from tests.toy import QUIET
-import finelens.features.cache as cache
+import finelens.feature_store.cache as cache
 cache.SHARD_ROWS = 4
 torch.set_num_threads(1)
 engine = tiny_engine(Path(sys.argv[1]))

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from finelens import api
-from finelens.features.store import feature_rows
+from finelens.feature_store.store import feature_rows
 from finelens.images.batches import batches, centre_batches
 from finelens.methods.registry import METHODS, find_method
 from finelens.models import load_model, save_model

@@ -51,6 +51,10 @@ def rebuild_image_tower(config: dict[str, Any], state: dict[str, Tensor]) -> Bac
         UserError: Unknown ``kind``, or tensors that do not fit.
     """
     kind = config.get("kind")
+    if kind == "features":
+        from finelens.backbones.features_only import FeatureBackbone
+
+        return FeatureBackbone.from_config(config)
     if kind == "embedded":
         from finelens.backbones.embedded import EmbeddedBackbone
 

@@ -172,7 +172,19 @@ def folder_classes(test_dir: str | Path, class_names: Sequence[str], *, classes_
     Raises:
         UserError: ``test_dir`` cannot be read or has no folders, a folder belongs to no class, or ``classes.json`` is malformed.
     """
-    folders = _folders(Path(test_dir))
+    return classes_of_folders(test_dir, _folders(Path(test_dir)), class_names, classes_json=classes_json)
+
+
+def classes_of_folders(
+    test_dir: str | Path, folders: Sequence[str], class_names: Sequence[str], *, classes_json: str | Path | None = None
+) -> dict[str, str]:
+    """The same for folders that are known by name; ``test_dir`` may be a feature file, beside which a ``classes.json`` may lie.
+
+    Raises:
+        UserError: There are no folders, one belongs to no class, or ``classes.json`` is malformed.
+    """
+    if not folders:
+        raise UserError(f"the paths stored in {quote(str(test_dir))} lie in no folders; give the labels as a CSV file")
     given = _names_of_folders(Path(test_dir), classes_json)
     known = match(folders, given)
     named = {folder: given[known[folder]] for folder in folders if folder in known}

@@ -9,8 +9,8 @@ from collections.abc import Callable, Container, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 from finelens.classes.files import listing, quote, read_utf8
+from finelens.classes.names import classes_of_folders, match, nearest
 from finelens.classes.names import folder_classes as find_folder_classes
-from finelens.classes.names import match, nearest
 from finelens.errors import UserError
 from finelens.images.discover import display_name
 from finelens.predictions import unescape_cell
@@ -28,6 +28,7 @@ def read_labels(
     *,
     folder_classes: FolderClasses = find_folder_classes,
     none_label: int | None = None,
+    names: Sequence[str] | None = None,
 ) -> dict[str, int]:
     """Read the true class of the files below a folder.
 
@@ -37,6 +38,7 @@ def read_labels(
             and ``label``.
         class_names: C names; labels and folders are matched to them by name, whatever the order.
         folder_classes: Rule that gives the class name of each folder below TEST.
+        names: Paths that a feature file ``test_dir`` stored; None for a folder.
         none_label: What an empty label in a CSV file stands for; None refuses it.
 
     Returns:
@@ -47,17 +49,22 @@ def read_labels(
         UserError: TEST or the labels file cannot be read, or names a class or file that does not exist, contradicts itself, or leaves TEST.
     """
     test_dir = Path(test_dir)
+    if names is not None:
+        files = {name: PurePosixPath(name).parts[0] if "/" in name else "" for name in names}
+        if str(labels) == FOLDERS:
+            folders = classes_of_folders(test_dir, sorted({folder for folder in files.values() if folder}), class_names)
+            return _from_folders(test_dir, files, folders, class_names)
+        return _from_csv(test_dir, files, Path(labels), class_names, none_label)
     if not os.path.isdir(test_dir):
         raise UserError(f"test folder {quote(str(test_dir))} is not a folder; check the path")
     if str(labels) == FOLDERS:
-        return _from_folders(test_dir, class_names, folder_classes)
-    return _from_csv(test_dir, Path(labels), class_names, none_label)
+        return _from_folders(test_dir, _files(test_dir), folder_classes(test_dir, class_names), class_names)
+    return _from_csv(test_dir, _files(test_dir), Path(labels), class_names, none_label)
 
 
-def _from_folders(test_dir: Path, class_names: Sequence[str], folder_classes: FolderClasses) -> dict[str, int]:
+def _from_folders(test_dir: Path, files: Mapping[str, str], folders: Mapping[str, str], class_names: Sequence[str]) -> dict[str, int]:
     index = {name: i for i, name in enumerate(class_names)}
-    folders = folder_classes(test_dir, class_names)
-    result = {path: index[folders[folder]] for path, folder in _files(test_dir).items() if folder in folders}
+    result = {path: index[folders[folder]] for path, folder in files.items() if folder in folders}
     if not result:
         raise UserError(f"the class folders of {quote(str(test_dir))} hold no files; put the test images in them")
     return result
@@ -72,7 +79,7 @@ def _files(test_dir: Path) -> dict[str, str]:
     return dict(sorted(result.items()))
 
 
-def _from_csv(test_dir: Path, labels: Path, class_names: Sequence[str], none_label: int | None) -> dict[str, int]:
+def _from_csv(test_dir: Path, files: Mapping[str, str], labels: Path, class_names: Sequence[str], none_label: int | None) -> dict[str, int]:
     rows = _read_rows(labels)
     known = match({label for _, _, label in rows}, class_names)
     positions = {name: i for i, name in enumerate(class_names)}
@@ -80,7 +87,6 @@ def _from_csv(test_dir: Path, labels: Path, class_names: Sequence[str], none_lab
     unknown = {label: line for line, _, label in reversed(rows) if label not in index}
     if unknown:
         raise UserError(_unknown_labels(labels, unknown, class_names))
-    files = _files(test_dir)
     result: dict[str, int] = {}
     lines: dict[str, int] = {}
     for line, cell, label in rows:

@@ -29,6 +29,11 @@ class ClassHeads:
     sentences: tuple[Tensor, ...] = ()
     classes: ClassSet | None = None
 
+    def to(self, device: torch.device) -> ClassHeads:
+        """The same on a device."""
+        sentences = tuple(features.to(device) for features in self.sentences)
+        return ClassHeads(self.templates.to(device), self.descriptions.to(device), self.weighted.to(device), sentences, self.classes)
+
 
 @torch.no_grad()
 def build_heads(backbone: Backbone, classes: ClassSet) -> ClassHeads:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from finelens.protocol import Backbone, ImageTokens, TargetFeatures
+from finelens.protocol import Backbone, FeatureRows, ImageTokens, TargetFeatures
 from finelens.training.microbatch import MicroBatch, until_it_fits
 from finelens.training.precision import Precision
 from finelens.training.timing import Stopwatch
@@ -71,10 +71,9 @@ class Engine:
     def encode_frozen(self, images: Tensor, *, patches: bool = False) -> ImageTokens:
         """Encode uint8 views (B, 3, S, S) without gradient.
 
-        Rows (B, E + W) of features that the unadapted tower gave before (:func:`finelens.features.store.feature_rows`) may stand in the place of
-        pixels: they cost no forward, and the fitted centre is applied to them.
+        :class:`~finelens.protocol.FeatureRows` may stand in the place of pixels: they cost no forward, and the fitted centre is applied to them.
         """
-        if images.ndim == 2:
+        if isinstance(images, FeatureRows):
             return self._tokens_of_rows(images)
         self.no_grad_forwards += len(images)
         with self.stopwatch("encode"):
@@ -94,7 +93,7 @@ class Engine:
         return ImageTokens(tokens.global_[:count], tokens.cls[:count], None if tokens.patches is None else tokens.patches[:count])
 
     def _tokens_of_rows(self, rows: Tensor) -> ImageTokens:
-        rows = rows.to(self.device)
+        rows = rows.as_subclass(Tensor).to(self.device)
         global_, cls = rows[:, : self.backbone.dim], rows[:, self.backbone.dim :]  # (B, E), (B, W)
         if self.backbone.fitted_state():
             global_ = F.normalize(self.backbone.project(cls), dim=-1)

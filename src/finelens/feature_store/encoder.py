@@ -17,8 +17,8 @@ from torch import Tensor
 
 from finelens.cache import state_digest
 from finelens.console import Console
-from finelens.features.cache import FeatureCache
-from finelens.features.store import FeatureStore
+from finelens.feature_store.cache import FeatureCache
+from finelens.feature_store.store import FeatureStore
 from finelens.images.batches import batches, centre_batches
 from finelens.images.views import ViewConfig
 from finelens.protocol import Backbone, ImageStore, TargetFeatures, ViewPlan
@@ -56,6 +56,20 @@ class Crops:
     high: float = 0.9
 
 
+def target_features(engine: Engine, store: ImageStore, short_side: int, console: Console) -> TargetFeatures:
+    """Features of the target images on the engine's device: as a feature file has them, or of the centre views.
+
+    Args:
+        engine: Runs the unadapted backbone.
+        store: Images or features.
+        short_side: See :class:`FeatureEncoder`.
+        console: Progress.
+    """
+    if isinstance(store, FeatureStore):
+        return _on(engine.device, store.features)
+    return FeatureEncoder(engine, short_side).centre(store, console, "look at images")
+
+
 class FeatureEncoder:
     """Encodes stores with the tower as it is when this object is made; make it before anything is adapted.
 
@@ -81,12 +95,10 @@ class FeatureEncoder:
         """Features of the centre views of a store, in its order, on the engine's device.
 
         Args:
-            store: Images, or features already.
+            store: Images.
             console: Progress.
             what: Label of the bar.
         """
-        if isinstance(store, FeatureStore):
-            return _on(self.engine.device, store.features)
         columns: dict[str, Tensor] = {}
         with ExitStack() as stack:
             bar = stack.enter_context(console.progress(len(store), what))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from finelens.errors import UserError
 from finelens.images.store import ImageRecord
-from finelens.protocol import TargetFeatures
+from finelens.protocol import FeatureRows, TargetFeatures
 
 
 class FeatureStore:
@@ -41,12 +41,8 @@ class LoadedFeatures:
     records: list[ImageRecord]
 
 
-def feature_rows(features: TargetFeatures, batch_size: int) -> Iterator[Tensor]:
-    """Features in the form that ``predict_logits`` and ``Engine.encode_frozen`` take in the place of pixels: global and cls side by side.
-
-    Yields:
-        Batches (B, E + W), float.
-    """
+def feature_rows(features: TargetFeatures, batch_size: int) -> Iterator[FeatureRows]:
+    """Features in the form that takes the place of pixels, in batches (B, E + W)."""
     for start in range(0, len(features.global_), batch_size):
         rows = slice(start, start + batch_size)
-        yield torch.cat([features.global_[rows], features.cls[rows]], dim=1)  # (B, E + W)
+        yield torch.cat([features.global_[rows], features.cls[rows]], dim=1).as_subclass(FeatureRows)  # (B, E + W)

@@ -1,0 +1,93 @@
+"""A backbone without towers: features come from a file, and prototypes in the place of texts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from torch import Tensor, nn
+
+from finelens.errors import UserError
+from finelens.protocol import Backbone, ImageTokens, Preprocess
+
+KIND = "features"
+
+
+class FeatureBackbone(Backbone):
+    """Stands for a model of which only the features are known. The joint space is that of the features, tokens are the features themselves.
+
+    Args:
+        dim: Feature width D.
+        logit_scale: Multiplier of cosines.
+        logit_bias: Additive term of the logits.
+        source: What the features were made with, where the file says so.
+        tower: Digest of the tower that made them; empty where it is not known.
+    """
+
+    def __init__(self, dim: int, logit_scale: float, logit_bias: float = 0.0, source: str = "", tower: str = "") -> None:
+        super().__init__()
+        self.name = KIND
+        # Never applied: there are no pixels.
+        self.preprocess = Preprocess(224, 224, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+        self.width, self.dim, self.grid = dim, dim, (1, 1)
+        self.logit_scale, self.logit_bias, self.context_length = logit_scale, logit_bias, 0
+        self.source, self.tower = source, tower
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> FeatureBackbone:
+        """Rebuild from what :meth:`image_config` returned."""
+        return cls(**{key: config[key] for key in ("dim", "logit_scale", "logit_bias", "source", "tower")})
+
+    def refuse_pixels(self) -> NoReturn:
+        """Say how photographs can be classified all the same."""
+        command = f" (finelens features PHOTOS --backbone {self.source} --out F.safetensors)" if self.source else ""
+        raise UserError(f"this run was made on features and has no image tower: encode photographs with that model{command} and give the features")
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """Refuses: there are no pixels."""
+        self.refuse_pixels()
+
+    def encode_image(self, images: Tensor, *, patches: bool = False, prompts: Tensor | None = None) -> ImageTokens:
+        """Refuses: there is no image tower."""
+        self.refuse_pixels()
+
+    def project(self, tokens: Tensor) -> Tensor:
+        """Tokens are in the joint space already."""
+        return tokens
+
+    def _no_texts(self) -> NoReturn:
+        raise UserError(
+            "prototypes stand for the classes and there is no text tower: choose a method that writes no texts of its own, such as zero-shot"
+        )
+
+    def tokenize(self, texts: Sequence[str]) -> Tensor:
+        """Refuses: there is no text tower."""
+        self._no_texts()
+
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        """Refuses: there is no text tower."""
+        self._no_texts()
+
+    def encode_text(self, texts: Sequence[str]) -> Tensor:
+        """Refuses: there is no text tower."""
+        self._no_texts()
+
+    def tunable(self, scope: str) -> dict[str, nn.Parameter]:
+        """Nothing to tune."""
+        return {}
+
+    def image_config(self) -> dict[str, Any]:
+        """See :meth:`Backbone.image_config`."""
+        return {
+            "kind": KIND,
+            "name": self.name,
+            "dim": self.dim,
+            "logit_scale": self.logit_scale,
+            "logit_bias": self.logit_bias,
+            "source": self.source,
+            "tower": self.tower,
+        }
+
+    def image_state(self) -> dict[str, Tensor]:
+        """No tensors."""
+        return {}

@@ -1,0 +1,258 @@
+"""Reading features: files that ``finelens features`` wrote, and ``.npy`` or ``.safetensors`` of any model."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from finelens.classes.files import counted, quote, read_utf8
+from finelens.errors import UserError
+from finelens.feature_store.store import FeatureStore
+from finelens.files import load_metadata, load_tensors
+from finelens.images.store import ImageRecord
+from finelens.protocol import TargetFeatures
+from finelens.schemas import SCHEMA_VERSION, STATUSES
+
+FORMAT = "finelens-features"
+SUFFIXES = (".npy", ".safetensors")
+# Files that hold features for others; they are named in the refusal rather than taken for a mistyped folder.
+_FOREIGN = (".npz", ".pt", ".pth", ".pkl", ".pickle", ".h5", ".hdf5", ".parquet", ".csv", ".mat", ".bin")
+_KEYS = ("global", "features", "image_features", "embeddings")
+_TINY = 1e-12
+
+
+@dataclass(frozen=True)
+class FeatureFile:
+    """Features of images and what is known of them.
+
+    Attributes:
+        path: The file.
+        store: The good rows, ordered by sample id.
+        records: One per image or row, in the order of the file.
+        backbone: Specification of the model that made them; empty where it is not known.
+        tower: Digest of that model's image side; empty where it is not known.
+        logit_scale: The model's multiplier of cosines; None where it is not known.
+        logit_bias: The model's additive term.
+    """
+
+    path: Path
+    store: FeatureStore
+    records: list[ImageRecord]
+    backbone: str = ""
+    tower: str = ""
+    logit_scale: float | None = None
+    logit_bias: float = 0.0
+
+    @property
+    def dim(self) -> int:
+        """Feature width."""
+        return self.store.features.global_.shape[1]
+
+
+def is_feature_path(path: str | Path) -> bool:
+    """Whether a path names a file of features rather than a folder of photographs.
+
+    Raises:
+        UserError: It names a file of features of a kind that is not read.
+    """
+    path = Path(path)
+    suffix = path.suffix.lower()
+    if path.is_dir() or suffix not in (*SUFFIXES, *_FOREIGN):
+        return False
+    if suffix in _FOREIGN:
+        raise UserError(f"{path}: features are read from .npy and .safetensors files, not from {suffix}; save them as one of these")
+    if not path.is_file():
+        raise UserError(f"feature file {path} does not exist; check the path")
+    return True
+
+
+def feature_metadata(path: Path) -> dict[str, str]:
+    """Texts that ``finelens features`` stored; empty for a file of another origin.
+
+    Raises:
+        UserError: The file is damaged, or was written by a newer finelens.
+    """
+    metadata = {} if path.suffix.lower() == ".npy" else load_metadata(path)
+    if metadata.get("format") != FORMAT:
+        return {name: metadata[name] for name in ("logit_scale", "logit_bias") if name in metadata}
+    version = metadata.get("schema_version", "")
+    if not version.isdigit() or int(version) > SCHEMA_VERSION:
+        raise UserError(f"{path}: written by a newer finelens ({metadata.get('finelens_version')}); upgrade finelens")
+    return metadata
+
+
+def read_features(path: Path, names_file: Path | None = None) -> FeatureFile:
+    """Read a feature file.
+
+    Args:
+        path: What ``finelens features`` wrote, or an array (N, D) of any model: ``.npy`` (never pickled objects), or ``.safetensors`` with the key
+            ``global``, ``features``, ``image_features`` or ``embeddings``, or with one matrix only.
+        names_file: Text file with one row name a line, for an array of another origin; by default ``row-000000`` and on.
+
+    Raises:
+        UserError: The file cannot be read, or its content is no matrix of finite numbers.
+    """
+    metadata = feature_metadata(path)
+    if metadata.get("format") == FORMAT:
+        if names_file is not None:
+            raise UserError(f"{path} names its rows itself; leave --row-names out")
+        return _read_own(path, metadata)
+    matrix = read_matrix(path, _KEYS, "features")
+    names = _row_names(names_file, len(matrix))
+    lengths = matrix.norm(dim=1)
+    ids = _content_ids(matrix)
+    kept = [i for i in range(len(matrix)) if lengths[i] > _TINY]
+    if not kept:
+        raise UserError(f"{path}: all {len(matrix)} rows have length 0; give features that say something")
+    global_ = F.normalize(matrix[kept], dim=1)
+    order = sorted(range(len(kept)), key=lambda i: ids[kept[i]])
+    place = {kept[i]: rank for rank, i in enumerate(order)}
+    records = [
+        ImageRecord(name, "ok", "", ids[i], place[i]) if i in place else ImageRecord(name, "degenerate", "the feature has length 0")
+        for i, name in enumerate(names)
+    ]
+    scale, bias = metadata_number(metadata, "logit_scale", path), metadata_number(metadata, "logit_bias", path)
+    rows = global_[order]
+    return FeatureFile(path, FeatureStore([ids[kept[i]] for i in order], TargetFeatures(rows, rows)), records, "", "", scale, bias or 0.0)
+
+
+def _read_own(path: Path, metadata: dict[str, str]) -> FeatureFile:
+    tensors = load_tensors(path)
+    try:
+        table = json.loads(tensors["records"].numpy().tobytes())
+        found = [ImageRecord(name, status, reason, sample_id) for name, status, reason, sample_id in table]
+        global_, cls = tensors["global"].float(), tensors["cls"].float()
+        ids = [record.sample_id for record in found if record.sample_id is not None]
+        known = all(record.status in STATUSES for record in found)
+        if not known or not (len(ids) == len(global_) == len(cls)) or global_.ndim != 2 or cls.ndim != 2 or len(set(ids)) < len(ids):
+            raise ValueError("its table and its features do not fit together")
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path} is damaged ({error}); write it again with finelens features --overwrite") from error
+    if not ids:
+        raise UserError(f"{path} holds no feature: none of its {len(found)} files was an image that could be read")
+    _refuse_infinite(global_, path, "features")
+    _refuse_infinite(cls, path, "cls tokens")
+    order = sorted(range(len(ids)), key=lambda i: ids[i])
+    place = {ids[i]: rank for rank, i in enumerate(order)}
+    records = [ImageRecord(r.name, r.status, r.reason, r.sample_id, None if r.sample_id is None else place[r.sample_id]) for r in found]
+    return FeatureFile(
+        path,
+        FeatureStore([ids[i] for i in order], TargetFeatures(global_[order], cls[order])),
+        records,
+        metadata.get("backbone", ""),
+        metadata.get("tower", ""),
+        metadata_number(metadata, "logit_scale", path),
+        metadata_number(metadata, "logit_bias", path) or 0.0,
+    )
+
+
+def read_matrix(path: Path, keys: Sequence[str], what: str, dims: tuple[int, ...] = (2,)) -> Tensor:
+    """A matrix (N, D) of finite float32 numbers.
+
+    Args:
+        path: ``.npy``, or ``.safetensors`` with one of the keys or with one matrix only.
+        keys: Names to look for, in this order.
+        what: What the rows are, for messages.
+        dims: Numbers of dimensions that are allowed.
+
+    Raises:
+        UserError: The file is missing, of another kind, or holds no such matrix.
+    """
+    value = _array(path) if path.suffix.lower() == ".npy" else _tensor(path, load_tensors(path), keys, what)
+    return check_matrix(value, path, what, dims)
+
+
+def check_matrix(value: Tensor, path: Path, what: str, dims: tuple[int, ...] = (2,)) -> Tensor:
+    """The tensor in float32, if it is a non-empty one of finite numbers and of an allowed number of dimensions.
+
+    Raises:
+        UserError: It is not.
+    """
+    if value.ndim not in dims or not value.numel():
+        shape = " or ".join("(rows, columns)" if n == 2 else "(classes, prototypes, columns)" for n in dims)
+        raise UserError(f"{path}: expected {what} of shape {shape}, got {tuple(value.shape)}; save one row for each")
+    if value.dtype is torch.bool or value.is_complex():
+        raise UserError(f"{path}: expected {what} in real numbers, got {value.dtype}; save them as float32")
+    value = value.float()
+    _refuse_infinite(value, path, what)
+    return value
+
+
+def _refuse_infinite(value: Tensor, path: Path, what: str) -> None:
+    bad = (~torch.isfinite(value).flatten(1).all(1)).nonzero().flatten()
+    if len(bad):
+        raise UserError(
+            f"{path}: {counted(len(bad), 'row', 'rows')} of the {what} hold NaN or infinity, first row {int(bad[0])}; leave those rows out"
+        )
+
+
+def _array(path: Path) -> Tensor:
+    try:
+        array = np.load(path, allow_pickle=False)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}; check the path and its permissions") from error
+    except (ValueError, EOFError) as error:
+        raise UserError(
+            f"{path} is damaged, no .npy file, or holds pickled objects, which are never read ({error}); save a plain float array"
+        ) from error
+    if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiub":
+        kind = getattr(array, "dtype", type(array).__name__)
+        raise UserError(f"{path}: expected an array of real numbers, got {kind}; save them as float32")
+    # Not every numpy type has a counterpart (long doubles, other byte orders, 16-bit unsigned); float64 holds what any of them says.
+    return torch.from_numpy(np.ascontiguousarray(array, dtype=np.bool_ if array.dtype.kind == "b" else np.float64))
+
+
+def _tensor(path: Path, tensors: dict[str, Tensor], keys: Sequence[str], what: str) -> Tensor:
+    for key in keys:
+        if key in tensors:
+            return tensors[key]
+    matrices = [tensor for tensor in tensors.values() if tensor.ndim == 2]
+    if len(matrices) == 1:
+        return matrices[0]
+    names = ", ".join(sorted(tensors)) or "none"
+    raise UserError(f"{path}: cannot tell which tensor holds the {what} (found: {names}); call it {keys[0]}")
+
+
+def metadata_number(metadata: dict[str, Any], name: str, path: Path) -> float | None:
+    """A number of the header, None where it is not given."""
+    try:
+        value = float(metadata[name]) if name in metadata else None
+    except ValueError:
+        value = float("nan")
+    if value is not None and not abs(value) < float("inf"):
+        raise UserError(f"{path}: {name} in its header is not a number ({metadata[name]!r}); give --logit-scale, or write the file again")
+    return value
+
+
+def _row_names(path: Path | None, count: int) -> list[str]:
+    if path is None:
+        return [f"row-{i:06d}" for i in range(count)]
+    names = [line.strip() for line in read_utf8(path, "row names file").splitlines()]
+    names = names[: next((i for i in range(len(names), 0, -1) if names[i - 1]), 0)]
+    if len(names) != count:
+        raise UserError(f"row names file {quote(str(path))} has {counted(len(names), 'line', 'lines')} for {count} rows; give one line a row")
+    repeated = [name for name, times in Counter(names).items() if times > 1 or not name]
+    if repeated:
+        raise UserError(f"row names file {quote(str(path))} repeats {quote(repeated[0])} or leaves a line empty; each row needs a name of its own")
+    return names
+
+
+def _content_ids(matrix: Tensor) -> list[str]:
+    """Identity of each row by its numbers, as images have one by their bytes; an ordinal tells exact duplicates apart."""
+    copies: Counter[str] = Counter()
+    ids = []
+    for row in matrix.numpy():
+        digest = hashlib.sha256(row.tobytes()).hexdigest()
+        ids.append(f"{digest}-{copies[digest]}" if copies[digest] else digest)
+        copies[digest] += 1
+    return ids

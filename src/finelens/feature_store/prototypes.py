@@ -1,0 +1,145 @@
+"""Prototypes of the classes from a file, in the place of texts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from finelens.backbones.features_only import FeatureBackbone
+from finelens.classes import heads
+from finelens.classes.files import counted
+from finelens.classes.names import check_names
+from finelens.console import Console
+from finelens.errors import UserError
+from finelens.feature_store.files import FORMAT, SUFFIXES, FeatureFile, check_matrix, feature_metadata, metadata_number, read_matrix
+from finelens.files import load_tensors
+from finelens.methods.heads import ClassHeads
+from finelens.protocol import ClassSet
+
+DEFAULT_SCALE = 100.0
+_KEYS = ("prototypes", "text_features", "weights")
+
+
+@dataclass(frozen=True)
+class Prototypes:
+    """Heads read from a file.
+
+    Attributes:
+        path: The file.
+        heads: For the methods; the texts of their class set are empty.
+        logit_scale: The model's multiplier of cosines; None where the file does not say.
+        logit_bias: The model's additive term; None where the file does not say.
+    """
+
+    path: Path
+    heads: ClassHeads
+    logit_scale: float | None
+    logit_bias: float | None
+
+    @property
+    def classes(self) -> ClassSet:
+        """Names, without texts."""
+        assert self.heads.classes is not None
+        return self.heads.classes
+
+    @property
+    def dim(self) -> int:
+        """Width of the prototypes."""
+        return self.heads.templates.shape[1]
+
+
+def read_prototypes(path: Path, class_names: Sequence[str]) -> Prototypes:
+    """Read one prototype or several of each class.
+
+    Args:
+        path: ``.npy`` (C, D) or (C, K, D), or ``.safetensors`` with ``prototypes`` of such a shape and optionally ``descriptions`` (C, D), and
+            ``sentences`` (T, D) with ``sentence_class`` (T,), the class of each. Rows in the order of the class file. Rows of length 0 in
+            (C, K, D) only fill up.
+        class_names: C names.
+
+    Raises:
+        UserError: The file cannot be read, or does not fit the classes.
+    """
+    if path.suffix.lower() not in SUFFIXES:
+        raise UserError(f"prototypes file {path}: prototypes are read from .npy and .safetensors files; save them as one of these")
+    names = check_names(class_names)
+    metadata = feature_metadata(path)
+    tensors = {} if path.suffix.lower() == ".npy" else load_tensors(path)
+    if metadata.get("format") == FORMAT and "prototypes" not in tensors:
+        raise UserError(f"{path} holds no prototypes; write it again with finelens features ... --classes FILE, or give another --prototypes")
+    if "classes" in metadata and json.loads(metadata["classes"]) != names:
+        raise UserError(
+            f"{path}: its prototypes are of other classes, or in another order, than the class file; give the class file they were made with"
+        )
+    groups = _groups(path, tensors, len(names))
+    if len(groups) != len(names):
+        raise UserError(
+            f"{path}: {counted(len(groups), 'row', 'rows')} for {counted(len(names), 'class', 'classes')}; give one row a class, in order"
+        )
+    empty = [name for name, group in zip(names, groups, strict=True) if not len(group)]
+    if empty:
+        raise UserError(f"{path}: the prototype of class {empty[0]!r} has length 0; leave the class out or give it a prototype")
+    mean = heads.mean_description_head(groups)
+    own = check_matrix(tensors["descriptions"], path, "descriptions") if "descriptions" in tensors else None
+    if own is not None and own.shape != mean.shape:
+        raise UserError(f"{path}: descriptions of shape {tuple(own.shape)} beside prototypes of {tuple(mean.shape)}; give one row a class in both")
+    sentences = _sentences(path, tensors, len(names)) or groups
+    padded = heads.pad_descriptions(sentences)
+    weighted = heads.weighted_description_head(padded, heads.description_weights(padded, mean))
+    classes = ClassSet(tuple(names), (), ((),) * len(names))
+    described = F.normalize(own, dim=1) if own is not None else heads.mean_description_head(sentences)
+    return Prototypes(
+        path,
+        ClassHeads(mean, described, weighted, tuple(sentences), classes),
+        metadata_number(metadata, "logit_scale", path),
+        metadata_number(metadata, "logit_bias", path),
+    )
+
+
+def _groups(path: Path, tensors: dict[str, Tensor], count: int) -> list[Tensor]:
+    """Rows (K, D) of each class that have a direction."""
+    found = next((tensors[key] for key in _KEYS if key in tensors), None)
+    if found is None and "sentences" in tensors:
+        return _sentences(path, tensors, count) or []
+    value = read_matrix(path, _KEYS, "prototypes", (2, 3)) if found is None else check_matrix(found, path, "prototypes", (2, 3))
+    return [rows[rows.norm(dim=-1) > 0] for rows in (value[:, None] if value.ndim == 2 else value)]
+
+
+def _sentences(path: Path, tensors: dict[str, Tensor], count: int) -> list[Tensor] | None:
+    if "sentences" not in tensors:
+        return None
+    rows = check_matrix(tensors["sentences"], path, "sentences")
+    owner = tensors.get("sentence_class", torch.empty(0))
+    if owner.shape != (len(rows),) or owner.is_floating_point() or not 0 <= int(owner.min()) <= int(owner.max()) < count:
+        raise UserError(f"{path}: sentence_class must give the class of each of the {len(rows)} sentences, as whole numbers below {count}")
+    return [rows[owner == c] for c in range(count)]
+
+
+def feature_backbone(file: FeatureFile, prototypes: Prototypes, logit_scale: float | None, console: Console) -> FeatureBackbone:
+    """The backbone of a run on features and prototypes.
+
+    Args:
+        file: The features.
+        prototypes: The classes.
+        logit_scale: What the user gave; else what a file says; else 100, as CLIP models learn it.
+        console: Told which.
+    """
+    known = next((scale for scale in (logit_scale, prototypes.logit_scale, file.logit_scale) if scale is not None), None)
+    if known is None:
+        console.say(f"logit scale: {DEFAULT_SCALE:g}, as CLIP models have it, because no file names one; --logit-scale says otherwise")
+    elif not 0 < known < float("inf"):
+        raise UserError(f"--logit-scale must be above 0 and finite, got {known:g}")
+    bias = file.logit_bias if prototypes.logit_bias is None else prototypes.logit_bias
+    return FeatureBackbone(file.dim, known or DEFAULT_SCALE, bias, file.backbone, file.tower)
+
+
+def check_width(prototypes: Prototypes, dim: int, what: str) -> None:
+    """Refuse prototypes of another width than the features have."""
+    if prototypes.dim != dim:
+        raise UserError(f"{prototypes.path}: prototypes have {prototypes.dim} columns, {what} {dim}; both must come from the same model")

@@ -1,1 +1,0 @@
-"""Features instead of pixels: the cache of what the image tower gave, feature files, and runs on them."""
