@@ -160,20 +160,21 @@ def execute(run: RunFolder, inputs: Inputs, console: Console, should_stop: Calla
     return RunResult(run.path, rows)
 
 
-def _measure(fitted: Fitted, logits: Tensor, loaded: LoadedImages) -> Measured:
+def _measure(fitted: Fitted, logits: Tensor, loaded: LoadedImages | FeatureFile) -> Measured:
     order = [record.index for record in loaded.records if record.index is not None]
     heads = fitted.model.zero_shot_heads["templates"].cpu()
     return measure(logits, fitted.zero_shot_logits, fitted.described_logits, fitted.looks, heads, loaded.store.ids, order)
 
 
-def _report(run: RunFolder, loaded: LoadedImages, console: Console) -> None:
+def _report(run: RunFolder, loaded: LoadedImages | FeatureFile, console: Console) -> None:
     """The run is finished and saved: whatever goes wrong with its report must not take it back."""
-    from finelens.report.thumbnails import from_store
+    from finelens.report.thumbnails import from_store, no_pixels
     from finelens.report.write import write_report
 
     try:
         positions = [(record.name, record.index) for record in loaded.records if record.index is not None]
-        console.say(f"wrote {write_report(run, from_store(positions, loaded.store))}")
+        pixels = no_pixels if isinstance(loaded, FeatureFile) else from_store(positions, loaded.store)
+        console.say(f"wrote {write_report(run, pixels)}")
     except Exception as error:
         console.warn(f"the report could not be written ({error}); the run itself is complete, finelens report {run.path} tries again")
 
