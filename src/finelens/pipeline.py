@@ -96,6 +96,7 @@ def prepare(
     console.say(f"precision: {precision.reason}")
     engine = Engine(backbone, device, precision)
     engine.micro.say = console.warn
+    engine.console = console
     with engine.stopwatch("texts"):
         heads = build_heads(backbone, classes) if prototypes is None else prototypes.heads.to(device)
     check_text_features(heads, classes.names)
@@ -194,7 +195,7 @@ def fit(
     hints: Hints | None = None,
     resume: bool = False,
 ) -> Fitted:
-    """Adapt to the images; methods that do not use them are only wrapped.
+    """Adapt to the images; methods that do not use them prepare what they make of the texts.
 
     Args:
         prepared: From :func:`prepare`.
@@ -219,15 +220,17 @@ def fit(
     if method.adapts:
         adapted = adapted_tensors(engine.backbone, config.training.scope)
         base = {name: tensor.detach().cpu().clone() for name, tensor in adapted.items()}
-        features = replace(engine.centre(features), hints=hints)
-        if method.trains:
-            hooks = watched(hooks or Hooks(), engine, zero_shot, prepared.classes.names, console)
-            _train(prepared, store, config, console, hooks, features, resume)
-        else:
-            with engine.stopwatch("solve"):
-                task.prepare(features)
-            for line in task.notes():
-                console.say(line)
+        features = replace(
+            engine.centre(features), hints=hints, views=lambda preprocess: _centre_views(store, preprocess, console, "look with the second encoder")
+        )
+    if method.trains:
+        hooks = watched(hooks or Hooks(), engine, zero_shot, prepared.classes.names, console)
+        _train(prepared, store, config, console, hooks, features, resume)
+    else:
+        with engine.stopwatch("solve"):
+            task.prepare(features)
+        for line in task.notes():
+            console.say(line)
     model = Model(
         engine=engine,
         task=task,

@@ -7,7 +7,7 @@ module computes; it may be imported by every other module and imports none of th
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -187,6 +187,7 @@ class ViewPlan:
     weak: bool = True
     strong: bool = True
     crops: int = 0
+    centre: bool = False
 
 
 @dataclass(frozen=True)
@@ -216,12 +217,14 @@ class Batch:
         weak: (B, 3, S, S) or None.
         strong: (B, 3, S, S) or None.
         crops: (B, M, 3, S, S) or None.
+        centre: The view that predictions use, (B, 3, S, S) or None.
     """
 
     index: Tensor
     weak: Tensor | None = None
     strong: Tensor | None = None
     crops: Tensor | None = None
+    centre: Tensor | None = None
 
 
 class ImageStore(Protocol):
@@ -314,6 +317,10 @@ class Task(nn.Module, ABC):
         """Work after the last step of an epoch; returns plain numbers to log."""
         return {}
 
+    def finished(self) -> bool:
+        """Whether to end before the last epoch. Asked after :meth:`end_epoch` and on resume: what it rests on is state. Default: no."""
+        return False
+
 
 @dataclass(frozen=True)
 class Hints:
@@ -342,8 +349,10 @@ class TargetFeatures:
         global_: (N, E) unit norm, float32, in store order.
         cls: (N, W) float32.
         hints: What the user gave with ``--hints``; None in a run without.
+        views: Gives the centre views of the same images in another tower's geometry, uint8 batches (B, 3, S, S) in store order.
     """
 
     global_: Tensor
     cls: Tensor
     hints: Hints | None = None
+    views: Callable[[Preprocess], Iterator[Tensor]] | None = None

@@ -67,7 +67,7 @@ def with_useful_heads(prepared, config, store, names):
     # Features of a random tower hardly differ; a trained model's scale makes posteriors of such differences, and so must this one.
     cosines = features @ head.T
     engine.backbone.logit_scale = 2 / (cosines - cosines.mean(0)).std().item()
-    heads = replace(prepared.heads, templates=head, descriptions=head, weighted=head)
+    heads = replace(prepared.heads, templates=head, descriptions=head, weighted=head, texts=tuple(head[:, None]))
     options = from_mapping(prepared.method.config_class, config.method_options, "method")
     task = prepared.method.build(engine, heads, options, config.training, config.seed)
     return replace(prepared, heads=heads, task=task)

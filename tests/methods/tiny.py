@@ -68,8 +68,9 @@ def unit_rows(*shape: int, seed: int, dtype: torch.dtype = torch.float32) -> Ten
 
 
 def random_heads(classes: int, dtype: torch.dtype = torch.float32) -> ClassHeads:
-    """Three different heads (C, 48)."""
-    return ClassHeads(*(unit_rows(classes, DIM, seed=seed, dtype=dtype) for seed in (1, 2, 3)))
+    """Three different heads (C, 48), and texts of which each class has one more than the class before."""
+    texts = tuple(unit_rows(c + 1, DIM, seed=10 + c, dtype=dtype) for c in range(classes))
+    return ClassHeads(*(unit_rows(classes, DIM, seed=seed, dtype=dtype) for seed in (1, 2, 3)), texts=texts)
 
 
 def random_batch(count: int, crops: int, seed: int = 0) -> Batch:
@@ -79,7 +80,7 @@ def random_batch(count: int, crops: int, seed: int = 0) -> Batch:
     def view(*shape: int) -> Tensor:
         return torch.randint(0, 256, (*shape, 3, 4, 4), generator=g, dtype=torch.uint8).repeat_interleave(16, -1).repeat_interleave(16, -2)
 
-    return Batch(torch.arange(count), weak=view(count), strong=view(count), crops=view(count, crops) if crops else None)
+    return Batch(torch.arange(count), weak=view(count), strong=view(count), crops=view(count, crops) if crops else None, centre=view(count))
 
 
 def target_features(engine: Engine, pictures: Pictures) -> TargetFeatures:

@@ -65,6 +65,7 @@ def batches(
             weak=_pixels(count, 3, side, side) if plan.weak else None,
             strong=_pixels(count, 3, side, side) if plan.strong else None,
             crops=_pixels(count, plan.crops, 3, side, side) if plan.crops else None,
+            centre=_pixels(count, 3, side, side) if plan.centre else None,
         )
 
     def fill(batch: Batch, row: int, position: int) -> None:
@@ -75,6 +76,8 @@ def batches(
             batch.strong[row] = strong_view(image, preprocess, seed, epoch, key, view_config)
         if batch.crops is not None:
             batch.crops[row] = crop_views(image, preprocess, seed, epoch, key, plan.crops, view_config.crop_low, view_config.crop_high)
+        if batch.centre is not None:
+            batch.centre[row] = centre_view(image, preprocess)
 
     steps = [positions[i : i + batch_size].tolist() for i in range(start_step * batch_size, len(positions), batch_size)]
     yield from _build_ahead(steps, allocate, fill, workers)

@@ -29,6 +29,16 @@ def generator(seed: int, epoch: int, sample_id: str, view: str) -> np.random.Gen
     return np.random.Generator(np.random.Philox(key=np.frombuffer(digest, dtype="<u8").astype(np.uint64)))
 
 
+def seed_for(seed: int, purpose: str) -> int:
+    """A seed for the generator of another library, for work that is not about one image; each purpose has its own stream.
+
+    Args:
+        seed: Seed of the run.
+        purpose: What the numbers are for.
+    """
+    return int(generator(seed, 0, "", purpose).random() * 2**53)
+
+
 def uniform(rng: np.random.Generator, low: float, high: float) -> float:
     """One number from U[low, high)."""
     return low + (high - low) * rng.random()

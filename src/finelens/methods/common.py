@@ -38,30 +38,34 @@ def ranking(probabilities: Tensor, labels: Tensor) -> Tensor:
     return probabilities.gather(1, labels[:, None])[:, 0] / probabilities.amax(1)
 
 
-def weighted_cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+def weighted_cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor, smoothing: float = 0.0) -> Tensor:
     """``mean_b omega_b CE(z_b, y_b)``: the mean is over the batch, so doubtful batches count less.
 
     Args:
         logits: (B, C).
         labels: (B,).
         weights: (B,).
+        smoothing: Share of every target that is spread evenly over the classes.
     """
-    return (weights * F.cross_entropy(logits, labels, reduction="none")).mean()
+    return (weights * F.cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing)).mean()
 
 
-def self_training_loss(logits: Tensor, pseudo: PseudoLabels, class_prior: ClassPrior, marginal_weight: float) -> tuple[Tensor, dict[str, float]]:
-    """Weighted cross-entropy and the marginal term of the batch: the loss that DPA and FAIR share.
+def self_training_loss(
+    logits: Tensor, pseudo: PseudoLabels, class_prior: ClassPrior, marginal_weight: float, smoothing: float = 0.0
+) -> tuple[Tensor, dict[str, float]]:
+    """Weighted cross-entropy and the marginal term of the batch: the loss that the self-training methods share.
 
     Args:
         logits: Of the strong views, (B, C).
         pseudo: Labels and weights.
         class_prior: What the batch marginal is drawn to.
         marginal_weight: Weight of that term.
+        smoothing: Of the cross-entropy.
 
     Returns:
         The scalar loss and numbers to log.
     """
-    loss = weighted_cross_entropy(logits, pseudo.labels, pseudo.weights)
+    loss = weighted_cross_entropy(logits, pseudo.labels, pseudo.weights, smoothing)
     log = {
         "ce": loss.item(),
         "pseudo_confidence": pseudo.posterior.amax(-1).mean().item(),

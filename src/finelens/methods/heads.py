@@ -21,6 +21,7 @@ class ClassHeads:
         weighted: Descriptions weighted by their cosine with the class name (microCLIP's frozen head).
         sentences: Features (T_c, E) of each class's descriptions, templates standing in; empty in a model that was loaded.
         classes: Names and texts, for methods that write prompts of their own; None in a model that was loaded.
+        texts: Features (T_c + P, E) of each class's descriptions and filled templates, each text once; empty in a model that was loaded.
     """
 
     templates: Tensor
@@ -28,6 +29,7 @@ class ClassHeads:
     weighted: Tensor
     sentences: tuple[Tensor, ...] = ()
     classes: ClassSet | None = None
+    texts: tuple[Tensor, ...] = ()
 
     def to(self, device: torch.device) -> ClassHeads:
         """The same on a device."""
@@ -38,9 +40,12 @@ class ClassHeads:
 @torch.no_grad()
 def build_heads(backbone: Backbone, classes: ClassSet) -> ClassHeads:
     """Encode every text of the classes once and build all heads."""
-    templates = heads.template_head(heads.encode_templates(backbone, classes))
+    prompts = heads.encode_templates(backbone, classes)  # (C, P, E)
+    templates = heads.template_head(prompts)
     features = heads.encode_descriptions(backbone, classes)
     padded = heads.pad_descriptions(features)
     weights = heads.description_weights(padded, templates)
+    # A class without descriptions has its templates in their place already.
+    texts = (torch.cat([own, filled]) if any_ else filled for own, filled, any_ in zip(features, prompts, classes.descriptions, strict=True))
     weighted = heads.weighted_description_head(padded, weights)
-    return ClassHeads(templates, heads.mean_description_head(features), weighted, tuple(features), classes)
+    return ClassHeads(templates, heads.mean_description_head(features), weighted, tuple(features), classes, tuple(texts))

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from finelens.console import Console
 from finelens.protocol import Backbone, FeatureRows, ImageTokens, TargetFeatures
 from finelens.training.microbatch import MicroBatch, until_it_fits
 from finelens.training.precision import Precision
@@ -46,6 +47,7 @@ class Engine:
         stopwatch: Wall time by stage.
         micro: Images per forward; halved when memory runs out.
         tower_flops: Counted work of one image in the tower; None until somebody counts it.
+        console: What methods say while they prepare; silent but for warnings unless the run gives its own.
     """
 
     def __init__(self, backbone: Backbone, device: torch.device, precision: Precision) -> None:
@@ -57,6 +59,7 @@ class Engine:
         self.stopwatch = Stopwatch()
         self.micro = MicroBatch(CPU_CHUNK if device.type == "cpu" else GPU_CHUNK)
         self.tower_flops: TowerFlops | None = None
+        self.console = Console(enabled=False)
 
     def encode(self, images: Tensor, *, patches: bool = False, prompts: Tensor | None = None) -> ImageTokens:
         """Encode uint8 views (B, 3, S, S) with gradient; tokens come back in float32 (float64 for a float64 backbone)."""
@@ -68,16 +71,17 @@ class Engine:
         return tokens
 
     @torch.no_grad()
-    def encode_frozen(self, images: Tensor, *, patches: bool = False) -> ImageTokens:
+    def encode_frozen(self, images: Tensor, *, patches: bool = False, prompts: Tensor | None = None) -> ImageTokens:
         """Encode uint8 views (B, 3, S, S) without gradient.
 
         :class:`~finelens.protocol.FeatureRows` may stand in the place of pixels: they cost no forward, and the fitted centre is applied to them.
         """
         if isinstance(images, FeatureRows):
+            assert prompts is None
             return self._tokens_of_rows(images)
         self.no_grad_forwards += len(images)
         with self.stopwatch("encode"):
-            return self._chunked(images, patches, None)
+            return self._chunked(images, patches, prompts)
 
     def encode_each(self, images: Tensor, *, patches: bool = False) -> ImageTokens:
         """:meth:`encode_frozen` in full chunks: on a CPU the last bits of a row depend on the size of its chunk, here on its image alone.

@@ -89,7 +89,7 @@ class Trainer:
         self.engine.no_grad_forwards, self.engine.grad_forwards = self.position.no_grad_forwards, self.position.grad_forwards
 
     def run(self) -> list[Mapping[str, float]]:
-        """Train until the last epoch is done.
+        """Train until the last epoch is done, or the task has finished.
 
         Returns:
             Mean numbers of each epoch finished by this call.
@@ -99,7 +99,7 @@ class Trainer:
             UserError: The loss or a gradient is not finite, or memory ran out; the last checkpoint is intact.
         """
         history: list[Mapping[str, float]] = []
-        while self.position.epoch < self.config.epochs:
+        while self.position.epoch < self.config.epochs and not self.task.finished():
             epoch = self.position.epoch
             self._epoch()
             means = {name: total / self.position.images for name, total in self.position.sums.items()} | dict(self.task.end_epoch(epoch))

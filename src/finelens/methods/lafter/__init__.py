@@ -1,0 +1,16 @@
+"""LaFTer: a classifier trained on texts labels images for a prompted student. Documentation: docs/methods/lafter.md."""
+
+from __future__ import annotations
+
+from finelens.config import TrainingConfig
+from finelens.methods.heads import ClassHeads
+from finelens.methods.lafter.config import LafterConfig
+from finelens.methods.lafter.task import Lafter
+from finelens.training.engine import Engine
+
+CONFIG = LafterConfig
+
+
+def build(engine: Engine, heads: ClassHeads, config: LafterConfig, training: TrainingConfig, seed: int) -> Lafter:
+    """See :class:`finelens.methods.registry.Method`."""
+    return Lafter(engine, heads, config, scope=training.scope, weight_decay=training.weight_decay, seed=seed)

@@ -1,0 +1,23 @@
+"""NoLA: a labelling network on a second encoder's features labels images for a prompted student. Documentation: docs/methods/nola.md."""
+
+from __future__ import annotations
+
+from finelens.classes.heads import mean_description_head
+from finelens.config import TrainingConfig
+from finelens.methods.heads import ClassHeads
+from finelens.methods.nola.config import NolaConfig
+from finelens.methods.nola.second_encoder import check_second_encoder
+from finelens.methods.nola.task import Nola
+from finelens.training.engine import Engine
+
+CONFIG = NolaConfig
+
+
+def build(engine: Engine, heads: ClassHeads, config: NolaConfig, training: TrainingConfig, seed: int) -> Nola:
+    """See :class:`finelens.methods.registry.Method`."""
+    start = heads.templates
+    # A model that was loaded has no texts and needs no second encoder.
+    if heads.texts:
+        check_second_encoder(config)
+        start = mean_description_head(heads.texts)
+    return Nola(engine, start, config, scope=training.scope, weight_decay=training.weight_decay, seed=seed)

@@ -1,0 +1,72 @@
+"""Options of NoLA. Which of them the source states is in the table of docs/methods/nola.md."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from finelens.methods.student import StudentConfig
+from finelens.strict import require
+
+FORMS = "self, timm:NAME or local:DIR"
+
+
+@dataclass(frozen=True)
+class NolaConfig(StudentConfig):
+    """Options of the method (``--set method.key=value``), beside those of :class:`StudentConfig`.
+
+    Attributes:
+        prompts: Visual prompt tokens, where the tower has a token sequence.
+        keep_share: Images that teach the labelling network, as a share of the images per class.
+        keep_min: At least so many per class.
+        keep_max: At most so many per class.
+        second_encoder: What the labelling network sees: ``self`` (the run's own unadapted image tower), ``timm:NAME`` (any timm architecture, weights
+            from ``second_checkpoint``) or ``local:DIR`` (a model in open_clip's saved layout).
+        second_checkpoint: The safetensors file of ``timm:NAME``.
+        labelling_epochs: Epochs of the labelling network.
+        stop: ``epochs`` trains for ``training.epochs``; ``agreement`` ends earlier when student and teacher no longer agree more on held-out images.
+        held_out: Share of the images that ``agreement`` keeps out of the training.
+        patience: Epochs without a new highest agreement after which ``agreement`` ends.
+    """
+
+    prompts: int = 16
+    keep_share: float = 0.2
+    keep_min: int = 16
+    keep_max: int = 512
+    second_encoder: str = "self"
+    second_checkpoint: str | None = None
+    labelling_epochs: int = 50
+    stop: Literal["epochs", "agreement"] = "epochs"
+    held_out: float = 0.1
+    patience: int = 3
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(0 <= self.keep_share <= 1, "method.keep_share", "from 0 to 1", self.keep_share)
+        require(self.keep_min >= 1, "method.keep_min", "at least 1", self.keep_min)
+        require(self.keep_max >= self.keep_min, "method.keep_max", f"at least method.keep_min ({self.keep_min})", self.keep_max)
+        require(self.labelling_epochs >= 1, "method.labelling_epochs", "at least 1", self.labelling_epochs)
+        require(0 < self.held_out < 1, "method.held_out", "between 0 and 1", self.held_out)
+        require(self.patience >= 1, "method.patience", "at least 1", self.patience)
+        scheme, _, rest = self.second_encoder.partition(":")
+        known = self.second_encoder == "self" or (scheme in ("timm", "local") and bool(rest))
+        require(known, "method.second_encoder", FORMS, self.second_encoder)
+        if scheme == "timm":
+            require(self.second_checkpoint is not None, "method.second_checkpoint", f"the safetensors file of {self.second_encoder}", None)
+        else:
+            unused = self.second_checkpoint is None
+            require(unused, "method.second_checkpoint", f"left out with method.second_encoder={self.second_encoder}", self.second_checkpoint)
+        # A run can be resumed from any folder.
+        if scheme == "local":
+            object.__setattr__(self, "second_encoder", f"local:{_absolute(rest)}")
+        if self.second_checkpoint is not None:
+            object.__setattr__(self, "second_checkpoint", _absolute(self.second_checkpoint))
+
+    def keep(self, images: int, classes: int) -> int:
+        """Images per class that teach the labelling network: ``max(keep_min, floor(keep_share N / C))``, at most ``keep_max``."""
+        return min(self.keep_max, max(self.keep_min, int(self.keep_share * images / classes)))
+
+
+def _absolute(path: str) -> str:
+    return str(Path(path).expanduser().absolute())
