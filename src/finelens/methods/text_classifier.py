@@ -107,9 +107,9 @@ def train_text_head(texts: Sequence[Tensor], config: TextClassifierConfig, seed:
     with console.progress(config.text_steps, "train on texts", "step") as bar, torch.enable_grad():
         for _ in range(config.text_steps):
             # Drawn on the host, so that every device sees the same numbers.
-            noise = config.text_noise * torch.randn(features.shape, generator=rng).to(features)
+            noise = torch.randn(features.shape, generator=rng).to(features)
             optimizer.zero_grad()
-            text_loss(weight, features + noise, labels, config.label_smoothing).backward()
+            text_loss(weight, features + config.text_noise * noise, labels, config.label_smoothing).backward()
             optimizer.step()
             bar.update(1)
     return weight.detach()
