@@ -49,6 +49,16 @@ def test_batches_hold_the_views_of_their_keys(preprocess):
             assert torch.equal(batch.crops[row], crop_views(images[i], preprocess, *key, 3, 0.4, 0.9))
 
 
+def test_the_centre_view_is_the_one_of_predictions_in_every_epoch(preprocess):
+    images = store(5)
+    plan = ViewPlan(weak=False, strong=False, centre=True)
+    for epoch in (0, 1):
+        for batch in batches(images, preprocess, plan, CONFIG, 0, epoch, 4):
+            assert batch.weak is None
+            for row, i in enumerate(batch.index.tolist()):
+                assert torch.equal(batch.centre[row], centre_view(images[i], preprocess))
+
+
 @pytest.mark.parametrize("workers", [0, 2, 5])
 def test_result_does_not_depend_on_workers(preprocess, workers):
     one, other = run(preprocess, workers=1), run(preprocess, workers=workers)

@@ -57,6 +57,15 @@ def test_epoch_numbers_are_means_over_images():
     assert history[-1]["loss"] < history[0]["loss"]
 
 
+def test_a_task_may_end_before_the_last_epoch():
+    trainer = make_trainer()
+    trainer.task.finished = lambda: trainer.task.steps.item() >= 6
+    history = trainer.run()
+    assert len(history) == 2
+    assert trainer.position == Position(epoch=2)
+    assert trainer.run() == []
+
+
 def test_one_adamw_step_by_hand():
     trainer = make_trainer(TrainingConfig(epochs=1, batch_size=16, lr=0.05, min_lr=0.0, weight_decay=0.3))
     trainer.run()

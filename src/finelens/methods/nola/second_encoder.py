@@ -84,7 +84,7 @@ class TimmEncoder(nn.Module):
         misshaped = sorted(key for key in own.keys() & tensors.keys() if own[key].shape != tensors[key].shape)
         if missing or misshaped:
             fault = f"lacks {missing[0]}" if missing else f"has another shape of {misshaped[0]}"
-            raise UserError(f"{checkpoint} {fault} than timm's {name} needs; give the weights of that model in timm's layout")
+            raise UserError(f"{checkpoint} does not fit timm's {name}: it {fault}; give the weights of that model in timm's layout")
         # What is left over is the classifier that a labelling network replaces.
         self.model.load_state_dict({key: tensors[key] for key in own})
         self.eval().requires_grad_(False)
