@@ -43,16 +43,6 @@ B, C, E = 6, 4, 16
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "methods" / "dpa.md"
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("tiny") / "vit"
-
-
-@pytest.fixture
-def engine(folder):
-    return tiny_engine(folder)
-
-
 def prepared(engine, config: DpaConfig, batch, **options) -> Dpa:
     """A task whose memory holds the weak views of ``batch``."""
     task = Dpa(engine, separating_rows(engine, batch, C), config, **options)

@@ -41,16 +41,6 @@ from tests.methods.tiny import (
 B, M, C, E = 6, 5, 4, 16
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("tiny") / "vit"
-
-
-@pytest.fixture
-def engine(folder):
-    return tiny_engine(folder)
-
-
 def small(**options) -> FairConfig:
     return FairConfig(**{"crops": 4, "keep": 2, **options})
 

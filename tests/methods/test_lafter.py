@@ -33,21 +33,12 @@ from tests.methods.tiny import (
     trainable_count,
     vit_b32_engine,
     whole_and_resumed,
+    without_texts,
 )
 from tests.toy import QUIET
 
 B, C, P = 6, 4, 5
 QUICK = {"text_steps": 20, "prompts": P}
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("tiny") / "vit"
-
-
-@pytest.fixture
-def engine(folder):
-    return tiny_engine(folder)
 
 
 @pytest.fixture
@@ -259,8 +250,7 @@ def test_prediction_state_suffices_to_predict_alike(engine):
     batch, options = random_batch(B, 0), LafterConfig(**QUICK, marginal="prior")
     task = prepared(engine, batch, marginal="prior")
     train_steps(task, batch, 2)
-    heads = random_heads(C)
-    bare = type(heads)(heads.templates, heads.descriptions, heads.weighted)
+    bare = without_texts(random_heads(C))
     rebuilt = lafter.build(engine, bare, from_mapping(LafterConfig, to_plain(options), "method"), TrainingConfig(), 0)
     assert set(task.prediction_state()) == {"head", "prompts", "feature_scale"}
     assert not rebuilt.load_state_dict(task.prediction_state(), strict=False).unexpected_keys

@@ -37,21 +37,12 @@ from tests.methods.tiny import (
     trainable_count,
     vit_b32_engine,
     whole_and_resumed,
+    without_texts,
 )
 from tests.toy import QUIET, digest, quick, stop_after
 
 B, C, P = 6, 4, 5
 TIMM = "test_vit"
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("tiny") / "vit"
-
-
-@pytest.fixture
-def engine(folder):
-    return tiny_engine(folder)
 
 
 @pytest.fixture(scope="module")
@@ -245,8 +236,7 @@ def test_prediction_state_suffices_to_predict_alike(engine):
     batch, options = random_batch(B, 0), NolaConfig(prompts=P)
     task = prepared(engine, batch)
     train_steps(task, batch, 2)
-    heads = random_heads(C)
-    bare = type(heads)(heads.templates, heads.descriptions, heads.weighted)
+    bare = without_texts(random_heads(C))
     rebuilt = nola.build(engine, bare, from_mapping(NolaConfig, to_plain(options), "method"), TrainingConfig(), 0)
     assert set(task.prediction_state()) == {"head", "prompts", "feature_scale"}
     assert not rebuilt.load_state_dict(task.prediction_state(), strict=False).unexpected_keys
@@ -333,8 +323,7 @@ def test_a_second_encoder_that_is_not_there_is_refused_before_the_work(engine, o
     with pytest.raises(UserError, match=words):
         nola.build(engine, random_heads(C), NolaConfig(**options), TrainingConfig(), 0)
     # A saved model asks for none.
-    heads = random_heads(C)
-    nola.build(engine, type(heads)(heads.templates, heads.descriptions, heads.weighted), NolaConfig(**options), TrainingConfig(), 0)
+    nola.build(engine, without_texts(random_heads(C)), NolaConfig(**options), TrainingConfig(), 0)
 
 
 def test_weights_of_another_model_are_refused(checkpoint, tmp_path):

@@ -25,16 +25,11 @@ from finelens.methods.heads import build_heads
 from finelens.methods.text_classifier import TextClassifier, TextClassifierConfig, text_loss, train_text_head
 from finelens.protocol import ClassSet, TargetFeatures
 from finelens.training.engine import Engine
-from tests.methods.tiny import DIM, FLOAT32, random_batch, random_heads, tiny_engine, unit_rows
+from tests.methods.tiny import DIM, FLOAT32, random_batch, random_heads, unit_rows
 from tests.toy import QUIET, options_for
 
 C = 4
 NO_IMAGES = TargetFeatures(torch.empty(0, DIM), torch.empty(0, 64))
-
-
-@pytest.fixture(scope="module")
-def engine(tmp_path_factory) -> Engine:
-    return tiny_engine(tmp_path_factory.mktemp("tiny") / "vit")
 
 
 def test_gradient_by_finite_differences():

@@ -73,6 +73,11 @@ def random_heads(classes: int, dtype: torch.dtype = torch.float32) -> ClassHeads
     return ClassHeads(*(unit_rows(classes, DIM, seed=seed, dtype=dtype) for seed in (1, 2, 3)), texts=texts)
 
 
+def without_texts(heads: ClassHeads) -> ClassHeads:
+    """What a model that was loaded has of its text side."""
+    return ClassHeads(heads.templates, heads.descriptions, heads.weighted)
+
+
 def random_batch(count: int, crops: int, seed: int = 0) -> Batch:
     """Views of ``count`` pictures, positions 0 to ``count`` - 1."""
     g = torch.Generator().manual_seed(seed)

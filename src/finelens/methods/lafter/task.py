@@ -71,4 +71,4 @@ class Lafter(Student):
         pseudo = self.pseudo_labels(self.engine.encode_frozen(batch.centre).global_)
         loss, log = self.loss(self.logits(batch.strong), pseudo)
         self.class_prior.remember(batch.index, self._certain(pseudo.labels))
-        return StepOutput(loss, log)
+        return StepOutput(loss, log, pseudo.labels)

@@ -46,12 +46,13 @@ class AgreementStop(nn.Module):
 
     def see(self, student: Tensor, teacher: Tensor) -> None:
         """Count the images of a batch on which student and teacher labels (B,) are the same."""
-        self.counts += torch.stack([(student == teacher).sum(), torch.tensor(len(student), device=student.device)])
+        # Replaced, not written into: a step that did not fit into memory is taken again from the buffers it started with.
+        self.counts = self.counts + torch.stack([(student == teacher).sum(), torch.tensor(len(student), device=student.device)])
 
     def end_epoch(self) -> dict[str, float]:
         """Compare the epoch's agreement with the best one; returns numbers to log."""
         agreed, seen = self.counts.tolist()
-        self.counts.zero_()
+        self.counts = torch.zeros_like(self.counts)
         if not seen:
             return {}
         agreement = agreed / seen

@@ -87,8 +87,9 @@ class Nola(Student):
         if not len(index):
             # A small last batch can be held out as a whole.
             return StepOutput(0 * self.head.sum())
-        loss, log = self.loss(self.logits(strong), self.pseudo_labels(index))
-        return StepOutput(loss, log)
+        pseudo = self.pseudo_labels(index)
+        loss, log = self.loss(self.logits(strong), pseudo)
+        return StepOutput(loss, log, pseudo.labels)
 
     @torch.no_grad()
     def _compare(self, batch: Batch, held_out: Tensor) -> None:

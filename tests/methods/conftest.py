@@ -1,0 +1,22 @@
+"""A tiny ViT for the tests of single methods."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from finelens.training.engine import Engine
+from tests.methods.tiny import tiny_engine
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Where :func:`tiny_engine` writes the ViT when it is first asked."""
+    return tmp_path_factory.mktemp("tiny") / "vit"
+
+
+@pytest.fixture
+def engine(folder) -> Engine:
+    """A fresh engine around it."""
+    return tiny_engine(folder)
