@@ -34,6 +34,9 @@ from finelens.training.precision import choose_precision
 
 PHOTOS = "(benchmark)"
 _PROBE = ("a photo of a cat.", "an aerial view of a river in a desert", "x")
+# What ClassHeads holds: one tensor each, and one tensor per class each.
+_HEADS = ("templates", "descriptions", "weighted")
+_PER_CLASS = ("sentences", "texts")
 
 
 class Start:
@@ -63,19 +66,14 @@ class Start:
 
         def encode() -> dict[str, Tensor]:
             heads = build_heads(self.backbone, classes)
-            counts = torch.tensor([len(own) for own in heads.sentences])
-            return {
-                "templates": heads.templates,
-                "descriptions": heads.descriptions,
-                "weighted": heads.weighted,
-                "sentences": torch.cat(heads.sentences),
-                "counts": counts,
-            }
+            counts = {f"{name}_counts": torch.tensor([len(own) for own in getattr(heads, name)]) for name in _PER_CLASS}
+            return {name: getattr(heads, name) for name in _HEADS} | {name: torch.cat(getattr(heads, name)) for name in _PER_CLASS} | counts
 
-        stored = cached_tensors(["benchmark heads", self.texts, json.dumps(to_plain(classes))], encode)
+        stored = cached_tensors(["benchmark heads and texts", self.texts, json.dumps(to_plain(classes))], encode)
         stored = {name: tensor.to(self.device) for name, tensor in stored.items()}
-        sentences = stored["sentences"].split(stored["counts"].tolist())
-        return ClassHeads(stored["templates"], stored["descriptions"], stored["weighted"], tuple(sentences), classes)
+        held: dict[str, Any] = {name: stored[name] for name in _HEADS}
+        held |= {name: tuple(stored[name].split(stored[f"{name}_counts"].tolist())) for name in _PER_CLASS}
+        return ClassHeads(**held, classes=classes)
 
     @cached_property
     def flops(self) -> int:
@@ -129,8 +127,8 @@ class Context:
         """Text heads of some class names, for this method alone."""
         heads = self._texts_of(tuple(names))[2]
         # A method may keep and change what it is given.
-        own = {name: getattr(heads, name).clone() for name in ("templates", "descriptions", "weighted")}
-        return replace(heads, **own, sentences=tuple(part.clone() for part in heads.sentences))
+        own: dict[str, Any] = {name: getattr(heads, name).clone() for name in _HEADS}
+        return replace(heads, **own | {name: tuple(part.clone() for part in getattr(heads, name)) for name in _PER_CLASS})
 
     def _encode(self, classes: ClassSet) -> ClassHeads:
         """Heads of a class set; those of the set's own classes are shared by all class sets that add names to them."""
@@ -139,13 +137,9 @@ class Context:
         if own == len(classes):
             return first
         more = self.start.heads(ClassSet(classes.names[own:], classes.templates, classes.descriptions[own:]))
-        return ClassHeads(
-            torch.cat([first.templates, more.templates]),
-            torch.cat([first.descriptions, more.descriptions]),
-            torch.cat([first.weighted, more.weighted]),
-            first.sentences + more.sentences,
-            classes,
-        )
+        joined: dict[str, Any] = {name: torch.cat([getattr(first, name), getattr(more, name)]) for name in _HEADS}
+        joined |= {name: getattr(first, name) + getattr(more, name) for name in _PER_CLASS}
+        return ClassHeads(**joined, classes=classes)
 
     def pool(self, part: str) -> Pool:
         """``train`` or ``test``."""
