@@ -21,7 +21,7 @@ from finelens.cache import cached_tensors, state_digest
 from finelens.classes.texts import build_class_set
 from finelens.config import RunConfig, from_mapping
 from finelens.console import Console
-from finelens.features.encoder import tower_digest
+from finelens.feature_store.encoder import tower_digest
 from finelens.methods.heads import ClassHeads, build_heads
 from finelens.methods.registry import find_method
 from finelens.models import choose_device

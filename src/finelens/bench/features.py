@@ -16,7 +16,7 @@ from finelens.bench.guard import UnlabelledFeatures, UnlabelledImages
 from finelens.bench.protocols import PartTruth, name_rank
 from finelens.cache import cached_tensors, spill_folder
 from finelens.console import Console
-from finelens.features.encoder import FeatureEncoder
+from finelens.feature_store.encoder import FeatureEncoder
 from finelens.images.batches import centre_batches
 from finelens.images.decode import DecodeLimits
 from finelens.images.discover import ImageFile

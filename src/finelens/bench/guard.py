@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from finelens.features.store import FeatureStore
+from finelens.feature_store.store import FeatureStore
 from finelens.protocol import ImageStore
 
 LABEL_NAMES = frozenset({"label", "labels", "target", "targets", "truth", "y", "class_to_idx", "samples", "imgs", "records", "source", "files"})

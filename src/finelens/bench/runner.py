@@ -19,8 +19,8 @@ from finelens.bench.guard import RuleBroken, method_runs
 from finelens.bench.memory import peak_megabytes, reset_peak
 from finelens.bench.protocols import Protocol, SkippedError, Split
 from finelens.config import RunConfig
-from finelens.features.cache import LIMIT_VARIABLE
-from finelens.features.store import feature_rows
+from finelens.feature_store.cache import LIMIT_VARIABLE
+from finelens.feature_store.store import feature_rows
 from finelens.methods.head_task import cosine_logits
 from finelens.methods.registry import Method, find_method
 from finelens.methods.solver_task import SolverTask
