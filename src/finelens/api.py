@@ -136,6 +136,7 @@ def adapt(
     # Whatever can be refused is refused before the folder is made or an earlier run in it is removed.
     RunFolder.check(out, config, overwrite=overwrite)
     inputs = read_inputs(config, console)
+    config = _pinned(config, inputs.prepared.engine.backbone.name)
     with RunFolder.create(out, config, overwrite=overwrite) as run:
         return execute(run, inputs, console, should_stop)
 
@@ -143,6 +144,11 @@ def adapt(
 def _absolute(path: str | Path) -> str:
     """A run can be resumed from any folder."""
     return str(Path(path).absolute())
+
+
+def _pinned(config: RunConfig, found: str) -> RunConfig:
+    """The configuration with a hub model named by the commit that was loaded: what the hub serves tomorrow is another model."""
+    return replace(config, backbone=found) if found.startswith("hf-hub:") else config
 
 
 def _absolute_backbone(spec: str) -> str:

@@ -27,7 +27,7 @@ def edit_config(folder, **changes):
 
 @pytest.mark.parametrize("spec", ["", "clip", "open_clip:", "local:", "timm:resnet50", "embedded:x"])
 def test_unknown_form_lists_the_forms(spec):
-    with pytest.raises(UserError, match=r"embedded, open_clip:NAME/TAG.*hf-hub:ORG/REPO, local:DIR"):
+    with pytest.raises(UserError, match=r"embedded, open_clip:NAME/TAG.*hf-hub:ORG/REPO.*local:DIR"):
         load_backbone(spec)
 
 
@@ -103,7 +103,7 @@ def test_activation_is_never_settled_in_silence(caplog):
 
 def serve(monkeypatch, folder, weights):
     files = {"open_clip_config.json": folder / "open_clip_config.json", None: folder / weights}
-    monkeypatch.setattr(open_clip_source, "download_pretrained_from_hf", lambda repository, filename=None: str(files[filename]))
+    monkeypatch.setattr(open_clip_source, "download_pretrained_from_hf", lambda repository, filename=None, revision=None: str(files[filename]))
     monkeypatch.setattr(open_clip, "get_tokenizer", lambda name: open_clip.SimpleTokenizer())
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import deepcopy
@@ -18,7 +19,7 @@ from open_clip.pretrained import download_pretrained_from_hf
 from safetensors import SafetensorError
 from torch import nn
 
-from finelens.backbones.hub import hub_reachable, offline_if_unreachable
+from finelens.backbones.hub import constants, hub_reachable, offline_if_unreachable
 from finelens.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -26,6 +27,7 @@ logger = logging.getLogger(__name__)
 CONFIG_NAME = "open_clip_config.json"
 WEIGHTS_NAMES = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "model.safetensors")
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+_COMMIT = re.compile("[0-9a-f]{40}")
 QUICK_GELU_SUFFIX = "-quickgelu"
 OFFLINE_REMEDY = "use local:DIR with open_clip_config.json and open_clip_model.safetensors, or the embedded backbone, which needs no network"
 
@@ -70,18 +72,23 @@ def find_tagged(name: str, tag: str) -> Source:
 
 
 def find_on_hub(repository: str) -> Source:
-    """Model ``hf-hub:ORG/REPO`` with open_clip's files.
+    """Model ``hf-hub:ORG/REPO[@REVISION]`` with open_clip's files. The source is named by the commit found, so that it can be loaded again.
 
     Raises:
         UserError: Not reachable, or not an open_clip model.
     """
-    spec = f"hf-hub:{repository}"
+    repository, _, revision = repository.partition("@")
+    spec = f"hf-hub:{repository}" + (f"@{revision}" if revision else "")
     with _hub_errors(spec):
-        config = _read_config(Path(download_pretrained_from_hf(repository, filename=CONFIG_NAME)))
-        weights = Path(download_pretrained_from_hf(repository))
+        found = Path(download_pretrained_from_hf(repository, filename=CONFIG_NAME, revision=revision or None))
+        config = _read_config(found)
+        # Configuration and weights of one commit, whatever is pushed in between.
+        commit = found.parent.name if _COMMIT.fullmatch(found.parent.name) else revision
+        weights = Path(download_pretrained_from_hf(repository, revision=commit or None))
+    spec = f"hf-hub:{repository}" + (f"@{commit}" if commit else "")
     model = config["model_cfg"]
     model["quick_gelu"] = settle_activation(spec, bool(model.get("quick_gelu")), _registered_activation(repository))
-    return Source(spec, model, config.get("preprocess_cfg", {}), weights, spec)
+    return Source(spec, model, config.get("preprocess_cfg", {}), weights, f"hf-hub:{repository}")
 
 
 def find_local(folder: Path) -> Source:
@@ -229,7 +236,10 @@ def _hub_errors(spec: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:  # hub clients raise their own types for no network, no such file and no permission
-        reason = _first_line(error) if hub_reachable() else "no model hub can be reached and the files are not in its cache"
+        if constants.HF_HUB_OFFLINE:
+            reason = "HF_HUB_OFFLINE is set and the files are not in the hub's cache"
+        else:
+            reason = _first_line(error) if hub_reachable() else "no model hub can be reached and the files are not in its cache"
         raise UserError(f"{spec}: cannot be fetched ({reason}); without a hub {OFFLINE_REMEDY}") from error
 
 

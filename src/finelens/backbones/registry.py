@@ -11,14 +11,14 @@ if TYPE_CHECKING:
 
     from finelens.protocol import Backbone
 
-FORMS = "embedded, open_clip:NAME/TAG (e.g. open_clip:ViT-B-32/openai), hf-hub:ORG/REPO, local:DIR"
+FORMS = "embedded, open_clip:NAME/TAG (e.g. open_clip:ViT-B-32/openai), hf-hub:ORG/REPO[@COMMIT], local:DIR"
 
 
 def load_backbone(spec: str) -> Backbone:
     """Load a backbone by its specification.
 
     Args:
-        spec: ``embedded``, ``open_clip:NAME/TAG``, ``hf-hub:ORG/REPO`` or ``local:DIR``.
+        spec: ``embedded``, ``open_clip:NAME/TAG``, ``hf-hub:ORG/REPO[@COMMIT]`` or ``local:DIR``.
 
     Raises:
         UserError: Unknown form, or a model that cannot be found or read; the message names the remedy.

@@ -149,8 +149,15 @@ def _read(path: Path, limits: DecodeLimits) -> bytes:
         raise _RefusedError("unsupported", "not a regular file")
     if info.st_size > limits.max_bytes:
         raise _RefusedError("too_large", f"{info.st_size / 1e6:.0f} MB exceed the budget of {limits.max_bytes / 1e6:.0f} MB; save a smaller copy")
-    with open(path, "rb") as file:
-        return file.read(info.st_size + 1)
+    with open(path, "rb", opener=_open_without_waiting) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise _RefusedError("unsupported", "not a regular file")
+        return file.read(min(info.st_size, limits.max_bytes) + 1)
+
+
+def _open_without_waiting(path: str, flags: int) -> int:
+    """A pipe that took the place of the file since it was looked at would block for ever."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def _decode_bytes(data: bytes, path: Path, limits: DecodeLimits) -> tuple[Tensor, tuple[str, ...]]:
