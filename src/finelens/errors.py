@@ -4,4 +4,7 @@ from __future__ import annotations
 
 
 class UserError(Exception):
-    """Input, option or file that cannot be used; the message names it and the remedy."""
+    """Input, option or file that cannot be used; the message names it and the remedy, on one line whatever it quotes."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(line.strip() for line in message.splitlines()))

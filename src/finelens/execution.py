@@ -193,7 +193,7 @@ def _refuse_changes(run: RunFolder, inputs: Inputs) -> None:
     }
     logged = {event["event"]: event for event in run.events() if "digest" in event}
     if "start" in logged:
-        changes = diff(from_json(logged["start"]["config"], EVENTS_FILE), run.config)
+        changes = diff(from_json(logged["start"].get("config"), EVENTS_FILE), run.config)
         if changes:
             raise UserError(f"{run.config_path} has changed since the run was started ({'; '.join(changes)}); restore it, or start a new run")
     for name, digest in inputs.digests.items():

@@ -126,11 +126,14 @@ def load_model(folder: Path, *, device: str = "cpu", precision: str | None = Non
     document = read_json(path)
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         raise UserError(f"{path}: not the description of a finelens model; choose the folder of a run")
-    if document.get("schema_version", 0) > SCHEMA_VERSION:
+    version = document.get("schema_version")
+    if type(version) is not int or version < 1:
+        raise UserError(f"{path}: schema_version {version!r} is not a version; the file was edited or damaged, run finelens adapt again")
+    if version > SCHEMA_VERSION:
         raise UserError(f"{path}: written by a newer finelens ({document.get('finelens_version')}); upgrade finelens")
     try:
         return _rebuild(folder, document, device, precision)
-    except (KeyError, RuntimeError, TypeError, AttributeError) as error:
+    except (KeyError, IndexError, RuntimeError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
         raise UserError(f"{folder}: the model's files do not fit together ({error}); run finelens adapt again") from error
 
 

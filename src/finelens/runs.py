@@ -229,18 +229,28 @@ class RunFolder:
         """Parsed lines of ``events.jsonl``, in order. A last line that is still being written is left out.
 
         Raises:
-            UserError: A complete line is not JSON.
+            UserError: A complete line is not an event, or the file cannot be read.
         """
         if not self.events_path.exists():
             return
-        with open(self.events_path, encoding="utf-8") as file:
-            for number, line in enumerate(file, start=1):
-                if not line.endswith("\n"):
-                    return
-                try:
-                    yield json.loads(line)
-                except ValueError as error:
-                    raise UserError(f"{self.events_path}, line {number}, is damaged ({error}); delete that line") from error
+        try:
+            lines = self.events_path.read_bytes().splitlines(keepends=True)
+        except OSError as error:
+            raise UserError(f"cannot read {self.events_path}: {error.strerror or error}; check its permissions") from error
+        for number, line in enumerate(lines, start=1):
+            if number == len(lines) and not line.endswith(b"\n"):
+                return
+            yield _event(line, f"{self.events_path}, line {number}")
+
+
+def _event(line: bytes, where: str) -> dict[str, Any]:
+    try:
+        event = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where}, is damaged ({error}); delete that line") from error
+    if not isinstance(event, dict) or not isinstance(event.get("event"), str):
+        raise UserError(f"{where}, is damaged (it is no event); delete that line")
+    return event
 
 
 def _append(path: Path, line: bytes, durable: bool) -> int:

@@ -40,7 +40,7 @@ def watched(hooks: Hooks, engine: Engine, zero_shot: Tensor, class_names: Sequen
         if hooks.run is not None:
             hooks.run.log("warning", message=line)
 
-    def alarm(counts: list[int]) -> str | None:
+    def alarm(counts: Sequence[int]) -> str | None:
         warning = pseudo_label_warning(counts, before, class_names)
         if warning is not None:
             console.warn(warning)

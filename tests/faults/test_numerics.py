@@ -138,7 +138,7 @@ def test_collapse_alarm_knows_what_was_there_before():
 
 def test_pseudo_labels_are_counted_across_an_interruption(tmp_path):
     trainer = make_trainer(tmp_path)
-    position = Position(epoch=1, step=2, images=8, sums={"loss": 0.5}, pseudo_labels=[3, 0, 5])
+    position = Position(epoch=1, step=2, images=8, sums={"loss": 0.5}, pseudo_labels=(3, 0, 5))
     save_checkpoint(tmp_path, trainer.task, trainer.engine.backbone, trainer.optimizer, position, 99)
     assert load_checkpoint(tmp_path, trainer.task, trainer.engine.backbone, trainer.optimizer) == position
 

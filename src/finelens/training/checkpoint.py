@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from finelens.errors import UserError
 from finelens.files import load_metadata, load_tensors, save_tensors
 from finelens.protocol import Backbone, Task
+from finelens.strict import from_mapping
 
 CHECKPOINT_FILE = "last.safetensors"
 META_KEY = "finelens"
@@ -37,7 +38,7 @@ class Position:
     sums: dict[str, float] = field(default_factory=dict)
     no_grad_forwards: int = 0
     grad_forwards: int = 0
-    pseudo_labels: list[int] = field(default_factory=list)
+    pseudo_labels: tuple[int, ...] = ()
 
 
 def named_trainable(task: Task) -> dict[str, nn.Parameter]:
@@ -81,6 +82,13 @@ def load_checkpoint(folder: Path, task: Task, backbone: Backbone, optimizer: tor
     if not path.is_file():
         raise UserError(f"{path} does not exist: the run has no checkpoint to resume from")
     tensors = load_tensors(path)
+    try:
+        return _restore(path, tensors, task, backbone, optimizer)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"{path} does not fit this run ({' '.join(str(error).split())[:200]}); restore it from a copy, or start a new run") from error
+
+
+def _restore(path: Path, tensors: dict[str, Tensor], task: Task, backbone: Backbone, optimizer: torch.optim.Optimizer) -> Position:
     groups: dict[str, dict[str, Tensor]] = {"task": {}, "fitted": {}, "parameter": {}, "optimizer": {}}
     for key, value in tensors.items():
         kind, _, name = key.partition(".")
@@ -101,12 +109,24 @@ def load_checkpoint(folder: Path, task: Task, backbone: Backbone, optimizer: tor
         # The step counter stays on the host; the moments live where their parameter does.
         parameter = named[name]
         optimizer.state[parameter][kind] = value.clone() if kind == "step" else torch.empty_like(parameter).copy_(value)
-    meta = json.loads(load_metadata(path)[META_KEY])
-    del meta["events_offset"]
-    return Position(**meta)
+    return _metadata(path)[0]
 
 
 def read_events_offset(folder: Path) -> int:
     """Length of ``events.jsonl`` in bytes when the checkpoint was written; 0 where there is no checkpoint."""
     path = folder / CHECKPOINT_FILE
-    return int(json.loads(load_metadata(path)[META_KEY])["events_offset"]) if path.is_file() else 0
+    return _metadata(path)[1] if path.is_file() else 0
+
+
+def _metadata(path: Path) -> tuple[Position, int]:
+    """Position and length of ``events.jsonl`` that a checkpoint names."""
+    try:
+        fields = json.loads(load_metadata(path)[META_KEY])
+        offset = fields.pop("events_offset")
+        position = from_mapping(Position, fields, "")
+    except (KeyError, TypeError, ValueError, AttributeError, UserError) as error:
+        raise UserError(f"{path} is not the checkpoint of a run ({error}); restore it from a copy, or start a new run") from error
+    counts = (position.epoch, position.step, position.images, position.no_grad_forwards, position.grad_forwards, offset)
+    if any(type(count) is not int or count < 0 for count in counts) or not all(type(total) in (int, float) for total in position.sums.values()):
+        raise UserError(f"{path} is not the checkpoint of a run (its numbers make no sense); restore it from a copy, or start a new run")
+    return position, offset

@@ -55,7 +55,7 @@ class Hooks:
     events_offset: int = 0
     on_images: Callable[[int], object] = lambda count: None
     should_stop: Callable[[], bool] = lambda: False
-    alarm: Callable[[list[int]], str | None] = lambda counts: None
+    alarm: Callable[[tuple[int, ...]], str | None] = lambda counts: None
 
 
 class Trainer:
@@ -193,9 +193,9 @@ class Trainer:
             save_checkpoint(self.hooks.checkpoints, self.task, self.engine.backbone, self.optimizer, self.position, self._offset)
 
 
-def _added(counts: list[int], labels: Tensor | None) -> list[int]:
+def _added(counts: tuple[int, ...], labels: Tensor | None) -> tuple[int, ...]:
     """Counts by class with those of a batch of labels (B,) added."""
     if labels is None:
         return counts
     more = torch.bincount(labels.cpu(), minlength=len(counts)).tolist()
-    return [n + (counts[c] if c < len(counts) else 0) for c, n in enumerate(more)]
+    return tuple(n + (counts[c] if c < len(counts) else 0) for c, n in enumerate(more))
