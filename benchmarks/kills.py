@@ -2,10 +2,10 @@
 
     python benchmarks/kills.py --kills 50 --out benchmarks/results/kills.jsonl
 
-For each method one run is left alone. Then runs are started, killed after a random share of that run's time, resumed, perhaps killed again (each attempt
-with the same chance), and at last resumed to the end: weights, predictions and events must equal those of the first, byte for byte (events without
-times). A kill counts when the process died of it. Runs are forked from one process that has imported everything, so a start costs no time; pictures and
-backbone are the small ones of the tests. One JSON line per attempt and per run, a summary at the end; exit code 1 if anything differs.
+For each method one run is left alone. Then runs are started, killed after a random share of that run's time, resumed, perhaps killed again (each
+attempt with the same chance), and at last resumed to the end: weights, predictions and events must equal those of the first, byte for byte (events
+without times). A kill counts when the process died of it. Runs are forked from one process that has imported everything, so a start costs no time;
+pictures and backbone are the small ones of the tests. One JSON line per attempt and per run, a summary at the end; exit code 1 if anything differs.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ from finelens.console import Console
 QUIET = Console(enabled=False)
 RESULTS = ("model/model.safetensors", "model/zero_shot.safetensors", "model/model.json", "predictions.csv")
 METHODS = ("microclip", "fair", "dpa")
+FEW_CROPS: dict[str, dict[str, Any]] = {"microclip": {"crops": 2}, "fair": {"crops": 2, "keep": 1}}
 
 
 def main() -> int:
@@ -111,13 +112,16 @@ class Kills:
             work = (lambda: self.resume(out)) if resumed else (lambda: self.start(method, out))
             code = self.attempt(work, after)
             killed = code == -signal.SIGKILL
-            line = {
-                "run": out.name,
-                "verb": "resume" if resumed else "adapt",
-                "kill_after": None if after is None else round(after, 3),
-                "killed": killed,
-            }
-            self.lines.append({**line, "epochs_done": epochs_done(out), "checkpoint": (out / "checkpoint" / "last.safetensors").exists()})
+            self.lines.append(
+                {
+                    "run": out.name,
+                    "verb": "resume" if resumed else "adapt",
+                    "kill_after": None if after is None else round(after, 3),
+                    "killed": killed,
+                    "epochs_done": epochs_done(out),
+                    "checkpoint": (out / "checkpoint" / "last.safetensors").exists(),
+                }
+            )
             kills += killed
             if not killed:
                 if code:
@@ -126,9 +130,7 @@ class Kills:
             kill = self.draw.random() < self.given.again
 
     def start(self, method: str, out: Path) -> None:
-        options = quick(epochs=self.given.epochs)
-        if method != "dpa":
-            options["method"] = {"crops": 2}
+        options = quick(epochs=self.given.epochs) | {"method": FEW_CROPS.get(method, {})}
         api.adapt(self.photos, self.classes, out, method=method, backbone=f"local:{self.backbone}", options=options, console=QUIET)
 
     def resume(self, out: Path) -> None:
