@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from finelens.api import Classifier, RunResult, adapt, evaluate, predict, report, resume, zero_shot
+    from finelens.api import Classifier, RunResult, adapt, evaluate, predict, report, resume, review, zero_shot
     from finelens.api import load_run as load
     from finelens.errors import UserError
     from finelens.estimator import LabelFreeClassifier
@@ -29,6 +29,7 @@ _WHERE = {
     "predict": "finelens.api",
     "report": "finelens.api",
     "resume": "finelens.api",
+    "review": "finelens.api",
     "zero_shot": "finelens.api",
 }
 
@@ -45,6 +46,7 @@ __all__ = [
     "predict",
     "report",
     "resume",
+    "review",
     "zero_shot",
 ]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -32,6 +32,9 @@ from finelens.runs import RunFolder
 from finelens.schemas import PREDICTION_COLUMNS
 from finelens.strict import to_plain
 from finelens.training.precision import choose_precision
+
+if TYPE_CHECKING:
+    from finelens.reviews.server import ReviewServer
 
 Assignments = Mapping[str, Mapping[str, Any]]
 
@@ -395,6 +398,51 @@ def report(
         path = write_report(folder)
     console.say(f"wrote {path}")
     return path
+
+
+def review(run: str | Path, out: str | Path | None = None, *, limit: int = 200, console: Console | None = None) -> Path:
+    """Write the review sheet of a finished run: the photographs most likely to be wrong, to be answered by keyboard.
+
+    Args:
+        run: The run folder.
+        out: The sheet; by default ``review.html`` in the run folder.
+        limit: Most photographs on the sheet.
+        console: What to say.
+
+    Returns:
+        Path of the sheet.
+
+    Raises:
+        UserError: Not a finished run, or a file that cannot be written or replaced.
+    """
+    from finelens.reviews.sheet import write_sheet
+
+    console = console or Console()
+    with RunFolder.open(run) as folder:
+        target = folder.review_path if out is None else Path(out)
+        check_target(target, "<!doctype html>")
+        count = write_sheet(folder, target, limit)
+    console.say(f"wrote {target} with {count} photographs; open it in a browser")
+    return target
+
+
+def review_server(run: str | Path, hints: str | Path | None = None, *, limit: int = 200, port: int = 0) -> ReviewServer:
+    """The review sheet as a page on this machine; ``serve_forever`` of the result runs it, and every answer is written at once.
+
+    Args:
+        run: The run folder.
+        hints: File to write; by default ``hints.csv`` in the run folder. Answers in it are kept.
+        limit: Most photographs on the sheet.
+        port: 0 takes a free one.
+
+    Raises:
+        UserError: Not a finished run, a file that is not of hints, or a port in use.
+    """
+    from finelens.report.record import read_run
+    from finelens.reviews.server import ReviewServer
+
+    folder = RunFolder.open(run, lock=False)
+    return ReviewServer(read_run(folder), folder.hints_path if hints is None else Path(hints), port, limit)
 
 
 def summary(result: Mapping[str, Any]) -> str:

@@ -153,6 +153,25 @@ def report(run: Path, labels: str | None, test: Path | None, device: str) -> Non
 
 
 @cli.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), help="Sheet to write.  [default: RUN/review.html]")
+@click.option("--limit", default=200, show_default=True, type=click.IntRange(1, 2000), help="Most photographs on the sheet.")
+@click.option("--serve", is_flag=True, help="Show the sheet on this machine and save every answer at once, instead of writing a file.")
+@click.option("--hints", type=click.Path(path_type=Path), help="File that --serve writes.  [default: RUN/hints.csv]")
+@click.option("--port", default=0, show_default=True, type=click.IntRange(0, 65535), help="Port of --serve; 0 takes a free one.")
+def review(run: Path, out: Path | None, limit: int, serve: bool, hints: Path | None, port: int) -> None:
+    """Show the photographs of the finished run in RUN that are most likely wrong, for a person to look at."""
+    from finelens import api
+
+    if not serve:
+        api.review(run, out, limit=limit)
+        return
+    with api.review_server(run, hints, limit=limit, port=port) as server:
+        click.echo(f"open {server.address} in a browser; answers go to {server.hints}; Ctrl-C ends")
+        server.serve_forever()
+
+
+@cli.command()
 def methods() -> None:
     """List the methods: name, family, one sentence."""
     name_width = max(len(method.name) for method in METHODS)

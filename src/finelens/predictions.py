@@ -154,14 +154,15 @@ def write_predictions(path: Path, rows: Iterable[PredictionRow]) -> None:
 def _cells(row: PredictionRow) -> list[str]:
     top5 = json.dumps(row.top5, ensure_ascii=False) if row.top5 else ""
     texts = [row.path, row.label or "", _number(row.probability), _number(row.margin), top5, row.zero_shot_class or "", row.status, row.reason]
-    return [_escape(text) for text in texts]
+    return [escape_cell(text) for text in texts]
 
 
 def _number(value: float | None) -> str:
     return "" if value is None else repr(float(value))
 
 
-def _escape(cell: str) -> str:
+def escape_cell(cell: str) -> str:
+    """A text as a cell that no spreadsheet computes; :func:`unescape_cell` gives it back."""
     # Older csv readers refuse the null character; no file name and no sensible class holds one.
     cell = cell.replace("\0", "\N{REPLACEMENT CHARACTER}")
     return "'" + cell if _FORMULA.match(cell) else cell

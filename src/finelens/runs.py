@@ -23,9 +23,11 @@ from finelens.schemas import (
     EVENTS,
     EVENTS_FILE,
     FAILURE_DIR,
+    HINTS_FILE,
     MODEL_DIR,
     PREDICTIONS_FILE,
     REPORT_FILE,
+    REVIEW_FILE,
     SIGNALS_FILE,
 )
 
@@ -43,6 +45,7 @@ _OWN_ENTRIES = (
     EVALUATION_FILE,
     REPORT_FILE,
     CARD_FILE,
+    REVIEW_FILE,
     EVENTS_FILE,
     CONFIG_FILE,
 )
@@ -179,6 +182,16 @@ class RunFolder:
     def card_path(self) -> Path:
         """``MODEL_CARD.md``."""
         return self.path / CARD_FILE
+
+    @property
+    def review_path(self) -> Path:
+        """``review.html``."""
+        return self.path / REVIEW_FILE
+
+    @property
+    def hints_path(self) -> Path:
+        """``hints.csv``: a person's work, which ``--overwrite`` leaves alone."""
+        return self.path / HINTS_FILE
 
     def log(self, event: str, **fields: Any) -> int:
         """Append one line to ``events.jsonl``.

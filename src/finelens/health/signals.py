@@ -16,12 +16,14 @@ from finelens.errors import UserError
 from finelens.files import json_text, read_json, write_text
 from finelens.health.confusion import ConfusionPair, estimate_confusion, similar_pairs
 from finelens.schemas import SCHEMA_VERSION
+from finelens.solvers.neighbours import top_neighbours
 from finelens.strict import from_mapping
 
 FORMAT = "finelens-signals"
 PAIRS = 50
 # Characters of a content's hash that tell 50,000 files apart with certainty enough to call two of them copies.
 ID_LENGTH = 16
+MOST_NEIGHBOURS, NEIGHBOUR_CHUNK = 10, 2048
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,7 @@ class Measured:
         ids: Identity by content of each predicted image, in the order of ``predictions.csv``.
         zero_shot_probability: Probability that the unadapted model gives its own class, same order.
         typicality: Cosine of an image's feature with the mean of the other images of its predicted class, same order; None for an only image.
+        support: Mean probability that the nearest other images give to its predicted class, same order; see :func:`neighbour_support`.
     """
 
     signals: Signals
@@ -80,6 +83,7 @@ class Measured:
     ids: tuple[str, ...] = ()
     zero_shot_probability: tuple[float, ...] = ()
     typicality: tuple[float | None, ...] = field(default=())
+    support: tuple[float, ...] = ()
 
 
 @torch.no_grad()
@@ -100,6 +104,7 @@ def measure(
     probabilities, first = logits.float().softmax(1), zero_shot.float().softmax(1)
     labels = probabilities.argmax(1)
     typicality = class_typicality(features, labels, logits.shape[1])
+    support = neighbour_support(features, probabilities)
     confidence = first.amax(1)
     return Measured(
         signals=signals_of(probabilities, first, described),
@@ -108,6 +113,7 @@ def measure(
         ids=tuple(ids[i].partition("-")[0][:ID_LENGTH] for i in order),
         zero_shot_probability=tuple(round(confidence[i].item(), 4) for i in order),
         typicality=tuple(None if math.isnan(value := typicality[i].item()) else round(value, 4) for i in order),
+        support=tuple(round(support[i].item(), 4) for i in order),
     )
 
 
@@ -155,6 +161,28 @@ def class_typicality(features: Tensor, labels: Tensor, classes: int) -> Tensor:
     return (features * others).sum(1).masked_fill(alone, math.nan)
 
 
+def neighbour_support(features: Tensor, probabilities: Tensor) -> Tensor:
+    """Mean probability (N,) that an image's nearest others give to its predicted class; 1 for an only image.
+
+    The neighbourhood is half of an even share of the images, at most ``MOST_NEIGHBOURS``: a larger one would reach into other classes.
+
+    Args:
+        features: Unit norm, (N, E). Their mean is taken out first: what all images share says nothing.
+        probabilities: Posteriors (N, C).
+    """
+    n, c = probabilities.shape
+    count = max(1, min(MOST_NEIGHBOURS, n // (2 * c), n - 1))
+    if n < 2:
+        return torch.ones(n)
+    centred = F.normalize(features.float() - features.float().mean(0), dim=1)
+    _, nearest = top_neighbours(centred, centred, count, chunk_size=NEIGHBOUR_CHUNK, same=True)  # (N, K)
+    labels = probabilities.argmax(1)
+    total = torch.zeros(n, dtype=probabilities.dtype)
+    for column in nearest.T:
+        total += probabilities[column, labels]
+    return total / count
+
+
 def write_measured(path: Path, measured: Measured) -> None:
     """Write ``signals.json``, atomically."""
     write_text(path, json_text({"format": FORMAT, "schema_version": SCHEMA_VERSION, **asdict(measured)}) + "\n")
@@ -176,7 +204,7 @@ def read_measured(path: Path) -> Measured:
             signals=from_mapping(Signals, document["signals"], "signals"),
             confusion=_pairs(document["confusion"]),
             similar=_pairs(document["similar"]),
-            **{name: tuple(document[name]) for name in ("ids", "zero_shot_probability", "typicality")},
+            **{name: tuple(document[name]) for name in ("ids", "zero_shot_probability", "typicality", "support")},
         )
     except (KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged ({error}); run it again") from error

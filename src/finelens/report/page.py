@@ -30,7 +30,7 @@ def asset(name: str) -> str:
     return files("finelens.report").joinpath(name).read_text(encoding="utf-8")
 
 
-def render(template: str, content: dict[str, Any], data: dict[str, Any] | None = None, script: str = "page.js") -> str:
+def render(template: str, content: dict[str, Any], data: dict[str, Any] | None = None, script: str = "page.js", *, answers: bool = False) -> str:
     """One page.
 
     Args:
@@ -38,9 +38,11 @@ def render(template: str, content: dict[str, Any], data: dict[str, Any] | None =
         content: Its variables.
         data: What the script reads, by the id of its element; see :func:`script_json`.
         script: The package file with the script.
+        answers: Whether the script may talk to the server that the page came from, and to no other.
     """
     style, code = asset("style.css"), asset(script)
     policy = f"default-src 'none'; img-src data:; style-src '{_hash(style)}'; script-src '{_hash(code)}'; base-uri 'none'; form-action 'none'"
+    policy += "; connect-src 'self'" if answers else ""
     blocks = {name: script_json(value) for name, value in (data or {}).items()}
     # The two texts are files of this package, and their hashes are the only ones the policy lets through.
     return environment().get_template(template).render(**content, policy=policy, style=Markup(style), script=Markup(code), data=blocks)

@@ -32,10 +32,14 @@ class Thumbnails:
     Args:
         pixels: Gives the decoded image (3, H, W) uint8 of a file name, None where there is none (any more).
         limit: How many different pictures may be made.
+        side: Side of a picture, the longer one where it is not square.
+        crop: Whether to show the central square or the whole image.
     """
 
-    def __init__(self, pixels: Pixels, limit: int = LIMIT) -> None:
+    def __init__(self, pixels: Pixels, limit: int = LIMIT, *, side: int = SIDE, crop: bool = True) -> None:
         self._pixels = pixels
+        self._shape = square if crop else whole
+        self._side = side
         self._made: dict[str, str | None] = {}
         self._left = limit
 
@@ -51,7 +55,7 @@ class Thumbnails:
             if image is None:
                 return None
             self._left -= 1
-            self._made[name] = jpeg_uri(square(image, SIDE))
+            self._made[name] = jpeg_uri(self._shape(image, self._side))
         return self._made[name]
 
     def pixels(self, name: str) -> Tensor | None:
@@ -88,6 +92,14 @@ def square(image: Tensor, side: int) -> Tensor:
     """The central square of (3, H, W), resized to (3, side, side)."""
     short = min(image.shape[1:])
     return F.resize(F.center_crop(image, [short, short]), [side, side], interpolation=InterpolationMode.BICUBIC, antialias=True)
+
+
+def whole(image: Tensor, side: int) -> Tensor:
+    """All of (3, H, W), reduced to ``side`` on its longer side if it is larger."""
+    height, width = image.shape[1:]
+    scale = min(1.0, side / max(height, width))
+    size = [max(1, round(height * scale)), max(1, round(width * scale))]
+    return F.resize(image, size, interpolation=InterpolationMode.BICUBIC, antialias=True)
 
 
 def jpeg_uri(image: Tensor) -> str:

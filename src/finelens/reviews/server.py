@@ -1,0 +1,131 @@
+"""A small page on this machine only: shows the sheet and writes each answer to ``hints.csv`` at once."""
+
+from __future__ import annotations
+
+import csv
+import hmac
+import io
+import json
+import secrets
+from collections.abc import Mapping
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+from finelens.errors import UserError
+from finelens.files import write_text
+from finelens.predictions import escape_cell, unescape_cell
+from finelens.report.record import RunRecord
+from finelens.reviews.sheet import LIMIT, photographs, sheet_html
+from finelens.schemas import LABEL_COLUMNS
+
+LOOPBACK = "127.0.0.1"
+# An answer is a list of file names and class names; what is longer is no answer.
+LARGEST = 8 << 20
+
+
+class ReviewServer(ThreadingHTTPServer):
+    """Serves one run's sheet on the loopback interface.
+
+    Args:
+        record: A finished run.
+        hints: File to write.
+        port: 0 takes a free one.
+        limit: Most photographs on the sheet.
+
+    Raises:
+        UserError: The port is in use.
+    """
+
+    daemon_threads = True
+
+    def __init__(self, record: RunRecord, hints: Path, port: int = 0, limit: int = LIMIT) -> None:
+        try:
+            super().__init__((LOOPBACK, port), _Handler)
+        except OSError as error:
+            raise UserError(f"cannot serve on port {port}: {error.strerror or error}; choose another --port") from error
+        self.token = secrets.token_urlsafe(16)
+        self.hints = hints
+        self.paths = frozenset(row.path for row in record.predicted)
+        self.classes = frozenset(record.classes)
+        given = {path: label for path, label in read_answers(hints).items() if path in self.paths and label in self.classes | {""}}
+        self.page = sheet_html(record, photographs(record), limit, token=self.token, answers=given).encode("utf-8", "backslashreplace")
+
+    @property
+    def address(self) -> str:
+        """What to open."""
+        return f"http://{LOOPBACK}:{self.server_address[1]}/"
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: ReviewServer
+
+    def do_GET(self) -> None:
+        """The sheet, and nothing else."""
+        if not self._from_here() or self.path != "/":
+            self._answer(HTTPStatus.NOT_FOUND, b"not here", "text/plain")
+        else:
+            self._answer(HTTPStatus.OK, self.server.page, "text/html; charset=utf-8")
+
+    def do_POST(self) -> None:
+        """All answers so far; they replace ``hints.csv``."""
+        length = int(self.headers.get("Content-Length") or 0)
+        if not self._from_here() or self.path != "/hints" or not 0 < length <= LARGEST:
+            return self._answer(HTTPStatus.NOT_FOUND, b"not here", "text/plain")
+        try:
+            document = json.loads(self.rfile.read(length))
+            rows = self._checked(document)
+            write_text(self.server.hints, hints_csv(rows))
+        except (ValueError, KeyError, TypeError, UserError) as error:
+            return self._answer(HTTPStatus.BAD_REQUEST, str(error).encode("utf-8", "replace"), "text/plain")
+        return self._answer(HTTPStatus.OK, str(len(rows)).encode(), "text/plain")
+
+    def _from_here(self) -> bool:
+        """Whether the request names this server: a page elsewhere that points a name at the loopback address does not."""
+        return self.headers.get("Host") == f"{LOOPBACK}:{self.server.server_address[1]}"
+
+    def _checked(self, document: Any) -> dict[str, str]:
+        if not isinstance(document, Mapping) or not hmac.compare_digest(str(document["token"]), self.server.token):
+            raise ValueError("the page is not the one this server gave out; reload it")
+        rows = {str(path): str(label) for path, label in document["hints"]}
+        if strange := set(rows) - self.server.paths or set(rows.values()) - self.server.classes - {""}:
+            raise ValueError(f"{sorted(strange)[0]!r} is no photograph or class of this run; reload the page")
+        return rows
+
+    def _answer(self, status: HTTPStatus, body: bytes, kind: str) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("X-Content-Type-Options", "nosniff")
+        self.send_header("Cache-Control", "no-store")
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Requests are no news."""
+
+
+def read_answers(path: Path) -> dict[str, str]:
+    """Answers of an earlier review, so that a second one goes on from there; none without the file.
+
+    Raises:
+        UserError: The file is there and is not a hints file.
+    """
+    if not path.exists():
+        return {}
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file, strict=True)
+            return {unescape_cell(row["path"]): unescape_cell(row["label"] or "") for row in reader}
+    except (OSError, UnicodeDecodeError, csv.Error, KeyError, TypeError) as error:
+        raise UserError(f"{path} is there but is not a hints file ({error}); move it away or give another --hints") from error
+
+
+def hints_csv(hints: Mapping[str, str]) -> str:
+    """The content of ``hints.csv``: class names by path, the empty name for "none of these"."""
+    file = io.StringIO(newline="")
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(LABEL_COLUMNS)
+    writer.writerows([escape_cell(path), escape_cell(label)] for path, label in hints.items())
+    return file.getvalue()

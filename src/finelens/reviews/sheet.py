@@ -1,0 +1,92 @@
+"""The review sheet as one HTML file that works by keyboard, offline."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from finelens import __version__
+from finelens.files import write_text
+from finelens.images.decode import DecodeLimits
+from finelens.report.page import render
+from finelens.report.record import RunRecord, read_run
+from finelens.report.thumbnails import Pixels, Thumbnails, from_folder
+from finelens.reviews.order import looks
+from finelens.runs import RunFolder
+
+# Pictures are larger here than in the report: the person has to tell breeds apart.
+SIDE = 384
+LIMIT = 200
+CHOICES = 5
+
+
+def sheet_html(record: RunRecord, pixels: Pixels, limit: int = LIMIT, *, token: str | None = None, answers: Mapping[str, str] | None = None) -> str:
+    """The page.
+
+    Args:
+        record: A finished run.
+        pixels: Where the pictures come from.
+        limit: Most photographs on the sheet.
+        token: Secret of the local server that takes the answers; None for a file that offers them as a download.
+        answers: Class names by path that were given before; the empty name for "none of these".
+    """
+    chosen = looks(record, limit)
+    thumbnails = Thumbnails(pixels, limit=limit, side=SIDE, crop=False)
+    place = {name: i for i, name in enumerate(record.classes)}
+    items: list[dict[str, Any]] = [
+        {
+            "path": look.row.path,
+            "label": place[look.row.label or ""],
+            "top": [[place[name], round(1000 * probability)] for name, probability in look.row.top5[:CHOICES]],
+            "why": look.why,
+            "picture": thumbnails.uri(look.row.path),
+        }
+        for look in chosen
+    ]
+    content = {
+        "title": f"Review of {record.path.absolute().name}",
+        "name": record.path.absolute().name,
+        "count": len(items),
+        "total": len(record.predicted),
+        "served": token is not None,
+        "command": adapt_command(record),
+        "version": __version__,
+    }
+    sheet = {
+        "classes": list(record.classes),
+        "items": items,
+        "run": record.path.absolute().name,
+        "token": token,
+        "answers": dict(answers or {}),
+    }
+    return render("review.html.j2", content, {"review-data": sheet}, script="review.js", answers=token is not None)
+
+
+def write_sheet(folder: RunFolder, target: Path, limit: int = LIMIT) -> int:
+    """Write the sheet of a finished run.
+
+    Returns:
+        Photographs on it.
+
+    Raises:
+        UserError: The run is not finished or damaged, or the file cannot be written.
+    """
+    record = read_run(folder)
+    write_text(target, sheet_html(record, photographs(record), limit))
+    return min(limit, len(record.predicted))
+
+
+def adapt_command(record: RunRecord) -> str:
+    """The command that adapts again with the answers."""
+    config = record.config
+    parts = ["finelens", "adapt", config.photos, "--classes", config.classes_file or "CLASSES", "--method", config.method]
+    if config.descriptions_file is not None:
+        parts += ["--descriptions", config.descriptions_file]
+    return shlex.join([*parts, "--hints", "hints.csv", "--out", f"{record.path.name}-2"])
+
+
+def photographs(record: RunRecord) -> Pixels:
+    """The run's photographs, read again."""
+    return from_folder(Path(record.config.photos), DecodeLimits(short_side=SIDE))

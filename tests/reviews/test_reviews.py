@@ -1,0 +1,238 @@
+"""The review sheet: its order, its safety, its server, and that its answers can be adapted with."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import re
+import threading
+from contextlib import contextmanager
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from finelens import api
+from finelens.errors import UserError
+from finelens.health.signals import neighbour_support
+from finelens.hints import read_hints
+from finelens.images.decode import DecodeLimits
+from finelens.images.discover import discover
+from finelens.pipeline import load
+from finelens.report.record import read_run
+from finelens.report.thumbnails import no_pixels, whole
+from finelens.reviews.order import looks, ranks
+from finelens.reviews.server import hints_csv, read_answers
+from finelens.reviews.sheet import adapt_command, sheet_html
+from finelens.runs import RunFolder
+from tests.reviews.browser import available, browser
+from tests.toy import QUIET, options_for, write_classes, write_photos
+
+# Names that would do harm where they are taken for markup, script, or a formula.
+NAMES = ("<script>alert(1)</script>", '" onerror="x', "=cmd|calc", "\u202eעברית")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    from tests.backbones.checkpoints import write_tiny_vit
+
+    folder = tmp_path_factory.mktemp("review")
+    photos = write_photos(folder / "photos", ["<b>a", "b'\"", "-c", "d"], per_class=3)
+    (photos / "broken.jpg").write_bytes(b"no picture")
+    backbone = write_tiny_vit(folder / "vit")
+    api.adapt(
+        photos,
+        write_classes(folder / "classes.txt", NAMES),
+        folder / "run",
+        backbone=f"local:{backbone}",
+        method="stata",
+        options=options_for("stata"),
+        console=QUIET,
+    )
+    return folder / "run"
+
+
+@pytest.fixture
+def record(run):
+    return read_run(RunFolder.open(run, lock=False))
+
+
+def data_of(html: str):
+    return json.loads(re.search(r'<script type="application/json" id="review-data">(.*?)</script>', html, re.S)[1])
+
+
+def test_equal_values_share_their_rank():
+    assert ranks(np.array([3.0, 1.0, 3.0, 2.0])).tolist() == [0.625, 0.0, 0.625, 0.25]
+    assert ranks(np.array([])).tolist() == []
+
+
+def test_doubtful_and_unsupported_photographs_come_first(record):
+    n = len(record.predicted)
+    rows = iter([replace(row, probability=0.9, margin=0.8) for row in record.predicted])
+    rows = [next(rows) if row.label is not None else row for row in record.rows]
+    predicted = [i for i, row in enumerate(rows) if row.label is not None]
+    rows[predicted[4]] = replace(rows[predicted[4]], probability=0.3, margin=0.05)
+    support = [0.9] * n
+    support[7] = 0.1
+    support[4] = 0.2
+    made = replace(record, rows=tuple(rows), measured=replace(record.measured, support=tuple(support)))
+    order = looks(made, 100)
+    assert [look.row.path for look in order[:2]] == [rows[predicted[i]].path for i in (4, 7)]
+    assert "hardly surer" in order[0].why
+    assert "look like it" in order[1].why
+    assert len(looks(made, 3)) == 3
+
+
+def test_copies_are_looked_at_once(record):
+    n = len(record.predicted)
+    ids = list(record.measured.ids)
+    ids[1] = ids[0]
+    assert len(looks(replace(record, measured=replace(record.measured, ids=tuple(ids))), 100)) == n - 1
+
+
+def test_support_is_what_the_nearest_others_say():
+    import torch
+
+    features = torch.tensor([[1.0, 0.0], [0.99, 0.1], [-1.0, 0.0], [-0.99, 0.1]])
+    p = torch.tensor([[0.8, 0.2], [0.3, 0.7], [0.1, 0.9], [0.4, 0.6]])
+    torch.testing.assert_close(neighbour_support(torch.nn.functional.normalize(features, dim=1), p), torch.tensor([0.3, 0.2, 0.6, 0.9]))
+    assert neighbour_support(features[:1], p[:1]).tolist() == [1.0]
+
+
+def test_names_are_text_wherever_they_stand(record):
+    html = sheet_html(record, no_pixels)
+    assert html.count("<script") == 2
+    assert NAMES[0] not in html
+    sheet = data_of(html)
+    assert sheet["classes"] == list(NAMES)
+    assert {item["path"] for item in sheet["items"]} == {row.path for row in record.predicted}
+    assert "broken.jpg" not in html
+    policy = re.search(r'Content-Security-Policy" content="([^"]*)"', html)[1]
+    assert "default-src &#39;none&#39;" in policy
+    assert "connect-src" not in policy
+
+
+def test_the_sheet_is_written_beside_the_run_and_never_over_something_else(run, tmp_path):
+    assert api.review(run, console=QUIET) == run / "review.html"
+    assert (run / "review.html").read_text(encoding="utf-8").startswith("<!doctype html>")
+    api.review(run, console=QUIET)
+    other = tmp_path / "other.html"
+    other.write_text("a diary")
+    with pytest.raises(UserError, match="not written by finelens"):
+        api.review(run, other, console=QUIET)
+    with pytest.raises(UserError, match="not the folder of a finelens run"):
+        api.review(tmp_path, console=QUIET)
+
+
+def test_pictures_show_the_whole_photograph():
+    import torch
+
+    assert whole(torch.zeros(3, 100, 400, dtype=torch.uint8), 200).shape == (3, 50, 200)
+    assert whole(torch.zeros(3, 10, 20, dtype=torch.uint8), 200).shape == (3, 10, 20)
+
+
+def test_answers_come_back_and_can_be_adapted_with(run, record, tmp_path):
+    photos = run.parent / "photos"
+    paths = [row.path for row in record.predicted]
+    given = {paths[0]: NAMES[2], paths[1]: "", paths[2]: NAMES[0]}
+    file = tmp_path / "hints.csv"
+    file.write_text(hints_csv(given), encoding="utf-8")
+    assert "'=cmd|calc" in file.read_text(encoding="utf-8")
+    assert read_answers(file) == given
+    loaded = load(discover(photos), DecodeLimits(), QUIET)
+    hints = read_hints(file, photos, loaded.records, NAMES)
+    assert sorted(hints.label.tolist()) == [-1, 0, 2]
+
+
+def test_the_command_of_the_second_round_is_quoted(record):
+    strange = replace(record, config=replace(record.config, photos="/data/my photos; rm -rf"))
+    assert "'/data/my photos; rm -rf'" in adapt_command(strange)
+
+
+@contextmanager
+def serving(run, hints):
+    with api.review_server(run, hints) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+def ask(server, method, path, body=None, host=None):
+    connection = http.client.HTTPConnection("127.0.0.1", server.server_address[1], timeout=20)
+    headers = {"Host": host} if host else {}
+    connection.request(method, path, body=None if body is None else json.dumps(body), headers=headers)
+    reply = connection.getresponse()
+    return reply.status, reply.read().decode()
+
+
+def test_the_server_takes_answers_from_its_own_page_only(run, record, tmp_path):
+    hints = tmp_path / "hints.csv"
+    path = record.predicted[0].path
+    with serving(run, hints) as server:
+        assert server.server_address[0] == "127.0.0.1"
+        status, html = ask(server, "GET", "/")
+        assert status == 200
+        assert "connect-src &#39;self&#39;" in html
+        token = data_of(html)["token"]
+        assert ask(server, "GET", "/", host="evil.example")[0] == 404
+        assert ask(server, "GET", "/../config.json")[0] == 404
+        assert ask(server, "POST", "/hints", {"token": "guess", "hints": [[path, NAMES[0]]]})[0] == 400
+        assert ask(server, "POST", "/hints", {"hints": []})[0] == 400
+        assert ask(server, "POST", "/hints", {"token": token, "hints": [["/etc/passwd", NAMES[0]]]})[0] == 400
+        assert ask(server, "POST", "/hints", {"token": token, "hints": [[path, "unknown"]]})[0] == 400
+        assert ask(server, "POST", "/hints", [])[0] == 400
+        assert not hints.exists()
+        assert ask(server, "POST", "/hints", {"token": token, "hints": [[path, NAMES[0]]]}) == (200, "1")
+    assert read_answers(hints) == {path: NAMES[0]}
+    with serving(run, hints) as server:
+        assert data_of(ask(server, "GET", "/")[1])["answers"] == {path: NAMES[0]}
+
+
+def test_a_port_in_use_and_a_file_of_another_kind_are_refused(run, tmp_path):
+    with api.review_server(run, tmp_path / "hints.csv") as server, pytest.raises(UserError, match="--port"):
+        api.review_server(run, tmp_path / "hints.csv", port=server.server_address[1])
+    (tmp_path / "notes.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(UserError, match="not a hints file"):
+        api.review_server(run, tmp_path / "notes.csv")
+
+
+@pytest.mark.skipif(not available(), reason="no Chromium with its driver on this machine")
+def test_the_keyboard_drives_the_sheet(run, record, tmp_path):
+    hints = tmp_path / "hints.csv"
+    order = [look.row for look in looks(record, 100)]
+    with browser() as page, serving(run, hints) as server:
+        page.open(server.address)
+        assert page.text("path") == order[0].path
+        assert page.text("label") == order[0].label
+        page.press("a2ns")
+        page.wait("return document.getElementById('where').textContent.startsWith('photograph 5 ')")
+        page.press("f")
+        page.press(NAMES[3] + "\ue007")
+        page.wait("return document.getElementById('where').textContent.startsWith('photograph 6 ')")
+        page.press("bbbbb")
+        page.wait("return document.getElementById('given').textContent.startsWith('You said')")
+        page.press("3")
+        page.wait("return document.getElementById('where').textContent.startsWith('photograph 2 ')")
+        page.wait("return document.getElementById('message').hidden")
+        assert page.run("return document.querySelectorAll('b, img').length") == 1
+        expected = {order[0].path: order[0].top5[2][0], order[1].path: order[1].top5[1][0], order[2].path: "", order[4].path: NAMES[3]}
+        for _ in range(100):
+            if hints.exists() and read_answers(hints) == expected:
+                break
+            page.wait("return true")
+        assert read_answers(hints) == expected
+
+
+@pytest.mark.skipif(not available(), reason="no Chromium with its driver on this machine")
+def test_the_file_offers_the_same_answers(run, record):
+    api.review(run, console=QUIET)
+    order = [look.row for look in looks(record, 100)]
+    with browser() as page:
+        page.open((run / "review.html").as_uri())
+        page.press("an")
+        page.wait("return document.getElementById('where').textContent.startsWith('photograph 3 ')")
+        assert page.run("return csv()") == hints_csv({order[0].path: order[0].label, order[1].path: ""})
+        page.open((run / "review.html").as_uri())
+        assert page.text("where").startswith("photograph 3 ")
