@@ -168,7 +168,10 @@ def review(run: Path, out: Path | None, limit: int, serve: bool, hints: Path | N
         return
     with api.review_server(run, hints, limit=limit, port=port) as server:
         click.echo(f"open {server.address} in a browser; answers go to {server.hints}; Ctrl-C ends")
-        server.serve_forever()
+        try:
+            server.serve_forever()
+        except KeyboardInterrupt:
+            click.echo(f"\nended; finelens adapt ... --hints {server.hints} uses the answers")
 
 
 @cli.command()
