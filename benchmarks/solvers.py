@@ -1,19 +1,20 @@
-"""Solvers on cached features: accuracy on image folders, and time and memory on random features. One JSON line per result.
+"""Solvers on cached features: accuracy on image folders. One JSON line per result; time and memory are in solver_speed.py.
 
     python benchmarks/solvers.py DATA --sets pets37 cifar10 --out results.jsonl
-    python benchmarks/solvers.py --speed --sizes 5000 10000 20000 50000 --out speed.jsonl
 
 DATA holds one folder per set: ``train/`` (used without labels), ``test/<folder>/*``, ``classes.txt`` and ``descriptions.json``. Settings:
 
 * ``inductive``: fit on train, predict test;
 * ``transductive``: fit on test and predict the same images;
 * ``few:K``: transductive on the test images of K classes drawn at random, all class names given;
+* ``shots:K``: inductive, and the classes of K train images of each class, drawn at random, are given as hints;
 * ``tail``: transductive on test images whose class sizes fall tenfold from the largest to the smallest, in random order.
 
-The last two take ``--draws`` draws, whose images are pooled; draws share images, so these intervals are somewhat too narrow. Labels make the
-settings and the scores, nothing else. Features are kept in the cache folder (``FINELENS_CACHE``) under the hash of weights, preprocessing and image
-bytes: images are encoded once. A tower with a centre is centred by the images of the fit, and ``centred`` is the description ensemble after that:
-what of a gain is the centre's. Prototypes are descriptions.
+The last three take ``--draws`` draws, whose images are pooled; draws share images, so these intervals are somewhat too narrow. Labels make the
+settings, the hints of ``shots`` and the scores, nothing else. Features are kept in the cache folder (``FINELENS_CACHE``) under the hash of weights,
+preprocessing and image bytes: images are encoded once. A tower with a centre is centred by the images of the fit, and ``centred`` is the description
+ensemble after that: what of a gain is the centre's. Prototypes are descriptions. The joint mixture's second view is the tower's pooled token. The
+few-shot method takes part in ``shots`` alone.
 """
 
 from __future__ import annotations
@@ -21,9 +22,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import multiprocessing
 import platform
-import resource
 import sys
 import time
 from dataclasses import dataclass
@@ -45,33 +44,23 @@ from finelens.evaluation.metrics import bootstrap_interval, paired_bootstrap
 from finelens.images.batches import centre_batches
 from finelens.images.discover import discover
 from finelens.pipeline import Prepared, decode_limits, load, prepare
-from finelens.protocol import TargetFeatures
+from finelens.protocol import Hints, TargetFeatures
 from finelens.solvers import SOLVERS
-from finelens.solvers.neighbours import top_neighbours
 
-SETTINGS = ("inductive", "transductive", "few:5", "few:10", "few:25", "tail")
+SETTINGS = ("inductive", "transductive", "few:5", "few:10", "few:25", "tail", "shots:4")
 QUIET = Console(enabled=False)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", type=Path, nargs="?")
-    parser.add_argument("--sets", nargs="+", default=[])
-    parser.add_argument("--settings", nargs="+", default=["inductive", "transductive"], help=f"of {', '.join(SETTINGS)}; few takes any number")
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--sets", nargs="+", required=True)
+    parser.add_argument("--settings", nargs="+", default=["inductive", "transductive"], help=f"of {', '.join(SETTINGS)}; any number")
     parser.add_argument("--methods", nargs="+", choices=SOLVERS, default=list(SOLVERS))
     parser.add_argument("--draws", type=int, default=4)
     parser.add_argument("--backbone", default="embedded")
-    parser.add_argument("--speed", action="store_true", help="time and peak memory instead of accuracy")
-    parser.add_argument("--sizes", nargs="+", type=int, default=[5000, 10000, 20000, 50000])
-    parser.add_argument("--classes", type=int, default=1000)
-    parser.add_argument("--width", type=int, default=512)
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
-    if given.speed:
-        for method in given.methods:
-            for size in given.sizes:
-                write(given.out, speed(method, size, given.classes, given.width))
-        return
     for name in given.sets:
         data = read_set(given.data / name, given.backbone)
         for setting in given.settings:
@@ -151,18 +140,23 @@ def score(data: DataSet, setting: str, methods: list[str], draws: int) -> list[d
     if setting.startswith("few:") and int(setting.removeprefix("few:")) >= len(heads.descriptions):
         return []
     prototypes, scale = heads.descriptions, data.prepared.engine.backbone.logit_scale
-    for rows in drawn_rows(data.test.labels, len(prototypes), setting, draws):
+    from_train = setting == "inductive" or setting.startswith("shots:")
+    for seed, rows in enumerate(drawn_rows(data.test.labels, len(prototypes), setting, draws)):
         test, labels = take(data.test.features, rows), data.test.labels[rows]
-        fit = data.train.features if setting == "inductive" else test
+        fit = data.train.features if from_train else test
+        hints = drawn_shots(data.train.labels, len(prototypes), int(setting.removeprefix("shots:")), seed) if setting.startswith("shots:") else None
         x, new = data.fitted_on(fit, test)
         scores = {name: test.global_ @ head.T for name, head in {"zero-shot": heads.templates, "descriptions": prototypes}.items()}
         scores["centred"] = new @ prototypes.T
         for method in methods:
+            if method == "gda" and hints is None:
+                continue
             start, solver = time.perf_counter(), SOLVERS[method]()
-            if setting == "inductive":
-                scores[method] = solver.fit(x, prototypes=prototypes, logit_scale=scale).predict_proba(new)
+            seen, asked = ([x, fit.cls], [new, test.cls]) if method == "joint-gmm" else (x, new)
+            if from_train:
+                scores[method] = solver.fit(seen, prototypes=prototypes, logit_scale=scale, hints=hints).predict_proba(asked)
             else:
-                scores[method] = solver.fit_predict_proba(x, prototypes=prototypes, logit_scale=scale)
+                scores[method] = solver.fit_predict_proba(seen, prototypes=prototypes, logit_scale=scale)
             seconds[method] = seconds.get(method, 0.0) + time.perf_counter() - start
         for name, values in scores.items():
             correct.setdefault(name, []).append((values.argmax(1) == labels).numpy())
@@ -189,6 +183,8 @@ def drawn_rows(labels: Tensor, classes: int, setting: str, draws: int) -> list[T
     known = labels >= 0
     if setting in ("inductive", "transductive"):
         return [known.nonzero()[:, 0]]
+    if setting.startswith("shots:"):
+        return [known.nonzero()[:, 0]] * draws
     result = []
     for seed in range(draws):
         generator = torch.Generator().manual_seed(seed)
@@ -207,50 +203,20 @@ def drawn_rows(labels: Tensor, classes: int, setting: str, draws: int) -> list[T
     return result
 
 
+def drawn_shots(labels: Tensor, classes: int, count: int, seed: int) -> Hints:
+    """Hints for ``count`` images of each class, or for all where there are fewer."""
+    generator = torch.Generator().manual_seed(seed)
+    own = [(labels == c).nonzero()[:, 0] for c in range(classes)]
+    index = torch.cat([rows[torch.randperm(len(rows), generator=generator)[:count]] for rows in own]).sort().values
+    return Hints(index, labels[index])
+
+
 def take(features: TargetFeatures, rows: Tensor) -> TargetFeatures:
     return TargetFeatures(features.global_[rows], features.cls[rows])
 
 
 def percent(share: float) -> float:
     return round(100 * float(share), 2)
-
-
-def speed(method: str, size: int, classes: int, width: int) -> dict[str, Any]:
-    """Time and peak memory of one transductive fit, in a process of its own."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(measure, (method, size, classes, width, torch.get_num_threads()))
-
-
-def measure(method: str, size: int, classes: int, width: int, threads: int) -> dict[str, Any]:
-    torch.set_num_threads(threads)
-    generator = torch.Generator().manual_seed(0)
-    centres = F.normalize(torch.randn(classes, width, generator=generator), dim=-1)
-    x = centres[torch.randint(classes, (size,), generator=generator)]  # (N, D)
-    # Noise enough that posteriors stay soft and every round has work to do.
-    x = F.normalize(x.add_(torch.randn(size, width, generator=generator), alpha=4 * width**-0.5), dim=-1)
-    prototypes = F.normalize(centres + width**-0.5 * torch.randn(classes, width, generator=generator), dim=-1)
-    before, start = peak_megabytes(), time.perf_counter()
-    SOLVERS[method]().fit_predict_proba(x, prototypes=prototypes, logit_scale=50.0)
-    seconds, peak = time.perf_counter() - start, peak_megabytes()
-    start = time.perf_counter()
-    if method in ("stata", "transclip", "zlap"):
-        top_neighbours(x, x, 3, chunk_size=1024, same=True)
-    search = time.perf_counter() - start
-    return {
-        "method": method,
-        "n": size,
-        "classes": classes,
-        "width": width,
-        "seconds": round(seconds, 2),
-        "of_which_search": round(search, 2),
-        "megabytes_before": before,
-        "megabytes_peak": peak,
-    }
-
-
-def peak_megabytes() -> int:
-    """Largest resident size of this process so far; the kernel counts in KiB on Linux and in bytes on macOS."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // (1 << 20 if sys.platform == "darwin" else 1 << 10)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 
 from finelens import api
 from finelens.estimator import LabelFreeClassifier
+from finelens.methods.registry import find_method
 from tests.toy import ALL, CLASSES, QUIET, TRAINING, digest, options_for, pictures, quick, write_photos
 
 NAMES = ("label", "labels", "target", "targets", "y", "classes", "class_to_idx", "samples", "imgs")
@@ -74,7 +75,8 @@ def test_the_trap_works():
 def test_fit_never_touches_a_label(tiny_vit, method, wrap):
     data = Photographs(wrap)
     model = LabelFreeClassifier(CLASSES, method=method, backbone=f"local:{tiny_vit}", options=options_for(method, epochs=1))
-    assert model.fit(data, Forbidden()).predict_proba(data).shape == (12, 4)
+    hints = dict(enumerate(CLASSES)) if find_method(method).few_shot else None
+    assert model.fit(data, Forbidden(), hints=hints).predict_proba(data).shape == (12, 4)
 
 
 def shuffled_copy(photos: Path, folder: Path) -> Path:
@@ -86,12 +88,22 @@ def shuffled_copy(photos: Path, folder: Path) -> Path:
     return folder
 
 
+def hints_file(method: str, photos: Path, path: Path) -> Path | None:
+    """Hints about the same pictures wherever they lie, for a method that needs them."""
+    if not find_method(method).few_shot:
+        return None
+    by_content = sorted(photos.rglob("*.png"), key=digest)
+    rows = [f"{file.relative_to(photos).as_posix()},{name}" for file, name in zip(by_content, CLASSES, strict=False)]
+    path.write_text("\n".join(["path,label", *rows]) + "\n", encoding="utf-8")
+    return path
+
+
 @pytest.mark.parametrize("method", ALL)
 def test_folder_and_file_names_change_no_bit(backbone, method, photos, classes, tmp_path):
     moved = shuffled_copy(photos, tmp_path / "moved")
     given = {"backbone": f"local:{backbone}", "method": method, "options": options_for(method), "console": QUIET}
-    first = api.adapt(photos, classes, tmp_path / "first", **given)
-    second = api.adapt(moved, classes, tmp_path / "second", **given)
+    first = api.adapt(photos, classes, tmp_path / "first", hints=hints_file(method, photos, tmp_path / "first.csv"), **given)
+    second = api.adapt(moved, classes, tmp_path / "second", hints=hints_file(method, moved, tmp_path / "second.csv"), **given)
     for file in ("model.safetensors", "zero_shot.safetensors", "model.json"):
         assert digest(tmp_path / "first/model" / file) == digest(tmp_path / "second/model" / file), file
     by_content = [

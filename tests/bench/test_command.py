@@ -85,7 +85,7 @@ def test_data_by_name(given, call, toy_set, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (("--methods", "gda"), "unknown method 'gda'"),
+        (("--methods", "gda-en"), "unknown method 'gda-en'"),
         (("--protocols", "tail"), "unknown protocol 'tail'"),
         (("--seeds", "x"), "--seeds: 'x' is not a number"),
         (("--seeds", ","), "--seeds is empty"),

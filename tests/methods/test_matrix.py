@@ -19,7 +19,23 @@ from finelens.pipeline import decode_limits, fit, load
 from finelens.strict import from_mapping
 from finelens.training import loop
 from finelens.training.loop import Hooks, Interrupted
-from tests.toy import ALL, CLASSES, QUIET, TRAINING, Log, digest, events, fit_toy, options_for, picture, pictures, prepare_toy, quick, stop_after
+from tests.toy import (
+    ALL,
+    CLASSES,
+    QUIET,
+    TRAINING,
+    Log,
+    digest,
+    events,
+    fit_toy,
+    hints_for,
+    options_for,
+    picture,
+    pictures,
+    prepare_toy,
+    quick,
+    stop_after,
+)
 
 EDGE_CASES = {
     "one class": (pictures(1), CLASSES[:1]),
@@ -94,7 +110,7 @@ def test_only_declared_parameters_change(backbone, method):
     tower, task = backbone_state(prepared), {name: p.detach().clone() for name, p in prepared.task.named_parameters()}
     declared = {id(p) for group in prepared.task.parameter_groups() for _, p in group["params"]}
     in_scope = prepared.engine.backbone.tunable("norm")
-    fit(prepared, store, config, QUIET)
+    fit(prepared, store, config, QUIET, hints=hints_for(method, len(store), len(CLASSES)))
     allowed = {name for name, p in in_scope.items() if id(p) in declared} | set(prepared.engine.backbone.fitted_state())
     moved = changed(tower, backbone_state(prepared))
     assert moved <= allowed

@@ -7,6 +7,7 @@ import pytest
 import torch
 from sklearn.base import clone, is_classifier
 from sklearn.exceptions import NotFittedError
+from sklearn.utils import estimator_checks
 
 from finelens.errors import UserError
 from tests.solvers.data import ONLINE, SCALE, SOLVERS, cloud, unit
@@ -151,6 +152,23 @@ def test_behaves_as_a_scikit_learn_classifier(name):
     assert again.get_params() == before
     assert not hasattr(again, "classes_")
     assert solver.score(X, Y) == (solver.predict(X) == Y).mean()
+
+
+@each
+@pytest.mark.parametrize(
+    "check",
+    [
+        estimator_checks.check_estimator_cloneable,
+        estimator_checks.check_estimator_repr,
+        estimator_checks.check_get_params_invariance,
+        estimator_checks.check_no_attributes_set_in_init,
+        estimator_checks.check_parameters_default_constructible,
+        estimator_checks.check_set_params,
+    ],
+)
+def test_scikit_learn_checks_that_need_no_fit(name, check):
+    """The others call ``fit`` without prototypes, which no solver can do."""
+    check(name, SOLVERS[name]())
 
 
 @each

@@ -10,7 +10,8 @@ from scipy.special import logsumexp, softmax
 from finelens.errors import UserError
 from finelens.solvers import GdaEm, SinkhornOt, StatA, TransClip, ZLaP
 from finelens.solvers.assignments import update_assignments
-from finelens.solvers.gda_em import _moments, discriminant
+from finelens.solvers.gaussians import discriminant
+from finelens.solvers.gda_em import _moments
 from finelens.solvers.neighbours import symmetric_affinity, top_neighbours
 from finelens.solvers.sinkhorn import plan_mass
 from finelens.solvers.stata import class_log_likelihood

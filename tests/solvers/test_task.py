@@ -37,13 +37,18 @@ def views(engine):
     return torch.cat([batch for _, batch in centre_batches(STORE, engine.backbone.preprocess, 8)])
 
 
+def seen(name, tokens):
+    """What the solver is given of the images."""
+    return [tokens.global_, tokens.cls] if name == "joint-gmm" else tokens.global_
+
+
 @each
 @pytest.mark.parametrize("head", ["descriptions", "templates"])
 def test_fits_the_centred_features_to_the_chosen_head(name, head):
     result = fitted(name, head=head)
     engine = make_engine()
     pixels = views(engine)
-    x = engine.centre(engine.encode_frozen(pixels)).global_
+    x = seen(name, engine.centre(engine.encode_frozen(pixels)))
     solver = SOLVERS[name]().fit(x, prototypes=getattr(HEADS, head), logit_scale=10.0)
     torch.testing.assert_close(result.model.logits(pixels)["logits"], solver.predict_log_proba(x))
 
@@ -53,7 +58,7 @@ def test_hints_reach_the_solver(name):
     hints = Hints(torch.arange(9), torch.arange(9) % 5 - 1)
     engine = make_engine()
     pixels = views(engine)
-    x = engine.centre(engine.encode_frozen(pixels)).global_
+    x = seen(name, engine.centre(engine.encode_frozen(pixels)))
     solver = SOLVERS[name]().fit(x, prototypes=HEADS.descriptions, logit_scale=10.0, hints=hints)
     torch.testing.assert_close(fitted(name, hints).model.logits(pixels)["logits"], solver.predict_log_proba(x))
 
@@ -89,6 +94,11 @@ def test_state_dict_is_the_model(name):
         ("ot", "prior", "even"),
         ("ot", "prior", [1, 0, 1, 1]),
         ("ot", "head", "weighted"),
+        ("inmap", "prior", [1, -1, 1, 1]),
+        ("inmap", "softness", 0),
+        ("joint-gmm", "prior", "even"),
+        ("joint-gmm", "extra", ["dino"]),
+        ("joint-gmm", "anchor", -1),
     ],
 )
 def test_unusable_options_are_named(name, option, value):
@@ -100,3 +110,19 @@ def test_given_prior_reaches_the_solver():
     result = fitted("ot", prior=[0.7, 0.1, 0.1, 0.1])
     mean = result.model.logits(views(result.model.engine))["logits"].softmax(1).mean(0)
     torch.testing.assert_close(mean, torch.tensor([0.7, 0.1, 0.1, 0.1]), atol=1e-3, rtol=0)
+
+
+def test_joint_mixture_without_further_views_sees_the_first_alone():
+    result = fitted("joint-gmm", extra=[])
+    engine = make_engine()
+    pixels = views(engine)
+    x = engine.centre(engine.encode_frozen(pixels)).global_
+    solver = SOLVERS["joint-gmm"]().fit(x, prototypes=HEADS.descriptions, logit_scale=10.0)
+    torch.testing.assert_close(result.model.logits(pixels)["logits"], solver.predict_log_proba(x))
+
+
+def test_few_shot_analysis_needs_hints():
+    with pytest.raises(UserError, match="--hints"):
+        fitted("gda")
+    result = fitted("gda", Hints(torch.arange(8), torch.arange(8) % 4))
+    assert torch.isfinite(result.model.logits(views(result.model.engine))["logits"]).all()

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
 from finelens.config import TrainingConfig
 from finelens.methods.heads import ClassHeads
-from finelens.methods.solver_task import SolverConfig, SolverTask
+from finelens.methods.solver_task import SolverConfig, SolverTask, require_prior
 from finelens.solvers import SinkhornOt
-from finelens.strict import require
 from finelens.training.engine import Engine
 
 
@@ -25,9 +23,7 @@ class OtConfig(SolverConfig):
     prior: Literal["estimated", "uniform"] | tuple[float, ...] = "estimated"
 
     def __post_init__(self) -> None:
-        if isinstance(self.prior, tuple):
-            usable = bool(self.prior) and all(0 < share < math.inf for share in self.prior)
-            require(usable, "method.prior", "estimated, uniform, or finite numbers above 0, one a class", list(self.prior))
+        require_prior(self.prior)
 
 
 CONFIG = OtConfig

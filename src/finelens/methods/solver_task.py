@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,8 +11,9 @@ from torch import Tensor
 
 from finelens.methods.head_task import FrozenTask
 from finelens.methods.heads import ClassHeads
-from finelens.protocol import TargetFeatures, ViewPlan
+from finelens.protocol import ImageTokens, TargetFeatures, ViewPlan
 from finelens.solvers import Solver
+from finelens.strict import require
 from finelens.training.engine import Engine
 from finelens.training.state import resize_on_load
 
@@ -25,6 +27,13 @@ class SolverConfig:
     """
 
     head: Literal["descriptions", "templates"] = "descriptions"
+
+
+def require_prior(prior: str | tuple[float, ...]) -> None:
+    """Refuse a list of class shares that cannot be a prior; words are checked with the option's type."""
+    if not isinstance(prior, str):
+        usable = bool(prior) and all(0 < share < math.inf for share in prior)
+        require(usable, "method.prior", "estimated, uniform, or finite numbers above 0, one a class", list(prior))
 
 
 class SolverTask(FrozenTask):
@@ -44,6 +53,7 @@ class SolverTask(FrozenTask):
         object.__setattr__(self, "engine", engine)
         self.engine: Engine
         self.solver = solver
+        self.config = config
         self.prototypes = getattr(heads, config.head)
         # Statistics are kept in float64, which Apple's GPUs do not know.
         self.place = torch.device("cpu") if engine.device.type == "mps" else engine.device
@@ -51,11 +61,14 @@ class SolverTask(FrozenTask):
             self.register_buffer(name, torch.empty(0, device=self.place))
         resize_on_load(self, *solver.state_names)
 
+    def rows(self, tokens: ImageTokens | TargetFeatures) -> Tensor | list[Tensor]:
+        """What the solver takes of the images: their joint-space feature."""
+        return tokens.global_.to(self.place)
+
     def prepare(self, features: TargetFeatures) -> None:
         """Fit the solver; its state becomes the buffers."""
-        x, prototypes = features.global_.to(self.place), self.prototypes.to(self.place)
-        scale = self.engine.backbone.logit_scale
-        probabilities = self.solver.fit_predict_proba(x, prototypes=prototypes, logit_scale=scale, hints=features.hints)
+        prototypes, scale = self.prototypes.to(self.place), self.engine.backbone.logit_scale
+        probabilities = self.solver.fit_predict_proba(self.rows(features), prototypes=prototypes, logit_scale=scale, hints=features.hints)
         # What the solver says of the images of the fit themselves, (N, C), may rest on more than it keeps; it is no part of the model.
         self.target_log_proba = probabilities.clamp_min(torch.finfo(probabilities.dtype).tiny).log()
         for name, tensor in self.solver.state().items():
@@ -67,9 +80,9 @@ class SolverTask(FrozenTask):
 
     @torch.no_grad()
     def predict_logits(self, images: Tensor) -> dict[str, Tensor]:
-        """Log-probabilities of the global feature under the fitted solver."""
-        x = self.engine.encode_frozen(images).global_
+        """Log-probabilities of the images' features under the fitted solver."""
+        tokens = self.engine.encode_frozen(images)
         state = {name: getattr(self, name) for name in self.solver.state_names}
         classes, width = self.prototypes.shape
         solver = self.solver.load_state(state, classes=classes, features=width)
-        return {"logits": solver.predict_log_proba(x.to(self.place)).float()}
+        return {"logits": solver.predict_log_proba(self.rows(tokens)).float()}

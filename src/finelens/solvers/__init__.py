@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from finelens.solvers.base import Solver
+from finelens.solvers.gda import Gda
 from finelens.solvers.gda_em import GdaEm
+from finelens.solvers.inmap import InMap
+from finelens.solvers.joint_gmm import JointGmm
 from finelens.solvers.online import OnlineSolver
 from finelens.solvers.online_gda import OnlineGda
 from finelens.solvers.onzeta import OnZeta
@@ -15,11 +18,14 @@ from finelens.solvers.transclip import TransClip
 from finelens.solvers.zlap import ZLaP
 
 SOLVERS: dict[str, type[Solver]] = {
+    "gda": Gda,
     "gda-em": GdaEm,
     "stata": StatA,
     "transclip": TransClip,
     "ot": SinkhornOt,
     "zlap": ZLaP,
+    "inmap": InMap,
+    "joint-gmm": JointGmm,
     "tip-adapter": TipAdapter,
     "tip-adapter-f": TipAdapterF,
     "onzeta": OnZeta,
@@ -31,7 +37,10 @@ SOLVERS: dict[str, type[Solver]] = {
 __all__ = [
     "SOLVERS",
     "TDA",
+    "Gda",
     "GdaEm",
+    "InMap",
+    "JointGmm",
     "OnZeta",
     "OnlineGda",
     "OnlineSolver",

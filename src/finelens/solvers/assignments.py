@@ -33,11 +33,9 @@ def update_assignments(log_prior: Tensor, likelihood: Tensor, graph: Tensor, z: 
         Log-posteriors (N, C).
     """
     fixed = log_prior + likelihood
-    log_z = z.log()
-    for _ in range(steps):
-        log_z = torch.sparse.mm(graph, z).mul_(neighbour_weight).add_(fixed).log_softmax(1)
-        z = log_z.exp()
-    return log_z
+    for _ in range(steps - 1):
+        z = torch.sparse.addmm(fixed, graph, z, alpha=neighbour_weight).softmax(1)
+    return torch.sparse.addmm(fixed, graph, z, alpha=neighbour_weight).log_softmax(1)
 
 
 def weighted_sums(x: Tensor, z: Tensor, chunk_size: int, *, squares: bool = False) -> Tensor:

@@ -76,11 +76,7 @@ class Solver(ClassifierMixin, BaseEstimator, ABC):
     def predict_log_proba(self, X: Features) -> Any:
         """Log-probabilities (M, C) of new images (M, D), of the kind that ``X`` is (array or tensor)."""
         check_is_fitted(self, "classes_")
-        x = unit_rows(X, "X")
-        if x.shape[1] != self.n_features_in_:
-            raise UserError(
-                f"X has {x.shape[1]} columns, but {type(self).__name__} was fitted on {self.n_features_in_}; use features of the same model"
-            )
+        x = self._new_rows(X)
         reference: Tensor = getattr(self, self.state_names[0])
         with torch.no_grad():
             return _like(X, self._log_proba(x.to(reference.device)))
@@ -117,11 +113,24 @@ class Solver(ClassifierMixin, BaseEstimator, ABC):
         self.n_features_in_ = features
         return self
 
-    @torch.no_grad()
+    def _new_rows(self, X: Features) -> Tensor:
+        x = unit_rows(X, "X")
+        if x.shape[1] != self.n_features_in_:
+            raise UserError(
+                f"X has {x.shape[1]} columns, but {type(self).__name__} was fitted on {self.n_features_in_}; use features of the same model"
+            )
+        return x
+
     def _run(self, X: Features, prototypes: Features, logit_scale: float, hints: Hints | None) -> Tensor:
-        x, w = unit_rows(X, "X"), unit_rows(prototypes, "prototypes")
-        if x.shape[1] != w.shape[1]:
-            raise UserError(f"X has {x.shape[1]} columns and prototypes {w.shape[1]}; give features and prototypes of the same model")
+        return self._solve([unit_rows(X, "X")], prototypes, logit_scale, hints)
+
+    @torch.no_grad()
+    def _solve(self, views: list[Tensor], prototypes: Features, logit_scale: float, hints: Hints | None) -> Tensor:
+        """Check, and fit to the columns of all views; the prototypes belong to the first."""
+        w, width = unit_rows(prototypes, "prototypes"), views[0].shape[1]
+        if width != w.shape[1]:
+            raise UserError(f"X has {width} columns and prototypes {w.shape[1]}; give features and prototypes of the same model")
+        x = views[0] if len(views) == 1 else torch.cat(views, 1)
         if not 0 < logit_scale < float("inf"):
             raise UserError(f"logit_scale must be above 0 and finite, got {logit_scale}")
         self.classes_ = np.arange(len(w))
@@ -136,7 +145,13 @@ class Solver(ClassifierMixin, BaseEstimator, ABC):
 
 
 def unit_rows(values: Features, what: str) -> Tensor:
-    """A non-empty matrix with unit rows, in float64 if it came so and else in float32."""
+    """A non-empty matrix with unit rows, in float64 if it came so and else in float32.
+
+    Raises:
+        UserError: Not such a matrix; ``what`` names it.
+    """
+    if isinstance(values, (list, tuple)) and values and all(isinstance(part, (Tensor, np.ndarray)) and part.ndim == 2 for part in values):
+        raise UserError(f"{what} must be one matrix, got {len(values)}; only JointGmm takes features of several models")
     try:
         x = values.detach() if isinstance(values, Tensor) else torch.from_numpy(np.array(values))
     except (TypeError, ValueError) as error:
@@ -150,4 +165,5 @@ def unit_rows(values: Features, what: str) -> Tensor:
 
 
 def _like(given: Features, result: Tensor) -> Tensor | np.ndarray:
-    return result if isinstance(given, Tensor) else result.cpu().numpy()
+    first = given[0] if isinstance(given, (list, tuple)) else given
+    return result if isinstance(first, Tensor) else result.cpu().numpy()

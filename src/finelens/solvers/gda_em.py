@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 
 from finelens.solvers.base import Solver
+from finelens.solvers.gaussians import TINY, discriminant, linear_log_proba, second_moment, text_means, text_share
 from finelens.solvers.known import Known
-
-TINY = 1e-12
 
 
 @dataclass
@@ -62,72 +61,31 @@ class GdaEm(Solver):
 
     def _fit(self, x: Tensor, prototypes: Tensor, scale: float, known: Known) -> Tensor:
         w = prototypes.double()
-        mean, second = _second_moment(x, self.chunk_size)
-        # Text and image features lie apart (the modality gap): prototypes are moved by the difference of the two centres.
-        text_means = w + (mean - w.mean(0))
-        text_std = logit_std(scale * w, w.new_zeros(len(w)), mean, second)
+        mean, second = second_moment(x, self.chunk_size)
+        anchors = text_means(w, mean)
         self.coef_, self.intercept_, self.alpha_ = scale * w, w.new_zeros(len(w)), 0.0
         log_gamma = known.clamp(self._log_proba(x))
         for round_ in range(1, self.max_iter + 1):
             self.n_iter_ = round_
-            means, covariance = self._m_step(_moments(x, log_gamma, self.chunk_size), text_means)
+            means, covariance = self._m_step(_moments(x, log_gamma, self.chunk_size), anchors)
             weights, bias = discriminant(means, covariance, len(x))
-            spread = logit_std(weights, bias, mean, second)
-            self.alpha_ = float(text_std / spread) if spread > TINY else 0.0
+            self.alpha_ = text_share(scale * w, weights, bias, mean, second)
             self.coef_, self.intercept_ = scale * w + self.alpha_ * weights, self.alpha_ * bias
             previous, log_gamma = log_gamma, known.clamp(self._log_proba(x))
             if _mean_l1(previous, log_gamma, self.chunk_size) < self.tol:
                 break
         return log_gamma
 
-    def _m_step(self, moments: Moments, text_means: Tensor) -> tuple[Tensor, Tensor]:
+    def _m_step(self, moments: Moments, anchors: Tensor) -> tuple[Tensor, Tensor]:
         """Anchored means (C, D), and the covariance (D, D) as the mean over classes with mass of their own covariances."""
         present = moments.mass > TINY
         v = moments.sums / moments.mass.clamp_min(TINY)[:, None]  # (C, D)
         share = (moments.mass / (moments.mass + self.anchor)).where(present, 0.0)[:, None] if self.anchor else present.double()[:, None]  # (C, 1)
         own = v[present]
-        return share * v + (1 - share) * text_means, (moments.scatter - own.T @ own) / len(own)
+        return share * v + (1 - share) * anchors, (moments.scatter - own.T @ own) / len(own)
 
     def _log_proba(self, x: Tensor) -> Tensor:
-        return torch.addmm(self.intercept_.to(x), x, self.coef_.to(x).T).log_softmax(1)
-
-
-def discriminant(means: Tensor, covariance: Tensor, n: int) -> tuple[Tensor, Tensor]:
-    """Weights and biases of Gaussians with a shared covariance and equal priors.
-
-    The precision is the ridge form of Kubokawa and Srivastava (2008): ``D ((n - 1) S + tr(S) I)^-1``, positive definite also for n < D.
-
-    Args:
-        means: (C, D), float64.
-        covariance: S, (D, D), float64.
-        n: Number of images behind it.
-
-    Returns:
-        ``w_c = Theta mu_c`` (C, D) and ``b_c = - mu_c^T Theta mu_c / 2`` (C,).
-    """
-    dim = means.shape[1]
-    trace = covariance.trace().clamp_min(TINY)
-    ridge = (n - 1) * covariance + trace * torch.eye(dim, dtype=means.dtype, device=means.device)  # (D, D)
-    weights = dim * torch.cholesky_solve(means.T, torch.linalg.cholesky(ridge)).T  # (C, D)
-    return weights, -0.5 * (weights * means).sum(1)
-
-
-def _second_moment(x: Tensor, chunk_size: int) -> tuple[Tensor, Tensor]:
-    """Mean (D,) and ``X^T X / N`` (D, D), float64."""
-    second = torch.zeros(x.shape[1], x.shape[1], dtype=torch.float64, device=x.device)
-    total = torch.zeros(x.shape[1], dtype=torch.float64, device=x.device)
-    for chunk in x.split(chunk_size):
-        rows = chunk.double()
-        second += rows.T @ rows
-        total += rows.sum(0)
-    return total / len(x), second / len(x)
-
-
-def logit_std(weights: Tensor, bias: Tensor, mean: Tensor, second: Tensor) -> Tensor:
-    """Standard deviation over images and classes of ``x w^T + b`` after centring over the classes, from moments of x alone."""
-    w, b = weights - weights.mean(0), bias - bias.mean()
-    square = ((w @ second) * w).sum() + 2 * b @ (w @ mean) + b @ b
-    return (square / len(w)).clamp_min(0).sqrt()
+        return linear_log_proba(x, self.coef_, self.intercept_)
 
 
 def _moments(x: Tensor, log_gamma: Tensor, chunk_size: int) -> Moments:

@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from finelens.solvers.gda_em import TINY, discriminant, logit_std
+from finelens.solvers.gaussians import TINY, discriminant, text_means, text_share
 from finelens.solvers.online import OnlineSolver
 
 
@@ -62,14 +62,12 @@ class OnlineGda(OnlineSolver):
     def _renew(self, n: int) -> None:
         text = self.text_ / self.scale_
         mean, second = self.sums_.sum(0) / n, self.second_ / n
-        # The text means are moved from the centre of the texts to that of the images, as in GDA-EM.
-        prior = text + (mean - text.mean(0))
+        prior = text_means(text, mean)
         v = self.sums_ / self.mass_.clamp_min(TINY)[:, None]  # (C, D)
         share = torch.where(self.mass_ > TINY, self.mass_ / (self.mass_ + self.anchor), 0.0)[:, None]  # (C, 1)
         covariance = second - (self.mass_[:, None] * v).T @ v / n
         weights, bias = discriminant(share * v + (1 - share) * prior, covariance, n)
-        spread = logit_std(weights, bias, mean, second)
-        alpha = logit_std(self.text_, self.intercept_.new_zeros(len(text)), mean, second) / spread if spread > TINY else spread.new_zeros(())
+        alpha = text_share(self.text_, weights, bias, mean, second)
         self.coef_, self.intercept_ = self.text_ + alpha * weights, alpha * bias
 
     def _score(self, x: Tensor) -> Tensor:

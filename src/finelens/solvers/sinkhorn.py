@@ -11,6 +11,7 @@ from torch import Tensor
 
 from finelens.errors import UserError
 from finelens.solvers.base import Solver
+from finelens.solvers.gaussians import linear_log_proba
 from finelens.solvers.known import Known
 from finelens.training.prior import estimate_prior
 
@@ -47,30 +48,33 @@ class SinkhornOt(Solver):
     def _fit(self, x: Tensor, prototypes: Tensor, scale: float, known: Known) -> Tensor:
         self.text_ = scale * prototypes.double()
         logits = x @ self.text_.to(x).T  # (N, C)
-        self.prior_ = self._class_prior(known.clamp(logits))
-        self.potentials_ = torch.zeros_like(self.prior_)
-        free, target = _free_images(logits, self.prior_, known)
-        for round_ in range(1, self.max_iter + 1):
-            self.n_iter_ = round_
-            mass = plan_mass(free, self.potentials_, self.chunk_size)
-            if not len(free) or ((mass / target - 1).abs() < self.tol).all():
-                break
-            # A class below any float keeps its potential finite.
-            self.potentials_ = self.potentials_ + target.log() - mass.clamp_min(1e-300).log()
-        self.potentials_ = self.potentials_ - self.potentials_.mean()
+        self.prior_ = class_prior(self.prior, logits, known)
+        self.potentials_, self.n_iter_ = balance(logits, self.prior_, known, max_iter=self.max_iter, tol=self.tol, chunk_size=self.chunk_size)
         return (logits + self.potentials_.to(x)).log_softmax(1)
 
-    def _class_prior(self, logits: Tensor) -> Tensor:
-        if not isinstance(self.prior, str):
-            return _given_prior(self.prior, logits)
-        if self.prior == "uniform":
-            return torch.full((logits.shape[1],), 1 / logits.shape[1], dtype=torch.float64, device=logits.device)
-        if self.prior == "estimated":
-            return estimate_prior(logits.softmax(1)).to(logits.device)
-        raise UserError(f"prior must be 'estimated', 'uniform' or one number a class, got {self.prior!r}")
-
     def _log_proba(self, x: Tensor) -> Tensor:
-        return torch.addmm(self.potentials_.to(x), x, self.text_.to(x).T).log_softmax(1)
+        return linear_log_proba(x, self.text_, self.potentials_)
+
+
+def class_prior(wanted: Prior, logits: Tensor, known: Known) -> Tensor:
+    """The prior (C,), float64, that a solver is asked for.
+
+    Args:
+        wanted: ``estimated``, ``uniform``, or C numbers above 0.
+        logits: What ``estimated`` reads the posteriors of, (N, C).
+        known: Rows whose class is given.
+
+    Raises:
+        UserError: None of the three.
+    """
+    classes = logits.shape[1]
+    if not isinstance(wanted, str):
+        return _given_prior(wanted, logits)
+    if wanted == "uniform":
+        return torch.full((classes,), 1 / classes, dtype=torch.float64, device=logits.device)
+    if wanted == "estimated":
+        return estimate_prior(known.clamp(logits).softmax(1)).to(logits.device)
+    raise UserError(f"prior must be 'estimated', 'uniform' or one number a class, got {wanted!r}")
 
 
 def _given_prior(values: Sequence[float], logits: Tensor) -> Tensor:
@@ -78,6 +82,38 @@ def _given_prior(values: Sequence[float], logits: Tensor) -> Tensor:
     if prior.shape != (logits.shape[1],) or not (np.isfinite(prior).all() and (prior > 0).all()):
         raise UserError(f"prior must hold one number above 0 for each of the {logits.shape[1]} classes, got {values!r}")
     return torch.from_numpy(prior / prior.sum()).to(logits.device)
+
+
+def balance(
+    logits: Tensor, prior: Tensor, known: Known, *, max_iter: int, tol: float, chunk_size: int, start: Tensor | None = None
+) -> tuple[Tensor, int]:
+    """Sinkhorn's algorithm on the classes' potentials: one number a class that brings the mean posterior to the prior.
+
+    Each round is an exact block maximisation of the concave dual ``<prior, f> - mean_i logsumexp(logits_i + f)``, which never falls.
+
+    Args:
+        logits: (N, C).
+        prior: (C,), float64.
+        known: Rows of the plan that are fixed.
+        max_iter: Most rounds.
+        tol: Stop when every class's mass is this near to its prior, as a share of it.
+        chunk_size: Images in work at a time.
+        start: Potentials to start from, (C,), float64; zero without.
+
+    Returns:
+        Potentials (C,), float64, mean 0; and the number of rounds.
+    """
+    potentials = torch.zeros_like(prior) if start is None else start
+    free, target = _free_images(logits, prior, known)
+    rounds = 0
+    while rounds < max_iter:
+        rounds += 1
+        mass = plan_mass(free, potentials, chunk_size)
+        if not len(free) or ((mass / target - 1).abs() < tol).all():
+            break
+        # A class below any float keeps its potential finite.
+        potentials = potentials + target.log() - mass.clamp_min(1e-300).log()
+    return potentials - potentials.mean(), rounds
 
 
 def plan_mass(logits: Tensor, potentials: Tensor, chunk_size: int) -> Tensor:

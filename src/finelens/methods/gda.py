@@ -1,0 +1,24 @@
+"""Few-shot Gaussian discriminant analysis; see :class:`finelens.solvers.Gda`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from finelens.config import TrainingConfig
+from finelens.methods.heads import ClassHeads
+from finelens.methods.solver_task import SolverConfig, SolverTask
+from finelens.solvers import Gda
+from finelens.training.engine import Engine
+
+
+@dataclass(frozen=True)
+class GdaConfig(SolverConfig):
+    """Options of the method: none of its own."""
+
+
+CONFIG = GdaConfig
+
+
+def build(engine: Engine, heads: ClassHeads, config: GdaConfig, training: TrainingConfig, seed: int) -> SolverTask:
+    """See :class:`finelens.methods.registry.Method`."""
+    return SolverTask(engine, heads, Gda(), config)

@@ -1,0 +1,70 @@
+"""What few-shot and label-free Gaussian discriminant analysis share: from class means and one covariance to a linear classifier beside the text's."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+TINY = 1e-12
+
+
+def text_means(prototypes: Tensor, mean: Tensor) -> Tensor:
+    """Prototypes (C, D) moved by the distance of their centre from the images' (D,): in CLIP, texts and images lie apart (the modality gap)."""
+    return prototypes + (mean - prototypes.mean(0))
+
+
+def discriminant(means: Tensor, covariance: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    """Weights and biases of Gaussians with a shared covariance and equal priors.
+
+    The precision is the ridge form of Kubokawa and Srivastava (2008): ``D ((n - 1) S + tr(S) I)^-1``, positive definite also for n < D.
+
+    Args:
+        means: (C, D), float64.
+        covariance: S, (D, D), float64.
+        n: Number of images behind it.
+
+    Returns:
+        ``w_c = Theta mu_c`` (C, D) and ``b_c = - mu_c^T Theta mu_c / 2`` (C,).
+    """
+    dim = means.shape[1]
+    trace = covariance.trace().clamp_min(TINY)
+    ridge = (n - 1) * covariance + trace * torch.eye(dim, dtype=means.dtype, device=means.device)  # (D, D)
+    weights = dim * torch.cholesky_solve(means.T, torch.linalg.cholesky(ridge)).T  # (C, D)
+    return weights, -0.5 * (weights * means).sum(1)
+
+
+def text_share(text: Tensor, weights: Tensor, bias: Tensor, mean: Tensor, second: Tensor) -> float:
+    """Weight alpha of Gaussian log-odds beside text logits: the ratio of their standard deviations over images, 0 where the Gaussians say nothing.
+
+    Args:
+        text: Scaled prototypes (C, D).
+        weights: Of the Gaussian part, (C, D).
+        bias: (C,).
+        mean: Of the images, (D,).
+        second: ``X^T X / N`` (D, D).
+    """
+    spread = _logit_std(weights, bias, mean, second)
+    return float(_logit_std(text, torch.zeros_like(bias), mean, second) / spread) if spread > TINY else 0.0
+
+
+def linear_log_proba(x: Tensor, coef: Tensor, intercept: Tensor) -> Tensor:
+    """``log softmax(x coef^T + intercept)``, (N, C), in the type of x."""
+    return torch.addmm(intercept.to(x), x, coef.to(x).T).log_softmax(1)
+
+
+def second_moment(x: Tensor, chunk_size: int) -> tuple[Tensor, Tensor]:
+    """Mean (D,) and ``X^T X / N`` (D, D), float64."""
+    second = torch.zeros(x.shape[1], x.shape[1], dtype=torch.float64, device=x.device)
+    total = torch.zeros(x.shape[1], dtype=torch.float64, device=x.device)
+    for chunk in x.split(chunk_size):
+        rows = chunk.double()
+        second += rows.T @ rows
+        total += rows.sum(0)
+    return total / len(x), second / len(x)
+
+
+def _logit_std(weights: Tensor, bias: Tensor, mean: Tensor, second: Tensor) -> Tensor:
+    """Standard deviation over images and classes of ``x w^T + b`` after centring over the classes, from moments of x alone."""
+    w, b = weights - weights.mean(0), bias - bias.mean()
+    square = ((w @ second) * w).sum() + 2 * b @ (w @ mean) + b @ b
+    return (square / len(w)).clamp_min(0).sqrt()
