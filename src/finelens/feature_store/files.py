@@ -191,9 +191,7 @@ def check_matrix(value: Tensor, path: Path, what: str, dims: tuple[int, ...] = (
 def _refuse_infinite(value: Tensor, path: Path, what: str) -> None:
     bad = (~torch.isfinite(value).flatten(1).all(1)).nonzero().flatten()
     if len(bad):
-        raise UserError(
-            f"{path}: {counted(len(bad), 'row', 'rows')} of the {what} hold NaN or infinity, first row {int(bad[0])}; leave those rows out"
-        )
+        raise UserError(f"{path}: {counted(len(bad), 'row', 'rows')} of the {what} with NaN or infinity, first row {int(bad[0])}; leave them out")
 
 
 def _array(path: Path) -> Tensor:

@@ -80,7 +80,7 @@ def read_prototypes(path: Path, class_names: Sequence[str]) -> Prototypes:
     groups = _groups(path, tensors, len(names))
     if len(groups) != len(names):
         raise UserError(
-            f"{path}: {counted(len(groups), 'row', 'rows')} for {counted(len(names), 'class', 'classes')}; give one row a class, in order"
+            f"{path}: {counted(len(groups), 'prototype', 'prototypes')} for {counted(len(names), 'class', 'classes')}; give one each, in order"
         )
     empty = [name for name, group in zip(names, groups, strict=True) if not len(group)]
     if empty:
