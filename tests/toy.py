@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import json
+import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +24,7 @@ from finelens.protocol import Hints
 from finelens.training.loop import Hooks
 
 CLASSES = ("red stripe", "green check", "blue disc", "yellow ramp")
+WITH_SUPPORT = ("sus-x", "caps-adapter")
 TRAINING = tuple(method.name for method in METHODS if method.trains)
 ALL = tuple(method.name for method in METHODS)
 QUIET = Console(enabled=False)
@@ -69,6 +74,25 @@ def options_for(method: str, **training: Any) -> dict[str, dict[str, Any]]:
     return quick(**training) if method in TRAINING else {"training": {"precision": "float32"}}
 
 
+def with_support(method: str, names: Sequence[str], options: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The options with a support set of one captioned picture a class, where the method needs one."""
+    if method not in WITH_SUPPORT:
+        return options
+    return {**options, "method": {"support": str(_support_folder(tuple(names))), **options.get("method", {})}}
+
+
+@cache
+def _support_folder(names: tuple[str, ...]) -> Path:
+    folder = Path(tempfile.mkdtemp(prefix="finelens-support-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    rows = ["file,label,caption"]
+    for kind, name in enumerate(names):
+        Image.fromarray(picture(kind, 99)).save(folder / f"{kind}.png")
+        rows.append(f"{kind}.png,{name},a picture of {name}")
+    (folder / "metadata.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    return folder
+
+
 def hints_for(method: str, images: int, classes: int) -> Hints | None:
     """Labels for the first image of each class that there are images for, where the method needs them; whether they are true is of no matter here."""
     if not find_method(method).few_shot:
@@ -94,7 +118,8 @@ class Log:
 
 def prepare_toy(backbone: Path, method: str, names: Sequence[str] = CLASSES, options: Mapping[str, Any] | None = None, seed: int = 0):
     """Configuration and prepared parts of a run with a local backbone."""
-    config = make_config("adapt", "(toy)", method, options or options_for(method), backbone=f"local:{backbone}", seed=seed, device="cpu")
+    options = with_support(method, names, options or options_for(method))
+    config = make_config("adapt", "(toy)", method, options, backbone=f"local:{backbone}", seed=seed, device="cpu")
     return config, prepare(config, names, None, QUIET)
 
 

@@ -24,6 +24,7 @@ from finelens.images.store import ImageItems
 from finelens.images.strict import note_complaints
 from finelens.images.views import ViewConfig
 from finelens.methods.registry import find_method
+from finelens.methods.support_task import SupportConfig
 from finelens.models import Model, choose_device, load_model
 from finelens.pipeline import Predictions, decode_limits, predict_features, predict_items, status_counts
 from finelens.predictions import PredictionRow, rows_from_logits, softmax, write_predictions
@@ -59,6 +60,9 @@ def make_config(verb: str, photos: str, method: str, assignments: Assignments, *
         raise UserError(f"training.{idle[0]} has no effect: method {method} does not train; choose another --method or leave it out")
     text = from_mapping(TextConfig, assignments.get("text", {}), "text")
     wanted = from_mapping(TrainingConfig, training, "training")
+    options: Any = from_mapping(found.config_class, assignments.get("method", {}), "method")
+    if isinstance(options, SupportConfig) and options.support is not None:
+        options = replace(options, support=_absolute(options.support))
     precision = choose_precision(wanted.precision, choose_device(given.get("device", "cpu"))).name
     return RunConfig(
         verb=cast(Any, verb),
@@ -67,7 +71,7 @@ def make_config(verb: str, photos: str, method: str, assignments: Assignments, *
         training=replace(wanted, precision=cast(Any, precision)),
         views=from_mapping(ViewConfig, assignments.get("views", {}), "views"),
         text=text if text.templates is None else replace(text, templates=_absolute(text.templates)),
-        method_options=to_plain(from_mapping(found.config_class, assignments.get("method", {}), "method")),
+        method_options=to_plain(options),
         **given,
     )
 

@@ -114,6 +114,8 @@ def read_inputs(config: RunConfig, console: Console) -> Inputs:
         "images": images_digest(loaded),
         "classes": classes_digest(prepared.classes) if config.prototypes_file is None else prototypes_digest(prepared),
     }
+    if prepared.support is not None:
+        digests["support"] = prepared.support.digest
     hints = None
     if config.hints_file is not None:
         hints = read_hints(Path(config.hints_file), Path(config.photos), loaded.records, prepared.classes.names)
@@ -190,6 +192,7 @@ def _refuse_changes(run: RunFolder, inputs: Inputs) -> None:
         "images": f"photographs in {run.config.photos}",
         "classes": f"class names, templates or descriptions of {run.path}",
         "hints": f"hints in {run.config.hints_file}",
+        "support": f"images, classes or captions of support set {run.config.method_options.get('support')}",
     }
     logged = {event["event"]: event for event in run.events() if "digest" in event}
     if "start" in logged:
@@ -207,6 +210,8 @@ def _log_start(run: RunFolder, inputs: Inputs, counts: dict[str, int]) -> int:
     run.log("images", files=len(inputs.loaded.records), counts=counts, digest=digests["images"])
     report = None if prepared.report is None else prepared.report.to_json()
     classes = prepared.classes
+    if prepared.support is not None:
+        run.log("support", count=len(prepared.support.rows), digest=digests["support"])
     if inputs.hints is not None:
         run.log("hints", count=len(inputs.hints.index), digest=digests["hints"])
     return run.log("classes", classes=len(classes), templates=list(classes.templates), descriptions=report, digest=digests["classes"])

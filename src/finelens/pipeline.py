@@ -28,8 +28,10 @@ from finelens.images.store import ImageItems, ImageRecord, LoadedImages, load_fo
 from finelens.methods.head_task import cosine_logits
 from finelens.methods.heads import ClassHeads, build_heads
 from finelens.methods.registry import Method, find_method
+from finelens.methods.support_task import SupportConfig
 from finelens.models import Model, adapted_tensors, choose_device
 from finelens.protocol import Backbone, ClassSet, Hints, ImageStore, Preprocess, TargetFeatures, Task
+from finelens.support import SupportImages, encode_support, read_support
 from finelens.training.engine import CPU_CHUNK, Engine
 from finelens.training.estimate import estimate
 from finelens.training.loop import Hooks, Trainer
@@ -52,6 +54,7 @@ class Prepared:
         engine: Runs the backbone.
         heads: Text heads.
         task: The method's task, not prepared yet.
+        support: Images of the classes from outside the target set; None where the method takes none.
     """
 
     method: Method
@@ -60,6 +63,7 @@ class Prepared:
     engine: Engine
     heads: ClassHeads
     task: Task
+    support: SupportImages | None = None
 
 
 def prepare(
@@ -83,6 +87,12 @@ def prepare(
     """
     method = find_method(config.method)
     options: Any = from_mapping(method.config_class, config.method_options, "method")
+    # Refused before anything is loaded.
+    folder = options.folder(method.name) if isinstance(options, SupportConfig) else None
+    if folder is not None and features is not None:
+        raise UserError(
+            f"method {method.name} encodes a support set with the model of the photographs, which a feature file lacks; give the photographs"
+        )
     device = choose_device(config.device)
     prototypes = given_prototypes(config, names, features)
     backbone = open_backbone(config, features, prototypes, console)
@@ -101,7 +111,11 @@ def prepare(
         heads = build_heads(backbone, classes) if prototypes is None else prototypes.heads.to(device)
     check_text_features(heads, classes.names)
     task = method.build(engine, heads, options, config.training, config.seed)
-    return Prepared(method, classes, report, engine, heads, task)
+    support = None
+    if folder is not None:
+        limits = decode_limits(config, backbone.preprocess)
+        support = read_support(Path(folder), classes.names, limits, console, captions=options.needs_captions)
+    return Prepared(method, classes, report, engine, heads, task, support)
 
 
 def _class_set(
@@ -223,6 +237,8 @@ def fit(
         features = replace(
             engine.centre(features), hints=hints, views=lambda preprocess: _centre_views(store, preprocess, console, "look with the second encoder")
         )
+        if prepared.support is not None:
+            features = replace(features, support=encode_support(engine, prepared.support))
     if method.trains:
         hooks = watched(hooks or Hooks(), engine, zero_shot, prepared.classes.names, console)
         _train(prepared, store, config, console, hooks, features, resume)

@@ -341,6 +341,21 @@ class FeatureRows(Tensor):
     """
 
 
+@dataclass(frozen=True, eq=False)
+class Support:
+    """Images from outside the target set, with their classes.
+
+    Attributes:
+        features: (K, E).
+        labels: Class of each, (K,), int64.
+        captions: Text features of what each image shows, (K, E); None without.
+    """
+
+    features: Tensor
+    labels: Tensor
+    captions: Tensor | None = None
+
+
 @dataclass(frozen=True)
 class TargetFeatures:
     """One no-gradient pass over the unlabelled images with the unadapted backbone, centre view.
@@ -350,9 +365,11 @@ class TargetFeatures:
         cls: (N, W) float32.
         hints: What the user gave with ``--hints``; None in a run without.
         views: Gives the centre views of the same images in another tower's geometry, uint8 batches (B, 3, S, S) in store order.
+        support: What the user gave with ``method.support``; None in a run without.
     """
 
     global_: Tensor
     cls: Tensor
     hints: Hints | None = None
     views: Callable[[Preprocess], Iterator[Tensor]] | None = None
+    support: Support | None = None

@@ -15,9 +15,10 @@ from finelens.bench.results import ResultsFile, unpack
 from finelens.errors import UserError
 from finelens.methods.registry import METHODS
 from tests.bench.world import make_context, row, without_times
-from tests.toy import ALL, QUIET, TRAINING
+from tests.toy import ALL, QUIET, TRAINING, WITH_SUPPORT
 
-FREE = tuple(method.name for method in METHODS if not method.trains and method.family != "online" and not method.few_shot)
+SET_UP = (*(method.name for method in METHODS if method.trains or method.few_shot or method.family == "online"), *WITH_SUPPORT)
+FREE = tuple(name for name in ALL if name not in SET_UP)
 FAST = ("training.epochs=1", "training.batch_size=8")
 
 

@@ -3,15 +3,45 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
+from torch import Tensor
 
-from finelens.solvers import SOLVERS as ALL_SOLVERS
-from finelens.solvers import OnlineSolver
+from finelens.protocol import Support
+from finelens.solvers import SOLVERS as REGISTERED
+from finelens.solvers import CapsAdapter, OnlineSolver, Solver, SusX
 
-__all__ = ["ONLINE", "SCALE", "SOLVERS", "cloud", "unit"]
+
+class _Supported(SusX):
+    """Makes its own support set from the prototypes of the fit: two keys a class, which follow the class wherever it stands."""
+
+    def _checked_support(self, x: Tensor, classes: int) -> Support:
+        text = self.prototypes_
+        keys = torch.cat([text + 0.3 * torch.sin(7 * text), text + 0.3 * torch.cos(9 * text)])
+        self.support = Support(keys, torch.arange(classes).repeat(2), torch.cat([text, text]))
+        found = super()._checked_support(x, classes)
+        self.support = None
+        del self.prototypes_
+        return found
+
+    def _fit(self, x, prototypes, scale, known):
+        self.prototypes_ = prototypes
+        return super()._fit(x, prototypes, scale, known)
+
+
+class ToySusX(_Supported):
+    pass
+
+
+class ToyCapsAdapter(_Supported, CapsAdapter):
+    pass
+
 
 # The few-shot one cannot be fitted without hints and has tests of its own.
-SOLVERS = {name: solver for name, solver in ALL_SOLVERS.items() if name != "gda"}
+SOLVERS: dict[str, type[Solver]] = {name: solver for name, solver in REGISTERED.items() if name != "gda"}
+SOLVERS |= {"sus-x": ToySusX, "caps-adapter": ToyCapsAdapter}
 ONLINE = {name: solver for name, solver in SOLVERS.items() if issubclass(solver, OnlineSolver)}
+# Those that need nothing but the target images.
+ALONE = {name: solver for name, solver in SOLVERS.items() if not issubclass(solver, SusX)}
 SCALE = 20.0
 
 

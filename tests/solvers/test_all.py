@@ -10,7 +10,7 @@ from sklearn.exceptions import NotFittedError
 from sklearn.utils import estimator_checks
 
 from finelens.errors import UserError
-from tests.solvers.data import ONLINE, SCALE, SOLVERS, cloud, unit
+from tests.solvers.data import ALONE, ONLINE, SCALE, SOLVERS, cloud, unit
 
 X, W, Y = cloud([9, 12, 7, 11])
 NEW, _, _ = cloud([3, 3, 3, 3], seed=5)
@@ -86,7 +86,7 @@ def test_a_new_image_is_scored_by_itself(name):
     np.testing.assert_allclose(np.concatenate([solver.predict_proba(row[None]) for row in NEW]), together, atol=1e-10)
 
 
-@each
+@pytest.mark.parametrize("name", ALONE)
 def test_unlabelled_images_help_where_texts_are_poor(name):
     gains = []
     for seed in range(3):

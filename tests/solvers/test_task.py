@@ -14,7 +14,7 @@ from finelens.methods.registry import find_method
 from finelens.pipeline import Prepared, fit
 from finelens.protocol import ClassSet, Hints
 from finelens.strict import from_mapping
-from tests.solvers.data import SOLVERS
+from tests.solvers.data import ALONE as SOLVERS
 from tests.toy import QUIET
 from tests.training.tasks import make_engine, make_store
 

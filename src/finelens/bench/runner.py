@@ -24,6 +24,7 @@ from finelens.feature_store.store import feature_rows
 from finelens.methods.head_task import cosine_logits
 from finelens.methods.registry import Method, find_method
 from finelens.methods.solver_task import SolverTask
+from finelens.methods.support_task import SupportConfig
 from finelens.models import copy_into
 from finelens.pipeline import BATCH, Fitted, fit, predict_store
 from finelens.predictions import softmax
@@ -59,6 +60,8 @@ def refuse(method: Method, protocol: Protocol) -> None:
     """
     if method.few_shot and protocol.change != "fewshot":
         raise SkippedError("the method learns from labelled images, and the protocol gives none")
+    if issubclass(method.config_class, SupportConfig):
+        raise SkippedError("the method needs a support set, and the protocol gives none")
     if protocol.setting == "online" and method.adapts and method.family != "online":
         raise SkippedError("the method needs all images before it answers")
     if protocol.setting == "inductive" and method.family == "online":

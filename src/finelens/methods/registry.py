@@ -214,6 +214,22 @@ METHODS = (
         adapts=True,
     ),
     Method(
+        "sus-x",
+        "solver",
+        "A support set of images from outside, made or found for each class, votes beside the text logits (TIP-X).",
+        "finelens.methods.sus_x",
+        trains=False,
+        adapts=True,
+    ),
+    Method(
+        "caps-adapter",
+        "solver",
+        "SuS-X with a caption for every image of the support set.",
+        "finelens.methods.caps_adapter",
+        trains=False,
+        adapts=True,
+    ),
+    Method(
         "onzeta",
         "solver",
         "A stream in one pass: class weights that keep it balanced, and visual class vectors.",

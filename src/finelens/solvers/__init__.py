@@ -12,6 +12,7 @@ from finelens.solvers.online_gda import OnlineGda
 from finelens.solvers.onzeta import OnZeta
 from finelens.solvers.sinkhorn import SinkhornOt
 from finelens.solvers.stata import StatA
+from finelens.solvers.sus_x import CapsAdapter, SusX
 from finelens.solvers.tda import TDA
 from finelens.solvers.tip_adapter import TipAdapter, TipAdapterF
 from finelens.solvers.transclip import TransClip
@@ -28,6 +29,8 @@ SOLVERS: dict[str, type[Solver]] = {
     "joint-gmm": JointGmm,
     "tip-adapter": TipAdapter,
     "tip-adapter-f": TipAdapterF,
+    "sus-x": SusX,
+    "caps-adapter": CapsAdapter,
     "onzeta": OnZeta,
     "tda": TDA,
     "online-gda": OnlineGda,
@@ -37,6 +40,7 @@ SOLVERS: dict[str, type[Solver]] = {
 __all__ = [
     "SOLVERS",
     "TDA",
+    "CapsAdapter",
     "Gda",
     "GdaEm",
     "InMap",
@@ -47,6 +51,7 @@ __all__ = [
     "SinkhornOt",
     "Solver",
     "StatA",
+    "SusX",
     "TipAdapter",
     "TipAdapterF",
     "TransClip",
