@@ -11,9 +11,10 @@ import torch
 from torch.utils.data import Dataset
 
 from finelens import api
+from finelens.errors import UserError
 from finelens.estimator import LabelFreeClassifier
 from finelens.methods.registry import find_method
-from tests.toy import ALL, CLASSES, QUIET, TRAINING, digest, options_for, pictures, quick, write_photos
+from tests.toy import ALL, CLASSES, QUIET, TRAINING, digest, hints_file, options_for, pictures, quick, write_photos
 
 NAMES = ("label", "labels", "target", "targets", "y", "classes", "class_to_idx", "samples", "imgs")
 
@@ -75,8 +76,20 @@ def test_the_trap_works():
 def test_fit_never_touches_a_label(tiny_vit, method, wrap):
     data = Photographs(wrap)
     model = LabelFreeClassifier(CLASSES, method=method, backbone=f"local:{tiny_vit}", options=options_for(method, epochs=1))
-    hints = dict(enumerate(CLASSES)) if find_method(method).few_shot else None
+    # What a person gives on purpose goes a way of its own: few-shot methods do not read labels off the data either.
+    hints = {3 * kind: name for kind, name in enumerate(CLASSES)} if find_method(method).few_shot else None
     assert model.fit(data, Forbidden(), hints=hints).predict_proba(data).shape == (12, 4)
+
+
+@pytest.mark.parametrize("method", [method for method in ALL if find_method(method).few_shot])
+def test_a_few_shot_method_takes_labels_from_hints_only(tiny_vit, method, photos, classes, tmp_path):
+    given = {"backbone": f"local:{tiny_vit}", "method": method, "options": options_for(method, epochs=1)}
+    with pytest.raises(UserError, match=r"--hints FILE\.csv"):
+        LabelFreeClassifier(CLASSES, **given).fit(Photographs(Item), [0] * 12)
+    # Folder names say what the hints say, and nothing reads them.
+    with pytest.raises(UserError, match=r"--hints FILE\.csv"):
+        api.adapt(photos, classes, tmp_path / "run", console=QUIET, **given)
+    assert not (tmp_path / "run").exists()
 
 
 def shuffled_copy(photos: Path, folder: Path) -> Path:
@@ -88,22 +101,12 @@ def shuffled_copy(photos: Path, folder: Path) -> Path:
     return folder
 
 
-def hints_file(method: str, photos: Path, path: Path) -> Path | None:
-    """Hints about the same pictures wherever they lie, for a method that needs them."""
-    if not find_method(method).few_shot:
-        return None
-    by_content = sorted(photos.rglob("*.png"), key=digest)
-    rows = [f"{file.relative_to(photos).as_posix()},{name}" for file, name in zip(by_content, CLASSES, strict=False)]
-    path.write_text("\n".join(["path,label", *rows]) + "\n", encoding="utf-8")
-    return path
-
-
 @pytest.mark.parametrize("method", ALL)
 def test_folder_and_file_names_change_no_bit(backbone, method, photos, classes, tmp_path):
     moved = shuffled_copy(photos, tmp_path / "moved")
     given = {"backbone": f"local:{backbone}", "method": method, "options": options_for(method), "console": QUIET}
-    first = api.adapt(photos, classes, tmp_path / "first", hints=hints_file(method, photos, tmp_path / "first.csv"), **given)
-    second = api.adapt(moved, classes, tmp_path / "second", hints=hints_file(method, moved, tmp_path / "second.csv"), **given)
+    first = api.adapt(photos, classes, tmp_path / "first", **given, **hints_file(method, tmp_path / "first", photos))
+    second = api.adapt(moved, classes, tmp_path / "second", **given, **hints_file(method, tmp_path / "second", moved, photos))
     for file in ("model.safetensors", "zero_shot.safetensors", "model.json"):
         assert digest(tmp_path / "first/model" / file) == digest(tmp_path / "second/model" / file), file
     by_content = [
@@ -121,8 +124,10 @@ def test_a_flat_folder_and_python_images_learn_the_same(tiny_vit, method, photos
     for i, source in enumerate(sorted(photos.rglob("*.png"))):
         shutil.copyfile(source, flat / f"{i}.png")
     given = {"backbone": f"local:{tiny_vit}", "method": method, "options": quick()}
-    api.adapt(flat, classes, tmp_path / "run", console=QUIET, **given)
-    model = LabelFreeClassifier(CLASSES, **given).fit(sorted(photos.rglob("*.png")))
+    api.adapt(flat, classes, tmp_path / "run", console=QUIET, **given, **hints_file(method, tmp_path / "run", flat, photos))
+    files = sorted(photos.rglob("*.png"))
+    hints = {i: file.parent.name for i, file in enumerate(files)} if find_method(method).few_shot else None
+    model = LabelFreeClassifier(CLASSES, **given).fit(files, hints=hints)
     saved = api.load_run(tmp_path / "run").model
     for name, tensor in saved.engine.backbone.image_state().items():
         assert torch.equal(tensor, model.classifier_.model.engine.backbone.image_state()[name]), name

@@ -26,6 +26,8 @@ from finelens.training.loop import Hooks
 CLASSES = ("red stripe", "green check", "blue disc", "yellow ramp")
 WITH_SUPPORT = ("sus-x", "caps-adapter")
 TRAINING = tuple(method.name for method in METHODS if method.trains)
+# Without those that learn on the text side only and leave the image tower as it is.
+TUNING = tuple(name for name in TRAINING if find_method(name).training_defaults.get("scope") != "none")
 ALL = tuple(method.name for method in METHODS)
 QUIET = Console(enabled=False)
 _COLOURS = np.array([(220, 40, 40), (40, 190, 60), (40, 60, 220), (230, 210, 40)])
@@ -99,6 +101,24 @@ def hints_for(method: str, images: int, classes: int) -> Hints | None:
         return None
     count = min(images, classes)
     return Hints(torch.arange(count), torch.arange(count))
+
+
+def hints_file(method: str, folder: Path, photos: Path, source: Path | None = None) -> dict[str, Path]:
+    """``hints=`` for a run on ``photos``, where the method needs it: the true class of every picture, written to a file next to ``folder``.
+
+    Args:
+        method: Name of the method.
+        folder: Run folder; only its name is used.
+        photos: Target pictures.
+        source: Where the same pictures lie in folders of their class; ``photos`` by default.
+    """
+    if not find_method(method).few_shot:
+        return {}
+    truth = {digest(path): path.parent.name for path in (source or photos).rglob("*.png")}
+    rows = [f"{path.relative_to(photos).as_posix()},{truth[digest(path)]}" for path in sorted(photos.rglob("*.png"))]
+    path = folder.with_name(f"{folder.name}-hints.csv")
+    path.write_text("\n".join(["path,label", *rows, ""]), encoding="utf-8")
+    return {"hints": path}
 
 
 class Log:

@@ -52,7 +52,7 @@ class TrainingConfig:
         lr: Peak learning rate.
         min_lr: Learning rate at the end of the cosine.
         weight_decay: Decoupled weight decay of the parameters that take it.
-        scope: Which image-tower parameters learn, see ``Backbone.tunable``.
+        scope: Which image-tower parameters learn: ``none``, ``norm``, ``last-k-norm``, ``lora-r``, ``svd`` or ``all``, see ``Backbone.tunable``.
         precision: Arithmetic of the tower; ``auto`` lets the device decide.
     """
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -77,8 +77,8 @@ class Model:
 
 
 def adapted_tensors(backbone: Backbone, scope: str) -> dict[str, Tensor]:
-    """The backbone's tensors that adaptation changes: tuned parameters and fitted statistics."""
-    return {**backbone.tunable(scope), **{f"fitted.{name}": tensor for name, tensor in backbone.fitted_state().items()}}
+    """The backbone's tensors that adaptation changes: tuned weights and fitted statistics."""
+    return {**backbone.adapted(scope), **{f"fitted.{name}": tensor for name, tensor in backbone.fitted_state().items()}}
 
 
 @torch.no_grad()
@@ -148,8 +148,9 @@ def _rebuild(folder: Path, document: dict[str, Any], device: str, precision: str
     options: Any = from_mapping(method.config_class, document["method_options"], "method")
     heads = {name: head.to(place) for name, head in strip_prefix(zero_shot, "head.").items()}
     names = tuple(document["class_names"])
-    # The heads only give the shapes here; what was learned is loaded over them.
-    task = method.build(engine, ClassHeads(heads["templates"], heads["descriptions"], heads["descriptions"]), options, training, 0)
+    # The heads only give the shapes here; what was learned is loaded over them. Nothing trains any more, so no scope is in use.
+    shapes = ClassHeads(heads["templates"], heads["descriptions"], heads["descriptions"])
+    task = method.build(engine, shapes, options, replace(training, scope="none"), 0)
     missing = task.load_state_dict(strip_prefix(tensors, "task."), strict=False).missing_keys
     lost = set(missing) & set(task.prediction_state())
     if lost or len(heads["templates"]) != len(names):

@@ -30,7 +30,7 @@ from finelens.methods.heads import ClassHeads, build_heads
 from finelens.methods.registry import Method, find_method
 from finelens.methods.support_task import SupportConfig
 from finelens.models import Model, adapted_tensors, choose_device
-from finelens.protocol import Backbone, ClassSet, Hints, ImageStore, Preprocess, TargetFeatures, Task
+from finelens.protocol import Backbone, ClassSet, Cost, Hints, ImageStore, Preprocess, TargetFeatures, Task
 from finelens.support import SupportImages, encode_support, read_support
 from finelens.training.engine import CPU_CHUNK, Engine
 from finelens.training.estimate import estimate
@@ -242,6 +242,7 @@ def fit(
     if method.trains:
         hooks = watched(hooks or Hooks(), engine, zero_shot, prepared.classes.names, console)
         _train(prepared, store, config, console, hooks, features, resume)
+        engine.backbone.merge()
     else:
         with engine.stopwatch("solve"):
             task.prepare(features)
@@ -269,14 +270,16 @@ def _train(prepared: Prepared, store: ImageStore, config: RunConfig, console: Co
         task.prepare(features)
     cost = task.cost()
     epochs = training.epochs - trainer.position.epoch
-    expected = estimate(task, engine, len(store), epochs)
-    console.say(
-        f"predicted time: about {duration(expected.seconds)} for {len(store)} images x {epochs} {'epoch' if epochs == 1 else 'epochs'} "
-        f"x ({cost.no_grad_forwards:g} forwards + {cost.grad_forwards:g} with gradient = {expected.flops / 1e9:.3g} GFLOP)"
-    )
-    engine.tower_flops = expected.tower
+    work = f"{trainer.count} images x {epochs} {'epoch' if epochs == 1 else 'epochs'}"
+    if cost == Cost(0, 0):
+        console.say(f"training on {work}, without the image tower")
+    else:
+        expected = estimate(task, engine, trainer.count, epochs)
+        forwards = f"{cost.no_grad_forwards:g} forwards + {cost.grad_forwards:g} with gradient = {expected.flops / 1e9:.3g} GFLOP"
+        console.say(f"predicted time: about {duration(expected.seconds)} for {work} x ({forwards})")
+        engine.tower_flops = expected.tower
     done = trainer.position.images
-    with console.progress(len(store) * epochs, f"adapt with {config.method}") as bar:
+    with console.progress(trainer.count * epochs, f"adapt with {config.method}") as bar:
         bar.update(done)
         trainer.hooks = replace(hooks, on_images=lambda count: bar.update(count))
         trainer.run()

@@ -140,11 +140,21 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def tunable(self, scope: str) -> dict[str, nn.Parameter]:
-        """Named image-tower parameters of a tuning scope: ``norm``, ``last-k-norm`` (k a number), ``all``. The caller switches ``requires_grad``.
+        """Named parameters that training a scope of the image tower moves; the caller switches ``requires_grad``.
+
+        Scopes: ``none``, ``norm``, ``last-k-norm`` (k a number), ``lora-r`` (r a rank), ``svd``, ``all``. ``lora-r`` and ``svd`` put the matrices of
+        the tower into another form until :meth:`merge`.
 
         Raises:
             UserError: Unknown scope; the message lists those that exist.
         """
+
+    def adapted(self, scope: str) -> Mapping[str, Tensor]:
+        """Plain image-tower weights that training a scope changes, by name. Default: the trained parameters themselves."""
+        return self.tunable(scope)
+
+    def merge(self) -> None:
+        """End the use of a scope: every matrix becomes a plain weight again, of the value it has now. Default: nothing to do."""
 
     def fit_centre(self, cls: Tensor) -> None:
         """Take label-free statistics of the target images from their ``cls`` tokens (N, W). Default: nothing to fit."""
@@ -265,6 +275,19 @@ class StepOutput:
     pseudo_labels: Tensor | None = None
 
 
+@dataclass(frozen=True)
+class Optimisation:
+    """How the loop moves the parameters of a task.
+
+    Attributes:
+        optimizer: ``adamw``, or ``sgd`` with momentum 0.9.
+        warmup_epochs: First epochs at a constant, very small rate; none if there are no further epochs.
+    """
+
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    warmup_epochs: int = 0
+
+
 class Task(nn.Module, ABC):
     """One method: what it learns, how a step is computed, how it predicts. The loop owns everything else.
 
@@ -273,14 +296,20 @@ class Task(nn.Module, ABC):
     Attributes:
         views: Views each step needs.
         inference: Views an answer needs besides the centre view; None for most methods.
+        optimisation: Optimiser and warm-up.
     """
 
     views: ViewPlan
     inference: InferenceViews | None = None
+    optimisation: Optimisation = Optimisation()
 
     @abstractmethod
     def prepare(self, features: TargetFeatures) -> None:
         """Build heads, banks and prototypes before the loop. Called once in a fresh run and never on resume."""
+
+    def subset(self) -> Tensor | None:
+        """Positions that training visits, (K,), int64, known after :meth:`prepare` or on resume; None for the whole store."""
+        return None
 
     @abstractmethod
     def parameter_groups(self) -> list[dict[str, Any]]:

@@ -154,8 +154,6 @@ def test_unknown_scope_and_visual_prompts_are_refused(backbone, pixels):
         backbone.tunable("lora")
     with pytest.raises(NotAvailableError, match="no token sequence"):
         backbone.encode_image(pixels, prompts=torch.zeros(1, 1280))
-    with pytest.raises(NotAvailableError, match="differentiable text"):
-        backbone.embed_tokens(torch.zeros(1, 1, dtype=torch.long))
 
 
 def test_special_tokens_in_a_text_are_text(backbone):
@@ -240,3 +238,17 @@ def test_known_texts_need_neither_transformers_nor_output(loaded):
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_embeddings_of_tokens_encode_as_their_texts_do(backbone):
+    texts = ["a photo of a cat", "dog", "a bird with a red crown and a yellow belly"]
+    tokens = backbone.tokenize(texts)
+    embeddings = backbone.embed_tokens(tokens).requires_grad_(True)
+    features = backbone.encode_token_embeddings(embeddings, tokens)
+    torch.testing.assert_close(features, backbone.encode_text(texts), atol=2e-6, rtol=0)
+    features[1].sum().backward()
+    # Nothing flows into other texts, nor into padding.
+    moved = embeddings.grad.abs().sum(-1) > 0
+    assert moved[1].tolist() == (tokens[1] != 0).tolist()
+    assert not moved[[0, 2]].any()
+    assert all(p.grad is None for p in backbone.parameters())

@@ -41,20 +41,24 @@ def test_last_k_norm_is_the_last_blocks_and_the_final_norm(vit_b32, k, numbers):
     assert f"transformer.resblocks.{11 - k}.ln_1.weight" not in chosen
 
 
-def test_all_is_every_parameter(vit_b32):
+def test_all_is_every_parameter_and_none_is_none(vit_b32):
     assert select(vit_b32, "all").keys() == dict(vit_b32.named_parameters()).keys()
+    assert select(vit_b32, "none") == {}
 
 
-@pytest.mark.parametrize("scope", ["norms", "last-0-norm", "last-13-norm", "last-x-norm", "last--1-norm", "", "lora"])
+@pytest.mark.parametrize(
+    "scope", ["norms", "last-0-norm", "last-13-norm", "last-x-norm", "last--1-norm", "", "lora", "lora-0", "lora-12345", "svd-2"]
+)
 def test_unknown_scope_lists_those_that_exist(vit_b32, scope):
-    with pytest.raises(UserError, match=r"norm, last-k-norm with k from 1 to 12, all"):
+    with pytest.raises(UserError, match=r"norm, last-k-norm with k from 1 to 12, lora-r with a rank r such as lora-4, svd, all, none$"):
         select(vit_b32, scope)
 
 
 def test_tower_without_depth_does_not_offer_depth():
-    with pytest.raises(UserError, match=r"one of norm, all$"):
-        parse_scope("last-1-norm", 0)
-    assert parse_scope("norm", 0) == Scope(norm_only=True)
+    for scope in ("last-1-norm", "lora-4", "svd"):
+        with pytest.raises(UserError, match=r"one of norm, all, none$"):
+            parse_scope(scope, 0)
+    assert parse_scope("norm", 0) == Scope("norm")
 
 
 def test_names_come_from_the_root_and_stay_inside_the_trunk():

@@ -14,7 +14,7 @@ from finelens.training.checkpoint import named_trainable
 from finelens.training.loop import Hooks, Trainer
 from finelens.training.microbatch import BufferSnapshot, MicroBatch, OutOfMemoryError, is_out_of_memory, until_it_fits
 from tests.methods.tiny import Pictures, random_batch, random_heads, target_features, tiny_engine
-from tests.toy import TRAINING, fit_toy, pictures, quick
+from tests.toy import TUNING, fit_toy, pictures, quick
 
 CPU_ERROR = "[enforce fail at alloc_cpu.cpp:121] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate 999 bytes"
 ERRORS = [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError(CPU_ERROR), MemoryError()]
@@ -60,13 +60,11 @@ def test_errors_of_every_allocator_are_known(error):
     assert not is_out_of_memory(RuntimeError("shapes do not match"))
 
 
-@pytest.mark.parametrize("method", TRAINING)
+@pytest.mark.parametrize("method", TUNING)
 def test_micro_batches_give_the_gradient_of_the_whole_batch(tiny_vit, method):
-    """Every training method, its terms over the batch included: the loss sees the whole batch whatever the tower takes at once."""
+    """Every method that trains the tower, its terms over the batch included: the loss sees the whole batch whatever the tower takes at once."""
     engine, task = build(tiny_vit, method)
     store = Pictures(8)
-    if find_method(method).few_shot:
-        pytest.skip("needs hints")
     task.prepare(target_features(engine, store))
     batch = random_batch(8, task.views.crops)
     before = BufferSnapshot(task)
@@ -80,7 +78,7 @@ def test_micro_batches_give_the_gradient_of_the_whole_batch(tiny_vit, method):
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=["cuda", "cpu", "python"])
-@pytest.mark.parametrize("method", [name for name in TRAINING if not find_method(name).few_shot])
+@pytest.mark.parametrize("method", TUNING)
 def test_a_run_short_of_memory_ends_like_one_with_plenty(tiny_vit, method, error, monkeypatch):
     pictures_, config = Pictures(12), TrainingConfig(epochs=2, batch_size=8, lr=1e-3)
 

@@ -16,6 +16,7 @@ from finelens.images.batches import batches, centre_batches
 from finelens.methods.registry import METHODS, find_method
 from finelens.models import load_model, save_model
 from finelens.pipeline import decode_limits, fit, load
+from finelens.protocol import Hints
 from finelens.strict import from_mapping
 from finelens.training import loop
 from finelens.training.loop import Hooks, Interrupted
@@ -28,6 +29,7 @@ from tests.toy import (
     digest,
     events,
     fit_toy,
+    hints_file,
     hints_for,
     options_for,
     picture,
@@ -96,7 +98,10 @@ def test_loss_falls_on_separable_pictures(tiny_vit, method):
     loaded = load(pictures(), decode_limits(config, prepared.engine.backbone.preprocess), QUIET)
     kinds = {record.sample_id: i // 6 for i, record in enumerate(loaded.records)}
     log = Log()
-    fit(with_useful_heads(prepared, config, loaded.store, kinds), loaded.store, config, QUIET, Hooks(run=log))
+    hints = None
+    if prepared.method.few_shot:
+        hints = Hints(torch.arange(24), torch.tensor([kinds[sample_id] for sample_id in loaded.store.ids]))
+    fit(with_useful_heads(prepared, config, loaded.store, kinds), loaded.store, config, QUIET, Hooks(run=log), hints=hints)
     assert len(log.losses) == 8
     assert all(math.isfinite(loss) for loss in log.losses)
     # Most of a loss is the floor of its marginal term, and new views every epoch make it uneven.
@@ -109,7 +114,7 @@ def test_only_declared_parameters_change(backbone, method):
     store = load(pictures(), decode_limits(config, prepared.engine.backbone.preprocess), QUIET).store
     tower, task = backbone_state(prepared), {name: p.detach().clone() for name, p in prepared.task.named_parameters()}
     declared = {id(p) for group in prepared.task.parameter_groups() for _, p in group["params"]}
-    in_scope = prepared.engine.backbone.tunable("norm")
+    in_scope = prepared.engine.backbone.tunable(config.training.scope)
     fit(prepared, store, config, QUIET, hints=hints_for(method, len(store), len(CLASSES)))
     allowed = {name for name, p in in_scope.items() if id(p) in declared} | set(prepared.engine.backbone.fitted_state())
     moved = changed(tower, backbone_state(prepared))
@@ -149,15 +154,16 @@ def test_saved_model_gives_the_same_bits(backbone, method, tmp_path):
 
 @pytest.mark.parametrize("method", TRAINING)
 def test_interrupted_and_resumed_run_ends_in_the_same_bits(backbone, method, photos, classes, tmp_path):
-    given = {"backbone": f"local:{backbone}", "method": method, "options": quick(), "console": QUIET}
+    given = {"backbone": f"local:{backbone}", "method": method, "options": quick(batch_size=4), "console": QUIET}
     whole, broken = tmp_path / "whole", tmp_path / "broken"
+    given |= hints_file(method, whole, photos)
     api.adapt(photos, classes, whole, **given)
     with pytest.raises(Interrupted):
         api.adapt(photos, classes, broken, **given, should_stop=stop_after(2))
     assert not (broken / "model").exists()
-    # Both epochs of three steps are broken off, after the second step of the run and after the fifth.
+    # Both epochs, of six steps (four for a method that leaves images out), are broken off: after the second step of the run and after the seventh.
     with pytest.raises(Interrupted):
-        api.resume(broken, console=QUIET, should_stop=stop_after(3))
+        api.resume(broken, console=QUIET, should_stop=stop_after(5))
     assert api.resume(broken, console=QUIET) is not None
     for file in ("model/model.safetensors", "model/zero_shot.safetensors", "predictions.csv"):
         assert digest(whole / file) == digest(broken / file), file
@@ -200,7 +206,7 @@ def test_cost_declares_the_forwards_that_a_step_makes(tiny_vit, method):
     config, prepared = prepare_toy(tiny_vit, method, options=quick(epochs=3))
     store = load(pictures(), decode_limits(config, prepared.engine.backbone.preprocess), QUIET).store
     cost = prepared.task.cost()
-    fit(prepared, store, config, QUIET)
+    fit(prepared, store, config, QUIET, hints=hints_for(method, len(store), len(CLASSES)))
     engine, n = prepared.engine, len(store)
     assert engine.grad_forwards == 3 * n * cost.grad_forwards
     assert engine.no_grad_forwards - n == 3 * n * cost.no_grad_forwards

@@ -19,8 +19,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from finelens.backbones import lite0
+from finelens.backbones.low_rank import merge, plain_state
 from finelens.backbones.minilm import CONTEXT_LENGTH, TEXT_WIDTH, MiniLM
-from finelens.backbones.tuning import select_parameters
+from finelens.backbones.tuning import select_adapted, select_parameters
 from finelens.backbones.wheels import wheel_file
 from finelens.protocol import Backbone, ImageTokens, NotAvailableError, Preprocess
 
@@ -139,13 +140,37 @@ class EmbeddedBackbone(Backbone):
 
     def encode_text(self, texts: Sequence[str]) -> Tensor:
         """Unit-norm text features (T, 1664)."""
-        t = self.text_tower.encode(texts).to(self.imagenet_texts) - self.imagenet_texts.mean(0)  # (T, 384)
-        return torch.cat([math.sqrt(RIDGE_SHARE) * _nz(t @ self._ridge), math.sqrt(1 - RIDGE_SHARE) * _nz(t)], dim=-1).float()  # (T, 1664)
+        return self._project_text(self.text_tower.encode(texts)).float()
+
+    def embed_tokens(self, tokens: Tensor) -> Tensor:
+        """Token embeddings (T, L, 384), on the CPU, where the sentence encoder runs."""
+        return self.text_tower.embed(tokens.cpu())
+
+    def encode_token_embeddings(self, embeddings: Tensor, tokens: Tensor) -> Tensor:
+        """Differentiable text features (T, 1664), unit norm; tokens of id 0 are padding."""
+        host = tokens.cpu()
+        return self._project_text(self.text_tower.encode_embeddings(embeddings.to(host.device), host.ne(0).long()))
+
+    def _project_text(self, sentences: Tensor) -> Tensor:
+        """Both heads on unit-norm sentence vectors (T, 384), giving (T, 1664)."""
+        t = sentences.to(self.imagenet_texts) - self.imagenet_texts.mean(0)  # (T, 384)
+        return torch.cat([math.sqrt(RIDGE_SHARE) * _nz(t @ self._ridge), math.sqrt(1 - RIDGE_SHARE) * _nz(t)], dim=-1)  # (T, 1664)
 
     def tunable(self, scope: str) -> dict[str, nn.Parameter]:
         """Parameters of a scope; ``norm`` is every BatchNorm affine pair, statistics frozen."""
-        blocks = [module for stage in self.tower.blocks for module in stage]
-        return select_parameters(self, scope, trunk=self.tower, blocks=blocks, final=[self.tower.bn2])
+        return select_parameters(self, scope, trunk=self.tower, blocks=self._blocks, final=[self.tower.bn2])
+
+    def adapted(self, scope: str) -> dict[str, Tensor]:
+        """See :meth:`Backbone.adapted`."""
+        return select_adapted(self, scope, trunk=self.tower, blocks=self._blocks, final=[self.tower.bn2])
+
+    def merge(self) -> None:
+        """See :meth:`Backbone.merge`."""
+        merge(self.tower)
+
+    @property
+    def _blocks(self) -> list[nn.Module]:
+        return [module for stage in self.tower.blocks for module in stage]
 
     def fit_centre(self, cls: Tensor) -> None:
         """Centre the pooled feature by the mean of the target images, (N, 1280): label-free."""
@@ -161,7 +186,7 @@ class EmbeddedBackbone(Backbone):
 
     def image_state(self) -> dict[str, Tensor]:
         """See :meth:`Backbone.image_state`."""
-        return dict(self.state_dict())
+        return plain_state(self)
 
 
 def _imagenet_texts() -> tuple[list[str], list[str]]:

@@ -82,7 +82,16 @@ class MiniLM:
         for start in range(0, len(order), BATCH):
             rows = order[start : start + BATCH]
             ids, mask = self.tokenize([texts[i] for i in rows])
-            states = self.model(input_ids=ids, attention_mask=mask).last_hidden_state  # (T, L, 384)
-            # The sum instead of the mean: unit norm makes the scale irrelevant.
-            out[rows] = F.normalize((states * mask.unsqueeze(-1)).sum(1), dim=-1)
+            out[rows] = self.encode_embeddings(self.embed(ids), mask)
         return out
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Embeddings (T, L, 384) of token ids, before positions."""
+        embeddings: Tensor = self.model.embeddings.word_embeddings(ids)
+        return embeddings
+
+    def encode_embeddings(self, embeddings: Tensor, mask: Tensor) -> Tensor:
+        """Differentiable unit-norm sentence vectors (T, 384) of embeddings (T, L, 384) before positions and a mask (T, L)."""
+        states = self.model(inputs_embeds=embeddings, attention_mask=mask).last_hidden_state  # (T, L, 384)
+        # The sum instead of the mean: unit norm makes the scale irrelevant.
+        return F.normalize((states * mask.unsqueeze(-1)).sum(1), dim=-1)

@@ -17,12 +17,13 @@ from open_clip.transformer import ResidualAttentionBlock
 from open_clip.transformer import VisionTransformer as OpenClipVisionTransformer
 from torch import Tensor, nn
 
+from finelens.backbones.low_rank import merge, plain_state
 from finelens.backbones.open_clip_source import Source, build, find_local, find_on_hub, find_tagged
 from finelens.backbones.open_clip_text import TextTower
 from finelens.backbones.resnet import ResNetConfig, ResNetTower
 from finelens.backbones.timm_tower import TimmConfig, TimmTower
 from finelens.backbones.tower import ImageTower, unit
-from finelens.backbones.tuning import select_parameters
+from finelens.backbones.tuning import select_adapted, select_parameters
 from finelens.backbones.vit import VisionTransformer, ViTConfig
 from finelens.errors import UserError
 from finelens.protocol import Backbone, ImageTokens, Interpolation, NotAvailableError, Preprocess, ResizeMode
@@ -147,9 +148,18 @@ class OpenClipBackbone(Backbone):
         return unit(self._text_tower.encode_embeddings(embeddings, tokens))
 
     def tunable(self, scope: str) -> dict[str, nn.Parameter]:
-        """Named image-tower parameters of a scope; names are those of :meth:`image_state`."""
+        """See :meth:`Backbone.tunable`; names begin as those of :meth:`image_state` do."""
         blocks, final = self.visual.depth_groups()
         return select_parameters(self, scope, trunk=self.visual, blocks=blocks, final=final)
+
+    def adapted(self, scope: str) -> dict[str, Tensor]:
+        """See :meth:`Backbone.adapted`; names are those of :meth:`image_state`."""
+        blocks, final = self.visual.depth_groups()
+        return select_adapted(self, scope, trunk=self.visual, blocks=blocks, final=final)
+
+    def merge(self) -> None:
+        """See :meth:`Backbone.merge`."""
+        merge(self.visual)
 
     def image_config(self) -> dict[str, Any]:
         """JSON description of the image side."""
@@ -165,7 +175,7 @@ class OpenClipBackbone(Backbone):
 
     def image_state(self) -> dict[str, Tensor]:
         """Tensors of the image side under open_clip's names (``visual.*``); they share memory with the parameters, clone them to keep a state."""
-        return {STATE_PREFIX + name: tensor.detach().contiguous() for name, tensor in self.visual.state_dict().items()}
+        return {STATE_PREFIX + name: tensor.detach().contiguous() for name, tensor in plain_state(self.visual).items()}
 
     @property
     def _text_tower(self) -> TextTower:

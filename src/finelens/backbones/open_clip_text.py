@@ -115,12 +115,15 @@ class TextTower(nn.Module):
     def encode_embeddings(self, embeddings: Tensor, tokens: Tensor) -> Tensor:
         """Features (T, E), not normalised, from embeddings (T, L, W_text) and the ids (T, L) that place the pooling token.
 
+        Positions that cannot influence the result are left out.
+
         Raises:
             NotAvailableError: Not a standard CLIP text transformer.
         """
         self._require_standard()
         parts = self._parts
-        length = embeddings.shape[1]
+        length = int(self._end_positions(tokens).max()) + 1 if self.can_trim else tokens.shape[1]
+        embeddings, tokens = embeddings[:, :length], tokens[:, :length]
         dtype = parts.transformer.get_cast_dtype()
         x = embeddings.to(dtype) + parts.positional_embedding[:length].to(dtype)
         mask = None if parts.attn_mask is None else parts.attn_mask[:length, :length]

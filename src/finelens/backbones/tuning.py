@@ -5,15 +5,18 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import timm.layers
-from torch import nn
+from torch import Tensor, nn
 
+from finelens.backbones.low_rank import LoraDelta, Matrix, SingularValueDelta, find_matrices, install
 from finelens.errors import UserError
 
 NORM_TYPES: tuple[type[nn.Module], ...] = (nn.LayerNorm, nn.BatchNorm1d, nn.BatchNorm2d, nn.GroupNorm, nn.RMSNorm, timm.layers.RmsNorm)
 
 _LAST_K = re.compile(r"last-([1-9]\d*)-norm")
+_LORA = re.compile(r"lora-([1-9]\d{0,3})")
 
 
 @dataclass(frozen=True)
@@ -21,16 +24,18 @@ class Scope:
     """A parsed scope.
 
     Attributes:
-        norm_only: Normalisation layers only; False means every parameter.
+        kind: ``none``, ``norm`` (normalisation layers), ``lora``, ``svd`` (singular values) or ``all`` (every parameter).
         last_blocks: Only the last so many blocks and what follows them; None means the whole tower.
+        rank: Rank of ``lora``.
     """
 
-    norm_only: bool
+    kind: Literal["none", "norm", "lora", "svd", "all"]
     last_blocks: int | None = None
+    rank: int = 0
 
 
 def parse_scope(scope: str, n_blocks: int) -> Scope:
-    """Parse ``norm``, ``last-k-norm`` or ``all``.
+    """Parse ``none``, ``norm``, ``last-k-norm``, ``lora-r``, ``svd`` or ``all``.
 
     Args:
         scope: What the user asked for.
@@ -39,15 +44,21 @@ def parse_scope(scope: str, n_blocks: int) -> Scope:
     Raises:
         UserError: Unknown scope, or more blocks than the tower has; the message lists the scopes that exist.
     """
+    if scope == "none":
+        return Scope("none")
     if scope == "norm":
-        return Scope(norm_only=True)
+        return Scope("norm")
     if scope == "all":
-        return Scope(norm_only=False)
-    match = _LAST_K.fullmatch(scope)
-    if match and int(match[1]) <= n_blocks:
-        return Scope(norm_only=True, last_blocks=int(match[1]))
-    depth = f", last-k-norm with k from 1 to {n_blocks}" if n_blocks else ""
-    raise UserError(f"unknown tuning scope {scope!r} for this image tower: use one of norm{depth}, all")
+        return Scope("all")
+    if n_blocks:
+        if scope == "svd":
+            return Scope("svd")
+        if match := _LORA.fullmatch(scope):
+            return Scope("lora", rank=int(match[1]))
+        if (match := _LAST_K.fullmatch(scope)) and int(match[1]) <= n_blocks:
+            return Scope("norm", last_blocks=int(match[1]))
+    depth = f"norm, last-k-norm with k from 1 to {n_blocks}, lora-r with a rank r such as lora-4, svd" if n_blocks else "norm"
+    raise UserError(f"unknown tuning scope {scope!r} for this image tower: use one of {depth}, all, none")
 
 
 def norm_parameters(module: nn.Module) -> list[nn.Parameter]:
@@ -58,13 +69,14 @@ def norm_parameters(module: nn.Module) -> list[nn.Parameter]:
 def select_parameters(
     root: nn.Module, scope: str, *, trunk: nn.Module, blocks: Sequence[nn.Module], final: Sequence[nn.Module]
 ) -> dict[str, nn.Parameter]:
-    """Parameters of a scope of the image tower ``trunk``, under the names that ``root`` gives them.
+    """Parameters that training a scope of the image tower ``trunk`` moves, under the names that ``root`` gives them.
 
-    ``last-k-norm`` takes the norm layers of the last k blocks and of ``final``, the modules after the last block.
+    ``last-k-norm`` takes the norm layers of the last k blocks and of ``final``. ``lora-r`` and ``svd`` parametrise the matrices inside the blocks,
+    which :func:`finelens.backbones.low_rank.merge` undoes; asking again returns the same parameters.
 
     Args:
         root: Module whose ``named_parameters`` gives the names; contains ``trunk``.
-        scope: ``norm``, ``last-k-norm`` or ``all``.
+        scope: See :func:`parse_scope`.
         trunk: The image tower.
         blocks: Its blocks from input to output.
         final: Its modules after the last block.
@@ -76,6 +88,36 @@ def select_parameters(
         UserError: Unknown scope.
     """
     parsed = parse_scope(scope, len(blocks))
-    sources = [trunk] if parsed.last_blocks is None else [*blocks[-parsed.last_blocks :], *final]
-    chosen = {id(p) for source in sources for p in (norm_parameters(source) if parsed.norm_only else source.parameters())}
+    if parsed.kind == "lora":
+        return install(_matrices(root, scope, blocks), lambda matrix, weight: LoraDelta(weight, matrix.parts, parsed.rank, matrix.name))
+    if parsed.kind == "svd":
+        return install(_matrices(root, scope, blocks), lambda matrix, weight: SingularValueDelta(weight, matrix.parts))
+    return _plain_parameters(root, parsed, trunk, blocks, final)
+
+
+def select_adapted(root: nn.Module, scope: str, *, trunk: nn.Module, blocks: Sequence[nn.Module], final: Sequence[nn.Module]) -> dict[str, Tensor]:
+    """Plain weights that are different after training a scope and merging; nothing is parametrised. Arguments as for :func:`select_parameters`.
+
+    Parameters, or computed values of them while the scope is in use.
+    """
+    parsed = parse_scope(scope, len(blocks))
+    if parsed.kind in ("lora", "svd"):
+        return {matrix.name: getattr(matrix.module, matrix.attribute) for matrix in _matrices(root, scope, blocks)}
+    return dict(_plain_parameters(root, parsed, trunk, blocks, final))
+
+
+def _plain_parameters(
+    root: nn.Module, scope: Scope, trunk: nn.Module, blocks: Sequence[nn.Module], final: Sequence[nn.Module]
+) -> dict[str, nn.Parameter]:
+    if scope.kind == "none":
+        return {}
+    sources = [trunk] if scope.last_blocks is None else [*blocks[-scope.last_blocks :], *final]
+    chosen = {id(p) for source in sources for p in (norm_parameters(source) if scope.kind == "norm" else source.parameters())}
     return {name: p for name, p in root.named_parameters() if id(p) in chosen}
+
+
+def _matrices(root: nn.Module, scope: str, blocks: Sequence[nn.Module]) -> list[Matrix]:
+    matrices = find_matrices(root, blocks)
+    if not matrices:
+        raise UserError(f"tuning scope {scope!r} needs linear layers or 1x1 convolutions inside the blocks, and this image tower has none; use norm")
+    return matrices

@@ -18,6 +18,7 @@ from finelens.protocol import Batch, ImageStore, InferenceViews, Preprocess, Vie
 
 T = TypeVar("T")
 
+NO_VIEWS = ViewPlan(weak=False, strong=False)
 DEFAULT_WORKERS = min(8, os.cpu_count() or 2)
 
 
@@ -69,6 +70,8 @@ def batches(
         )
 
     def fill(batch: Batch, row: int, position: int) -> None:
+        if plan == NO_VIEWS:
+            return
         image, key = store[position], store.ids[position]
         if batch.weak is not None:
             batch.weak[row] = weak_view(image, preprocess, seed, epoch, key)

@@ -53,6 +53,11 @@ class Method:
         return config
 
     @property
+    def training_defaults(self) -> dict[str, Any]:
+        """Options of ``training`` that the method was published with, where they differ from the common ones: ``TRAINING`` of its module."""
+        return dict(getattr(importlib.import_module(self.module), "TRAINING", {}))
+
+    @property
     def build(self) -> Builder:
         """Makes the task."""
         builder: Builder = importlib.import_module(self.module).build
@@ -292,6 +297,23 @@ METHODS = (
         "finelens.methods.nola",
         trains=True,
         adapts=True,
+    ),
+    Method(
+        "upl",
+        "self-training",
+        "Prompt context learned on the most confident images of each class; several sets of prompts are averaged.",
+        "finelens.methods.upl",
+        trains=True,
+        adapts=True,
+    ),
+    Method(
+        "coop",
+        "few-shot",
+        "Prompt context learned on a few labelled photographs.",
+        "finelens.methods.coop",
+        trains=True,
+        adapts=True,
+        few_shot=True,
     ),
 )
 

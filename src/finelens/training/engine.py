@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.utils import parametrize
 from torch.utils.checkpoint import checkpoint
 
 from finelens.console import Console
@@ -114,7 +115,9 @@ class Engine:
             # The tower draws no random numbers, so none need to be kept for the second forward.
             parts = [checkpoint(self._forward, c, patches, prompts, use_reentrant=False, preserve_rng_state=False) for c in chunks]
         else:
-            parts = [self._forward(chunk, patches, prompts) for chunk in chunks]
+            # Weights that a tuning scope computes are computed once, not for every chunk.
+            with parametrize.cached():
+                parts = [self._forward(chunk, patches, prompts) for chunk in chunks]
         if len(parts) == 1:
             return parts[0]
         return ImageTokens(

@@ -11,7 +11,7 @@ import torch
 
 from finelens.protocol import Task
 from finelens.training.engine import Engine, TowerFlops
-from finelens.training.flops import tower_flops
+from finelens.training.flops import forward_and_backward, tower_flops
 from finelens.training.microbatch import until_it_fits
 
 PROBE_IMAGES = 16
@@ -49,7 +49,7 @@ def estimate(task: Task, engine: Engine, images: int, epochs: int) -> Estimate:
         tower = tower_flops(engine, trained)
         without = _seconds(lambda: engine.encode_frozen(probe), engine.device)
         with_gradient = until_it_fits(
-            lambda: _seconds(lambda: engine.encode(probe, patches=True).global_.sum().backward(), engine.device),
+            lambda: _seconds(lambda: forward_and_backward(engine, probe, patches=True), engine.device),
             lambda: engine.micro.halve(PROBE_IMAGES, with_gradient=True),
         )
     seconds = images * epochs * (cost.no_grad_forwards * without + cost.grad_forwards * with_gradient) / PROBE_IMAGES

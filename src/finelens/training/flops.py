@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count, sdpa_backward_flop_count, sdpa_flop_count
 
 from finelens.training.engine import Engine, TowerFlops
@@ -57,7 +57,14 @@ def tower_flops(engine: Engine, trained: Iterable[nn.Parameter] = ()) -> TowerFl
     parameters = list(trained)
     if not parameters:
         return TowerFlops(forward, 0)
-    return TowerFlops(forward, count(lambda: engine.encode(probe).global_.sum().backward()))
+    return TowerFlops(forward, count(lambda: forward_and_backward(engine, probe)))
+
+
+def forward_and_backward(engine: Engine, images: Tensor, *, patches: bool = False) -> None:
+    """Encode uint8 views (B, 3, S, S) and go back as far as there is something that learns; some scopes leave the whole tower frozen."""
+    features = engine.encode(images, patches=patches).global_
+    if features.requires_grad:
+        features.sum().backward()
 
 
 def matmul_rate(dtype: torch.dtype, device: torch.device) -> float:

@@ -14,14 +14,14 @@ from torch import Tensor
 
 from finelens.config import TrainingConfig
 from finelens.errors import UserError
-from finelens.images.batches import batches
+from finelens.images.batches import batches, epoch_order
 from finelens.images.views import ViewConfig
 from finelens.protocol import Batch, ImageStore, StepOutput, Task
 from finelens.training.checkpoint import Position, load_checkpoint, named_trainable, save_checkpoint
 from finelens.training.engine import Engine
 from finelens.training.failure import first_not_finite, save_failure
 from finelens.training.microbatch import BufferSnapshot, is_out_of_memory, until_it_fits
-from finelens.training.schedule import build_optimizer, cosine_lr, set_lr
+from finelens.training.schedule import build_optimizer, learning_rate, set_lr
 
 
 class Interrupted(Exception):
@@ -79,7 +79,17 @@ class Trainer:
         self.optimizer = build_optimizer(task, config.lr)
         self.position = Position()
         self._offset = self.hooks.events_offset
-        self.steps = math.ceil(len(store) / config.batch_size)
+
+    @property
+    def count(self) -> int:
+        """Images of an epoch; known once the task is prepared or resumed."""
+        subset = self.task.subset()
+        return len(self.store) if subset is None else len(subset)
+
+    @property
+    def steps(self) -> int:
+        """Iterations of an epoch."""
+        return math.ceil(self.count / self.config.batch_size)
 
     def resume(self) -> None:
         """Go on from the checkpoint instead of from the start."""
@@ -116,7 +126,10 @@ class Trainer:
     def _epoch(self) -> None:
         position, plan = self.position, self.task.views
         preprocess, size = self.engine.backbone.preprocess, self.config.batch_size
-        stream = batches(self.store, preprocess, plan, self.views, self.seed, position.epoch, size, start_step=position.step)
+        order, subset = epoch_order(self.count, self.seed, position.epoch), self.task.subset()
+        if subset is not None:
+            order = subset.cpu().numpy()[order]
+        stream = batches(self.store, preprocess, plan, self.views, self.seed, position.epoch, size, order, start_step=position.step)
         # Closed however the epoch ends, so that no thread goes on building views.
         with closing(stream):
             while (batch := self._next(stream)) is not None:
@@ -132,7 +145,8 @@ class Trainer:
 
     def _step(self, batch: Batch) -> None:
         position, config, engine = self.position, self.config, self.engine
-        set_lr(self.optimizer, cosine_lr(position.epoch * self.steps + position.step, config.epochs * self.steps, config.lr, config.min_lr))
+        step = position.epoch * self.steps + position.step
+        set_lr(self.optimizer, learning_rate(step, self.steps, config, self.task.optimisation.warmup_epochs))
         before, counts = BufferSnapshot(self.task), (engine.no_grad_forwards, engine.grad_forwards)
 
         def undo() -> None:

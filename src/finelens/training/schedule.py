@@ -7,7 +7,12 @@ import math
 import torch
 from torch import nn
 
+from finelens.config import TrainingConfig
+from finelens.errors import UserError
 from finelens.protocol import Task
+
+# Rate of the warm-up epochs (CoOp).
+WARMUP_LR = 1e-5
 
 
 def cosine_lr(step: int, total: int, lr: float, min_lr: float) -> float:
@@ -22,14 +27,36 @@ def cosine_lr(step: int, total: int, lr: float, min_lr: float) -> float:
     return min_lr + 0.5 * (lr - min_lr) * (1 + math.cos(math.pi * step / total))
 
 
-def build_optimizer(task: Task, lr: float) -> torch.optim.AdamW:
-    """AdamW (betas 0.9, 0.999; eps 1e-8) over the task's named groups; switches their gradients on."""
+def learning_rate(step: int, steps: int, config: TrainingConfig, warmup_epochs: int = 0) -> float:
+    """The rate of a step: constant and very small during warm-up (CoOp), and the cosine over all epochs.
+
+    Args:
+        step: Iteration from the start of training, from 0.
+        steps: Iterations of an epoch.
+        config: Epochs and rates.
+        warmup_epochs: Ignored if there are no further epochs.
+    """
+    if step < warmup_epochs * steps and warmup_epochs < config.epochs:
+        return min(WARMUP_LR, config.lr)
+    return cosine_lr(step, config.epochs * steps, config.lr, config.min_lr)
+
+
+def build_optimizer(task: Task, lr: float) -> torch.optim.Optimizer:
+    """AdamW (betas 0.9, 0.999; eps 1e-8) or SGD (momentum 0.9) over the task's named groups; switches their gradients on.
+
+    Raises:
+        UserError: Nothing is trained.
+    """
     groups = []
     for group in task.parameter_groups():
         parameters: list[nn.Parameter] = [parameter.requires_grad_(True) for _, parameter in group["params"]]
         if parameters:
             scale = group.get("lr_scale", 1.0)
             groups.append({"params": parameters, "weight_decay": group["weight_decay"], "lr": lr * scale, "lr_scale": scale})
+    if not groups:
+        raise UserError("nothing is trained: training.scope=none leaves the image tower as it is, and the method's options leave nothing else")
+    if task.optimisation.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=lr, momentum=0.9)
     return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.999), eps=1e-8)
 
 

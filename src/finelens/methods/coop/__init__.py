@@ -1,0 +1,19 @@
+"""CoOp: learned text context from a few labelled images. Documentation: docs/methods/coop.md."""
+
+from __future__ import annotations
+
+from finelens.config import TrainingConfig
+from finelens.methods.coop.config import CoopConfig
+from finelens.methods.coop.task import TRAINING, Coop, check_backbone
+from finelens.methods.heads import ClassHeads
+from finelens.training.engine import Engine
+
+__all__ = ["CONFIG", "TRAINING", "build"]
+
+CONFIG = CoopConfig
+
+
+def build(engine: Engine, heads: ClassHeads, config: CoopConfig, training: TrainingConfig, seed: int) -> Coop:
+    """See :class:`finelens.methods.registry.Method`."""
+    check_backbone(engine, heads, "coop", training.scope)
+    return Coop(engine, heads, config, weight_decay=training.weight_decay, seed=seed)
