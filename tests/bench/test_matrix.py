@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from finelens import api
-from finelens.bench.data import find_data
 from finelens.bench.matrix import Plan, choose_methods, run
 from finelens.bench.protocols import parse_protocol
 from finelens.bench.results import ResultsFile, unpack
+from finelens.bench.sets.table import find_data
 from finelens.errors import UserError
 from finelens.methods.registry import METHODS
 from tests.bench.world import make_context, row, without_times
@@ -197,6 +197,7 @@ def test_a_method_that_fails_is_a_row_and_the_rest_goes_on(context, monkeypatch)
 def test_groups_of_methods():
     assert choose_methods(["all"]) == tuple(method.name for method in METHODS)
     assert choose_methods(["ot", "training"]) == tuple(name for name in ALL if name in ("ot", *TRAINING))
+    assert set(choose_methods(["features"])) == {method.name for method in METHODS if not method.needs_pixels}
     assert set(choose_methods(["training-free"])) == {method.name for method in METHODS if not method.trains}
     with pytest.raises(UserError, match="did you mean gda-em"):
         choose_methods(["gda_em"])
@@ -207,3 +208,14 @@ def test_seeds_change_draws_and_nothing_else(context):
     assert same[0] == same[1]
     drawn = [row(context, "gda-em", "few-2", seed=seed).measures["nll"] for seed in range(3)]
     assert len(set(np.round(drawn, 8))) == 3
+
+
+def test_texts_of_methods_are_encoded_once_and_training_methods_get_a_tower_without_memory(context, monkeypatch):
+    row(context, "waffle")
+    memory = vars(context.start.backbone)["encode_text"]
+    encoded = []
+    monkeypatch.setattr(memory, "_encode", lambda texts: encoded.extend(texts))
+    assert row(context, "waffle", "transductive").status == "ok"
+    assert encoded == []
+    assert "encode_text" not in vars(context.start.fresh_engine().backbone)
+    assert vars(context.start.backbone)["encode_text"] is memory

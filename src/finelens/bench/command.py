@@ -15,7 +15,7 @@ DATA_ROOT = "FINELENS_DATA"
 @click.group(invoke_without_command=True)
 @click.option("--data", multiple=True, metavar="FOLDER|NAME", help="A data set: a folder, or a name under --data-root; repeatable.")
 @click.option("--data-root", type=click.Path(path_type=Path), help=f"Folder of data sets; default ${DATA_ROOT}.")
-@click.option("--methods", default="training-free", show_default=True, help="Names, or all, training-free, training; comma-separated.")
+@click.option("--methods", default="features", show_default=True, help="Names, or all, training, training-free, features (need no pixels).")
 @click.option("--protocols", default="inductive", show_default=True, help="Comma-separated, e.g. inductive,transductive,longtail-10,partial-5.")
 @click.option("--seeds", default="0", show_default=True, help="Comma-separated; of the splits and of the methods.")
 @click.option("--backbone", default="embedded", show_default=True, help="embedded, open_clip:NAME/TAG, hf-hub:ORG/REPO or local:DIR.")
@@ -52,10 +52,10 @@ def bench(
         return
     if not data or out is None:
         raise UserError("bench needs --data FOLDER and --out FILE; see finelens bench --help")
-    from finelens.bench.data import find_data
-    from finelens.bench.matrix import Plan, choose_methods, run
+        from finelens.bench.matrix import Plan, choose_methods, run
     from finelens.bench.protocols import parse_protocol
     from finelens.bench.results import ResultsFile
+    from finelens.bench.sets.table import find_data
     from finelens.config import parse_assignments
     from finelens.console import Console
     from finelens.files import check_target

@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -39,6 +40,25 @@ _HEADS = ("templates", "descriptions", "weighted")
 _PER_CLASS = ("sentences", "texts")
 
 
+class TextMemory:
+    """Text features by text.
+
+    Args:
+        encode: ``Backbone.encode_text``.
+    """
+
+    def __init__(self, encode: Callable[[Sequence[str]], Tensor]) -> None:
+        self._encode = encode
+        self._known: dict[str, Tensor] = {}
+
+    def __call__(self, texts: Sequence[str]) -> Tensor:
+        """Unit-norm features (T, E)."""
+        new = list(dict.fromkeys(text for text in texts if text not in self._known))
+        if new:
+            self._known.update(zip(new, self._encode(new), strict=True))
+        return torch.stack([self._known[text] for text in texts])
+
+
 class Start:
     """The unadapted backbone that all rows begin with.
 
@@ -59,7 +79,23 @@ class Start:
 
     def fresh_engine(self) -> Engine:
         """An engine around a copy that a method may change."""
-        return Engine(copy.deepcopy(self.backbone), self.device, self.precision)
+        with self._forgetful():
+            return Engine(copy.deepcopy(self.backbone), self.device, self.precision)
+
+    def remember_texts(self) -> None:
+        """Encode a text once from now on, for methods that write prompts of their own; what was remembered before is forgotten."""
+        vars(self.backbone).pop("encode_text", None)
+        vars(self.backbone)["encode_text"] = TextMemory(self.backbone.encode_text)
+
+    @contextmanager
+    def _forgetful(self) -> Iterator[None]:
+        """A method that trains may change the text tower."""
+        memory = vars(self.backbone).pop("encode_text", None)
+        try:
+            yield
+        finally:
+            if memory is not None:
+                vars(self.backbone)["encode_text"] = memory
 
     def heads(self, classes: ClassSet) -> ClassHeads:
         """Text heads, from the cache if these texts were encoded before."""
@@ -95,6 +131,7 @@ class Context:
         limits = decode_limits(self.config("zero-shot", 0, {}), start.backbone.preprocess)
         self.train = Pool(data.train, start.engine, start.weights, limits, console)
         self.test = Pool(data.test, start.engine, start.weights, limits, console)
+        start.remember_texts()
         self._texts: dict[tuple[str, ...], tuple[ClassSet, Any, ClassHeads]] = {}
 
     def config(self, method: str, seed: int, options: dict[str, dict[str, Any]]) -> RunConfig:

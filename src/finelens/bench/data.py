@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -114,20 +113,3 @@ def _part(folder: Path, names: Sequence[str], *, must_have_labels: bool = False)
             raise
         truth = {}
     return Part(images, Labels(np.array([truth.get(image.name, -1) for image in images])))
-
-
-def find_data(text: str, root: Path | None) -> tuple[str, Callable[[], DataSet]]:
-    """A data set's name and how to read it.
-
-    Args:
-        text: A folder, or a name under ``root``.
-        root: Folder of data sets.
-
-    Raises:
-        UserError: There is no such folder.
-    """
-    for folder in [Path(text), *([] if root is None else [root / text])]:
-        if folder.is_dir():
-            return folder.resolve().name, partial(read_folder, folder)
-    where = "" if root is None else f" and none in {root}"
-    raise UserError(f"--data {text}: there is no such folder{where}; give a folder with train/CLASS/* and test/CLASS/*, or --data-root")

@@ -35,6 +35,7 @@ PROFILES: dict[str, tuple[int | None, dict[str, dict[str, Any]]]] = {
 GROUPS: dict[str, Callable[[Method], bool]] = {
     "all": lambda method: True,
     "training-free": lambda method: not method.trains,
+    "features": lambda method: not method.needs_pixels,
     "training": lambda method: method.trains,
 }
 

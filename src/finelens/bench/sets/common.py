@@ -1,0 +1,58 @@
+"""Parts of data sets that all layouts share."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from finelens.bench.data import Part
+from finelens.bench.guard import Labels
+from finelens.errors import UserError
+from finelens.images.discover import ImageFile, display_name
+
+
+def listed_part(root: Path, rows: Sequence[tuple[str, int]], where: str) -> Part:
+    """A part from paths and classes.
+
+    Args:
+        root: Folder that the paths start from.
+        rows: Path and class of each image.
+        where: What listed them, for messages.
+
+    Raises:
+        UserError: There is no row, a path leaves the folder, is listed twice, or does not exist.
+    """
+    if not rows:
+        raise UserError(f"{where} lists no image")
+    images = []
+    for path, _ in rows:
+        if os.path.isabs(path) or ".." in Path(path).parts:
+            raise UserError(f"{where}: {path!r} leaves {root}; paths are relative to that folder")
+        images.append(ImageFile(Path(os.path.abspath(root / path)), display_name(path)))
+    if len({image.path for image in images}) < len(images):
+        raise UserError(f"{where} lists an image twice")
+    missing = [image.name for image in images if not image.path.is_file()]
+    if missing:
+        raise UserError(f"{where}: {len(missing)} of {len(images)} images are not in {root}, first {missing[0]}; unpack the images there")
+    return Part(images, Labels(np.array([label for _, label in rows])))
+
+
+def text_lines(path: Path) -> list[str]:
+    """Lines of a text file that hold something.
+
+    Raises:
+        UserError: The file cannot be read.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
+    return [line.strip() for line in lines if line.strip()]
+
+
+def readable(name: str) -> str:
+    """A folder's or file's class name in words."""
+    return " ".join(name.replace("_", " ").split())
