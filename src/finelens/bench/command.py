@@ -52,7 +52,7 @@ def bench(
         return
     if not data or out is None:
         raise UserError("bench needs --data FOLDER and --out FILE; see finelens bench --help")
-        from finelens.bench.matrix import Plan, choose_methods, run
+    from finelens.bench.matrix import Plan, choose_methods, run
     from finelens.bench.protocols import parse_protocol
     from finelens.bench.results import ResultsFile
     from finelens.bench.sets.table import find_data
