@@ -111,7 +111,7 @@ def test_a_set_without_parts_is_refused(given, call, tmp_path, toy_set):
     arguments = [argument if argument != toy_set else tmp_path / "empty" for argument in given]
     code, _, err = call(*arguments, "--out", tmp_path / "r.jsonl")
     assert code == 2
-    assert "there is no folder train" in err
+    assert "with train and test in it" in err
 
 
 def test_a_training_part_without_classes_will_do(call, tiny_vit, tmp_path):
