@@ -25,6 +25,7 @@ from finelens.images.batches import centre_batches, inference_batches
 from finelens.images.decode import DecodeLimits
 from finelens.images.discover import ImageFile
 from finelens.images.store import ImageItems, ImageRecord, LoadedImages, load_folder, load_images
+from finelens.images.subset import StoreSubset
 from finelens.methods.head_task import cosine_logits
 from finelens.methods.heads import ClassHeads, build_heads
 from finelens.methods.registry import Method, find_method
@@ -234,14 +235,14 @@ def fit(
     if method.adapts:
         adapted = adapted_tensors(engine.backbone, config.training.scope)
         base = {name: tensor.detach().cpu().clone() for name, tensor in adapted.items()}
-        features = replace(
-            engine.centre(features), hints=hints, views=lambda preprocess: _centre_views(store, preprocess, console, "look with the second encoder")
-        )
+        features = replace(engine.centre(features), hints=hints)
         if prepared.support is not None:
             features = replace(features, support=encode_support(engine, prepared.support))
     if method.trains:
-        hooks = watched(hooks or Hooks(), engine, zero_shot, prepared.classes.names, console)
-        _train(prepared, store, config, console, hooks, features, resume)
+        learners, features, known = belonging(store, features, zero_shot)
+        features = replace(features, views=lambda preprocess: _centre_views(learners, preprocess, console, "look with the second encoder"))
+        hooks = watched(hooks or Hooks(), engine, known, prepared.classes.names, console)
+        _train(prepared, learners, config, console, hooks, features, resume)
         engine.backbone.merge()
     else:
         with engine.stopwatch("solve"):
@@ -259,6 +260,35 @@ def fit(
         base=base,
     )
     return Fitted(model, zero_shot, None if method.needs_pixels else raw, described, looks)
+
+
+def belonging(store: ImageStore, features: TargetFeatures, zero_shot: Tensor) -> tuple[ImageStore, TargetFeatures, Tensor]:
+    """Leave out the images that a person said belong to no class: there is nothing to train them towards.
+
+    Args:
+        store: All images.
+        features: Of all images, with the hints.
+        zero_shot: Logits of all images, (N, C).
+
+    Returns:
+        The other images, their features and their logits; the arguments themselves where nobody said so.
+
+    Raises:
+        UserError: No image is left.
+    """
+    hints = features.hints
+    if hints is None or not (hints.label < 0).any():
+        return store, features, zero_shot
+    keep = torch.ones(len(store), dtype=torch.bool)
+    keep[hints.index[hints.label < 0]] = False
+    if not keep.any():
+        raise UserError("every photograph is hinted to belong to none of the classes: there is nothing to adapt to")
+    # The new position of an image is the number of kept ones before it.
+    place, named = keep.cumsum(0) - 1, hints.label >= 0
+    subset = StoreSubset(store, keep.nonzero()[:, 0].tolist())
+    kept = keep.to(features.global_.device)
+    left = Hints(place[hints.index[named]], hints.label[named])
+    return subset, replace(features, global_=features.global_[kept], cls=features.cls[kept], hints=left), zero_shot[keep]
 
 
 def _train(prepared: Prepared, store: ImageStore, config: RunConfig, console: Console, hooks: Hooks, features: Any, resume: bool) -> None:

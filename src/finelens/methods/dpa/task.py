@@ -13,6 +13,7 @@ from finelens.methods.common import PseudoLabels, self_training_loss, split_by_d
 from finelens.methods.dpa.config import DpaConfig
 from finelens.methods.dpa.prototypes import alignment_loss, image_prototypes
 from finelens.methods.dpa.pseudo_labels import align_distribution, assign
+from finelens.methods.hinted import HintMemory
 from finelens.protocol import Batch, Cost, StepOutput, TargetFeatures, Task, ViewPlan
 from finelens.training.engine import Engine
 from finelens.training.losses import log_batch_marginal
@@ -61,6 +62,7 @@ class Dpa(Task):
         self.log_means: Tensor
         resize_on_load(self, "memory_features", "memory_labels", "log_means")
         self.class_prior = ClassPrior(config.marginal, classes, start.dtype)
+        self.hints = HintMemory()
         self.to(engine.device)
 
     @property
@@ -69,12 +71,14 @@ class Dpa(Task):
 
     def prepare(self, features: TargetFeatures) -> None:
         """Label every image by its text prototype, remember it, and start the image prototypes."""
+        self.hints.start(features.hints)
         with torch.no_grad():
             logits = self.logits(features.global_)
+        posteriors = self.hints.clamp(torch.arange(len(logits)), logits.softmax(-1))
         self.memory_features = features.global_.to(self.prototypes)
-        self.memory_labels = logits.argmax(-1)
+        self.memory_labels = posteriors.argmax(-1)
         self._renew_image_prototypes()
-        self.class_prior.start(logits.softmax(-1))
+        self.class_prior.start(posteriors)
 
     @torch.no_grad()
     def _renew_image_prototypes(self) -> None:
@@ -111,7 +115,7 @@ class Dpa(Task):
         assert batch.weak is not None
         assert batch.strong is not None
         weak = self.engine.encode_frozen(batch.weak).global_
-        pseudo = self.pseudo_labels(weak)
+        pseudo = self.hints.apply_to(batch.index, self.pseudo_labels(weak))
         loss, log = self.loss(self.engine.encode(batch.strong).global_, pseudo)
         self.memory_features[batch.index] = weak.to(self.memory_features.dtype)
         self.memory_labels[batch.index] = pseudo.labels

@@ -17,6 +17,7 @@ from finelens.methods.fair.alignment import alignment_logits, class_logits, sele
 from finelens.methods.fair.anchors import kmeans_anchors
 from finelens.methods.fair.config import FairConfig
 from finelens.methods.fair.pseudo_labels import assign
+from finelens.methods.hinted import HintMemory
 from finelens.protocol import Batch, Cost, InferenceViews, StepOutput, TargetFeatures, Task, ViewPlan
 from finelens.training.engine import Engine
 from finelens.training.marginal import ClassPrior
@@ -60,6 +61,7 @@ class Fair(Task):
         # 1. Class Description Anchors
         self.anchors = nn.Parameter(start[:, None].repeat(1, config.anchors, 1), requires_grad=config.train_anchors)  # (C, J, E)
         self.class_prior = ClassPrior(config.marginal, len(start), start.dtype)
+        self.hints = HintMemory()
         self.to(engine.device)
 
     @property
@@ -77,8 +79,10 @@ class Fair(Task):
                 raise UserError(f"method.anchors={self.config.anchors} needs the features of each class's descriptions; use method.anchors=1")
             with torch.no_grad():
                 self.anchors.copy_(kmeans_anchors(self.sentences, self.config.anchors, self.seed))
+        self.hints.start(features.hints)
         with torch.no_grad():
-            self.class_prior.start(self.logits(features.global_).softmax(-1))
+            posteriors = self.logits(features.global_).softmax(-1)
+        self.class_prior.start(self.hints.clamp(torch.arange(len(posteriors)), posteriors))
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """8. Norms without weight decay, anchors with."""
@@ -117,7 +121,7 @@ class Fair(Task):
         assert batch.strong is not None
         weak = self.engine.encode_frozen(batch.weak).global_
         crops = None if batch.crops is None else self._encode_crops(batch.crops)
-        pseudo = self.pseudo_labels(weak, crops)
+        pseudo = self.hints.apply_to(batch.index, self.pseudo_labels(weak, crops))
         loss, log = self.loss(self.engine.encode(batch.strong).global_, pseudo)
         self.class_prior.remember(batch.index, pseudo.posterior)
         return StepOutput(loss, log, pseudo.labels)

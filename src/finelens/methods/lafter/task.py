@@ -8,6 +8,7 @@ from torch import Tensor
 
 from finelens.methods.common import PseudoLabels
 from finelens.methods.heads import ClassHeads
+from finelens.methods.hinted import HintMemory
 from finelens.methods.lafter.config import LafterConfig
 from finelens.methods.student import Student
 from finelens.methods.text_classifier import train_text_head
@@ -40,6 +41,7 @@ class Lafter(Student):
         self.texts = heads.texts
         self.register_buffer("teacher", heads.templates.clone())
         self.teacher: Tensor
+        self.hints = HintMemory()
         self.to(engine.device)
 
     def prepare(self, features: TargetFeatures) -> None:
@@ -48,7 +50,9 @@ class Lafter(Student):
         self.teacher = train_text_head(self.texts, self.config, self.seed, self.engine.console).to(self.teacher)
         with torch.no_grad():
             self.head.copy_(self.teacher)
-        self.class_prior.start(self._certain(self.pseudo_labels(features.global_).labels))
+        self.hints.start(features.hints)
+        everywhere = torch.arange(len(features.global_))
+        self.class_prior.start(self._certain(self.hints.apply_to(everywhere, self.pseudo_labels(features.global_)).labels))
 
     def cost(self) -> Cost:
         """1 centre view without gradient, 1 strong view with gradient."""
@@ -68,7 +72,7 @@ class Lafter(Student):
         """Stage 2: the teacher labels the centre view, the student learns it on the strong view."""
         assert batch.centre is not None
         assert batch.strong is not None
-        pseudo = self.pseudo_labels(self.engine.encode_frozen(batch.centre).global_)
+        pseudo = self.hints.apply_to(batch.index, self.pseudo_labels(self.engine.encode_frozen(batch.centre).global_))
         loss, log = self.loss(self.logits(batch.strong), pseudo)
         self.class_prior.remember(batch.index, self._certain(pseudo.labels))
         return StepOutput(loss, log, pseudo.labels)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from finelens.images.randomness import generator
 from finelens.methods.common import is_matrix, split_by_decay
 from finelens.methods.heads import ClassHeads
+from finelens.methods.hinted import HintMemory
 from finelens.methods.microclip.config import MicroClipConfig
 from finelens.methods.microclip.ncut import Saliency, ncut_saliency
 from finelens.methods.microclip.pseudo_labels import aggregate, fuse_features, multi_view_feature
@@ -73,6 +74,7 @@ class MicroClip(Task):
         classes = len(start)
         self.register_buffer("log_marginal", torch.zeros(classes, dtype=start.dtype))
         self.class_prior = ClassPrior(config.marginal, classes, start.dtype)
+        self.hints = HintMemory()
         self.frozen_head: Tensor
         self.log_marginal: Tensor
         if config.branches == "fused":
@@ -90,8 +92,10 @@ class MicroClip(Task):
         return self.engine.backbone.logit_scale
 
     def prepare(self, features: TargetFeatures) -> None:
-        """Estimate the class prior from the zero-shot posteriors where the marginal term needs one."""
-        self.class_prior.start((self._scale * features.global_ @ self.frozen_head.T).softmax(-1))
+        """Take the hints, and estimate the class prior from the zero-shot posteriors where the marginal term needs one."""
+        self.hints.start(features.hints)
+        posteriors = (self._scale * features.global_ @ self.frozen_head.T).softmax(-1)
+        self.class_prior.start(self.hints.clamp(torch.arange(len(posteriors)), posteriors))
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Norms without decay, head and projections with; everything decayed with ``released_code``."""
@@ -195,7 +199,7 @@ class MicroClip(Task):
             crops = None
             if batch.crops is not None:
                 crops = self.engine.encode_frozen(batch.crops.flatten(0, 1)).global_.unflatten(0, batch.crops.shape[:2])  # (B, M, E)
-            pseudo = self.pseudo_logits(weak, crops)
+            pseudo = self.hints.clamp_cosines(batch.index, self.pseudo_logits(weak, crops))
         strong = self.features(self.engine.encode(batch.strong, patches=fused), draw=draw)
         loss, log = self.loss(strong, pseudo, first=step_in_epoch == 0)
         self.class_prior.remember(batch.index, (self._scale * pseudo).softmax(-1))
@@ -237,7 +241,7 @@ class MicroClip(Task):
 
     def prediction_state(self) -> dict[str, Tensor]:
         """Heads and projections; the memories of training stay behind."""
-        return {k: v for k, v in self.state_dict().items() if k != "log_marginal" and not k.startswith("class_prior.")}
+        return {k: v for k, v in self.state_dict().items() if k != "log_marginal" and not k.startswith(("class_prior.", "hints."))}
 
     @torch.no_grad()
     def predict_logits(self, images: Tensor) -> dict[str, Tensor]:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from finelens.console import Console
 from finelens.images.randomness import generator, permutation, seed_for
 from finelens.methods.text_classifier import linear_start
+from finelens.protocol import Hints
 from finelens.training.state import resize_on_load
 
 HIDDEN = 256
@@ -43,6 +44,21 @@ def select_confident(posteriors: Tensor, keep: int) -> tuple[Tensor, Tensor]:
                 free[served[c]] = False
     labels = [torch.full_like(positions, c) for c, positions in served.items()]
     return torch.cat(list(served.values())), torch.cat(labels)
+
+
+def with_hints(positions: Tensor, labels: Tensor, hints: Hints | None) -> tuple[Tensor, Tensor]:
+    """The chosen images with hinted ones among them, as what they were hinted.
+
+    Args:
+        positions: Of the chosen images, (M,).
+        labels: Their classes, (M,).
+        hints: Of the run; None without.
+    """
+    if hints is None:
+        return positions, labels
+    index, label = hints.index.to(positions.device), hints.label.to(labels.device)
+    others = ~torch.isin(positions, index)
+    return torch.cat([positions[others], index]), torch.cat([labels[others], label])
 
 
 class LabellingNetwork(nn.Module):

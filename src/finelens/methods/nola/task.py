@@ -9,8 +9,9 @@ from torch import Tensor
 
 from finelens.methods.common import PseudoLabels
 from finelens.methods.head_task import cosine_logits
+from finelens.methods.hinted import HintMemory
 from finelens.methods.nola.config import NolaConfig
-from finelens.methods.nola.labelling import LabellingNetwork, select_confident
+from finelens.methods.nola.labelling import LabellingNetwork, select_confident, with_hints
 from finelens.methods.nola.second_encoder import second_features
 from finelens.methods.nola.stopping import AgreementStop
 from finelens.methods.student import Student
@@ -53,7 +54,7 @@ class Nola(Student):
         classes, images = len(self.head), len(features.global_)
         with torch.no_grad():
             zero_shot = cosine_logits(self.engine, features.global_, self.head).softmax(-1)  # (N, C)
-        kept, labels = select_confident(zero_shot, self.config.keep(images, classes))  # 2
+        kept, labels = with_hints(*select_confident(zero_shot, self.config.keep(images, classes)), features.hints)  # 2
         second = second_features(self.config, self.engine, features).to(self.head.dtype)  # (N, D2)
         console = self.engine.console
         absent = classes - len(labels.unique())
@@ -61,6 +62,9 @@ class Nola(Student):
         self.labeller.fit(second[kept], labels, classes, epochs=self.config.labelling_epochs, seed=self.seed, console=console)  # 3
         with torch.no_grad():
             self.posteriors = self.labeller(second).softmax(-1)  # 4
+        hints = HintMemory().to(self.posteriors.device)
+        hints.start(features.hints)
+        self.posteriors = hints.clamp(torch.arange(images), self.posteriors)
         self.class_prior.start(self.posteriors)
         if self.config.stop == "agreement":
             self.stopping.hold_out(images, self.config.held_out, self.seed)
