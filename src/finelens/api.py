@@ -382,7 +382,7 @@ def report(
         run: The run folder.
         labels: ``folders`` or a CSV file, as for :func:`evaluate`; the result is kept in the run as ``evaluation.json``.
         test: Folder of labelled photographs; by default those the run was adapted to.
-        device: Where to evaluate.
+        device: Where the model runs.
         console: Progress.
 
     Returns:
@@ -391,6 +391,7 @@ def report(
     Raises:
         UserError: Not a finished run, labels that cannot be matched, or a file that cannot be written.
     """
+    from finelens.report.thumbnails import from_folder
     from finelens.report.write import write_report
 
     console = console or Console()
@@ -399,7 +400,8 @@ def report(
             raise UserError("--test needs --labels: folders, or a CSV file with the columns path,label")
         if labels is not None:
             evaluate(run, test or folder.config.photos, labels, device=device, json_file=folder.evaluation_path, console=console)
-        path = write_report(folder)
+        classifier = load_run(run, device=device)
+        path = write_report(folder, from_folder(Path(folder.config.photos), classifier.limits), classifier.model)
     console.say(f"wrote {path}")
     return path
 

@@ -158,7 +158,7 @@ def execute(run: RunFolder, inputs: Inputs, console: Console, should_stop: Calla
     write_measured(run.signals_path, _measure(fitted, logits, loaded))
     run.log("predictions", rows=len(rows), counts=counts)
     _finish(run, fitted.model, rows, console)
-    _report(run, loaded, console)
+    _report(run, fitted.model, loaded, console)
     return RunResult(run.path, rows)
 
 
@@ -168,15 +168,15 @@ def _measure(fitted: Fitted, logits: Tensor, loaded: LoadedImages | FeatureFile)
     return measure(logits, fitted.zero_shot_logits, fitted.described_logits, fitted.looks, heads, loaded.store.ids, order)
 
 
-def _report(run: RunFolder, loaded: LoadedImages | FeatureFile, console: Console) -> None:
+def _report(run: RunFolder, model: Model, loaded: LoadedImages | FeatureFile, console: Console) -> None:
     """The run is finished and saved: whatever goes wrong with its report must not take it back."""
-    from finelens.report.thumbnails import from_store, no_pixels
+    from finelens.report.thumbnails import from_store, no_photos
     from finelens.report.write import write_report
 
     try:
         positions = [(record.name, record.index) for record in loaded.records if record.index is not None]
-        pixels = no_pixels if isinstance(loaded, FeatureFile) else from_store(positions, loaded.store)
-        console.say(f"wrote {write_report(run, pixels)}")
+        photos = no_photos if isinstance(loaded, FeatureFile) else from_store(positions, loaded.store)
+        console.say(f"wrote {write_report(run, photos, model)}")
     except Exception as error:
         console.warn(f"the report could not be written ({error}); the run itself is complete, finelens report {run.path} tries again")
 

@@ -330,6 +330,14 @@ class Task(nn.Module, ABC):
         """The same with further uint8 views (B, M, 3, S, S) of each image; a task that sets ``inference`` answers here."""
         raise NotImplementedError(f"{type(self).__name__} answers from the centre view alone")
 
+    def attention_maps(self, images: Tensor) -> dict[str, Tensor]:
+        """What the method attends to in uint8 centre views (B, 3, S, S): maps (B, N) in [0, 1] over the patch grid, by what they are; for the report."""
+        return {}
+
+    def crop_weights(self, images: Tensor, crops: Tensor) -> Tensor | None:
+        """How much each of the crops (B, M, 3, S, S) weighs in the label of its image, (B, M); None for a method without crops. For the report."""
+        return None
+
     @abstractmethod
     def cost(self) -> Cost:
         """Forwards per image and epoch, for the estimate before a run."""

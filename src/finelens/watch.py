@@ -47,7 +47,7 @@ def watched(hooks: Hooks, engine: Engine, zero_shot: Tensor, class_names: Sequen
         return warning
 
     engine.micro.say = say
-    return replace(hooks, alarm=alarm)
+    return replace(hooks, alarm=alarm, zero_shot=zero_shot.argmax(1))
 
 
 def check_image_features(features: Tensor, console: Console) -> None:

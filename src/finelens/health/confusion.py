@@ -27,6 +27,8 @@ class ConfusionPair:
 def estimate_confusion(probabilities: Tensor) -> tuple[ConfusionPair, ...]:
     """Pairs by posterior mass that they share: ``m_ab = sum_i p_ia p_ib``, largest first; pairs without any are left out.
 
+    Of ten estimates compared in docs/report.md none is clearly better.
+
     Args:
         probabilities: Posteriors (N, C).
     """

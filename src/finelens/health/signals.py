@@ -21,6 +21,8 @@ from finelens.strict import from_mapping
 
 FORMAT = "finelens-signals"
 PAIRS = 50
+# Images whose features are held in double precision at a time.
+CHUNK = 4096
 # Characters of a content's hash that tell 50,000 files apart with certainty enough to call two of them copies.
 ID_LENGTH = 16
 MOST_NEIGHBOURS, NEIGHBOUR_CHUNK = 10, 2048
@@ -154,11 +156,13 @@ def spread(labels: Tensor, classes: int) -> float:
 
 def class_typicality(features: Tensor, labels: Tensor, classes: int) -> Tensor:
     """Cosine (N,) of each unit-norm feature (N, E) with the mean of the other images of its class; NaN for an only image."""
-    features = features.double()
-    sums = torch.zeros(classes, features.shape[1], dtype=torch.float64).index_add_(0, labels, features)  # (C, E)
-    others = F.normalize(sums[labels] - features, dim=1)
+    sums = torch.zeros(classes, features.shape[1], dtype=torch.float64)  # (C, E)
+    parts = list(zip(features.split(CHUNK), labels.split(CHUNK), strict=True))
+    for x, own in parts:
+        sums.index_add_(0, own, x.double())
+    cosines = [(x.double() * F.normalize(sums[own] - x.double(), dim=1)).sum(1) for x, own in parts]
     alone = torch.bincount(labels, minlength=classes)[labels] < 2
-    return (features * others).sum(1).masked_fill(alone, math.nan)
+    return torch.cat(cosines).masked_fill(alone, math.nan)
 
 
 def neighbour_support(features: Tensor, probabilities: Tensor) -> Tensor:

@@ -159,15 +159,23 @@ def crop_views(
     Returns:
         (M, 3, S, S) uint8.
     """
-    rng = generator(seed, epoch, sample_id, "crops")
     size = preprocess.image_size
-    _, height, width = image.shape
     views = torch.empty(count, 3, size, size, dtype=torch.uint8)
-    for view in views:
-        side = max(1, int(uniform(rng, low, high) * min(height, width)))
-        top, left = below(rng, height - side + 1), below(rng, width - side + 1)
+    for view, (top, left, side) in zip(views, crop_regions(image.shape[1], image.shape[2], seed, epoch, sample_id, count, low, high), strict=True):
         view.copy_(_resize(image[:, top : top + side, left : left + side], [size, size], preprocess))
     return views
+
+
+def crop_regions(
+    height: int, width: int, seed: int, epoch: int, sample_id: str, count: int, low: float = 0.5, high: float = 0.9
+) -> list[tuple[int, int, int]]:
+    """Top, left and side of each of the :func:`crop_views` of an image of that size."""
+    rng = generator(seed, epoch, sample_id, "crops")
+    regions = []
+    for _ in range(count):
+        side = max(1, int(uniform(rng, low, high) * min(height, width)))
+        regions.append((below(rng, height - side + 1), below(rng, width - side + 1), side))
+    return regions
 
 
 def _resize(image: Tensor, size: list[int], preprocess: Preprocess) -> Tensor:

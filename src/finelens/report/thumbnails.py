@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -23,21 +24,35 @@ QUALITY = 78
 # Thumbnails of one page: at about 5 kB each they stay far under its limit of 30 MB.
 LIMIT = 1200
 
-Pixels = Callable[[str], "Tensor | None"]
+
+@dataclass(frozen=True)
+class Photo:
+    """A decoded photograph.
+
+    Attributes:
+        pixels: (3, H, W) uint8.
+        sample_id: Its identity by content.
+    """
+
+    pixels: Tensor
+    sample_id: str
+
+
+Photos = Callable[[str], "Photo | None"]
 
 
 class Thumbnails:
     """Square pictures by file name, each made once, up to a limit.
 
     Args:
-        pixels: Gives the decoded image (3, H, W) uint8 of a file name, None where there is none (any more).
+        photos: Gives the photograph of a file name, None where there is none (any more).
         limit: How many different pictures may be made.
         side: Side of a picture, the longer one where it is not square.
         crop: Whether to show the central square or the whole image.
     """
 
-    def __init__(self, pixels: Pixels, limit: int = LIMIT, *, side: int = SIDE, crop: bool = True) -> None:
-        self._pixels = pixels
+    def __init__(self, photos: Photos, limit: int = LIMIT, *, side: int = SIDE, crop: bool = True) -> None:
+        self.photo = photos
         self._shape = square if crop else whole
         self._side = side
         self._made: dict[str, str | None] = {}
@@ -51,41 +66,37 @@ class Thumbnails:
     def uri(self, name: str) -> str | None:
         """The picture as a ``data:`` address; None when the photograph is gone or the limit is reached."""
         if name not in self._made:
-            image = self.pixels(name) if self._left > 0 else None
-            if image is None:
+            photo = self.photo(name) if self._left > 0 else None
+            if photo is None:
                 return None
             self._left -= 1
-            self._made[name] = jpeg_uri(self._shape(image, self._side))
+            self._made[name] = jpeg_uri(self._shape(photo.pixels, self._side))
         return self._made[name]
 
-    def pixels(self, name: str) -> Tensor | None:
-        """The decoded image (3, H, W) itself."""
-        return self._pixels(name)
 
-
-def no_pixels(name: str) -> None:
+def no_photos(name: str) -> None:
     """A source for runs whose photographs are not at hand."""
 
 
-def from_folder(photos: Path, limits: DecodeLimits) -> Pixels:
+def from_folder(photos: Path, limits: DecodeLimits) -> Photos:
     """Read photographs by their name relative to a folder, through the one decode boundary. A folder that is gone has none."""
     try:
         paths = {file.name: file.path for file in discover(photos)}
     except UserError:
-        return no_pixels
+        return no_photos
 
-    def pixels(name: str) -> Tensor | None:
+    def photo(name: str) -> Photo | None:
         path = paths.get(name)
         decoded = None if path is None else decode(path, limits)
-        return decoded.pixels if isinstance(decoded, DecodedImage) else None
+        return Photo(decoded.pixels, decoded.sha256) if isinstance(decoded, DecodedImage) else None
 
-    return pixels
+    return photo
 
 
-def from_store(names: Sequence[tuple[str, int]], store: ImageStore) -> Pixels:
+def from_store(names: Sequence[tuple[str, int]], store: ImageStore) -> Photos:
     """Take decoded images from memory: file names with their positions in the store."""
     positions = dict(names)
-    return lambda name: store[positions[name]] if name in positions else None
+    return lambda name: Photo(store[positions[name]], store.ids[positions[name]]) if name in positions else None
 
 
 def square(image: Tensor, side: int) -> Tensor:
@@ -104,16 +115,11 @@ def whole(image: Tensor, side: int) -> Tensor:
 
 def jpeg_uri(image: Tensor) -> str:
     """(3, H, W) uint8 as a JPEG in a ``data:`` address. The same pixels give the same text."""
-    return _data_uri(Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()), "JPEG", quality=QUALITY, optimize=True)
+    return picture_uri(Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()))
 
 
-def png_uri(image: Tensor) -> str:
-    """(H, W) or (4, H, W) uint8 as a PNG in a ``data:`` address: a grey map, or colour with transparency."""
-    array = image if image.ndim == 2 else image.permute(1, 2, 0)
-    return _data_uri(Image.fromarray(array.contiguous().to(torch.uint8).numpy()), "PNG", optimize=True)
-
-
-def _data_uri(image: Image.Image, kind: str, **options: object) -> str:
+def picture_uri(image: Image.Image) -> str:
+    """A Pillow image as a JPEG in a ``data:`` address."""
     file = io.BytesIO()
-    image.save(file, kind, **options)
-    return f"data:image/{kind.lower()};base64,{base64.b64encode(file.getvalue()).decode('ascii')}"
+    image.save(file, "JPEG", quality=QUALITY, optimize=True)
+    return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode('ascii')}"

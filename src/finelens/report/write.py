@@ -8,24 +8,23 @@ from pathlib import Path
 from finelens import __version__
 from finelens.files import write_text
 from finelens.images.decode import DecodeLimits
+from finelens.models import Model
 from finelens.report import rows
 from finelens.report.card import model_card
 from finelens.report.page import render
 from finelens.report.record import RunRecord, read_run
-from finelens.report.sections import balance, changes, classes, confusions, cost, found, labelled, training
-from finelens.report.thumbnails import Pixels, Thumbnails, from_folder
+from finelens.report.sections import balance, changes, classes, confusions, cost, found, labelled, looked, training
+from finelens.report.thumbnails import Photos, Thumbnails, from_folder
 from finelens.runs import RunFolder
 
-# Originals of thumbnails need not be large.
-SHORT_SIDE = 256
 
-
-def write_report(folder: RunFolder, pixels: Pixels | None = None) -> Path:
+def write_report(folder: RunFolder, photos: Photos | None = None, model: Model | None = None) -> Path:
     """Write the report and the model card of a finished run from its files.
 
     Args:
         folder: The run.
-        pixels: Where the pictures come from; by default they are read again from the run's photographs. Where those are gone, the report has none.
+        photos: Where the pictures come from; by default they are read again from the run's photographs. Where those are gone, the report has none.
+        model: The run's model, for what it looked at; None leaves that part out.
 
     Returns:
         Path of the report.
@@ -34,13 +33,13 @@ def write_report(folder: RunFolder, pixels: Pixels | None = None) -> Path:
         UserError: The run is not finished or damaged, or the file cannot be written.
     """
     record = read_run(folder)
-    source = pixels or from_folder(Path(record.config.photos), DecodeLimits(short_side=SHORT_SIDE))
-    write_text(folder.report_path, report_html(record, Thumbnails(source)))
+    source = photos or from_folder(Path(record.config.photos), DecodeLimits())
+    write_text(folder.report_path, report_html(record, Thumbnails(source), model))
     write_text(folder.card_path, model_card(record))
     return folder.report_path
 
 
-def report_html(record: RunRecord, thumbnails: Thumbnails) -> str:
+def report_html(record: RunRecord, thumbnails: Thumbnails, model: Model | None = None) -> str:
     """The page."""
     content = {
         "title": f"{record.path.absolute().name}: {record.config.method}, {len(record.predicted)} images",
@@ -52,6 +51,7 @@ def report_html(record: RunRecord, thumbnails: Thumbnails) -> str:
         "confusions": confusions.build(record, thumbnails),
         "changes": changes.build(record, thumbnails),
         "classes": classes.build(record, thumbnails),
+        "looked": looked.build(record, thumbnails, model),
         "training": training.build(record),
         "cost": cost.build(record),
         "labelled": labelled.build(record),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -59,9 +60,17 @@ def task_tensors(task: Task, backbone: Backbone) -> dict[str, Tensor]:
     return tensors | {f"parameter.{name}": parameter.detach() for name, parameter in named_trainable(task).items()}
 
 
-def save_checkpoint(folder: Path, task: Task, backbone: Backbone, optimizer: torch.optim.Optimizer, position: Position, events_offset: int) -> None:
-    """Write everything that ``load_checkpoint`` needs, atomically."""
-    tensors = task_tensors(task, backbone)
+def save_checkpoint(
+    folder: Path,
+    task: Task,
+    backbone: Backbone,
+    optimizer: torch.optim.Optimizer,
+    position: Position,
+    events_offset: int,
+    memory: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Write everything that ``load_checkpoint`` needs, atomically; ``memory`` is what the loop itself remembers."""
+    tensors = task_tensors(task, backbone) | {f"memory.{name}": tensor for name, tensor in (memory or {}).items()}
     for name, parameter in named_trainable(task).items():
         # A parameter that has had no gradient yet has no state.
         tensors |= {f"optimizer.{key}.{name}": value for key, value in optimizer.state.get(parameter, {}).items()}
@@ -69,8 +78,10 @@ def save_checkpoint(folder: Path, task: Task, backbone: Backbone, optimizer: tor
     save_tensors(folder / CHECKPOINT_FILE, tensors, {META_KEY: json.dumps({**asdict(position), "events_offset": events_offset})})
 
 
-def load_checkpoint(folder: Path, task: Task, backbone: Backbone, optimizer: torch.optim.Optimizer) -> Position:
-    """Restore a run in place.
+def load_checkpoint(
+    folder: Path, task: Task, backbone: Backbone, optimizer: torch.optim.Optimizer, memory: Mapping[str, Tensor] | None = None
+) -> Position:
+    """Restore a run in place; the tensors of ``memory`` are filled.
 
     Returns:
         Position to go on from.
@@ -83,13 +94,15 @@ def load_checkpoint(folder: Path, task: Task, backbone: Backbone, optimizer: tor
         raise UserError(f"{path} does not exist: the run has no checkpoint to resume from")
     tensors = load_tensors(path)
     try:
-        return _restore(path, tensors, task, backbone, optimizer)
+        return _restore(path, tensors, task, backbone, optimizer, memory or {})
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"{path} does not fit this run ({' '.join(str(error).split())[:200]}); restore it from a copy, or start a new run") from error
 
 
-def _restore(path: Path, tensors: dict[str, Tensor], task: Task, backbone: Backbone, optimizer: torch.optim.Optimizer) -> Position:
-    groups: dict[str, dict[str, Tensor]] = {"task": {}, "fitted": {}, "parameter": {}, "optimizer": {}}
+def _restore(
+    path: Path, tensors: dict[str, Tensor], task: Task, backbone: Backbone, optimizer: torch.optim.Optimizer, memory: Mapping[str, Tensor]
+) -> Position:
+    groups: dict[str, dict[str, Tensor]] = {"task": {}, "fitted": {}, "parameter": {}, "optimizer": {}, "memory": {}}
     for key, value in tensors.items():
         kind, _, name = key.partition(".")
         groups[kind][name] = value
@@ -104,6 +117,8 @@ def _restore(path: Path, tensors: dict[str, Tensor], task: Task, backbone: Backb
             buffer.copy_(groups["fitted"][name])
         for name, parameter in named.items():
             parameter.copy_(groups["parameter"][name])
+    for name, tensor in memory.items():
+        tensor.copy_(groups["memory"][name])
     for key, value in groups["optimizer"].items():
         kind, _, name = key.partition(".")
         # The step counter stays on the host; the moments live where their parameter does.

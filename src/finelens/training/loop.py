@@ -20,6 +20,7 @@ from finelens.protocol import Batch, ImageStore, StepOutput, Task
 from finelens.training.checkpoint import Position, load_checkpoint, named_trainable, save_checkpoint
 from finelens.training.engine import Engine
 from finelens.training.failure import first_not_finite, save_failure
+from finelens.training.memory import PseudoLabelMemory
 from finelens.training.microbatch import BufferSnapshot, is_out_of_memory, until_it_fits
 from finelens.training.schedule import build_optimizer, learning_rate, set_lr
 
@@ -46,6 +47,7 @@ class Hooks:
         events_offset: Bytes of the event file when training starts.
         on_images: Called with the number of images of each finished step.
         should_stop: Asked after each step; True saves and stops.
+        zero_shot: Class of each image by the unadapted model, (N,), to compare pseudo-labels with; None to leave it.
         alarm: Given how many images of an epoch were trained towards each class; returns a warning, or None.
     """
 
@@ -55,6 +57,7 @@ class Hooks:
     events_offset: int = 0
     on_images: Callable[[int], object] = lambda count: None
     should_stop: Callable[[], bool] = lambda: False
+    zero_shot: Tensor | None = None
     alarm: Callable[[tuple[int, ...]], str | None] = lambda counts: None
 
 
@@ -78,6 +81,7 @@ class Trainer:
         self.hooks = hooks or Hooks()
         self.optimizer = build_optimizer(task, config.lr)
         self.position = Position()
+        self.memory = PseudoLabelMemory(len(store), self.hooks.zero_shot)
         self._offset = self.hooks.events_offset
 
     @property
@@ -94,7 +98,7 @@ class Trainer:
     def resume(self) -> None:
         """Go on from the checkpoint instead of from the start."""
         assert self.hooks.checkpoints is not None
-        self.position = load_checkpoint(self.hooks.checkpoints, self.task, self.engine.backbone, self.optimizer)
+        self.position = load_checkpoint(self.hooks.checkpoints, self.task, self.engine.backbone, self.optimizer, self.memory.state())
         # The cost of a run is that of one never interrupted; what a resumed one does again is not counted twice.
         self.engine.no_grad_forwards, self.engine.grad_forwards = self.position.no_grad_forwards, self.position.grad_forwards
 
@@ -113,6 +117,7 @@ class Trainer:
             epoch = self.position.epoch
             self._epoch()
             means = {name: total / self.position.images for name, total in self.position.sums.items()} | dict(self.task.end_epoch(epoch))
+            means |= self.memory.end_epoch()
             history.append(means)
             warning = self.hooks.alarm(self.position.pseudo_labels)
             if self.hooks.run is not None:
@@ -169,6 +174,7 @@ class Trainer:
             ) from error
         position.step += 1
         position.images += len(batch.index)
+        self.memory.remember(batch.index, output.pseudo_labels)
         position.pseudo_labels = _added(position.pseudo_labels, output.pseudo_labels)
         for name, value in {"loss": loss, **output.log}.items():
             position.sums[name] = position.sums.get(name, 0.0) + value * len(batch.index)
@@ -204,7 +210,8 @@ class Trainer:
     def _save(self) -> None:
         if self.hooks.checkpoints is not None:
             self.position.no_grad_forwards, self.position.grad_forwards = self.engine.no_grad_forwards, self.engine.grad_forwards
-            save_checkpoint(self.hooks.checkpoints, self.task, self.engine.backbone, self.optimizer, self.position, self._offset)
+            memory = self.memory.state()
+            save_checkpoint(self.hooks.checkpoints, self.task, self.engine.backbone, self.optimizer, self.position, self._offset, memory)
 
 
 def _added(counts: tuple[int, ...], labels: Tensor | None) -> tuple[int, ...]:

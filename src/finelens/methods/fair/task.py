@@ -150,6 +150,14 @@ class Fair(Task):
         return {"anchors": self.anchors.detach()}
 
     @torch.no_grad()
+    def crop_weights(self, images: Tensor, crops: Tensor) -> Tensor | None:
+        """3. Weights of the selected crops, 0 for the others."""
+        reference, features = self.engine.encode_frozen(images).global_, self._encode_crops(crops)
+        relevance = torch.einsum("bme,be->bm", features, reference)
+        _, weights = select_crops(features, reference, self.config.keep, self.config.crop_scale)
+        return torch.zeros_like(relevance).scatter_(1, relevance.topk(weights.shape[1], dim=1).indices, weights)
+
+    @torch.no_grad()
     def predict_logits(self, images: Tensor) -> dict[str, Tensor]:
         """9. One centre view against the anchors; with ``inference="las"``, crops of that view stand in for those of the image."""
         if self.inference is not None:

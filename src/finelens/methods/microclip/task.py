@@ -155,6 +155,27 @@ class MicroClip(Task):
         position = (torch.full((len(tokens.cls),), 0.5) if draw is None else draw).to(tokens.cls.device).mul(count).long()
         return tokens.patches[torch.arange(len(position), device=position.device), position]
 
+    # What the report draws.
+
+    @torch.no_grad()
+    def attention_maps(self, images: Tensor) -> dict[str, Tensor]:
+        """The salient side of the cut, and SOAP's attention over its largest entry (the empty token left out)."""
+        if self.soap is None:
+            return {}
+        found = self.features(self.engine.encode_frozen(images, patches=True))
+        maps = {} if found.saliency is None else {"NCut mask": found.saliency.mask.float()}
+        if found.attention is not None:
+            attention = found.attention[:, :-1]  # (B, N)
+            maps["SOAP attention"] = attention / attention.amax(1, keepdim=True)
+        return maps
+
+    @torch.no_grad()
+    def crop_weights(self, images: Tensor, crops: Tensor) -> Tensor | None:
+        """Weights of the crops in the multi-view prior."""
+        reference = self.engine.encode_frozen(images).global_
+        features = self.engine.encode_frozen(crops.flatten(0, 1)).global_.unflatten(0, crops.shape[:2])  # (B, M, E)
+        return multi_view_feature(features, reference)[1].softmax(-1)
+
     # Logits (sections 5 and 8).
 
     def branch_logits(self, features: Features) -> dict[str, Tensor]:
