@@ -28,7 +28,6 @@ from torch import Tensor
 from finelens.evaluation.metrics import paired_bootstrap
 from finelens.files import load_tensors, save_tensors
 from finelens.health import verdict
-
 from finelens.health.signals import signals_of
 from finelens.methods.registry import find_method
 

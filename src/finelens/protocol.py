@@ -331,7 +331,7 @@ class Task(nn.Module, ABC):
         raise NotImplementedError(f"{type(self).__name__} answers from the centre view alone")
 
     def attention_maps(self, images: Tensor) -> dict[str, Tensor]:
-        """What the method attends to in uint8 centre views (B, 3, S, S): maps (B, N) in [0, 1] over the patch grid, by what they are; for the report."""
+        """Where the method looks in uint8 centre views (B, 3, S, S), for the report: maps (B, N) in [0, 1] over the patch grid, by name."""
         return {}
 
     def crop_weights(self, images: Tensor, crops: Tensor) -> Tensor | None:

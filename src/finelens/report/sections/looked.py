@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
@@ -26,7 +25,7 @@ DIM = 0.25
 
 
 def build(record: RunRecord, thumbnails: Thumbnails, model: Model | None) -> list[dict[str, Any]]:
-    """One entry an image: the least certain first, half of them changed by the method; empty for a method without maps and crops, and without model."""
+    """One entry an image: the least certain, half of them changed by the method; none without a model, or for a method without maps and crops."""
     if model is None:
         return []
     entries = []
@@ -97,8 +96,12 @@ def framed(pixels: Tensor, regions: list[tuple[int, int, int]]) -> Image.Image:
     image = _pillow(pixels).resize((max(1, math.ceil(width * scale)), SIDE), Image.Resampling.BICUBIC)
     draw = ImageDraw.Draw(image)
     for rank, (top, left, side) in reversed(list(enumerate(regions))):
-        box = np.array([left, top, left + side - 1, top + side - 1]) * scale
-        draw.rectangle([int(edge) for edge in box], outline=(255, 214, 10) if rank == 0 else (255, 255, 255), width=3 if rank == 0 else 1)
+        box = [int(edge * scale) for edge in (left, top, left + side - 1, top + side - 1)]
+        # A dark line below, so that frames show on white.
+        draw.rectangle(box, outline=(0, 0, 0), width=5 if rank == 0 else 3)
+        draw.rectangle(
+            [box[0] + 1, box[1] + 1, box[2] - 1, box[3] - 1], outline=(255, 214, 10) if rank == 0 else (255, 255, 255), width=3 if rank == 0 else 1
+        )
     return image
 
 
