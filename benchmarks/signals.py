@@ -12,6 +12,7 @@ of half of the classes swapped, descriptions with noise, and predictions collaps
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import sys
 from collections import Counter
@@ -21,19 +22,32 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from finelens.evaluation.metrics import paired_bootstrap
 from finelens.files import load_tensors, save_tensors
 from finelens.health import verdict
 from finelens.health.signals import signals_of
+from finelens.health.verdict import COLLAPSE
 from finelens.methods.registry import find_method
 
 SOLVERS = ("stata", "gda-em", "transclip", "ot", "zlap")
 STARTS = ("descriptions", "templates", "swapped", "noisy")
 TOP = 10
+NOTHING = "no difference shown"
+# What a verdict is worth by the truth, for choosing thresholds.
+VALUE = {
+    ("improved", "better"): 1,
+    ("improved", NOTHING): -0.5,
+    ("improved", "worse"): -2,
+    ("do not use", "worse"): 1,
+    ("do not use", NOTHING): -0.5,
+    ("do not use", "better"): -2,
+}
 
 
 def main() -> None:
@@ -87,7 +101,7 @@ def run(data: dict[str, Tensor], method: str, start: str, kept: Path) -> dict[st
         "accuracy": round(float(right.mean()), 4),
         "zero_shot": round(float(before.mean()), 4),
         "gain_interval": [round(low, 4), round(high, 4)],
-        "truth": "better" if low > 0 else "worse" if high < 0 else "no difference shown",
+        "truth": "better" if low > 0 else "worse" if high < 0 else NOTHING,
         "verdict": judged["all"].level,
         "verdict_without_descriptions": judged["without_descriptions"].level,
         "signals": {k: round(v, 4) if isinstance(v, float) else v for k, v in asdict(found).items()},
@@ -172,18 +186,48 @@ def precisions(data: dict[str, Tensor], logits: Tensor, first: Tensor, truth: Te
     return result
 
 
+def left_out(rows: list[dict[str, Any]]) -> Counter[tuple[str, str]]:
+    """Verdicts on each set by thresholds (improved, do not use, texts) chosen on the other sets alone, in a coarse grid."""
+    grid = list(itertools.product((0.65, 0.7, 0.75, 0.8, 0.85), (0.45, 0.5, 0.55, 0.6, 0.65), (0, 0.6, 0.65, 0.7, 0.75)))
+    counts: Counter[tuple[str, str]] = Counter()
+    for name in dict.fromkeys(row["set"] for row in rows):
+        others = [row for row in rows if row["set"] != name]
+        best = max(grid, key=lambda thresholds: sum(VALUE.get((level(row, *thresholds), row["truth"]), 0) for row in others))
+        counts.update((level(row, *best), row["truth"]) for row in rows if row["set"] == name)
+    return counts
+
+
+def level(row: dict[str, Any], kept: float, lost: float, texts: float) -> str:
+    found = row["signals"]
+    if found["spread"] < COLLAPSE * found["spread_zero_shot"] or found["kept"] < lost:
+        return "do not use"
+    return "unclear" if found["text_agreement"] < texts or found["kept"] < kept else "improved"
+
+
 def show(rows: list[dict[str, Any]]) -> None:
-    for key in ("verdict", "verdict_without_descriptions"):
-        counts = Counter((row[key], row["truth"]) for row in rows)
-        print(f"| {key.replace('_', ' ')} | better | no difference shown | worse |\n|---|---|---|---|")
+    own = [row for row in rows if row["start"] in ("descriptions", "templates") and row["method"] != "collapse"]
+    tables = {
+        "verdict": Counter((row["verdict"], row["truth"]) for row in rows),
+        "own texts only": Counter((row["verdict"], row["truth"]) for row in own),
+        "without descriptions": Counter((row["verdict_without_descriptions"], row["truth"]) for row in rows),
+        "thresholds from the other sets": left_out(rows),
+    }
+    for key, counts in tables.items():
+        print(f"| {key} | better | no difference shown | worse |\n|---|---|---|---|")
         for level in ("improved", "unclear", "do not use"):
-            print(f"| {level} | " + " | ".join(str(counts[level, truth]) for truth in ("better", "no difference shown", "worse")) + " |")
+            print(f"| {level} | " + " | ".join(str(counts[level, truth]) for truth in ("better", NOTHING, "worse")) + " |")
         print()
-    whole = [row for row in rows if row["start"] in ("descriptions", "templates") and row["method"] != "collapse"]
+    print("| signal | better | worse |\n|---|---|---|")
+    for name in ("kept", "agreement", "text_agreement", "confidence", "margin", "spread", "unused"):
+        values = np.array([row["signals"][name] for row in rows])
+        for_better = roc_auc_score([row["truth"] == "better" for row in rows], values)
+        for_worse = roc_auc_score([row["truth"] == "worse" for row in rows], -values)
+        print(f"| {name} | {for_better:.2f} | {for_worse:.2f} |")
+    print()
     sets = list(dict.fromkeys(row["set"] for row in rows))
     print("| estimate | " + " | ".join(sets) + " | mean |\n|---" * 1 + "|---" * (len(sets) + 1) + "|")
     for name in rows[0]["precision_at_10"]:
-        values = [[row["precision_at_10"][name] for row in whole if row["set"] == one] for one in sets]
+        values = [[row["precision_at_10"][name] for row in own if row["set"] == one] for one in sets]
         means = [sum(v) / len(v) for v in values]
         print(f"| {name} | " + " | ".join(f"{m:.2f}" for m in means) + f" | {sum(means) / len(means):.2f} |")
 

@@ -391,7 +391,7 @@ def report(
     Raises:
         UserError: Not a finished run, labels that cannot be matched, or a file that cannot be written.
     """
-    from finelens.report.thumbnails import from_folder
+    from finelens.report.thumbnails import from_folder, no_photos
     from finelens.report.write import write_report
 
     console = console or Console()
@@ -400,8 +400,11 @@ def report(
             raise UserError("--test needs --labels: folders, or a CSV file with the columns path,label")
         if labels is not None:
             evaluate(run, test or folder.config.photos, labels, device=device, json_file=folder.evaluation_path, console=console)
-        classifier = load_run(run, device=device)
-        path = write_report(folder, from_folder(Path(folder.config.photos), classifier.limits), classifier.model)
+        if is_feature_path(folder.config.photos):
+            path = write_report(folder, no_photos)
+        else:
+            classifier = load_run(run, device=device)
+            path = write_report(folder, from_folder(Path(folder.config.photos), classifier.limits), classifier.model)
     console.say(f"wrote {path}")
     return path
 
