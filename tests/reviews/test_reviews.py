@@ -20,7 +20,7 @@ from finelens.images.decode import DecodeLimits
 from finelens.images.discover import discover
 from finelens.pipeline import load
 from finelens.report.record import read_run
-from finelens.report.thumbnails import no_pixels, whole
+from finelens.report.thumbnails import no_photos, whole
 from finelens.reviews.order import looks, ranks
 from finelens.reviews.server import hints_csv, read_answers
 from finelens.reviews.sheet import adapt_command, sheet_html
@@ -100,7 +100,7 @@ def test_support_is_what_the_nearest_others_say():
 
 
 def test_names_are_text_wherever_they_stand(record):
-    html = sheet_html(record, no_pixels)
+    html = sheet_html(record, no_photos)
     assert html.count("<script") == 2
     assert NAMES[0] not in html
     sheet = data_of(html)

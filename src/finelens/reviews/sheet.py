@@ -12,7 +12,7 @@ from finelens.files import write_text
 from finelens.images.decode import DecodeLimits
 from finelens.report.page import render
 from finelens.report.record import RunRecord, read_run
-from finelens.report.thumbnails import Pixels, Thumbnails, from_folder
+from finelens.report.thumbnails import Photos, Thumbnails, from_folder
 from finelens.reviews.order import looks
 from finelens.runs import RunFolder
 
@@ -22,18 +22,18 @@ LIMIT = 200
 CHOICES = 5
 
 
-def sheet_html(record: RunRecord, pixels: Pixels, limit: int = LIMIT, *, token: str | None = None, answers: Mapping[str, str] | None = None) -> str:
+def sheet_html(record: RunRecord, photos: Photos, limit: int = LIMIT, *, token: str | None = None, answers: Mapping[str, str] | None = None) -> str:
     """The page.
 
     Args:
         record: A finished run.
-        pixels: Where the pictures come from.
+        photos: Where the pictures come from.
         limit: Most photographs on the sheet.
         token: Secret of the local server that takes the answers; None for a file that offers them as a download.
         answers: Class names by path that were given before; the empty name for "none of these".
     """
     chosen = looks(record, limit)
-    thumbnails = Thumbnails(pixels, limit=limit, side=SIDE, crop=False)
+    thumbnails = Thumbnails(photos, limit=limit, side=SIDE, crop=False)
     place = {name: i for i, name in enumerate(record.classes)}
     items: list[dict[str, Any]] = [
         {
@@ -87,6 +87,6 @@ def adapt_command(record: RunRecord) -> str:
     return shlex.join([*parts, "--hints", "hints.csv", "--out", f"{record.path.name}-2"])
 
 
-def photographs(record: RunRecord) -> Pixels:
+def photographs(record: RunRecord) -> Photos:
     """The run's photographs, read again."""
     return from_folder(Path(record.config.photos), DecodeLimits(short_side=SIDE))
