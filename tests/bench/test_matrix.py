@@ -89,7 +89,7 @@ def test_online_takes_what_needs_no_look_ahead(context):
     assert row(context, "cupl", "online").status == "ok"
     skipped = row(context, "gda-em", "online")
     assert (skipped.status, skipped.measures) == ("skipped", {})
-    assert "all images" in skipped.reason
+    assert "do not adapt" in skipped.reason
 
 
 def test_hints_reach_methods_that_adapt_in_few_shot_protocols_only(context):
