@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test coverage lint clean
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -18,6 +18,10 @@ test: $(VENV)/.installed
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m mypy
 	$(BIN)/python -m pytest
+
+# Lines of what stands between a run and its loss: decoding, run state, checkpoints. One process, about five minutes.
+coverage: $(VENV)/.installed
+	$(BIN)/python scripts/measure_coverage.py
 
 lint: $(VENV)/.installed
 	$(BIN)/python -m ruff check --fix .

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -21,10 +23,12 @@ from PIL import Image
 from finelens import api, cache
 from finelens.config import from_json
 from finelens.evaluation.labels import read_labels
-from finelens.files import load_tensors, read_json
+from finelens.feature_store.files import read_features
+from finelens.files import load_tensors, read_json, save_tensors
 from finelens.images.decode import DecodedImage, DecodeLimits, Failure, decode
 from finelens.models import load_model
 from finelens.predictions import read_predictions
+from finelens.report.record import read_run
 from finelens.runs import RunFolder
 from finelens.schemas import STATUSES
 from finelens.training.checkpoint import load_checkpoint, read_events_offset
@@ -131,6 +135,8 @@ def finished(tmp_path_factory, tiny_vit) -> Path:
     names = write_classes(root / "names.txt")
     options = {"training": {"epochs": 1, "precision": "float32"}}
     api.adapt(photos, names, root / "run", method="dpa", backbone=f"local:{tiny_vit}", options=options, console=QUIET)
+    np.save(root / "features.npy", np.random.default_rng(0).normal(size=(5, 8)).astype(np.float32))
+    save_tensors(root / "features.safetensors", {"features": torch.randn(5, 8, generator=torch.Generator().manual_seed(0))})
     (root / "labels.csv").write_text('path,label\nred stripe/0.png,red stripe\n\'=odd,"blue, disc"\n')
     return root
 
@@ -151,6 +157,11 @@ def _read_checkpoint(root: Path, tiny_vit: Path) -> Any:
     return read_events_offset(folder), load_checkpoint(folder, task, engine.backbone, build_optimizer(task, 1e-3))
 
 
+def _read_record(root: Path) -> Any:
+    with RunFolder.open(root / "run", lock=False) as run:
+        return read_run(run)
+
+
 READERS: dict[str, Callable[[Path, Path], Any]] = {
     "run/config.json": lambda root, _: RunFolder.open(root / "run", lock=False).config,
     "run/events.jsonl": lambda root, _: _read_events(root),
@@ -160,6 +171,9 @@ READERS: dict[str, Callable[[Path, Path], Any]] = {
     "run/model/model.safetensors": lambda root, _: load_tensors(root / "run" / "model" / "model.safetensors"),
     "run/model/zero_shot.safetensors": lambda root, _: load_model(root / "run" / "model"),
     "run/checkpoint/last.safetensors": _read_checkpoint,
+    "run/signals.json": lambda root, _: _read_record(root),
+    "features.npy": lambda root, _: read_features(root / "features.npy"),
+    "features.safetensors": lambda root, _: read_features(root / "features.safetensors"),
 }
 
 
@@ -212,6 +226,13 @@ def _replaced(document: Any, place: tuple[Any, ...], value: Any) -> Any:
 def test_any_document_as_configuration_or_model(finished, data):
     """Valid JSON with one value exchanged for another: structure is checked, not assumed."""
     config = read_json(finished / "run" / "config.json")
+    path = finished / "run" / "signals.json"
+    whole, signals = path.read_bytes(), read_json(path)
+    try:
+        path.write_text(json.dumps(_replaced(signals, data.draw(st.sampled_from(_places(signals))), data.draw(VALUES))))
+        attempt(_read_record, finished)
+    finally:
+        path.write_bytes(whole)
     attempt(from_json, _replaced(config, data.draw(st.sampled_from(_places(config))), data.draw(VALUES)), "config.json")
     path = finished / "run" / "model" / "model.json"
     whole, model = path.read_bytes(), read_json(path)
@@ -236,3 +257,26 @@ def test_any_damage_to_a_cache_entry_is_computed_again(tmp_path, data):
             found = cache.cached_tensors(["k"], lambda: good)
             assert found.keys() == good.keys()
             assert all(torch.equal(found[name], good[name]) for name in good)
+
+
+@pytest.mark.parametrize("shape", ["(1000000000000000,)", "(4294967296, 4294967296)", "(-1, 2)", "(2, 2), 'x': (lambda: 1)()"])
+def test_absurd_headers_of_arrays_are_one_line(tmp_path, shape):
+    header = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}".encode().ljust(117) + b"\n"
+    (tmp_path / "a.npy").write_bytes(b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + bytes(16))
+    _, refusal = attempt(read_features, tmp_path / "a.npy")
+    assert refusal is not None
+    assert "a.npy" in refusal
+
+
+def test_arrays_of_objects_are_refused_and_not_run(tmp_path):
+    trace = tmp_path / "ran"
+
+    class Payload:
+        def __reduce__(self):
+            return os.system, (f"touch {trace}",)
+
+    np.save(tmp_path / "a.npy", np.array([Payload()], dtype=object), allow_pickle=True)
+    _, refusal = attempt(read_features, tmp_path / "a.npy")
+    assert refusal is not None
+    assert "holds pickled objects, which are never read" in refusal
+    assert not trace.exists()

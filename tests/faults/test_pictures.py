@@ -162,3 +162,10 @@ def test_the_run_inside_the_photographs_is_refused(tiny_vit, tmp_path):
     with pytest.raises(UserError, match="lies inside the photographs"):
         api.zero_shot(photos, write_classes(tmp_path / "names.txt"), photos / "run", backbone=f"local:{tiny_vit}", console=QUIET)
     assert sorted(photos.rglob("*")) == before
+
+
+def test_broken_links_to_one_place_keep_a_row_each(tmp_path):
+    for name in ("a.jpg", "b.jpg"):
+        (tmp_path / name).symlink_to("nowhere")
+    loaded = load_folder(discover(tmp_path))
+    assert [(record.name, record.status) for record in loaded.records] == [("a.jpg", "vanished"), ("b.jpg", "vanished")]

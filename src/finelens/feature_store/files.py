@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import struct
+import zipfile
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -196,10 +198,11 @@ def _refuse_infinite(value: Tensor, path: Path, what: str) -> None:
 
 def _array(path: Path) -> Tensor:
     try:
-        array = np.load(path, allow_pickle=False)
+        # Mapped, not read: a header that promises more than the file holds is refused before anything is allocated.
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}; check the path and its permissions") from error
-    except (ValueError, EOFError) as error:
+    except (ValueError, EOFError, TypeError, SyntaxError, ArithmeticError, MemoryError, RecursionError, struct.error, zipfile.BadZipFile) as error:
         raise UserError(
             f"{path} is damaged, no .npy file, or holds pickled objects, which are never read ({error}); save a plain float array"
         ) from error

@@ -90,7 +90,8 @@ def _drop_aliases(files: list[ImageFile]) -> list[ImageFile]:
     seen: set[str] = set()
     kept: set[Path] = set()
     for file in sorted(files, key=lambda file: file.path.is_symlink()):
-        target = os.path.realpath(file.path)
+        # Links that lead nowhere are no aliases of a file: each keeps its row.
+        target = os.path.realpath(file.path) if file.path.exists() else os.fspath(file.path)
         if target not in seen:
             seen.add(target)
             kept.add(file.path)
