@@ -13,7 +13,7 @@ from finelens.bench.protocols import parse_protocol
 from finelens.bench.results import ResultsFile, unpack
 from finelens.bench.sets.table import find_data
 from finelens.errors import UserError
-from finelens.methods.registry import METHODS
+from finelens.methods.registry import METHODS, find_method
 from tests.bench.world import make_context, row, without_times
 from tests.toy import ALL, QUIET, TRAINING, WITH_SUPPORT
 
@@ -30,7 +30,7 @@ def user_result(toy_set, backbone, method, out):
     return api.evaluate(out, toy_set / "test", console=QUIET)
 
 
-@pytest.mark.parametrize("method", [*FREE, *TRAINING])
+@pytest.mark.parametrize("method", [*FREE, *(name for name in TRAINING if not find_method(name).few_shot)])
 def test_a_row_says_what_a_run_of_the_user_says(context, toy_set, tiny_vit, method, tmp_path):
     expected = user_result(toy_set, tiny_vit, method, tmp_path / "run")
     found = row(context, method, options=FAST if method in TRAINING else ())
