@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
+from finelens.choice import choose, starting_method
 from finelens.config import RunConfig, TextConfig, TrainingConfig, from_mapping
 from finelens.console import Console
 from finelens.errors import UserError
@@ -23,6 +24,7 @@ from finelens.images.discover import ImageFile, discover
 from finelens.images.store import ImageItems
 from finelens.images.strict import note_complaints
 from finelens.images.views import ViewConfig
+from finelens.methods.auto import AUTO
 from finelens.methods.registry import find_method
 from finelens.methods.support_task import SupportConfig
 from finelens.models import Model, choose_device, load_model
@@ -89,6 +91,7 @@ def adapt(
     logit_scale: float | None = None,
     backbone: str | None = None,
     method: str = "microclip",
+    minutes: float | None = None,
     seed: int = 0,
     device: str = "cpu",
     options: Assignments | None = None,
@@ -111,7 +114,8 @@ def adapt(
         row_names: Text file of row names for a feature file of another origin.
         logit_scale: Multiplier of cosines for features of another origin; by default what a file says, else 100.
         backbone: ``embedded``, ``open_clip:NAME/TAG``, ``hf-hub:ORG/REPO`` or ``local:DIR``; by default ``embedded``, or what the feature file says.
-        method: Name of the method, see ``finelens methods``.
+        method: Name of the method, see ``finelens methods``; ``auto`` chooses one and says why (docs/auto.md).
+        minutes: Time that training may take, for ``auto``; without it ``auto`` chooses no method that trains.
         seed: Seed of all randomness.
         device: ``cpu``, ``cuda`` or ``mps``.
         options: Values by section and key, e.g. ``{"training": {"epochs": 3}}``.
@@ -127,7 +131,7 @@ def adapt(
     config = make_config(
         verb,
         _absolute(photos),
-        method,
+        starting_method(method, options or {}, minutes),
         options or {},
         classes_file=_absolute(classes),
         descriptions_file=None if descriptions is None else _absolute(descriptions),
@@ -144,6 +148,9 @@ def adapt(
     RunFolder.check(out, config, overwrite=overwrite)
     inputs = read_inputs(config, console)
     config = _pinned(config, inputs.prepared.engine.backbone.name)
+    if method == AUTO:
+        choice = choose(inputs.prepared, inputs.loaded.store, config, inputs.hints, minutes, console)
+        config, inputs = choice.config, replace(inputs, prepared=choice.prepared, choice=choice.reason)
     with RunFolder.create(out, config, overwrite=overwrite) as run:
         return execute(run, inputs, console, should_stop)
 
@@ -165,7 +172,7 @@ def _absolute_backbone(spec: str) -> str:
 
 def zero_shot(photos: str | Path, classes: str | Path, out: str | Path, *, method: str = "zero-shot", **given: Any) -> RunResult:
     """Classify with the unadapted model; arguments as for :func:`adapt`."""
-    if find_method(method).adapts:
+    if method == AUTO or find_method(method).adapts:
         raise UserError(f"method {method} adapts to the images: use finelens adapt --method {method}")
     return adapt(photos, classes, out, method=method, verb="zero-shot", **given)
 
@@ -184,7 +191,9 @@ def resume(run: str | Path, *, console: Console | None = None, should_stop: Call
         if any(event["event"] == "end" for event in folder.events()):
             console.say(f"{folder.path} is finished; nothing to resume")
             return None
-        return execute(folder, read_inputs(folder.config, console), console, should_stop, resume=True)
+        choice = next((str(event["reason"]) for event in folder.events() if event["event"] == "choice"), None)
+        inputs = replace(read_inputs(folder.config, console), choice=choice)
+        return execute(folder, inputs, console, should_stop, resume=True)
 
 
 class Classifier:

@@ -15,6 +15,7 @@ import click
 from finelens import __version__
 from finelens.bench.command import bench
 from finelens.errors import UserError
+from finelens.methods import auto
 from finelens.methods.registry import METHODS
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -55,7 +56,8 @@ def _run_options(command: F) -> F:
 
 @cli.command()
 @_run_options
-@click.option("--method", default="microclip", show_default=True, help="See: finelens methods.")
+@click.option("--method", default="microclip", show_default=True, help="See: finelens methods. auto chooses one and says why.")
+@click.option("--minutes", type=float, help="Time that training may take, for --method auto.  [default: none, so auto trains nothing]")
 @click.option("--hints", type=click.Path(path_type=Path), help="CSV file path,label for a few of PHOTOS; few-shot methods need it.")
 def adapt(photos: Path, assignments: tuple[str, ...], **given: Any) -> None:
     """Adapt to PHOTOS, a folder or a feature file, without labels and write a run folder.
@@ -177,10 +179,11 @@ def review(run: Path, out: Path | None, limit: int, serve: bool, hints: Path | N
 @cli.command()
 def methods() -> None:
     """List the methods: name, family, one sentence."""
-    name_width = max(len(method.name) for method in METHODS)
-    family_width = max(len(method.family) for method in METHODS)
-    for method in METHODS:
-        click.echo(f"{method.name:<{name_width}}  {method.family:<{family_width}}  {method.summary}")
+    lines = [(auto.AUTO, auto.FAMILY, auto.SUMMARY), *((method.name, method.family, method.summary) for method in METHODS)]
+    name_width = max(len(name) for name, _, _ in lines)
+    family_width = max(len(family) for _, family, _ in lines)
+    for name, family, summary in lines:
+        click.echo(f"{name:<{name_width}}  {family:<{family_width}}  {summary}")
 
 
 @cli.command()

@@ -12,11 +12,13 @@ from sklearn.utils.validation import check_is_fitted
 
 from finelens.api import Classifier, make_config
 from finelens.cache import spill_folder
+from finelens.choice import choose, starting_method
 from finelens.classes.names import read_class_file
 from finelens.console import Console
 from finelens.hints import hints_by_position
 from finelens.images.discover import discover
 from finelens.images.store import ImageItems
+from finelens.methods.auto import AUTO
 from finelens.pipeline import decode_limits, fit, load, prepare
 
 
@@ -25,7 +27,8 @@ class LabelFreeClassifier(ClassifierMixin, BaseEstimator):
 
     Args:
         classes: Class names, or a file of them.
-        method: Name of the method.
+        method: Name of the method; ``auto`` chooses one by what it can see without labels.
+        minutes: Time that training may take, for ``auto``.
         descriptions: {class: [sentence, ...]}, or a JSON file of it.
         backbone: ``embedded``, ``open_clip:NAME/TAG``, ``hf-hub:ORG/REPO`` or ``local:DIR``.
         seed: Seed of all randomness.
@@ -43,6 +46,7 @@ class LabelFreeClassifier(ClassifierMixin, BaseEstimator):
         classes: Sequence[str] | str | Path = (),
         *,
         method: str = "microclip",
+        minutes: float | None = None,
         descriptions: Mapping[str, Sequence[str]] | str | Path | None = None,
         backbone: str = "embedded",
         seed: int = 0,
@@ -52,6 +56,7 @@ class LabelFreeClassifier(ClassifierMixin, BaseEstimator):
     ) -> None:
         self.classes = classes
         self.method = method
+        self.minutes = minutes
         self.descriptions = descriptions
         self.backbone = backbone
         self.seed = seed
@@ -73,13 +78,15 @@ class LabelFreeClassifier(ClassifierMixin, BaseEstimator):
         """
         console = Console(enabled=self.verbose)
         names = read_class_file(Path(self.classes)) if isinstance(self.classes, (str, Path)) else list(self.classes)
-        config = make_config(
-            "adapt", "(images from Python)", self.method, self.options or {}, backbone=self.backbone, seed=self.seed, device=self.device
-        )
+        start = starting_method(self.method, self.options or {}, self.minutes)
+        config = make_config("adapt", "(images from Python)", start, self.options or {}, backbone=self.backbone, seed=self.seed, device=self.device)
         prepared = prepare(config, names, self.descriptions, console)
         source = discover(Path(X)) if isinstance(X, (str, Path)) else X
         loaded = load(source, decode_limits(config, prepared.engine.backbone.preprocess), console, spill_folder())
         given = None if hints is None else hints_by_position(hints, loaded.records, names)
+        if self.method == AUTO:
+            choice = choose(prepared, loaded.store, config, given, self.minutes, console)
+            config, prepared = choice.config, choice.prepared
         self.classifier_ = Classifier(fit(prepared, loaded.store, config, console, hints=given).model, config)
         self.classes_ = np.array(names)
         return self

@@ -62,12 +62,14 @@ class Inputs:
         loaded: Images and one record per file.
         hints: Classes that the user gave for a few of them; None without.
         digests: Hashes of the unadapted image tower, the images and the classes, by the event that logs them; whatever the files are called.
+        choice: Why ``--method auto`` chose the run's method; None where the user named it.
     """
 
     prepared: Prepared
     loaded: LoadedImages | FeatureFile
     hints: Hints | None
     digests: dict[str, str]
+    choice: str | None = None
 
 
 def images_digest(loaded: LoadedImages | FeatureFile) -> str:
@@ -207,6 +209,8 @@ def _refuse_changes(run: RunFolder, inputs: Inputs) -> None:
 def _log_start(run: RunFolder, inputs: Inputs, counts: dict[str, int]) -> int:
     config, prepared, digests = run.config, inputs.prepared, inputs.digests
     run.log("start", config=to_json(config), digest=digests["start"], versions=versions())
+    if inputs.choice is not None:
+        run.log("choice", method=config.method, reason=inputs.choice)
     run.log("images", files=len(inputs.loaded.records), counts=counts, digest=digests["images"])
     report = None if prepared.report is None else prepared.report.to_json()
     classes = prepared.classes

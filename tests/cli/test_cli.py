@@ -46,8 +46,8 @@ def test_methods_prints_name_family_and_sentence(run):
     result = run("methods")
     assert (result.code, result.err) == (0, "")
     lines = result.out.splitlines()
-    assert [line.split()[0] for line in lines] == [method.name for method in METHODS]
-    for line, method in zip(lines, METHODS, strict=True):
+    assert [line.split()[0] for line in lines] == ["auto", *(method.name for method in METHODS)]
+    for line, method in zip(lines[1:], METHODS, strict=True):
         assert line.split(maxsplit=2) == [method.name, method.family, method.summary]
 
 

@@ -30,6 +30,7 @@ def build(record: RunRecord) -> dict[str, Any]:
         "stages": [(name, duration(value), figures.share_bar(value / total if total else 0.0)) for name, value in stages],
         "versions": versions(record),
         "options": [(name, json.dumps(value, ensure_ascii=False), changed) for name, value, changed in options(record.config)],
+        "choice": record.event("choice").get("reason"),
         "command": command(record.config, record.path),
         "digests": {
             "images": record.event("images").get("digest"),

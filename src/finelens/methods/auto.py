@@ -1,0 +1,74 @@
+"""The rule of ``--method auto``: a method from what can be seen without labels. Documentation: docs/auto.md."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+AUTO = "auto"
+FAMILY = "choice"
+SUMMARY = "Chooses one of the others by what can be seen without labels, and says why."
+
+# Below, the statistics of a mixture rest on too little; above, training has something to learn from.
+FEW_IMAGES, MANY_IMAGES = 50, 1000
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of a run before a method is chosen.
+
+    Attributes:
+        images: Readable images.
+        classes: Class names given.
+        named: Classes that zero-shot predictions name at least once.
+        photographs: Whether pixels are there; False for a feature file.
+        descriptions: Whether descriptions were given.
+        hints: Images that the user gave a class, or the answer "none of these".
+        hinted: Classes with at least one of them.
+        budget: Minutes that training may take; None where the user said nothing.
+        training: Minutes that ``microclip`` would train, estimated; None where it was not asked for.
+    """
+
+    images: int
+    classes: int
+    named: int
+    photographs: bool
+    descriptions: bool
+    hints: int = 0
+    hinted: int = 0
+    budget: float | None = None
+    training: float | None = None
+
+    @property
+    def against_training(self) -> str | None:
+        """Why training does not come into question, whatever it costs; None if it does."""
+        if self.budget is None:
+            return "no --minutes were given"
+        if not self.photographs:
+            return "features cannot be trained on"
+        if self.images < MANY_IMAGES:
+            return f"{self.images} photographs are fewer than {MANY_IMAGES}"
+        if 2 * self.named < self.classes:
+            return f"zero-shot names only {self.named} of {self.classes} classes"
+        return None
+
+
+def choose_method(facts: Facts) -> tuple[str, str]:
+    """Name of the method and the reason for it, one line.
+
+    How many classes are named counts against training only. That all classes are present is never concluded: neither predictions nor the estimated
+    prior tell a class that is absent from one that is not recognised.
+    """
+    if facts.hinted == facts.classes:
+        return "gda", f"all {facts.classes} classes have hinted images"
+    if facts.hints:
+        return "stata", f"hints cover {facts.hinted} of {facts.classes} classes; it keeps them fixed and uses the other images too"
+    if facts.images < FEW_IMAGES:
+        few = f"{facts.images} images, fewer than {FEW_IMAGES}, are too few to adapt to"
+        return ("cupl", f"{few}; descriptions were given") if facts.descriptions else ("zero-shot", f"{few}; no descriptions were given")
+    against = facts.against_training
+    if against is None and facts.training is not None and facts.budget is not None:
+        time = f"about {facts.training:.0f} of {facts.budget:g} minutes"
+        if facts.training <= facts.budget:
+            return "microclip", f"{facts.images} photographs, zero-shot names {facts.named} of {facts.classes} classes, training takes {time}"
+        against = f"training would take {time}"
+    return "stata", f"it holds up where classes are absent or unequal; microclip was left out: {against}"
