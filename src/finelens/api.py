@@ -95,6 +95,7 @@ def adapt(
     seed: int = 0,
     device: str = "cpu",
     options: Assignments | None = None,
+    calibration: bool = True,
     overwrite: bool = False,
     console: Console | None = None,
     should_stop: Callable[[], bool] | None = None,
@@ -119,6 +120,7 @@ def adapt(
         seed: Seed of all randomness.
         device: ``cpu``, ``cuda`` or ``mps``.
         options: Values by section and key, e.g. ``{"training": {"epochs": 3}}``.
+        calibration: Whether the probabilities are calibrated without labels, see docs/calibration.md; no answer depends on it.
         overwrite: Whether an earlier run in ``out`` is replaced.
         console: What is said on the way; by default lines and bars on standard error.
         should_stop: Asked after each training step; True saves and raises :class:`~finelens.training.loop.Interrupted`.
@@ -137,6 +139,7 @@ def adapt(
         descriptions_file=None if descriptions is None else _absolute(descriptions),
         hints_file=None if hints is None else _absolute(hints),
         strict=strict,
+        calibration=calibration,
         prototypes_file=None if prototypes is None else _absolute(prototypes),
         row_names_file=None if row_names is None else _absolute(row_names),
         logit_scale=logit_scale,

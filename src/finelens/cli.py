@@ -47,6 +47,7 @@ def _run_options(command: F) -> F:
         click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:N or mps."),
         click.option("--set", "assignments", multiple=True, metavar="SECTION.KEY=VALUE", help="An option, e.g. training.epochs=3; repeatable."),
         click.option("--strict", is_flag=True, help="Note in its row a photograph that decodes although the image library complained."),
+        click.option("--calibration/--no-calibration", default=True, show_default=True, help="Calibrate probabilities without labels."),
         click.option("--overwrite", is_flag=True, help="Replace an earlier run in --out."),
     ]
     for option in reversed(options):

@@ -104,6 +104,7 @@ class RunConfig:
         descriptions_file: Sentences about the classes, or None.
         hints_file: Classes that a person gave for a few photographs, or None.
         strict: Whether files that decode with warnings get a note.
+        calibration: Whether the probabilities are calibrated without labels.
         prototypes_file: Prototypes in the place of texts, or None.
         row_names_file: Names of the rows of a feature file of another origin, or None.
         logit_scale: Multiplier of cosines where only features are known; None takes what a file says.
@@ -124,6 +125,7 @@ class RunConfig:
     descriptions_file: str | None = None
     hints_file: str | None = None
     strict: bool = False
+    calibration: bool = True
     prototypes_file: str | None = None
     row_names_file: str | None = None
     logit_scale: float | None = None

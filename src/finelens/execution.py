@@ -23,13 +23,13 @@ from finelens.errors import UserError
 from finelens.feature_store.files import FeatureFile
 from finelens.feature_store.runs import open_source
 from finelens.health import balance, collapse_warning
-from finelens.health.signals import Measured, measure, write_measured
+from finelens.health.signals import Measured, measure, nearest_images, write_measured
 from finelens.hints import check_hints, describe_hints, hints_digest, read_hints
 from finelens.images.store import LoadedImages
 from finelens.images.strict import note_complaints
 from finelens.methods.registry import find_method
 from finelens.models import Model, save_model
-from finelens.pipeline import Fitted, Prepared, decode_limits, fit, load, predict_store, prepare, status_counts
+from finelens.pipeline import Fitted, Prepared, decode_limits, fit, load, predict_store, prepare, run_temperature, status_counts
 from finelens.predictions import PredictionRow, rows_from_logits, write_predictions
 from finelens.protocol import ClassSet, Hints
 from finelens.runs import RunFolder
@@ -154,20 +154,25 @@ def execute(run: RunFolder, inputs: Inputs, console: Console, should_stop: Calla
     hooks = Hooks(run=run, checkpoints=run.checkpoint_dir, failures=run.failure_dir, events_offset=offset, should_stop=stop)
     fitted = fit(prepared, loaded.store, run.config, console, hooks, hints=inputs.hints, resume=not fresh)
     logits = predict_store(fitted.model, loaded.store, console, features=fitted.features)["logits"]
+    nearest = nearest_images(fitted.looks, len(prepared.classes))
+    if run.config.calibration:
+        fitted.model.temperature = run_temperature(fitted, logits, nearest)
+        console.say(f"calibration: logits divided by {fitted.model.temperature:.3g}, found without labels")
+    logits = fitted.model.calibrated(logits)
     rows = rows_from_logits(loaded.records, prepared.classes.names, logits.numpy(), fitted.zero_shot_logits.argmax(1).numpy())
     save_model(run.model_dir, fitted.model)
     write_predictions(run.predictions_path, rows)
-    write_measured(run.signals_path, _measure(fitted, logits, loaded))
+    write_measured(run.signals_path, _measure(fitted, logits, loaded, nearest))
     run.log("predictions", rows=len(rows), counts=counts)
     _finish(run, fitted.model, rows, console)
     _report(run, fitted.model, loaded, console)
     return RunResult(run.path, rows)
 
 
-def _measure(fitted: Fitted, logits: Tensor, loaded: LoadedImages | FeatureFile) -> Measured:
+def _measure(fitted: Fitted, logits: Tensor, loaded: LoadedImages | FeatureFile, nearest: Tensor) -> Measured:
     order = [record.index for record in loaded.records if record.index is not None]
     heads = fitted.model.zero_shot_heads["templates"].cpu()
-    return measure(logits, fitted.zero_shot_logits, fitted.described_logits, fitted.looks, heads, loaded.store.ids, order)
+    return measure(logits, fitted.zero_shot_logits, fitted.described_logits, fitted.looks, heads, loaded.store.ids, order, nearest)
 
 
 def _report(run: RunFolder, model: Model, loaded: LoadedImages | FeatureFile, console: Console) -> None:

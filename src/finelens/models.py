@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -26,6 +27,8 @@ from finelens.training.engine import Engine
 from finelens.training.precision import choose_precision
 
 FORMAT = "finelens-model"
+# The branch that is the answer, of those that a task gives.
+ANSWER = "logits"
 
 
 @dataclass
@@ -41,6 +44,7 @@ class Model:
         training: Optimisation settings; the scope says which tensors were adapted.
         zero_shot_heads: Text heads (C, E) of the unadapted model: ``templates`` and ``descriptions``.
         base: Values that the adapted tensors of the backbone had before, by name; empty where nothing was adapted.
+        temperature: What the logits of the answer are divided by, see ``finelens.evaluation.calibration``; 1 leaves them.
     """
 
     engine: Engine
@@ -51,11 +55,19 @@ class Model:
     training: TrainingConfig
     zero_shot_heads: dict[str, Tensor]
     base: dict[str, Tensor]
+    temperature: float = 1.0
 
     def logits(self, images: Tensor, views: Tensor | None = None) -> dict[str, Tensor]:
-        """Logits (B, C) by branch of uint8 centre views (B, 3, S, S) and, for a method that asks for them, further views (B, M, 3, S, S)."""
+        """Logits (B, C) by branch of uint8 centre views (B, 3, S, S) and, for a method that asks for them, further views (B, M, 3, S, S).
+
+        The answer, ``logits``, is divided by the temperature; its parts are as the method gives them.
+        """
         found = self.task.predict_logits(images) if views is None else self.task.predict_from_views(images, views)
-        return {name: value.float().cpu() for name, value in found.items()}
+        return {name: self.calibrated(value.float().cpu()) if name == ANSWER else value.float().cpu() for name, value in found.items()}
+
+    def calibrated(self, logits: Tensor) -> Tensor:
+        """The method's logits (N, C) divided by the temperature."""
+        return logits if self.temperature == 1.0 else logits / self.temperature
 
     @torch.no_grad()
     def zero_shot_logits(self, images: Tensor) -> dict[str, Tensor]:
@@ -104,6 +116,7 @@ def save_model(folder: Path, model: Model) -> None:
         "method_options": model.method_options,
         "training": to_plain(model.training),
         "class_names": list(model.class_names),
+        "temperature": model.temperature,
         "backbone": backbone.image_config(),
     }
     write_json(folder / MODEL_CONFIG_FILE, document)
@@ -158,7 +171,10 @@ def _rebuild(folder: Path, document: dict[str, Any], device: str, precision: str
     base = {name: tensor.to(place) for name, tensor in strip_prefix(zero_shot, "base.").items()}
     if method.adapts and base.keys() != adapted_tensors(backbone, training.scope).keys():
         raise KeyError("base")
-    return Model(engine, task, names, method.name, document["method_options"], training, heads, base)
+    temperature = float(document.get("temperature", 1.0))
+    if not 0 < temperature < math.inf:
+        raise ValueError(f"temperature {temperature}")
+    return Model(engine, task, names, method.name, document["method_options"], training, heads, base, temperature)
 
 
 def strip_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

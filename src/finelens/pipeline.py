@@ -16,6 +16,7 @@ from finelens.classes.texts import build_class_set
 from finelens.config import RunConfig, from_mapping
 from finelens.console import Console, duration
 from finelens.errors import UserError
+from finelens.evaluation.calibration import label_free_temperature
 from finelens.feature_store.encoder import FeatureEncoder, target_features
 from finelens.feature_store.files import FeatureFile
 from finelens.feature_store.runs import check_prediction, check_tower, given_prototypes, open_backbone
@@ -289,6 +290,18 @@ def belonging(store: ImageStore, features: TargetFeatures, zero_shot: Tensor) ->
     kept = keep.to(features.global_.device)
     left = Hints(place[hints.index[named]], hints.label[named])
     return subset, replace(features, global_=features.global_[kept], cls=features.cls[kept], hints=left), zero_shot[keep]
+
+
+def run_temperature(fitted: Fitted, logits: Tensor, nearest: Tensor) -> float:
+    """The label-free temperature of a fitted model.
+
+    Args:
+        fitted: From :func:`fit`.
+        logits: Of the method on the same images, (N, C).
+        nearest: Nearest other images of each, (N, K).
+    """
+    described = [] if fitted.described_logits is None else [fitted.described_logits]
+    return label_free_temperature(logits, [fitted.zero_shot_logits, *described], nearest)
 
 
 def _train(prepared: Prepared, store: ImageStore, config: RunConfig, console: Console, hooks: Hooks, features: Any, resume: bool) -> None:

@@ -156,7 +156,7 @@ def compute(context: Context, key: Key, protocol: Protocol, plan: Plan) -> Resul
     except (UserError, RuntimeError, ValueError, ArithmeticError, NotImplementedError) as error:
         return Result(status="failed", reason=" ".join(f"{type(error).__name__}: {error}".split()), **about)
     targets = context.test.truth().labels[split.test]
-    measures, correct = measure(targets, answers.logits, zero_shot(context, split), split.names)
+    measures, correct = measure(targets, answers.logits, zero_shot(context, split), split.names, answers.temperature)
     # Hits stand in the order of rows, whatever the order of a stream.
     packed = pack(correct[np.argsort(split.test)])
     return Result(status="ok", measures=measures, cost=answers.cost, timing=answers.timing, correct=packed, **about)

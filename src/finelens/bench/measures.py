@@ -34,6 +34,7 @@ def measure(
     logits: Mapping[str, np.ndarray],
     zero_shot: Mapping[str, np.ndarray],
     class_names: Sequence[str],
+    temperature: float | None = None,
 ) -> tuple[dict[str, Any], np.ndarray]:
     """All measures of a row.
 
@@ -42,11 +43,13 @@ def measure(
         logits: Of the method, (N, C), by branch; ``logits`` is its answer.
         zero_shot: Of the unadapted model, (N, C): ``templates`` and ``descriptions``.
         class_names: C names.
+        temperature: What a run would divide the logits by, found without labels; None where it was not asked.
 
     Returns:
         The measures: what :func:`finelens.evaluation.metrics.evaluate_predictions` says but for single classes; ``agreement`` with zero-shot;
         ``description_ensemble_accuracy``; ``baseline``, the better of the two unadapted answers, with ``gain``, ``gain_interval`` and
-        ``gain_mcnemar_p`` against it; ``zero_shot_ece`` and ``zero_shot_nll``. And whether each image is right, (N,).
+        ``gain_mcnemar_p`` against it; ``zero_shot_ece`` and ``zero_shot_nll``; with a ``temperature``, that and ``calibrated_ece`` and
+        ``calibrated_nll``. And whether each image is right, (N,).
     """
     probabilities = softmax(logits["logits"])
     answers, first = probabilities.argmax(1), {name: values.argmax(1) for name, values in zero_shot.items()}
@@ -65,4 +68,11 @@ def measure(
         "gain_mcnemar_p": mcnemar(correct, correct_first),
         "zero_shot_ece": ece(targets, start),
         "zero_shot_nll": nll(targets, start),
-    }, correct
+    } | _calibrated(targets, logits["logits"], temperature), correct
+
+
+def _calibrated(targets: np.ndarray, logits: np.ndarray, temperature: float | None) -> dict[str, float]:
+    if temperature is None:
+        return {}
+    p = softmax(logits / temperature)
+    return {"temperature": temperature, "calibrated_ece": ece(targets, p), "calibrated_nll": nll(targets, p)}

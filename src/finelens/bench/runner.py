@@ -19,16 +19,18 @@ from finelens.bench.guard import RuleBroken, method_runs
 from finelens.bench.memory import peak_megabytes, reset_peak
 from finelens.bench.protocols import Protocol, SkippedError, Split
 from finelens.config import RunConfig
+from finelens.console import Console
 from finelens.feature_store.cache import LIMIT_VARIABLE
 from finelens.feature_store.store import feature_rows
+from finelens.health.signals import nearest_images
 from finelens.methods.head_task import cosine_logits
 from finelens.methods.registry import Method, find_method
 from finelens.methods.solver_task import SolverTask
 from finelens.methods.support_task import SupportConfig
 from finelens.models import copy_into
-from finelens.pipeline import BATCH, Fitted, fit, predict_store
+from finelens.pipeline import BATCH, Fitted, fit, predict_store, run_temperature
 from finelens.predictions import softmax
-from finelens.protocol import Backbone, Hints
+from finelens.protocol import Backbone, Hints, ImageStore
 from finelens.training.engine import Engine, TowerFlops
 
 # In an inductive protocol an answer depends on no other test image: some images are asked alone before all are asked. Stored features leave no
@@ -45,11 +47,13 @@ class Answers:
         logits: (N, C) by branch, in the order of the split's test rows.
         cost: Counted work.
         timing: Seconds by stage, and memory.
+        temperature: What a run would divide the logits by; None where that was not asked.
     """
 
     logits: dict[str, np.ndarray]
     cost: dict[str, Any]
     timing: dict[str, Any]
+    temperature: float | None = None
 
 
 def refuse(method: Method, protocol: Protocol) -> None:
@@ -98,6 +102,8 @@ def _from_features(context: Context, method: Method, config: RunConfig, protocol
         singles = list(feature_rows(test, 1))
         alone = _ask_alone(engine, protocol, len(singles), lambda i: fitted.model.logits(singles[i]))
         logits = _transductive(fitted, protocol) or _joined([fitted.model.logits(rows) for rows in feature_rows(test, BATCH)])
+        timing = _timing(engine, start)
+        temperature = _temperature(fitted, method, store, context.quiet)
     finally:
         copy_into(dict(backbone.fitted_state()), centre)
     if _versions(backbone) != unchanged:
@@ -106,7 +112,7 @@ def _from_features(context: Context, method: Method, config: RunConfig, protocol
     # What a run by itself would have encoded.
     engine.no_grad_forwards += len(split.fit) + len(split.test)
     shared = {"features": "shared", "seconds_per_shared_forward": round(max(source.seconds_per_image, context.test.seconds_per_image), 5)}
-    return Answers(logits, _cost(context, engine, config), _timing(engine, start) | shared)
+    return Answers(logits, _cost(context, engine, config), timing | shared, temperature)
 
 
 def _from_pixels(context: Context, method: Method, config: RunConfig, protocol: Protocol, split: Split) -> Answers:
@@ -120,7 +126,16 @@ def _from_pixels(context: Context, method: Method, config: RunConfig, protocol: 
         alone = _ask_alone(engine, protocol, len(split.test), lambda i: predict_store(fitted.model, test_images.only(i), context.quiet))
         logits = {name: value.numpy() for name, value in predict_store(fitted.model, test_images, context.console).items()}
     _compare_alone(alone, logits["logits"], TOLERANCE_PIXELS)
-    return Answers(logits, _cost(context, engine, config), _timing(engine, start) | {"features": "own"})
+    cost, timing = _cost(context, engine, config), _timing(engine, start) | {"features": "own"}
+    return Answers(logits, cost, timing, _temperature(fitted, method, fit_images, context.quiet))
+
+
+def _temperature(fitted: Fitted, method: Method, store: ImageStore, quiet: Console) -> float | None:
+    """What a run on the fit images finds, after cost and time were taken; None for streams, and for many views, which would be asked again."""
+    if method.family in ("online", "views"):
+        return None
+    logits = predict_store(fitted.model, store, quiet, features=fitted.features)["logits"]
+    return run_temperature(fitted, logits, nearest_images(fitted.looks, logits.shape[1]))
 
 
 @contextmanager

@@ -90,7 +90,14 @@ class Measured:
 
 @torch.no_grad()
 def measure(
-    logits: Tensor, zero_shot: Tensor, described: Tensor | None, features: Tensor, heads: Tensor, ids: Sequence[str], order: Sequence[int]
+    logits: Tensor,
+    zero_shot: Tensor,
+    described: Tensor | None,
+    features: Tensor,
+    heads: Tensor,
+    ids: Sequence[str],
+    order: Sequence[int],
+    nearest: Tensor | None = None,
 ) -> Measured:
     """Measure a run on its own images.
 
@@ -102,11 +109,12 @@ def measure(
         heads: Unit-norm text prototypes, (C, E).
         ids: Sample ids, (N,).
         order: Store positions in the order of ``predictions.csv``.
+        nearest: What :func:`nearest_images` found, if it was asked before.
     """
     probabilities, first = logits.float().softmax(1), zero_shot.float().softmax(1)
     labels = probabilities.argmax(1)
     typicality = class_typicality(features, labels, logits.shape[1])
-    support = neighbour_support(features, probabilities)
+    support = neighbour_support(features, probabilities, nearest)
     confidence = first.amax(1)
     return Measured(
         signals=signals_of(probabilities, first, described),
@@ -165,26 +173,40 @@ def class_typicality(features: Tensor, labels: Tensor, classes: int) -> Tensor:
     return torch.cat(cosines).masked_fill(alone, math.nan)
 
 
-def neighbour_support(features: Tensor, probabilities: Tensor) -> Tensor:
-    """Mean probability (N,) that an image's nearest others give to its predicted class; 1 for an only image.
+def nearest_images(features: Tensor, classes: int) -> Tensor:
+    """Positions (N, K) of each image's nearest others; K is 0 for an only image.
 
     The neighbourhood is half of an even share of the images, at most ``MOST_NEIGHBOURS``: a larger one would reach into other classes.
 
     Args:
         features: Unit norm, (N, E). Their mean is taken out first: what all images share says nothing.
+        classes: Classes, C.
+    """
+    n = len(features)
+    count = max(1, min(MOST_NEIGHBOURS, n // (2 * classes), n - 1))
+    if n < 2:
+        return torch.zeros(n, 0, dtype=torch.long)
+    centred = F.normalize(features.float() - features.float().mean(0), dim=1)
+    return top_neighbours(centred, centred, count, chunk_size=NEIGHBOUR_CHUNK, same=True)[1]  # (N, K)
+
+
+def neighbour_support(features: Tensor, probabilities: Tensor, nearest: Tensor | None = None) -> Tensor:
+    """Mean probability (N,) that an image's nearest others give to its predicted class; 1 for an only image.
+
+    Args:
+        features: Unit norm, (N, E).
         probabilities: Posteriors (N, C).
+        nearest: What :func:`nearest_images` found, if it was asked before.
     """
     n, c = probabilities.shape
-    count = max(1, min(MOST_NEIGHBOURS, n // (2 * c), n - 1))
     if n < 2:
         return torch.ones(n)
-    centred = F.normalize(features.float() - features.float().mean(0), dim=1)
-    _, nearest = top_neighbours(centred, centred, count, chunk_size=NEIGHBOUR_CHUNK, same=True)  # (N, K)
+    nearest = nearest_images(features, c) if nearest is None else nearest
     labels = probabilities.argmax(1)
     total = torch.zeros(n, dtype=probabilities.dtype)
     for column in nearest.T:
         total += probabilities[column, labels]
-    return total / count
+    return total / nearest.shape[1]
 
 
 def write_measured(path: Path, measured: Measured) -> None:

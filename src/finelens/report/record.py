@@ -30,6 +30,7 @@ class RunRecord:
         measured: Label-free measures.
         events: What happened, in order.
         evaluation: What labels said; None without labels.
+        temperature: What the model's logits are divided by; 1 in a run without calibration.
     """
 
     path: Path
@@ -39,6 +40,7 @@ class RunRecord:
     measured: Measured
     events: tuple[Mapping[str, Any], ...]
     evaluation: Mapping[str, Any] | None = None
+    temperature: float = 1.0
 
     @property
     def predicted(self) -> list[PredictionRow]:
@@ -55,6 +57,13 @@ class RunRecord:
     def epochs(self) -> list[Mapping[str, Any]]:
         """Epoch events."""
         return [event for event in self.events if event["event"] == "epoch"]
+
+    @property
+    def calibration(self) -> str:
+        """Where the probabilities come from; half a sentence."""
+        if not self.config.calibration:
+            return "not calibrated"
+        return f"calibrated without labels, temperature {self.temperature:.3g}"
 
     def event(self, name: str) -> Mapping[str, Any]:
         """The last event of that name, empty if there is none."""
@@ -78,4 +87,7 @@ def read_run(folder: RunFolder) -> RunRecord:
     evaluation = read_json(folder.evaluation_path) if folder.evaluation_path.is_file() else None
     if evaluation is not None and not isinstance(evaluation, Mapping):
         raise UserError(f"{folder.evaluation_path}: not the result of finelens evaluate; delete it")
-    return RunRecord(folder.path, folder.config, tuple(map(str, names)), rows, measured, tuple(folder.events()), evaluation)
+    temperature = model.get("temperature", 1.0)
+    if type(temperature) not in (int, float):
+        raise UserError(f"{folder.model_dir / MODEL_CONFIG_FILE}: temperature {temperature!r} is not a number; run it again")
+    return RunRecord(folder.path, folder.config, tuple(map(str, names)), rows, measured, tuple(folder.events()), evaluation, temperature)

@@ -66,6 +66,8 @@ def command(config: RunConfig, out: Path) -> str:
     for name, usual in (("backbone", "embedded"), ("seed", 0), ("device", "cpu")):
         if (value := getattr(config, name)) != usual:
             parts += [f"--{name}", str(value)]
+    if not config.calibration:
+        parts.append("--no-calibration")
     for name, value, changed in options(config):
         trained = name == "training.precision" or not name.startswith("training.") or find_method(config.method).trains
         if changed and trained:

@@ -1,0 +1,81 @@
+"""Conformal sets: the threshold against its definition, the promise against many draws, the refusals."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from finelens.errors import UserError
+from finelens.evaluation.conformal import calibrate, labels_needed
+from finelens.predictions import softmax
+
+
+def draw(rng, n: int, classes: int = 4, sharp: float = 3.0):
+    """Overconfident probabilities (N, C) and classes drawn from flatter ones."""
+    z = 2 * rng.normal(size=(n, classes))
+    y = (softmax(z).cumsum(1) > rng.random((n, 1))).argmax(1)
+    return softmax(sharp * z), y
+
+
+@pytest.mark.parametrize(("coverage", "needed"), [(0.5, 1), (0.8, 4), (0.9, 9), (0.95, 19), (0.99, 99), (2 / 3, 2), (0.1, 1)])
+def test_labels_needed_are_those_whose_quantile_exists(coverage, needed):
+    assert labels_needed(coverage) == needed
+    assert math.ceil(round((needed + 1) * coverage, 9)) <= needed
+    assert needed == 1 or math.ceil(round(needed * coverage, 9)) > needed - 1
+
+
+def test_threshold_is_the_quantile_written_out():
+    p, y = draw(np.random.default_rng(0), 37)
+    scores = sorted(1 - p[i, y[i]] for i in range(37))
+    found = calibrate(p, y, 0.8)
+    assert found.threshold == pytest.approx(1 - scores[math.ceil(38 * 0.8) - 1])
+    inside = found.contains(p)
+    # Of the labelled images themselves, exactly those up to the quantile, and those whose likeliest class is right.
+    expected = [scores_i <= scores[math.ceil(38 * 0.8) - 1] + 1e-9 or p[i].argmax() == y[i] for i, scores_i in enumerate(1 - p[np.arange(37), y])]
+    assert inside[np.arange(37), y].tolist() == expected
+
+
+@pytest.mark.parametrize(("coverage", "n"), [(0.9, 9), (0.9, 40), (0.8, 30), (0.95, 19)])
+def test_promise_holds_over_draws_of_labels(coverage, n):
+    rng, covered = np.random.default_rng(1), []
+    for _ in range(400):
+        p, y = draw(rng, n + 40)
+        inside = calibrate(p[:n], y[:n], coverage).contains(p[n:])
+        covered.append(inside[np.arange(40), y[n:]].mean())
+    assert np.mean(covered) >= coverage - 3 * np.std(covered) / math.sqrt(400)
+
+
+def test_sets_are_never_empty_and_hold_the_answer():
+    p, y = draw(np.random.default_rng(2), 200, sharp=0.5)
+    easy = np.zeros((50, 4))
+    easy[:, 0] = 1
+    found = calibrate(easy, np.zeros(50, dtype=int), 0.9)
+    assert found.threshold == 1
+    inside = found.contains(p)
+    assert (inside.sum(1) == 1).all()
+    assert (inside.argmax(1) == p.argmax(1)).all()
+    assert calibrate(easy, np.ones(50, dtype=int), 0.9).contains(p).all()
+
+
+def test_sets_grow_with_the_coverage():
+    p, y = draw(np.random.default_rng(3), 400)
+    sizes = [calibrate(p[:200], y[:200], coverage).contains(p[200:]).sum() for coverage in (0.5, 0.7, 0.9, 0.99)]
+    assert sizes == sorted(sizes)
+    assert sizes[0] < sizes[-1]
+
+
+def test_too_few_labels_and_bad_coverage_are_refused_with_the_number_needed():
+    p, y = draw(np.random.default_rng(4), 8)
+    with pytest.raises(UserError, match=r"8 labelled photographs are too few for coverage 0\.9: 9 are needed"):
+        calibrate(p, y, 0.9)
+    for coverage in (0.0, 1.0, -0.5, 1.5, float("nan")):
+        with pytest.raises(UserError, match="--coverage"):
+            calibrate(p, y, coverage)
+
+
+def test_guarantee_says_how_many_labels_it_rests_on():
+    p, y = draw(np.random.default_rng(5), 25)
+    assert "at least 0.9" in (text := calibrate(p, y, 0.9).guarantee())
+    assert "25 labelled" in text
