@@ -29,10 +29,11 @@ from finelens.methods.registry import find_method
 from finelens.methods.support_task import SupportConfig
 from finelens.models import Model, choose_device, load_model
 from finelens.pipeline import Predictions, decode_limits, predict_features, predict_items, status_counts
+from finelens.prediction_sets import calibrate_on, sets_of, sets_path, write_sets
 from finelens.predictions import PredictionRow, rows_from_logits, softmax, write_predictions
 from finelens.protocol import Preprocess
 from finelens.runs import RunFolder
-from finelens.schemas import PREDICTION_COLUMNS
+from finelens.schemas import PREDICTION_COLUMNS, SET_COLUMNS
 from finelens.strict import to_plain
 from finelens.training.precision import choose_precision
 
@@ -218,6 +219,11 @@ class Classifier:
         return decode_limits(self._config, self._preprocess)
 
     @property
+    def hinted(self) -> bool:
+        """Whether the run was given the classes of some photographs."""
+        return self._config.hints_file is not None
+
+    @property
     def _preprocess(self) -> Preprocess:
         return self.model.engine.backbone.preprocess
 
@@ -247,6 +253,32 @@ class Classifier:
         """Class names, one per input; None for a file that cannot be read."""
         return [None if np.isnan(row[0]) else self.classes[int(row.argmax())] for row in self.predict_proba(images)]
 
+    def predict_sets(
+        self, images: str | Path | ImageItems, labelled: str | Path | ImageItems, labels: Sequence[str], *, coverage: float = 0.9
+    ) -> list[list[str]]:
+        """Conformal sets: classes that hold the true one with a wanted frequency, likeliest first; see docs/calibration.md.
+
+        Args:
+            images: What to classify.
+            labelled: Photographs with known classes that the model was not shown the classes of, drawn like ``images``.
+            labels: Their class names, in the order of ``labelled``; of a folder, sorted by path.
+            coverage: Wanted share of sets that hold the true class.
+
+        Returns:
+            Class names for each input; empty for one that cannot be read.
+
+        Raises:
+            UserError: Too few labels for the coverage, their number is not that of the photographs, or an unknown class.
+        """
+        seen = self.predictions(labelled, zero_shot=False)
+        unknown = sorted(set(labels) - set(self.classes))
+        if unknown or len(labels) != len(seen.records):
+            what = f"unknown class {unknown[0]!r}" if unknown else f"{len(labels)} labels for {len(seen.records)} photographs"
+            raise UserError(f"labels: {what}; give one of the run's classes for each photograph")
+        known = {record.name: self.classes.index(label) for record, label in zip(seen.records, labels, strict=True)}
+        rule = calibrate_on(seen, known, coverage, "labels")
+        return sets_of(self.predictions(images, zero_shot=False), self.classes, rule)
+
 
 def load_run(run: str | Path, *, device: str = "cpu") -> Classifier:
     """Load a finished run.
@@ -270,6 +302,9 @@ def predict(
     device: str = "cpu",
     strict: bool = False,
     row_names: str | Path | None = None,
+    calibrate: str | Path | None = None,
+    calibrate_photos: str | Path | None = None,
+    coverage: float | None = None,
     console: Console | None = None,
 ) -> list[PredictionRow]:
     """Classify new photographs, or the rows of a feature file, and write a CSV file with the columns of ``predictions.csv``.
@@ -281,6 +316,9 @@ def predict(
         device: Where to run it.
         strict: As in :func:`adapt`.
         row_names: As in :func:`adapt`.
+        calibrate: CSV file with the columns ``path`` and ``label`` of some photographs; writes conformal sets too, see docs/calibration.md.
+        calibrate_photos: Folder of those photographs; by default ``photos``.
+        coverage: Share of the sets that should hold the true class; by default 0.9.
         console: Progress.
 
     Raises:
@@ -288,6 +326,10 @@ def predict(
     """
     console = console or Console()
     check_target(Path(csv), ",".join(PREDICTION_COLUMNS))
+    if calibrate is not None:
+        check_target(sets_path(Path(csv)), ",".join(SET_COLUMNS))
+    elif calibrate_photos is not None or coverage is not None:
+        raise UserError("--coverage and --calibrate-photos have an effect with --calibrate only: give labelled photographs, or leave them out")
     source = _source(photos, row_names, strict)
     classifier = load_run(run, device=device)
     if isinstance(source, FeatureFile):
@@ -297,11 +339,41 @@ def predict(
         if strict:
             found = replace(found, records=note_complaints(source, found.records, console))
     rows = _rows(found, classifier.classes)
+    sets = (
+        None if calibrate is None else _sets(classifier, found, photos, calibrate, calibrate_photos, 0.9 if coverage is None else coverage, console)
+    )
     write_predictions(Path(csv), rows)
     counts = status_counts(found.records)
     console.say(f"{len(rows)} files: " + ", ".join(f"{count} {status}" for status, count in counts.items()))
     console.say(f"wrote {csv}")
+    if sets is not None:
+        write_sets(sets_path(Path(csv)), found.records, sets)
+        console.say(f"wrote {sets_path(Path(csv))}")
     return rows
+
+
+def _sets(
+    classifier: Classifier,
+    found: Predictions,
+    photos: str | Path,
+    labels: str | Path,
+    labelled_photos: str | Path | None,
+    coverage: float,
+    console: Console,
+) -> list[list[str]]:
+    """Class names in the set of each input. Whatever is refused is refused before anything is written."""
+    labelled, place = found, Path(photos)
+    if labelled_photos is not None:
+        labelled, place = classifier.predictions(labelled_photos, zero_shot=False, console=console), Path(labelled_photos)
+    names = None if place.is_dir() else [record.name for record in labelled.records]
+    rule = calibrate_on(labelled, read_labels(place, labels, classifier.classes, names=names), coverage, str(labels))
+    if classifier.hinted:
+        console.warn("the run was adapted with hints: if any of the labels are among them, the sets hold the true class less often than they promise")
+    sets = sets_of(found, classifier.classes, rule)
+    sizes = [len(own) for own in sets if own]
+    mean = f", {sum(sizes) / len(sizes):.1f} classes in a set on average" if sizes else ""
+    console.say(f"conformal sets{mean}; {rule.guarantee()}")
+    return sets
 
 
 def _source(photos: str | Path, row_names: str | Path | None, strict: bool = False) -> list[ImageFile] | FeatureFile:

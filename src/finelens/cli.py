@@ -99,6 +99,11 @@ def resume(run: Path) -> None:
 @click.option("--csv", "csv_file", required=True, type=click.Path(path_type=Path), help="File to write.")
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:N or mps.")
 @click.option("--strict", is_flag=True, help="Note in its row a photograph that decodes although the image library complained.")
+@click.option(
+    "--calibrate", type=click.Path(path_type=Path), help="CSV file path,label of some photographs: also writes sets of classes, OUT.sets.csv."
+)
+@click.option("--calibrate-photos", type=click.Path(path_type=Path), help="Folder of the labelled photographs.  [default: PHOTOS]")
+@click.option("--coverage", type=float, help="Share of the sets that should hold the true class.  [default: 0.9]")
 @_row_names
 def predict(run: Path, photos: Path, csv_file: Path, **given: Any) -> None:
     """Classify new PHOTOS, a folder or a feature file, with the finished run in RUN."""

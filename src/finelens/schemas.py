@@ -14,6 +14,9 @@ SCHEMA_VERSION: Final = 1
 # as a formula (first character one of = + - @ tab or carriage return) is written with a leading apostrophe and read back without it.
 PREDICTION_COLUMNS: Final = ("path", "class", "probability", "margin", "top5", "zero_shot_class", "status", "reason")
 
+# ``OUT.sets.csv`` beside ``OUT.csv`` of ``predict --calibrate``: the same rows; ``set`` is a JSON list of classes, likeliest first.
+SET_COLUMNS: Final = ("path", "set", "size", "status")
+
 # A labels file for ``evaluate``: CSV with a header that has at least these columns; ``path`` is relative to TEST. A hints file for ``adapt`` has the
 # same form with paths relative to PHOTOS, and an empty label says "none of these classes".
 LABEL_COLUMNS: Final = ("path", "label")

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import csv
+import json
 import math
 
 import numpy as np
 import pytest
 
+import finelens
+from finelens import api
+from finelens.cli import main
 from finelens.errors import UserError
 from finelens.evaluation.conformal import calibrate, labels_needed
-from finelens.predictions import softmax
+from finelens.predictions import read_predictions, softmax
+from finelens.schemas import SET_COLUMNS
+from tests.toy import CLASSES, QUIET, options_for, write_classes, write_photos
 
 
 def draw(rng, n: int, classes: int = 4, sharp: float = 3.0):
@@ -48,7 +55,7 @@ def test_promise_holds_over_draws_of_labels(coverage, n):
 
 
 def test_sets_are_never_empty_and_hold_the_answer():
-    p, y = draw(np.random.default_rng(2), 200, sharp=0.5)
+    p, _ = draw(np.random.default_rng(2), 200, sharp=0.5)
     easy = np.zeros((50, 4))
     easy[:, 0] = 1
     found = calibrate(easy, np.zeros(50, dtype=int), 0.9)
@@ -79,3 +86,70 @@ def test_guarantee_says_how_many_labels_it_rests_on():
     p, y = draw(np.random.default_rng(5), 25)
     assert "at least 0.9" in (text := calibrate(p, y, 0.9).guarantee())
     assert "25 labelled" in text
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, tiny_vit):
+    """A finished run, and labels of its photographs."""
+    folder = tmp_path_factory.mktemp("sets")
+    photos, classes = write_photos(folder / "photos"), write_classes(folder / "classes.txt")
+    (photos / "broken.jpg").write_bytes(b"\xff\xd8\xff nothing")
+    api.adapt(photos, classes, folder / "run", backbone=f"local:{tiny_vit}", method="stata", options=options_for("stata"), console=QUIET)
+    lines = [f"{path.relative_to(photos).as_posix()},{path.parent.name}" for path in sorted(photos.glob("*/*.png"))]
+    (folder / "labels.csv").write_text("path,label\n" + "\n".join(lines) + "\n")
+    return folder
+
+
+def sets(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_predict_writes_sets_beside_the_predictions_and_says_what_they_promise(run, capsys):
+    with pytest.raises(SystemExit) as code:
+        main(["predict", str(run / "run"), str(run / "photos"), "--csv", str(run / "new.csv"), "--calibrate", str(run / "labels.csv")])
+    assert code.value.code == 0
+    said = capsys.readouterr().err
+    assert "at least 0.9" in said
+    assert "24 labelled" in said
+    found = sets(run / "new.sets.csv")
+    rows = read_predictions(run / "new.csv")
+    assert [row["path"] for row in found] == [row.path for row in rows]
+    assert tuple(found[0]) == SET_COLUMNS
+    p = finelens.load(run / "run").predict_proba(run / "photos")
+    readable = [i for i, row in enumerate(rows) if row.status == "ok"]
+    truth = [CLASSES.index(rows[i].path.split("/")[0]) for i in readable]
+    rule = calibrate(p[readable], truth, 0.9)
+    for i, row in enumerate(found):
+        if i not in readable:
+            assert (row["set"], row["size"], row["status"]) == ("", "", "corrupt")
+            continue
+        names = json.loads(row["set"])
+        assert len(names) == int(row["size"])
+        assert names[0] == rows[i].label
+        assert set(names) == {CLASSES[c] for c in np.flatnonzero(rule.contains(p[i : i + 1])[0])}
+
+
+def test_sets_from_python_are_those_of_the_command(run):
+    api.predict(run / "run", run / "photos", run / "again.csv", calibrate=run / "labels.csv", calibrate_photos=run / "photos", console=QUIET)
+    paths = sorted(run.glob("photos/*/*.png"))
+    found = finelens.load(run / "run").predict_sets(paths, paths, [path.parent.name for path in paths])
+    expected = {row["path"]: json.loads(row["set"]) for row in sets(run / "again.sets.csv") if row["set"]}
+    assert found == [expected[path.relative_to(run / "photos").as_posix()] for path in paths]
+
+
+def test_predict_refuses_before_it_writes(run):
+    given = (run / "run", run / "photos", run / "refused.csv")
+    with pytest.raises(UserError, match=r"24 labelled photographs are too few for coverage 0\.99: 99 are needed"):
+        api.predict(*given, calibrate=run / "labels.csv", coverage=0.99, console=QUIET)
+    with pytest.raises(UserError, match="with --calibrate only"):
+        api.predict(*given, coverage=0.8, console=QUIET)
+    (run / "refused.sets.csv").write_text("mine")
+    with pytest.raises(UserError, match=r"refused\.sets\.csv"):
+        api.predict(*given, calibrate=run / "labels.csv", console=QUIET)
+    assert not (run / "refused.csv").exists()
+    classifier, paths = finelens.load(run / "run"), sorted(run.glob("photos/*/*.png"))
+    with pytest.raises(UserError, match="unknown class"):
+        classifier.predict_sets(paths, paths, ["zebra"] * len(paths))
+    with pytest.raises(UserError, match="3 labels for 24"):
+        classifier.predict_sets(paths, paths, [CLASSES[0]] * 3)
