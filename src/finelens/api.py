@@ -18,7 +18,7 @@ from finelens.evaluation.metrics import accuracy, evaluate_predictions
 from finelens.execution import RunResult, execute, read_inputs
 from finelens.feature_store.files import FeatureFile, is_feature_path, read_features
 from finelens.feature_store.runs import choose_backbone
-from finelens.files import check_target, write_json
+from finelens.files import check_target, write_json, write_text
 from finelens.images.decode import DecodeLimits
 from finelens.images.discover import ImageFile, discover
 from finelens.images.store import ImageItems
@@ -38,6 +38,7 @@ from finelens.strict import to_plain
 from finelens.training.precision import choose_precision
 
 if TYPE_CHECKING:
+    from finelens.explain import Explanation
     from finelens.reviews.server import ReviewServer
 
 Assignments = Mapping[str, Mapping[str, Any]]
@@ -491,6 +492,33 @@ def report(
             path = write_report(folder, from_folder(Path(folder.config.photos), classifier.limits), classifier.model)
     console.say(f"wrote {path}")
     return path
+
+
+def explain(run: str | Path, image: str | Path, out: str | Path | None = None, *, device: str = "cpu", console: Console | None = None) -> Explanation:
+    """Say why a finished run gives one photograph its class, and write a page of it.
+
+    Args:
+        run: The run folder.
+        image: The photograph; one of the run's or another.
+        out: The page; None writes none.
+        device: Where the model runs.
+        console: Progress.
+
+    Raises:
+        UserError: The photograph cannot be read, the run is not finished or on feature files, or the page cannot be written.
+    """
+    from finelens.explain import explain_image
+    from finelens.report.explained import explained_html, photographs
+
+    console = console or Console()
+    if out is not None:
+        check_target(Path(out), "<!doctype html>")
+    folder = RunFolder.open(run, lock=False)
+    found = explain_image(folder, load_run(run, device=device), Path(image), console)
+    if out is not None:
+        write_text(Path(out), explained_html(found, folder.path, photographs(folder.config.photos)))
+        console.say(f"wrote {out}")
+    return found
 
 
 def review(run: str | Path, out: str | Path | None = None, *, limit: int = 200, console: Console | None = None) -> Path:

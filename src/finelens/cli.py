@@ -162,6 +162,19 @@ def report(run: Path, labels: str | None, test: Path | None, device: str) -> Non
 
 @cli.command()
 @click.argument("run", type=click.Path(path_type=Path))
+@click.argument("image", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), help="HTML page to write as well.")
+@click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:N or mps.")
+def explain(run: Path, image: Path, out: Path | None, device: str) -> None:
+    """Say why the finished run in RUN gives IMAGE its class: texts, where it looked, the nearest photographs."""
+    from finelens import api
+
+    for line in api.explain(run, image, out, device=device).lines():
+        click.echo(line)
+
+
+@cli.command()
+@click.argument("run", type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), help="Sheet to write.  [default: RUN/review.html]")
 @click.option("--limit", default=200, show_default=True, type=click.IntRange(1, 2000), help="Most photographs on the sheet.")
 @click.option("--serve", is_flag=True, help="Show the sheet on this machine and save every answer at once, instead of writing a file.")

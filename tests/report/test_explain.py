@@ -1,0 +1,110 @@
+"""The explanation of one photograph: numbers against their definition, the page, and what is refused."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import finelens
+from finelens import api
+from finelens.backbones.registry import load_backbone
+from finelens.classes.templates import DEFAULT_TEMPLATES, fill
+from finelens.errors import UserError
+from finelens.predictions import read_predictions
+from tests.report.html import Page
+from tests.toy import CLASSES, QUIET, write_classes
+
+
+@pytest.fixture(scope="module")
+def image(plain_run):
+    return plain_run.parent / "photos" / CLASSES[0] / "0.png"
+
+
+@pytest.fixture(scope="module")
+def found(plain_run, image, tmp_path_factory):
+    return api.explain(plain_run, image, tmp_path_factory.mktemp("page") / "explain.html", console=QUIET)
+
+
+def test_sides_are_the_two_likeliest_classes(plain_run, image, found):
+    p = finelens.load(plain_run).predict_proba([str(image)])[0]
+    order = (-p).argsort()[:2]
+    assert [side.name for side in found.sides] == [CLASSES[c] for c in order]
+    assert [side.probability for side in found.sides] == pytest.approx(p[order])
+
+
+def test_sentences_are_filled_templates_with_their_cosines(image, plain_run, found, tiny_vit):
+    assert not found.described
+    side, backbone = found.sides[0], load_backbone(f"local:{tiny_vit}")
+    assert {sentence for sentence, _ in side.sentences} == {fill(template, side.name) for template in DEFAULT_TEMPLATES}
+    cosines = [cosine for _, cosine in side.sentences]
+    assert cosines == sorted(cosines, reverse=True)
+    with torch.no_grad():
+        own = backbone.encode_image(backbone.normalise(found.view[None])).global_[0]
+        expected = backbone.encode_text([sentence for sentence, _ in side.sentences]) @ own
+    assert cosines == pytest.approx(expected.tolist(), abs=1e-4)
+
+
+def test_neighbours_have_the_class_and_are_not_the_photograph_or_its_copy(plain_run, found):
+    given = {row.path: row.label for row in read_predictions(plain_run / "predictions.csv")}
+    shown = [(side.name, path) for side in found.sides for path, _ in side.nearest]
+    assert shown
+    assert all(given[path] == name for name, path in shown)
+    assert not {f"{CLASSES[0]}/0.png", "copy.png"} & {path for _, path in shown}
+    for side in found.sides:
+        cosines = [cosine for _, cosine in side.nearest]
+        assert cosines == sorted(cosines, reverse=True)
+
+
+def test_maps_lie_on_the_grid_and_are_called_what_they_are(found):
+    assert list(found.maps) == [f"patches most like the texts of {side.name}" for side in found.sides]
+    for grid in found.maps.values():
+        assert grid.ndim == 2
+        assert 0 <= grid.min() <= grid.max() <= 1
+
+
+def test_method_with_maps_of_its_own_shows_them(trained_run):
+    image = trained_run.parent / "photos" / CLASSES[1] / "0.png"
+    assert set(api.explain(trained_run, image, console=QUIET).maps) == {"NCut mask", "SOAP attention"}
+
+
+def test_page_is_whole_and_hostile_names_are_text(hostile_run, tmp_path):
+    image = next((hostile_run.parent / "photos").glob("*/0.png"))
+    api.explain(hostile_run, image, tmp_path / "explain.html", console=QUIET)
+    page = Page((tmp_path / "explain.html").read_text(encoding="utf-8"))
+    assert page.open == []
+    tags = [tag for tag, _ in page.elements]
+    assert tags.count("h1") == tags.count("main") == 1
+    assert len(page.all("script")) == 1
+    for picture in page.all("img"):
+        assert picture["alt"]
+        assert picture["src"].startswith("data:image/")
+    for _, attributes in page.elements:
+        assert not [name for name in attributes if name.startswith("on") or name == "style"]
+
+
+def test_lines_say_it_on_the_console(found):
+    lines = found.lines()
+    assert found.sides[0].name in lines[0]
+    assert sum(line.startswith("  like ") for line in lines) == sum(len(side.nearest) for side in found.sides)
+
+
+def test_unreadable_images_unfinished_runs_and_foreign_targets_are_refused(plain_run, image, tmp_path):
+    with pytest.raises(UserError, match="corrupt"):
+        api.explain(plain_run, plain_run.parent / "photos" / "broken.jpg", console=QUIET)
+    with pytest.raises(UserError, match=r"absent\.jpg"):
+        api.explain(plain_run, tmp_path / "absent.jpg", console=QUIET)
+    with pytest.raises(UserError):
+        api.explain(tmp_path, image, console=QUIET)
+    (tmp_path / "mine.html").write_text("mine")
+    with pytest.raises(UserError, match=r"mine\.html"):
+        api.explain(plain_run, image, tmp_path / "mine.html", console=QUIET)
+
+
+def test_runs_on_features_are_refused(plain_run, image, tiny_vit, tmp_path):
+    from finelens.feature_store.write import features
+
+    features(plain_run.parent / "photos", out=tmp_path / "f.safetensors", backbone=f"local:{tiny_vit}", console=QUIET)
+    classes = write_classes(tmp_path / "classes.txt")
+    api.adapt(tmp_path / "f.safetensors", classes, tmp_path / "run", method="stata", console=QUIET)
+    with pytest.raises(UserError, match="no photographs"):
+        api.explain(tmp_path / "run", image, console=QUIET)
