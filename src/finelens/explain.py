@@ -142,8 +142,8 @@ def _texts(config: RunConfig, classes: Sequence[str], wanted: Sequence[int], own
     """Cosines of the classes' sentences with the image, and whether they are descriptions rather than filled templates."""
     templates = None if config.text.templates is None else read_templates(Path(config.text.templates))
     class_set, report, _ = build_class_set(classes, config.descriptions_file, templates)
-    names, descriptions = ([column[c] for c in wanted] for column in (class_set.names, class_set.descriptions))
-    features = encode_descriptions(load_backbone(config.backbone), ClassSet(tuple(names), class_set.templates, tuple(descriptions)))
+    names, descriptions = tuple(class_set.names[c] for c in wanted), tuple(class_set.descriptions[c] for c in wanted)
+    features = encode_descriptions(load_backbone(config.backbone), ClassSet(names, class_set.templates, descriptions))
     result = []
     for c, rows in zip(wanted, features, strict=True):
         sentences = class_set.descriptions[c] or tuple(fill(template, class_set.names[c]) for template in class_set.templates)
