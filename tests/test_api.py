@@ -82,7 +82,8 @@ def test_branches_of_a_prediction(finished):
     assert set(found.logits) == {"logits", "global", "fine"}
     assert set(found.zero_shot) == {"templates", "descriptions"}
     assert not finelens.load(finished.path).predictions(pictures(1), zero_shot=False).zero_shot
-    np.testing.assert_allclose(found.logits["logits"], 0.5 * found.logits["global"] + 0.5 * found.logits["fine"], atol=1e-5)
+    answer = found.logits["logits"] * finelens.load(finished.path).model.temperature
+    np.testing.assert_allclose(answer, 0.5 * found.logits["global"] + 0.5 * found.logits["fine"], atol=1e-5)
 
 
 def test_large_folders_are_read_in_groups(finished, photos, monkeypatch):
