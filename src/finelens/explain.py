@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from finelens.api import Classifier
 
 NEAREST = 4
+# Texts of a class on the console; the page has all.
+SAID = 5
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,8 @@ class Explanation:
         said = [f"{self.image}: {self.sides[0].name} {self.sides[0].probability:.1%}, the unadapted model says {self.zero_shot}"]
         for side in self.sides:
             said.append(f"{side.name} ({side.probability:.1%})")
-            said += [f"  {cosine:+.3f}  {sentence}" for sentence, cosine in side.sentences]
+            said += [f"  {cosine:+.3f}  {sentence}" for sentence, cosine in side.sentences[:SAID]]
+            said += [f"  and {more} more texts, down to {side.sentences[-1][1]:+.3f}"] if (more := len(side.sentences) - SAID) > 0 else []
             said += [f"  like {path} ({cosine:.3f})" for path, cosine in side.nearest] or ["  no other photograph of the run was given this class"]
         return said
 
