@@ -93,7 +93,8 @@ class Nola(Student):
             return StepOutput(0 * self.head.sum())
         pseudo = self.pseudo_labels(index)
         loss, log = self.loss(self.logits(strong), pseudo)
-        return StepOutput(loss, log, pseudo.labels)
+        # The labels of held-out images are known as well; they are only not learned.
+        return StepOutput(loss, log, self.pseudo_labels(batch.index).labels)
 
     @torch.no_grad()
     def _compare(self, batch: Batch, held_out: Tensor) -> None:
