@@ -2,11 +2,15 @@
 
     python benchmarks/signal_features.py DATA FEATURES --sets pets37 cifar10
     python benchmarks/signals.py FEATURES --sets pets37 cifar10 --out benchmarks/results/signals.jsonl
-    python benchmarks/signals.py FEATURES --table benchmarks/results/signals.jsonl
+    python benchmarks/signals.py --runs RUNS --out benchmarks/results/signals.jsonl
+    python benchmarks/signals.py --table benchmarks/results/signals.jsonl
 
 A run is a method on features: fitted on the train part without labels, where its signals and verdict are taken; its gain over zero-shot with
 templates and its confusions are measured on the test part. Besides each method's own texts, there are starts that ought to be warned of: descriptions
 of half of the classes swapped, descriptions with noise, and predictions collapsed onto one class. Finished lines are skipped.
+
+RUNS is a folder of finished run folders of any method, training ones too, each with signals.json and the evaluation.json that
+``finelens report RUN --labels ... --test ...`` leaves: their verdicts join the table, with the gain that was measured there as the truth.
 """
 
 from __future__ import annotations
@@ -16,7 +20,7 @@ import itertools
 import json
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -31,9 +35,12 @@ from torch import Tensor
 from finelens.evaluation.metrics import paired_bootstrap
 from finelens.files import load_tensors, save_tensors
 from finelens.health import verdict
-from finelens.health.signals import signals_of
+from finelens.health.lines import collapse_warning
+from finelens.health.signals import Signals, signals_of
 from finelens.health.verdict import COLLAPSE
 from finelens.methods.registry import find_method
+from finelens.report.record import read_run
+from finelens.runs import RunFolder
 
 SOLVERS = ("stata", "gda-em", "transclip", "ot", "zlap")
 STARTS = ("descriptions", "templates", "swapped", "noisy")
@@ -52,31 +59,70 @@ VALUE = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("features", type=Path)
+    parser.add_argument("features", type=Path, nargs="?")
     parser.add_argument("--sets", nargs="+", default=[])
     parser.add_argument("--methods", nargs="+", default=["cupl", *SOLVERS, "collapse"])
+    parser.add_argument("--runs", type=Path)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--table", type=Path)
     given = parser.parse_args()
+    if not given.table and (given.out is None or (given.features is None) == (given.runs is None)):
+        parser.error("give FEATURES --sets ... --out FILE, --runs FOLDER --out FILE, or --table FILE")
     if given.table:
         show([json.loads(line) for line in given.table.read_text().splitlines()])
         return
     done = [json.loads(line) for line in given.out.read_text().splitlines()] if given.out.exists() else []
     finished = {(row["set"], row["method"], row["start"]) for row in done}
+    if given.runs:
+        for row in finished_runs(given.runs):
+            if (row["set"], row["method"], row["start"]) not in finished:
+                append(given.out, row)
+        return
     for name in given.sets:
         data = load_tensors(given.features / f"{name}.safetensors")
         for method, start in jobs(given.methods):
             if (name, method, start) not in finished:
-                row = {
-                    "set": name,
-                    "method": method,
-                    "start": start,
-                    **run(data, method, start, given.features / name),
-                    "command": " ".join(["benchmarks/signals.py", *sys.argv[2:]]),
-                }
-                with given.out.open("a") as file:
-                    file.write(json.dumps(row) + "\n")
+                append(given.out, {"set": name, "method": method, "start": start, **run(data, method, start, given.features / name)})
         print(name, flush=True)
+
+
+def append(path: Path, row: dict[str, Any]) -> None:
+    with path.open("a") as file:
+        file.write(json.dumps({**row, "command": " ".join(["benchmarks/signals.py", *sys.argv[2:]])}) + "\n")
+
+
+def finished_runs(folder: Path) -> Iterator[dict[str, Any]]:
+    """A row for each run folder below a folder, by name; one that was not evaluated is named and left out."""
+    for signals in sorted(folder.rglob("signals.json")):
+        with RunFolder.open(signals.parent) as opened:
+            record = read_run(opened)
+        if record.evaluation is None:
+            print(f"{signals.parent} has no evaluation.json: finelens report {signals.parent} --labels folders --test FOLDER", file=sys.stderr)
+            continue
+        photos = Path(record.config.photos)
+        name = photos.parent.name if photos.name in ("train", "test") else photos.name
+        alarm = collapse_warning(record.rows, record.classes)
+        found = record.measured.signals
+        yield {
+            "set": name,
+            "method": record.config.method,
+            "start": f"run {signals.parent.relative_to(folder).as_posix()}",
+            **judged(found, record.evaluation["difference_interval"], [] if alarm is None else [alarm]),
+            "accuracy": round(record.evaluation["accuracy"], 4),
+            "zero_shot": round(record.evaluation["zero_shot_accuracy"], 4),
+        }
+
+
+def judged(found: Signals, interval: Sequence[float], alarms: Sequence[str] = ()) -> dict[str, Any]:
+    """Verdict and truth of a run."""
+    low, high = interval
+    return {
+        "gain_interval": [round(low, 4), round(high, 4)],
+        "truth": "better" if low > 0 else "worse" if high < 0 else NOTHING,
+        "verdict": verdict(found, alarms).level,
+        "verdict_without_descriptions": verdict(replace(found, text_agreement=None), alarms).level,
+        "signals": {k: round(v, 4) if isinstance(v, float) else v for k, v in asdict(found).items()},
+    }
 
 
 def jobs(methods: list[str]) -> Iterator[tuple[str, str]]:
@@ -95,16 +141,10 @@ def run(data: dict[str, Tensor], method: str, start: str, kept: Path) -> dict[st
     described = scale * data["train"] @ start_of(data, start if start != "templates" else "descriptions").T
     found = signals_of(logits["train"].softmax(1), first["train"].softmax(1), described)
     right, before = (logits["test"].argmax(1) == truth).numpy(), (first["test"].argmax(1) == truth).numpy()
-    low, high = paired_bootstrap(right, before)
-    judged = {"all": verdict(found), "without_descriptions": verdict(replace(found, text_agreement=None))}
     return {
         "accuracy": round(float(right.mean()), 4),
         "zero_shot": round(float(before.mean()), 4),
-        "gain_interval": [round(low, 4), round(high, 4)],
-        "truth": "better" if low > 0 else "worse" if high < 0 else NOTHING,
-        "verdict": judged["all"].level,
-        "verdict_without_descriptions": judged["without_descriptions"].level,
-        "signals": {k: round(v, 4) if isinstance(v, float) else v for k, v in asdict(found).items()},
+        **judged(found, paired_bootstrap(right, before)),
         "precision_at_10": precisions(data, logits["test"], first["test"], truth),
     }
 
@@ -201,11 +241,17 @@ def level(row: dict[str, Any], kept: float, lost: float, texts: float) -> str:
     found = row["signals"]
     if found["spread"] < COLLAPSE * found["spread_zero_shot"] or found["kept"] < lost:
         return "do not use"
-    return "unclear" if found["text_agreement"] < texts or found["kept"] < kept else "improved"
+    doubtful = found["text_agreement"] is not None and found["text_agreement"] < texts
+    return "unclear" if doubtful or found["kept"] < kept else "improved"
+
+
+def area(rows: list[dict[str, Any]], values: np.ndarray, truth: str) -> str:
+    hits = [row["truth"] == truth for row in rows]
+    return f"{roc_auc_score(hits, values):.2f}" if len(set(hits)) == 2 else "-"
 
 
 def show(rows: list[dict[str, Any]]) -> None:
-    own = [row for row in rows if row["start"] in ("descriptions", "templates") and row["method"] != "collapse"]
+    own = [row for row in rows if row["start"].startswith(("descriptions", "templates", "run ")) and row["method"] != "collapse"]
     tables = {
         "verdict": Counter((row["verdict"], row["truth"]) for row in rows),
         "own texts only": Counter((row["verdict"], row["truth"]) for row in own),
@@ -219,14 +265,16 @@ def show(rows: list[dict[str, Any]]) -> None:
         print()
     print("| signal | better | worse |\n|---|---|---|")
     for name in ("kept", "agreement", "text_agreement", "confidence", "margin", "spread", "unused"):
-        values = np.array([row["signals"][name] for row in rows])
-        for_better = roc_auc_score([row["truth"] == "better" for row in rows], values)
-        for_worse = roc_auc_score([row["truth"] == "worse" for row in rows], -values)
-        print(f"| {name} | {for_better:.2f} | {for_worse:.2f} |")
+        having = [row for row in rows if row["signals"][name] is not None]
+        values = np.array([row["signals"][name] for row in having])
+        print(f"| {name} | {area(having, values, 'better')} | {area(having, -values, 'worse')} |")
     print()
-    sets = list(dict.fromkeys(row["set"] for row in rows))
+    own = [row for row in own if "precision_at_10" in row]
+    if not own:
+        return
+    sets = list(dict.fromkeys(row["set"] for row in own))
     print("| estimate | " + " | ".join(sets) + " | mean |\n|---" * 1 + "|---" * (len(sets) + 1) + "|")
-    for name in rows[0]["precision_at_10"]:
+    for name in own[0]["precision_at_10"]:
         values = [[row["precision_at_10"][name] for row in own if row["set"] == one] for one in sets]
         means = [sum(v) / len(v) for v in values]
         print(f"| {name} | " + " | ".join(f"{m:.2f}" for m in means) + f" | {sum(means) / len(means):.2f} |")

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from finelens import api
+from finelens.bench.context import Context
+from finelens.bench.data import Part
+from finelens.bench.guard import Labels
 from finelens.bench.matrix import Plan, choose_methods, run
-from finelens.bench.protocols import parse_protocol
+from finelens.bench.protocols import make_split, parse_protocol
 from finelens.bench.results import ResultsFile, unpack
 from finelens.bench.sets.table import find_data
 from finelens.errors import UserError
 from finelens.methods.registry import METHODS, find_method
+from finelens.solvers import TDA, OnlineGda, OnZeta
 from tests.bench.world import make_context, row, without_times
 from tests.toy import ALL, QUIET, TRAINING, WITH_SUPPORT
 
@@ -93,7 +99,48 @@ def test_online_takes_what_needs_no_look_ahead(context):
     assert row(context, "cupl", "online").status == "ok"
     skipped = row(context, "gda-em", "online")
     assert (skipped.status, skipped.measures) == ("skipped", {})
-    assert "do not adapt" in skipped.reason
+    assert "sees all images before it answers" in skipped.reason
+
+
+STREAMS = {"onzeta": OnZeta, "tda": TDA, "online-gda": OnlineGda}
+
+
+@pytest.mark.parametrize("method", STREAMS)
+def test_online_rows_hold_the_answers_at_arrival(context, method):
+    """Against the solver alone: it is shown the images one by one, in the seeded order, uncentred."""
+    names = context.data.class_names
+    found = row(context, method, "online", seed=3)
+    assert found.status == "ok", found.reason
+    split = make_split(parse_protocol("online"), context.train.truth(), context.test.truth(), names, 3, None)
+    solver = STREAMS[method]().begin(prototypes=context.heads(names).descriptions, logit_scale=context.start.backbone.logit_scale)
+    order = torch.as_tensor(split.test)
+    answers = torch.stack(list(solver.stream(context.test.features.global_[order])))
+    hits = (answers.argmax(1).numpy() == context.test.truth().labels[split.test])[np.argsort(split.test)]
+    assert unpack(found.correct, found.measures["n"]).tolist() == hits.tolist()
+    assert found.measures["nll"] == pytest.approx(-answers[range(len(order)), context.test.truth().labels[split.test]].log().mean().item(), rel=1e-4)
+    assert found.cost["no_grad_forwards"] == found.split["test"]
+    assert without_times(row(context, method, "online", seed=3)) == without_times(found)
+    assert row(context, method, "online", seed=4).split["checksum"] != found.split["checksum"]
+
+
+def test_a_stream_is_shown_one_image_at_a_time(context, monkeypatch):
+    seen = []
+    whole = OnZeta.stream
+    monkeypatch.setattr(OnZeta, "stream", lambda self, rows: seen.append(len(rows)) or whole(self, rows))
+    assert row(context, "onzeta", "online").status == "ok"
+    assert seen == [1] * 12
+
+
+def test_a_set_without_a_training_part(context):
+    """Training images are not touched where nothing is adapted to them, and what needs them says that there are none."""
+    bare = Context(replace(context.data, train=Part([], Labels(np.zeros(0)))), context.start, QUIET)
+    for protocol in ("transductive", "online"):
+        found = row(bare, "onzeta", protocol)
+        assert found.status == "ok", found.reason
+        assert found.measures["accuracy"] == row(context, "onzeta", protocol).measures["accuracy"]
+    assert found.source["train"] == 0
+    skipped = row(bare, "gda-em", "longtail-2")
+    assert (skipped.status, "no training part" in skipped.reason) == ("skipped", True)
 
 
 def test_hints_reach_methods_that_adapt_in_few_shot_protocols_only(context):

@@ -208,4 +208,4 @@ def test_what_is_missing_comes_with_steps(tmp_path, spec):
 def test_names_are_unique_and_unknown_ones_say_what_there_is():
     assert len({spec.name for spec in SETS}) == len(SETS)
     with pytest.raises(UserError, match="one of cifar10, cifar100, pets"):
-        find_data("birdsnap", None)
+        find_data("oxford105", None)

@@ -83,12 +83,13 @@ def bench(
 @click.argument("results", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--markdown", is_flag=True, help="Markdown, which is the only form so far and the default.")
 @click.option("--measure", default="accuracy", show_default=True, help="Any measure of the results, e.g. class_mean_accuracy, ece, gain.")
-def table(results: tuple[Path, ...], markdown: bool, measure: str) -> None:
+@click.option("--published", is_flag=True, help="Published numbers on the same data sets under each table, marked comparable or not.")
+def table(results: tuple[Path, ...], markdown: bool, measure: str, published: bool) -> None:
     """One table per protocol: methods by data sets, means over seeds."""
     from finelens.bench.results import read_results
     from finelens.bench.table import markdown_tables
 
-    click.echo(markdown_tables(read_results(results), measure), nl=False)
+    click.echo(markdown_tables(read_results(results), measure, published), nl=False)
 
 
 @bench.command()

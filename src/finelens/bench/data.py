@@ -32,6 +32,9 @@ class Part:
 
     def names(self) -> list[str]:
         """A name for each image."""
+        own = getattr(self.images, "names", None)
+        if own is not None:
+            return list(own)
         if isinstance(self.images, list):
             return [image.name if isinstance(image, ImageFile) else f"[{i}]" for i, image in enumerate(self.images)]
         return [f"[{i}]" for i in range(len(self.images))]

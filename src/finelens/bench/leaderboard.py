@@ -9,7 +9,8 @@ from html import escape
 from importlib.resources import files
 from statistics import mean
 
-from finelens.bench.paired import Difference, Group, by_data, grouped, mean_difference, paired_difference, title
+from finelens.bench.paired import Difference, Group, by_data, forwards_per_image, grouped, mean_difference, paired_difference, title
+from finelens.bench.published import beside
 from finelens.bench.results import Result
 from finelens.bench.scatter import Point, scatter
 from finelens.errors import UserError
@@ -71,7 +72,7 @@ def lines_of(rows: Sequence[Result]) -> list[Line]:
                 {data: gain for data, gain in gains.items() if gain is not None},
                 {data: f"{found[0].status.replace('_', ' ')}: {found[0].reason}" for data, found in own.items() if data not in done},
                 mean(_seconds(row) for row in flat) if flat else None,
-                sum(_work(row) for row in flat) / sum(row.split["fit"] + row.split["test"] for row in flat) if flat else None,
+                forwards_per_image(flat),
             )
         )
     return lines
@@ -80,10 +81,6 @@ def lines_of(rows: Sequence[Result]) -> list[Line]:
 def _seconds(row: Result) -> float:
     """Wall time as if nothing were shared."""
     return float(row.timing["seconds"] + row.timing.get("seconds_per_shared_forward", 0.0) * row.cost["no_grad_forwards"])
-
-
-def _work(row: Result) -> float:
-    return float(row.cost["no_grad_forwards"] + 2 * row.cost["grad_forwards"])
 
 
 def _section(number: int, group: Group, rows: Sequence[Result]) -> str:
@@ -100,7 +97,30 @@ def _section(number: int, group: Group, rows: Sequence[Result]) -> str:
     )
     return (
         f'<section id="g{number}"><h2>{escape(title(group))}</h2><div class="scroll"><table><caption>{caption}</caption>'
-        f"<thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table></div>{figure}</section>"
+        f"<thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table></div>{figure}{_published(rows, sets)}</section>"
+    )
+
+
+def _published(rows: Sequence[Result], sets: Sequence[str]) -> str:
+    """Published numbers on the same data sets, closed until somebody wants them."""
+    found = beside(rows)
+    if not found:
+        return ""
+    shown = [name for name in sets if any(name in one.values for one in found)]
+    head = "".join(_header(name, name in shown) for name in ("method", "source", "backbone", "protocol", *shown, "comparable"))
+    body = []
+    for one in found:
+        cells = [f'<th scope="row" data-value="{escape(one.method)}">{escape(one.method)}</th>']
+        cells += [f'<td data-value="{escape(text)}">{escape(text)}</td>' for text in (one.source, one.backbone, one.protocol)]
+        cells += [_plain(one.values.get(name), "g") for name in shown]
+        cells.append(f'<td data-value="{escape(one.mark)}">{escape(one.mark)}</td>')
+        body.append(f"<tr>{''.join(cells)}</tr>")
+    caption = "Top-1 accuracy in per cent as the sources give it: not our measurements. What is not marked comparable was found otherwise."
+    return (
+        f'<details class="published"><summary>Published by others ({len(found)} lines), apart from our measurements</summary>'
+        f'<div class="scroll"><table><caption>{caption}</caption><thead><tr>{head}</tr></thead><tbody>\n'
+        + "\n".join(body)
+        + "\n</tbody></table></div></details>"
     )
 
 

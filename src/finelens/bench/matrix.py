@@ -17,7 +17,7 @@ from finelens.bench.context import Context, Start
 from finelens.bench.data import DataSet
 from finelens.bench.guard import RuleBroken
 from finelens.bench.measures import measure
-from finelens.bench.protocols import Protocol, SkippedError, Split, make_split
+from finelens.bench.protocols import PartTruth, Protocol, SkippedError, Split, make_split
 from finelens.bench.results import Key, Result, ResultsFile, pack
 from finelens.bench.runner import answer, refuse, zero_shot
 from finelens.config import parse_assignments
@@ -143,7 +143,11 @@ def compute(context: Context, key: Key, protocol: Protocol, plan: Plan) -> Resul
     }
     try:
         refuse(find_method(key.method), protocol)
-        split = make_split(protocol, context.train.truth(), context.test.truth(), context.data.class_names, key.seed, limit)
+        # The training part is not even decoded where nothing is adapted to it; some sets have none.
+        train = (
+            context.train.truth() if protocol.fit_part == "train" and len(context.data.train.labels) else PartTruth(np.zeros(0, dtype=np.int64), [])
+        )
+        split = make_split(protocol, train, context.test.truth(), context.data.class_names, key.seed, limit)
     except SkippedError as reason:
         return Result(status="skipped", reason=str(reason), **about)
     # Texts are shared by all rows: they are no part of a row's time.

@@ -127,3 +127,10 @@ def title(group: Group) -> str:
     """Heading of a group."""
     protocol, backbone, profile, options = group
     return f"{protocol}, {backbone}, profile {profile}" + (f", not the defaults: {' '.join(options)}" if options else "")
+
+
+def forwards_per_image(rows: Sequence[Result]) -> float | None:
+    """Forwards of the image tower per image adapted to or predicted, one with gradient counting as two; an image of a stream is one image."""
+    work = sum(row.cost["no_grad_forwards"] + 2 * row.cost["grad_forwards"] for row in rows)
+    images = sum(row.split["test"] + (0 if row.key.protocol.startswith("online") else row.split["fit"]) for row in rows)
+    return work / images if rows else None

@@ -132,6 +132,8 @@ def make_split(protocol: Protocol, train: PartTruth, test: PartTruth, names: Seq
     asked = np.flatnonzero(test.labels >= 0)
     fit = asked if same else np.arange(len(train.labels))
     shots = np.zeros(0, dtype=np.int64)
+    if not same and not len(fit):
+        raise SkippedError("the set has no training part; transductive and online need none")
     if protocol.change in ("balanced", "longtail", "few", "partial", "fewshot"):
         if (source.labels[fit] < 0).any():
             raise SkippedError(f"the classes of some images of the {protocol.fit_part} part are not known, which {protocol.name} needs")

@@ -25,12 +25,13 @@ from finelens.feature_store.store import feature_rows
 from finelens.health.signals import nearest_images
 from finelens.methods.head_task import cosine_logits
 from finelens.methods.registry import Method, find_method
-from finelens.methods.solver_task import SolverTask
+from finelens.methods.solver_task import SolverTask, StreamConfig
 from finelens.methods.support_task import SupportConfig
 from finelens.models import copy_into
 from finelens.pipeline import BATCH, Fitted, fit, predict_store, run_temperature
 from finelens.predictions import softmax
 from finelens.protocol import Backbone, Hints, ImageStore
+from finelens.solvers.online import OnlineSolver
 from finelens.training.engine import Engine, TowerFlops
 
 # In an inductive protocol an answer depends on no other test image: some images are asked alone before all are asked. Stored features leave no
@@ -66,8 +67,8 @@ def refuse(method: Method, protocol: Protocol) -> None:
         raise SkippedError("the method learns from labelled images, and the protocol gives none")
     if issubclass(method.config_class, SupportConfig):
         raise SkippedError("the method needs a support set, and the protocol gives none")
-    if protocol.setting == "online" and method.adapts:
-        raise SkippedError("only methods that do not adapt are measured online so far")
+    if protocol.setting == "online" and method.adapts and not issubclass(method.config_class, StreamConfig):
+        raise SkippedError("the method sees all images before it answers; online takes methods for streams and methods that do not adapt")
 
 
 def answer(context: Context, config: RunConfig, protocol: Protocol, split: Split) -> Answers:
@@ -77,8 +78,11 @@ def answer(context: Context, config: RunConfig, protocol: Protocol, split: Split
         RuleBroken: The method was caught.
     """
     method = find_method(config.method)
+    run = _from_pixels if method.needs_pixels else _from_features
+    if protocol.setting == "online" and method.adapts:
+        run = _from_stream
     with method_runs():
-        return (_from_pixels if method.needs_pixels else _from_features)(context, method, config, protocol, split)
+        return run(context, method, config, protocol, split)
 
 
 def zero_shot(context: Context, split: Split) -> dict[str, np.ndarray]:
@@ -110,9 +114,32 @@ def _from_features(context: Context, method: Method, config: RunConfig, protocol
         raise RuleBroken("a method without training changed the backbone that all methods share")
     _compare_alone(alone, logits["logits"], TOLERANCE_FEATURES)
     # What a run by itself would have encoded.
-    engine.no_grad_forwards += len(split.fit) + len(split.test)
+    engine.no_grad_forwards += len(split.test) + (0 if protocol.setting == "online" else len(split.fit))
     shared = {"features": "shared", "seconds_per_shared_forward": round(max(source.seconds_per_image, context.test.seconds_per_image), 5)}
     return Answers(logits, _cost(context, engine, config), timing | shared, temperature)
+
+
+def _from_stream(context: Context, method: Method, config: RunConfig, protocol: Protocol, split: Split) -> Answers:
+    """Answers at arrival: a method gets one image, answers it, and only then gets the next.
+
+    Nothing is known of the stream before it begins, so a backbone with a centre stays as it is for zero-shot, and there is no
+    temperature: it would be found on all images.
+    """
+    engine = Engine(context.start.backbone, context.start.device, context.start.precision)
+    task = context.prepared(config, split.names, engine).task
+    assert isinstance(task, SolverTask)
+    assert isinstance(task.solver, OnlineSolver)
+    x = task.rows(take(context.test.features, split.test))
+    assert isinstance(x, Tensor)
+    reset_peak()
+    start = time.perf_counter()
+    solver = task.solver.begin(prototypes=task.prototypes.to(task.place), logit_scale=engine.backbone.logit_scale)
+    # One row a call: there is nothing to look ahead to.
+    answers = torch.stack([next(solver.stream(row)) for row in x.split(1)])
+    engine.no_grad_forwards += len(split.test)
+    shared = {"features": "shared", "seconds_per_shared_forward": round(context.test.seconds_per_image, 5)}
+    logits = answers.clamp_min(torch.finfo(answers.dtype).tiny).log().float().cpu().numpy()
+    return Answers({"logits": logits}, _cost(context, engine, config), _timing(engine, start) | shared)
 
 
 def _from_pixels(context: Context, method: Method, config: RunConfig, protocol: Protocol, split: Split) -> Answers:

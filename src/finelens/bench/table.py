@@ -7,7 +7,8 @@ from collections.abc import Iterable, Sequence
 from statistics import mean, pstdev
 from typing import Any
 
-from finelens.bench.paired import Group, grouped, title
+from finelens.bench.paired import Group, forwards_per_image, grouped, title
+from finelens.bench.published import beside
 from finelens.bench.results import Result
 from finelens.errors import UserError
 
@@ -15,12 +16,13 @@ from finelens.errors import UserError
 _NOT_SHARES = frozenset({"nll", "zero_shot_nll", "n", "absent_classes", "mcnemar_p", "gain_mcnemar_p"})
 
 
-def markdown_tables(results: Iterable[Result], measure: str = "accuracy") -> str:
+def markdown_tables(results: Iterable[Result], measure: str = "accuracy", published: bool = False) -> str:
     """All tables, as Markdown.
 
     Args:
         results: Rows; of equal keys the last counts.
         measure: What the cells show: the mean over seeds, with the standard deviation if there are several seeds and it is not 0.
+        published: Whether a table of published numbers on the same data sets follows each table.
 
     Raises:
         UserError: There is nothing to show, or no such measure.
@@ -31,7 +33,7 @@ def markdown_tables(results: Iterable[Result], measure: str = "accuracy") -> str
         raise UserError("there is no result to show")
     if measure not in known:
         raise UserError(f"unknown measure {measure!r}; there are {', '.join(known)}")
-    return "\n".join(_table(group, rows, measure) for group, rows in groups.items())
+    return "\n".join(_table(group, rows, measure) + (_published(rows) if published else "") for group, rows in groups.items())
 
 
 def _table(group: Group, rows: Sequence[Result], measure: str) -> str:
@@ -45,9 +47,12 @@ def _table(group: Group, rows: Sequence[Result], measure: str) -> str:
         done = [row for row in own if row.status == "ok"]
         full = {row.key.data for row in done} == set(sets)
         average = _format(mean(mean(_values(done, name, measure)) for name in sets), measure) if full else "-"
+        forwards = forwards_per_image(done)
         gains = [mean(_values(done, name, "gain")) for name in sets if _values(done, name, "gain")]
         worst = f"{100 * min(gains):+.1f}" if full else "-"
-        lines.append(f"| {method} | " + " | ".join(cells) + f" | {average} | {worst} | {_forwards(done)} | {_seconds(done)} |")
+        lines.append(
+            f"| {method} | " + " | ".join(cells) + f" | {average} | {worst} | {'-' if forwards is None else f'{forwards:.1f}'} | {_seconds(done)} |"
+        )
     return "\n".join(lines) + "\n" + _reasons(rows)
 
 
@@ -71,14 +76,6 @@ def _format(value: Any, measure: str) -> str:
     return f"{value:.3f}" if measure in _NOT_SHARES else f"{100 * value:.1f}"
 
 
-def _forwards(rows: Sequence[Result]) -> str:
-    """Forwards of the image tower per image adapted to or predicted; one with gradient counts as two."""
-    if not rows:
-        return "-"
-    work = sum(row.cost["no_grad_forwards"] + 2 * row.cost["grad_forwards"] for row in rows)
-    return f"{work / sum(row.split['fit'] + row.split['test'] for row in rows):.1f}"
-
-
 def _seconds(rows: Sequence[Result]) -> str:
     return f"{mean(row.timing['seconds'] for row in rows):.1f}" if rows else "-"
 
@@ -91,3 +88,17 @@ def _reasons(rows: Sequence[Result]) -> str:
         by_reason[method, status, reason].append(data)
     lines = [f"- {method} {status.replace('_', ' ')} on {', '.join(data)}: {reason}." for (method, status, reason), data in by_reason.items()]
     return "\n".join(["", *lines, ""]) if lines else ""
+
+
+def _published(rows: Sequence[Result]) -> str:
+    """Published top-1 accuracies on the data sets of a table, in a table of their own."""
+    found = beside(rows)
+    if not found:
+        return "\nNo published number is known on these data sets.\n"
+    sets = list(dict.fromkeys(row.key.data for row in rows if any(row.key.data in one.values for one in found)))
+    lines = ["", "#### Published by others, top-1 in per cent: not our measurements", ""]
+    lines += ["| method | source | backbone | protocol | " + " | ".join(sets) + " | comparable |", "|---" * (len(sets) + 5) + "|"]
+    for one in found:
+        cells = [f"{one.values[name]:g}" if name in one.values else "-" for name in sets]
+        lines.append(f"| {one.method} | {one.source} | {one.backbone} | {one.protocol} | " + " | ".join(cells) + f" | {one.mark} |")
+    return "\n".join(lines) + "\n"

@@ -93,11 +93,24 @@ def decode(path: Path, limits: DecodeLimits) -> DecodedImage | Failure:
         the bytes are not, or end early).
     """
     try:
-        data = _read(path, limits)
-        pixels, notes = _decode_bytes(data, path, limits)
-        return DecodedImage(reduce_to_short_side(pixels, limits.short_side), hashlib.sha256(data).hexdigest(), notes)
+        return _decoded(_read(path, limits), path, limits)
     except Exception as error:
         return _failure(error)
+
+
+def decode_bytes(data: bytes, name: str, limits: DecodeLimits) -> DecodedImage | Failure:
+    """The same for the bytes of a file that lies in an archive or a table; ``name`` is what the file is called."""
+    try:
+        if len(data) > limits.max_bytes:
+            raise _RefusedError("too_large", f"{len(data) / 1e6:.0f} MB exceed the budget of {limits.max_bytes / 1e6:.0f} MB; save a smaller copy")
+        return _decoded(data, Path(name), limits)
+    except Exception as error:
+        return _failure(error)
+
+
+def _decoded(data: bytes, path: Path, limits: DecodeLimits) -> DecodedImage:
+    pixels, notes = _decode_bytes(data, path, limits)
+    return DecodedImage(reduce_to_short_side(pixels, limits.short_side), hashlib.sha256(data).hexdigest(), notes)
 
 
 def decode_open_image(image: Image.Image, limits: DecodeLimits) -> DecodedImage | Failure:

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from finelens.errors import UserError
-from finelens.images.decode import DecodedImage, DecodeLimits, Failure, decode, decode_open_image, from_pixels
+from finelens.images.decode import DecodedImage, DecodeLimits, Failure, decode, decode_bytes, decode_open_image, from_pixels
 from finelens.images.discover import ImageFile, display_name
 from finelens.images.spill import PixelBuffer
 
@@ -37,6 +37,19 @@ class ImageItems(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int, /) -> Any: ...
+
+
+@dataclass(frozen=True)
+class EncodedImage:
+    """The bytes of an image file that lies in an archive or a table.
+
+    Attributes:
+        data: The bytes.
+        name: What the file is called.
+    """
+
+    data: bytes
+    name: str
 
 
 @dataclass(frozen=True)
@@ -155,6 +168,8 @@ def _item_job(position: int, item: Any, limits: DecodeLimits) -> tuple[str, Job]
     if isinstance(image, (str, bytes, os.PathLike)):
         path = Path(os.fsdecode(image))
         return display_name(path), _decode_job(path, limits)
+    if isinstance(image, EncodedImage):
+        return display_name(image.name), lambda: decode_bytes(image.data, image.name, limits)
     if isinstance(image, Image.Image):
         return f"[{position}]", lambda: decode_open_image(image, limits)
     if isinstance(image, np.ndarray):
@@ -167,7 +182,7 @@ def _item_job(position: int, item: Any, limits: DecodeLimits) -> tuple[str, Job]
 
 def _image_of(item: Any) -> Any:
     """The image part of an item; nothing else of it is looked at."""
-    if isinstance(item, (str, bytes, os.PathLike, Image.Image, np.ndarray, Tensor)):
+    if isinstance(item, (str, bytes, os.PathLike, EncodedImage, Image.Image, np.ndarray, Tensor)):
         return item
     if isinstance(item, (tuple, list)) and item:
         return item[0]

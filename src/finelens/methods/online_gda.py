@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 from finelens.config import TrainingConfig
 from finelens.methods.heads import ClassHeads
-from finelens.methods.solver_task import SolverConfig, SolverTask
+from finelens.methods.solver_task import SolverTask, StreamConfig
 from finelens.solvers import OnlineGda
 from finelens.strict import require
 from finelens.training.engine import Engine
 
 
 @dataclass(frozen=True)
-class OnlineGdaConfig(SolverConfig):
+class OnlineGdaConfig(StreamConfig):
     """Options of the method.
 
     Attributes:

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 
 from finelens.config import TrainingConfig
 from finelens.methods.heads import ClassHeads
-from finelens.methods.solver_task import SolverConfig, SolverTask
+from finelens.methods.solver_task import SolverTask, StreamConfig
 from finelens.solvers import OnZeta
 from finelens.strict import require
 from finelens.training.engine import Engine
 
 
 @dataclass(frozen=True)
-class OnZetaConfig(SolverConfig):
+class OnZetaConfig(StreamConfig):
     """Options of the method.
 
     Attributes:

@@ -29,6 +29,11 @@ class SolverConfig:
     head: Literal["descriptions", "templates"] = "descriptions"
 
 
+@dataclass(frozen=True)
+class StreamConfig(SolverConfig):
+    """Options that all solvers share which answer each image when it arrives: their solver is an ``OnlineSolver``."""
+
+
 def require_prior(prior: str | tuple[float, ...]) -> None:
     """Refuse a list of class shares that cannot be a prior; words are checked with the option's type."""
     if not isinstance(prior, str):

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from finelens.bench.data import Part
+from finelens.bench.data import DataSet, Part
 from finelens.bench.guard import Labels
+from finelens.classes.names import check_names
 from finelens.errors import UserError
-from finelens.images.discover import ImageFile, display_name
+from finelens.images.discover import ImageFile, discover, display_name
 
 
 def listed_part(root: Path, rows: Sequence[tuple[str, int]], where: str) -> Part:
@@ -56,3 +57,50 @@ def text_lines(path: Path) -> list[str]:
 def readable(name: str) -> str:
     """A folder's or file's class name in words."""
     return " ".join(name.replace("_", " ").split())
+
+
+def folder_part(root: Path, folders: Sequence[str]) -> Part:
+    """A part with a folder for each class; files outside of these folders, such as notes, are no part of it.
+
+    Args:
+        root: Holds the folders.
+        folders: Their names, in the order of the classes.
+
+    Raises:
+        UserError: There is no file.
+    """
+    index = {name: i for i, name in enumerate(folders)}
+    images = [image for image in discover(root) if image.name.partition("/")[0] in index]
+    return Part(images, Labels(np.array([index[image.name.partition("/")[0]] for image in images])))
+
+
+def finish(
+    name: str,
+    images: Path,
+    names: Sequence[str],
+    train: list[tuple[str, int]],
+    test: list[tuple[str, int]],
+    split: str,
+    templates: tuple[str, ...] | None,
+) -> DataSet:
+    """A data set in its authors' layout.
+
+    Args:
+        name: Name of the set.
+        images: Folder that paths start from.
+        names: Class names.
+        train: Path and class of each training image.
+        test: Of each test image.
+        split: What the split rests on.
+        templates: Prompts of the set.
+
+    Raises:
+        UserError: Names or classes do not fit, or images are missing.
+    """
+    checked = check_names(names, source=f"class names of {name}")
+    parts = [listed_part(images, rows, f"{name}, {part} part") for part, rows in (("training", train), ("test", test))]
+    outside = next((label for _, label in [*train, *test] if not 0 <= label < len(checked)), None)
+    if outside is not None:
+        raise UserError(f"{name}: an image has class {outside + 1}, but there are {len(checked)} classes")
+    counts = f"{split} ({len(train)} train, {len(test)} test)"
+    return DataSet(name, tuple(checked), parts[0], parts[1], layout="authors", split=counts, templates=templates)

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from finelens.bench.data import DataSet
-from finelens.bench.sets.common import listed_part, readable, text_lines
-from finelens.classes.names import check_names
+from finelens.bench.sets.common import finish, readable, text_lines
 from finelens.errors import UserError
 
 Templates = tuple[str, ...] | None
@@ -31,14 +30,14 @@ def read_pets(folder: Path, templates: Templates = None) -> DataSet:
 
     train, test = rows("trainval.txt"), rows("test.txt")
     ordered = [names.get(k, "") for k in range(len(names))]
-    return _finish("pets", folder / "images", [readable(name) for name in ordered], train, test, "annotations/trainval.txt and test.txt", templates)
+    return finish("pets", folder / "images", [readable(name) for name in ordered], train, test, "annotations/trainval.txt and test.txt", templates)
 
 
 def read_food101(folder: Path, templates: Templates = None) -> DataSet:
     """Food-101: ``images/CLASS/ID.jpg`` and ``meta/classes.txt``, ``train.txt``, ``test.txt``."""
     names = text_lines(folder / "meta/classes.txt")
     train, test = (_by_folder([f"{line}.jpg" for line in text_lines(folder / "meta" / file)], names, file) for file in ("train.txt", "test.txt"))
-    return _finish("food101", folder / "images", [readable(name) for name in names], train, test, "meta/train.txt and test.txt", templates)
+    return finish("food101", folder / "images", [readable(name) for name in names], train, test, "meta/train.txt and test.txt", templates)
 
 
 def read_dtd(folder: Path, templates: Templates = None) -> DataSet:
@@ -46,7 +45,7 @@ def read_dtd(folder: Path, templates: Templates = None) -> DataSet:
     lines = {file: text_lines(folder / "labels" / file) for file in ("train1.txt", "test1.txt")}
     names = sorted({line.partition("/")[0] for part in lines.values() for line in part})
     train, test = (_by_folder(part, names, file) for file, part in lines.items())
-    return _finish("dtd", folder / "images", names, train, test, "labels/train1.txt and test1.txt", templates)
+    return finish("dtd", folder / "images", names, train, test, "labels/train1.txt and test1.txt", templates)
 
 
 def read_aircraft(folder: Path, templates: Templates = None) -> DataSet:
@@ -62,7 +61,7 @@ def read_aircraft(folder: Path, templates: Templates = None) -> DataSet:
         return [(f"{image}.jpg", index[name]) for image, _, name in pairs]
 
     train, test = rows("images_variant_trainval.txt"), rows("images_variant_test.txt")
-    return _finish("aircraft", folder / "data/images", names, train, test, "images_variant_trainval.txt and images_variant_test.txt", templates)
+    return finish("aircraft", folder / "data/images", names, train, test, "images_variant_trainval.txt and images_variant_test.txt", templates)
 
 
 def read_cub(folder: Path, templates: Templates = None) -> DataSet:
@@ -75,7 +74,7 @@ def read_cub(folder: Path, templates: Templates = None) -> DataSet:
     parts: list[list[tuple[str, int]]] = [
         [(path, int(labels[key]) - 1) for key, path in tables["images"].items() if training[key] == flag] for flag in ("1", "0")
     ]
-    return _finish("cub", folder / "images", names, parts[0], parts[1], "train_test_split.txt", templates)
+    return finish("cub", folder / "images", names, parts[0], parts[1], "train_test_split.txt", templates)
 
 
 def _table(path: Path) -> dict[str, str]:
@@ -88,15 +87,3 @@ def _by_folder(paths: Sequence[str], names: Sequence[str], where: str) -> list[t
     if unknown is not None:
         raise UserError(f"{where}: {unknown!r} is in no class folder")
     return [(path, index[path.partition("/")[0]]) for path in paths]
-
-
-def _finish(
-    name: str, images: Path, names: Sequence[str], train: list[tuple[str, int]], test: list[tuple[str, int]], split: str, templates: Templates
-) -> DataSet:
-    checked = check_names(names, source=f"class names of {name}")
-    parts = [listed_part(images, rows, f"{name}, {part} part") for part, rows in (("training", train), ("test", test))]
-    outside = next((label for _, label in [*train, *test] if not 0 <= label < len(checked)), None)
-    if outside is not None:
-        raise UserError(f"{name}: an image has class {outside + 1}, but there are {len(checked)} classes")
-    counts = f"{split} ({len(train)} train, {len(test)} test)"
-    return DataSet(name, tuple(checked), parts[0], parts[1], layout="authors", split=counts, templates=templates)

@@ -8,10 +8,15 @@ from functools import partial
 from pathlib import Path
 
 from finelens.bench.data import DataSet, read_folder
+from finelens.bench.sets import webdataset
 from finelens.bench.sets.cifar import read_cifar10, read_cifar100
 from finelens.bench.sets.coop import read_coop
+from finelens.bench.sets.drawn import read_drawn
 from finelens.bench.sets.lists import list_files, read_lists
 from finelens.bench.sets.own import read_aircraft, read_cub, read_dtd, read_food101, read_pets
+from finelens.bench.sets.parquet import read_parquet, shards_of
+from finelens.bench.sets.tables import read_birdsnap, read_cars, read_flowers, read_gtsrb
+from finelens.bench.sets.wordnet import read_imagenet, read_variant
 from finelens.errors import UserError
 
 Reader = Callable[[Path, tuple[str, ...] | None], DataSet]
@@ -53,6 +58,23 @@ def _coop(name: str, folder: str, split: str, images: str, get: str, templates: 
     return SetSpec(name, folder, (split, *(() if images == "." else (images,))), read, steps, templates)
 
 
+def _variant(name: str, folder: str, images: str, get: str, templates: tuple[str, ...]) -> SetSpec:
+    def read(root: Path, own: tuple[str, ...] | None) -> DataSet:
+        return read_variant(name, root, root / images, own)
+
+    return SetSpec(name, folder, (images if images != "." else "README.txt",), read, f"{get}; {_WNID_NAMES}", templates)
+
+
+def _drawn(name: str, folder: str, first: str, percent: int, get: str) -> SetSpec:
+    def read(root: Path, own: tuple[str, ...] | None) -> DataSet:
+        return read_drawn(name, root, percent, own)
+
+    return SetSpec(name, folder, (first,), read, f"{get}, so that the class folders lie in {folder}", _SATELLITE)
+
+
+_WNID_NAMES = (
+    "class names are read from lines WNID NAME of README.txt, LOC_synset_mapping.txt or classnames.txt in its folder, or in imagenet for a variant"
+)
 _PLAIN = ("a photo of a {}.", "a blurry photo of a {}.", "a small photo of a {}.")
 _SATELLITE = ("a satellite image of {}.", "an aerial photo of {}, seen from above.")
 _TEXTURE = ("a photo of a {} texture.", "a close-up of a {} surface.", "a {} pattern.")
@@ -60,6 +82,10 @@ _ACTION = ("a photo of a person doing {}.", "a video frame of {}.")
 _PETS_GET = "download images.tar.gz and annotations.tar.gz from the Oxford-IIIT Pet page of the Visual Geometry Group and unpack both"
 _FOOD_GET = "download food-101.tar.gz from the Food-101 page of ETH Zurich's vision group and unpack it"
 _DTD_GET = "download dtd-r1.0.1.tar.gz from the Describable Textures page of the Visual Geometry Group and unpack it"
+_RESISC_GET = "get NWPU-RESISC45 from the page of its authors at Northwestern Polytechnical University and unpack it"
+_AID_GET = "get AID from the page of its authors at Wuhan University and unpack it"
+_FLOWERS_GET = "download 102flowers.tgz from the Flowers-102 page of the Visual Geometry Group and unpack it"
+_CAR = ("a photo of a {}, a car.", "a photo of the car model {}.")
 
 SETS: tuple[SetSpec, ...] = (
     SetSpec(
@@ -120,7 +146,7 @@ SETS: tuple[SetSpec, ...] = (
         "oxford_flowers",
         "split_zhou_OxfordFlowers.json",
         "jpg",
-        "download 102flowers.tgz from the Flowers-102 page of the Visual Geometry Group and unpack it",
+        _FLOWERS_GET,
         _photo("flower"),
     ),
     _coop("pets-coop", "oxford_pets", "split_zhou_OxfordPets.json", "images", _PETS_GET, _photo("pet")),
@@ -130,7 +156,7 @@ SETS: tuple[SetSpec, ...] = (
         "split_zhou_StanfordCars.json",
         ".",
         "get the Stanford Cars images cars_train and cars_test and unpack them",
-        ("a photo of a {}, a car.", "a photo of the car model {}."),
+        _CAR,
     ),
     _coop(
         "sun397-coop",
@@ -148,6 +174,67 @@ SETS: tuple[SetSpec, ...] = (
         "get the middle frames of UCF101 (UCF-101-midframes.zip of the CoOp project) and unpack them",
         _ACTION,
     ),
+    _coop("resisc45-coop", "NWPU-RESISC45", "split.json", ".", _RESISC_GET, _SATELLITE),
+    _coop("aid-coop", "AID", "split.json", ".", _AID_GET, _SATELLITE),
+    _drawn("resisc45", "NWPU-RESISC45", "airplane", 20, _RESISC_GET),
+    _drawn("aid", "AID", "Airport", 50, _AID_GET),
+    SetSpec(
+        "imagenet",
+        "imagenet",
+        ("train", "val"),
+        read_imagenet,
+        f"get the ILSVRC 2012 archives from the ImageNet page, unpack train and sort val into folders WNID; {_WNID_NAMES}",
+        _PLAIN,
+    ),
+    _variant(
+        "imagenet-v2",
+        "imagenetv2",
+        "imagenetv2-matched-frequency-format-val",
+        "download imagenetv2-matched-frequency.tar.gz from the ImageNetV2 page and unpack it into imagenetv2",
+        _PLAIN,
+    ),
+    _variant("imagenet-a", "imagenet-a", ".", "download imagenet-a.tar from the page of natural adversarial examples and unpack it", _PLAIN),
+    _variant("imagenet-r", "imagenet-r", ".", "download imagenet-r.tar from the ImageNet-R page and unpack it", ("a rendering of a {}.", *_PLAIN)),
+    _variant(
+        "imagenet-sketch",
+        "imagenet-sketch",
+        "sketch",
+        "download ImageNet-Sketch from the page of its authors and unpack it into imagenet-sketch",
+        ("a sketch of a {}.", "a pencil drawing of a {}."),
+    ),
+    SetSpec(
+        "gtsrb",
+        "GTSRB",
+        ("Final_Training/Images", "Final_Test/Images"),
+        read_gtsrb,
+        "download GTSRB_Final_Training_Images.zip, GTSRB_Final_Test_Images.zip and GTSRB_Final_Test_GT.zip from the GTSRB page and unpack them, "
+        "GT-final_test.csv into GTSRB",
+        ("a photo of a traffic sign: {}.", "a close-up of the road sign {}."),
+    ),
+    SetSpec(
+        "birdsnap",
+        "birdsnap",
+        ("download/images", "images.txt", "test_images.txt", "species.txt"),
+        read_birdsnap,
+        "download birdsnap.tgz from the Birdsnap page of Columbia University, unpack it and run its get_birdsnap.py, which fetches the images",
+        _photo("bird"),
+    ),
+    SetSpec(
+        "cars",
+        "stanford_cars",
+        ("cars_train", "cars_test", "devkit/cars_meta.mat", "devkit/cars_train_annos.mat", "cars_test_annos_withlabels.mat"),
+        read_cars,
+        "get cars_train, cars_test, car_devkit.tgz and cars_test_annos_withlabels.mat of Stanford Cars and unpack them in stanford_cars",
+        _CAR,
+    ),
+    SetSpec(
+        "flowers102",
+        "oxford_flowers",
+        ("jpg", "imagelabels.mat", "setid.mat"),
+        read_flowers,
+        f"{_FLOWERS_GET} with imagelabels.mat and setid.mat beside jpg, and put the class names there: classes.txt, one a line, or cat_to_name.json",
+        _photo("flower"),
+    ),
 )
 
 
@@ -161,20 +248,36 @@ def find_data(text: str, root: Path | None) -> tuple[str, Callable[[], DataSet]]
     Raises:
         UserError: There is no such folder, or the set is not there; the message says how to get it.
     """
+    named = next((spec for spec in SETS if spec.name == text), None)
+    # A set in its authors' layout may hold a folder train as well.
+    if named is not None and root is not None and (root / named.folder).is_dir() and not _missing(named, root):
+        return named.name, partial(named.read, root / named.folder, named.templates)
     for folder in [Path(text), *([] if root is None else [root / text])]:
-        if folder.is_dir() and ((folder / "train").is_dir() or (folder / "test").is_dir()):
-            return folder.resolve().name, partial(read_folder, folder)
-        if folder.is_dir() and list_files(folder) is not None:
-            return folder.resolve().name, partial(read_lists, folder)
-    spec = next((spec for spec in SETS if spec.name == text), None)
-    if spec is None:
+        reader = _reader(folder)
+        if reader is not None:
+            return folder.resolve().name, partial(reader, folder)
+    if named is None:
         where = "" if root is None else f" and none in {root}"
         names = ", ".join(known.name for known in SETS)
         raise UserError(f"--data {text}: there is no such folder{where} with train and test in it; give one, or one of {names} with --data-root")
     if root is None:
-        raise UserError(f"--data {text}: say with --data-root where {spec.folder} lies. To get it: {spec.steps}")
-    folder = root / spec.folder
-    missing = [need for need in spec.needs if not (folder / need).exists()]
-    if missing:
-        raise UserError(f"--data {text}: {folder / missing[0]} is missing. To get it: {spec.steps}; all in {root}")
-    return spec.name, partial(spec.read, folder, spec.templates)
+        raise UserError(f"--data {text}: say with --data-root where {named.folder} lies. To get it: {named.steps}")
+    missing = _missing(named, root) or [""]
+    raise UserError(f"--data {text}: {root / named.folder / missing[0]} is missing. To get it: {named.steps}; all in {root}")
+
+
+def _missing(spec: SetSpec, root: Path) -> list[str]:
+    return [need for need in spec.needs if not (root / spec.folder / need).exists()]
+
+
+def _reader(folder: Path) -> Callable[[Path], DataSet] | None:
+    """How to read a folder that is no set with a name; None if it is no data set."""
+    if not folder.is_dir():
+        return None
+    if webdataset.shards_of(folder, "test"):
+        return webdataset.read_webdataset
+    if (folder / "train").is_dir() or (folder / "test").is_dir():
+        return read_folder
+    if list_files(folder) is not None:
+        return read_lists
+    return read_parquet if shards_of(folder) else None

@@ -1,0 +1,106 @@
+"""ImageNet and its variants: a folder for each class, named by its WordNet id, or by its place in the sorted ids."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from finelens.bench.data import DataSet, Part
+from finelens.bench.guard import Labels
+from finelens.bench.sets.common import folder_part, text_lines
+from finelens.classes.names import check_names, normalise
+from finelens.errors import UserError
+
+# The later ones win: the user's own file has the last word.
+NAME_FILES = ("README.txt", "LOC_synset_mapping.txt", "classnames.txt")
+Templates = tuple[str, ...] | None
+
+
+def read_imagenet(folder: Path, templates: Templates = None) -> DataSet:
+    """ImageNet: ``train/WNID/*`` and ``val/WNID/*``, the validation part being the test part.
+
+    Raises:
+        UserError: Images or class names are missing.
+    """
+    wnids = _folders(folder / "val")
+    names = _names(wnids, class_names(folder))
+    parts = [folder_part(folder / part, wnids) for part in ("train", "val")]
+    return DataSet("imagenet", names, parts[0], parts[1], "authors", "train and val folders", templates)
+
+
+def read_variant(name: str, folder: Path, images: Path, templates: Templates = None) -> DataSet:
+    """A variant: test images only. Class names are those of the folder, of ``imagenet`` beside it, or of both.
+
+    Args:
+        name: Name of the set.
+        folder: The set's folder, where its list of names lies.
+        images: Folder with a folder for each class: ``WNID``, or its place in the sorted ids of all named classes.
+        templates: Prompts of the set.
+
+    Raises:
+        UserError: Images or class names are missing.
+    """
+    known = class_names(folder.parent / "imagenet", folder)
+    folders = _folders(images)
+    if all(one.isdigit() for one in folders):
+        ordered = sorted(known)
+        outside = next((one for one in folders if int(one) >= len(ordered)), None)
+        if outside is not None:
+            raise UserError(f"{images / outside}: there are only {len(ordered)} class names; {_remedy(folder)}")
+        wnids = [ordered[int(one)] for one in folders]
+    else:
+        wnids = folders
+    test = folder_part(images, folders)
+    return DataSet(name, _names(wnids, known), Part([], Labels(np.zeros(0))), test, "authors", f"all of {images.name}, no training part", templates)
+
+
+def class_names(*folders: Path) -> dict[str, str]:
+    """Names by WordNet id from the files of folders, later ones winning: lines ``n01440764 tench, Tinca tinca``; other lines are passed over.
+
+    Of a list of synonyms the first is the name; where two classes would share it, each takes its whole list.
+    """
+    synonyms: dict[str, str] = {}
+    for folder in folders:
+        for file in NAME_FILES:
+            if (folder / file).is_file():
+                pairs = [line.partition(" ") for line in text_lines(folder / file)]
+                synonyms.update({wnid: name.strip() for wnid, _, name in pairs if _is_wnid(wnid) and name.strip()})
+    groups: dict[str, list[str]] = defaultdict(list)
+    for wnid, text in synonyms.items():
+        groups[normalise(_first(text))].append(wnid)
+    return {wnid: _first(text) if len(groups[normalise(_first(text))]) == 1 else text for wnid, text in synonyms.items()}
+
+
+def _first(text: str) -> str:
+    return text.partition(",")[0].strip()
+
+
+def _is_wnid(text: str) -> bool:
+    return len(text) == 9 and text[0] == "n" and text[1:].isascii() and text[1:].isdigit()
+
+
+def _folders(root: Path) -> list[str]:
+    found = sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+    if not found:
+        raise UserError(f"{root} holds no class folder; sort the images into folders named by WordNet id")
+    return found
+
+
+def _names(wnids: list[str], known: Mapping[str, str]) -> tuple[str, ...]:
+    """Names of classes; two that are equal are for the user to tell apart."""
+    unnamed = next((wnid for wnid in wnids if wnid not in known), None)
+    if unnamed is not None:
+        raise UserError(f"class folder {unnamed} has no name; put a file classnames.txt beside the folders, with lines like {unnamed} NAME")
+    by_form: dict[str, str] = {}
+    for wnid in wnids:
+        other = by_form.setdefault(normalise(known[wnid]), wnid)
+        if other != wnid:
+            raise UserError(f"classes {other} and {wnid} are both called {known[wnid]!r}; name them in classnames.txt, with lines like {wnid} NAME")
+    return tuple(check_names([known[wnid] for wnid in wnids], source="class names of ImageNet"))
+
+
+def _remedy(folder: Path) -> str:
+    return f"put a file classnames.txt with a line WNID NAME for each class of ImageNet in {folder} or in {folder.parent / 'imagenet'}"
