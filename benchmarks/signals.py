@@ -94,7 +94,7 @@ def append(path: Path, row: dict[str, Any]) -> None:
 def finished_runs(folder: Path) -> Iterator[dict[str, Any]]:
     """A row for each run folder below a folder, by name; one that was not evaluated is named and left out."""
     for signals in sorted(folder.rglob("signals.json")):
-        with RunFolder.open(signals.parent) as opened:
+        with RunFolder.open(signals.parent, lock=False) as opened:
             record = read_run(opened)
         if record.evaluation is None:
             print(f"{signals.parent} has no evaluation.json: finelens report {signals.parent} --labels folders --test FOLDER", file=sys.stderr)

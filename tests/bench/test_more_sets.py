@@ -20,7 +20,8 @@ WNIDS = ("n01440764", "n02012849", "n03126707")
 
 
 def statuses(part) -> list[str]:
-    return [record.status for record in load_images(part.images).records]
+    images = [image.path for image in part.images] if isinstance(part.images, list) else part.images
+    return [record.status for record in load_images(images).records]
 
 
 def jpeg(seed=0, form="JPEG") -> bytes:

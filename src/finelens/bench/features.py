@@ -49,7 +49,9 @@ class Pool:
     def digests(self) -> list[str]:
         """Hash of each image of the part, in the part's order."""
         images = self.part.images
-        if isinstance(images, list) and images and isinstance(images[0], ImageFile):
+        if not len(images):
+            return []
+        if isinstance(images, list) and isinstance(images[0], ImageFile):
             return [_file_digest(image) for image in images]
         return [record.sample_id or record.status for record in self.loaded.records]
 

@@ -249,13 +249,14 @@ def find_data(text: str, root: Path | None) -> tuple[str, Callable[[], DataSet]]
         UserError: There is no such folder, or the set is not there; the message says how to get it.
     """
     named = next((spec for spec in SETS if spec.name == text), None)
-    # A set in its authors' layout may hold a folder train as well.
-    if named is not None and root is not None and (root / named.folder).is_dir() and not _missing(named, root):
-        return named.name, partial(named.read, root / named.folder, named.templates)
+    place = None if named is None or root is None or _missing(named, root) else root / named.folder
     for folder in [Path(text), *([] if root is None else [root / text])]:
-        reader = _reader(folder)
+        # The authors' layout may hold a folder train as well.
+        reader = None if place is not None and folder.resolve() == place.resolve() else _reader(folder)
         if reader is not None:
             return folder.resolve().name, partial(reader, folder)
+    if named is not None and place is not None:
+        return named.name, partial(named.read, place, named.templates)
     if named is None:
         where = "" if root is None else f" and none in {root}"
         names = ", ".join(known.name for known in SETS)

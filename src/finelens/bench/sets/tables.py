@@ -105,7 +105,7 @@ def _mat(path: Path, name: str) -> Any:
 
     try:
         found = loadmat(path, squeeze_me=True, variable_names=[name])
-    except (OSError, ValueError, NotImplementedError, TypeError) as error:
+    except Exception as error:  # a damaged file fails in many ways
         raise UserError(f"cannot read {path}: {error or type(error).__name__}; unpack it again") from error
     if name not in found:
         raise UserError(f"{path} holds no {name}; take the file of the data set's authors")
