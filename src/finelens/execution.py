@@ -24,7 +24,7 @@ from finelens.feature_store.files import FeatureFile
 from finelens.feature_store.runs import open_source
 from finelens.health import balance, collapse_warning
 from finelens.health.signals import Measured, measure, nearest_images, write_measured
-from finelens.hints import check_hints, describe_hints, hints_digest, read_hints
+from finelens.hints import check_hints, describe_hints, hints_digest, read_hint_labels, read_hints
 from finelens.images.store import LoadedImages
 from finelens.images.strict import note_complaints
 from finelens.methods.registry import find_method
@@ -100,6 +100,8 @@ def read_inputs(config: RunConfig, console: Console) -> Inputs:
     descriptions = None if config.descriptions_file is None else Path(config.descriptions_file)
     if descriptions is not None:
         load_descriptions(descriptions)
+    if config.hints_file is not None and Path(config.photos).is_dir():
+        read_hint_labels(Path(config.hints_file), Path(config.photos), names)
     source = open_source(config, find_method(config.method))
     if isinstance(source, FeatureFile):
         prepared = prepare(config, names, descriptions, console, source)

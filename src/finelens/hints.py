@@ -36,6 +36,21 @@ def check_hints(method: Method, *, given: bool) -> None:
         raise UserError(f"hints have no effect: method {method.name} does not adapt to the images; leave them out or choose another --method")
 
 
+def read_hint_labels(path: Path, photos: Path, class_names: Sequence[str], names: Sequence[str] | None = None) -> dict[str, int]:
+    """Class, or -1 for none of them, by file name: all that can be checked before an image is read.
+
+    Args:
+        path: As for :func:`read_hints`.
+        photos: As for :func:`read_hints`.
+        class_names: C names.
+        names: Names that a feature file stored; None for a folder.
+
+    Raises:
+        UserError: The file cannot be read, names a file or class that does not exist, or contradicts itself.
+    """
+    return read_labels(photos, path, class_names, none_label=NONE_OF_THESE, names=names, what="hints file")
+
+
 def read_hints(path: Path, photos: Path, records: Sequence[ImageRecord], class_names: Sequence[str]) -> Hints:
     """Read a hints file.
 
@@ -48,8 +63,7 @@ def read_hints(path: Path, photos: Path, records: Sequence[ImageRecord], class_n
     Raises:
         UserError: The file cannot be read, names a file or class that does not exist, contradicts itself, or no hinted image could be read.
     """
-    names = None if photos.is_dir() else [record.name for record in records]
-    labels = read_labels(photos, path, class_names, none_label=NONE_OF_THESE, names=names)
+    labels = read_hint_labels(path, photos, class_names, None if photos.is_dir() else [record.name for record in records])
     positions = {record.name: record.index for record in records}
     unread = [name for name in labels if positions.get(name) is None]
     if len(unread) == len(labels):

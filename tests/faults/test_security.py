@@ -174,7 +174,7 @@ def test_no_cell_of_a_table_is_a_formula(tiny_vit, tmp_path):
 def test_labels_that_leave_the_folder_are_refused(photos, tmp_path):
     for path in ("../secret.png", "/etc/passwd", "a/../../b.png"):
         (tmp_path / "labels.csv").write_text(f"path,label\n{path},red stripe\n")
-        with pytest.raises(UserError, match="leaves the test folder"):
+        with pytest.raises(UserError, match="leaves the folder of the images"):
             read_labels(photos, tmp_path / "labels.csv", ["red stripe"])
 
 

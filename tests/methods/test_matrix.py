@@ -212,6 +212,19 @@ def test_cost_declares_the_forwards_that_a_step_makes(tiny_vit, method):
     assert engine.no_grad_forwards - n == 3 * n * cost.no_grad_forwards
 
 
+@pytest.mark.parametrize("method", [method.name for method in METHODS if method.adapts])
+def test_hints_are_not_ignored(tiny_vit, method):
+    _, first, _ = fit_toy(tiny_vit, method, pictures(3), options=options_for(method, epochs=1))
+    config, prepared = prepare_toy(tiny_vit, method, options=options_for(method, epochs=1))
+    store = load(pictures(3), decode_limits(config, prepared.engine.backbone.preprocess), QUIET).store
+    # None of the images keeps the class that the model, or for a few-shot method the first run's hints, gave it.
+    given = hints_for(method, len(store), len(CLASSES))
+    before = first.zero_shot_logits.argmax(1)[:8] if given is None else given.label
+    hints = Hints(torch.arange(len(before)), (before + 1) % len(CLASSES))
+    second = fit(prepared, store, config, QUIET, hints=hints)
+    assert changed(learned(first.model), learned(second.model)) != set()
+
+
 @pytest.mark.parametrize("method", ALL)
 def test_a_method_that_answers_from_further_views_says_that_it_needs_pixels(tiny_vit, method):
     task = prepare_toy(tiny_vit, method)[1].task

@@ -21,8 +21,9 @@ from finelens.images.discover import discover
 from finelens.pipeline import load
 from finelens.report.record import read_run
 from finelens.report.thumbnails import no_photos, whole
+from finelens.reviews.answers import earlier_answers, hints_csv, read_answers
 from finelens.reviews.order import looks, ranks
-from finelens.reviews.server import hints_csv, read_answers
+from finelens.reviews.server import ReviewServer
 from finelens.reviews.sheet import adapt_command, sheet_html
 from finelens.runs import RunFolder
 from tests.reviews.browser import available, browser
@@ -142,6 +143,19 @@ def test_answers_come_back_and_can_be_adapted_with(run, record, tmp_path):
     loaded = load(discover(photos), DecodeLimits(), QUIET)
     hints = read_hints(file, photos, loaded.records, NAMES)
     assert sorted(hints.label.tolist()) == [-1, 0, 2]
+
+
+def test_the_review_of_a_second_round_keeps_the_answers_of_the_first(record, tmp_path):
+    paths = [row.path for row in record.predicted]
+    file = tmp_path / "first.csv"
+    file.write_text(hints_csv({paths[0]: NAMES[2], paths[1]: "", "gone.png": NAMES[0]}), encoding="utf-8")
+    second = replace(record, config=replace(record.config, hints_file=str(file)))
+    assert earlier_answers(record) == {}
+    assert earlier_answers(second) == {paths[0]: NAMES[2], paths[1]: ""}
+    with ReviewServer(second, tmp_path / "hints.csv") as server:
+        assert data_of(server.page.decode())["answers"] == {paths[0]: NAMES[2], paths[1]: ""}
+    file.unlink()
+    assert earlier_answers(second) == {}
 
 
 def test_the_command_of_the_second_round_is_quoted(record):

@@ -29,6 +29,7 @@ def read_labels(
     folder_classes: FolderClasses = find_folder_classes,
     none_label: int | None = None,
     names: Sequence[str] | None = None,
+    what: str = "labels file",
 ) -> dict[str, int]:
     """Read the true class of the files below a folder.
 
@@ -40,6 +41,7 @@ def read_labels(
         folder_classes: Rule that gives the class name of each folder below TEST.
         names: Paths that a feature file ``test_dir`` stored; None for a folder.
         none_label: What an empty label in a CSV file stands for; None refuses it.
+        what: What messages call the CSV file.
 
     Returns:
         Path relative to TEST, spelled as image records spell it (``images.discover.display_name``) -> class index in [0, C). With ``folders`` every
@@ -54,12 +56,12 @@ def read_labels(
         if str(labels) == FOLDERS:
             folders = classes_of_folders(test_dir, sorted({folder for folder in files.values() if folder}), class_names)
             return _from_folders(test_dir, files, folders, class_names)
-        return _from_csv(test_dir, files, Path(labels), class_names, none_label)
+        return _from_csv(test_dir, files, Path(labels), class_names, none_label, what)
     if not os.path.isdir(test_dir):
         raise UserError(f"test folder {quote(str(test_dir))} is not a folder; check the path")
     if str(labels) == FOLDERS:
         return _from_folders(test_dir, _files(test_dir), folder_classes(test_dir, class_names), class_names)
-    return _from_csv(test_dir, _files(test_dir), Path(labels), class_names, none_label)
+    return _from_csv(test_dir, _files(test_dir), Path(labels), class_names, none_label, what)
 
 
 def _from_folders(test_dir: Path, files: Mapping[str, str], folders: Mapping[str, str], class_names: Sequence[str]) -> dict[str, int]:
@@ -79,22 +81,25 @@ def _files(test_dir: Path) -> dict[str, str]:
     return dict(sorted(result.items()))
 
 
-def _from_csv(test_dir: Path, files: Mapping[str, str], labels: Path, class_names: Sequence[str], none_label: int | None) -> dict[str, int]:
-    rows = _read_rows(labels)
+def _from_csv(
+    test_dir: Path, files: Mapping[str, str], labels: Path, class_names: Sequence[str], none_label: int | None, what: str
+) -> dict[str, int]:
+    rows = _read_rows(labels, what)
+    named = f"{what} {quote(str(labels))}"
     known = match({label for _, _, label in rows}, class_names)
     positions = {name: i for i, name in enumerate(class_names)}
     index = {label: positions[name] for label, name in known.items()} | ({} if none_label is None else {"": none_label})
     unknown = {label: line for line, _, label in reversed(rows) if label not in index}
     if unknown:
-        raise UserError(_unknown_labels(labels, unknown, class_names))
+        raise UserError(_unknown_labels(named, unknown, class_names))
     result: dict[str, int] = {}
     lines: dict[str, int] = {}
     for line, cell, label in rows:
-        path = _find(files, test_dir, cell, f"labels file {quote(str(labels))}, line {line}")
+        path = _find(files, test_dir, cell, f"{named}, line {line}")
         target = index[label]
         if result.setdefault(path, target) != target:
             raise UserError(
-                f"labels file {quote(str(labels))}, line {line}: {quote(path)} is {quote(label)} here but "
+                f"{named}, line {line}: {quote(path)} is {quote(label)} here but "
                 f"{_label_of(result[path], class_names)} in line {lines[path]}; keep one of the two"
             )
         lines.setdefault(path, line)
@@ -105,10 +110,10 @@ def _label_of(target: int, class_names: Sequence[str]) -> str:
     return quote(class_names[target]) if target in range(len(class_names)) else "none of the classes"
 
 
-def _read_rows(labels: Path) -> list[tuple[int, str, str]]:
+def _read_rows(labels: Path, kind: str) -> list[tuple[int, str, str]]:
     """Line number, path and label of each row."""
-    what = f"labels file {quote(str(labels))}"
-    reader = csv.reader(io.StringIO(read_utf8(labels, "labels file"), newline=""), strict=True)
+    what = f"{kind} {quote(str(labels))}"
+    reader = csv.reader(io.StringIO(read_utf8(labels, kind), newline=""), strict=True)
     rows: list[tuple[int, str, str]] = []
     try:
         header = [cell.strip() for cell in next(reader, [])]
@@ -128,14 +133,14 @@ def _read_rows(labels: Path) -> list[tuple[int, str, str]]:
     except csv.Error as error:
         raise UserError(f"{what}, line {reader.line_num}: {error}; save it as comma-separated values") from error
     if not rows:
-        raise UserError(f"{what} has no rows; add one {','.join(LABEL_COLUMNS)} line for each test image")
+        raise UserError(f"{what} has no rows; add one {','.join(LABEL_COLUMNS)} line for each image")
     return rows
 
 
 def _find(files: Container[str], test_dir: Path, cell: str, where: str) -> str:
     """The file that a cell names, relative to TEST, written by hand or copied from predictions.csv with its escapes and apostrophe."""
     if PurePosixPath(cell).is_absolute() or Path(cell).is_absolute() or ".." in PurePosixPath(cell).parts:
-        raise UserError(f"{where}: {quote(cell)} leaves the test folder; give paths relative to {quote(str(test_dir))}")
+        raise UserError(f"{where}: {quote(cell)} leaves the folder of the images; give paths relative to {quote(str(test_dir))}")
     for text in (cell, unescape_cell(cell)):
         plain = PurePosixPath(text).as_posix()
         for name in (plain, display_name(plain)):
@@ -144,9 +149,9 @@ def _find(files: Container[str], test_dir: Path, cell: str, where: str) -> str:
     raise UserError(f"{where}: there is no file {quote(cell)} in {quote(str(test_dir))}; give paths relative to that folder")
 
 
-def _unknown_labels(labels: Path, unknown: Mapping[str, int], class_names: Sequence[str]) -> str:
+def _unknown_labels(named: str, unknown: Mapping[str, int], class_names: Sequence[str]) -> str:
     first = min(unknown, key=lambda label: unknown[label])
     near = nearest(first, class_names)
     remedy = f"did you mean {quote(near)}?" if near else f"classes are: {listing([quote(name) for name in class_names])}"
     more = f" ({len(unknown) - 1} more labels are unknown)" if len(unknown) > 1 else ""
-    return f"labels file {quote(str(labels))}, line {unknown[first]}: unknown label {quote(first)}; {remedy}{more}"
+    return f"{named}, line {unknown[first]}: unknown label {quote(first)}; {remedy}{more}"

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import hmac
-import io
 import json
 import secrets
 from collections.abc import Mapping
@@ -15,10 +13,9 @@ from typing import Any
 
 from finelens.errors import UserError
 from finelens.files import write_text
-from finelens.predictions import escape_cell, unescape_cell
 from finelens.report.record import RunRecord
+from finelens.reviews.answers import earlier_answers, hints_csv, own_answers, read_answers
 from finelens.reviews.sheet import LIMIT, photographs, sheet_html
-from finelens.schemas import LABEL_COLUMNS
 
 LOOPBACK = "127.0.0.1"
 # An answer is a list of file names and class names; what is longer is no answer.
@@ -49,8 +46,9 @@ class ReviewServer(ThreadingHTTPServer):
         self.hints = hints
         self.paths = frozenset(row.path for row in record.predicted)
         self.classes = frozenset(record.classes)
-        given = {path: label for path, label in read_answers(hints).items() if path in self.paths and label in self.classes | {""}}
-        self.page = sheet_html(record, photographs(record), limit, token=self.token, answers=given).encode("utf-8", "backslashreplace")
+        given = earlier_answers(record) | own_answers(record, read_answers(hints))
+        html = sheet_html(record, photographs(record), limit, token=self.token, answers=given, hints=str(hints))
+        self.page = html.encode("utf-8", "backslashreplace")
 
     @property
     def address(self) -> str:
@@ -104,28 +102,3 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: Any) -> None:
         """Requests are no news."""
-
-
-def read_answers(path: Path) -> dict[str, str]:
-    """Answers of an earlier review, so that a second one goes on from there; none without the file.
-
-    Raises:
-        UserError: The file is there and is not a hints file.
-    """
-    if not path.exists():
-        return {}
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, strict=True)
-            return {unescape_cell(row["path"]): unescape_cell(row["label"] or "") for row in reader}
-    except (OSError, UnicodeDecodeError, csv.Error, KeyError, TypeError) as error:
-        raise UserError(f"{path} is there but is not a hints file ({error}); move it away or give another --hints") from error
-
-
-def hints_csv(hints: Mapping[str, str]) -> str:
-    """The content of ``hints.csv``: class names by path, the empty name for "none of these"."""
-    file = io.StringIO(newline="")
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(LABEL_COLUMNS)
-    writer.writerows([escape_cell(path), escape_cell(label)] for path, label in hints.items())
-    return file.getvalue()

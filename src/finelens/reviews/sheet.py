@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,11 +11,14 @@ from typing import Any
 from finelens import __version__
 from finelens.files import write_text
 from finelens.images.decode import DecodeLimits
+from finelens.methods.registry import find_method
 from finelens.report.page import render
 from finelens.report.record import RunRecord, read_run
 from finelens.report.thumbnails import Photos, Thumbnails, from_folder
+from finelens.reviews.answers import earlier_answers
 from finelens.reviews.order import looks
 from finelens.runs import RunFolder
+from finelens.strict import to_plain
 
 # Pictures are larger here than in the report: the person has to tell breeds apart.
 SIDE = 384
@@ -22,7 +26,15 @@ LIMIT = 200
 CHOICES = 5
 
 
-def sheet_html(record: RunRecord, photos: Photos, limit: int = LIMIT, *, token: str | None = None, answers: Mapping[str, str] | None = None) -> str:
+def sheet_html(
+    record: RunRecord,
+    photos: Photos,
+    limit: int = LIMIT,
+    *,
+    token: str | None = None,
+    answers: Mapping[str, str] | None = None,
+    hints: str = "hints.csv",
+) -> str:
     """The page.
 
     Args:
@@ -31,6 +43,7 @@ def sheet_html(record: RunRecord, photos: Photos, limit: int = LIMIT, *, token: 
         limit: Most photographs on the sheet.
         token: Secret of the local server that takes the answers; None for a file that offers them as a download.
         answers: Class names by path that were given before; the empty name for "none of these".
+        hints: File that the answers will be in.
     """
     chosen = looks(record, limit)
     thumbnails = Thumbnails(photos, limit=limit, side=SIDE, crop=False)
@@ -51,7 +64,7 @@ def sheet_html(record: RunRecord, photos: Photos, limit: int = LIMIT, *, token: 
         "count": len(items),
         "total": len(record.predicted),
         "served": token is not None,
-        "command": adapt_command(record),
+        "command": adapt_command(record, hints),
         "version": __version__,
     }
     sheet = {
@@ -74,17 +87,25 @@ def write_sheet(folder: RunFolder, target: Path, limit: int = LIMIT) -> int:
         UserError: The run is not finished or damaged, or the file cannot be written.
     """
     record = read_run(folder)
-    write_text(target, sheet_html(record, photographs(record), limit))
+    write_text(target, sheet_html(record, photographs(record), limit, answers=earlier_answers(record)))
     return min(limit, len(record.predicted))
 
 
-def adapt_command(record: RunRecord) -> str:
-    """The command that adapts again with the answers."""
+def adapt_command(record: RunRecord, hints: str = "hints.csv") -> str:
+    """The command that adapts again with the answers in a file; options of training and views are left to the person."""
     config = record.config
     parts = ["finelens", "adapt", config.photos, "--classes", config.classes_file or "CLASSES", "--method", config.method]
     if config.descriptions_file is not None:
         parts += ["--descriptions", config.descriptions_file]
-    return shlex.join([*parts, "--hints", "hints.csv", "--out", f"{record.path.name}-2"])
+    if config.backbone != "embedded":
+        parts += ["--backbone", config.backbone]
+    if config.seed:
+        parts += ["--seed", str(config.seed)]
+    usual = to_plain(find_method(config.method).config_class())
+    parts += [
+        text for name, value in config.method_options.items() if value != usual[name] for text in ("--set", f"method.{name}={json.dumps(value)}")
+    ]
+    return shlex.join([*parts, "--hints", hints, "--out", f"{record.path.name}-2"])
 
 
 def photographs(record: RunRecord) -> Photos:
