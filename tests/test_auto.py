@@ -32,15 +32,15 @@ PAID = replace(MANY, budget=60, training=20.4)
         (replace(MANY, images=12, hints=1, hinted=0), "stata", "hints cover 0 of 40 classes"),
         (replace(PAID, images=49), "cupl", "49 images, fewer than 50, are too few to adapt to; descriptions were given"),
         (replace(PAID, images=49, descriptions=False), "zero-shot", "no descriptions were given"),
-        (replace(MANY, images=50), "stata", "no --minutes were given"),
+        (replace(MANY, images=50), "tip-adapter", "no --minutes were given"),
         (PAID, "microclip", "4000 photographs, zero-shot names 30 of 40 classes, training takes about 20 of 60 minutes"),
         (replace(PAID, training=60.0), "microclip", "about 60 of 60"),
         (replace(PAID, images=1000, named=20), "microclip", "names 20 of 40"),
-        (replace(PAID, training=60.1), "stata", "training would take about 60 of 60 minutes"),
-        (replace(PAID, photographs=False), "stata", "features cannot be trained on"),
-        (replace(PAID, images=999), "stata", "999 photographs are fewer than 1000"),
-        (replace(PAID, named=19), "stata", "zero-shot names only 19 of 40 classes"),
-        (replace(MANY, named=40), "stata", "microclip was left out: no --minutes"),
+        (replace(PAID, training=60.1), "tip-adapter", "training would take about 60 of 60 minutes"),
+        (replace(PAID, photographs=False), "tip-adapter", "features cannot be trained on"),
+        (replace(PAID, images=999), "tip-adapter", "999 photographs are fewer than 1000"),
+        (replace(PAID, named=19), "tip-adapter", "zero-shot names only 19 of 40 classes"),
+        (replace(MANY, named=40), "tip-adapter", "microclip was left out: no --minutes"),
     ],
 )
 def test_the_rule(facts, name, words):
@@ -106,7 +106,7 @@ def ample(monkeypatch):
     monkeypatch.setattr(type(method), "training_defaults", property(lambda self: {"epochs": 2, "batch_size": 8} if self.trains else {}))
 
 
-@pytest.mark.parametrize(("minutes", "method"), [(1.9, "stata"), (None, "stata")])
+@pytest.mark.parametrize(("minutes", "method"), [(1.9, "tip-adapter"), (None, "tip-adapter")])
 def test_a_budget_that_does_not_cover_training(tmp_path, photos, classes, given, ample, minutes, method):
     run = api.adapt(photos, classes, tmp_path / "run", method="auto", minutes=minutes, **given)
     assert json.loads((run.path / "config.json").read_text())["method"] == method

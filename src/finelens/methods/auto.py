@@ -71,4 +71,4 @@ def choose_method(facts: Facts) -> tuple[str, str]:
         if facts.training <= facts.budget:
             return "microclip", f"{facts.images} photographs, zero-shot names {facts.named} of {facts.classes} classes, training takes {time}"
         against = f"training would take {time}"
-    return "stata", f"it holds up where classes are absent or unequal; microclip was left out: {against}"
+    return "tip-adapter", f"it fell least below zero-shot where classes were absent or unequal; microclip was left out: {against}"
