@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import struct
-import zipfile
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -202,7 +200,8 @@ def _array(path: Path) -> Tensor:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}; check the path and its permissions") from error
-    except (ValueError, EOFError, TypeError, SyntaxError, ArithmeticError, MemoryError, RecursionError, struct.error, zipfile.BadZipFile) as error:
+    # A damaged header is parsed as Python's literals, and fails in as many ways as those can: tokens, syntax, recursion, arithmetic.
+    except Exception as error:
         raise UserError(
             f"{path} is damaged, no .npy file, or holds pickled objects, which are never read ({error}); save a plain float array"
         ) from error
