@@ -18,7 +18,7 @@ from finelens.evaluation.metrics import accuracy, evaluate_predictions
 from finelens.execution import RunResult, execute, read_inputs
 from finelens.feature_store.files import FeatureFile, is_feature_path, read_features
 from finelens.feature_store.runs import choose_backbone
-from finelens.files import check_target, write_json, write_text
+from finelens.files import HTML_START, check_target, write_json, write_text
 from finelens.images.decode import DecodeLimits
 from finelens.images.discover import ImageFile, discover
 from finelens.images.store import ImageItems
@@ -512,7 +512,7 @@ def explain(run: str | Path, image: str | Path, out: str | Path | None = None, *
 
     console = console or Console()
     if out is not None:
-        check_target(Path(out), "<!doctype html>")
+        check_target(Path(out), HTML_START)
     folder = RunFolder.open(run, lock=False)
     found = explain_image(folder, load_run(run, device=device), Path(image), console)
     if out is not None:
@@ -541,7 +541,7 @@ def review(run: str | Path, out: str | Path | None = None, *, limit: int = 200, 
     console = console or Console()
     with RunFolder.open(run) as folder:
         target = folder.review_path if out is None else Path(out)
-        check_target(target, "<!doctype html>")
+        check_target(target, HTML_START)
         count = write_sheet(folder, target, limit)
     console.say(f"wrote {target} with {count} photographs; open it in a browser")
     return target

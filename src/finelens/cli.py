@@ -17,6 +17,7 @@ from finelens.bench.command import bench
 from finelens.errors import UserError
 from finelens.methods import auto
 from finelens.methods.registry import METHODS
+from finelens.schemas import CONFIG_FILE
 
 F = TypeVar("F", bound=Callable[..., Any])
 INTERRUPTED = 130
@@ -250,7 +251,8 @@ def _graceful_stop(run: Path) -> Iterator[Callable[[], bool]]:
     try:
         yield should_stop
     except (Interrupted, KeyboardInterrupt):
-        click.echo(f"stopped; finelens resume {run} goes on from the last checkpoint", err=True)
+        goes_on = training or (run / CONFIG_FILE).is_file()
+        click.echo(f"stopped; finelens resume {run} goes on from the last checkpoint" if goes_on else "stopped; nothing was written yet", err=True)
         sys.exit(INTERRUPTED)
     finally:
         signal.signal(signal.SIGINT, previous)

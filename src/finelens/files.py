@@ -67,6 +67,10 @@ def atomic_writer(path: Path) -> Iterator[BinaryIO]:
     sync_folder(path.parent)
 
 
+HTML_START = "<!doctype html><!-- finelens -->"
+"""How every page that finelens writes begins."""
+
+
 def check_target(path: Path, start: str) -> None:
     """Refuse, before the work, a file that could not be written after it, or that something else wrote.
 

@@ -35,6 +35,9 @@ LOCK_FILE = ".finelens.lock"
 # Events that a checkpoint may rest on: on the disk before the checkpoint is.
 DURABLE = ("classes", "epoch", "end")
 
+# A run folder may come from somebody else, and a link in it may point at anything. Windows has no such flag.
+_NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)
+
 # What ``--overwrite`` removes, in this order: the configuration goes last, so that a folder half emptied is still known as ours.
 _OWN_ENTRIES = (
     CHECKPOINT_DIR,
@@ -228,9 +231,7 @@ class RunFolder:
             UserError: The file cannot be written.
         """
         try:
-            size = self.events_path.stat().st_size if self.events_path.exists() else 0
-            if size > offset:
-                os.truncate(self.events_path, offset)
+            size = _cut(self.events_path, offset)
         except OSError as error:
             raise write_error(self.events_path, error) from error
         if size < offset:
@@ -266,10 +267,24 @@ def _event(line: bytes, where: str) -> dict[str, Any]:
     return event
 
 
+def _cut(path: Path, length: int) -> int:
+    """Cut a file to at most ``length`` bytes; returns its size before, 0 where it is missing. A link is not followed."""
+    if not os.path.lexists(path):
+        return 0
+    descriptor = os.open(path, os.O_WRONLY | _NO_FOLLOW)
+    try:
+        size = os.fstat(descriptor).st_size
+        if size > length:
+            os.ftruncate(descriptor, length)
+        return size
+    finally:
+        os.close(descriptor)
+
+
 def _append(path: Path, line: bytes, durable: bool) -> int:
     """Append a line whole or not at all; returns the new length of the file."""
     try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | _NO_FOLLOW, 0o666)
         try:
             start = os.fstat(descriptor).st_size
             try:

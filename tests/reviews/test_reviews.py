@@ -250,3 +250,26 @@ def test_the_file_offers_the_same_answers(run, record):
         assert page.run("return csv()") == hints_csv({order[0].path: order[0].label, order[1].path: ""})
         page.open((run / "review.html").as_uri())
         assert page.text("where").startswith("photograph 3 ")
+
+
+def test_a_reloaded_page_goes_on_and_rows_of_others_stay(run, record, tmp_path):
+    hints = tmp_path / "hints.csv"
+    paths = [row.path for row in record.predicted]
+    hints.write_text(hints_csv({f"./{paths[2]}": NAMES[1], "elsewhere/x.jpg": "another class"}), encoding="utf-8")
+    with serving(run, hints) as server:
+        token = data_of(ask(server, "GET", "/")[1])["token"]
+        assert ask(server, "POST", "/hints", {"token": token, "hints": [[paths[0], NAMES[0]]]}) == (200, "2")
+        # A page that was opened later, and one that still knows nothing of the first answer.
+        assert data_of(ask(server, "GET", "/")[1])["answers"] == {paths[2]: NAMES[1], paths[0]: NAMES[0]}
+        assert ask(server, "POST", "/hints", {"token": token, "hints": [[paths[1], ""]]}) == (200, "3")
+    assert read_answers(hints) == {"elsewhere/x.jpg": "another class", paths[2]: NAMES[1], paths[0]: NAMES[0], paths[1]: ""}
+
+
+def test_kept_answers_belong_to_the_photographs_and_classes(record):
+    other = replace(record, events=tuple({**event, "digest": "x"} if event["event"] == "classes" else event for event in record.events))
+    assert data_of(sheet_html(record, no_photos))["id"] != data_of(sheet_html(other, no_photos))["id"]
+
+
+def test_the_second_round_of_a_method_that_does_not_adapt_is_auto(record):
+    words = adapt_command(replace(record, config=replace(record.config, method="cupl", method_options={}))).split()
+    assert words[words.index("--method") + 1] == "auto"

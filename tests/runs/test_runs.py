@@ -322,3 +322,15 @@ def test_names_that_no_file_system_takes(tmp_path, config):
 def test_a_place_where_no_folder_can_be_made(config):
     with pytest.raises(UserError, match="cannot write /proc/finelens-run"):
         RunFolder.create("/proc/finelens-run", config)
+
+
+@pytest.mark.skipif(not hasattr(os, "O_NOFOLLOW"), reason="this system has no such flag")
+def test_events_are_not_written_through_a_link(tmp_path, config):
+    secret = tmp_path / "secret"
+    secret.write_text("token without a line end")
+    with RunFolder.create(tmp_path / "run", config) as run:
+        run.events_path.symlink_to(secret)
+        for work in (lambda: run.resume(0), lambda: run.log("start")):
+            with pytest.raises(UserError, match=r"events\.jsonl"):
+                work()
+    assert secret.read_text() == "token without a line end"

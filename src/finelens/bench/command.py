@@ -99,9 +99,9 @@ def leaderboard(results: tuple[Path, ...], html: Path) -> None:
     """Write RESULTS as one HTML page: tables to sort, intervals, accuracy against cost."""
     from finelens.bench.leaderboard import leaderboard as page
     from finelens.bench.results import read_results
-    from finelens.files import check_target, write_text
+    from finelens.files import HTML_START, check_target, write_text
 
-    check_target(html, "<!doctype html>")
+    check_target(html, HTML_START)
     write_text(html, page(read_results(results)))
     click.echo(f"wrote {html}", err=True)
 

@@ -44,7 +44,7 @@ def model_card(record: RunRecord) -> str:
         f"- Images: {len(record.rows)} files, {len(record.predicted)} readable; SHA-256 over their contents `{digests['images']}`",
         f"- Class names and texts: SHA-256 `{digests['classes']}`",
         f"- Weights before adaptation: SHA-256 `{digests['start']}`",
-        "- Labels: none. No label was read while it was fitted.",
+        labels_line(record),
         "",
         "## Options that are not the default",
         "",
@@ -104,3 +104,10 @@ def plain(text: str) -> str:
     """A text that Markdown shows as it is: no markup, no HTML, one line."""
     text = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return _MARKUP.sub(r"\\\1", text)
+
+
+def labels_line(record: RunRecord) -> str:
+    """What labels had to do with the fit."""
+    if record.config.hints_file is None:
+        return "- Labels: none. No label was read while it was fitted."
+    return f"- Labels: {record.event('hints').get('count', 'some')} photographs labelled by a person (`--hints`); no other label was read."

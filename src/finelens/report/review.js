@@ -1,10 +1,10 @@
 "use strict";
 // One photograph at a time. Texts enter the page as text, never as markup.
 
-const { classes, items, run, token, answers } = JSON.parse(document.getElementById("review-data").textContent);
+const { classes, items, id, token, answers } = JSON.parse(document.getElementById("review-data").textContent);
 const at = (id) => document.getElementById(id);
 const place = new Map(classes.map((name, i) => [name, i]));
-const key = "finelens-review:" + run + ":" + items.map((item) => item.path).join("\n").length + ":" + items.length;
+const key = "finelens-review:" + id;
 // Class name by path; the empty name says "none of the classes".
 const given = new Map(Object.entries(answers));
 let now = 0, saving = Promise.resolve();
@@ -12,7 +12,9 @@ let now = 0, saving = Promise.resolve();
 function restore() {
   if (token) return;
   try {
-    for (const [path, label] of JSON.parse(localStorage.getItem(key) || "[]")) given.set(path, label);
+    for (const [path, label] of JSON.parse(localStorage.getItem(key) || "[]")) {
+      if (items.some((item) => item.path === path) && (label === "" || place.has(label))) given.set(path, label);
+    }
   } catch { /* a browser may keep nothing for files */ }
 }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from finelens.classes.names import match
 from finelens.errors import UserError
@@ -24,7 +24,13 @@ def own_answers(record: RunRecord, answers: Mapping[str, str]) -> dict[str, str]
     """The answers about photographs and classes of this run, with the classes spelled as the run spells them."""
     paths = {row.path for row in record.predicted}
     names = match(set(answers.values()), record.classes) | {"": ""}
-    return {path: names[label] for path, label in answers.items() if path in paths and label in names}
+    plain = ((PurePosixPath(path).as_posix(), label) for path, label in answers.items())
+    return {path: names[label] for path, label in plain if path in paths and label in names}
+
+
+def other_answers(record: RunRecord, answers: Mapping[str, str]) -> dict[str, str]:
+    """The answers about anything else, as they stand: a review adds to a file and takes nothing out of it."""
+    return {path: label for path, label in answers.items() if not own_answers(record, {path: label})}
 
 
 def read_answers(path: Path) -> dict[str, str]:

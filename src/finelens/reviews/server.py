@@ -5,6 +5,7 @@ from __future__ import annotations
 import hmac
 import json
 import secrets
+import threading
 from collections.abc import Mapping
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -13,8 +14,9 @@ from typing import Any
 
 from finelens.errors import UserError
 from finelens.files import write_text
+from finelens.report.page import script_json
 from finelens.report.record import RunRecord
-from finelens.reviews.answers import earlier_answers, hints_csv, own_answers, read_answers
+from finelens.reviews.answers import earlier_answers, hints_csv, other_answers, own_answers, read_answers
 from finelens.reviews.sheet import LIMIT, photographs, sheet_html
 
 LOOPBACK = "127.0.0.1"
@@ -38,6 +40,7 @@ class ReviewServer(ThreadingHTTPServer):
     daemon_threads = True
 
     def __init__(self, record: RunRecord, hints: Path, port: int = 0, limit: int = LIMIT) -> None:
+        found = read_answers(hints)
         try:
             super().__init__((LOOPBACK, port), _Handler)
         except OSError as error:
@@ -46,9 +49,32 @@ class ReviewServer(ThreadingHTTPServer):
         self.hints = hints
         self.paths = frozenset(row.path for row in record.predicted)
         self.classes = frozenset(record.classes)
-        given = earlier_answers(record) | own_answers(record, read_answers(hints))
-        html = sheet_html(record, photographs(record), limit, token=self.token, answers=given, hints=str(hints))
-        self.page = html.encode("utf-8", "backslashreplace")
+        self._others = other_answers(record, found)
+        self._given = earlier_answers(record) | own_answers(record, found)
+        self._lock = threading.Lock()
+        # Pictures are made once; the answers of the moment are put in whenever the page is asked for.
+        self._mark = {secrets.token_hex(8): ""}
+        self._html = sheet_html(record, photographs(record), limit, token=self.token, answers=self._mark, hints=str(hints))
+
+    @property
+    def page(self) -> bytes:
+        """The sheet with all answers so far."""
+        return self._html.replace(script_json(self._mark), script_json(self._given)).encode("utf-8", "backslashreplace")
+
+    def take(self, answers: Mapping[str, str]) -> int:
+        """Add answers and write the file; what another page said, and rows about other photographs, stay.
+
+        Returns:
+            Answers so far.
+
+        Raises:
+            UserError: The file cannot be written.
+        """
+        with self._lock:
+            given = self._given | dict(answers)
+            write_text(self.hints, hints_csv(self._others | given))
+            self._given = given
+            return len(given)
 
     @property
     def address(self) -> str:
@@ -67,17 +93,16 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(HTTPStatus.OK, self.server.page, "text/html; charset=utf-8")
 
     def do_POST(self) -> None:
-        """All answers so far; they replace ``hints.csv``."""
-        length = int(self.headers.get("Content-Length") or 0)
+        """The answers of a page; they are added to ``hints.csv``."""
+        length = int(text) if (text := self.headers.get("Content-Length") or "").isdecimal() else 0
         if not self._from_here() or self.path != "/hints" or not 0 < length <= LARGEST:
             return self._answer(HTTPStatus.NOT_FOUND, b"not here", "text/plain")
         try:
             document = json.loads(self.rfile.read(length))
-            rows = self._checked(document)
-            write_text(self.server.hints, hints_csv(rows))
+            count = self.server.take(self._checked(document))
         except (ValueError, KeyError, TypeError, UserError) as error:
             return self._answer(HTTPStatus.BAD_REQUEST, str(error).encode("utf-8", "replace"), "text/plain")
-        return self._answer(HTTPStatus.OK, str(len(rows)).encode(), "text/plain")
+        return self._answer(HTTPStatus.OK, str(count).encode(), "text/plain")
 
     def _from_here(self) -> bool:
         """Whether the request names this server: a page elsewhere that points a name at the loopback address does not."""

@@ -70,7 +70,8 @@ def sheet_html(
     sheet = {
         "classes": list(record.classes),
         "items": items,
-        "run": record.path.absolute().name,
+        # Answers that a browser keeps belong to these photographs and classes, whatever the folder is called.
+        "id": f"{record.event('images').get('digest')}:{record.event('classes').get('digest')}",
         "token": token,
         "answers": dict(answers or {}),
     }
@@ -94,13 +95,20 @@ def write_sheet(folder: RunFolder, target: Path, limit: int = LIMIT) -> int:
 def adapt_command(record: RunRecord, hints: str = "hints.csv") -> str:
     """The command that adapts again with the answers in a file; options of training and views are left to the person."""
     config = record.config
-    parts = ["finelens", "adapt", config.photos, "--classes", config.classes_file or "CLASSES", "--method", config.method]
+    # Hints have no effect on a method that does not adapt.
+    method = config.method if find_method(config.method).adapts else "auto"
+    parts = ["finelens", "adapt", config.photos, "--classes", config.classes_file or "CLASSES", "--method", method]
     if config.descriptions_file is not None:
         parts += ["--descriptions", config.descriptions_file]
     if config.backbone != "embedded":
         parts += ["--backbone", config.backbone]
     if config.seed:
         parts += ["--seed", str(config.seed)]
+    for flag, value in (("--prototypes", config.prototypes_file), ("--row-names", config.row_names_file), ("--logit-scale", config.logit_scale)):
+        if value is not None:
+            parts += [flag, str(value)]
+    if method == "auto":
+        return shlex.join([*parts, "--hints", hints, "--out", f"{record.path.name}-2"])
     usual = to_plain(find_method(config.method).config_class())
     parts += [
         text for name, value in config.method_options.items() if value != usual[name] for text in ("--set", f"method.{name}={json.dumps(value)}")

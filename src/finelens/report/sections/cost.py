@@ -66,6 +66,12 @@ def command(config: RunConfig, out: Path) -> str:
     for name, usual in (("backbone", "embedded"), ("seed", 0), ("device", "cpu")):
         if (value := getattr(config, name)) != usual:
             parts += [f"--{name}", str(value)]
+    inputs = {"hints": config.hints_file, "prototypes": config.prototypes_file, "row-names": config.row_names_file, "logit-scale": config.logit_scale}
+    for name, value in inputs.items():
+        if value is not None:
+            parts += [f"--{name}", str(value)]
+    if config.strict:
+        parts.append("--strict")
     if not config.calibration:
         parts.append("--no-calibration")
     for name, value, changed in options(config):
