@@ -45,6 +45,12 @@ def pad_descriptions(features: Sequence[Tensor]) -> Tensor:
     return torch.nn.utils.rnn.pad_sequence([F.normalize(f, dim=-1) for f in features], batch_first=True)  # (C, T, E)
 
 
+def present_texts(features: Sequence[Tensor]) -> Tensor:
+    """Which rows of :func:`pad_descriptions` are texts and not padding, (C, T), on the device of the features (one (T_c, E) tensor per class)."""
+    counts = torch.tensor([len(own) for own in features], device=features[0].device)
+    return torch.arange(int(counts.max()), device=counts.device) < counts[:, None]  # (C, T)
+
+
 def description_weights(descriptions: Tensor, names: Tensor) -> Tensor:
     """Cosine of each description with its class name (microCLIP, frozen head); zero for padding.
 

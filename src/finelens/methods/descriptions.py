@@ -12,12 +12,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from finelens.classes.heads import pad_descriptions
+from finelens.classes.heads import pad_descriptions, present_texts
 from finelens.classes.phrases import as_clause
 from finelens.config import TrainingConfig
 from finelens.methods.head_task import FrozenTask
 from finelens.methods.heads import ClassHeads
-from finelens.protocol import ClassSet, TargetFeatures
+from finelens.protocol import ClassSet
 from finelens.strict import require
 from finelens.training.engine import Engine
 from finelens.training.state import resize_on_load
@@ -87,12 +87,8 @@ class Descriptions(FrozenTask):
             parts = encoded.split([len(own) for own in wrapped])
             features = [part if len(part) else whole for part, whole in zip(parts, features, strict=True)]
         self.texts = pad_descriptions(features).to(self.engine.device)
-        count = torch.tensor([len(part) for part in features], device=self.engine.device)
-        present = torch.arange(self.texts.shape[1], device=self.engine.device) < count[:, None]  # (C, T)
+        present = present_texts(features).to(self.engine.device)
         self.weights = text_weights(self.texts, present, heads.templates.to(self.texts), self.config.weighting, self.config.softmax_scale)
-
-    def prepare(self, features: TargetFeatures) -> None:
-        """Nothing to build."""
 
     def cosines(self, features: Tensor) -> Tensor:
         """What each description says of each image: cosines (B, C, T), minus infinity for padding. Features (B, E) are unit norm."""

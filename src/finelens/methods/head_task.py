@@ -22,6 +22,9 @@ class FrozenTask(Task):
 
     views = ViewPlan(weak=False, strong=False)
 
+    def prepare(self, features: TargetFeatures) -> None:
+        """Nothing to build."""
+
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Nothing to train."""
         return []
@@ -50,9 +53,6 @@ class HeadTask(FrozenTask):
         self.register_buffer("head", head.clone())
         self.head: Tensor
         self.to(engine.device)
-
-    def prepare(self, features: TargetFeatures) -> None:
-        """Nothing to build."""
 
     @torch.no_grad()
     def predict_logits(self, images: Tensor) -> dict[str, Tensor]:

@@ -22,7 +22,7 @@ from finelens.config import TrainingConfig
 from finelens.errors import UserError
 from finelens.methods.head_task import FrozenTask
 from finelens.methods.heads import ClassHeads
-from finelens.protocol import Backbone, TargetFeatures
+from finelens.protocol import Backbone
 from finelens.strict import require
 from finelens.training.engine import Engine
 from finelens.training.state import resize_on_load
@@ -102,9 +102,6 @@ class PerceptionClip(FrozenTask):
         factors = DEFAULT_FACTORS if self.config.factors is None else read_factors(Path(self.config.factors))
         encoded = torch.stack([context_features(self.engine.backbone, name, factors) for name in [*names, self.config.noun]])
         self.head, self.generic = encoded[:-1].to(self.engine.device), encoded[-1].to(self.engine.device)
-
-    def prepare(self, features: TargetFeatures) -> None:
-        """Nothing to build."""
 
     @torch.no_grad()
     def predict_logits(self, images: Tensor) -> dict[str, Tensor]:

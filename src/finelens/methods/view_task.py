@@ -9,7 +9,7 @@ from torch import Tensor
 
 from finelens.images.views import views_of_centre
 from finelens.methods.head_task import FrozenTask
-from finelens.protocol import InferenceViews, TargetFeatures
+from finelens.protocol import InferenceViews
 from finelens.training.engine import Engine
 
 
@@ -30,9 +30,6 @@ class ViewTask(FrozenTask):
         self.register_buffer("head", head.clone())
         self.head: Tensor
         self.to(engine.device)
-
-    def prepare(self, features: TargetFeatures) -> None:
-        """Nothing to build."""
 
     @abstractmethod
     def answer(self, centre: Tensor, views: Tensor) -> Tensor:

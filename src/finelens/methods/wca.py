@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from finelens.classes.heads import pad_descriptions, weighted_description_head
+from finelens.classes.heads import pad_descriptions, present_texts, weighted_description_head
 from finelens.classes.templates import DEFAULT_TEMPLATES, fill
 from finelens.config import TrainingConfig
 from finelens.methods.descriptions import text_weights
@@ -79,6 +79,5 @@ def class_vectors(backbone: Backbone, heads: ClassHeads, text_scale: float) -> T
     assert heads.classes is not None
     names = backbone.encode_text([fill(DEFAULT_TEMPLATES[0], name) for name in heads.classes.names])
     texts = pad_descriptions(heads.sentences)
-    lengths = torch.tensor([len(part) for part in heads.sentences], device=texts.device)
-    present = torch.arange(texts.shape[1], device=texts.device) < lengths[:, None]  # (C, T)
+    present = present_texts(heads.sentences)
     return weighted_description_head(texts, text_weights(texts, present, names.to(texts), "softmax", text_scale))
