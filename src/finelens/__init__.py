@@ -11,21 +11,22 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from finelens.api import Classifier, RunResult, adapt, evaluate, predict, report, resume, review, zero_shot
-    from finelens.api import load_run as load
+    from finelens.api import RunResult, adapt, evaluate, predict, report, resume, review, zero_shot
+    from finelens.classifier import Classifier
+    from finelens.classifier import load_run as load
     from finelens.errors import UserError
     from finelens.estimator import LabelFreeClassifier
     from finelens.feature_store.write import features
 
 _WHERE = {
-    "Classifier": "finelens.api",
+    "Classifier": "finelens.classifier",
     "LabelFreeClassifier": "finelens.estimator",
     "RunResult": "finelens.api",
     "UserError": "finelens.errors",
     "adapt": "finelens.api",
     "evaluate": "finelens.api",
     "features": "finelens.feature_store.write",
-    "load": "finelens.api",
+    "load": "finelens.classifier",
     "predict": "finelens.api",
     "report": "finelens.api",
     "resume": "finelens.api",

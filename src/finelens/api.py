@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from finelens.choice import choose, starting_method
+from finelens.classifier import Classifier, load_run
 from finelens.config import RunConfig, TextConfig, TrainingConfig, from_mapping
 from finelens.console import Console
 from finelens.errors import UserError
@@ -19,19 +20,16 @@ from finelens.execution import RunResult, execute, read_inputs
 from finelens.feature_store.files import FeatureFile, is_feature_path, read_features
 from finelens.feature_store.runs import choose_backbone
 from finelens.files import HTML_START, check_target, write_json, write_text
-from finelens.images.decode import DecodeLimits
 from finelens.images.discover import ImageFile, discover
-from finelens.images.store import ImageItems
 from finelens.images.strict import note_complaints
 from finelens.images.views import ViewConfig
 from finelens.methods.auto import AUTO
 from finelens.methods.registry import find_method
 from finelens.methods.support_task import SupportConfig
-from finelens.models import Model, choose_device, load_model
-from finelens.pipeline import Predictions, decode_limits, predict_features, predict_items, status_counts
+from finelens.models import choose_device
+from finelens.pipeline import Predictions, predict_features, predict_items, status_counts
 from finelens.prediction_sets import calibrate_on, sets_of, sets_path, write_sets
 from finelens.predictions import PredictionRow, rows_from_logits, softmax, write_predictions
-from finelens.protocol import Preprocess
 from finelens.runs import RunFolder
 from finelens.schemas import PREDICTION_COLUMNS, SET_COLUMNS
 from finelens.strict import to_plain
@@ -199,100 +197,6 @@ def resume(run: str | Path, *, console: Console | None = None, should_stop: Call
         choice = next((str(event["reason"]) for event in folder.events() if event["event"] == "choice"), None)
         inputs = replace(read_inputs(folder.config, console), choice=choice)
         return execute(folder, inputs, console, should_stop, resume=True)
-
-
-class Classifier:
-    """A finished run, ready to predict.
-
-    Attributes:
-        model: The loaded model.
-        classes: Class names, in the order of the columns of ``predict_proba``.
-    """
-
-    def __init__(self, model: Model, config: RunConfig) -> None:
-        self.model = model
-        self.classes = list(model.class_names)
-        self._config = config
-
-    @property
-    def limits(self) -> DecodeLimits:
-        """What the run refuses and reduces when it decodes."""
-        return decode_limits(self._config, self._preprocess)
-
-    @property
-    def hinted(self) -> bool:
-        """Whether the run was given the classes of some photographs."""
-        return self._config.hints_file is not None
-
-    @property
-    def _preprocess(self) -> Preprocess:
-        return self.model.engine.backbone.preprocess
-
-    def predictions(self, images: str | Path | ImageItems, *, zero_shot: bool = True, console: Console | None = None) -> Predictions:
-        """Logits of a folder, of Python images or of a feature file, by branch and with the unadapted model's beside them."""
-        if isinstance(images, (str, Path)) and is_feature_path(images):
-            return predict_features(self.model, read_features(Path(images)), zero_shot=zero_shot)
-        source = discover(Path(images)) if isinstance(images, (str, Path)) else images
-        return predict_items(self.model, source, self.limits, console or Console(enabled=False), zero_shot=zero_shot)
-
-    def predict_proba(self, images: str | Path | ImageItems) -> np.ndarray:
-        """Class probabilities (N, C), one row per input in its order; a file that cannot be read gives a row of NaN.
-
-        Args:
-            images: A folder, a feature file, or a sequence of paths, Pillow images, uint8 arrays or tensors.
-        """
-        found = self.predictions(images, zero_shot=False)
-        out = np.full((len(found.records), len(self.classes)), np.nan)
-        if found.logits:
-            probabilities = softmax(found.logits["logits"].numpy())
-            for row, record in enumerate(found.records):
-                if record.index is not None:
-                    out[row] = probabilities[record.index]
-        return out
-
-    def predict(self, images: str | Path | ImageItems) -> list[str | None]:
-        """Class names, one per input; None for a file that cannot be read."""
-        return [None if np.isnan(row[0]) else self.classes[int(row.argmax())] for row in self.predict_proba(images)]
-
-    def predict_sets(
-        self, images: str | Path | ImageItems, labelled: str | Path | ImageItems, labels: Sequence[str], *, coverage: float = 0.9
-    ) -> list[list[str]]:
-        """Conformal sets: classes that hold the true one with a wanted frequency, likeliest first; see docs/calibration.md.
-
-        Args:
-            images: What to classify.
-            labelled: Photographs with known classes that the model was not shown the classes of, drawn like ``images``.
-            labels: Their class names, in the order of ``labelled``; of a folder, sorted by path.
-            coverage: Wanted share of sets that hold the true class.
-
-        Returns:
-            Class names for each input; empty for one that cannot be read.
-
-        Raises:
-            UserError: Too few labels for the coverage, their number is not that of the photographs, or an unknown class.
-        """
-        seen = self.predictions(labelled, zero_shot=False)
-        unknown = sorted(set(labels) - set(self.classes))
-        if unknown or len(labels) != len(seen.records):
-            what = f"unknown class {unknown[0]!r}" if unknown else f"{len(labels)} labels for {len(seen.records)} photographs"
-            raise UserError(f"labels: {what}; give one of the run's classes for each photograph")
-        known = {record.name: self.classes.index(label) for record, label in zip(seen.records, labels, strict=True)}
-        rule = calibrate_on(seen, known, coverage, "labels")
-        return sets_of(self.predictions(images, zero_shot=False), self.classes, rule)
-
-
-def load_run(run: str | Path, *, device: str = "cpu") -> Classifier:
-    """Load a finished run.
-
-    Args:
-        run: The run folder.
-        device: Where to run it.
-
-    Raises:
-        UserError: Not a run, not finished, or damaged.
-    """
-    folder = RunFolder.open(run, lock=False)
-    return Classifier(load_model(folder.model_dir, device=device), folder.config)
 
 
 def predict(

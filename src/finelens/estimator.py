@@ -10,10 +10,11 @@ import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted
 
-from finelens.api import Classifier, make_config
+from finelens.api import make_config
 from finelens.cache import spill_folder
 from finelens.choice import choose, starting_method
 from finelens.classes.names import read_class_file
+from finelens.classifier import Classifier
 from finelens.console import Console
 from finelens.hints import hints_by_position
 from finelens.images.discover import discover
@@ -38,7 +39,7 @@ class LabelFreeClassifier(ClassifierMixin, BaseEstimator):
 
     Attributes:
         classes_: Class names, in the order of the columns of :meth:`predict_proba`.
-        classifier_: The fitted :class:`~finelens.api.Classifier`.
+        classifier_: The fitted :class:`~finelens.classifier.Classifier`.
     """
 
     def __init__(

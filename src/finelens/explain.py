@@ -30,7 +30,7 @@ from finelens.protocol import ClassSet
 from finelens.runs import RunFolder
 
 if TYPE_CHECKING:
-    from finelens.api import Classifier
+    from finelens.classifier import Classifier
 
 NEAREST = 4
 # Texts of a class on the console; the page has all.
