@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,7 +24,7 @@ from finelens.feature_store.files import FeatureFile
 from finelens.feature_store.runs import check_prediction, check_tower, given_prototypes, open_backbone
 from finelens.feature_store.store import feature_rows
 from finelens.hints import check_hints
-from finelens.images.batches import centre_batches, inference_batches
+from finelens.images.batches import batches, centre_batches, inference_batches
 from finelens.images.decode import DecodeLimits
 from finelens.images.discover import ImageFile
 from finelens.images.store import ImageItems, ImageRecord, LoadedImages, load_folder, load_images
@@ -32,7 +34,7 @@ from finelens.methods.heads import ClassHeads, build_heads
 from finelens.methods.registry import Method, find_method
 from finelens.methods.support_task import SupportConfig
 from finelens.models import Model, adapted_tensors, choose_device
-from finelens.protocol import Backbone, ClassSet, Cost, Hints, ImageStore, Preprocess, TargetFeatures, Task
+from finelens.protocol import Backbone, Batch, ClassSet, Cost, Hints, ImageStore, Preprocess, TargetFeatures, Task, ViewPlan
 from finelens.support import SupportImages, encode_support, read_support
 from finelens.training.engine import CPU_CHUNK, Engine
 from finelens.training.estimate import estimate
@@ -241,7 +243,11 @@ def fit(
             features = replace(features, support=encode_support(engine, prepared.support))
     if method.trains:
         learners, features, known = belonging(store, features, zero_shot)
-        features = replace(features, views=lambda preprocess: _centre_views(learners, preprocess, console, "look with the second encoder"))
+        features = replace(
+            features,
+            views=lambda preprocess: _centre_views(learners, preprocess, console, "look with the second encoder"),
+            first_views=lambda plan: _first_views(engine, learners, plan, config, console),
+        )
         hooks = watched(hooks or Hooks(), engine, known, prepared.classes.names, console)
         _train(prepared, learners, config, console, hooks, features, resume)
         engine.backbone.merge()
@@ -309,23 +315,47 @@ def _train(prepared: Prepared, store: ImageStore, config: RunConfig, console: Co
     trainer = Trainer(task, engine, store, training, config.views, seed=config.seed, hooks=hooks)
     if resume:
         trainer.resume()
+        _say_estimate(trainer, console, prepared=True)
+    elif task.cost().once:
+        # Said before the long pass, not after it.
+        _say_estimate(trainer, console, prepared=False)
+        task.prepare(features)
     else:
         task.prepare(features)
-    cost = task.cost()
+        _say_estimate(trainer, console, prepared=True)
     epochs = training.epochs - trainer.position.epoch
-    work = f"{trainer.count} images x {epochs} {'epoch' if epochs == 1 else 'epochs'}"
-    if cost == Cost(0, 0):
-        console.say(f"training on {work}, without the image tower")
-    else:
-        expected = estimate(task, engine, trainer.count, epochs)
-        forwards = f"{cost.no_grad_forwards:g} forwards + {cost.grad_forwards:g} with gradient = {expected.flops / 1e9:.3g} GFLOP"
-        console.say(f"predicted time: about {duration(expected.seconds)} for {work} x ({forwards})")
-        engine.tower_flops = expected.tower
     done = trainer.position.images
     with console.progress(trainer.count * epochs, f"adapt with {config.method}") as bar:
         bar.update(done)
         trainer.hooks = replace(hooks, on_images=lambda count: bar.update(count))
         trainer.run()
+
+
+def _say_estimate(trainer: Trainer, console: Console, *, prepared: bool) -> None:
+    engine, cost, epochs = trainer.engine, trainer.task.cost(), trainer.config.epochs - trainer.position.epoch
+    work = f"{trainer.count} images x {epochs} {'epoch' if epochs == 1 else 'epochs'}"
+    if cost == Cost(0, 0):
+        console.say(f"training on {work}, without the image tower")
+        return
+    expected = estimate(trainer.task, engine, trainer.count, epochs, prepared=prepared)
+    forwards = f"{cost.no_grad_forwards:g} forwards + {cost.grad_forwards:g} with gradient = {expected.flops / 1e9:.3g} GFLOP"
+    once = f", and once {cost.once:g} forwards of each = {expected.flops_once / 1e9:.3g} GFLOP" if expected.flops_once else ""
+    console.say(f"predicted time: about {duration(expected.seconds)} for {work} x ({forwards}){once}")
+    engine.tower_flops = expected.tower
+
+
+def _first_views(engine: Engine, store: ImageStore, plan: ViewPlan, config: RunConfig, console: Console) -> Iterator[Batch]:
+    """Views of the first epoch in store order; so many at a time that memory does not grow with the crops."""
+    size, order = max(1, 4 * BATCH // (1 + plan.crops)), np.arange(len(store))
+    stream = batches(store, engine.backbone.preprocess, plan, config.views, config.seed, 0, size, order)
+    with console.progress(len(store), "look once at the views") as bar, closing(stream):
+        while True:
+            with engine.stopwatch("wait for views"):
+                batch = next(stream, None)
+            if batch is None:
+                return
+            yield batch
+            bar.update(len(batch.index))
 
 
 def _centre_views(store: ImageStore, preprocess: Preprocess, console: Console, what: str) -> Iterator[Tensor]:

@@ -254,10 +254,17 @@ class ImageStore(Protocol):
 
 @dataclass(frozen=True)
 class Cost:
-    """Work of one image in one epoch, in forwards of the image tower."""
+    """Work of one image, in forwards of the image tower.
+
+    Attributes:
+        no_grad_forwards: Without gradient, in each epoch.
+        grad_forwards: With gradient, in each epoch.
+        once: Without gradient, in :meth:`Task.prepare`; a task that has any trains on all images.
+    """
 
     no_grad_forwards: float
     grad_forwards: float
+    once: float = 0
 
 
 @dataclass(frozen=True)
@@ -340,7 +347,7 @@ class Task(nn.Module, ABC):
 
     @abstractmethod
     def cost(self) -> Cost:
-        """Forwards per image and epoch, for the estimate before a run."""
+        """Forwards per image, for the estimate before a run."""
 
     def prediction_state(self) -> dict[str, Tensor]:
         """What :meth:`predict_logits` needs besides the backbone; saved with the model."""
@@ -402,6 +409,7 @@ class TargetFeatures:
         cls: (N, W) float32.
         hints: What the user gave with ``--hints``; None in a run without.
         views: Gives the centre views of the same images in another tower's geometry, uint8 batches (B, 3, S, S) in store order.
+        first_views: Gives the views that the first epoch has of the same images, in store order.
         support: What the user gave with ``method.support``; None in a run without.
     """
 
@@ -409,4 +417,5 @@ class TargetFeatures:
     cls: Tensor
     hints: Hints | None = None
     views: Callable[[Preprocess], Iterator[Tensor]] | None = None
+    first_views: Callable[[ViewPlan], Iterator[Batch]] | None = None
     support: Support | None = None

@@ -222,7 +222,7 @@ def test_pseudo_labels(golden, backbone, monkeypatch, projections, gamma):
         weak = task.features(task.engine.encode_frozen(batch.weak, patches=True))
         crops = task.engine.encode_frozen(batch.crops.flatten(0, 1)).global_.unflatten(0, batch.crops.shape[:2])
         strong = task.features(task.engine.encode_frozen(batch.strong, patches=True))
-        pseudo = task.pseudo_logits(weak, crops)
+        pseudo = task.pseudo_logits(weak, multi_view_feature(crops, weak.global_)[0])
         logits = task.branch_logits(strong)["logits"]
     assert_close(weak.attention, g[f"{projections}.a"], 2e-6)
     assert_close(weak.fine, g[f"{projections}.f_fg"], 2e-6)

@@ -70,6 +70,10 @@ def crop_features(task: MicroClip) -> Tensor:
     return task.engine.encode_frozen(crops.flatten(0, 1)).global_.unflatten(0, crops.shape[:2])
 
 
+def composite(task: MicroClip) -> Tensor:
+    return multi_view_feature(crop_features(task), weak_tokens(task).global_)[0]
+
+
 def trained(task: MicroClip) -> dict[str, Tensor]:
     return {name: p for group in task.parameter_groups() for name, p in group["params"]}
 
@@ -164,7 +168,7 @@ def test_teacher(tiny_vit, teacher):
         "multi-view": composite @ head.T,
         "multi-view-fixed": composite @ frozen.T,
     }
-    torch.testing.assert_close(task.pseudo_logits(weak, None if teacher == "head" else crops), expected[teacher], atol=1e-6, rtol=0)
+    torch.testing.assert_close(task.pseudo_logits(weak, None if teacher == "head" else composite), expected[teacher], atol=1e-6, rtol=0)
     assert task.views.crops == (0 if teacher == "head" else 8)
 
 
@@ -172,10 +176,9 @@ def test_teacher(tiny_vit, teacher):
 def test_gamma_at_its_ends_is_one_teacher_alone(tiny_vit, gamma):
     task = make_task(tiny_vit, gamma=gamma)
     alone = make_task(tiny_vit, teacher="head" if gamma == 0 else "multi-view-fixed")
-    tokens, crops = weak_tokens(task), crop_features(task)
-    weak = task.features(tokens)
-    ours = task.pseudo_logits(weak, None if gamma == 0 else crops)
-    torch.testing.assert_close(ours, alone.pseudo_logits(weak, crops), atol=1e-7, rtol=0)
+    weak = task.features(weak_tokens(task))
+    ours = task.pseudo_logits(weak, None if gamma == 0 else composite(task))
+    torch.testing.assert_close(ours, alone.pseudo_logits(weak, composite(task)), atol=1e-7, rtol=0)
     assert task.views.crops == (0 if gamma == 0 else 8)
 
 
@@ -221,10 +224,10 @@ def take_steps(task: MicroClip, count: int, lr: float = 1e-3) -> None:
 @pytest.mark.parametrize(("ce_weight", "marginal_weight"), [(1.0, 1.0), (0.5, 3.0)])
 def test_loss_is_the_weighted_sum_it_says(tiny_vit, marginal, ce_weight, marginal_weight):
     task = make_task(tiny_vit, marginal=marginal, ce_weight=ce_weight, marginal_weight=marginal_weight)
-    tokens, crops = weak_tokens(task), crop_features(task)
+    tokens = weak_tokens(task)
     task.prepare(TargetFeatures(tokens.global_, tokens.cls))
     weak = task.features(tokens)
-    pseudo = task.pseudo_logits(weak, crops)
+    pseudo = task.pseudo_logits(weak, composite(task))
     logits = task.branch_logits(weak)["logits"]
     p = logits.softmax(1)
     prior = {"uniform": torch.full((C,), 1 / C), "prior": task.class_prior.prior, "none": torch.zeros(C)}[marginal]
@@ -245,7 +248,7 @@ def test_loss_is_the_weighted_sum_it_says(tiny_vit, marginal, ce_weight, margina
 def test_uniform_prior_is_the_published_term(tiny_vit):
     published, estimated = make_task(tiny_vit, marginal="uniform"), make_task(tiny_vit, marginal="prior")
     weak = published.features(weak_tokens(published))
-    pseudo = published.pseudo_logits(weak, crop_features(published))
+    pseudo = published.pseudo_logits(weak, composite(published))
     assert torch.equal(published.loss(weak, pseudo, first=True)[0], estimated.loss(weak, pseudo, first=True)[0])
 
 
@@ -278,6 +281,7 @@ def test_released_code_decays_everything_and_cuts_by_its_own_rule(tiny_vit):
 # One test at least compares each value with the default; this list fails when an option gets a value that no test knows.
 COMPARED = {
     "marginal": {"uniform", "prior", "none"},
+    "prior_views": {"fresh", "cached"},
     "branches": {"fused", "global"},
     "teacher": {"aggregated", "head", "multi-view", "multi-view-fixed"},
     "pooling": {"soap", "saliency-mean", "token-mean"},
@@ -315,7 +319,7 @@ def two_epochs(folder, **options) -> dict[str, Tensor]:
     """All that two epochs of two steps learn."""
     task = make_task(folder, **options)
     tokens = weak_tokens(task)
-    task.prepare(TargetFeatures(tokens.global_, tokens.cls))
+    task.prepare(TargetFeatures(tokens.global_, tokens.cls, first_views=lambda plan: iter([make_batch(plan.crops)])))
     optimizer = build_optimizer(task, 1e-3)
     for epoch in range(2):
         for step in range(2):
@@ -471,7 +475,7 @@ def test_gradient_equals_finite_differences(tiny_vit):
     task = make_task(tiny_vit, torch.float64, empty_token="learnable")
     tokens = weak_tokens(task)
     assert tokens.patches.dtype is torch.float64
-    pseudo = task.pseudo_logits(task.features(tokens), crop_features(task))
+    pseudo = task.pseudo_logits(task.features(tokens), composite(task))
     parameters = {"head": task.head, **dict(task.soap.named_parameters())}
 
     def loss() -> Tensor:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -14,7 +16,7 @@ from torch import Tensor
 from finelens.backbones.open_clip_loader import OpenClipBackbone
 from finelens.backbones.vit import VisionTransformer, ViTConfig
 from finelens.config import TrainingConfig
-from finelens.images.batches import centre_batches
+from finelens.images.batches import batches, centre_batches
 from finelens.images.views import ViewConfig
 from finelens.methods.heads import ClassHeads
 from finelens.protocol import Batch, Preprocess, TargetFeatures, Task
@@ -89,8 +91,10 @@ def random_batch(count: int, crops: int, seed: int = 0) -> Batch:
 
 
 def target_features(engine: Engine, pictures: Pictures) -> TargetFeatures:
-    """Features of the centre views."""
-    return engine.features(views for _, views in centre_batches(pictures, engine.backbone.preprocess, 8))
+    """Features of the centre views, and the views of the first epoch with seed 0."""
+    preprocess = engine.backbone.preprocess
+    features = engine.features(views for _, views in centre_batches(pictures, preprocess, 8))
+    return replace(features, first_views=lambda plan: batches(pictures, preprocess, plan, ViewConfig(), 0, 0, 8, np.arange(len(pictures))))
 
 
 def trainable_count(task: Task) -> int:

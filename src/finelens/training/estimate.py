@@ -24,16 +24,18 @@ class Estimate:
     Attributes:
         seconds: Predicted time.
         flops: Counted work of one image in one epoch, in floating-point operations of the image tower.
+        flops_once: The same of one image before the first epoch.
         tower: Work of one image in the tower.
     """
 
     seconds: float
     flops: float
+    flops_once: float
     tower: TowerFlops
 
 
-def estimate(task: Task, engine: Engine, images: int, epochs: int) -> Estimate:
-    """Predict a training run: images x epochs x (forwards without gradient + forwards with gradient), at probed rates.
+def estimate(task: Task, engine: Engine, images: int, epochs: int, *, prepared: bool = False) -> Estimate:
+    """Predict a training run: images x (forwards before it + epochs x (forwards without gradient + forwards with gradient)), at probed rates.
 
     The probe encodes ``PROBE_IMAGES`` blank images with and without gradient, twice each, and takes the faster; nothing is updated or counted.
 
@@ -42,6 +44,7 @@ def estimate(task: Task, engine: Engine, images: int, epochs: int) -> Estimate:
         engine: Runs the backbone.
         images: Images per epoch.
         epochs: Epochs.
+        prepared: Whether what is done once has been done.
     """
     cost, size = task.cost(), engine.backbone.preprocess.image_size
     probe = torch.zeros(PROBE_IMAGES, 3, size, size, dtype=torch.uint8)
@@ -52,8 +55,9 @@ def estimate(task: Task, engine: Engine, images: int, epochs: int) -> Estimate:
             lambda: _seconds(lambda: forward_and_backward(engine, probe, patches=True), engine.device),
             lambda: engine.micro.halve(PROBE_IMAGES, with_gradient=True),
         )
-    seconds = images * epochs * (cost.no_grad_forwards * without + cost.grad_forwards * with_gradient) / PROBE_IMAGES
-    return Estimate(seconds, cost.no_grad_forwards * tower.forward + cost.grad_forwards * tower.with_gradient, tower)
+    once = 0 if prepared else cost.once
+    seconds = images * (once * without + epochs * (cost.no_grad_forwards * without + cost.grad_forwards * with_gradient)) / PROBE_IMAGES
+    return Estimate(seconds, cost.no_grad_forwards * tower.forward + cost.grad_forwards * tower.with_gradient, once * tower.forward, tower)
 
 
 @contextmanager

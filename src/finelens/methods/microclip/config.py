@@ -17,6 +17,8 @@ class MicroClipConfig:
         gamma: Share of the multi-view prior in the pseudo-label (section "Dynamic Knowledge Aggregation").
         fusion: Share w of the global branch in TokenFusion, at feature and at logit level.
         crops: Random crops per image and step, M.
+        prior_views: ``fresh``: the multi-view prior sees new crops in every epoch, through the encoder as it learns (published); ``cached``: it is
+            computed once, from one draw of crops and the start encoder.
         ce_weight: Weight of the cross-entropy.
         marginal_weight: Weight of the marginal term; the released code's factor 2 is inside the term.
         marginal: What the batch marginal is drawn to: ``uniform`` (published), ``prior`` (estimated without labels), ``none``.
@@ -37,6 +39,7 @@ class MicroClipConfig:
     gamma: float = 0.5
     fusion: float = 0.5
     crops: int = 8
+    prior_views: Literal["fresh", "cached"] = "fresh"
     ce_weight: float = 1.0
     marginal_weight: float = 1.0
     marginal: Marginal = "uniform"

@@ -14,6 +14,7 @@ from finelens.images.randomness import generator
 from finelens.methods.common import is_matrix, split_by_decay
 from finelens.methods.heads import ClassHeads
 from finelens.methods.hinted import HintMemory
+from finelens.methods.microclip.cached_prior import CachedPrior, encode_crops
 from finelens.methods.microclip.config import MicroClipConfig
 from finelens.methods.microclip.ncut import Saliency, ncut_saliency
 from finelens.methods.microclip.pseudo_labels import aggregate, fuse_features, multi_view_feature
@@ -67,8 +68,10 @@ class MicroClip(Task):
         self.tuned = engine.backbone.tunable(scope)
         self.weight_decay = weight_decay
         self.seed = seed
-        self.views = ViewPlan(weak=True, strong=True, crops=config.crops if self._uses_crops else 0)
         start = heads.descriptions if config.head_init == "descriptions" else heads.templates
+        cached = self._uses_crops and config.prior_views == "cached"
+        self.cached_prior = CachedPrior(start.shape[1], start.dtype) if cached else None
+        self.views = ViewPlan(weak=True, strong=True, crops=config.crops if self._uses_crops and not cached else 0)
         self.head = nn.Parameter(start.clone(), requires_grad=config.train_head)  # W*, (C, E)
         self.register_buffer("frozen_head", heads.weighted.clone())  # W_LLM, (C, E)
         classes = len(start)
@@ -92,10 +95,13 @@ class MicroClip(Task):
         return self.engine.backbone.logit_scale
 
     def prepare(self, features: TargetFeatures) -> None:
-        """Take the hints, and estimate the class prior from the zero-shot posteriors where the marginal term needs one."""
+        """Take the hints, estimate the class prior from the zero-shot posteriors where the marginal term needs one, cache the multi-view prior."""
         self.hints.start(features.hints)
         posteriors = (self._scale * features.global_ @ self.frozen_head.T).softmax(-1)
         self.class_prior.start(self.hints.clamp(torch.arange(len(posteriors)), posteriors))
+        if self.cached_prior is not None:
+            assert features.first_views is not None
+            self.cached_prior.start(self.engine, features.first_views(ViewPlan(strong=False, crops=self.config.crops)))
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Norms without decay, head and projections with; everything decayed with ``released_code``."""
@@ -115,8 +121,9 @@ class MicroClip(Task):
         return 1.0 if self.engine.backbone.has_token_sequence else CONVOLUTIONAL_LR_SCALE
 
     def cost(self) -> Cost:
-        """1 weak and M crop forwards without gradient, 1 strong forward with gradient."""
-        return Cost(no_grad_forwards=1 + self.views.crops, grad_forwards=1)
+        """1 weak and M crop forwards without gradient, 1 strong forward with gradient; with a cached prior the crops, and a weak view, only once."""
+        once = 0 if self.cached_prior is None else 1 + self.config.crops
+        return Cost(no_grad_forwards=1 + self.views.crops, grad_forwards=1, once=once)
 
     # Features of the two branches (spec sections 2 to 5).
 
@@ -172,9 +179,7 @@ class MicroClip(Task):
     @torch.no_grad()
     def crop_weights(self, images: Tensor, crops: Tensor) -> Tensor | None:
         """Weights of the crops in the multi-view prior."""
-        reference = self.engine.encode_frozen(images).global_
-        features = self.engine.encode_frozen(crops.flatten(0, 1)).global_.unflatten(0, crops.shape[:2])  # (B, M, E)
-        return multi_view_feature(features, reference)[1].softmax(-1)
+        return multi_view_feature(encode_crops(self.engine, crops), self.engine.encode_frozen(images).global_)[1].softmax(-1)
 
     # Logits (sections 5 and 8).
 
@@ -189,19 +194,18 @@ class MicroClip(Task):
         return {"logits": w * global_ + (1 - w) * fine, "global": global_, "fine": fine}
 
     @torch.no_grad()
-    def pseudo_logits(self, weak: Features, crops: Tensor | None) -> Tensor:
+    def pseudo_logits(self, weak: Features, composite: Tensor | None) -> Tensor:
         """Pseudo-logits (B, C) in cosine range.
 
         Args:
             weak: Features of the weak view.
-            crops: Unit-norm crop features (B, M, E), None where the teacher uses none.
+            composite: Composite of the crop features (B, E), None where the teacher uses none.
         """
         head = F.normalize(self.head, dim=-1)
         teacher = self.config.teacher
         own = weak.global_ if weak.fine is None else fuse_features(weak.global_, weak.fine, self.config.fusion)
-        if teacher == "head" or crops is None:
+        if teacher == "head" or composite is None:
             return own @ head.T
-        composite, _ = multi_view_feature(crops, weak.global_)
         if teacher == "multi-view":
             return composite @ head.T
         prior = composite @ self.frozen_head.T
@@ -217,10 +221,10 @@ class MicroClip(Task):
         draw = self._draw(epoch, step_in_epoch, len(batch.index))
         with torch.no_grad():
             weak = self.features(self.engine.encode_frozen(batch.weak, patches=fused), draw=draw)
-            crops = None
+            composite = None if self.cached_prior is None else self.cached_prior.rows(batch.index)  # (B, E)
             if batch.crops is not None:
-                crops = self.engine.encode_frozen(batch.crops.flatten(0, 1)).global_.unflatten(0, batch.crops.shape[:2])  # (B, M, E)
-            pseudo = self.hints.clamp_cosines(batch.index, self.pseudo_logits(weak, crops))
+                composite, _ = multi_view_feature(encode_crops(self.engine, batch.crops), weak.global_)
+            pseudo = self.hints.clamp_cosines(batch.index, self.pseudo_logits(weak, composite))
         strong = self.features(self.engine.encode(batch.strong, patches=fused), draw=draw)
         loss, log = self.loss(strong, pseudo, first=step_in_epoch == 0)
         self.class_prior.remember(batch.index, (self._scale * pseudo).softmax(-1))
@@ -262,7 +266,8 @@ class MicroClip(Task):
 
     def prediction_state(self) -> dict[str, Tensor]:
         """Heads and projections; the memories of training stay behind."""
-        return {k: v for k, v in self.state_dict().items() if k != "log_marginal" and not k.startswith(("class_prior.", "hints."))}
+        memories = ("log_marginal", "class_prior.", "hints.", "cached_prior.")
+        return {k: v for k, v in self.state_dict().items() if not k.startswith(memories)}
 
     @torch.no_grad()
     def predict_logits(self, images: Tensor) -> dict[str, Tensor]:
