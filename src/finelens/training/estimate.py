@@ -24,14 +24,14 @@ class Estimate:
     Attributes:
         seconds: Predicted time.
         flops: Counted work of one image in one epoch, in floating-point operations of the image tower.
-        flops_once: The same of one image before the first epoch.
         tower: Work of one image in the tower.
+        flops_once: The same as ``flops``, of one image before the first epoch.
     """
 
     seconds: float
     flops: float
-    flops_once: float
     tower: TowerFlops
+    flops_once: float = 0
 
 
 def estimate(task: Task, engine: Engine, images: int, epochs: int, *, prepared: bool = False) -> Estimate:
@@ -57,7 +57,7 @@ def estimate(task: Task, engine: Engine, images: int, epochs: int, *, prepared: 
         )
     once = 0 if prepared else cost.once
     seconds = images * (once * without + epochs * (cost.no_grad_forwards * without + cost.grad_forwards * with_gradient)) / PROBE_IMAGES
-    return Estimate(seconds, cost.no_grad_forwards * tower.forward + cost.grad_forwards * tower.with_gradient, once * tower.forward, tower)
+    return Estimate(seconds, cost.no_grad_forwards * tower.forward + cost.grad_forwards * tower.with_gradient, tower, once * tower.forward)
 
 
 @contextmanager
