@@ -20,6 +20,7 @@ from finelens.classes.names import read_class_file
 from finelens.config import RunConfig, diff, from_json, to_json
 from finelens.console import Console, duration
 from finelens.errors import UserError
+from finelens.feature_store.encoder import FeatureEncoder
 from finelens.feature_store.files import FeatureFile
 from finelens.feature_store.runs import open_source
 from finelens.health import balance, collapse_warning
@@ -28,6 +29,7 @@ from finelens.hints import check_hints, describe_hints, hints_digest, read_hint_
 from finelens.images.store import LoadedImages
 from finelens.images.strict import note_complaints
 from finelens.methods.registry import find_method
+from finelens.methods.view_task import ViewTask
 from finelens.models import Model, save_model
 from finelens.pipeline import Fitted, Prepared, decode_limits, fit, load, predict_store, prepare, run_temperature, status_counts
 from finelens.predictions import PredictionRow, rows_from_logits, write_predictions
@@ -155,7 +157,7 @@ def execute(run: RunFolder, inputs: Inputs, console: Console, should_stop: Calla
     stop = should_stop or (lambda: False)
     hooks = Hooks(run=run, checkpoints=run.checkpoint_dir, failures=run.failure_dir, events_offset=offset, should_stop=stop)
     fitted = fit(prepared, loaded.store, run.config, console, hooks, hints=inputs.hints, resume=not fresh)
-    logits = predict_store(fitted.model, loaded.store, console, features=fitted.features)["logits"]
+    logits = predict_store(fitted.model, loaded.store, console, fitted.features, _view_encoder(fitted.model, loaded, run.config, console))["logits"]
     nearest = nearest_images(fitted.looks, len(prepared.classes))
     if run.config.calibration:
         fitted.model.temperature = run_temperature(fitted, logits, nearest)
@@ -169,6 +171,15 @@ def execute(run: RunFolder, inputs: Inputs, console: Console, should_stop: Calla
     _finish(run, fitted.model, rows, console)
     _report(run, fitted.model, loaded, console)
     return RunResult(run.path, rows)
+
+
+def _view_encoder(model: Model, loaded: LoadedImages | FeatureFile, config: RunConfig, console: Console) -> FeatureEncoder | None:
+    """What keeps the views of a method that looks at many; None for another."""
+    if not isinstance(model.task, ViewTask):
+        return None
+    encoder = FeatureEncoder(model.engine, decode_limits(config, model.engine.backbone.preprocess).short_side)
+    encoder.say_size(len(loaded.store), model.task.inference.count, console)
+    return encoder
 
 
 def _measure(fitted: Fitted, logits: Tensor, loaded: LoadedImages | FeatureFile, nearest: Tensor) -> Measured:

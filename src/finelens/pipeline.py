@@ -23,6 +23,7 @@ from finelens.feature_store.encoder import FeatureEncoder, target_features
 from finelens.feature_store.files import FeatureFile
 from finelens.feature_store.runs import check_prediction, check_tower, given_prototypes, open_backbone
 from finelens.feature_store.store import feature_rows
+from finelens.feature_store.view_answers import predict_views
 from finelens.hints import check_hints
 from finelens.images.batches import batches, centre_batches, inference_batches
 from finelens.images.decode import DecodeLimits
@@ -33,6 +34,7 @@ from finelens.methods.head_task import cosine_logits
 from finelens.methods.heads import ClassHeads, build_heads
 from finelens.methods.registry import Method, find_method
 from finelens.methods.support_task import SupportConfig
+from finelens.methods.view_task import ViewTask
 from finelens.models import Model, adapted_tensors, choose_device
 from finelens.protocol import Backbone, Batch, ClassSet, Cost, Hints, ImageStore, Preprocess, TargetFeatures, Task, ViewPlan
 from finelens.support import SupportImages, encode_support, read_support
@@ -365,7 +367,9 @@ def _centre_views(store: ImageStore, preprocess: Preprocess, console: Console, w
             bar.update(len(index))
 
 
-def predict_store(model: Model, store: ImageStore, console: Console, features: TargetFeatures | None = None) -> dict[str, Tensor]:
+def predict_store(
+    model: Model, store: ImageStore, console: Console, features: TargetFeatures | None = None, encoder: FeatureEncoder | None = None
+) -> dict[str, Tensor]:
     """Logits (N, C) by branch of a store, in its order.
 
     Args:
@@ -373,7 +377,10 @@ def predict_store(model: Model, store: ImageStore, console: Console, features: T
         store: Its images, or their features.
         console: Progress.
         features: What the unadapted tower makes of the store: a method that needs no more costs no forwards then.
+        encoder: Of the unadapted tower: a method that looks at many views and trains nothing takes from the cache then what was encoded before.
     """
+    if encoder is not None and isinstance(model.task, ViewTask):
+        return predict_views(model, store, encoder, console)
     if features is not None and not find_method(model.method).needs_pixels:
         return _join([model.logits(rows) for rows in feature_rows(features, BATCH)])
     parts: list[dict[str, Tensor]] = []
@@ -432,6 +439,8 @@ def predict_items(
     count = _count(source)
     with model.unadapted():
         encoder = FeatureEncoder(model.engine, limits.short_side)
+    if isinstance(model.task, ViewTask):
+        encoder.say_size(count, model.task.inference.count, console)
     with console.progress(count, "predict") as bar:
         for start in range(0, count, GROUP):
             group = [source[i] for i in range(start, min(start + GROUP, count))]
@@ -462,11 +471,11 @@ def _predict_group(model: Model, store: ImageStore, encoder: FeatureEncoder, zer
     if zero_shot or not find_method(model.method).needs_pixels:
         with model.unadapted():
             # Filling a chunk up and keeping the result is not worth it for a few images.
-            few = len(store) < CPU_CHUNK
+            few = len(store) < CPU_CHUNK and not isinstance(model.task, ViewTask)
             views = _centre_views(store, model.engine.backbone.preprocess, quiet, "encode")
             features = model.engine.features(views) if few else encoder.centre(store, quiet, "encode")
     first = [model.zero_shot_logits(rows) for rows in feature_rows(features, BATCH)] if zero_shot and features is not None else []
-    return Predictions([], predict_store(model, store, quiet, features=features), _join(first))
+    return Predictions([], predict_store(model, store, quiet, features, encoder), _join(first))
 
 
 def _join(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:

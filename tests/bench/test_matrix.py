@@ -52,9 +52,27 @@ def test_a_row_says_what_a_run_of_the_user_says(context, toy_set, tiny_vit, meth
 
 
 def test_methods_that_need_pixels_get_them(context):
-    found = row(context, "zero")
+    found = row(context, "dpa", options=FAST)
     assert found.timing["features"] == "own"
     assert found.cost["no_grad_forwards"] > 24 + 12
+
+
+def test_views_are_encoded_once_for_all_methods_that_look_at_them(context, monkeypatch):
+    given = ("method.views=5",)
+    first = row(context, "zero", options=given)
+    assert first.timing["features"] == "shared"
+    # The fit images as every row counts them, and five views of each test image.
+    assert first.cost["no_grad_forwards"] == 24 + 5 * 12
+    engine = type(context.start.engine)
+    monkeypatch.setattr(engine, "_chunked", None)
+    again = row(context, "mta", options=given)
+    assert again.status == "ok", again.reason
+    assert again.cost == {**first.cost}
+    monkeypatch.undo()
+    monkeypatch.setenv("FINELENS_CACHE_GB", "0")
+    own = row(context, "zero", options=given)
+    assert own.timing["features"] == "own"
+    assert (own.measures, own.correct, own.cost) == (first.measures, first.correct, first.cost)
 
 
 @pytest.mark.parametrize("method", FREE)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,13 +20,15 @@ from finelens.bench.memory import peak_megabytes, reset_peak
 from finelens.bench.protocols import Protocol, SkippedError, Split
 from finelens.config import RunConfig
 from finelens.console import Console
-from finelens.feature_store.cache import LIMIT_VARIABLE
+from finelens.feature_store.cache import LIMIT_VARIABLE, cache_limit
+from finelens.feature_store.encoder import FeatureEncoder
 from finelens.feature_store.store import feature_rows
 from finelens.health.signals import nearest_images
 from finelens.methods.head_task import cosine_logits
 from finelens.methods.registry import Method, find_method
 from finelens.methods.solver_task import SolverTask, StreamConfig
 from finelens.methods.support_task import SupportConfig
+from finelens.methods.view_task import ViewTask
 from finelens.models import copy_into
 from finelens.pipeline import BATCH, Fitted, fit, predict_store, run_temperature
 from finelens.predictions import softmax
@@ -79,6 +81,8 @@ def answer(context: Context, config: RunConfig, protocol: Protocol, split: Split
     """
     method = find_method(config.method)
     run = _from_pixels if method.needs_pixels else _from_features
+    if method.family == "views" and cache_limit():
+        run = _from_views
     if protocol.setting == "online" and method.adapts:
         run = _from_stream
     with method_runs():
@@ -155,6 +159,32 @@ def _from_pixels(context: Context, method: Method, config: RunConfig, protocol: 
     _compare_alone(alone, logits["logits"], TOLERANCE_PIXELS)
     cost, timing = _cost(context, engine, config), _timing(engine, start) | {"features": "own"}
     return Answers(logits, cost, timing, _temperature(fitted, method, fit_images, context.quiet))
+
+
+def _from_views(context: Context, method: Method, config: RunConfig, protocol: Protocol, split: Split) -> Answers:
+    """Many views of an image: encoded once for all methods that look at the same ones, and kept, so that an interrupted row goes on."""
+    engine, test_images = context.start.fresh_engine(), context.test.images(split.test)
+    encoder = FeatureEncoder(engine, context.test.limits.short_side)
+    prepared = context.prepared(config, split.names, engine)
+    # Such a method learns nothing from images: fitting shows it one and tells it nothing.
+    fitted = fit(prepared, context.pool(protocol.fit_part).images(split.fit[:1]), config, context.quiet, hints=_hints(method, split))
+    assert isinstance(prepared.task, ViewTask)
+    plan = prepared.task.inference
+    with (
+        closing(encoder.stream_inference(test_images, plan, context.quiet)) as views,
+        context.console.progress(len(split.test), "encode views") as bar,
+    ):
+        for positions, _ in views:
+            bar.update(len(positions))
+    reset_peak()
+    start = time.perf_counter()
+    alone = _ask_alone(engine, protocol, len(split.test), lambda i: predict_store(fitted.model, test_images.only(i), context.quiet, None, encoder))
+    logits = {name: value.numpy() for name, value in predict_store(fitted.model, test_images, context.quiet, None, encoder).items()}
+    _compare_alone(alone, logits["logits"], TOLERANCE_FEATURES)
+    # What a run by itself would have encoded.
+    engine.no_grad_forwards = len(split.fit) + len(split.test) * (1 + plan.count)
+    shared = {"features": "shared", "seconds_per_shared_forward": round(context.test.seconds_per_image, 5)}
+    return Answers(logits, _cost(context, engine, config), _timing(engine, start) | shared)
 
 
 def _temperature(fitted: Fitted, method: Method, store: ImageStore, quiet: Console) -> float | None:

@@ -17,11 +17,11 @@ from torch import Tensor
 
 from finelens.cache import state_digest
 from finelens.console import Console
-from finelens.feature_store.cache import FeatureCache
+from finelens.feature_store.cache import LIMIT_VARIABLE, FeatureCache, cache_limit
 from finelens.feature_store.store import FeatureStore
-from finelens.images.batches import batches, centre_batches
-from finelens.images.views import ViewConfig
-from finelens.protocol import Backbone, ImageStore, TargetFeatures, ViewPlan
+from finelens.images.batches import batches, centre_batches, inference_batches
+from finelens.images.views import INFERENCE_SEED, ViewConfig
+from finelens.protocol import Backbone, ImageStore, InferenceViews, TargetFeatures, ViewPlan
 from finelens.training.engine import Engine
 
 BATCH = 64
@@ -159,11 +159,46 @@ class FeatureEncoder:
                 assert batch.crops is not None
                 yield batch.index.tolist(), batch.crops
 
-        def encode(pixels: Tensor) -> dict[str, Tensor]:
-            tokens = self.engine.encode_each(pixels.flatten(0, 1))  # (B M, ...)
-            return {name: x.unflatten(0, pixels.shape[:2]) for name, x in (("global", tokens.global_), ("cls", tokens.cls))}
+        keep = self.views_size(len(store), crops.count) <= cache_limit()
+        return self._stream(_kind(crops), list(store.ids), views, self._encode_views, console, keep=keep)
 
-        return self._stream(json.dumps(["crops", asdict(crops)]), list(store.ids), views, encode, console)
+    def stream_inference(self, store: ImageStore, plan: InferenceViews, console: Console) -> Generator[Rows, None, None]:
+        """Features of the further views that a method answers from, as they come, in any order, on the CPU.
+
+        Views belong to the content of an image, so copies share a row. Squares are the :class:`Crops` of the inference seed, and share their rows.
+
+        Yields:
+            Positions in the store (B), ``global`` (B, M, E) of unit norm and ``cls`` (B, M, W).
+        """
+        crops = plan.kind == "crops"
+        kind = _kind(Crops(plan.count, INFERENCE_SEED, plan.low, plan.high)) if crops else json.dumps(["inference", asdict(plan)])
+
+        def views(order: np.ndarray) -> Iterator[tuple[list[int], Tensor]]:
+            size = max(1, 4 * BATCH // (1 + plan.count))
+            for index, _, further in inference_batches(store, self.engine.backbone.preprocess, plan, size, order=order):
+                yield index.tolist(), further
+
+        keep = self.views_size(len(store), plan.count) <= cache_limit()
+        return self._stream(kind, [sample_id.partition("-")[0] for sample_id in store.ids], views, self._encode_views, console, keep=keep)
+
+    def views_size(self, images: int, count: int) -> int:
+        """Bytes that features of ``count`` views of each image take on the disk."""
+        return images * count * 4 * (self.engine.backbone.dim + self.engine.backbone.width)
+
+    def say_size(self, images: int, count: int, console: Console) -> None:
+        """Say beforehand what views take in the cache, or that they are too many for it."""
+        size, limit = self.views_size(images, count), cache_limit()
+        if not limit:
+            return
+        what = f"{count} views of {images} images: {size / 1e9:.2g} GB"
+        if size > limit:
+            console.say(f"{what}, more than the cache may take ({LIMIT_VARIABLE}={limit / 1e9:.2g}), so not all are kept")
+        else:
+            console.say(f"{what} in the cache at most ({LIMIT_VARIABLE}=0 keeps none)")
+
+    def _encode_views(self, pixels: Tensor) -> dict[str, Tensor]:
+        tokens = self.engine.encode_each(pixels.flatten(0, 1))  # (B M, ...)
+        return {name: x.unflatten(0, pixels.shape[:2]) for name, x in (("global", tokens.global_), ("cls", tokens.cls))}
 
     def _cache(self, kind: str) -> FeatureCache:
         return FeatureCache([*self._key, kind])
@@ -175,6 +210,8 @@ class FeatureEncoder:
         views: Callable[[np.ndarray], Iterator[tuple[list[int], Tensor]]],
         encode: Callable[[Tensor], dict[str, Tensor]],
         console: Console,
+        *,
+        keep: bool = True,
     ) -> Generator[Rows, None, None]:
         missing = np.ones(len(names), dtype=bool)
         with self._cache(kind) as cache:
@@ -183,10 +220,15 @@ class FeatureEncoder:
                 yield [position], {name: tensor[None] for name, tensor in row.items()}
             for positions, pixels in views(np.flatnonzero(missing)):
                 rows = {name: tensor.cpu() for name, tensor in encode(pixels).items()}
-                cache.add([names[position] for position in positions], rows)
+                if keep:
+                    cache.add([names[position] for position in positions], rows)
                 yield positions, rows
         if cache.error is not None:
             console.warn(f"features are not kept for the next run: {cache.error}")
+
+
+def _kind(crops: Crops) -> str:
+    return json.dumps(["crops", asdict(crops)])
 
 
 def _on(device: torch.device, features: TargetFeatures) -> TargetFeatures:

@@ -78,6 +78,8 @@ def features(
     engine, heads, names = _open(config, classes, descriptions, console)
     encoder = FeatureEncoder(engine, (limits := decode_limits(config, engine.backbone.preprocess)).short_side)
     loaded = load(files, limits, console, spill_folder())
+    if crops:
+        encoder.say_size(len(loaded.store), crops, console)
     metadata = _metadata(engine, backbone)
     if heads is not None:
         metadata["classes"] = json.dumps(names)

@@ -109,15 +109,18 @@ def centre_batches(
     def fill(batch: tuple[Tensor, Tensor], row: int, position: int) -> None:
         batch[1][row] = centre_view(store[position], preprocess)
 
-    positions = list(range(len(store))) if order is None else order.tolist()
-    steps = [positions[i : i + batch_size] for i in range(0, len(positions), batch_size)]
-    yield from _build_ahead(steps, allocate, fill, workers)
+    yield from _build_ahead(_steps(len(store), batch_size, order), allocate, fill, workers)
 
 
 def inference_batches(
-    store: ImageStore, preprocess: Preprocess, plan: InferenceViews, batch_size: int, workers: int = DEFAULT_WORKERS
+    store: ImageStore,
+    preprocess: Preprocess,
+    plan: InferenceViews,
+    batch_size: int,
+    workers: int = DEFAULT_WORKERS,
+    order: np.ndarray | None = None,
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Centre views of the whole store, in its order, and the further views that a method answers from.
+    """Centre views of the whole store, in its order, or of some positions, and the further views that a method answers from.
 
     Returns:
         Iterator over positions (B,) int64, centre views (B, 3, S, S) and further views (B, M, 3, S, S), uint8.
@@ -132,8 +135,13 @@ def inference_batches(
         batch[1][row] = centre_view(image, preprocess)
         batch[2][row] = inference_views(image, preprocess, store.ids[position], plan)
 
-    steps = [list(range(i, min(i + batch_size, len(store)))) for i in range(0, len(store), batch_size)]
-    yield from _build_ahead(steps, allocate, fill, workers)
+    yield from _build_ahead(_steps(len(store), batch_size, order), allocate, fill, workers)
+
+
+def _steps(count: int, batch_size: int, order: np.ndarray | None) -> list[list[int]]:
+    """Positions of each batch: all, or those of ``order``."""
+    positions = list(range(count)) if order is None else order.tolist()
+    return [positions[i : i + batch_size] for i in range(0, len(positions), batch_size)]
 
 
 def _pixels(*shape: int) -> Tensor:

@@ -23,7 +23,8 @@ from finelens.strict import require
 _FILTERS = {"bicubic": InterpolationMode.BICUBIC, "bilinear": InterpolationMode.BILINEAR, "nearest": InterpolationMode.NEAREST}
 _STRONG_RATIO = (3 / 4, 4 / 3)
 _STRONG_ATTEMPTS = 10
-_INFERENCE_SEED = 0
+# Views that answers rest on do not depend on the seed of a run.
+INFERENCE_SEED = 0
 
 
 @dataclass(frozen=True)
@@ -133,8 +134,8 @@ def inference_views(image: Tensor, preprocess: Preprocess, sample_id: str, plan:
     """
     content, size = sample_id.partition("-")[0], preprocess.image_size
     if plan.kind == "crops":
-        return crop_views(image, preprocess, _INFERENCE_SEED, 0, content, plan.count, plan.low, plan.high)
-    rng = generator(_INFERENCE_SEED, 0, content, "resized")
+        return crop_views(image, preprocess, INFERENCE_SEED, 0, content, plan.count, plan.low, plan.high)
+    rng = generator(INFERENCE_SEED, 0, content, "resized")
     views = torch.empty(plan.count, 3, size, size, dtype=torch.uint8)
     for view in views:
         view.copy_(_resized_crop(image, preprocess, rng, plan.low, plan.high))

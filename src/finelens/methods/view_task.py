@@ -9,7 +9,7 @@ from torch import Tensor
 
 from finelens.images.views import views_of_centre
 from finelens.methods.head_task import FrozenTask
-from finelens.protocol import InferenceViews
+from finelens.protocol import FeatureRows, InferenceViews
 from finelens.training.engine import Engine
 
 
@@ -41,10 +41,15 @@ class ViewTask(FrozenTask):
 
     @torch.no_grad()
     def predict_from_views(self, images: Tensor, views: Tensor) -> dict[str, Tensor]:
-        """The answer from views of the image."""
-        centre = self.engine.encode_frozen(images).global_
-        further = self.engine.encode_frozen(views.flatten(0, 1)).global_.unflatten(0, views.shape[:2])  # (B, M, E)
-        return {"logits": self.answer(centre, further)}
+        """The answer from views of the image, or from :class:`~finelens.protocol.FeatureRows` of them: the same bits."""
+        centre = self._encode(images)  # (B, E)
+        further = self._encode(views.flatten(0, 1)).unflatten(0, views.shape[:2])  # (B, M, E)
+        # The last bits of a product depend on the number of its rows: each image is answered by itself.
+        return {"logits": torch.cat([self.answer(f, g) for f, g in zip(centre.split(1), further.split(1), strict=True)])}
+
+    def _encode(self, views: Tensor) -> Tensor:
+        encode = self.engine.encode_frozen if isinstance(views, FeatureRows) else self.engine.encode_each
+        return encode(views).global_
 
     def _scaled(self, cosines: Tensor) -> Tensor:
         backbone = self.engine.backbone
