@@ -18,8 +18,8 @@ def update_assignments(log_prior: Tensor, likelihood: Tensor, graph: Tensor, z: 
     """Rounds of ``z_i <- softmax(log_prior_i + likelihood_i + neighbour_weight (G z)_i)``, all images at once.
 
     The objective is ``sum_i <z_i, log_prior_i + likelihood_i> + neighbour_weight / 2 sum_ij G_ij <z_i, z_j> + sum_i H(z_i)``. Where G is positive
-    semi-definite each round maximises a lower bound of it, so it cannot fall (Zanella, Gérin, Ben Ayed, NeurIPS 2024, section 3). A graph of nearest
-    neighbours need not be so; the update is used all the same, as there.
+    semi-definite each round maximises a lower bound of it, so it cannot fall (Zanella, Gérin, Ben Ayed, NeurIPS 2024, section 3). Nor can it where no
+    eigenvalue of ``neighbour_weight G`` is below -2, see docs/methods/transclip.md; a graph of nearest neighbours with large hubs need not be so.
 
     Args:
         log_prior: Log text posteriors (N, C).
