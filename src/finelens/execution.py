@@ -110,7 +110,8 @@ def read_inputs(config: RunConfig, console: Console) -> Inputs:
         loaded: LoadedImages | FeatureFile = source
     else:
         prepared = prepare(config, names, descriptions, console)
-        loaded = load(source, decode_limits(config, prepared.engine.backbone.preprocess), console, spill_folder())
+        with prepared.engine.stopwatch("decode"):
+            loaded = load(source, decode_limits(config, prepared.engine.backbone.preprocess), console, spill_folder())
         if config.strict:
             loaded = replace(loaded, records=note_complaints(source, loaded.records, console))
     counts = status_counts(loaded.records)
@@ -164,9 +165,10 @@ def execute(run: RunFolder, inputs: Inputs, console: Console, should_stop: Calla
         console.say(f"calibration: logits divided by {fitted.model.temperature:.3g}, found without labels")
     logits = fitted.model.calibrated(logits)
     rows = rows_from_logits(loaded.records, prepared.classes.names, logits.numpy(), fitted.zero_shot_logits.argmax(1).numpy())
-    save_model(run.model_dir, fitted.model)
-    write_predictions(run.predictions_path, rows)
-    write_measured(run.signals_path, _measure(fitted, logits, loaded, nearest))
+    with prepared.engine.stopwatch("write"):
+        save_model(run.model_dir, fitted.model)
+        write_predictions(run.predictions_path, rows)
+        write_measured(run.signals_path, _measure(fitted, logits, loaded, nearest))
     run.log("predictions", rows=len(rows), counts=counts)
     _finish(run, fitted.model, rows, console)
     _report(run, fitted.model, loaded, console)
@@ -247,7 +249,7 @@ def _finish(run: RunFolder, model: Model, rows: list[PredictionRow], console: Co
         run.log("warning", message=warning)
     engine = model.engine
     stages = {name: round(seconds, 3) for name, seconds in engine.stopwatch.seconds.items()}
-    spent = ", ".join(f"{name} {duration(seconds)}" for name, seconds in sorted(stages.items(), key=lambda item: -item[1])[:5])
+    spent = ", ".join(f"{name} {duration(seconds)}" for name, seconds in sorted(stages.items(), key=lambda item: -item[1]))
     console.say(f"time: {spent}")
     speed = speed_line(engine)
     if speed is not None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import threading
+from contextlib import nullcontext
 from typing import Literal, get_args, get_origin, get_type_hints
 
 import pytest
@@ -417,6 +419,21 @@ def test_mask_does_not_depend_on_the_sign_that_the_solver_returns(monkeypatch, s
     assert (seed_entry > 0).all()
 
 
+def test_mask_does_not_depend_on_the_number_of_solvers():
+    tokens = torch.cat([two_kinds(25, small, small) for small in (4, 7, 10, 12, 8)])
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            found.append(ncut_saliency(tokens))
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    alone, shared = found
+    assert torch.equal(alone.mask, shared.mask)
+    torch.testing.assert_close(alone.vector, shared.vector, atol=1e-12, rtol=0)
+
+
 def test_mask_does_not_depend_on_the_batch():
     tokens = torch.cat([two_kinds(25, small, small) for small in (4, 7, 10, 12)])
     together = ncut_saliency(tokens)
@@ -568,6 +585,34 @@ def test_step_uses_the_weak_view_as_teacher_and_the_strong_view_as_pupil(tiny_vi
     assert torch.equal(seen[1][1], batch.crops.flatten(0, 1))
     assert torch.equal(seen[2][1], batch.strong)
     assert output.log.keys() >= {"ce", "marginal", "agreement", "saliency_share", "edge_density", "ncut_fallback"}
+
+
+def test_the_weak_view_is_cut_beside_the_crops_and_the_step_stays_the_same(tiny_vit, monkeypatch):
+    where, cut = [], task_module.ncut_saliency
+
+    def recorded(patches, **given):
+        where.append(threading.current_thread().name.split("_")[0])
+        return cut(patches, **given)
+
+    monkeypatch.setattr(task_module, "ncut_saliency", recorded)
+    beside, after = make_task(tiny_vit), make_task(tiny_vit)
+    monkeypatch.setattr(after, "_cut_ahead", lambda tokens, batch: nullcontext())
+    ours, plain = (task.step(make_batch(), 0, 0) for task in (beside, after))
+    main = threading.current_thread().name
+    assert where == ["finelens-ahead", main, main, main]
+    assert torch.equal(ours.loss, plain.loss)
+    assert ours.log == plain.log
+    assert beside.engine.stopwatch.seconds["eigen"] > 0
+
+
+def test_a_cut_that_fails_beside_the_crops_fails_the_step(tiny_vit, monkeypatch):
+    def fails(patches, **given):
+        raise RuntimeError("the cut failed")
+
+    monkeypatch.setattr(task_module, "ncut_saliency", fails)
+    with pytest.raises(RuntimeError, match="the cut failed"):
+        make_task(tiny_vit).step(make_batch(), 0, 0)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("finelens-")]
 
 
 def test_labels_come_from_no_gradient(tiny_vit, monkeypatch):

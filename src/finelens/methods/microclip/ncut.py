@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -9,10 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from finelens.training.ahead import threads_of_its_own
+
 TAU = 0.2
 EPS = 1e-6
 # Below this difference the second eigenvector is not determined by the graph.
 MIN_GAP = 1e-9
+MAX_SOLVERS = 8
 
 
 @dataclass(frozen=True)
@@ -97,11 +101,32 @@ def _eigen(adjacent: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     degree = affinity.sum(2)  # (B, N)
     scale = 1 / (degree.sqrt() + EPS)
     laplacian = scale[:, :, None] * (torch.diag_embed(degree) - affinity) * scale[:, None, :]
+    values, vectors = _in_threads(laplacian)
+    return degree, values, vectors
+
+
+def _in_threads(laplacian: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues and eigenvectors of a batch (B, N, N): the solver takes one matrix after the other, so each core gets a part of them."""
+    cores = torch.get_num_threads()
+    solvers = min(MAX_SOLVERS, cores, len(laplacian))
+    if solvers < 2:
+        return _solve(laplacian)
+
+    def part(matrices: Tensor) -> tuple[Tensor, Tensor]:
+        with threads_of_its_own(1, cores):
+            return _solve(matrices)
+
+    with ThreadPoolExecutor(solvers, thread_name_prefix="finelens-ncut") as pool:
+        values, vectors = zip(*pool.map(part, laplacian.chunk(solvers)), strict=True)
+    return torch.cat(values), torch.cat(vectors)
+
+
+def _solve(laplacian: Tensor) -> tuple[Tensor, Tensor]:
     try:
         values, vectors = torch.linalg.eigh(laplacian)
     except torch.linalg.LinAlgError:
-        values, vectors = _one_by_one(laplacian)
-    return degree, values, vectors
+        return _one_by_one(laplacian)
+    return values, vectors
 
 
 def _one_by_one(laplacian: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,7 @@ from finelens.methods.microclip.ncut import Saliency, ncut_saliency
 from finelens.methods.microclip.pseudo_labels import aggregate, fuse_features, multi_view_feature
 from finelens.methods.microclip.soap import Soap, masked_mean
 from finelens.protocol import Batch, Cost, ImageTokens, StepOutput, TargetFeatures, Task, ViewPlan
+from finelens.training.ahead import ahead
 from finelens.training.engine import Engine
 from finelens.training.losses import running_log_marginal
 from finelens.training.marginal import ClassPrior
@@ -127,18 +129,21 @@ class MicroClip(Task):
 
     # Features of the two branches (spec sections 2 to 5).
 
-    def features(self, tokens: ImageTokens, *, draw: Tensor | None = None) -> Features:
+    def features(self, tokens: ImageTokens, *, draw: Tensor | None = None, cut: Callable[[], Saliency] | None = None) -> Features:
         """Global and fine-grained feature of a batch.
 
         Args:
             tokens: From the backbone, with patches if the fine-grained branch is used.
             draw: Uniform numbers (B,) for the random-token query.
+            cut: Gives the saliency of these patches; None computes it here.
         """
         if self.soap is None or tokens.patches is None:
             return Features(tokens.global_)
         patches, config = tokens.patches, self.config
-        needs_saliency = config.pooling == "saliency-mean" or (config.pooling == "soap" and config.query == "saliency")
-        saliency = ncut_saliency(patches, released_code=config.released_code) if needs_saliency else None
+        saliency = None
+        if self._needs_saliency:
+            with self.engine.stopwatch("eigen"):
+                saliency = self._cut(patches) if cut is None else cut()
         attention = None
         if config.pooling == "token-mean":
             pooled = patches.mean(1)  # (B, W)
@@ -148,6 +153,13 @@ class MicroClip(Task):
         else:
             pooled, attention = self.soap(self._query(tokens, saliency, draw), patches)
         return Features(tokens.global_, F.normalize(self.engine.backbone.project(pooled), dim=-1), attention, saliency)
+
+    @property
+    def _needs_saliency(self) -> bool:
+        return self.config.pooling == "saliency-mean" or (self.config.pooling == "soap" and self.config.query == "saliency")
+
+    def _cut(self, patches: Tensor) -> Saliency:
+        return ncut_saliency(patches, released_code=self.config.released_code)
 
     def _query(self, tokens: ImageTokens, saliency: Saliency | None, draw: Tensor | None) -> Tensor:
         """SOAP query (B, W)."""
@@ -220,10 +232,12 @@ class MicroClip(Task):
         fused = self.soap is not None
         draw = self._draw(epoch, step_in_epoch, len(batch.index))
         with torch.no_grad():
-            weak = self.features(self.engine.encode_frozen(batch.weak, patches=fused), draw=draw)
-            composite = None if self.cached_prior is None else self.cached_prior.rows(batch.index)  # (B, E)
-            if batch.crops is not None:
-                composite, _ = multi_view_feature(encode_crops(self.engine, batch.crops), weak.global_)
+            tokens = self.engine.encode_frozen(batch.weak, patches=fused)
+            with self._cut_ahead(tokens, batch) as cut:
+                composite = None if self.cached_prior is None else self.cached_prior.rows(batch.index)  # (B, E)
+                if batch.crops is not None:
+                    composite, _ = multi_view_feature(encode_crops(self.engine, batch.crops), tokens.global_)
+                weak = self.features(tokens, draw=draw, cut=cut)
             pseudo = self.hints.clamp_cosines(batch.index, self.pseudo_logits(weak, composite))
         strong = self.features(self.engine.encode(batch.strong, patches=fused), draw=draw)
         loss, log = self.loss(strong, pseudo, first=step_in_epoch == 0)
@@ -233,6 +247,13 @@ class MicroClip(Task):
             log["edge_density"] = weak.saliency.density.mean().item()
             log["ncut_fallback"] = weak.saliency.fallback.float().mean().item()
         return StepOutput(loss, log, pseudo.argmax(-1))
+
+    def _cut_ahead(self, tokens: ImageTokens, batch: Batch) -> AbstractContextManager[Callable[[], Saliency] | None]:
+        """Cut the weak view on the host while the crops are encoded; nothing where either is missing."""
+        patches = tokens.patches
+        if patches is None or batch.crops is None or not self._needs_saliency:
+            return nullcontext()
+        return ahead(lambda: self._cut(patches), patches.device)
 
     def _draw(self, epoch: int, step_in_epoch: int, count: int) -> Tensor | None:
         if self.config.query != "random-token":
