@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -132,6 +133,29 @@ def test_resume_of_a_finished_run_does_nothing(finished, capsys):
     assert finelens.resume(finished.path) is None
     assert "nothing to resume" in capsys.readouterr().err
     assert digest(finished.path / "events.jsonl") == before
+
+
+@pytest.mark.parametrize("lost", ["report.html", "MODEL_CARD.md"])
+@pytest.mark.parametrize("verb", [finelens.resume, finelens.report])
+def test_a_run_killed_before_its_report_gets_it(finished, tmp_path, verb, lost):
+    run = shutil.copytree(finished.path, tmp_path / "run")
+    (run / lost).unlink()
+    verb(run, console=QUIET)
+    assert (run / lost).is_file()
+    assert digest(run / "events.jsonl") == digest(finished.path / "events.jsonl")
+    assert finelens.resume(run, console=QUIET) is None
+
+
+def test_scores_replace_scores_and_nothing_else(finished, photos, tmp_path):
+    file = tmp_path / "scores.json"
+    for text in ('{"a": 1}', "{", "[1]"):
+        file.write_text(text)
+        with pytest.raises(UserError, match=r"scores\.json"):
+            finelens.evaluate(finished.path, photos, json_file=file, console=QUIET)
+        assert file.read_text() == text
+    file.write_text("")
+    first = finelens.evaluate(finished.path, photos, json_file=file, console=QUIET)
+    assert finelens.evaluate(finished.path, photos, json_file=file, console=QUIET) == first
 
 
 @pytest.mark.parametrize("stage", ["write_predictions", "save_model"])

@@ -17,7 +17,7 @@ from finelens.images.store import ImageRecord
 from finelens.methods.registry import find_method
 from finelens.pipeline import load
 from finelens.protocol import Hints
-from tests.toy import CLASSES, QUIET, events, options_for, write_classes, write_photos
+from tests.toy import CLASSES, QUIET, digest, events, options_for, write_classes, write_photos
 
 
 @pytest.fixture
@@ -100,7 +100,7 @@ def test_a_method_that_does_not_adapt_takes_no_hints_and_a_few_shot_method_needs
     check_hints(few_shot, given=True)
 
 
-def test_a_run_logs_its_hints_and_refuses_to_go_on_with_others(tiny_vit, tmp_path, photos):
+def test_a_run_keeps_its_hints_and_goes_on_with_them_alone(tiny_vit, tmp_path, photos):
     file = write_hints(tmp_path / "hints.csv", "a/0.png,red stripe")
     options = options_for("dpa", epochs=1)
     run = tmp_path / "run"
@@ -116,9 +116,19 @@ def test_a_run_logs_its_hints_and_refuses_to_go_on_with_others(tiny_vit, tmp_pat
     )
     logged = next(event for event in events(run) if event["event"] == "hints")
     assert logged["count"] == 1
-    unfinished = shutil.copytree(run, tmp_path / "unfinished")
-    lines = (unfinished / "events.jsonl").read_text().splitlines(keepends=True)
-    (unfinished / "events.jsonl").write_text("".join(line for line in lines if '"end"' not in line))
-    write_hints(file, "a/0.png,green check")
-    with pytest.raises(UserError, match=r"hints in .*hints\.csv have changed"):
-        api.resume(unfinished, console=QUIET)
+    assert (run / "given_hints.csv").read_text() == "path,label\na/0.png,red stripe\n"
+    unfinished = [shutil.copytree(run, tmp_path / name) for name in ("added", "gone", "tampered")]
+    for folder in unfinished:
+        lines = (folder / "events.jsonl").read_text().splitlines(keepends=True)
+        (folder / "events.jsonl").write_text("".join(line for line in lines if '"end"' not in line))
+    # A review adds answers to the file while the run waits, or moves it.
+    write_hints(file, "a/0.png,red stripe", "b/1.png,green check")
+    assert api.resume(unfinished[0], console=QUIET) is not None
+    file.unlink()
+    assert api.resume(unfinished[1], console=QUIET) is not None
+    for folder in unfinished[:2]:
+        assert digest(folder / "model/model.safetensors") == digest(run / "model/model.safetensors")
+        assert events(folder) == events(run)
+    write_hints(unfinished[2] / "given_hints.csv", "a/0.png,green check")
+    with pytest.raises(UserError, match=r"hints in .*given_hints\.csv have changed"):
+        api.resume(unfinished[2], console=QUIET)

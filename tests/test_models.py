@@ -26,6 +26,14 @@ def folder(model, tmp_path):
     return tmp_path / "model"
 
 
+def without_digests(folder):
+    """As models were written before they had digests: what does not fit is refused all the same."""
+    document = json.loads((folder / "model.json").read_text())
+    del document["sha256"]
+    (folder / "model.json").write_text(json.dumps(document))
+    return folder
+
+
 def views(count: int = 3) -> torch.Tensor:
     return torch.randint(0, 256, (count, 3, 64, 64), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
 
@@ -128,6 +136,7 @@ def test_description_that_lacks_a_key(folder, key):
 @pytest.mark.parametrize("lost", ["task.head", "task.soap.value", "backbone.visual.ln_post.weight", "head.templates"])
 def test_tensor_that_is_lost(folder, lost):
     path = folder / ("zero_shot.safetensors" if lost.startswith("head") else "model.safetensors")
+    without_digests(folder)
     tensors = load_file(path)
     del tensors[lost]
     save_file(tensors, path)
@@ -136,6 +145,7 @@ def test_tensor_that_is_lost(folder, lost):
 
 
 def test_base_that_is_lost(folder):
+    without_digests(folder)
     tensors = load_file(folder / "zero_shot.safetensors")
     name = next(name for name in tensors if name.startswith("base."))
     del tensors[name]
@@ -145,9 +155,29 @@ def test_base_that_is_lost(folder):
 
 
 def test_tensor_of_another_shape(folder):
+    without_digests(folder)
     tensors = load_file(folder / "model.safetensors")
     save_file({**tensors, "task.head": torch.zeros(5, 48)}, folder / "model.safetensors")
     with pytest.raises(UserError, match="do not fit together"):
+        load_model(folder)
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "zero_shot.safetensors"])
+def test_weights_that_are_not_the_model_s_own(folder, file):
+    """One bit of one number: a valid file, and another model."""
+    load_model(without_digests(shutil.copytree(folder, folder.parent / "before")))
+    data = bytearray((folder / file).read_bytes())
+    data[-1] ^= 1
+    (folder / file).write_bytes(data)
+    with pytest.raises(UserError, match=rf"{file} is not the file that model.json names \(SHA-256 differs\)"):
+        load_model(folder)
+
+
+@pytest.mark.parametrize("digests", [None, [], {"model.safetensors": 3}])
+def test_digests_that_are_none(folder, digests):
+    document = json.loads((folder / "model.json").read_text())
+    (folder / "model.json").write_text(json.dumps({**document, "sha256": digests}))
+    with pytest.raises(UserError):
         load_model(folder)
 
 

@@ -19,7 +19,7 @@ from finelens.evaluation.metrics import accuracy, evaluate_predictions
 from finelens.execution import RunResult, execute, read_inputs
 from finelens.feature_store.files import FeatureFile, is_feature_path, read_features
 from finelens.feature_store.runs import choose_backbone
-from finelens.files import HTML_START, check_target, write_json, write_text
+from finelens.files import HTML_START, check_json_target, check_target, write_json, write_text
 from finelens.images.discover import ImageFile, discover
 from finelens.images.strict import note_complaints
 from finelens.images.views import ViewConfig
@@ -31,7 +31,7 @@ from finelens.pipeline import Predictions, predict_features, predict_items, stat
 from finelens.prediction_sets import calibrate_on, sets_of, sets_path, write_sets
 from finelens.predictions import PredictionRow, rows_from_logits, softmax, write_predictions
 from finelens.runs import RunFolder
-from finelens.schemas import PREDICTION_COLUMNS, SET_COLUMNS
+from finelens.schemas import EVALUATION_KEYS, PREDICTION_COLUMNS, SET_COLUMNS
 from finelens.strict import to_plain
 from finelens.training.precision import choose_precision
 
@@ -184,19 +184,29 @@ def resume(run: str | Path, *, console: Console | None = None, should_stop: Call
     """Go on with an interrupted run, with its own configuration.
 
     Returns:
-        The finished run; None where it was finished already.
+        The finished run; None where it was finished already; its report is written where a kill had come before it.
 
     Raises:
         UserError: Not a run, in use, or its images have changed.
     """
     console = console or Console()
     with RunFolder.open(run) as folder:
-        if any(event["event"] == "end" for event in folder.events()):
+        finished = any(event["event"] == "end" for event in folder.events())
+        if finished and folder.report_path.is_file() and folder.card_path.is_file():
             console.say(f"{folder.path} is finished; nothing to resume")
             return None
-        choice = next((str(event["reason"]) for event in folder.events() if event["event"] == "choice"), None)
-        inputs = replace(read_inputs(folder.config, console), choice=choice)
-        return execute(folder, inputs, console, should_stop, resume=True)
+        if not finished:
+            return _go_on(folder, console, should_stop)
+    console.say(f"{folder.path} is finished but for its report")
+    report(run, device=folder.config.device, console=console)
+    return None
+
+
+def _go_on(folder: RunFolder, console: Console, should_stop: Callable[[], bool] | None) -> RunResult:
+    choice = next((str(event["reason"]) for event in folder.events() if event["event"] == "choice"), None)
+    copy = folder.given_hints_path if folder.given_hints_path.is_file() else None
+    inputs = replace(read_inputs(folder.config, console, copy), choice=choice)
+    return execute(folder, inputs, console, should_stop, resume=True)
 
 
 def predict(
@@ -327,7 +337,7 @@ def evaluate(
     """
     console = console or Console()
     if json_file is not None:
-        check_target(Path(json_file), "{")
+        check_json_target(Path(json_file), EVALUATION_KEYS)
     classifier = load_run(run, device=device)
     source = _source(test, row_names) if is_feature_path(test) else None
     if isinstance(source, FeatureFile):

@@ -23,9 +23,10 @@ from finelens.errors import UserError
 from finelens.feature_store.encoder import FeatureEncoder
 from finelens.feature_store.files import FeatureFile
 from finelens.feature_store.runs import open_source
+from finelens.files import write_text
 from finelens.health import balance, collapse_warning
 from finelens.health.signals import Measured, measure, nearest_images, write_measured
-from finelens.hints import check_hints, describe_hints, hints_digest, read_hint_labels, read_hints
+from finelens.hints import check_hints, describe_hints, given_hints, hints_digest, read_hint_labels, read_hints
 from finelens.images.store import LoadedImages
 from finelens.images.strict import note_complaints
 from finelens.methods.registry import find_method
@@ -91,8 +92,13 @@ def prototypes_digest(prepared: Prepared) -> str:
     return hashlib.sha256((classes_digest(prepared.classes) + state_digest(state)).encode()).hexdigest()
 
 
-def read_inputs(config: RunConfig, console: Console) -> Inputs:
+def read_inputs(config: RunConfig, console: Console, hints_copy: Path | None = None) -> Inputs:
     """Read classes, descriptions, backbone and images; the quick checks come first. Nothing is written but the cache.
+
+    Args:
+        config: What the run is.
+        console: What to say.
+        hints_copy: Read in the place of the user's hints file: what the run that is resumed was started with.
 
     Raises:
         UserError: Any of them cannot be used.
@@ -102,8 +108,9 @@ def read_inputs(config: RunConfig, console: Console) -> Inputs:
     descriptions = None if config.descriptions_file is None else Path(config.descriptions_file)
     if descriptions is not None:
         load_descriptions(descriptions)
-    if config.hints_file is not None and Path(config.photos).is_dir():
-        read_hint_labels(Path(config.hints_file), Path(config.photos), names)
+    hints_file = hints_copy or (None if config.hints_file is None else Path(config.hints_file))
+    if hints_file is not None and Path(config.photos).is_dir():
+        read_hint_labels(hints_file, Path(config.photos), names)
     source = open_source(config, find_method(config.method))
     if isinstance(source, FeatureFile):
         prepared = prepare(config, names, descriptions, console, source)
@@ -124,8 +131,8 @@ def read_inputs(config: RunConfig, console: Console) -> Inputs:
     if prepared.support is not None:
         digests["support"] = prepared.support.digest
     hints = None
-    if config.hints_file is not None:
-        hints = read_hints(Path(config.hints_file), Path(config.photos), loaded.records, prepared.classes.names)
+    if hints_file is not None:
+        hints = read_hints(hints_file, Path(config.photos), loaded.records, prepared.classes.names)
         digests["hints"] = hints_digest(hints)
         console.say(describe_hints(hints, prepared.classes.names))
     return Inputs(prepared, loaded, hints, digests)
@@ -213,7 +220,7 @@ def _refuse_changes(run: RunFolder, inputs: Inputs) -> None:
         "start": f"weights of backbone {run.config.backbone}",
         "images": f"photographs in {run.config.photos}",
         "classes": f"class names, templates or descriptions of {run.path}",
-        "hints": f"hints in {run.config.hints_file}",
+        "hints": f"hints in {run.given_hints_path}",
         "support": f"images, classes or captions of support set {run.config.method_options.get('support')}",
     }
     logged = {event["event"]: event for event in run.events() if "digest" in event}
@@ -237,6 +244,7 @@ def _log_start(run: RunFolder, inputs: Inputs, counts: dict[str, int]) -> int:
     if prepared.support is not None:
         run.log("support", count=len(prepared.support.rows), digest=digests["support"])
     if inputs.hints is not None:
+        write_text(run.given_hints_path, given_hints(inputs.hints, inputs.loaded.records, classes.names))
         run.log("hints", count=len(inputs.hints.index), digest=digests["hints"])
     return run.log("classes", classes=len(classes), templates=list(classes.templates), descriptions=report, digest=digests["classes"])
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import math
 import os
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar
@@ -96,6 +97,17 @@ def check_target(path: Path, start: str) -> None:
         raise UserError(f"{path} exists and was not written by finelens; choose another name")
 
 
+def check_json_target(path: Path, keys: Collection[str]) -> None:
+    """As :func:`check_target` for a JSON object of ours, known by its keys.
+
+    Raises:
+        UserError: As there, or a document without these keys.
+    """
+    check_target(path, "{")
+    if path.exists() and path.stat().st_size and not set(keys) <= set(read_json(path)):
+        raise UserError(f"{path} exists and was not written by finelens; choose another name")
+
+
 def sync_folder(folder: Path) -> None:
     """Make names created in or removed from a folder survive a power cut."""
     if os.name != "posix":
@@ -107,6 +119,22 @@ def sync_folder(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal.
+
+    Raises:
+        UserError: It cannot be read.
+    """
+    digest = hashlib.sha256()
+    try:
+        with open(path, "rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}; check the path and its permissions") from error
+    return digest.hexdigest()
 
 
 def write_bytes(path: Path, data: bytes) -> None:

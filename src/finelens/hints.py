@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +15,9 @@ from finelens.errors import UserError
 from finelens.evaluation.labels import read_labels
 from finelens.images.store import ImageRecord
 from finelens.methods.registry import METHODS, Method
+from finelens.predictions import escape_cell
 from finelens.protocol import Hints
+from finelens.schemas import LABEL_COLUMNS
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -114,6 +118,22 @@ def describe_hints(hints: Hints, class_names: Sequence[str]) -> str:
 def hints_digest(hints: Hints) -> str:
     """Hash of positions and labels; the positions follow from the images' content."""
     return hashlib.sha256(f"{hints.index.tolist()} {hints.label.tolist()}".encode()).hexdigest()
+
+
+def given_hints(hints: Hints, records: Sequence[ImageRecord], class_names: Sequence[str]) -> str:
+    """A hints file that says what the run was given, about the images that could be read."""
+    names = {record.index: record.name for record in records}
+    pairs = zip(hints.index.tolist(), hints.label.tolist(), strict=True)
+    return hints_csv({names[index]: class_names[label] if label >= 0 else "" for index, label in pairs})
+
+
+def hints_csv(hints: Mapping[str, str]) -> str:
+    """The content of a hints file: class names by path, the empty name for "none of these"."""
+    file = io.StringIO(newline="")
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(LABEL_COLUMNS)
+    writer.writerows([escape_cell(path), escape_cell(label)] for path, label in hints.items())
+    return file.getvalue()
 
 
 def support_set(hints: Hints | None, features: Tensor) -> tuple[Tensor, Tensor]:

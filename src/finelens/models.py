@@ -16,7 +16,7 @@ from finelens import __version__
 from finelens.backbones.registry import rebuild_image_tower
 from finelens.config import TrainingConfig, from_mapping
 from finelens.errors import UserError
-from finelens.files import load_tensors, read_json, save_tensors, write_json
+from finelens.files import file_digest, load_tensors, read_json, save_tensors, write_json
 from finelens.methods.head_task import cosine_logits
 from finelens.methods.heads import ClassHeads
 from finelens.methods.registry import find_method
@@ -118,6 +118,7 @@ def save_model(folder: Path, model: Model) -> None:
         "class_names": list(model.class_names),
         "temperature": model.temperature,
         "backbone": backbone.image_config(),
+        "sha256": {name: file_digest(folder / name) for name in (MODEL_WEIGHTS_FILE, ZERO_SHOT_WEIGHTS_FILE)},
     }
     write_json(folder / MODEL_CONFIG_FILE, document)
 
@@ -150,9 +151,17 @@ def load_model(folder: Path, *, device: str = "cpu", precision: str | None = Non
         raise UserError(f"{folder}: the model's files do not fit together ({error}); run finelens adapt again") from error
 
 
+def _check_digests(folder: Path, digests: dict[str, str]) -> None:
+    for name, digest in digests.items():
+        if name in (MODEL_WEIGHTS_FILE, ZERO_SHOT_WEIGHTS_FILE) and file_digest(folder / name) != digest:
+            raise UserError(f"{folder / name} is not the file that {MODEL_CONFIG_FILE} names (SHA-256 differs); restore it or adapt again")
+
+
 def _rebuild(folder: Path, document: dict[str, Any], device: str, precision: str | None) -> Model:
     tensors = load_tensors(folder / MODEL_WEIGHTS_FILE)
     zero_shot = load_tensors(folder / ZERO_SHOT_WEIGHTS_FILE)
+    # Models of before have none.
+    _check_digests(folder, document.get("sha256", {}))
     training = from_mapping(TrainingConfig, document["training"], "training")
     backbone = rebuild_image_tower(document["backbone"], strip_prefix(tensors, "backbone."))
     place = choose_device(device)

@@ -23,6 +23,7 @@ from finelens.schemas import (
     EVENTS,
     EVENTS_FILE,
     FAILURE_DIR,
+    GIVEN_HINTS_FILE,
     HINTS_FILE,
     MODEL_DIR,
     PREDICTIONS_FILE,
@@ -49,6 +50,7 @@ _OWN_ENTRIES = (
     REPORT_FILE,
     CARD_FILE,
     REVIEW_FILE,
+    GIVEN_HINTS_FILE,
     EVENTS_FILE,
     CONFIG_FILE,
 )
@@ -195,6 +197,11 @@ class RunFolder:
     def hints_path(self) -> Path:
         """``hints.csv``: a person's work, which ``--overwrite`` leaves alone."""
         return self.path / HINTS_FILE
+
+    @property
+    def given_hints_path(self) -> Path:
+        """``given_hints.csv``: the hints that the run was started with, whatever becomes of the user's file."""
+        return self.path / GIVEN_HINTS_FILE
 
     def log(self, event: str, **fields: Any) -> int:
         """Append one line to ``events.jsonl``.

@@ -15,13 +15,13 @@ import pytest
 from finelens import api
 from finelens.errors import UserError
 from finelens.health.signals import neighbour_support
-from finelens.hints import read_hints
+from finelens.hints import hints_csv, read_hints
 from finelens.images.decode import DecodeLimits
 from finelens.images.discover import discover
 from finelens.pipeline import load
 from finelens.report.record import read_run
 from finelens.report.thumbnails import no_photos, whole
-from finelens.reviews.answers import earlier_answers, hints_csv, read_answers
+from finelens.reviews.answers import earlier_answers, read_answers
 from finelens.reviews.order import looks, ranks
 from finelens.reviews.server import ReviewServer
 from finelens.reviews.sheet import adapt_command, sheet_html
@@ -186,11 +186,16 @@ def test_the_server_takes_answers_from_its_own_page_only(run, record, tmp_path):
     path = record.predicted[0].path
     with serving(run, hints) as server:
         assert server.server_address[0] == "127.0.0.1"
-        status, html = ask(server, "GET", "/")
+        status, html = ask(server, "GET", server.place)
         assert status == 200
         assert "connect-src &#39;self&#39;" in html
         token = data_of(html)["token"]
-        assert ask(server, "GET", "/", host="evil.example")[0] == 404
+        assert ask(server, "GET", server.place, host="evil.example")[0] == 404
+        # Another user of the machine reaches the port, and does not know the token.
+        assert server.address == f"http://127.0.0.1:{server.server_address[1]}/?token={token}"
+        assert len(token) >= 20
+        for guess in ("/", "/?token=", f"/?token={token[:-1]}", f"/?token={token}x", "/?token=%C3%A9", f"/{token}", f"/?TOKEN={token}"):
+            assert ask(server, "GET", guess) == (404, "not here"), guess
         assert ask(server, "GET", "/../config.json")[0] == 404
         assert ask(server, "POST", "/hints", {"token": "guess", "hints": [[path, NAMES[0]]]})[0] == 400
         assert ask(server, "POST", "/hints", {"hints": []})[0] == 400
@@ -201,7 +206,7 @@ def test_the_server_takes_answers_from_its_own_page_only(run, record, tmp_path):
         assert ask(server, "POST", "/hints", {"token": token, "hints": [[path, NAMES[0]]]}) == (200, "1")
     assert read_answers(hints) == {path: NAMES[0]}
     with serving(run, hints) as server:
-        assert data_of(ask(server, "GET", "/")[1])["answers"] == {path: NAMES[0]}
+        assert data_of(ask(server, "GET", server.place)[1])["answers"] == {path: NAMES[0]}
 
 
 def test_a_port_in_use_and_a_file_of_another_kind_are_refused(run, tmp_path):
@@ -257,10 +262,10 @@ def test_a_reloaded_page_goes_on_and_rows_of_others_stay(run, record, tmp_path):
     paths = [row.path for row in record.predicted]
     hints.write_text(hints_csv({f"./{paths[2]}": NAMES[1], "elsewhere/x.jpg": "another class"}), encoding="utf-8")
     with serving(run, hints) as server:
-        token = data_of(ask(server, "GET", "/")[1])["token"]
+        token = data_of(ask(server, "GET", server.place)[1])["token"]
         assert ask(server, "POST", "/hints", {"token": token, "hints": [[paths[0], NAMES[0]]]}) == (200, "2")
         # A page that was opened later, and one that still knows nothing of the first answer.
-        assert data_of(ask(server, "GET", "/")[1])["answers"] == {paths[2]: NAMES[1], paths[0]: NAMES[0]}
+        assert data_of(ask(server, "GET", server.place)[1])["answers"] == {paths[2]: NAMES[1], paths[0]: NAMES[0]}
         assert ask(server, "POST", "/hints", {"token": token, "hints": [[paths[1], ""]]}) == (200, "3")
     assert read_answers(hints) == {"elsewhere/x.jpg": "another class", paths[2]: NAMES[1], paths[0]: NAMES[0], paths[1]: ""}
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from importlib.util import find_spec
 from pathlib import Path
 
 from finelens.errors import UserError
+from finelens.files import file_digest
 
 
 def wheel_file(package: str, name: str, sha256: str) -> Path:
@@ -28,10 +28,7 @@ def wheel_file(package: str, name: str, sha256: str) -> Path:
     path = Path(folders[0], *name.split("/"))
     if not path.is_file():
         raise UserError(f"{path} is missing: run pip install --force-reinstall {wheel}")
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    if digest.hexdigest() != sha256:
-        raise UserError(f"{path} has changed (sha256 {digest.hexdigest()[:12]}, expected {sha256[:12]}): run pip install --force-reinstall {wheel}")
+    digest = file_digest(path)
+    if digest != sha256:
+        raise UserError(f"{path} has changed (sha256 {digest[:12]}, expected {sha256[:12]}): run pip install --force-reinstall {wheel}")
     return path

@@ -60,7 +60,7 @@ def bench(
     from finelens.console import Console
     from finelens.files import check_target
 
-    check_target(out, "{")
+    check_target(out, '{"schema": 1, "data": ')
     parse_assignments(assignments)
     root = data_root or (Path(os.environ[DATA_ROOT]) if os.environ.get(DATA_ROOT) else None)
     found = [find_data(text, root) for text in data]

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import csv
-import io
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 
 from finelens.classes.names import match
 from finelens.errors import UserError
-from finelens.predictions import escape_cell, unescape_cell
+from finelens.predictions import unescape_cell
 from finelens.report.record import RunRecord
-from finelens.schemas import LABEL_COLUMNS
+from finelens.schemas import GIVEN_HINTS_FILE
 
 
 def earlier_answers(record: RunRecord) -> dict[str, str]:
-    """The hints that a run was made with, so that its own review adds to them; none where the file is gone."""
-    file = record.config.hints_file
-    return {} if file is None else own_answers(record, read_answers(Path(file)))
+    """The hints that a run was made with, so that its own review adds to them; those of the user's file where a run kept no copy."""
+    copy, file = record.path / GIVEN_HINTS_FILE, record.config.hints_file
+    if file is None:
+        return {}
+    return own_answers(record, read_answers(copy if copy.is_file() else Path(file)))
 
 
 def own_answers(record: RunRecord, answers: Mapping[str, str]) -> dict[str, str]:
@@ -47,12 +48,3 @@ def read_answers(path: Path) -> dict[str, str]:
             return {unescape_cell(row["path"]): unescape_cell(row["label"] or "") for row in reader}
     except (OSError, UnicodeDecodeError, csv.Error, KeyError, TypeError) as error:
         raise UserError(f"{path} is there but is not a hints file ({error}); move it away or give another --hints") from error
-
-
-def hints_csv(hints: Mapping[str, str]) -> str:
-    """The content of ``hints.csv``: class names by path, the empty name for "none of these"."""
-    file = io.StringIO(newline="")
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(LABEL_COLUMNS)
-    writer.writerows([escape_cell(path), escape_cell(label)] for path, label in hints.items())
-    return file.getvalue()

@@ -14,9 +14,10 @@ from typing import Any
 
 from finelens.errors import UserError
 from finelens.files import write_text
+from finelens.hints import hints_csv
 from finelens.report.page import script_json
 from finelens.report.record import RunRecord
-from finelens.reviews.answers import earlier_answers, hints_csv, other_answers, own_answers, read_answers
+from finelens.reviews.answers import earlier_answers, other_answers, own_answers, read_answers
 from finelens.reviews.sheet import LIMIT, photographs, sheet_html
 
 LOOPBACK = "127.0.0.1"
@@ -78,8 +79,13 @@ class ReviewServer(ThreadingHTTPServer):
 
     @property
     def address(self) -> str:
-        """What to open."""
-        return f"http://{LOOPBACK}:{self.server_address[1]}/"
+        """What to open. The loopback interface belongs to every user of the machine: who does not know the token gets nothing."""
+        return f"http://{LOOPBACK}:{self.server_address[1]}{self.place}"
+
+    @property
+    def place(self) -> str:
+        """Path and query of the sheet."""
+        return f"/?token={self.token}"
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -87,7 +93,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         """The sheet, and nothing else."""
-        if not self._from_here() or self.path != "/":
+        if not self._from_here() or not hmac.compare_digest(self.path.encode(errors="replace"), self.server.place.encode()):
             self._answer(HTTPStatus.NOT_FOUND, b"not here", "text/plain")
         else:
             self._answer(HTTPStatus.OK, self.server.page, "text/html; charset=utf-8")
