@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
+import shutil
 import tarfile
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -12,6 +15,8 @@ from PIL import Image
 from scipy.io import savemat
 
 from finelens.bench.sets.table import find_data
+from finelens.bench.sets.tar_shards import members
+from finelens.bench.sets.webdataset import LABELS, MOST_LABEL_BYTES
 from finelens.errors import UserError
 from finelens.images.store import load_images
 from tests.bench.test_sets import labels, picture, read
@@ -51,6 +56,102 @@ def test_imagenet(tmp_path):
     (folder / "LOC_synset_mapping.txt").unlink()
     with pytest.raises(UserError, match=r"class folder n01440764 has no name; put a file classnames.txt"):
         find_data("imagenet", tmp_path)[1]()
+
+
+def flat(folder, source=None):
+    """The validation part as its own archive unpacks; returns the WordNet id of each image by its number."""
+    numbers = {1: WNIDS[2], 2: WNIDS[0], 3: WNIDS[1]}
+    for path in sorted((folder / "val").rglob("*.JPEG")):
+        path.unlink()
+    for wnid in WNIDS:
+        (folder / "val" / wnid).rmdir()
+    for number in numbers:
+        picture(folder / "val" / f"ILSVRC2012_val_{number:08d}.JPEG", 50 + number)
+    return numbers
+
+
+def synsets(path, rows):
+    kinds = [("ILSVRC2012_ID", "O"), ("WNID", "O"), ("words", "O"), ("gloss", "O"), ("num_children", "O")]
+    table = np.zeros((len(rows), 1), dtype=kinds)
+    for i, (number, wnid, words, children) in enumerate(rows):
+        table[i, 0] = (number, wnid, words, "a gloss", children)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    savemat(path, {"synsets": table})
+
+
+def by_file(data):
+    return {image.path.stem[-1]: data.class_names[label] for image, label in zip(data.test.images, labels(data.test), strict=True)}
+
+
+def kaggle_solution(folder, numbers):
+    rows = [f"ILSVRC2012_val_{number:08d},{wnid} 85 1 499 272 {wnid} 1 1 9 9" for number, wnid in numbers.items()]
+    (folder / "LOC_val_solution.csv").write_text("\n".join(["ImageId,PredictionString", *reversed(rows)]) + "\n")
+
+
+TRUE = {"1": "crane machine", "2": "tench", "3": "crane bird"}
+
+
+@pytest.mark.parametrize("layout", ["kaggle", "flat"])
+def test_imagenet_as_kaggle_packs_it(tmp_path, layout):
+    folder = write_imagenet(tmp_path)
+    numbers = flat(folder)
+    (folder / "LOC_synset_mapping.txt").write_text(f"{WNIDS[0]} tench, Tinca\n{WNIDS[1]} crane bird\n{WNIDS[2]} crane machine\n")
+    if layout == "kaggle":
+        (folder / "ILSVRC/Data/CLS-LOC").mkdir(parents=True)
+        for part in ("train", "val"):
+            (folder / part).rename(folder / "ILSVRC/Data/CLS-LOC" / part)
+    with pytest.raises(UserError, match=r"no class folders: put LOC_val_solution.csv .*, or sort the images into .*val/WNID"):
+        find_data("imagenet", tmp_path)[1]()
+    kaggle_solution(folder, numbers)
+    data = read("imagenet", tmp_path)
+    assert labels(data.train) == [0, 0, 1, 1, 2, 2]
+    assert by_file(data) == TRUE
+    assert data.split == "train folders and LOC_val_solution.csv (3 of 3 images there)"
+    kaggle_solution(folder, {1: WNIDS[0], 2: WNIDS[1]})
+    with pytest.raises(UserError, match=r"says nothing about ILSVRC2012_val_00000003.JPEG"):
+        find_data("imagenet", tmp_path)[1]()
+
+
+def test_imagenet_with_a_list_of_wordnet_ids(tmp_path):
+    folder = write_imagenet(tmp_path)
+    numbers = flat(folder)
+    (folder / "classnames.txt").write_text(f"{WNIDS[1]} crane bird\n{WNIDS[2]} crane machine\n")
+    (folder / "val/imagenet_2012_validation_synset_labels.txt").write_text("\n".join(numbers.values()))
+    assert by_file(read("imagenet", tmp_path)) == TRUE
+    (folder / "val/imagenet_2012_validation_synset_labels.txt").write_text("490\n361\n171\n")
+    with pytest.raises(UserError, match="'490' is no WordNet id"):
+        find_data("imagenet", tmp_path)[1]()
+
+
+def test_imagenet_with_the_development_kit(tmp_path):
+    """Its numbers of classes are no places in the sorted ids: only its own table says what they mean."""
+    folder = write_imagenet(tmp_path)
+    flat(folder)
+    (folder / "LOC_synset_mapping.txt").unlink()
+    kit = folder / "ILSVRC2012_devkit_t12/data"
+    kit.mkdir(parents=True)
+    (kit / "ILSVRC2012_validation_ground_truth.txt").write_text("1\n3\n2\n")
+    with pytest.raises(UserError, match=r"put meta.mat of the same development kit beside it"):
+        find_data("imagenet", tmp_path)[1]()
+    rows = [
+        (1, WNIDS[2], "crane machine", 0),
+        (2, WNIDS[1], "crane bird, bird", 0),
+        (3, WNIDS[0], "tench, Tinca tinca", 0),
+        (1001, "n00000001", "thing", 2),
+    ]
+    synsets(kit / "meta.mat", rows)
+    assert by_file(read("imagenet", tmp_path)) == TRUE
+    (kit / "ILSVRC2012_validation_ground_truth.txt").write_text("1\n3\n1001\n")
+    with pytest.raises(UserError, match="'1001' is no class of meta"):
+        find_data("imagenet", tmp_path)[1]()
+
+
+def test_imagenet_without_its_training_part(tmp_path):
+    folder = write_imagenet(tmp_path)
+    (folder / "classnames.txt").write_text(f"{WNIDS[1]} crane bird\n")
+    shutil.rmtree(folder / "train")
+    data = find_data("imagenet", tmp_path)[1]()
+    assert (labels(data.train), labels(data.test), data.split) == ([], [0, 1, 2], "val folders, no training part")
 
 
 def test_two_classes_with_one_first_synonym_take_their_whole_lists(tmp_path):
@@ -281,20 +382,22 @@ def write_tar(path, members, mode="w"):
 
 
 @pytest.mark.parametrize("layout", ["flat", "folders"])
-def test_webdataset(tmp_path, layout):
-    place = {part: f"{part}/0.tar" if layout == "folders" else f"{part}-000000.tar" for part in ("train", "test")}
-    write_tar(
-        tmp_path / place["train"], [("a/0.jpg", jpeg(0)), ("a/0.cls", b"1\n"), ("b/0.png", jpeg(1, "PNG")), ("b/0.json", b'{"label": "House cat"}')]
-    )
-    write_tar(
-        tmp_path / place["test"], [("../../x.cls", b"0"), ("../../x.jpg", jpeg(2)), ("y.y.txt", b"no sample"), ("z.JPG", b"?"), ("z.cls", b"dog")]
-    )
+@pytest.mark.parametrize("ending", ["tar", "tar.gz", "tgz"])
+def test_webdataset(tmp_path, layout, ending):
+    place = {part: f"{part}/0.{ending}" if layout == "folders" else f"{part}-000000.{ending}" for part in ("train", "test")}
+    mode = "w" if ending == "tar" else "w:gz"
+    train = [("a/0.jpg", jpeg(0)), ("a/0.cls", b"1\n"), ("b/0.png", jpeg(1, "PNG")), ("b/0.json", b'{"label": "House cat"}')]
+    test = [("../../x.cls", b"0"), ("../../x.jpg", jpeg(2)), ("y.y.txt", b"no sample"), ("z.JPG", b"?"), ("z.cls", b"dog")]
+    write_tar(tmp_path / place["train"], train, mode)
+    write_tar(tmp_path / place["test"], test, mode)
     (tmp_path / "classnames.txt").write_text("house cat\ndog\n")
     before = sorted(path for path in tmp_path.rglob("*"))
     data = find_data(str(tmp_path), None)[1]()
     assert (labels(data.train), labels(data.test)) == ([1, 0], [0, 1])
     assert data.train.images[0].data == jpeg(0)
     assert (statuses(data.train), statuses(data.test)) == (["ok", "ok"], ["ok", "corrupt"])
+    # In any order.
+    assert [data.train.images[i].data for i in (1, 0, 1)] == [jpeg(1, "PNG"), jpeg(0), jpeg(1, "PNG")]
     assert sorted(path for path in tmp_path.rglob("*")) == before, "nothing is unpacked"
 
 
@@ -334,10 +437,151 @@ def test_links_are_no_samples_and_bad_archives_are_refused(tmp_path):
     write_tar(tmp_path / "more.tar", [("0.cls", b"0")])
     assert len(find_data(str(tmp_path), None)[1]().test.labels) == 0
     whole = [("0.jpg", jpeg()), ("0.cls", b"0"), ("1.jpg", jpeg(1)), ("1.cls", b"0")]
-    write_tar(tmp_path / "test.tar", whole, "w:gz")
-    with pytest.raises(UserError, match="neither compressed nor cut short"):
-        find_data(str(tmp_path), None)[1]()
     write_tar(tmp_path / "test.tar", whole)
     (tmp_path / "test.tar").write_bytes((tmp_path / "test.tar").read_bytes()[:700])
     with pytest.raises(UserError, match=r"test\.tar"):
         find_data(str(tmp_path), None)[1]()
+
+
+@pytest.mark.parametrize("cut", [4, 300, 1500])
+def test_a_compressed_shard_that_is_cut_or_damaged_is_one_line(tmp_path, cut):
+    (tmp_path / "classes.txt").write_text("cat\ndog\n")
+    shard = tmp_path / "test.tar.gz"
+    write_tar(shard, [(f"{i}.{kind}", data) for i in range(9) for kind, data in (("jpg", jpeg(i)), ("cls", b"0"))], "w:gz")
+    whole = shard.read_bytes()
+    for content in (whole[:-cut], whole[: cut + 50] + b"damage" + whole[cut + 56 :], b"no archive at all"):
+        shard.write_bytes(content)
+        with pytest.raises(UserError, match=r"test\.tar\.gz") as caught:
+            find_data(str(tmp_path), None)[1]()
+        assert "\n" not in str(caught.value)
+
+
+def test_other_compressions_are_named_with_the_remedy(tmp_path):
+    (tmp_path / "classes.txt").write_text("cat\ndog\n")
+    (tmp_path / "test-0.tar.zst").write_bytes(b"\x28\xb5\x2f\xfd")
+    with pytest.raises(UserError, match=r"only .tar.gz is read; decompress it, for example zstd -d"):
+        find_data(str(tmp_path), None)[1]()
+
+
+def test_a_bomb_is_refused_before_it_fills_memory_or_disk(tmp_path, monkeypatch):
+    monkeypatch.setattr("finelens.bench.sets.tar_shards.FREE_BYTES", 1 << 20)
+    (tmp_path / "classes.txt").write_text("cat\ndog\n")
+    shard = tmp_path / "test.tar.gz"
+    write_tar(shard, [("0.jpg", bytes(200 << 20)), ("0.cls", b"0")], "w:gz")
+    assert shard.stat().st_size < 1 << 20
+    tracemalloc.start()
+    with pytest.raises(UserError, match="unpacks to more than 100 times its size"):
+        list(members(shard, LABELS, MOST_LABEL_BYTES))
+    assert tracemalloc.get_traced_memory()[1] < 8 << 20
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize("ending", ["tar", "tar.gz"])
+def test_a_header_that_claims_gigabytes_is_refused(tmp_path, ending):
+    """tarfile reads extended headers whole, before anybody sees them."""
+    (tmp_path / "classes.txt").write_text("cat\ndog\n")
+    header = tarfile.TarInfo("././@PaxHeader")
+    header.type, header.size = tarfile.XHDTYPE, 8 << 20
+    content = header.tobuf(tarfile.USTAR_FORMAT) + bytes(8 << 20)
+    (tmp_path / f"test.{ending}").write_bytes(content if ending == "tar" else gzip.compress(content))
+    with pytest.raises(UserError, match="a header of 8388608 bytes"):
+        find_data(str(tmp_path), None)[1]()
+
+
+def write_image_folder(folder, test="validation"):
+    for part, count in (("train", 3), (test, 2)):
+        for name in ("house_cat", "dog"):
+            for i in range(count):
+                picture(folder / part / name / f"{name}_{i}.png", i)
+    return folder
+
+
+@pytest.mark.parametrize("test", ["test", "validation", "val"])
+def test_image_folder_of_hugging_face(tmp_path, test):
+    folder = write_image_folder(tmp_path / "pets", test)
+    if test == "test":
+        picture(folder / "validation/dog/left_out.png")
+    data = find_data("pets", tmp_path)[1]()
+    assert (data.class_names, data.layout) == (("dog", "house cat"), "folder")
+    assert (labels(data.train), labels(data.test)) == ([0, 0, 0, 1, 1, 1], [0, 0, 1, 1])
+    assert data.split == f"train and {test} folders"
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+@pytest.mark.parametrize("above", [False, True])
+def test_image_folder_with_metadata(tmp_path, kind, above):
+    rows = {"train": [("a.png", "dog"), ("sub/b.png", "house cat")], "test": [("c.png", "House_Cat")]}
+    for part, found in rows.items():
+        for i, (path, _) in enumerate(found):
+            picture(tmp_path / part / path, i)
+    tables = {tmp_path: [(f"{part}/{path}", label) for part, own in rows.items() for path, label in own]}
+    tables = tables if above else {tmp_path / part: own for part, own in rows.items()}
+    for place, own in tables.items():
+        table = [{"file_name": path, "label": label, "text": "a caption"} for path, label in own]
+        if kind == "csv":
+            (place / "metadata.csv").write_text("file_name,text,label\n" + "".join(f"{r['file_name']},a caption,{r['label']}\n" for r in table))
+        elif kind == "jsonl":
+            (place / "metadata.jsonl").write_text("".join(json.dumps(r) + "\n" for r in table))
+        else:
+            arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+            parquet.write_table(arrow.Table.from_pylist(table), place / "metadata.parquet")
+    (tmp_path / "classes.txt").write_text("house cat\ndog\n")
+    data = find_data(str(tmp_path), None)[1]()
+    assert (data.class_names, data.layout) == (("house cat", "dog"), "imagefolder")
+    assert (labels(data.train), labels(data.test)) == ([1, 0], [0])
+    assert (statuses(data.train), statuses(data.test)) == (["ok", "ok"], ["ok"])
+    (tmp_path / "classes.txt").unlink()
+    if kind == "csv":
+        with pytest.raises(UserError, match="House_Cat"):  # "house cat" and "House_Cat" are one name, spelled in two ways
+            find_data(str(tmp_path), None)[1]()
+
+
+def write_metadata(folder, rows):
+    for part, own in rows.items():
+        for path, _ in own:
+            picture(folder / part / path)
+        text = "".join(json.dumps({"file_name": path, **({} if label is None else {"label": label})}) + "\n" for path, label in own)
+        (folder / part / "metadata.jsonl").write_text(text)
+
+
+def test_metadata_with_numbers_needs_names(tmp_path):
+    write_metadata(tmp_path, {"train": [("a.png", 1), ("b.png", 0)], "test": [("c.png", 1)]})
+    with pytest.raises(UserError, match=r"are numbers; put classes.txt there"):
+        find_data(str(tmp_path), None)[1]()
+    (tmp_path / "classes.txt").write_text("cat\ndog\n")
+    data = find_data(str(tmp_path), None)[1]()
+    assert (labels(data.train), labels(data.test)) == ([1, 0], [1])
+    # Classes may be called by numbers: the name wins over the place.
+    (tmp_path / "classes.txt").write_text("1\n0\n")
+    assert labels(find_data(str(tmp_path), None)[1]().train) == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ({"train": [("a.png", "dog")], "test": [("c.png", None)]}, "only train has a metadata table"),
+        ({"train": [("a.png", "dog"), ("b.png", None)], "test": [("c.png", "dog")]}, "row 2: expected a file under file_name"),
+        ({"train": [("a.png", "dog"), ("b.png", "lion")], "test": [("c.png", "dog")]}, "label 'lion' of its metadata is not in"),
+        ({"train": [("a.png", "dog"), ("a.png", "dog")], "test": [("c.png", "dog")]}, "lists an image twice"),
+    ],
+)
+def test_metadata_that_does_not_fit(tmp_path, rows, message):
+    write_metadata(tmp_path, rows)
+    (tmp_path / "classes.txt").write_text("dog\ncat\n")
+    with pytest.raises(UserError, match=message):
+        find_data(str(tmp_path), None)[1]()
+
+
+def test_metadata_does_not_leave_the_folder(tmp_path):
+    write_metadata(tmp_path, {"train": [("a.png", "dog")], "test": [("c.png", "cat")]})
+    (tmp_path / "train/metadata.jsonl").write_text('{"file_name": "../../etc/x.png", "label": "dog"}\n')
+    with pytest.raises(UserError, match="leaves"):
+        find_data(str(tmp_path), None)[1]()
+
+
+def test_metadata_without_labels_leaves_the_folders(tmp_path):
+    folder = write_image_folder(tmp_path / "pets")
+    (folder / "train/metadata.csv").write_text("file_name,text\ndog/dog_0.png,a dog\n")
+    data = find_data("pets", tmp_path)[1]()
+    assert data.layout == "folder"
+    assert labels(data.test) == [0, 0, 1, 1]

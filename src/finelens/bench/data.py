@@ -72,39 +72,43 @@ class DataSet:
         return total.hexdigest()
 
 
-def read_folder(folder: Path) -> DataSet:
+def read_folder(folder: Path, test: str = "test") -> DataSet:
     """Read a folder with ``train/`` and ``test/``, each with a folder per class.
 
     ``classes.txt`` (or ``classes.json``) names the classes, else the folders of ``test/`` do; ``classes.json`` may map folders to names;
     ``descriptions.json`` holds sentences about them. Where ``train/`` has no class folders its classes are not known, and only protocols that do not
     need them can be run.
 
+    Args:
+        folder: The folder.
+        test: What its test part is called.
+
     Raises:
         UserError: Something is missing or does not fit.
     """
     folder = Path(folder)
-    for part in ("train", "test"):
+    for part in ("train", test):
         if not (folder / part).is_dir():
             raise UserError(f"data set {folder}: there is no folder {part}; put the images in {folder}/train/CLASS and {folder}/test/CLASS")
-    names = _class_names(folder)
+    names = _class_names(folder, test)
     descriptions = folder / "descriptions.json"
     return DataSet(
         name=folder.resolve().name,
         class_names=tuple(names),
         train=_part(folder / "train", names),
-        test=_part(folder / "test", names, must_have_labels=True),
+        test=_part(folder / test, names, must_have_labels=True),
         layout="folder",
-        split="train and test folders",
+        split=f"train and {test} folders",
         descriptions=descriptions if descriptions.is_file() else None,
     )
 
 
-def _class_names(folder: Path) -> list[str]:
+def _class_names(folder: Path, test: str) -> list[str]:
     for file in ("classes.txt", "classes.json"):
         if (folder / file).is_file():
             return read_class_file(folder / file)
-    found = sorted(path.name for path in (folder / "test").iterdir() if path.is_dir() and not path.name.startswith("."))
-    return check_names([name.replace("_", " ") for name in found], source=f"folders of {folder / 'test'}")
+    found = sorted(path.name for path in (folder / test).iterdir() if path.is_dir() and not path.name.startswith("."))
+    return check_names([name.replace("_", " ") for name in found], source=f"folders of {folder / test}")
 
 
 def _part(folder: Path, names: Sequence[str], *, must_have_labels: bool = False) -> Part:

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from finelens.bench.data import DataSet, Part
 from finelens.bench.guard import Labels
+from finelens.classes.files import read_utf8
 from finelens.classes.names import check_names
 from finelens.errors import UserError
 from finelens.images.discover import ImageFile, discover, display_name
+
+# What a test part may be called, the best first: many sets call it otherwise.
+TESTS = ("test", "validation", "val", "valid")
 
 
 def listed_part(root: Path, rows: Sequence[tuple[str, int]], where: str) -> Part:
@@ -104,3 +111,38 @@ def finish(
         raise UserError(f"{name}: an image has class {outside + 1}, but there are {len(checked)} classes")
     counts = f"{split} ({len(train)} train, {len(test)} test)"
     return DataSet(name, tuple(checked), parts[0], parts[1], layout="authors", split=counts, templates=templates)
+
+
+def mat_variable(path: Path, name: str) -> Any:
+    """A variable of a MATLAB file, version 5.
+
+    Raises:
+        UserError: The file cannot be read or holds no such variable.
+    """
+    from scipy.io import loadmat
+
+    try:
+        found = loadmat(path, squeeze_me=True, variable_names=[name])
+    except Exception as error:  # a damaged file fails in many ways
+        raise UserError(f"cannot read {path}: {error or type(error).__name__}; unpack it again") from error
+    if name not in found:
+        raise UserError(f"{path} holds no {name}; take the file of the data set's authors")
+    return np.atleast_1d(found[name])
+
+
+def read_table(path: Path, delimiter: str, columns: Sequence[str]) -> list[dict[str, str]]:
+    """Rows of a table with a head.
+
+    Args:
+        path: The file.
+        delimiter: What stands between cells.
+        columns: Columns that every row must fill.
+
+    Raises:
+        UserError: The file cannot be read, or a row lacks a column.
+    """
+    rows = list(csv.DictReader(io.StringIO(read_utf8(path, "table"), newline=""), delimiter=delimiter, quoting=csv.QUOTE_NONE))
+    for number, row in enumerate(rows, start=2):
+        if any(not row.get(column) for column in columns):
+            raise UserError(f"{path}, line {number}: expected a table with {' and '.join(columns)} in its head and a value under each")
+    return rows

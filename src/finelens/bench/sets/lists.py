@@ -58,15 +58,25 @@ def read_lists(folder: Path) -> DataSet:
     )
 
 
-def _rows(file: Path) -> list[tuple[str, str]]:
+def entries(file: Path) -> Sequence[Any]:
+    """Rows of a table, as mappings from columns to values where the file is what its name says.
+
+    Args:
+        file: CSV, JSON lines or Parquet.
+
+    Raises:
+        UserError: The file cannot be read.
+    """
     if file.suffix == ".parquet":
-        entries: Sequence[Any] = _parquet(file)
-    elif file.suffix == ".jsonl":
-        entries = _json_lines(file)
-    else:
-        entries = list(csv.DictReader(io.StringIO(read_utf8(file, "image list"), newline="")))
+        return _parquet(file)
+    if file.suffix == ".jsonl":
+        return _json_lines(file)
+    return list(csv.DictReader(io.StringIO(read_utf8(file, "image list"), newline="")))
+
+
+def _rows(file: Path) -> list[tuple[str, str]]:
     rows = []
-    for number, entry in enumerate(entries, start=1):
+    for number, entry in enumerate(entries(file), start=1):
         values = [entry.get(column) for column in ("path", "label")] if isinstance(entry, Mapping) else [None, None]
         if not all(isinstance(value, str) and value for value in values):
             raise UserError(f"{file}, row {number}: expected texts under path and label, got {entry!r}")
@@ -90,7 +100,7 @@ def _parquet(file: Path) -> list[Any]:
     except ImportError:
         raise UserError(f"{file}: Parquet needs pyarrow (pip install pyarrow); or write the list as CSV") from None
     try:
-        rows: list[Any] = parquet.read_table(file, columns=["path", "label"]).to_pylist()
+        rows: list[Any] = parquet.read_table(file).to_pylist()
     except (OSError, KeyError, ValueError) as error:
-        raise UserError(f"{file} is not a Parquet list with the columns path and label ({error})") from error
+        raise UserError(f"{file} is not a Parquet table ({error})") from error
     return rows

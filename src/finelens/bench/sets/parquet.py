@@ -13,13 +13,10 @@ import numpy as np
 
 from finelens.bench.data import DataSet, Part
 from finelens.bench.guard import Labels
-from finelens.bench.sets.common import readable
+from finelens.bench.sets.common import TESTS, readable
 from finelens.classes.names import check_names
 from finelens.errors import UserError
 from finelens.images.store import EncodedImage
-
-# What a test part may be called, the best first: many sets call it otherwise.
-TESTS = ("test", "validation", "val")
 
 
 class Pictures:

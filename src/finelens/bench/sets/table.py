@@ -7,16 +7,18 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from finelens.bench.data import DataSet, read_folder
+from finelens.bench.data import DataSet
 from finelens.bench.sets import webdataset
 from finelens.bench.sets.cifar import read_cifar10, read_cifar100
 from finelens.bench.sets.coop import read_coop
 from finelens.bench.sets.drawn import read_drawn
+from finelens.bench.sets.imagefolder import read_image_folder, test_folder
+from finelens.bench.sets.imagenet import KAGGLE, SOLUTION, read_imagenet
 from finelens.bench.sets.lists import list_files, read_lists
 from finelens.bench.sets.own import read_aircraft, read_cub, read_dtd, read_food101, read_pets
 from finelens.bench.sets.parquet import read_parquet, shards_of
 from finelens.bench.sets.tables import read_birdsnap, read_cars, read_flowers, read_gtsrb
-from finelens.bench.sets.wordnet import read_imagenet, read_variant
+from finelens.bench.sets.wordnet import read_variant
 from finelens.errors import UserError
 
 Reader = Callable[[Path, tuple[str, ...] | None], DataSet]
@@ -29,7 +31,7 @@ class SetSpec:
     Attributes:
         name: What ``--data`` takes and rows say.
         folder: Its folder, below the folder of data sets.
-        needs: Files or folders in it that must be there.
+        needs: Files or folders in it that must be there; of several with | between them, one.
         read: Reads the folder.
         steps: How to get it, as commands and sentences.
         templates: Our prompts for it.
@@ -181,9 +183,10 @@ SETS: tuple[SetSpec, ...] = (
     SetSpec(
         "imagenet",
         "imagenet",
-        ("train", "val"),
+        (f"val|{KAGGLE}/val",),
         read_imagenet,
-        f"get the ILSVRC 2012 archives from the ImageNet page, unpack train and sort val into folders WNID; {_WNID_NAMES}",
+        "get the ILSVRC 2012 archives and the development kit from the ImageNet page and unpack train into train/WNID, val and the kit as they are; "
+        f"or unpack the archive of Kaggle's ImageNet challenge, {SOLUTION} with it; {_WNID_NAMES}",
         _PLAIN,
     ),
     _variant(
@@ -268,7 +271,9 @@ def find_data(text: str, root: Path | None) -> tuple[str, Callable[[], DataSet]]
 
 
 def _missing(spec: SetSpec, root: Path) -> list[str]:
-    return [need for need in spec.needs if not (root / spec.folder / need).exists()]
+    """What is not there, in words."""
+    places = {need: need.split("|") for need in spec.needs}
+    return [" or ".join(found) for found in places.values() if not any((root / spec.folder / place).exists() for place in found)]
 
 
 def _reader(folder: Path) -> Callable[[Path], DataSet] | None:
@@ -277,8 +282,8 @@ def _reader(folder: Path) -> Callable[[Path], DataSet] | None:
         return None
     if webdataset.shards_of(folder, "test"):
         return webdataset.read_webdataset
-    if (folder / "train").is_dir() or (folder / "test").is_dir():
-        return read_folder
+    if (folder / "train").is_dir() or test_folder(folder) is not None:
+        return read_image_folder
     if list_files(folder) is not None:
         return read_lists
     return read_parquet if shards_of(folder) else None

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from finelens.bench.data import DataSet
-from finelens.bench.sets.common import finish
-from finelens.classes.files import read_utf8
+from finelens.bench.sets.common import finish, mat_variable, read_table
 from finelens.classes.names import read_class_file
 from finelens.errors import UserError
 from finelens.files import read_json
@@ -29,11 +23,13 @@ def read_gtsrb(folder: Path, templates: Templates = None) -> DataSet:
     training: Rows = []
     for table in sorted((folder / "Final_Training/Images").glob("*/GT-*.csv")):
         place = f"Final_Training/Images/{table.parent.name}"
-        training += [(f"{place}/{row['Filename']}", _number(row, "ClassId", table)) for row in _table(table, ";", ("Filename", "ClassId"))]
+        training += [(f"{place}/{row['Filename']}", _number(row, "ClassId", table)) for row in read_table(table, ";", ("Filename", "ClassId"))]
     list_file = next((folder / file for file in ("GT-final_test.csv", "Final_Test/Images/GT-final_test.csv") if (folder / file).is_file()), None)
     if list_file is None:
         raise UserError(f"{folder}: GT-final_test.csv is missing; it is in GTSRB_Final_Test_GT.zip, and belongs in this folder")
-    test = [(f"Final_Test/Images/{row['Filename']}", _number(row, "ClassId", list_file)) for row in _table(list_file, ";", ("Filename", "ClassId"))]
+    test = [
+        (f"Final_Test/Images/{row['Filename']}", _number(row, "ClassId", list_file)) for row in read_table(list_file, ";", ("Filename", "ClassId"))
+    ]
     return finish("gtsrb", folder, names, training, test, "Final_Training and GT-final_test.csv", templates)
 
 
@@ -42,12 +38,12 @@ def read_birdsnap(folder: Path, templates: Templates = None) -> DataSet:
 
     Images that can no longer be had are left out of both parts, and the split says how many are left.
     """
-    species = {_number(row, "id", folder / "species.txt"): row["common"] for row in _table(folder / "species.txt", "\t", ("id", "common"))}
+    species = {_number(row, "id", folder / "species.txt"): row["common"] for row in read_table(folder / "species.txt", "\t", ("id", "common"))}
     place = {key: i for i, key in enumerate(sorted(species))}
-    testing = {row["path"] for row in _table(folder / "test_images.txt", "\t", ("path",))}
+    testing = {row["path"] for row in read_table(folder / "test_images.txt", "\t", ("path",))}
     parts: tuple[Rows, Rows] = [], []
     listed = 0
-    for row in _table(folder / "images.txt", "\t", ("path", "species_id")):
+    for row in read_table(folder / "images.txt", "\t", ("path", "species_id")):
         key = _number(row, "species_id", folder / "images.txt")
         if key not in place:
             raise UserError(f"{folder / 'images.txt'}: species {key} is not in species.txt")
@@ -60,10 +56,10 @@ def read_birdsnap(folder: Path, templates: Templates = None) -> DataSet:
 
 def read_cars(folder: Path, templates: Templates = None) -> DataSet:
     """Stanford Cars: ``cars_train``, ``cars_test``, ``devkit/cars_meta.mat``, ``devkit/cars_train_annos.mat``, ``cars_test_annos_withlabels.mat``."""
-    names = [str(name) for name in _mat(folder / "devkit/cars_meta.mat", "class_names").ravel()]
+    names = [str(name) for name in mat_variable(folder / "devkit/cars_meta.mat", "class_names").ravel()]
 
     def rows(file: str, images: str) -> Rows:
-        table = _mat(folder / file, "annotations").ravel()
+        table = mat_variable(folder / file, "annotations").ravel()
         if not table.dtype.names or not {"class", "fname"} <= set(table.dtype.names):
             raise UserError(f"{folder / file}: annotations without class and fname; take the file of the data set's authors")
         return [(f"{images}/{row['fname']}", int(row["class"]) - 1) for row in table]
@@ -74,8 +70,8 @@ def read_cars(folder: Path, templates: Templates = None) -> DataSet:
 
 def read_flowers(folder: Path, templates: Templates = None) -> DataSet:
     """Flowers-102: ``jpg``, ``imagelabels.mat``, ``setid.mat``; names from a file, as the authors' files hold none. Training: trnid and valid."""
-    labels = _mat(folder / "imagelabels.mat", "labels").ravel().astype(int)
-    ids = {part: _mat(folder / "setid.mat", part).ravel().astype(int) for part in ("trnid", "valid", "tstid")}
+    labels = mat_variable(folder / "imagelabels.mat", "labels").ravel().astype(int)
+    ids = {part: mat_variable(folder / "setid.mat", part).ravel().astype(int) for part in ("trnid", "valid", "tstid")}
     outside = next((int(i) for own in ids.values() for i in own if not 1 <= i <= len(labels)), None)
     if outside is not None:
         raise UserError(f"{folder / 'setid.mat'}: there is no image {outside}; imagelabels.mat has {len(labels)}")
@@ -97,28 +93,6 @@ def _flower_names(folder: Path) -> list[str]:
     if not keys or set(keys) != set(table) or not all(isinstance(name, str) for name in table.values()):
         raise UserError(f'{path}: expected {{"1": name, "2": name, ...}} without a gap')
     return [table[key] for key in keys]
-
-
-def _mat(path: Path, name: str) -> Any:
-    """A variable of a MATLAB file, version 5."""
-    from scipy.io import loadmat
-
-    try:
-        found = loadmat(path, squeeze_me=True, variable_names=[name])
-    except Exception as error:  # a damaged file fails in many ways
-        raise UserError(f"cannot read {path}: {error or type(error).__name__}; unpack it again") from error
-    if name not in found:
-        raise UserError(f"{path} holds no {name}; take the file of the data set's authors")
-    return np.atleast_1d(found[name])
-
-
-def _table(path: Path, delimiter: str, columns: Sequence[str]) -> list[dict[str, str]]:
-    """Rows of a table with a head."""
-    rows = list(csv.DictReader(io.StringIO(read_utf8(path, "table"), newline=""), delimiter=delimiter, quoting=csv.QUOTE_NONE))
-    for number, row in enumerate(rows, start=2):
-        if any(not row.get(column) for column in columns):
-            raise UserError(f"{path}, line {number}: expected a table with {' and '.join(columns)} in its head and a value under each")
-    return rows
 
 
 def _number(row: Mapping[str, str], column: str, path: Path) -> int:

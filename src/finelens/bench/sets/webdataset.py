@@ -1,10 +1,10 @@
-"""WebDataset shards: plain tar files whose members of one sample share a name up to its first dot. Nothing is unpacked."""
+"""WebDataset shards: tar files, plain or compressed with gzip, whose members of one sample share a name up to its first dot. Nothing is unpacked."""
 
 from __future__ import annotations
 
 import json
-import tarfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 
 from finelens.bench.data import DataSet, Part
 from finelens.bench.guard import Labels
+from finelens.bench.sets.tar_shards import GZIP, OTHERS, PLAIN, Archives, members
 from finelens.classes.names import check_names, match, read_class_file
 from finelens.errors import UserError
 from finelens.images.store import EncodedImage
@@ -22,34 +23,52 @@ NAME_FILES = ("classes.txt", "classnames.txt")
 # A label is a number or a name; whatever is larger is none.
 MOST_LABEL_BYTES = 1 << 20
 
-Place = tuple[Path, int, int]
+
+@dataclass(frozen=True)
+class Member:
+    """A file in a shard.
+
+    Attributes:
+        name: Its name.
+        start: First byte of its content, as it is without compression.
+        size: Bytes of its content.
+        content: The content of a label, as far as it may be one.
+    """
+
+    name: str
+    start: int
+    size: int
+    content: bytes
 
 
 class Pictures:
     """Images at places in shards, read when asked for.
 
     Args:
-        places: Shard, first byte and number of bytes of each image.
-        names: What each image is called.
+        places: Shard and member of each image.
     """
 
-    def __init__(self, places: Sequence[Place], names: Sequence[str]) -> None:
-        self._places, self.names = list(places), list(names)
+    def __init__(self, places: Sequence[tuple[Path, Member]]) -> None:
+        self._places, self._archives = list(places), Archives()
+        self.names = [f"{shard.name}/{member.name}" for shard, member in places]
 
     def __len__(self) -> int:
         return len(self._places)
 
     def __getitem__(self, index: int, /) -> EncodedImage:
         """The image's bytes."""
-        shard, start, size = self._places[index]
-        with shard.open("rb") as file:
-            file.seek(start)
-            return EncodedImage(file.read(size), self.names[index])
+        shard, member = self._places[index]
+        return EncodedImage(self._archives.read(shard, member.start, member.size), self.names[index])
 
 
 def shards_of(folder: Path, part: str) -> list[Path]:
-    """Shards of ``train`` or ``test``: ``PART*.tar`` in the folder, or ``PART/*.tar``."""
-    return sorted(folder.glob(f"{part}*.tar")) or sorted((folder / part).glob("*.tar"))
+    """Shards of ``train`` or ``test``: ``PART*.tar`` in the folder, or ``PART/*.tar``; with the endings of compressed ones as well."""
+    return _shards(folder, part) or _shards(folder / part, "")
+
+
+def _shards(folder: Path, start: str) -> list[Path]:
+    found = folder.iterdir() if folder.is_dir() else iter(())
+    return sorted(path for path in found if path.name.startswith(start) and path.name.endswith((*PLAIN, *GZIP, *OTHERS)) and path.is_file())
 
 
 def read_webdataset(folder: Path) -> DataSet:
@@ -58,7 +77,7 @@ def read_webdataset(folder: Path) -> DataSet:
     A sample is an image with a label: ``.cls`` holds a class number or name, ``.json`` one under ``label`` or ``cls``.
 
     Raises:
-        UserError: A shard is damaged or compressed, a sample is not whole, or a label is no class.
+        UserError: A shard is damaged or of another compression, a sample is not whole, or a label is no class.
     """
     file = next((folder / name for name in NAME_FILES if (folder / name).is_file()), None)
     if file is None:
@@ -66,7 +85,7 @@ def read_webdataset(folder: Path) -> DataSet:
     names = check_names(read_class_file(file), source=str(file))
     shards = {part: shards_of(folder, part) for part in ("train", "test")}
     if not shards["test"]:
-        raise UserError(f"{folder}: there are no test shards (test*.tar or test/*.tar)")
+        raise UserError(f"{folder}: there are no test shards (test*.tar or test/*.tar, or the same with .tar.gz)")
     parts = [_part(shards[part], names) for part in ("train", "test")]
     descriptions = folder / "descriptions.json"
     return DataSet(
@@ -81,63 +100,47 @@ def read_webdataset(folder: Path) -> DataSet:
 
 
 def _part(shards: Sequence[Path], names: Sequence[str]) -> Part:
-    places: list[Place] = []
-    titles: list[str] = []
+    places: list[tuple[Path, Member]] = []
     labels: list[int] = []
     for shard in shards:
-        samples = _samples(shard)
-        for key, found in samples.items():
+        for key, found in _samples(shard).items():
             image = next((found[kind] for kind in IMAGES if kind in found), None)
-            label = next(((kind, found[kind]) for kind in LABELS if kind in found), None)
+            label = next(((kind, found[kind].content) for kind in LABELS if kind in found), None)
             if image is None or label is None:
                 raise UserError(f"{shard}: sample {key} has no {'image (' + ', '.join(IMAGES) + ')' if image is None else 'label (cls, json)'}")
-            places.append((shard, image[1], image[2]))
-            titles.append(f"{shard.name}/{image[0]}")
-            labels.append(_label(shard, key, label, names))
-    return Part(Pictures(places, titles), Labels(np.array(labels, dtype=np.int64)))
+            places.append((shard, image))
+            labels.append(_label(f"{shard}: sample {key}", *label, names))
+    return Part(Pictures(places), Labels(np.array(labels, dtype=np.int64)))
 
 
-def _samples(shard: Path) -> dict[str, dict[str, tuple[str, int, int]]]:
-    """Member name, first byte and size by sample and kind."""
-    samples: dict[str, dict[str, tuple[str, int, int]]] = {}
-    end = shard.stat().st_size
-    try:
-        # Plain tar only: in a compressed one no image can be found without reading all before it.
-        with tarfile.open(shard, "r:") as archive:
-            for member in archive:
-                # Links, devices and sparse files are no samples.
-                if not member.isreg() or member.issparse():
-                    continue
-                folder, slash, base = member.name.rpartition("/")
-                stem, _, kind = base.partition(".")
-                if not stem:
-                    continue
-                if member.offset_data + member.size > end:
-                    raise UserError(f"{shard} ends inside {member.name}; download it again")
-                own = samples.setdefault(folder + slash + stem, {})
-                if own.setdefault(kind.lower(), (member.name, member.offset_data, member.size))[0] != member.name:
-                    raise UserError(f"{shard}: sample {folder + slash + stem} has two files .{kind.lower()}")
-    except (tarfile.TarError, OSError) as error:
-        raise UserError(f"cannot read {shard}: {error}; shards are plain tar files, neither compressed nor cut short") from error
+def _samples(shard: Path) -> dict[str, dict[str, Member]]:
+    """Members by sample and kind."""
+    if shard.name.endswith(OTHERS):
+        raise UserError(f"{shard}: of compressed shards only .tar.gz is read; decompress it, for example zstd -d, xz -d or bzip2 -d")
+    samples: dict[str, dict[str, Member]] = {}
+    for name, start, size, content in members(shard, LABELS, MOST_LABEL_BYTES):
+        folder, slash, base = name.rpartition("/")
+        stem, _, kind = base.partition(".")
+        if not stem:
+            continue
+        own = samples.setdefault(folder + slash + stem, {})
+        if own.setdefault(kind.lower(), Member(name, start, size, content)).name != name:
+            raise UserError(f"{shard}: sample {folder + slash + stem} has two files .{kind.lower()}")
     return {key: found for key, found in samples.items() if set(found) & {*IMAGES, *LABELS}}
 
 
-def _label(shard: Path, key: str, label: tuple[str, tuple[str, int, int]], names: Sequence[str]) -> int:
-    kind, (_, start, size) = label
-    with shard.open("rb") as file:
-        file.seek(start)
-        data = file.read(min(size, MOST_LABEL_BYTES))
+def _label(where: str, kind: str, content: bytes, names: Sequence[str]) -> int:
     try:
-        value: Any = data.decode().strip()
+        value: Any = content.decode().strip()
         if kind == "json":
             document = json.loads(value)
             value = document["label"] if "label" in document else document["cls"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{shard}: sample {key}: its .{kind} holds no label ({error})") from error
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise UserError(f"{where}: its .{kind} holds no label ({error})") from error
     if isinstance(value, str) and not (value.isascii() and value.isdigit()):
         found = match([value], names)
         value = list(names).index(found[value]) if value in found else None
     number = int(value) if isinstance(value, str) or type(value) is int else -1
     if not 0 <= number < len(names):
-        raise UserError(f"{shard}: sample {key}: its .{kind} names none of the {len(names)} classes")
+        raise UserError(f"{where}: its .{kind} names none of the {len(names)} classes")
     return number

@@ -1,4 +1,4 @@
-"""ImageNet and its variants: a folder for each class, named by its WordNet id, or by its place in the sorted ids."""
+"""Names of ImageNet's classes, and its variants: a folder for each class, named by its WordNet id, or by its place in the sorted ids."""
 
 from __future__ import annotations
 
@@ -19,18 +19,6 @@ NAME_FILES = ("README.txt", "LOC_synset_mapping.txt", "classnames.txt")
 Templates = tuple[str, ...] | None
 
 
-def read_imagenet(folder: Path, templates: Templates = None) -> DataSet:
-    """ImageNet: ``train/WNID/*`` and ``val/WNID/*``, the validation part being the test part.
-
-    Raises:
-        UserError: Images or class names are missing.
-    """
-    wnids = _folders(folder / "val")
-    names = _names(wnids, class_names(folder))
-    parts = [folder_part(folder / part, wnids) for part in ("train", "val")]
-    return DataSet("imagenet", names, parts[0], parts[1], "authors", "train and val folders", templates)
-
-
 def read_variant(name: str, folder: Path, images: Path, templates: Templates = None) -> DataSet:
     """A variant: test images only. Class names are those of the folder, of ``imagenet`` beside it, or of both.
 
@@ -44,7 +32,7 @@ def read_variant(name: str, folder: Path, images: Path, templates: Templates = N
         UserError: Images or class names are missing.
     """
     known = class_names(folder.parent / "imagenet", folder)
-    folders = _folders(images)
+    folders = class_folders(images)
     if all(one.isdigit() for one in folders):
         ordered = sorted(known)
         outside = next((one for one in folders if int(one) >= len(ordered)), None)
@@ -54,20 +42,24 @@ def read_variant(name: str, folder: Path, images: Path, templates: Templates = N
     else:
         wnids = folders
     test = folder_part(images, folders)
-    return DataSet(name, _names(wnids, known), Part([], Labels(np.zeros(0))), test, "authors", f"all of {images.name}, no training part", templates)
+    return DataSet(name, named(wnids, known), Part([], Labels(np.zeros(0))), test, "authors", f"all of {images.name}, no training part", templates)
 
 
-def class_names(*folders: Path) -> dict[str, str]:
+def class_names(*folders: Path, first: Mapping[str, str] | None = None) -> dict[str, str]:
     """Names by WordNet id from the files of folders, later ones winning: lines ``n01440764 tench, Tinca tinca``; other lines are passed over.
 
     Of a list of synonyms the first is the name; where two classes would share it, each takes its whole list.
+
+    Args:
+        folders: Where the files lie.
+        first: Synonyms by WordNet id that any file overrules.
     """
-    synonyms: dict[str, str] = {}
+    synonyms = dict(first or {})
     for folder in folders:
         for file in NAME_FILES:
             if (folder / file).is_file():
                 pairs = [line.partition(" ") for line in text_lines(folder / file)]
-                synonyms.update({wnid: name.strip() for wnid, _, name in pairs if _is_wnid(wnid) and name.strip()})
+                synonyms.update({wnid: name.strip() for wnid, _, name in pairs if is_wnid(wnid) and name.strip()})
     groups: dict[str, list[str]] = defaultdict(list)
     for wnid, text in synonyms.items():
         groups[normalise(_first(text))].append(wnid)
@@ -78,19 +70,29 @@ def _first(text: str) -> str:
     return text.partition(",")[0].strip()
 
 
-def _is_wnid(text: str) -> bool:
+def is_wnid(text: str) -> bool:
+    """Whether a text has the form of a noun's WordNet id."""
     return len(text) == 9 and text[0] == "n" and text[1:].isascii() and text[1:].isdigit()
 
 
-def _folders(root: Path) -> list[str]:
+def class_folders(root: Path) -> list[str]:
+    """Names of the folders in a folder, sorted.
+
+    Raises:
+        UserError: There is none.
+    """
     found = sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
     if not found:
         raise UserError(f"{root} holds no class folder; sort the images into folders named by WordNet id")
     return found
 
 
-def _names(wnids: list[str], known: Mapping[str, str]) -> tuple[str, ...]:
-    """Names of classes; two that are equal are for the user to tell apart."""
+def named(wnids: list[str], known: Mapping[str, str]) -> tuple[str, ...]:
+    """Names of classes; two that are equal are for the user to tell apart.
+
+    Raises:
+        UserError: A class has no name, or two have the same.
+    """
     unnamed = next((wnid for wnid in wnids if wnid not in known), None)
     if unnamed is not None:
         raise UserError(f"class folder {unnamed} has no name; put a file classnames.txt beside the folders, with lines like {unnamed} NAME")
