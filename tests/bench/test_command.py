@@ -106,6 +106,16 @@ def test_bench_without_data_says_what_it_needs(call):
     assert "--data FOLDER and --out FILE" in err
 
 
+def test_a_file_of_something_else_is_left_alone(given, call, tmp_path):
+    """A JSON document of one line without an end looks like a result that a killed process began."""
+    out = tmp_path / "mine.json"
+    out.write_text('{"my": "work"}')
+    code, _, err = call(*given, "--out", out)
+    assert code == 2
+    assert "was not written by finelens" in err
+    assert out.read_text() == '{"my": "work"}'
+
+
 def test_a_set_without_parts_is_refused(given, call, tmp_path, toy_set):
     (tmp_path / "empty").mkdir()
     arguments = [argument if argument != toy_set else tmp_path / "empty" for argument in given]
@@ -130,6 +140,11 @@ def test_leaderboard_and_compare(given, call, tmp_path):
     assert call(*given, "--out", out)[0] == 0
     assert call("bench", "leaderboard", out, "--html", page)[0] == 0
     assert page.read_text().startswith("<!doctype html>")
+    # Several files at once; of equal rows the last counts.
+    code, text, _ = call("bench", "summary", out, out)
+    assert code == 0
+    assert text.startswith("### local:")
+    assert "| `gda-em` | " in text
     code, text, _ = call("bench", "compare", "gda-em", "cupl", "--results", out)
     assert code == 0
     assert text.count("### ") == 5

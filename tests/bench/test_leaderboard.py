@@ -27,7 +27,12 @@ def entry(method: str, data: str = "a", seed: int = 0, hits=None, test: str = "t
         key=key(method=method, data=data, seed=seed, **changes),
         config={"method": method, "seed": seed},
         split={"checksum": "s", "test_checksum": test, "fit": 10, "test": len(hits)},
-        measures={"accuracy": float(hits.mean()), "n": len(hits)},
+        measures={
+            "accuracy": float(hits.mean()),
+            "n": len(hits),
+            "difference": float(hits.mean() - HITS["zero-shot"].mean()),
+            "difference_interval": list(paired_bootstrap(hits, HITS["zero-shot"])),
+        },
         cost={"no_grad_forwards": 210, "grad_forwards": 0},
         timing={"seconds": 1.0, "seconds_per_shared_forward": 0.1},
         correct=pack(hits),
@@ -117,7 +122,8 @@ def test_the_page_is_well_formed_and_needs_nothing_else():
     checker = parse(page)
     assert not any(name in ("src", "href") and not str(value).startswith("#") for _, attributes in checker.tags for name, value in attributes.items())
     assert not {"img", "link", "iframe"} & {tag for tag, _ in checker.tags}
-    assert sum(tag == "table" for tag, _ in checker.tags) == 2
+    # Two tables, and one on both.
+    assert sum(tag == "table" for tag, _ in checker.tags) == 3
     assert sum(tag == "svg" for tag, _ in checker.tags) == 1
     assert "@" not in re.sub(r"@media", "", page)
     # Every column can be sorted with the keyboard.
@@ -147,8 +153,39 @@ def test_an_empty_file_has_no_page():
 
 
 def test_labels_of_points_in_one_place_keep_clear_of_one_another():
-    svg = scatter([Point(f"method {k}", 1.0, 50 + 0.01 * k) for k in range(10)] + [Point("far", 1000, 70)], "s", "%")
+    svg = scatter([Point(f"method {k}", 1.0, 50 + 0.01 * k) for k in range(10)] + [Point("beside", 1.1, 50), Point("far", 1000, 70)], "s", "%")
     heights = sorted(float(y) for y in re.findall(r'<text x="[\d.]+" y="([\d.]+)">method', svg))
     assert min(np.diff(heights)) >= 12
-    assert svg.count("<circle") == 11
+    assert svg.count("<circle") == 12
+    # Nor does one cover a point.
+    points = [(float(x), float(y)) for x, y in re.findall(r'<circle cx="([\d.]+)" cy="([\d.]+)"', svg)]
+    for x, y, name in re.findall(r'<text x="([\d.]+)" y="([\d.]+)">(\w[^<]*)</text></g>', svg):
+        for across, down in points:
+            assert not (float(x) < across < float(x) + 6 * len(name) and abs(float(y) - 4 - down) < 8), name
     assert "nan" not in scatter([Point("a", 0, 0.0), Point("b", 0, 0.0)], "s", "%")
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "ticks"),
+    [(22, 90, [20, 50, 100]), (1, 1, [1, 2]), (0.03, 4, [0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5]), (0.5, 20000, [0.1, 1, 10, 100, 1000, 10000, 100000])],
+)
+def test_the_axis_of_costs_has_round_ticks_around_all_points(low, high, ticks):
+    svg = scatter([Point("a", low, 1.0), Point("b", high, 2.0)], "s", "%")
+    assert [float(x) for x in re.findall(r'text-anchor="middle">([\d.e+-]+)</text>', svg)] == pytest.approx(ticks)
+
+
+def test_the_best_mean_comes_first_and_zero_shot_of_another_profile_is_the_baseline():
+    """Zero-shot adapts to nothing: on the same test images it is the same row."""
+    rows = [entry("zero-shot", data) for data in "ab"]
+    rows += [entry(method, data, profile="small") for method in ("cupl", "ot") for data in "ab"] + [
+        entry("gda", "a", hits=HITS["ot"], profile="small")
+    ]
+    page = leaderboard(rows)
+    small = page[page.index("<h2>inductive, embedded, profile small") :]
+    assert re.findall(r'<th scope="row" data-value="([\w-]+)"', small)[:3] == ["ot", "cupl", "gda"]
+    gain = 100 * (HITS["ot"].mean() - HITS["zero-shot"].mean())
+    assert f"{gain:+.1f} [" in small
+    assert small.count('aria-sort="descending"') == 1
+    # Options make a table of their own, and no baseline.
+    changed = leaderboard([entry("zero-shot", options=("text.x=1",)), entry("ot")])
+    assert f"{gain:+.1f} [" not in changed

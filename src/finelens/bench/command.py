@@ -107,6 +107,16 @@ def leaderboard(results: tuple[Path, ...], html: Path) -> None:
 
 
 @bench.command()
+@click.argument("results", nargs=-1, required=True, type=click.Path(path_type=Path))
+def summary(results: tuple[Path, ...]) -> None:
+    """Say what RESULTS say: the best method by mean, by worst case and by cost, and whether the defaults fall below zero-shot."""
+    from finelens.bench.results import read_results
+    from finelens.bench.summary import summary as text
+
+    click.echo(text(read_results(results)), nl=False)
+
+
+@bench.command()
 @click.argument("a")
 @click.argument("b")
 @click.option("--results", multiple=True, type=click.Path(path_type=Path), help="Results that hold both methods; repeatable.")

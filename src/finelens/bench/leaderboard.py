@@ -9,13 +9,26 @@ from html import escape
 from importlib.resources import files
 from statistics import mean
 
-from finelens.bench.paired import Difference, Group, by_data, forwards_per_image, grouped, mean_difference, paired_difference, title
+from finelens.bench.paired import (
+    BASELINE,
+    Difference,
+    by_data,
+    forwards_per_image,
+    grouped,
+    mean_difference,
+    paired_difference,
+    run_seconds,
+    title,
+    zero_shot_rows,
+)
 from finelens.bench.published import beside
 from finelens.bench.results import Result
 from finelens.bench.scatter import Point, scatter
+from finelens.bench.summary import NOTE, Setting, baseline_of, by_setting, findings, protocols_of, setting_title, standings
 from finelens.errors import UserError
 
-BASELINE = "zero-shot"
+# Column by which a table is sorted when it is opened.
+FIRST = "mean"
 
 
 @dataclass(frozen=True)
@@ -27,6 +40,7 @@ class Line:
         accuracy: Mean over seeds by data set; only sets with a result.
         gain: Difference to zero-shot by data set, where zero-shot was run on the same images.
         notes: Status and reason by data set, where there is no number.
+        seeds: Fewest seeds of a data set; 0 without a result.
         seconds: Mean wall time of a run with encoding, over sets; None without a result.
         forwards: Forwards per image, one with gradient counting as two.
     """
@@ -35,6 +49,7 @@ class Line:
     accuracy: Mapping[str, float]
     gain: Mapping[str, Difference]
     notes: Mapping[str, str]
+    seeds: int
     seconds: float | None
     forwards: float | None
 
@@ -45,20 +60,29 @@ def leaderboard(results: Iterable[Result]) -> str:
     Raises:
         UserError: There is nothing to show.
     """
-    groups = grouped(results)
-    if not any(row.status == "ok" for rows in groups.values() for row in rows):
+    rows = list(results)
+    groups = grouped(rows)
+    if not any(row.status == "ok" for own in groups.values() for row in own):
         raise UserError("there is no result to show")
     template = files("finelens.bench").joinpath("leaderboard.html").read_text(encoding="utf-8")
-    names = [title(group) for group in groups]
-    links = "".join(f'<li><a href="#g{i}">{escape(name)}</a></li>' for i, name in enumerate(names))
-    sections = "\n".join(_section(i, group, rows) for i, (group, rows) in enumerate(groups.items()))
+    zero_shot = zero_shot_rows(rows)
+    parts = [(f"In short: {setting_title(setting)}", _summary(setting, own, rows)) for setting, own in by_setting(rows).items()]
+    parts += [(title(group), _section(own, zero_shot.get(group[:2], []))) for group, own in groups.items()]
+    links = "".join(f'<li><a href="#g{i}">{escape(name)}</a></li>' for i, (name, _) in enumerate(parts))
+    sections = "\n".join(f'<section id="g{i}"><h2>{escape(name)}</h2>{text}</section>' for i, (name, text) in enumerate(parts))
     content = {"LINKS": links, "SECTIONS": sections, "ORIGIN": _origin(list(groups.values()))}
     return re.sub("@(LINKS|SECTIONS|ORIGIN)@", lambda found: content[found[1]], template)
 
 
-def lines_of(rows: Sequence[Result]) -> list[Line]:
-    """The lines of a table, in order of appearance."""
-    baseline = by_data(row for row in rows if row.key.method == BASELINE)
+def lines_of(rows: Sequence[Result], zero_shot: Sequence[Result] = ()) -> list[Line]:
+    """The lines of a table, best mean first; methods that are not there for every set come after, in order of appearance.
+
+    Args:
+        rows: Rows of one table.
+        zero_shot: Rows of zero-shot under the same protocol and backbone, where it was run with another profile.
+    """
+    sets = set(by_data(rows))
+    baseline = by_data([*zero_shot, *(row for row in rows if row.key.method == BASELINE)])
     lines = []
     for method in dict.fromkeys(row.key.method for row in rows):
         own = by_data(row for row in rows if row.key.method == method)
@@ -71,33 +95,67 @@ def lines_of(rows: Sequence[Result]) -> list[Line]:
                 {data: mean(row.measures["accuracy"] for row in found) for data, found in done.items()},
                 {data: gain for data, gain in gains.items() if gain is not None},
                 {data: f"{found[0].status.replace('_', ' ')}: {found[0].reason}" for data, found in own.items() if data not in done},
-                mean(_seconds(row) for row in flat) if flat else None,
+                min((len(found) for found in done.values()), default=0),
+                mean(run_seconds(row) for row in flat) if flat else None,
                 forwards_per_image(flat),
             )
         )
-    return lines
+    return sorted(lines, key=lambda line: -mean(line.accuracy.values()) if set(line.accuracy) == sets else 0.0)
 
 
-def _seconds(row: Result) -> float:
-    """Wall time as if nothing were shared."""
-    return float(row.timing["seconds"] + row.timing.get("seconds_per_shared_forward", 0.0) * row.cost["no_grad_forwards"])
-
-
-def _section(number: int, group: Group, rows: Sequence[Result]) -> str:
-    sets = list(dict.fromkeys(row.key.data for row in rows))
-    lines = lines_of(rows)
-    seeds = len({row.key.seed for row in rows})
-    head = "".join(_header(name, name != "method") for name in ("method", *sets, "mean", "worst difference", "forwards", "seconds"))
-    body = "\n".join(_row(line, sets) for line in lines)
-    complete = [line for line in lines if set(line.accuracy) == set(sets) and line.seconds is not None]
-    points = [Point(line.method, line.seconds or 0.0, 100 * mean(line.accuracy.values())) for line in complete]
-    figure = scatter(points, "seconds a run, encoding included (log scale)", "mean accuracy, %") if len(points) > 1 else ""
-    caption = (
-        f"Accuracy in per cent, mean over {seeds} {'seed' if seeds == 1 else 'seeds'}; below it the difference to zero-shot with its 95 % interval."
+def _summary(setting: Setting, rows: Sequence[Result], everything: Sequence[Result]) -> str:
+    """What the rows of a setting say, and one line a method."""
+    protocols = protocols_of(rows)
+    sentences = "".join(f"<li>{_code(line)}</li>" for line in findings(rows, baseline_of(setting, everything)))
+    head = "".join(
+        _header(name, name != "method")
+        for name in ("method", *(f"{name} ({count})" for name, count in protocols.items()), "furthest below", "wholly below", "rows")
     )
-    return (
-        f'<section id="g{number}"><h2>{escape(title(group))}</h2><div class="scroll"><table><caption>{caption}</caption>'
-        f"<thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table></div>{figure}{_published(rows, sets)}</section>"
+    body = []
+    for one in standings(rows):
+        cells = [f'<th scope="row" data-value="{escape(one.method)}">{escape(one.method)}</th>']
+        cells += [_plain(100 * one.means[name] if name in one.means else None, ".1f") for name in protocols]
+        cells.append(f'<td data-value="{one.lowest.measures["difference"]:.6f}">{escape(one.worst)}</td>')
+        cells += [_plain(one.below, "d"), _plain(one.rows, "d")]
+        body.append(f"<tr>{''.join(cells)}</tr>")
+    return f'<ul class="findings">{sentences}</ul>{_table(head, body, NOTE)}'
+
+
+def _code(line: str) -> str:
+    """A sentence as HTML; names stand in backquotes."""
+    return re.sub("`([^`]*)`", r"<code>\1</code>", escape(line))
+
+
+def _table(head: str, body: Sequence[str], caption: str) -> str:
+    rows = "\n".join(body)
+    return f'<div class="scroll"><table><caption>{escape(caption)}</caption><thead><tr>{head}</tr></thead><tbody>\n{rows}\n</tbody></table></div>'
+
+
+def _section(rows: Sequence[Result], zero_shot: Sequence[Result]) -> str:
+    sets = list(dict.fromkeys(row.key.data for row in rows))
+    lines = lines_of(rows, zero_shot)
+    shown = [line for line in lines if line.accuracy]
+    head = "".join(_header(name, name != "method") for name in ("method", FIRST, "worst difference", "forwards", "seconds", "seeds", *sets))
+    complete = [line for line in lines if set(line.accuracy) == set(sets)]
+    caption = "Accuracy in per cent, mean over seeds; below it the difference to zero-shot with its 95 % interval. Forwards are per image."
+    absent = "".join(
+        f"<li>{escape(line.method)}: {escape('; '.join(dict.fromkeys(line.notes.values())))}</li>" for line in lines if not line.accuracy
+    )
+    left = f'<p>Without a number:</p><ul class="absent">{absent}</ul>' if absent else ""
+    return f"{_table(head, [_row(line, sets) for line in shown], caption)}{left}{_figures(complete)}{_published(rows, sets)}"
+
+
+def _figures(lines: Sequence[Line]) -> str:
+    """Accuracy against wall time, and against counted forwards where methods differ in them."""
+    if len(lines) < 2:
+        return ""
+    heights = {line.method: 100 * mean(line.accuracy.values()) for line in lines}
+    forwards = [line.forwards or 0.0 for line in lines]
+    costs = [("seconds a run, encoding included", [line.seconds or 0.0 for line in lines])]
+    costs += [("forwards per image, one with gradient counting as two", forwards)] if max(forwards) > 1.05 * min(forwards) else []
+    return "".join(
+        scatter([Point(line.method, cost, heights[line.method]) for line, cost in zip(lines, values, strict=True)], label, "mean accuracy, %")
+        for label, values in costs
     )
 
 
@@ -116,28 +174,25 @@ def _published(rows: Sequence[Result], sets: Sequence[str]) -> str:
         cells.append(f'<td data-value="{escape(one.mark)}">{escape(one.mark)}</td>')
         body.append(f"<tr>{''.join(cells)}</tr>")
     caption = "Top-1 accuracy in per cent as the sources give it: not our measurements. What is not marked comparable was found otherwise."
-    return (
-        f'<details class="published"><summary>Published by others ({len(found)} lines), apart from our measurements</summary>'
-        f'<div class="scroll"><table><caption>{caption}</caption><thead><tr>{head}</tr></thead><tbody>\n'
-        + "\n".join(body)
-        + "\n</tbody></table></div></details>"
-    )
+    about = f"Published by others ({len(found)} lines), apart from our measurements"
+    return f'<details class="published"><summary>{about}</summary>{_table(head, body, caption)}</details>'
 
 
 def _header(name: str, numeric: bool) -> str:
     kind = "number" if numeric else "text"
-    return f'<th scope="col" data-kind="{kind}"><button type="button">{escape(name)}</button></th>'
+    order = ' aria-sort="descending"' if name == FIRST else ""
+    return f'<th scope="col" data-kind="{kind}"{order}><button type="button">{escape(name)}</button></th>'
 
 
 def _row(line: Line, sets: Sequence[str]) -> str:
     cells = [f'<th scope="row" data-value="{escape(line.method)}">{escape(line.method)}</th>']
-    cells += [_cell(line.accuracy.get(name), line.gain.get(name), line.notes.get(name, "not run")) for name in sets]
     complete = set(line.accuracy) == set(sets)
     gains = [line.gain[name] for name in sets if name in line.gain]
     whole = complete and len(gains) == len(sets)
-    cells.append(_cell(mean(line.accuracy.values()) if complete else None, mean_difference(gains) if whole else None, "not run on every set"))
+    cells.append(_cell(mean(line.accuracy.values()) if complete else None, mean_difference(gains) if whole else None, "-: not run on every set"))
     cells.append(_plain(100 * min(gain.difference for gain in gains) if whole else None, "+.1f"))
-    cells += [_plain(line.forwards, ".1f"), _plain(line.seconds, ".1f")]
+    cells += [_plain(line.forwards, ".1f"), _plain(line.seconds, ".1f"), _plain(line.seeds, "d")]
+    cells += [_cell(line.accuracy.get(name), line.gain.get(name), line.notes.get(name, "-: not run")) for name in sets]
     return f"<tr>{''.join(cells)}</tr>"
 
 

@@ -12,6 +12,7 @@ from finelens.bench.results import Key, Result, unpack
 from finelens.evaluation.metrics import mcnemar
 
 RESAMPLES, LEVEL = 2000, 0.95
+BASELINE = "zero-shot"
 
 
 @dataclass(frozen=True)
@@ -127,6 +128,20 @@ def title(group: Group) -> str:
     """Heading of a group."""
     protocol, backbone, profile, options = group
     return f"{protocol}, {backbone}, profile {profile}" + (f", not the defaults: {' '.join(options)}" if options else "")
+
+
+def zero_shot_rows(results: Iterable[Result]) -> dict[tuple[str, str], list[Result]]:
+    """Rows of zero-shot by protocol and backbone, of every profile: it adapts to nothing, so where the test images are the same it is the same."""
+    found: dict[tuple[str, str], list[Result]] = defaultdict(list)
+    for row in unique(results):
+        if row.key.method == BASELINE and not row.key.options:
+            found[row.key.protocol, row.key.backbone].append(row)
+    return dict(found)
+
+
+def run_seconds(row: Result) -> float:
+    """Wall time as if nothing were shared."""
+    return float(row.timing["seconds"] + row.timing.get("seconds_per_shared_forward", 0.0) * row.cost["no_grad_forwards"])
 
 
 def forwards_per_image(rows: Sequence[Result]) -> float | None:

@@ -1,0 +1,263 @@
+"""What results say, computed from their rows: the best method by mean, by worst case and by cost, and whether the defaults fall below zero-shot."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import mean
+
+from finelens.bench.paired import (
+    BASELINE,
+    by_data,
+    forwards_per_image,
+    mean_difference,
+    paired_difference,
+    run_seconds,
+    unique,
+    zero_shot_rows,
+)
+from finelens.bench.results import Result
+from finelens.errors import UserError
+from finelens.methods.auto import AUTO, Facts, choose_method
+from finelens.methods.registry import METHODS
+
+# What finelens adapt takes where nothing is said.
+DEFAULT = "microclip"
+ONLINE = "online"
+
+Setting = tuple[str, str, tuple[str, ...]]
+Cell = tuple[str, str]
+
+
+@dataclass(frozen=True)
+class Standing:
+    """A method over all protocols and data sets of one setting.
+
+    Attributes:
+        method: Its name.
+        means: Mean accuracy by protocol: over data sets, of the means over seeds; only protocols whose sets are all there.
+        lowest: The row that is furthest below zero-shot.
+        below: Rows whose 95 % interval of the difference to zero-shot lies wholly below zero.
+        rows: All rows.
+        gain: Mean difference to zero-shot over data sets and protocols, online ones left out.
+        forwards: Forwards of the image tower per image, one with gradient counting as two.
+        seconds: Mean wall time of a run with encoding.
+        complete: Whether it was run wherever others were, online protocols left out.
+    """
+
+    method: str
+    means: Mapping[str, float]
+    lowest: Result
+    below: int
+    rows: int
+    gain: float
+    forwards: float
+    seconds: float
+    complete: bool
+
+    @property
+    def worst(self) -> str:
+        """The lowest row in words."""
+        row = self.lowest
+        return f"{100 * row.measures['difference']:+.1f} ({row.key.data}, {row.key.protocol}{f', seed {row.key.seed}' if row.key.seed else ''})"
+
+
+def by_setting(results: Iterable[Result]) -> dict[Setting, list[Result]]:
+    """Rows that may be compared over protocols: same backbone, profile and options; only those with a number."""
+    groups: dict[Setting, list[Result]] = defaultdict(list)
+    for row in unique(results):
+        if row.status == "ok" and "difference" in row.measures:
+            groups[row.key.backbone, row.key.profile, row.key.options].append(row)
+    return dict(groups)
+
+
+def setting_title(setting: Setting) -> str:
+    """Heading of a setting."""
+    backbone, profile, options = setting
+    return f"{backbone}, profile {profile}" + (f", not the defaults: {' '.join(options)}" if options else "")
+
+
+def protocols_of(rows: Sequence[Result]) -> dict[str, int]:
+    """Number of data sets with a result by protocol, in order of appearance."""
+    return {name: len({row.key.data for row in rows if row.key.protocol == name}) for name in dict.fromkeys(row.key.protocol for row in rows)}
+
+
+def standings(rows: Sequence[Result]) -> list[Standing]:
+    """Every method of a setting, in order of appearance."""
+    # Methods without an answer to a stream are no worse for it.
+    needed = {_cell(row) for row in rows if not row.key.protocol.startswith(ONLINE)}
+    result = []
+    for method in dict.fromkeys(row.key.method for row in rows):
+        own = [row for row in rows if row.key.method == method]
+        cells: dict[Cell, list[Result]] = defaultdict(list)
+        for row in own:
+            cells[_cell(row)].append(row)
+        counted = [mean(row.measures["difference"] for row in found) for cell, found in cells.items() if cell in needed]
+        result.append(
+            Standing(
+                method=method,
+                means={
+                    name: mean(mean(row.measures["accuracy"] for row in found) for (protocol, _), found in cells.items() if protocol == name)
+                    for name, sets in protocols_of(rows).items()
+                    if sum(protocol == name for protocol, _ in cells) == sets
+                },
+                lowest=min(own, key=lambda row: row.measures["difference"]),
+                below=_wholly_below(own),
+                rows=len(own),
+                gain=mean(counted) if counted else 0.0,
+                forwards=forwards_per_image(own) or 0.0,
+                seconds=mean(run_seconds(row) for row in own),
+                complete=needed <= set(cells),
+            )
+        )
+    return result
+
+
+def findings(rows: Sequence[Result], zero_shot: Sequence[Result] = ()) -> list[str]:
+    """What the rows of a setting say, one sentence each.
+
+    Args:
+        rows: Rows of one backbone, profile and options.
+        zero_shot: Rows of zero-shot with this backbone, where it was run with another profile.
+    """
+    table = standings(rows)
+    adapting = {method.name for method in METHODS if method.adapts}
+    full = [one for one in table if one.complete and one.method != BASELINE]
+    lines = [_best_mean([*zero_shot, *rows], table, name) for name in protocols_of(rows)]
+    judged = [one for one in full if one.method in adapting] or full
+    if judged:
+        best = max(judged, key=lambda one: (one.lowest.measures["difference"], one.gain))
+        none = [f"`{one.method}`" for one in judged if not one.below]
+        lines.append(
+            f"Best by worst case, of methods that adapt: `{best.method}`, furthest below zero-shot {best.worst}, {best.below} of {best.rows} rows "
+            "wholly below it. " + (f"No row wholly below: {', '.join(none)}." if none else "Every one has rows wholly below it.")
+        )
+    gaining = [one for one in full if one.gain > 0]
+    if gaining:
+        each = [
+            _cheapest(gaining, "forward", "an image", lambda one: one.forwards),
+            _cheapest(gaining, "second", "a run, encoding included", lambda one: one.seconds),
+        ]
+        lines.append(f"Best by cost: {'; '.join(each)}.")
+    left = [f"`{one.method}`" for one in table if not one.complete]
+    if left:
+        lines.append(f"Not compared over all protocols and sets, for want of rows: {', '.join(left)}.")
+    lines.append(_falls(f"The default, `{DEFAULT}`,", [row for row in rows if row.key.method == DEFAULT]))
+    lines.append(_falls(f"`--method {AUTO}`{_takes(rows)}", auto_rows(rows)))
+    return lines
+
+
+def auto_rows(rows: Sequence[Result]) -> list[Result]:
+    """The rows of the method that ``--method auto`` would have chosen, for each data set, protocol and seed that has them.
+
+    The rule is asked without a time for training. That a set has descriptions is assumed: without them ``cupl`` answers as zero-shot does.
+    """
+    by_key = {(row.key.data, row.key.protocol, row.key.seed, row.key.method): row for row in rows}
+    found = []
+    for place in dict.fromkeys(key[:3] for key in by_key):
+        split = next(row.split for key, row in by_key.items() if key[:3] == place)
+        classes = int(split.get("classes", 0))
+        labelled = int(split.get("labelled", 0))
+        facts = Facts(
+            images=int(split["fit"]),
+            classes=classes,
+            named=classes,
+            photographs=True,
+            descriptions=True,
+            hints=labelled,
+            # A protocol that gives labels gives some of every class.
+            hinted=classes if labelled else 0,
+        )
+        row = by_key.get((*place, choose_method(facts)[0]))
+        if row is not None and not place[1].startswith(ONLINE):
+            found.append(row)
+    return found
+
+
+def summary(results: Iterable[Result]) -> str:
+    """Markdown: for each backbone, profile and set of options what the rows say, and one line a method.
+
+    Raises:
+        UserError: There is no result.
+    """
+    rows = list(results)
+    settings = by_setting(rows)
+    if not settings:
+        raise UserError("there is no result to sum up")
+    return "\n".join(_text(setting, own, baseline_of(setting, rows)) for setting, own in settings.items())
+
+
+def baseline_of(setting: Setting, results: Iterable[Result]) -> list[Result]:
+    """Rows of zero-shot with the backbone of a setting."""
+    return [row for (_, backbone), rows in zero_shot_rows(results).items() if backbone == setting[0] for row in rows]
+
+
+def _text(setting: Setting, rows: Sequence[Result], zero_shot: Sequence[Result]) -> str:
+    protocols = protocols_of(rows)
+    lines = [f"### {setting_title(setting)}", "", *(f"- {line}" for line in findings(rows, zero_shot)), ""]
+    lines += ["| method | " + " | ".join(f"{name} ({sets})" for name, sets in protocols.items()) + " | furthest below zero-shot | wholly below |"]
+    lines.append("|---" * (len(protocols) + 3) + "|")
+    for one in standings(rows):
+        cells = [f"{100 * one.means[name]:.1f}" if name in one.means else "-" for name in protocols]
+        lines.append(f"| `{one.method}` | " + " | ".join(cells) + f" | {one.worst} | {one.below} of {one.rows} |")
+    return "\n".join([*lines, "", NOTE, ""])
+
+
+NOTE = (
+    "Mean accuracy in per cent over data sets (their number in brackets) and seeds. Wholly below: rows (set, protocol, seed) whose paired 95 % "
+    "interval against zero-shot lies below zero."
+)
+
+
+def _cell(row: Result) -> Cell:
+    return row.key.protocol, row.key.data
+
+
+def _wholly_below(rows: Iterable[Result]) -> int:
+    return sum(row.measures["difference_interval"][1] < 0 for row in rows)
+
+
+def _best_mean(rows: Sequence[Result], table: Sequence[Standing], protocol: str) -> str:
+    ranked = sorted((one for one in table if protocol in one.means), key=lambda one: -one.means[protocol])
+    if not ranked:
+        return f"{protocol}: no method was run on every set."
+    best = ranked[0]
+    text = f"Best by mean, {protocol}: `{best.method}`, {100 * best.means[protocol]:.1f}"
+    own, base = ([row for row in rows if (row.key.protocol, row.key.method) == (protocol, name)] for name in (best.method, BASELINE))
+    if best.method == BASELINE:
+        return f"{text}; no method is better."
+    differences = [paired_difference(found, by_data(base).get(data, [])) for data, found in by_data(own).items()]
+    known = [one for one in differences if one is not None]
+    if len(known) < len(differences):
+        gain = mean(mean(row.measures["difference"] for row in found) for found in by_data(own).values())
+        return f"{text}, {100 * gain:+.1f} against zero-shot{_second(ranked, protocol)}."
+    whole = mean_difference(known)
+    interval = f"[{100 * whole.low:+.1f}, {100 * whole.high:+.1f}]"
+    return f"{text}, {100 * whole.difference:+.1f} {interval} against zero-shot{_second(ranked, protocol)}."
+
+
+def _second(ranked: Sequence[Standing], protocol: str) -> str:
+    return f"; then `{ranked[1].method}`, {100 * ranked[1].means[protocol]:.1f}" if len(ranked) > 1 else ""
+
+
+def _cheapest(table: Sequence[Standing], unit: str, of: str, cost: Callable[[Standing], float]) -> str:
+    best = max(table, key=lambda one: one.gain / max(cost(one), 1e-9))
+    return f"`{best.method}` gains most per {unit} ({100 * best.gain:+.1f} points with {cost(best):.3g} {unit}s {of})"
+
+
+def _takes(rows: Sequence[Result]) -> str:
+    names = dict.fromkeys(row.key.method for row in auto_rows(rows))
+    return f", which takes {', '.join(f'`{name}`' for name in names)} here," if names else ""
+
+
+def _falls(what: str, rows: Sequence[Result]) -> str:
+    """Whether a method falls below zero-shot."""
+    if not rows:
+        return f"{what} was not run."
+    below = [row for row in rows if row.measures["difference"] < 0]
+    if not below:
+        return f"{what} falls below zero-shot in none of {len(rows)} rows."
+    lowest = min(below, key=lambda row: row.measures["difference"])
+    where = f"{100 * lowest.measures['difference']:+.1f} on {lowest.key.data}, {lowest.key.protocol}"
+    return f"{what} falls below zero-shot in {len(below)} of {len(rows)} rows, furthest {where}; wholly below in {_wholly_below(rows)}."
