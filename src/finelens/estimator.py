@@ -20,7 +20,7 @@ from finelens.hints import hints_by_position
 from finelens.images.discover import discover
 from finelens.images.store import ImageItems
 from finelens.methods.auto import AUTO
-from finelens.pipeline import decode_limits, fit, load, prepare
+from finelens.pipeline import decode_limits, fit, load, prepare, release_text
 
 
 class LabelFreeClassifier(ClassifierMixin, BaseEstimator):
@@ -88,6 +88,7 @@ class LabelFreeClassifier(ClassifierMixin, BaseEstimator):
         if self.method == AUTO:
             choice = choose(prepared, loaded.store, config, given, self.minutes, console)
             config, prepared = choice.config, choice.prepared
+        release_text(prepared)
         self.classifier_ = Classifier(fit(prepared, loaded.store, config, console, hints=given).model, config)
         self.classes_ = np.array(names)
         return self

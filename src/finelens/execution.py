@@ -32,7 +32,7 @@ from finelens.images.strict import note_complaints
 from finelens.methods.registry import find_method
 from finelens.methods.view_task import ViewTask
 from finelens.models import Model, save_model
-from finelens.pipeline import Fitted, Prepared, decode_limits, fit, load, predict_store, prepare, run_temperature, status_counts
+from finelens.pipeline import Fitted, Prepared, decode_limits, fit, load, predict_store, prepare, release_text, run_temperature, status_counts
 from finelens.predictions import PredictionRow, rows_from_logits, write_predictions
 from finelens.protocol import ClassSet, Hints
 from finelens.runs import RunFolder
@@ -159,6 +159,7 @@ def execute(run: RunFolder, inputs: Inputs, console: Console, should_stop: Calla
     if resume:
         run.resume(offset)
     prepared, loaded = inputs.prepared, inputs.loaded
+    release_text(prepared)
     counts = status_counts(loaded.records)
     if fresh:
         offset = _log_start(run, inputs, counts)

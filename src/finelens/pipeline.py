@@ -124,6 +124,12 @@ def prepare(
     return Prepared(method, classes, report, engine, heads, task, support)
 
 
+def release_text(prepared: Prepared) -> None:
+    """Give back the memory of the text tower, once the method is chosen, where no text is left to encode. For runs that own their backbone."""
+    if not prepared.task.needs_text and prepared.support is None:
+        prepared.engine.backbone.release_text()
+
+
 def _class_set(
     config: RunConfig, names: Sequence[str], descriptions: str | Path | Mapping[str, Any] | None, backbone: Backbone, console: Console
 ) -> tuple[ClassSet, DescriptionReport | None]:

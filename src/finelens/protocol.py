@@ -138,6 +138,9 @@ class Backbone(nn.Module, ABC):
         """Differentiable text features (T, E), unit norm, from embeddings (T, L, W_text) and the ids that place the pooling token."""
         raise NotAvailableError(f"backbone {self.name!r} has no differentiable text tower; use a method without learned text context")
 
+    def release_text(self) -> None:
+        """Give back the memory of the text tower; its methods raise or load it again from here on. Default: nothing to give back."""
+
     @abstractmethod
     def tunable(self, scope: str) -> dict[str, nn.Parameter]:
         """Named parameters that training a scope of the image tower moves; the caller switches ``requires_grad``.
@@ -304,11 +307,13 @@ class Task(nn.Module, ABC):
         views: Views each step needs.
         inference: Views an answer needs besides the centre view; None for most methods.
         optimisation: Optimiser and warm-up.
+        needs_text: Whether training encodes texts; the text tower is released before it where it does not.
     """
 
     views: ViewPlan
     inference: InferenceViews | None = None
     optimisation: Optimisation = Optimisation()
+    needs_text: bool = False
 
     @abstractmethod
     def prepare(self, features: TargetFeatures) -> None:

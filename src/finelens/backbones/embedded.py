@@ -151,6 +151,10 @@ class EmbeddedBackbone(Backbone):
         host = tokens.cpu()
         return self._project_text(self.text_tower.encode_embeddings(embeddings.to(host.device), host.ne(0).long()))
 
+    def release_text(self) -> None:
+        """See :meth:`Backbone.release_text`; the next text loads the sentence encoder again."""
+        self.__dict__.pop("text_tower", None)
+
     def _project_text(self, sentences: Tensor) -> Tensor:
         """Both heads on unit-norm sentence vectors (T, 384), giving (T, 1664)."""
         t = sentences.to(self.imagenet_texts) - self.imagenet_texts.mean(0)  # (T, 384)

@@ -147,6 +147,10 @@ class OpenClipBackbone(Backbone):
         """Differentiable unit-norm text features (T, E)."""
         return unit(self._text_tower.encode_embeddings(embeddings, tokens))
 
+    def release_text(self) -> None:
+        """See :meth:`Backbone.release_text`; texts then raise."""
+        self.text = None
+
     def tunable(self, scope: str) -> dict[str, nn.Parameter]:
         """See :meth:`Backbone.tunable`; names begin as those of :meth:`image_state` do."""
         blocks, final = self.visual.depth_groups()
@@ -181,7 +185,7 @@ class OpenClipBackbone(Backbone):
     def _text_tower(self) -> TextTower:
         if self.text is None:
             raise NotAvailableError(
-                f"{self.name!r} was rebuilt from a saved model without its text tower; load the original backbone to encode texts"
+                f"{self.name!r} was rebuilt from a saved model, or adapted, and has no text tower; load the original backbone to encode texts"
             )
         return self.text
 

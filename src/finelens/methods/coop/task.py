@@ -43,6 +43,7 @@ class Coop(Task):
 
     views = ViewPlan(weak=False, strong=False)
     optimisation = Optimisation("sgd", warmup_epochs=1)
+    needs_text = True
 
     def __init__(self, engine: Engine, heads: ClassHeads, config: CoopConfig, *, weight_decay: float, seed: int, sets: int = 1) -> None:
         super().__init__()
