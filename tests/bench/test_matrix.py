@@ -16,7 +16,7 @@ from finelens.bench.guard import Labels
 from finelens.bench.matrix import Plan, choose_methods, run
 from finelens.bench.protocols import make_split, parse_protocol
 from finelens.bench.results import ResultsFile, unpack
-from finelens.bench.sets.table import find_data
+from finelens.bench.sets.find import find_data
 from finelens.errors import UserError
 from finelens.methods.registry import METHODS, find_method
 from finelens.solvers import TDA, OnlineGda, OnZeta

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
-from finelens.bench.sets.table import find_data
+from finelens.bench.sets.find import find_data
 from finelens.bench.sets.tar_shards import members
 from finelens.bench.sets.webdataset import LABELS, MOST_LABEL_BYTES
 from finelens.errors import UserError
@@ -214,6 +214,18 @@ def write_gtsrb(root):
     return folder
 
 
+def test_gtsrb_as_torchvision_downloads_it(tmp_path):
+    folder = write_gtsrb(tmp_path)
+    (tmp_path / "gtsrb").mkdir()
+    (folder / "GT-final_test.csv").rename(tmp_path / "gtsrb/GT-final_test.csv")
+    (folder / "Final_Training/Images").rename(folder / "Training")
+    (folder / "Final_Training").rmdir()
+    folder.rename(tmp_path / "gtsrb/GTSRB")
+    data = read("gtsrb", tmp_path)
+    assert (labels(data.train), labels(data.test)) == ([0, 0, 14, 14], [14, 0])
+    assert data.split.startswith("Training and GT-final_test.csv")
+
+
 def test_gtsrb(tmp_path):
     folder = write_gtsrb(tmp_path)
     data = read("gtsrb", tmp_path)
@@ -236,7 +248,7 @@ def test_drawn_splits_depend_on_names_alone(tmp_path, name, folder, first, train
             picture(tmp_path / folder / own / f"{own}_{i:03d}.jpg", 20 * k + i)
     (tmp_path / folder / "readme.txt").write_text("no image")
     data = read(name, tmp_path)
-    assert data.class_names == (first.replace("_", " "), "dense residential")
+    assert data.class_names == (first.lower(), "dense residential")
     assert labels(data.train) == [0] * train + [1] * train
     both = [{image.name for image in part.images} for part in (data.train, data.test)]
     assert not both[0] & both[1]
@@ -248,6 +260,63 @@ def test_drawn_splits_depend_on_names_alone(tmp_path, name, folder, first, train
     after = {image.name for image in read(name, tmp_path).train.images}
     assert len(after - both[0]) <= 1
     assert read(name, tmp_path).split != data.split
+
+
+def test_caltech101_and_eurosat_have_names_of_ours(tmp_path):
+    for folder in ("101_ObjectCategories/airplanes", "101_ObjectCategories/Faces_easy", "101_ObjectCategories/crocodile_head"):
+        for i in range(2):
+            picture(tmp_path / "caltech101" / folder / f"image_000{i}.jpg", i)
+    data = read("caltech101", tmp_path)
+    assert data.class_names == ("airplane", "crocodile head")
+    assert (labels(data.train), labels(data.test)) == ([0, 1], [0, 1])
+    assert {image.name.split("/")[0] for part in (data.train, data.test) for image in part.images} == {"airplanes", "crocodile_head"}
+    for folder in ("AnnualCrop", "River", "SeaLake"):
+        for i in range(2):
+            picture(tmp_path / "eurosat/2750" / folder / f"{folder}_{i}.jpg", i)
+    data = read("eurosat", tmp_path)
+    assert data.class_names == ("fields of annual crops", "river", "a sea or lake")
+    assert data.split.startswith("50 % of each class drawn by finelens (3 train, 3 test")
+
+
+@pytest.mark.parametrize("layout", ["sun397", "torchvision"])
+def test_sun397_with_the_split_of_its_authors(tmp_path, layout):
+    root, lists = (tmp_path / "sun397", tmp_path / "sun397/Partitions") if layout == "sun397" else (tmp_path, tmp_path / "SUN397")
+    places = ("/a/abbey", "/a/apartment_building/outdoor")
+    for place in places:
+        for i in range(2):
+            picture(root / f"SUN397{place}" / f"sun_{i}.jpg", i)
+    lists.mkdir(exist_ok=True)
+    (lists / "ClassName.txt").write_text("".join(f"{place}\n" for place in places))
+    (lists / "Training_01.txt").write_text(f"{places[0]}/sun_0.jpg\n{places[1]}/sun_1.jpg\n")
+    (lists / "Testing_01.txt").write_text(f"{places[1]}/sun_0.jpg\n{places[0]}/sun_1.jpg\n")
+    data = read("sun397", tmp_path)
+    assert data.class_names == ("abbey", "outdoor apartment building")
+    assert (labels(data.train), labels(data.test)) == ([0, 1], [1, 0])
+    (lists / "Testing_01.txt").write_text("/a/attic/sun_0.jpg\n")
+    with pytest.raises(UserError, match="is in no class of ClassName"):
+        find_data("sun397", tmp_path)[1]()
+
+
+@pytest.mark.parametrize("renamed", [True, False])
+def test_ucf101_middle_frames_with_the_split_of_its_authors(tmp_path, renamed):
+    folders = ("Apply_Lipstick", "Handstand_Pushups") if renamed else ("ApplyLipstick", "HandstandPushups")
+    for folder, clip in zip(folders, ("ApplyLipstick", "HandStandPushups"), strict=True):
+        for i in range(2):
+            picture(tmp_path / "ucf101/UCF-101-midframes" / folder / f"v_{clip}_g01_c0{i}.jpg", i)
+    lists = tmp_path / "ucf101/ucfTrainTestlist"
+    lists.mkdir()
+    (lists / "classInd.txt").write_text("1 ApplyLipstick\r\n2 HandstandPushups\r\n")
+    (lists / "trainlist01.txt").write_text("HandstandPushups/v_HandStandPushups_g01_c00.avi 2\nApplyLipstick/v_ApplyLipstick_g01_c01.avi 1\n")
+    (lists / "testlist01.txt").write_text("ApplyLipstick/v_ApplyLipstick_g01_c00.avi\nHandstandPushups/v_HandstandPushups_g01_c01.avi\n")
+    data = read("ucf101", tmp_path)
+    assert data.class_names == ("apply lipstick", "handstand pushups")
+    assert (labels(data.train), labels(data.test)) == ([1, 0], [0, 1])
+    (lists / "testlist01.txt").write_text("ApplyLipstick/v_ApplyLipstick_g09_c00.avi\n")
+    with pytest.raises(UserError, match=r"1 of 1 images are not in .*, first ApplyLipstick/v_ApplyLipstick_g09_c00.jpg"):
+        find_data("ucf101", tmp_path)[1]()
+    (lists / "testlist01.txt").write_text("Yoga/v_Yoga_g09_c00.avi\n")
+    with pytest.raises(UserError, match="is in no class of classInd"):
+        find_data("ucf101", tmp_path)[1]()
 
 
 def test_a_split_file_for_sets_without_split(tmp_path):

@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from finelens.bench.data import DataSet
-from finelens.bench.sets.table import SETS, find_data
+from finelens.bench.sets.find import find_data
+from finelens.bench.sets.table import SETS
 from finelens.classes.templates import check_templates
 from finelens.errors import UserError
 from finelens.images.store import load_images

@@ -55,7 +55,7 @@ def bench(
     from finelens.bench.matrix import Plan, choose_methods, run
     from finelens.bench.protocols import parse_protocol
     from finelens.bench.results import ResultsFile
-    from finelens.bench.sets.table import find_data
+    from finelens.bench.sets.find import find_data
     from finelens.config import parse_assignments
     from finelens.console import Console
     from finelens.files import check_target

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,11 @@ def text_lines(path: Path) -> list[str]:
 def readable(name: str) -> str:
     """A folder's or file's class name in words."""
     return " ".join(name.replace("_", " ").split())
+
+
+def spoken(name: str) -> str:
+    """A class name in small words: ``BareLand`` and ``bare_land`` are "bare land"."""
+    return re.sub("(?<=[a-z])(?=[A-Z])", " ", readable(name)).lower()
 
 
 def folder_part(root: Path, folders: Sequence[str]) -> Part:

@@ -4,21 +4,38 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from finelens.bench.data import DataSet
-from finelens.bench.sets.common import listed_part, readable
+from finelens.bench.sets.common import listed_part, spoken
 from finelens.classes.names import check_names
 from finelens.images.discover import discover
 
 DRAW = "finelens split 0"
 
 
-def read_drawn(name: str, folder: Path, percent: int, templates: tuple[str, ...] | None = None) -> DataSet:
+def read_drawn(
+    name: str,
+    folder: Path,
+    percent: int,
+    templates: tuple[str, ...] | None = None,
+    *,
+    called: Mapping[str, str] | None = None,
+    left_out: Collection[str] = (),
+) -> DataSet:
     """A data set from ``CLASS/*``: of each class ``percent`` for training, rounded, at least one; the rest for testing.
 
     The images of a class are sorted by the hash of :data:`DRAW` and ``CLASS/FILE``; the first ones are for training. So the draw depends on names
     alone, and an image that is missing moves no more than one other.
+
+    Args:
+        name: Name of the set.
+        folder: Holds the class folders.
+        percent: Share of the training part.
+        templates: Prompts of the set.
+        called: Our names of classes whose folder's name is none.
+        left_out: Folders that are no class.
 
     Raises:
         UserError: There is no image.
@@ -26,7 +43,7 @@ def read_drawn(name: str, folder: Path, percent: int, templates: tuple[str, ...]
     by_class: dict[str, list[str]] = {}
     for image in discover(folder):
         own, slash, _ = image.name.partition("/")
-        if slash:
+        if slash and own not in left_out:
             by_class.setdefault(own, []).append(image.name)
     names = sorted(by_class)
     parts: tuple[list[tuple[str, int]], list[tuple[str, int]]] = [], []
@@ -38,7 +55,7 @@ def read_drawn(name: str, folder: Path, percent: int, templates: tuple[str, ...]
     digest = hashlib.sha256("\n".join([*(path for path, _ in parts[0]), ";", *(path for path, _ in parts[1])]).encode()).hexdigest()
     return DataSet(
         name=name,
-        class_names=tuple(check_names([readable(title) for title in names], source=f"folders of {folder}")),
+        class_names=tuple(check_names([(called or {}).get(title, spoken(title)) for title in names], source=f"folders of {folder}")),
         train=listed_part(folder, parts[0], f"{folder}, training part"),
         test=listed_part(folder, parts[1], f"{folder}, test part"),
         layout="drawn",

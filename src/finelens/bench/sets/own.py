@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from finelens.bench.data import DataSet
-from finelens.bench.sets.common import finish, readable, text_lines
+from finelens.bench.sets.common import finish, readable, spoken, text_lines
 from finelens.errors import UserError
+from finelens.images.discover import discover
 
 Templates = tuple[str, ...] | None
 
@@ -75,6 +76,59 @@ def read_cub(folder: Path, templates: Templates = None) -> DataSet:
         [(path, int(labels[key]) - 1) for key, path in tables["images"].items() if training[key] == flag] for flag in ("1", "0")
     ]
     return finish("cub", folder / "images", names, parts[0], parts[1], "train_test_split.txt", templates)
+
+
+def read_sun397(folder: Path, templates: Templates = None) -> DataSet:
+    """SUN397: ``SUN397/a/abbey/*.jpg`` and the first of the authors' ten splits: ``ClassName.txt``, ``Training_01.txt``, ``Testing_01.txt``.
+
+    Where a place has two parts, such as ``/a/apartment_building/outdoor``, the last comes first in its name.
+    """
+    lists = next((place for place in (folder, folder / "Partitions", folder / "SUN397") if (place / "Training_01.txt").is_file()), folder)
+    titles = text_lines(lists / "ClassName.txt")
+    names = [" ".join(readable(part) for part in reversed(title.strip("/").split("/")[1:])) for title in titles]
+    index = {title: i for i, title in enumerate(titles)}
+
+    def rows(file: str) -> list[tuple[str, int]]:
+        lines = text_lines(lists / file)
+        unknown = next((line for line in lines if line.rpartition("/")[0] not in index), None)
+        if unknown is not None:
+            raise UserError(f"{lists / file}: {unknown!r} is in no class of ClassName.txt")
+        return [(line.lstrip("/"), index[line.rpartition("/")[0]]) for line in lines]
+
+    return finish(
+        "sun397", folder / "SUN397", names, rows("Training_01.txt"), rows("Testing_01.txt"), "Training_01.txt and Testing_01.txt", templates
+    )
+
+
+def read_ucf101(folder: Path, templates: Templates = None) -> DataSet:
+    """UCF101: the middle frame of each video, ``UCF-101-midframes/Apply_Lipstick/v_ApplyLipstick_g01_c01.jpg`` (or ``ApplyLipstick/...``), and the
+    first of the authors' three splits: ``ucfTrainTestlist/classInd.txt``, ``trainlist01.txt``, ``testlist01.txt``.
+    """
+    frames, lists = folder / "UCF-101-midframes", folder / "ucfTrainTestlist"
+    actions = [line.partition(" ")[2] for line in text_lines(lists / "classInd.txt")]
+    index = {action: i for i, action in enumerate(actions)}
+    # Lists and videos do not agree on capital letters in HandstandPushups.
+    there = {_plain(image.name): image.name for image in discover(frames)}
+
+    def rows(file: str) -> list[tuple[str, int]]:
+        found = []
+        for line in text_lines(lists / file):
+            video = line.partition(" ")[0]
+            action, _, clip = video.partition("/")
+            if action not in index:
+                raise UserError(f"{lists / file}: {video!r} is in no class of classInd.txt")
+            frame = f"{action}/{clip.removesuffix('.avi')}.jpg"
+            found.append((there.get(_plain(frame), frame), index[action]))
+        return found
+
+    split = "trainlist01.txt and testlist01.txt, middle frames"
+    return finish("ucf101", frames, [spoken(action) for action in actions], rows("trainlist01.txt"), rows("testlist01.txt"), split, templates)
+
+
+def _plain(path: str) -> str:
+    """A frame's path without what its spellings differ in."""
+    folder, _, file = path.rpartition("/")
+    return f"{folder.replace('_', '')}/{file}".lower()
 
 
 def _table(path: Path) -> dict[str, str]:

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from finelens.bench.data import DataSet
-from finelens.bench.sets import webdataset
 from finelens.bench.sets.cifar import read_cifar10, read_cifar100
 from finelens.bench.sets.coop import read_coop
 from finelens.bench.sets.drawn import read_drawn
-from finelens.bench.sets.imagefolder import read_image_folder, test_folder
 from finelens.bench.sets.imagenet import KAGGLE, SOLUTION, read_imagenet
-from finelens.bench.sets.lists import list_files, read_lists
-from finelens.bench.sets.own import read_aircraft, read_cub, read_dtd, read_food101, read_pets
-from finelens.bench.sets.parquet import read_parquet, shards_of
+from finelens.bench.sets.own import read_aircraft, read_cub, read_dtd, read_food101, read_pets, read_sun397, read_ucf101
 from finelens.bench.sets.tables import read_birdsnap, read_cars, read_flowers, read_gtsrb
 from finelens.bench.sets.wordnet import read_variant
-from finelens.errors import UserError
 
 Reader = Callable[[Path, tuple[str, ...] | None], DataSet]
 
@@ -30,7 +24,7 @@ class SetSpec:
 
     Attributes:
         name: What ``--data`` takes and rows say.
-        folder: Its folder, below the folder of data sets.
+        folder: Its folder, below the folder of data sets; of several with | between them, the first that has what is needed.
         needs: Files or folders in it that must be there; of several with | between them, one.
         read: Reads the folder.
         steps: How to get it, as commands and sentences.
@@ -53,9 +47,10 @@ def _coop(name: str, folder: str, split: str, images: str, get: str, templates: 
     def read(root: Path, own: tuple[str, ...] | None) -> DataSet:
         return read_coop(name, root / split, root / images, own)
 
-    where = f"{folder}/{images}" if images != "." else folder
+    first = folder.partition("|")[0]
+    where = f"{first}/{images}" if images != "." else first
     steps = (
-        f"{get}, so that the images lie in {where}; put the split file {split}, which the CoOp project publishes with its data set notes, in {folder}"
+        f"{get}, so that the images lie in {where}; put the split file {split}, which the CoOp project publishes with its data set notes, in {first}"
     )
     return SetSpec(name, folder, (split, *(() if images == "." else (images,))), read, steps, templates)
 
@@ -67,11 +62,24 @@ def _variant(name: str, folder: str, images: str, get: str, templates: tuple[str
     return SetSpec(name, folder, (images if images != "." else "README.txt",), read, f"{get}; {_WNID_NAMES}", templates)
 
 
-def _drawn(name: str, folder: str, first: str, percent: int, get: str) -> SetSpec:
-    def read(root: Path, own: tuple[str, ...] | None) -> DataSet:
-        return read_drawn(name, root, percent, own)
+def _drawn(
+    name: str,
+    folder: str,
+    first: str,
+    percent: int,
+    get: str,
+    templates: tuple[str, ...],
+    *,
+    called: Mapping[str, str] | None = None,
+    left_out: Collection[str] = (),
+) -> SetSpec:
+    inner = first.rpartition("/")[0]
 
-    return SetSpec(name, folder, (first,), read, f"{get}, so that the class folders lie in {folder}", _SATELLITE)
+    def read(root: Path, own: tuple[str, ...] | None) -> DataSet:
+        return read_drawn(name, root / inner, percent, own, called=called, left_out=left_out)
+
+    where = f"{folder.partition('|')[0]}/{inner}".rstrip("/")
+    return SetSpec(name, folder, (first,), read, f"{get}, so that the class folders lie in {where}", templates)
 
 
 _WNID_NAMES = (
@@ -87,6 +95,21 @@ _DTD_GET = "download dtd-r1.0.1.tar.gz from the Describable Textures page of the
 _RESISC_GET = "get NWPU-RESISC45 from the page of its authors at Northwestern Polytechnical University and unpack it"
 _AID_GET = "get AID from the page of its authors at Wuhan University and unpack it"
 _FLOWERS_GET = "download 102flowers.tgz from the Flowers-102 page of the Visual Geometry Group and unpack it"
+_CALTECH_GET = "download caltech-101.zip from Caltech's data archive and unpack it and the 101_ObjectCategories archive in it"
+_EUROSAT_GET = "download EuroSAT.zip (RGB) from the EuroSAT page and unpack it"
+_SUN_GET = "download SUN397.tar.gz from the SUN page of Princeton's vision group and unpack it"
+_UCF_GET = "get the middle frames of UCF101 (UCF-101-midframes.zip of the CoOp project) and unpack them"
+_SCENE = ("a photo of a {}.", "a photo taken at a {}.")
+_LAND = {
+    "AnnualCrop": "fields of annual crops",
+    "HerbaceousVegetation": "grass and shrubs",
+    "Highway": "a highway or road",
+    "Industrial": "industrial buildings",
+    "Pasture": "pasture",
+    "PermanentCrop": "orchards or vineyards",
+    "Residential": "residential buildings",
+    "SeaLake": "a sea or lake",
+}
 _CAR = ("a photo of a {}, a car.", "a photo of the car model {}.")
 
 SETS: tuple[SetSpec, ...] = (
@@ -115,7 +138,7 @@ SETS: tuple[SetSpec, ...] = (
         _photo("pet"),
     ),
     SetSpec("food101", "food-101", ("images", "meta/train.txt", "meta/test.txt", "meta/classes.txt"), read_food101, _FOOD_GET, _photo("food")),
-    SetSpec("dtd", "dtd", ("images", "labels/train1.txt", "labels/test1.txt"), read_dtd, _DTD_GET, _TEXTURE),
+    SetSpec("dtd", "dtd|dtd/dtd", ("images", "labels/train1.txt", "labels/test1.txt"), read_dtd, _DTD_GET, _TEXTURE),
     SetSpec(
         "aircraft",
         "fgvc-aircraft-2013b",
@@ -134,18 +157,18 @@ SETS: tuple[SetSpec, ...] = (
     ),
     _coop(
         "caltech101-coop",
-        "caltech-101",
+        "caltech-101|caltech101",
         "split_zhou_Caltech101.json",
         "101_ObjectCategories",
-        "download caltech-101.zip from Caltech's data archive and unpack it and the 101_ObjectCategories archive in it",
+        _CALTECH_GET,
         _PLAIN,
     ),
-    _coop("dtd-coop", "dtd", "split_zhou_DescribableTextures.json", "images", _DTD_GET, _TEXTURE),
-    _coop("eurosat-coop", "eurosat", "split_zhou_EuroSAT.json", "2750", "download EuroSAT.zip (RGB) from the EuroSAT page and unpack it", _SATELLITE),
+    _coop("dtd-coop", "dtd|dtd/dtd", "split_zhou_DescribableTextures.json", "images", _DTD_GET, _TEXTURE),
+    _coop("eurosat-coop", "eurosat", "split_zhou_EuroSAT.json", "2750", _EUROSAT_GET, _SATELLITE),
     _coop("food101-coop", "food-101", "split_zhou_Food101.json", "images", _FOOD_GET, _photo("food")),
     _coop(
         "flowers102-coop",
-        "oxford_flowers",
+        "oxford_flowers|flowers-102",
         "split_zhou_OxfordFlowers.json",
         "jpg",
         _FLOWERS_GET,
@@ -165,21 +188,48 @@ SETS: tuple[SetSpec, ...] = (
         "sun397",
         "split_zhou_SUN397.json",
         "SUN397",
-        "download SUN397.tar.gz from the SUN page of Princeton's vision group and unpack it",
-        ("a photo of a {}.", "a photo taken at a {}."),
+        _SUN_GET,
+        _SCENE,
     ),
     _coop(
         "ucf101-coop",
         "ucf101",
         "split_zhou_UCF101.json",
         "UCF-101-midframes",
-        "get the middle frames of UCF101 (UCF-101-midframes.zip of the CoOp project) and unpack them",
+        _UCF_GET,
         _ACTION,
     ),
     _coop("resisc45-coop", "NWPU-RESISC45", "split.json", ".", _RESISC_GET, _SATELLITE),
     _coop("aid-coop", "AID", "split.json", ".", _AID_GET, _SATELLITE),
-    _drawn("resisc45", "NWPU-RESISC45", "airplane", 20, _RESISC_GET),
-    _drawn("aid", "AID", "Airport", 50, _AID_GET),
+    _drawn("resisc45", "NWPU-RESISC45", "airplane", 20, _RESISC_GET, _SATELLITE),
+    _drawn("aid", "AID", "Airport", 50, _AID_GET, _SATELLITE),
+    _drawn("eurosat", "eurosat", "2750/AnnualCrop", 50, _EUROSAT_GET, _SATELLITE, called=_LAND),
+    _drawn(
+        "caltech101",
+        "caltech-101|caltech101",
+        "101_ObjectCategories/airplanes",
+        50,
+        _CALTECH_GET,
+        _PLAIN,
+        called={"airplanes": "airplane", "Faces": "face", "Leopards": "leopard", "Motorbikes": "motorbike"},
+        left_out=("BACKGROUND_Google", "Faces_easy"),
+    ),
+    SetSpec(
+        "sun397",
+        "sun397|.",
+        ("SUN397", "Training_01.txt|Partitions/Training_01.txt|SUN397/Training_01.txt"),
+        read_sun397,
+        f"{_SUN_GET} into sun397, with Partitions.zip of the same page beside the folder SUN397",
+        _SCENE,
+    ),
+    SetSpec(
+        "ucf101",
+        "ucf101",
+        ("UCF-101-midframes", "ucfTrainTestlist/classInd.txt", "ucfTrainTestlist/trainlist01.txt", "ucfTrainTestlist/testlist01.txt"),
+        read_ucf101,
+        f"{_UCF_GET} into ucf101; unpack UCF101TrainTestSplits-RecognitionTask.zip of the UCF101 page (University of Central Florida) beside them",
+        _ACTION,
+    ),
     SetSpec(
         "imagenet",
         "imagenet",
@@ -207,8 +257,8 @@ SETS: tuple[SetSpec, ...] = (
     ),
     SetSpec(
         "gtsrb",
-        "GTSRB",
-        ("Final_Training/Images", "Final_Test/Images"),
+        "GTSRB|gtsrb/GTSRB",
+        ("Final_Training/Images|Training", "Final_Test/Images"),
         read_gtsrb,
         "download GTSRB_Final_Training_Images.zip, GTSRB_Final_Test_Images.zip and GTSRB_Final_Test_GT.zip from the GTSRB page and unpack them, "
         "GT-final_test.csv into GTSRB",
@@ -232,58 +282,10 @@ SETS: tuple[SetSpec, ...] = (
     ),
     SetSpec(
         "flowers102",
-        "oxford_flowers",
+        "oxford_flowers|flowers-102",
         ("jpg", "imagelabels.mat", "setid.mat"),
         read_flowers,
         f"{_FLOWERS_GET} with imagelabels.mat and setid.mat beside jpg, and put the class names there: classes.txt, one a line, or cat_to_name.json",
         _photo("flower"),
     ),
 )
-
-
-def find_data(text: str, root: Path | None) -> tuple[str, Callable[[], DataSet]]:
-    """A data set's name and how to read it.
-
-    Args:
-        text: A folder, a name under ``root``, or the name of a set of :data:`SETS`.
-        root: Folder of data sets.
-
-    Raises:
-        UserError: There is no such folder, or the set is not there; the message says how to get it.
-    """
-    named = next((spec for spec in SETS if spec.name == text), None)
-    place = None if named is None or root is None or _missing(named, root) else root / named.folder
-    for folder in [Path(text), *([] if root is None else [root / text])]:
-        # The authors' layout may hold a folder train as well.
-        reader = None if place is not None and folder.resolve() == place.resolve() else _reader(folder)
-        if reader is not None:
-            return folder.resolve().name, partial(reader, folder)
-    if named is not None and place is not None:
-        return named.name, partial(named.read, place, named.templates)
-    if named is None:
-        where = "" if root is None else f" and none in {root}"
-        names = ", ".join(known.name for known in SETS)
-        raise UserError(f"--data {text}: there is no such folder{where} with train and test in it; give one, or one of {names} with --data-root")
-    if root is None:
-        raise UserError(f"--data {text}: say with --data-root where {named.folder} lies. To get it: {named.steps}")
-    missing = _missing(named, root) or [""]
-    raise UserError(f"--data {text}: {root / named.folder / missing[0]} is missing. To get it: {named.steps}; all in {root}")
-
-
-def _missing(spec: SetSpec, root: Path) -> list[str]:
-    """What is not there, in words."""
-    places = {need: need.split("|") for need in spec.needs}
-    return [" or ".join(found) for found in places.values() if not any((root / spec.folder / place).exists() for place in found)]
-
-
-def _reader(folder: Path) -> Callable[[Path], DataSet] | None:
-    """How to read a folder that is no set with a name; None if it is no data set."""
-    if not folder.is_dir():
-        return None
-    if webdataset.shards_of(folder, "test"):
-        return webdataset.read_webdataset
-    if (folder / "train").is_dir() or test_folder(folder) is not None:
-        return read_image_folder
-    if list_files(folder) is not None:
-        return read_lists
-    return read_parquet if shards_of(folder) else None

@@ -18,19 +18,24 @@ FLOWER_NAMES = ("classes.txt", "cat_to_name.json")
 
 
 def read_gtsrb(folder: Path, templates: Templates = None) -> DataSet:
-    """GTSRB: ``Final_Training/Images/00000/GT-00000.csv`` and so on, ``Final_Test/Images`` with ``GT-final_test.csv``; names of signs by us."""
+    """GTSRB: ``Final_Training/Images/00000/GT-00000.csv`` and so on, ``Final_Test/Images`` with ``GT-final_test.csv``; names of signs by us.
+
+    ``Training/00000``, which torchvision downloads, holds fewer images; the split says which of the two it was.
+    """
     names = files("finelens.bench.sets").joinpath("traffic_signs.txt").read_text(encoding="utf-8").splitlines()
     training: Rows = []
-    for table in sorted((folder / "Final_Training/Images").glob("*/GT-*.csv")):
-        place = f"Final_Training/Images/{table.parent.name}"
+    part = next(name for name in ("Final_Training/Images", "Training") if (folder / name).is_dir())
+    for table in sorted((folder / part).glob("*/GT-*.csv")):
+        place = f"{part}/{table.parent.name}"
         training += [(f"{place}/{row['Filename']}", _number(row, "ClassId", table)) for row in read_table(table, ";", ("Filename", "ClassId"))]
-    list_file = next((folder / file for file in ("GT-final_test.csv", "Final_Test/Images/GT-final_test.csv") if (folder / file).is_file()), None)
+    places = (folder, folder / "Final_Test/Images", folder.parent)
+    list_file = next((place / "GT-final_test.csv" for place in places if (place / "GT-final_test.csv").is_file()), None)
     if list_file is None:
         raise UserError(f"{folder}: GT-final_test.csv is missing; it is in GTSRB_Final_Test_GT.zip, and belongs in this folder")
     test = [
         (f"Final_Test/Images/{row['Filename']}", _number(row, "ClassId", list_file)) for row in read_table(list_file, ";", ("Filename", "ClassId"))
     ]
-    return finish("gtsrb", folder, names, training, test, "Final_Training and GT-final_test.csv", templates)
+    return finish("gtsrb", folder, names, training, test, f"{part.partition('/')[0]} and GT-final_test.csv", templates)
 
 
 def read_birdsnap(folder: Path, templates: Templates = None) -> DataSet:
