@@ -24,6 +24,7 @@ from finelens.images.discover import ImageFile, discover
 from finelens.images.strict import note_complaints
 from finelens.images.views import ViewConfig
 from finelens.methods.auto import AUTO
+from finelens.methods.joint_gmm import CLS, JointGmmConfig
 from finelens.methods.registry import find_method
 from finelens.methods.support_task import SupportConfig
 from finelens.models import choose_device
@@ -65,6 +66,9 @@ def make_config(verb: str, photos: str, method: str, assignments: Assignments, *
     options: Any = from_mapping(found.config_class, assignments.get("method", {}), "method")
     if isinstance(options, SupportConfig) and options.support is not None:
         options = replace(options, support=_absolute(options.support))
+    if isinstance(options, JointGmmConfig):
+        views = tuple(entry if entry == CLS else _absolute(entry) for entry in options.extra)
+        options = replace(options, extra=views, extra_names=tuple(map(_absolute, options.extra_names)))
     precision = choose_precision(wanted.precision, choose_device(given.get("device", "cpu"))).name
     return RunConfig(
         verb=cast(Any, verb),
@@ -88,6 +92,8 @@ def adapt(
     strict: bool = False,
     prototypes: str | Path | None = None,
     row_names: str | Path | None = None,
+    extra: Sequence[str | Path] = (),
+    extra_names: Sequence[str | Path] = (),
     logit_scale: float | None = None,
     backbone: str | None = None,
     method: str = "microclip",
@@ -113,6 +119,9 @@ def adapt(
         strict: Whether photographs that decode although the image library complained get a note in their row.
         prototypes: ``.npy`` or ``.safetensors`` of class prototypes in the place of texts, rows in the order of the classes.
         row_names: Text file of row names for a feature file of another origin.
+        extra: Feature files of further encoders about the same images, matched by content or name, for ``joint-gmm``: the same as its option
+            ``method.extra``, see docs/features.md. ``cls`` stands for the model's own pooled token.
+        extra_names: Text files of row names for those of another origin: one for all, or one each.
         logit_scale: Multiplier of cosines for features of another origin; by default what a file says, else 100.
         backbone: ``embedded``, ``open_clip:NAME/TAG``, ``hf-hub:ORG/REPO`` or ``local:DIR``; by default ``embedded``, or what the feature file says.
         method: Name of the method, see ``finelens methods``; ``auto`` chooses one and says why (docs/auto.md).
@@ -130,11 +139,12 @@ def adapt(
         UserError: Input that cannot be used; the message names it and the remedy.
     """
     console = console or Console()
+    options = _with_extra(method, options or {}, extra, extra_names)
     config = make_config(
         verb,
         _absolute(photos),
-        starting_method(method, options or {}, minutes),
-        options or {},
+        starting_method(method, options, minutes),
+        options,
         classes_file=_absolute(classes),
         descriptions_file=None if descriptions is None else _absolute(descriptions),
         hints_file=None if hints is None else _absolute(hints),
@@ -156,6 +166,19 @@ def adapt(
         config, inputs = choice.config, replace(inputs, prepared=choice.prepared, choice=choice.reason)
     with RunFolder.create(out, config, overwrite=overwrite) as run:
         return execute(run, inputs, console, should_stop)
+
+
+def _with_extra(method: str, options: Assignments, extra: Sequence[str | Path], names: Sequence[str | Path]) -> Assignments:
+    """The options with ``--extra`` among those of the method."""
+    if not extra and not names:
+        return options
+    if method != AUTO and not issubclass(find_method(method).config_class, JointGmmConfig):
+        raise UserError(f"--extra has an effect with --method joint-gmm only, and the method is {method}; leave it out")
+    if "extra" in options.get("method", {}):
+        raise UserError("--extra and --set method.extra say the same thing; give one of them")
+    if not extra:
+        raise UserError("--extra-names is about the files of --extra; give them, or leave it out")
+    return {**options, "method": {**options.get("method", {}), "extra": [str(path) for path in extra], "extra_names": [str(path) for path in names]}}
 
 
 def _absolute(path: str | Path) -> str:
@@ -217,6 +240,8 @@ def predict(
     device: str = "cpu",
     strict: bool = False,
     row_names: str | Path | None = None,
+    extra: Sequence[str | Path] = (),
+    extra_names: Sequence[str | Path] = (),
     calibrate: str | Path | None = None,
     calibrate_photos: str | Path | None = None,
     coverage: float | None = None,
@@ -231,6 +256,8 @@ def predict(
         device: Where to run it.
         strict: As in :func:`adapt`.
         row_names: As in :func:`adapt`.
+        extra: Feature files of the further encoders that the run was made with, in that order, about these images; see docs/features.md.
+        extra_names: Text files of row names for those of another origin: one for all, or one each.
         calibrate: CSV file with the columns ``path`` and ``label`` of some photographs; writes conformal sets too, see docs/calibration.md.
         calibrate_photos: Folder of those photographs; by default ``photos``.
         coverage: Share of the sets that should hold the true class; by default 0.9.
@@ -246,11 +273,11 @@ def predict(
     elif calibrate_photos is not None or coverage is not None:
         raise UserError("--coverage and --calibrate-photos have an effect with --calibrate only: give labelled photographs, or leave them out")
     source = _source(photos, row_names, strict)
-    classifier = load_run(run, device=device)
+    classifier = load_run(run, device=device, extra=extra, extra_names=extra_names, source_named=row_names is not None)
     if isinstance(source, FeatureFile):
-        found = predict_features(classifier.model, source)
+        found = predict_features(classifier.model, source, extra=classifier.extra)
     else:
-        found = predict_items(classifier.model, source, classifier.limits, console)
+        found = predict_items(classifier.model, source, classifier.limits, console, extra=classifier.extra)
         if strict:
             found = replace(found, records=note_complaints(source, found.records, console))
     rows = _rows(found, classifier.classes)
@@ -315,6 +342,8 @@ def evaluate(
     device: str = "cpu",
     json_file: str | Path | None = None,
     row_names: str | Path | None = None,
+    extra: Sequence[str | Path] = (),
+    extra_names: Sequence[str | Path] = (),
     console: Console | None = None,
 ) -> dict[str, Any]:
     """Score a finished run on labelled photographs; the only place where labels meet the code.
@@ -326,6 +355,8 @@ def evaluate(
         device: Where to run it.
         json_file: Where to write the result.
         row_names: As in :func:`adapt`.
+        extra: Feature files of the further encoders that the run was made with, in that order, about these images; see docs/features.md.
+        extra_names: Text files of row names for those of another origin: one for all, or one each.
         console: Progress.
 
     Returns:
@@ -338,16 +369,16 @@ def evaluate(
     console = console or Console()
     if json_file is not None:
         check_json_target(Path(json_file), EVALUATION_KEYS)
-    classifier = load_run(run, device=device)
+    classifier = load_run(run, device=device, extra=extra, extra_names=extra_names, source_named=row_names is not None)
     source = _source(test, row_names) if is_feature_path(test) else None
     if isinstance(source, FeatureFile):
         truth = read_labels(Path(test), labels, classifier.classes, names=[record.name for record in source.records])
-        found = predict_features(classifier.model, source)
+        found = predict_features(classifier.model, source, extra=classifier.extra)
         found = replace(found, records=[record for record in found.records if record.name in truth])
     else:
         truth = read_labels(Path(test), labels, classifier.classes)
         files = [file for file in discover(Path(test)) if file.name in truth]
-        found = predict_items(classifier.model, files, classifier.limits, console)
+        found = predict_items(classifier.model, files, classifier.limits, console, extra=classifier.extra)
     kept = [record for record in found.records if record.index is not None]
     if not kept:
         raise UserError(f"none of the {len(found.records)} labelled files in {test} is an image that can be read")
@@ -373,6 +404,8 @@ def report(
     labels: str | Path | None = None,
     test: str | Path | None = None,
     device: str = "cpu",
+    extra: Sequence[str | Path] = (),
+    extra_names: Sequence[str | Path] = (),
     console: Console | None = None,
 ) -> Path:
     """Write the report and the model card of a finished run again, with labels where there are some.
@@ -382,6 +415,8 @@ def report(
         labels: ``folders`` or a CSV file, as for :func:`evaluate`; the result is kept in the run as ``evaluation.json``.
         test: Folder of labelled photographs; by default those the run was adapted to.
         device: Where the model runs.
+        extra: As for :func:`predict`, about ``test``; without ``test`` the run's own.
+        extra_names: As for :func:`predict`.
         console: Progress.
 
     Returns:
@@ -398,7 +433,8 @@ def report(
         if test is not None and labels is None:
             raise UserError("--test needs --labels: folders, or a CSV file with the columns path,label")
         if labels is not None:
-            evaluate(run, test or folder.config.photos, labels, device=device, json_file=folder.evaluation_path, console=console)
+            given: dict[str, Any] = {"extra": extra, "extra_names": extra_names} if test is not None else own_features(folder.config)
+            evaluate(run, test or folder.config.photos, labels, device=device, json_file=folder.evaluation_path, console=console, **given)
         if is_feature_path(folder.config.photos):
             path = write_report(folder, no_photos)
         else:
@@ -406,6 +442,13 @@ def report(
             path = write_report(folder, from_folder(Path(folder.config.photos), classifier.limits), classifier.model)
     console.say(f"wrote {path}")
     return path
+
+
+def own_features(config: RunConfig) -> dict[str, Any]:
+    """``extra``, ``extra_names`` and ``row_names`` that a run was made with, as :func:`evaluate` takes them."""
+    options = config.method_options
+    files = [entry for entry in options.get("extra", []) if entry != CLS]
+    return {"extra": files, "extra_names": options.get("extra_names", []), "row_names": config.row_names_file}
 
 
 def explain(run: str | Path, image: str | Path, out: str | Path | None = None, *, device: str = "cpu", console: Console | None = None) -> Explanation:
@@ -428,6 +471,8 @@ def explain(run: str | Path, image: str | Path, out: str | Path | None = None, *
     if out is not None:
         check_target(Path(out), HTML_START)
     folder = RunFolder.open(run, lock=False)
+    if own_features(folder.config)["extra"]:
+        raise UserError(f"{run} looks at features of further encoders, which explain does not have of one photograph; ask finelens predict --extra")
     found = explain_image(folder, load_run(run, device=device), Path(image), console)
     if out is not None:
         write_text(Path(out), explained_html(found, folder.path, photographs(folder.config.photos)))

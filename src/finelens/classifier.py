@@ -10,6 +10,7 @@ import numpy as np
 from finelens.config import RunConfig
 from finelens.console import Console
 from finelens.errors import UserError
+from finelens.feature_store.extra import ExtraFiles, check_encoders, read_extra
 from finelens.feature_store.files import is_feature_path, read_features
 from finelens.images.decode import DecodeLimits
 from finelens.images.discover import discover
@@ -28,11 +29,13 @@ class Classifier:
     Attributes:
         model: The loaded model.
         classes: Class names, in the order of the columns of ``predict_proba``.
+        extra: Features of further encoders for the images that will be asked about; None where the model looks at none.
     """
 
-    def __init__(self, model: Model, config: RunConfig) -> None:
+    def __init__(self, model: Model, config: RunConfig, extra: ExtraFiles | None = None) -> None:
         self.model = model
         self.classes = list(model.class_names)
+        self.extra = extra
         self._config = config
 
     @property
@@ -52,9 +55,9 @@ class Classifier:
     def predictions(self, images: str | Path | ImageItems, *, zero_shot: bool = True, console: Console | None = None) -> Predictions:
         """Logits of a folder, of Python images or of a feature file, by branch and with the unadapted model's beside them."""
         if isinstance(images, (str, Path)) and is_feature_path(images):
-            return predict_features(self.model, read_features(Path(images)), zero_shot=zero_shot)
+            return predict_features(self.model, read_features(Path(images)), zero_shot=zero_shot, extra=self.extra)
         source = discover(Path(images)) if isinstance(images, (str, Path)) else images
-        return predict_items(self.model, source, self.limits, console or Console(enabled=False), zero_shot=zero_shot)
+        return predict_items(self.model, source, self.limits, console or Console(enabled=False), zero_shot=zero_shot, extra=self.extra)
 
     def predict_proba(self, images: str | Path | ImageItems) -> np.ndarray:
         """Class probabilities (N, C), one row per input in its order; a file that cannot be read gives a row of NaN.
@@ -102,15 +105,24 @@ class Classifier:
         return sets_of(self.predictions(images, zero_shot=False), self.classes, rule)
 
 
-def load_run(run: str | Path, *, device: str = "cpu") -> Classifier:
+def load_run(
+    run: str | Path, *, device: str = "cpu", extra: Sequence[str | Path] = (), extra_names: Sequence[str | Path] = (), source_named: bool = False
+) -> Classifier:
     """Load a finished run.
 
     Args:
         run: The run folder.
         device: Where to run it.
+        extra: Feature files of the further encoders that the run was made with, about the images that will be asked about.
+        extra_names: Text files of row names for those that are arrays of another origin: one for all, or one each.
+        source_named: Whether the user names the rows of the images' own feature file.
 
     Raises:
-        UserError: Not a run, not finished, or damaged.
+        UserError: Not a run, not finished, or damaged; or features of other encoders than the run's.
     """
     folder = RunFolder.open(run, lock=False)
-    return Classifier(load_model(folder.model_dir, device=device), folder.config)
+    files = read_extra(extra, extra_names, source_named=source_named)
+    model = load_model(folder.model_dir, device=device)
+    if files is not None:
+        check_encoders(model.extra, files)
+    return Classifier(model, folder.config, files)

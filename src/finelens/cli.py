@@ -31,6 +31,8 @@ def cli() -> None:
 
 BACKBONES = "embedded, open_clip:NAME/TAG, hf-hub:ORG/REPO or local:DIR."
 _row_names = click.option("--row-names", type=click.Path(path_type=Path), help="Text file, a name for each row of a feature file of another origin.")
+_extra = click.option("--extra", multiple=True, help="Feature file of a further encoder about the same images, for joint-gmm; repeatable.")
+_extra_names = click.option("--extra-names", multiple=True, type=click.Path(path_type=Path), help="Row names of an --extra array of another origin.")
 
 
 def _run_options(command: F) -> F:
@@ -61,6 +63,8 @@ def _run_options(command: F) -> F:
 @click.option("--method", default="microclip", show_default=True, help="See: finelens methods. auto chooses one and says why.")
 @click.option("--minutes", type=float, help="Time that training may take, for --method auto.  [default: none, so auto trains nothing]")
 @click.option("--hints", type=click.Path(path_type=Path), help="CSV file path,label for a few of PHOTOS; few-shot methods need it.")
+@_extra
+@_extra_names
 def adapt(photos: Path, assignments: tuple[str, ...], **given: Any) -> None:
     """Adapt to PHOTOS, a folder or a feature file, without labels and write a run folder.
 
@@ -106,6 +110,8 @@ def resume(run: Path) -> None:
 @click.option("--calibrate-photos", type=click.Path(path_type=Path), help="Folder of the labelled photographs.  [default: PHOTOS]")
 @click.option("--coverage", type=float, help="Share of the sets that should hold the true class.  [default: 0.9]")
 @_row_names
+@_extra
+@_extra_names
 def predict(run: Path, photos: Path, csv_file: Path, **given: Any) -> None:
     """Classify new PHOTOS, a folder or a feature file, with the finished run in RUN."""
     from finelens import api
@@ -120,6 +126,8 @@ def predict(run: Path, photos: Path, csv_file: Path, **given: Any) -> None:
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="File to write all measures to.")
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:N or mps.")
 @_row_names
+@_extra
+@_extra_names
 def evaluate(run: Path, test: Path, labels: str, **given: Any) -> None:
     """Score the finished run in RUN on the labelled photographs in TEST, a folder or a feature file."""
     from finelens import api
@@ -154,11 +162,13 @@ def features(photos: Path, **given: Any) -> None:
 @click.option("--labels", help="folders, or a CSV file with columns path,label: adds measured accuracy to the report.")
 @click.option("--test", type=click.Path(path_type=Path), help="Folder of the labelled photographs; default: those of the run.")
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:N or mps.")
-def report(run: Path, labels: str | None, test: Path | None, device: str) -> None:
+@_extra
+@_extra_names
+def report(run: Path, **given: Any) -> None:
     """Write report.html and MODEL_CARD.md of the finished run in RUN again."""
     from finelens import api
 
-    api.report(run, labels=labels, test=test, device=device)
+    api.report(run, **given)
 
 
 @cli.command()

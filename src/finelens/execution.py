@@ -8,6 +8,7 @@ import platform
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL
@@ -17,10 +18,11 @@ from torch import Tensor
 from finelens.cache import spill_folder, state_digest
 from finelens.classes.descriptions import load_descriptions
 from finelens.classes.names import read_class_file
-from finelens.config import RunConfig, diff, from_json, to_json
+from finelens.config import RunConfig, diff, from_json, from_mapping, to_json
 from finelens.console import Console, duration
 from finelens.errors import UserError
 from finelens.feature_store.encoder import FeatureEncoder
+from finelens.feature_store.extra import ExtraFiles, read_extra
 from finelens.feature_store.files import FeatureFile
 from finelens.feature_store.runs import open_source
 from finelens.files import write_text
@@ -29,6 +31,7 @@ from finelens.health.signals import Measured, measure, nearest_images, write_mea
 from finelens.hints import check_hints, describe_hints, given_hints, hints_digest, read_hint_labels, read_hints
 from finelens.images.store import LoadedImages
 from finelens.images.strict import note_complaints
+from finelens.methods.joint_gmm import JointGmmConfig
 from finelens.methods.registry import find_method
 from finelens.methods.view_task import ViewTask
 from finelens.models import Model, save_model
@@ -111,6 +114,7 @@ def read_inputs(config: RunConfig, console: Console, hints_copy: Path | None = N
     hints_file = hints_copy or (None if config.hints_file is None else Path(config.hints_file))
     if hints_file is not None and Path(config.photos).is_dir():
         read_hint_labels(hints_file, Path(config.photos), names)
+    further = extra_files(config)
     source = open_source(config, find_method(config.method))
     if isinstance(source, FeatureFile):
         prepared = prepare(config, names, descriptions, console, source)
@@ -121,6 +125,8 @@ def read_inputs(config: RunConfig, console: Console, hints_copy: Path | None = N
             loaded = load(source, decode_limits(config, prepared.engine.backbone.preprocess), console, spill_folder())
         if config.strict:
             loaded = replace(loaded, records=note_complaints(source, loaded.records, console))
+    if further is not None:
+        prepared = replace(prepared, extra=further.of(loaded))
     counts = status_counts(loaded.records)
     console.say(f"images: {len(loaded.records)} files, " + ", ".join(f"{count} {status}" for status, count in counts.items()))
     digests = {
@@ -130,12 +136,26 @@ def read_inputs(config: RunConfig, console: Console, hints_copy: Path | None = N
     }
     if prepared.support is not None:
         digests["support"] = prepared.support.digest
+    if prepared.extra is not None:
+        digests["extra"] = prepared.extra.digest
     hints = None
     if hints_file is not None:
         hints = read_hints(hints_file, Path(config.photos), loaded.records, prepared.classes.names)
         digests["hints"] = hints_digest(hints)
         console.say(describe_hints(hints, prepared.classes.names))
     return Inputs(prepared, loaded, hints, digests)
+
+
+def extra_files(config: RunConfig) -> ExtraFiles | None:
+    """Feature files of further encoders that a run names among its method's options; None where it names none.
+
+    Raises:
+        UserError: They cannot be read.
+    """
+    options: Any = from_mapping(find_method(config.method).config_class, config.method_options, "method")
+    if not isinstance(options, JointGmmConfig):
+        return None
+    return read_extra(options.files, options.extra_names, source_named=config.row_names_file is not None)
 
 
 def execute(run: RunFolder, inputs: Inputs, console: Console, should_stop: Callable[[], bool] | None = None, *, resume: bool = False) -> RunResult:
@@ -222,6 +242,7 @@ def _refuse_changes(run: RunFolder, inputs: Inputs) -> None:
         "images": f"photographs in {run.config.photos}",
         "classes": f"class names, templates or descriptions of {run.path}",
         "hints": f"hints in {run.given_hints_path}",
+        "extra": f"features of further encoders in {', '.join(map(str, run.config.method_options.get('extra', [])))}",
         "support": f"images, classes or captions of support set {run.config.method_options.get('support')}",
     }
     logged = {event["event"]: event for event in run.events() if "digest" in event}
@@ -244,6 +265,8 @@ def _log_start(run: RunFolder, inputs: Inputs, counts: dict[str, int]) -> int:
     classes = prepared.classes
     if prepared.support is not None:
         run.log("support", count=len(prepared.support.rows), digest=digests["support"])
+    if prepared.extra is not None:
+        run.log("extra", encoders=[str(encoder) for encoder in prepared.extra.encoders], digest=digests["extra"])
     if inputs.hints is not None:
         write_text(run.given_hints_path, given_hints(inputs.hints, inputs.loaded.records, classes.names))
         run.log("hints", count=len(inputs.hints.index), digest=digests["hints"])

@@ -16,6 +16,7 @@ from finelens import __version__
 from finelens.backbones.registry import rebuild_image_tower
 from finelens.config import TrainingConfig, from_mapping
 from finelens.errors import UserError
+from finelens.feature_store.extra import ExtraEncoder
 from finelens.files import file_digest, load_tensors, read_json, save_tensors, write_json
 from finelens.methods.head_task import cosine_logits
 from finelens.methods.heads import ClassHeads
@@ -45,6 +46,7 @@ class Model:
         zero_shot_heads: Text heads (C, E) of the unadapted model: ``templates`` and ``descriptions``.
         base: Values that the adapted tensors of the backbone had before, by name; empty where nothing was adapted.
         temperature: What the logits of the answer are divided by, see ``finelens.evaluation.calibration``; 1 leaves them.
+        extra: Further encoders whose features the method looks at, in the order of ``--extra``.
     """
 
     engine: Engine
@@ -56,6 +58,7 @@ class Model:
     zero_shot_heads: dict[str, Tensor]
     base: dict[str, Tensor]
     temperature: float = 1.0
+    extra: tuple[ExtraEncoder, ...] = ()
 
     def logits(self, images: Tensor, views: Tensor | None = None) -> dict[str, Tensor]:
         """Logits (B, C) by branch of uint8 centre views (B, 3, S, S) and, for a method that asks for them, further views (B, M, 3, S, S).
@@ -119,6 +122,7 @@ def save_model(folder: Path, model: Model) -> None:
         "temperature": model.temperature,
         "backbone": backbone.image_config(),
         "sha256": {name: file_digest(folder / name) for name in (MODEL_WEIGHTS_FILE, ZERO_SHOT_WEIGHTS_FILE)},
+        "extra": [to_plain(encoder) for encoder in model.extra],
     }
     write_json(folder / MODEL_CONFIG_FILE, document)
 
@@ -183,7 +187,8 @@ def _rebuild(folder: Path, document: dict[str, Any], device: str, precision: str
     temperature = float(document.get("temperature", 1.0))
     if not 0 < temperature < math.inf:
         raise ValueError(f"temperature {temperature}")
-    return Model(engine, task, names, method.name, document["method_options"], training, heads, base, temperature)
+    extra = tuple(from_mapping(ExtraEncoder, own, "extra") for own in document.get("extra", []))
+    return Model(engine, task, names, method.name, document["method_options"], training, heads, base, temperature, extra)
 
 
 def strip_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -20,6 +20,7 @@ from finelens.console import Console, duration
 from finelens.errors import UserError
 from finelens.evaluation.calibration import label_free_temperature
 from finelens.feature_store.encoder import FeatureEncoder, target_features
+from finelens.feature_store.extra import Extra, ExtraFiles, check_encoders
 from finelens.feature_store.files import FeatureFile
 from finelens.feature_store.runs import check_prediction, check_tower, given_prototypes, open_backbone
 from finelens.feature_store.store import feature_rows
@@ -61,6 +62,7 @@ class Prepared:
         heads: Text heads.
         task: The method's task, not prepared yet.
         support: Images of the classes from outside the target set; None where the method takes none.
+        extra: Features of further encoders for the target images, in store order; None in a run without.
     """
 
     method: Method
@@ -70,6 +72,7 @@ class Prepared:
     heads: ClassHeads
     task: Task
     support: SupportImages | None = None
+    extra: Extra | None = None
 
 
 def prepare(
@@ -238,6 +241,8 @@ def fit(
     engine, method, task = prepared.engine, prepared.method, prepared.task
     check_hints(method, given=hints is not None)
     features = raw = target_features(engine, store, decode_limits(config, engine.backbone.preprocess).short_side, console)
+    if prepared.extra is not None:
+        features = raw = replace(features, extra=prepared.extra.features)
     check_image_features(features.global_, console)
     zero_shot = cosine_logits(engine, features.global_, prepared.heads.templates).float().cpu()
     described = None if prepared.report is None else cosine_logits(engine, features.global_, prepared.heads.descriptions).float().cpu()
@@ -273,6 +278,7 @@ def fit(
         training=config.training,
         zero_shot_heads={"templates": prepared.heads.templates, "descriptions": prepared.heads.descriptions},
         base=base,
+        extra=() if prepared.extra is None else prepared.extra.encoders,
     )
     return Fitted(model, zero_shot, None if method.needs_pixels else raw, described, looks)
 
@@ -388,7 +394,7 @@ def predict_store(
     if encoder is not None and isinstance(model.task, ViewTask):
         return predict_views(model, store, encoder, console)
     if features is not None and not find_method(model.method).needs_pixels:
-        return _join([model.logits(rows) for rows in feature_rows(features, BATCH)])
+        return _join([model.logits(rows) for rows in feature_rows(features, BATCH, extra=True)])
     parts: list[dict[str, Tensor]] = []
     with console.progress(len(store), "predict") as bar:
         for centre, further in _prediction_views(model, store):
@@ -424,7 +430,13 @@ class Predictions:
 
 
 def predict_items(
-    model: Model, source: list[ImageFile] | ImageItems, limits: DecodeLimits, console: Console, *, zero_shot: bool = True
+    model: Model,
+    source: list[ImageFile] | ImageItems,
+    limits: DecodeLimits,
+    console: Console,
+    *,
+    zero_shot: bool = True,
+    extra: ExtraFiles | None = None,
 ) -> Predictions:
     """Predict files or Python objects; memory does not grow with their number.
 
@@ -434,11 +446,13 @@ def predict_items(
         limits: Decode limits of the run.
         console: Progress.
         zero_shot: Whether to ask the unadapted model as well.
+        extra: Features of further encoders, for a model that looks at them.
 
     Raises:
-        UserError: The model has no image tower.
+        UserError: The model has no image tower, or needs other features of further encoders.
     """
     check_tower(model)
+    check_encoders(model.extra, extra)
     records: list[ImageRecord] = []
     parts: list[Predictions] = []
     rows = 0
@@ -454,32 +468,37 @@ def predict_items(
             records += [replace(r, index=None if r.index is None else r.index + rows) for r in loaded.records]
             rows += len(loaded.store)
             if len(loaded.store):
-                parts.append(_predict_group(model, loaded.store, encoder, zero_shot))
+                parts.append(_predict_group(model, loaded, encoder, zero_shot, extra))
             bar.update(len(group))
     return Predictions(records, _join([part.logits for part in parts]), _join([part.zero_shot for part in parts]))
 
 
-def predict_features(model: Model, file: FeatureFile, *, zero_shot: bool = True) -> Predictions:
+def predict_features(model: Model, file: FeatureFile, *, zero_shot: bool = True, extra: ExtraFiles | None = None) -> Predictions:
     """Predict the rows of a feature file.
 
     Raises:
         UserError: The model needs pixels, or features of another model.
     """
     check_prediction(model, file)
-    features = file.store.features
+    check_encoders(model.extra, extra)
+    features = _with_extra(file.store.features, file, extra)
     first = [model.zero_shot_logits(rows) for rows in feature_rows(features, BATCH)] if zero_shot else []
     return Predictions(file.records, predict_store(model, file.store, Console(enabled=False), features), _join(first))
 
 
-def _predict_group(model: Model, store: ImageStore, encoder: FeatureEncoder, zero_shot: bool) -> Predictions:
-    quiet = Console(enabled=False)
+def _with_extra(features: TargetFeatures, source: LoadedImages | FeatureFile, extra: ExtraFiles | None) -> TargetFeatures:
+    return features if extra is None else replace(features, extra=tuple(rows.to(features.cls.device) for rows in extra.of(source).features))
+
+
+def _predict_group(model: Model, loaded: LoadedImages, encoder: FeatureEncoder, zero_shot: bool, extra: ExtraFiles | None) -> Predictions:
+    quiet, store = Console(enabled=False), loaded.store
     features = None
     if zero_shot or not find_method(model.method).needs_pixels:
         with model.unadapted():
             # Filling a chunk up and keeping the result is not worth it for a few images.
             few = len(store) < CPU_CHUNK and not isinstance(model.task, ViewTask)
             views = _centre_views(store, model.engine.backbone.preprocess, quiet, "encode")
-            features = model.engine.features(views) if few else encoder.centre(store, quiet, "encode")
+            features = _with_extra(model.engine.features(views) if few else encoder.centre(store, quiet, "encode"), loaded, extra)
     first = [model.zero_shot_logits(rows) for rows in feature_rows(features, BATCH)] if zero_shot and features is not None else []
     return Predictions([], predict_store(model, store, quiet, features, encoder), _join(first))
 

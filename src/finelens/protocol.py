@@ -386,7 +386,7 @@ class Hints:
 
 class FeatureRows(Tensor):
     """Rows (B, E + W) of ``global_`` and ``cls`` side by side, as the unadapted tower gave them: what ``Task.predict_logits`` and
-    ``Engine.encode_frozen`` take in the place of pixels.
+    ``Engine.encode_frozen`` take in the place of pixels. A task that takes features of further encoders finds them behind these columns.
     """
 
 
@@ -416,6 +416,7 @@ class TargetFeatures:
         views: Gives the centre views of the same images in another tower's geometry, uint8 batches (B, 3, S, S) in store order.
         first_views: Gives the views that the first epoch has of the same images, in store order.
         support: What the user gave with ``method.support``; None in a run without.
+        extra: Features of further encoders, (N, D_v) each; none in a run without ``--extra``.
     """
 
     global_: Tensor
@@ -424,3 +425,4 @@ class TargetFeatures:
     views: Callable[[Preprocess], Iterator[Tensor]] | None = None
     first_views: Callable[[ViewPlan], Iterator[Batch]] | None = None
     support: Support | None = None
+    extra: tuple[Tensor, ...] = ()

@@ -41,8 +41,9 @@ class LoadedFeatures:
     records: list[ImageRecord]
 
 
-def feature_rows(features: TargetFeatures, batch_size: int) -> Iterator[FeatureRows]:
-    """Features in the form that takes the place of pixels, in batches (B, E + W)."""
+def feature_rows(features: TargetFeatures, batch_size: int, *, extra: bool = False) -> Iterator[FeatureRows]:
+    """Features in the form that takes the place of pixels, in batches (B, E + W); with ``extra`` those of further encoders behind them."""
+    further = features.extra if extra else ()
     for start in range(0, len(features.global_), batch_size):
-        rows = slice(start, start + batch_size)
-        yield torch.cat([features.global_[rows], features.cls[rows]], dim=1).as_subclass(FeatureRows)  # (B, E + W)
+        parts = [part[start : start + batch_size] for part in (features.global_, features.cls, *further)]
+        yield torch.cat(parts, dim=1).as_subclass(FeatureRows)  # (B, E + W + sum D_v)

@@ -86,8 +86,12 @@ class SolverTask(FrozenTask):
     @torch.no_grad()
     def predict_logits(self, images: Tensor) -> dict[str, Tensor]:
         """Log-probabilities of the images' features under the fitted solver."""
-        tokens = self.engine.encode_frozen(images)
+        rows = self.seen(images)
         state = {name: getattr(self, name) for name in self.solver.state_names}
         classes, width = self.prototypes.shape
         solver = self.solver.load_state(state, classes=classes, features=width)
-        return {"logits": solver.predict_log_proba(self.rows(tokens)).float()}
+        return {"logits": solver.predict_log_proba(rows).float()}
+
+    def seen(self, images: Tensor) -> Tensor | list[Tensor]:
+        """What the solver takes of uint8 centre views (B, 3, S, S), or of :class:`~finelens.protocol.FeatureRows` of them."""
+        return self.rows(self.engine.encode_frozen(images))

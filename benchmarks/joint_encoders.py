@@ -1,0 +1,104 @@
+"""joint-gmm with a second encoder beside the embedded one, fitted and asked on the test part of labelled sets; one JSON line a run.
+
+    python benchmarks/joint_encoders.py DATA --sets pets37 dtd10 --encoder tf_efficientnet_lite2 --checkpoint lite2.safetensors --out results.jsonl
+    python benchmarks/joint_encoders.py --table results.jsonl
+
+DATA holds one folder per set, as for ``finelens bench``; the checkpoint is in timm's layout. Views: ``joint`` is the embedded joint space, ``cls``
+the pooled token of its tower, ``second`` the pooled feature of the other encoder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import finelens
+from finelens.bench.context import Context, Start
+from finelens.bench.data import read_folder
+from finelens.bench.measures import measure
+from finelens.bench.protocols import Split
+from finelens.bench.runner import zero_shot
+from finelens.config import from_mapping
+from finelens.console import Console
+from finelens.images.batches import centre_batches
+from finelens.methods.joint_gmm import JointTask
+from finelens.methods.nola.second_encoder import TimmEncoder
+from finelens.methods.registry import find_method
+
+QUIET = Console(enabled=False)
+VIEWS = {"joint": (), "joint + cls": ("cls",), "joint + second": ("second.npy",), "joint + cls + second": ("cls", "second.npy")}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path, nargs="?")
+    parser.add_argument("--sets", nargs="+", default=[])
+    parser.add_argument("--encoder", default="tf_efficientnet_lite2", help="name in timm")
+    parser.add_argument("--checkpoint", type=Path)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--table", type=Path, help="print the table of a file of results")
+    given = parser.parse_args()
+    if given.table is not None:
+        print(table([json.loads(line) for line in given.table.read_text().splitlines()]))
+        return
+    about = {
+        "encoder": given.encoder,
+        "finelens": finelens.__version__,
+        "command": "python benchmarks/joint_encoders.py DATA " + " ".join(sys.argv[2:]),
+    }
+    start, encoder = Start("embedded"), TimmEncoder(given.encoder, given.checkpoint)
+    for name in given.sets:
+        context = Context(read_folder(given.data / name), start, Console())
+        images = context.test.images(np.arange(len(context.test.row_digests)))
+        second = encoder.encode_all((views for _, views in centre_batches(images, encoder.preprocess, 16)), start.engine)
+        for what, extra in VIEWS.items():
+            row = {**run(context, what, extra, second), **about}
+            with given.out.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+            print(json.dumps(row), flush=True)
+
+
+def run(context: Context, what: str, extra: tuple[str, ...], second: Tensor) -> dict[str, Any]:
+    """One row."""
+    engine, names, method = context.start.fresh_engine(), context.data.class_names, find_method("joint-gmm")
+    config = context.config("joint-gmm", 0, {"method": {"extra": list(extra)}})
+    options: Any = from_mapping(method.config_class, config.method_options, "method")
+    task = method.build(engine, context.heads(names), options, config.training, 0)
+    assert isinstance(task, JointTask)
+    features = engine.centre(context.test.features)
+    task.prepare(replace(features, extra=(second,) * len(options.files)))
+    truth = context.test.truth().labels
+    rows = np.arange(len(truth))
+    logits = {"logits": task.target_log_proba.float().cpu().numpy()}
+    measures, _ = measure(truth, logits, zero_shot(context, Split(rows, rows, tuple(names), len(names))), names)
+    kept = ("accuracy", "accuracy_interval", "zero_shot_accuracy", "description_ensemble_accuracy", "gain", "gain_interval", "n")
+    weights = [round(weight, 3) for weight in task.solver.weights_.tolist()]
+    return {"set": context.data.name, "backbone": "embedded", "setting": "transductive", "views": what, "weights": weights} | {
+        name: measures[name] for name in kept
+    }
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Markdown."""
+    lines = ["| set | images | zero-shot | descriptions | " + " | ".join(VIEWS) + " | gain of the last |", "|---" * (len(VIEWS) + 5) + "|"]
+    for name in dict.fromkeys(row["set"] for row in rows):
+        own = {row["views"]: row for row in rows if row["set"] == name}
+        last = own["joint + cls + second"]
+        low, high = last["gain_interval"]
+        cells = [name, str(last["n"]), *(f"{100 * last[key]:.1f}" for key in ("zero_shot_accuracy", "description_ensemble_accuracy"))]
+        cells += [f"{100 * own[what]['accuracy']:.1f}" for what in VIEWS]
+        lines.append("| " + " | ".join(cells) + f" | {100 * last['gain']:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}] |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main()
