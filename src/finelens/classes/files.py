@@ -59,7 +59,12 @@ def read_utf8(path: str | Path, what: str) -> str:
     try:
         # A device or pipe has no size to check beforehand, so the limit is on what is read.
         with open(path, "rb") as stream:
-            data = stream.read(MAX_BYTES + 1)
+            blocks, left = [], MAX_BYTES + 1
+            # One read of that length would reserve it all for a list of ten names.
+            while left > 0 and (block := stream.read(min(left, 1 << 20))):
+                blocks.append(block)
+                left -= len(block)
+            data = b"".join(blocks)
     except FileNotFoundError:
         raise UserError(f"{what} {quote(str(path))} does not exist; check the path") from None
     except IsADirectoryError:
