@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 
@@ -11,7 +12,7 @@ from finelens.config import RunConfig
 from finelens.console import Console
 from finelens.errors import UserError
 from finelens.feature_store.extra import ExtraFiles, check_encoders, read_extra
-from finelens.feature_store.files import is_feature_path, read_features
+from finelens.feature_store.files import given_features, is_feature_path, is_matrix, read_features
 from finelens.images.decode import DecodeLimits
 from finelens.images.discover import discover
 from finelens.images.store import ImageItems
@@ -56,6 +57,8 @@ class Classifier:
         """Logits of a folder, of Python images or of a feature file, by branch and with the unadapted model's beside them."""
         if isinstance(images, (str, Path)) and is_feature_path(images):
             return predict_features(self.model, read_features(Path(images)), zero_shot=zero_shot, extra=self.extra)
+        if is_matrix(images):
+            return predict_features(self.model, given_features(cast(Any, images)), zero_shot=zero_shot, extra=self.extra)
         source = discover(Path(images)) if isinstance(images, (str, Path)) else images
         return predict_items(self.model, source, self.limits, console or Console(enabled=False), zero_shot=zero_shot, extra=self.extra)
 
@@ -63,7 +66,7 @@ class Classifier:
         """Class probabilities (N, C), one row per input in its order; a file that cannot be read gives a row of NaN.
 
         Args:
-            images: A folder, a feature file, or a sequence of paths, Pillow images, uint8 arrays or tensors.
+            images: A folder, a feature file, a sequence of paths, Pillow images, uint8 arrays or tensors, or features (N, D) in floating point.
         """
         found = self.predictions(images, zero_shot=False)
         out = np.full((len(found.records), len(self.classes)), np.nan)

@@ -9,18 +9,27 @@ from typing import Any
 import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted
+from torch import Tensor
 
 from finelens.api import make_config
+from finelens.backbones.features_only import KIND
 from finelens.cache import spill_folder
 from finelens.choice import choose, starting_method
 from finelens.classes.names import read_class_file
 from finelens.classifier import Classifier
 from finelens.console import Console
+from finelens.errors import UserError
+from finelens.feature_store.files import given_features, is_matrix
+from finelens.feature_store.prototypes import check_width, given_prototypes
+from finelens.feature_store.runs import refuse_pixels_method
 from finelens.hints import hints_by_position
 from finelens.images.discover import discover
 from finelens.images.store import ImageItems
 from finelens.methods.auto import AUTO
+from finelens.methods.registry import find_method
 from finelens.pipeline import decode_limits, fit, load, prepare, release_text
+
+Features = Tensor | np.ndarray
 
 
 class LabelFreeClassifier(ClassifierMixin, BaseEstimator):
@@ -40,6 +49,7 @@ class LabelFreeClassifier(ClassifierMixin, BaseEstimator):
     Attributes:
         classes_: Class names, in the order of the columns of :meth:`predict_proba`.
         classifier_: The fitted :class:`~finelens.classifier.Classifier`.
+        n_features_in_: Feature width D, after a fit on features.
     """
 
     def __init__(
@@ -65,20 +75,36 @@ class LabelFreeClassifier(ClassifierMixin, BaseEstimator):
         self.options = options
         self.verbose = verbose
 
-    def fit(self, X: str | Path | ImageItems, y: object = None, *, hints: Mapping[int, str] | None = None) -> LabelFreeClassifier:
-        """Adapt to unlabelled images.
+    def fit(
+        self,
+        X: str | Path | ImageItems | Features,
+        y: object = None,
+        *,
+        prototypes: Features | None = None,
+        logit_scale: float | None = None,
+        hints: Mapping[int, str] | None = None,
+    ) -> LabelFreeClassifier:
+        """Adapt to unlabelled images, or to features of any model.
 
         Args:
             X: A folder, or a sequence or data set of paths, Pillow images, uint8 arrays or tensors. Labels that a data set may hold are not touched.
+                Or features (N, D) in floating point, with ``prototypes``.
             y: Ignored, present by convention; labels never reach the methods.
+            prototypes: One prototype a class, (C, D), or several, (C, K, D), in the order of ``classes``: what stands for the texts beside features.
+                Without ``classes`` the classes are called 0 to C - 1.
+            logit_scale: The model's multiplier of cosines, beside features; by default 100, as CLIP models have it.
             hints: Class names of a few images by their position in ``X``, given on purpose: what few-shot methods learn from, and fixed labels for
                 the others. The empty name says "none of these classes".
 
         Raises:
             UserError: Input that cannot be used.
         """
+        if is_matrix(X) or prototypes is not None:
+            return self._fit_features(X, prototypes, logit_scale, hints)
+        if logit_scale is not None:
+            raise UserError("logit_scale has an effect beside features only: a model of photographs has its own; leave it out")
         console = Console(enabled=self.verbose)
-        names = read_class_file(Path(self.classes)) if isinstance(self.classes, (str, Path)) else list(self.classes)
+        names = self._names()
         start = starting_method(self.method, self.options or {}, self.minutes)
         config = make_config("adapt", "(images from Python)", start, self.options or {}, backbone=self.backbone, seed=self.seed, device=self.device)
         prepared = prepare(config, names, self.descriptions, console)
@@ -93,12 +119,41 @@ class LabelFreeClassifier(ClassifierMixin, BaseEstimator):
         self.classes_ = np.array(names)
         return self
 
-    def predict_proba(self, X: str | Path | ImageItems) -> np.ndarray:
-        """Class probabilities (N, C); NaN in the row of an image that cannot be read."""
+    def _fit_features(self, X: Any, prototypes: Features | None, logit_scale: float | None, hints: Mapping[int, str] | None) -> LabelFreeClassifier:
+        if not is_matrix(X) or prototypes is None:
+            raise UserError("features and prototypes go together: give fit features (N, D) in floating point and prototypes=(C, D)")
+        if self.descriptions is not None:
+            raise UserError("descriptions have no effect beside prototypes, which stand for the texts; leave one of the two out")
+        console, file, options = Console(enabled=self.verbose), given_features(X), self.options or {}
+        names, given = self._names(), given_prototypes(prototypes, self._names() or [str(c) for c in range(len(prototypes))])
+        check_width(given, file.dim, "features have")
+        start = starting_method(self.method, options, self.minutes)
+        refuse_pixels_method(find_method(start), "the array")
+        told = {"backbone": KIND, "seed": self.seed, "device": self.device, "logit_scale": logit_scale}
+        config = make_config("adapt", "(features from Python)", start, options, **told)
+        prepared = prepare(config, given.classes.names, None, console, file, given)
+        known = None if hints is None else hints_by_position(hints, file.records, given.classes.names)
+        if self.method == AUTO:
+            choice = choose(prepared, file.store, config, known, self.minutes, console)
+            config, prepared = choice.config, choice.prepared
+        self.classifier_ = Classifier(fit(prepared, file.store, config, console, hints=known).model, config)
+        self.classes_ = np.array(names) if names else np.arange(len(given.classes))
+        self.n_features_in_ = file.dim
+        return self
+
+    def _names(self) -> list[str]:
+        return read_class_file(Path(self.classes)) if isinstance(self.classes, (str, Path)) else list(self.classes)
+
+    def predict_proba(self, X: str | Path | ImageItems | Features) -> np.ndarray:
+        """Class probabilities (N, C); NaN in the row of an image that cannot be read, or of a feature of length 0."""
         check_is_fitted(self)
         return self.classifier_.predict_proba(X)
 
-    def predict(self, X: str | Path | ImageItems) -> np.ndarray:
-        """Class names (N,); an image that cannot be read gives the empty string."""
-        check_is_fitted(self)
-        return np.array([name or "" for name in self.classifier_.predict(X)])
+    def predict(self, X: str | Path | ImageItems | Features) -> np.ndarray:
+        """Classes (N,); what has no probabilities gives the empty string, or -1 where classes are numbers."""
+        p = self.predict_proba(X)
+        unknown = np.isnan(p).any(1)
+        found = self.classes_[np.where(unknown[:, None], 0.0, p).argmax(1)]
+        if not unknown.any():
+            return found
+        return np.where(unknown, "" if self.classes_.dtype.kind == "U" else -1, found)

@@ -22,7 +22,8 @@ from finelens.evaluation.calibration import label_free_temperature
 from finelens.feature_store.encoder import FeatureEncoder, target_features
 from finelens.feature_store.extra import Extra, ExtraFiles, check_encoders
 from finelens.feature_store.files import FeatureFile
-from finelens.feature_store.runs import check_prediction, check_tower, given_prototypes, open_backbone
+from finelens.feature_store.prototypes import Prototypes
+from finelens.feature_store.runs import check_prediction, check_tower, open_backbone, prototypes_of_run
 from finelens.feature_store.store import feature_rows
 from finelens.feature_store.view_answers import predict_views
 from finelens.hints import check_hints
@@ -81,6 +82,7 @@ def prepare(
     descriptions: str | Path | Mapping[str, Any] | None,
     console: Console,
     features: FeatureFile | None = None,
+    prototypes: Prototypes | None = None,
 ) -> Prepared:
     """Load the backbone, align and encode the texts, build the task.
 
@@ -90,6 +92,7 @@ def prepare(
         descriptions: Sentences about the classes.
         console: What to say.
         features: The feature file of a run without photographs.
+        prototypes: What stands for the texts; by default what the configuration names.
 
     Raises:
         UserError: Whatever the user can mend: backbone, device, texts, options.
@@ -103,7 +106,7 @@ def prepare(
             f"method {method.name} encodes a support set with the model of the photographs, which a feature file lacks; give the photographs"
         )
     device = choose_device(config.device)
-    prototypes = given_prototypes(config, names, features)
+    prototypes = prototypes_of_run(config, names, features) if prototypes is None else prototypes
     backbone = open_backbone(config, features, prototypes, console)
     if config.backbone == "embedded":
         console.say("backbone: embedded (EfficientNet-Lite0 + MiniLM, a stand-in that knows what is near ImageNet); --backbone takes a CLIP model")

@@ -29,6 +29,8 @@ SUFFIXES = (".npy", ".safetensors")
 _FOREIGN = (".npz", ".pt", ".pth", ".pkl", ".pickle", ".h5", ".hdf5", ".parquet", ".csv", ".mat", ".bin")
 _KEYS = ("global", "features", "image_features", "embeddings")
 _TINY = 1e-12
+# What messages call an array that came from Python.
+IN_MEMORY = Path("array")
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,34 @@ def read_features(path: Path, names_file: Path | None = None) -> FeatureFile:
             raise UserError(f"{path} names its rows itself; leave --row-names out")
         return _read_own(path, metadata)
     matrix = read_matrix(path, _KEYS, "features")
-    names = _row_names(names_file, len(matrix))
+    scale, bias = metadata_number(metadata, "logit_scale", path), metadata_number(metadata, "logit_bias", path)
+    return matrix_file(matrix, _row_names(names_file, len(matrix)), path, scale, bias or 0.0)
+
+
+def is_matrix(value: object) -> bool:
+    """Whether Python gave features, an array (N, D) of floating-point numbers, rather than images."""
+    if isinstance(value, Tensor):
+        return value.ndim == 2 and value.is_floating_point()
+    return isinstance(value, np.ndarray) and value.ndim == 2 and value.dtype.kind == "f"
+
+
+def given_features(value: Tensor | np.ndarray) -> FeatureFile:
+    """Features (N, D) from Python as a feature file; rows are called like images in memory.
+
+    Raises:
+        UserError: They are no matrix of finite numbers, or no row says anything.
+    """
+    # A copy in float32, whatever the number type: the caller's array is never written to.
+    tensor = value.detach().cpu() if isinstance(value, Tensor) else torch.from_numpy(np.array(value, dtype=np.float64))
+    return matrix_file(check_matrix(tensor, IN_MEMORY, "features"), [f"[{i}]" for i in range(len(tensor))], IN_MEMORY)
+
+
+def matrix_file(matrix: Tensor, names: Sequence[str], path: Path, scale: float | None = None, bias: float = 0.0) -> FeatureFile:
+    """A feature file of rows (N, D) of any model.
+
+    Raises:
+        UserError: All rows have length 0.
+    """
     lengths = matrix.norm(dim=1)
     ids = _content_ids(matrix)
     kept = [i for i in range(len(matrix)) if lengths[i] > _TINY]
@@ -121,9 +150,8 @@ def read_features(path: Path, names_file: Path | None = None) -> FeatureFile:
         ImageRecord(name, "ok", "", ids[i], place[i]) if i in place else ImageRecord(name, "degenerate", "the feature has length 0")
         for i, name in enumerate(names)
     ]
-    scale, bias = metadata_number(metadata, "logit_scale", path), metadata_number(metadata, "logit_bias", path)
     rows = global_[order]
-    return FeatureFile(path, FeatureStore([ids[kept[i]] for i in order], TargetFeatures(rows, rows)), records, "", "", scale, bias or 0.0)
+    return FeatureFile(path, FeatureStore([ids[kept[i]] for i in order], TargetFeatures(rows, rows)), records, "", "", scale, bias)
 
 
 def _read_own(path: Path, metadata: dict[str, str]) -> FeatureFile:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -17,7 +18,7 @@ from finelens.classes.files import counted
 from finelens.classes.names import check_names
 from finelens.console import Console
 from finelens.errors import UserError
-from finelens.feature_store.files import FORMAT, SUFFIXES, FeatureFile, check_matrix, feature_metadata, metadata_number, read_matrix
+from finelens.feature_store.files import FORMAT, IN_MEMORY, SUFFIXES, FeatureFile, check_matrix, feature_metadata, metadata_number, read_matrix
 from finelens.files import load_tensors
 from finelens.methods.heads import ClassHeads
 from finelens.protocol import ClassSet
@@ -77,7 +78,31 @@ def read_prototypes(path: Path, class_names: Sequence[str]) -> Prototypes:
         raise UserError(
             f"{path}: its prototypes are of other classes, or in another order, than the class file; give the class file they were made with"
         )
-    groups = _groups(path, tensors, len(names))
+    own = check_matrix(tensors["descriptions"], path, "descriptions") if "descriptions" in tensors else None
+    scale, bias = metadata_number(metadata, "logit_scale", path), metadata_number(metadata, "logit_bias", path)
+    return _prototypes(path, names, _groups(path, tensors, len(names)), _sentences(path, tensors, len(names)), own, scale, bias)
+
+
+def given_prototypes(value: Tensor | np.ndarray, class_names: Sequence[str]) -> Prototypes:
+    """Prototypes (C, D) or (C, K, D) from Python, as :func:`read_prototypes` takes them.
+
+    Raises:
+        UserError: They are no such array, or do not fit the classes.
+    """
+    tensor = value.detach().cpu() if isinstance(value, Tensor) else torch.from_numpy(np.array(value, dtype=np.float64))
+    rows = check_matrix(tensor, IN_MEMORY, "prototypes", (2, 3))
+    return _prototypes(IN_MEMORY, check_names(class_names), _directions(rows), None, None, None, None)
+
+
+def _prototypes(
+    path: Path,
+    names: list[str],
+    groups: list[Tensor],
+    sentences: list[Tensor] | None,
+    own: Tensor | None,
+    logit_scale: float | None,
+    logit_bias: float | None,
+) -> Prototypes:
     if len(groups) != len(names):
         raise UserError(
             f"{path}: {counted(len(groups), 'prototype', 'prototypes')} for {counted(len(names), 'class', 'classes')}; give one each, in order"
@@ -86,10 +111,9 @@ def read_prototypes(path: Path, class_names: Sequence[str]) -> Prototypes:
     if empty:
         raise UserError(f"{path}: the prototype of class {empty[0]!r} has length 0; leave the class out or give it a prototype")
     mean = heads.mean_description_head(groups)
-    own = check_matrix(tensors["descriptions"], path, "descriptions") if "descriptions" in tensors else None
     if own is not None and own.shape != mean.shape:
         raise UserError(f"{path}: descriptions of shape {tuple(own.shape)} beside prototypes of {tuple(mean.shape)}; give one row a class in both")
-    sentences = _sentences(path, tensors, len(names)) or groups
+    sentences = sentences or groups
     padded = heads.pad_descriptions(sentences)
     weighted = heads.weighted_description_head(padded, heads.description_weights(padded, mean))
     classes = ClassSet(tuple(names), (), ((),) * len(names))
@@ -97,8 +121,8 @@ def read_prototypes(path: Path, class_names: Sequence[str]) -> Prototypes:
     return Prototypes(
         path,
         ClassHeads(mean, described, weighted, tuple(sentences), classes),
-        metadata_number(metadata, "logit_scale", path),
-        metadata_number(metadata, "logit_bias", path),
+        logit_scale,
+        logit_bias,
     )
 
 
@@ -108,6 +132,10 @@ def _groups(path: Path, tensors: dict[str, Tensor], count: int) -> list[Tensor]:
     if found is None and "sentences" in tensors:
         return _sentences(path, tensors, count) or []
     value = read_matrix(path, _KEYS, "prototypes", (2, 3)) if found is None else check_matrix(found, path, "prototypes", (2, 3))
+    return _directions(value)
+
+
+def _directions(value: Tensor) -> list[Tensor]:
     return [rows[rows.norm(dim=-1) > 0] for rows in (value[:, None] if value.ndim == 2 else value)]
 
 

@@ -56,18 +56,20 @@ def open_source(config: RunConfig, method: Method) -> list[ImageFile] | FeatureF
             if value is not None:
                 raise UserError(f"{name} has an effect on feature files only, and {config.photos} is none; leave it out")
         return discover(Path(config.photos))
-    if method.needs_pixels:
-        raise UserError(f"method {method.name} needs photographs, and {config.photos} holds features; methods that take features: {_on_features()}")
+    refuse_pixels_method(method, config.photos)
     if config.strict:
         raise UserError(f"--strict looks into photographs, and {config.photos} holds features; leave it out")
     return read_features(Path(config.photos), None if config.row_names_file is None else Path(config.row_names_file))
 
 
-def _on_features() -> str:
-    return ", ".join(method.name for method in METHODS if not method.needs_pixels)
+def refuse_pixels_method(method: Method, what: str) -> None:
+    """Refuse a method that needs photographs where there are features only."""
+    if method.needs_pixels:
+        names = ", ".join(method.name for method in METHODS if not method.needs_pixels)
+        raise UserError(f"method {method.name} needs photographs, and {what} holds features; methods that take features: {names}")
 
 
-def given_prototypes(config: RunConfig, names: Sequence[str], features: FeatureFile | None) -> Prototypes | None:
+def prototypes_of_run(config: RunConfig, names: Sequence[str], features: FeatureFile | None) -> Prototypes | None:
     """The user's prototypes; None where texts are encoded.
 
     Raises:
