@@ -276,12 +276,12 @@ class StepOutput:
 
     Attributes:
         loss: Scalar with gradient.
-        log: Plain numbers; the loop takes their mean over the images of an epoch.
+        log: Numbers of which the loop takes the mean over the images of an epoch; scalars on a device stay there, see ``training.said.number``.
         pseudo_labels: Class that each image was trained towards, (B,), int64, for the collapse alarm; None for a method without.
     """
 
     loss: Tensor
-    log: Mapping[str, float] = field(default_factory=dict)
+    log: Mapping[str, float | Tensor] = field(default_factory=dict)
     pseudo_labels: Tensor | None = None
 
 

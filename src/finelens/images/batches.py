@@ -38,6 +38,7 @@ def batches(
     order: np.ndarray | None = None,
     start_step: int = 0,
     workers: int = DEFAULT_WORKERS,
+    pinned: bool = False,
 ) -> Generator[Batch, None, None]:
     """The batches of one epoch; the last one may be smaller.
 
@@ -54,6 +55,7 @@ def batches(
         order: Positions to visit, (n,); default :func:`epoch_order` over the whole store.
         start_step: Batches to skip, for resuming inside an epoch.
         workers: Threads.
+        pinned: Whether views lie in page-locked memory, from which a GPU copies while it computes.
     """
     positions = epoch_order(len(store), seed, epoch) if order is None else np.asarray(order)
 
@@ -63,10 +65,10 @@ def batches(
         count = len(step)
         return Batch(
             index=torch.tensor(step, dtype=torch.int64),
-            weak=_pixels(count, 3, side, side) if plan.weak else None,
-            strong=_pixels(count, 3, side, side) if plan.strong else None,
-            crops=_pixels(count, plan.crops, 3, side, side) if plan.crops else None,
-            centre=_pixels(count, 3, side, side) if plan.centre else None,
+            weak=_pixels(count, 3, side, side, pinned=pinned) if plan.weak else None,
+            strong=_pixels(count, 3, side, side, pinned=pinned) if plan.strong else None,
+            crops=_pixels(count, plan.crops, 3, side, side, pinned=pinned) if plan.crops else None,
+            centre=_pixels(count, 3, side, side, pinned=pinned) if plan.centre else None,
         )
 
     def fill(batch: Batch, row: int, position: int) -> None:
@@ -144,8 +146,8 @@ def _steps(count: int, batch_size: int, order: np.ndarray | None) -> list[list[i
     return [positions[i : i + batch_size] for i in range(0, len(positions), batch_size)]
 
 
-def _pixels(*shape: int) -> Tensor:
-    return torch.empty(shape, dtype=torch.uint8)
+def _pixels(*shape: int, pinned: bool = False) -> Tensor:
+    return torch.empty(shape, dtype=torch.uint8, pin_memory=pinned)
 
 
 def _build_ahead(steps: list[list[int]], allocate: Callable[[list[int]], T], fill: Callable[[T, int, int], None], workers: int) -> Iterator[T]:

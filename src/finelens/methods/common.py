@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from finelens.training.losses import log_batch_marginal
 from finelens.training.marginal import ClassPrior
+from finelens.training.said import number
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ def weighted_cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor, smoo
 
 def self_training_loss(
     logits: Tensor, pseudo: PseudoLabels, class_prior: ClassPrior, marginal_weight: float, smoothing: float = 0.0
-) -> tuple[Tensor, dict[str, float]]:
+) -> tuple[Tensor, dict[str, float | Tensor]]:
     """Weighted cross-entropy and the marginal term of the batch: the loss that the self-training methods share.
 
     Args:
@@ -67,14 +68,14 @@ def self_training_loss(
     """
     loss = weighted_cross_entropy(logits, pseudo.labels, pseudo.weights, smoothing)
     log = {
-        "ce": loss.item(),
-        "pseudo_confidence": pseudo.posterior.amax(-1).mean().item(),
-        "pseudo_weight": pseudo.weights.mean().item(),
-        "agreement": (logits.argmax(-1) == pseudo.labels).float().mean().item(),
+        "ce": number(loss),
+        "pseudo_confidence": number(pseudo.posterior.amax(-1).mean()),
+        "pseudo_weight": number(pseudo.weights.mean()),
+        "agreement": number((logits.argmax(-1) == pseudo.labels).float().mean()),
     }
     term = class_prior.loss(log_batch_marginal(logits))
     if term is not None:
-        log["marginal"] = term.item()
+        log["marginal"] = number(term)
         loss = loss + marginal_weight * term
     return loss, log
 

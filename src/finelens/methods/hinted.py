@@ -51,6 +51,8 @@ class HintMemory(nn.Module):
 
     def clamp(self, index: Tensor, posterior: Tensor) -> Tensor:
         """Posteriors (B, C) with one-hot rows where there is a hint."""
+        if not len(self.index):
+            return posterior
         hinted, labels = self.find(index)
         if not hinted.any():
             return posterior
@@ -58,6 +60,8 @@ class HintMemory(nn.Module):
 
     def clamp_cosines(self, index: Tensor, scores: Tensor) -> Tensor:
         """Scores (B, C) in cosine range: 1 for the hinted class, -1 for the others."""
+        if not len(self.index):
+            return scores
         hinted, labels = self.find(index)
         if not hinted.any():
             return scores
@@ -65,6 +69,8 @@ class HintMemory(nn.Module):
 
     def apply_to(self, index: Tensor, pseudo: PseudoLabels) -> PseudoLabels:
         """Pseudo-labels with hinted images labelled, certain and fully counted."""
+        if not len(self.index):
+            return pseudo
         hinted, labels = self.find(index)
         if not hinted.any():
             return pseudo

@@ -116,7 +116,7 @@ class Student(Task):
         length = self.engine.backbone.project(tokens.cls).norm(dim=-1, keepdim=True)  # (B, 1)
         return self.feature_scale * length * tokens.global_ @ self.head.T
 
-    def loss(self, logits: Tensor, pseudo: PseudoLabels) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, logits: Tensor, pseudo: PseudoLabels) -> tuple[Tensor, dict[str, float | Tensor]]:
         """Label-smoothed cross-entropy to the pseudo-labels, and the marginal term where one is asked for.
 
         Args:

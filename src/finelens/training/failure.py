@@ -22,13 +22,18 @@ def first_not_finite(named: Mapping[str, Tensor]) -> str | None:
     """Name of the first tensor with a NaN or an infinity; None where all numbers are finite."""
     if not named:
         return None
-    # The largest magnitude carries NaN and infinity, and unlike a sum of squares it cannot overflow.
-    largest = torch.stack([tensor.detach().abs().amax().float() for tensor in named.values() if tensor.numel()])
-    bad = (~torch.isfinite(largest)).nonzero()
+    bad = (~torch.isfinite(largest_magnitudes(named))).nonzero()
     return None if not len(bad) else [name for name, tensor in named.items() if tensor.numel()][int(bad[0])]
 
 
-def save_failure(folder: Path, task: Task, backbone: Backbone, batch: Batch, ids: Sequence[str], facts: Mapping[str, Any]) -> str:
+def largest_magnitudes(named: Mapping[str, Tensor]) -> Tensor:
+    """The largest magnitude of each tensor that is not empty, (P,): it carries NaN and infinity, and unlike a sum of squares it cannot overflow."""
+    return torch.stack([tensor.detach().abs().amax().float() for tensor in named.values() if tensor.numel()])
+
+
+def save_failure(
+    folder: Path, task: Task, backbone: Backbone, batch: Batch, ids: Sequence[str], facts: Mapping[str, Any], *, late: bool = False
+) -> str:
     """Write the views of a batch, the state before its step, and which images they were.
 
     Args:
@@ -38,6 +43,7 @@ def save_failure(folder: Path, task: Task, backbone: Backbone, batch: Batch, ids
         batch: The views that the step was given.
         ids: Sample ids of the whole store.
         facts: What else is known: reason, epoch, step, seed, numbers logged.
+        late: Whether the weights have moved on since; then the state is that of now.
 
     Returns:
         A sentence for the user: where it is, or why it could not be written.
@@ -50,4 +56,4 @@ def save_failure(folder: Path, task: Task, backbone: Backbone, batch: Batch, ids
         write_json(folder / DESCRIPTION_FILE, {**facts, "sample_ids": [ids[i] for i in batch.index.tolist()]})
     except (OSError, UserError) as error:
         return f"The batch could not be saved ({error})"
-    return f"The batch and the state before it are in {folder}"
+    return f"The batch and the state {'after' if late else 'before'} it are in {folder}"

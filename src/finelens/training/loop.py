@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from finelens.training.engine import Engine
 from finelens.training.failure import first_not_finite, save_failure
 from finelens.training.memory import PseudoLabelMemory
 from finelens.training.microbatch import BufferSnapshot, is_out_of_memory, until_it_fits
+from finelens.training.said import Said
 from finelens.training.schedule import build_optimizer, learning_rate, set_lr
 
 
@@ -83,6 +85,9 @@ class Trainer:
         self.position = Position()
         self.memory = PseudoLabelMemory(len(store), self.hooks.zero_shot)
         self._offset = self.hooks.events_offset
+        # Steps that are queued on the device before the numbers of one are read, and looked at: none on a CPU, where nothing is gained by it.
+        self.lag = 1 if engine.device.type == "cuda" else 0
+        self._said: deque[Said] = deque()
 
     @property
     def count(self) -> int:
@@ -134,7 +139,8 @@ class Trainer:
         order, subset = epoch_order(self.count, self.seed, position.epoch), self.task.subset()
         if subset is not None:
             order = subset.cpu().numpy()[order]
-        stream = batches(self.store, preprocess, plan, self.views, self.seed, position.epoch, size, order, start_step=position.step)
+        pinned = self.engine.device.type == "cuda"
+        stream = batches(self.store, preprocess, plan, self.views, self.seed, position.epoch, size, order, start_step=position.step, pinned=pinned)
         # Closed however the epoch ends, so that no thread goes on building views.
         with closing(stream):
             while (batch := self._next(stream)) is not None:
@@ -143,6 +149,7 @@ class Trainer:
                 if self.hooks.should_stop():
                     self._save()
                     raise Interrupted
+        self._read()
 
     def _next(self, stream: Iterator[Batch]) -> Batch | None:
         with self.engine.stopwatch("wait for views"):
@@ -159,7 +166,7 @@ class Trainer:
             engine.no_grad_forwards, engine.grad_forwards = counts
 
         try:
-            output, loss = until_it_fits(
+            output, gradients = until_it_fits(
                 lambda: self._gradient(batch, before), lambda: engine.micro.halve(len(batch.index), with_gradient=True), undo
             )
             # Not to be repeated: a part of the parameters may have moved.
@@ -168,50 +175,73 @@ class Trainer:
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
+            where = _place(position.epoch, position.step)
             raise UserError(
-                f"out of memory in {self._where}, even with micro-batches of {engine.micro.size}; the last checkpoint is intact. "
+                f"out of memory in {where}, even with micro-batches of {engine.micro.size}; the last checkpoint is intact. "
                 "Start again with a smaller training.batch_size, or fewer method.crops"
             ) from error
+        self._said.append(Said.of(batch, before, position.epoch, position.step, output, gradients if self.lag else {}))
         position.step += 1
         position.images += len(batch.index)
-        self.memory.remember(batch.index, output.pseudo_labels)
-        position.pseudo_labels = _added(position.pseudo_labels, output.pseudo_labels)
-        for name, value in {"loss": loss, **output.log}.items():
-            position.sums[name] = position.sums.get(name, 0.0) + value * len(batch.index)
+        self._read(self.lag)
 
-    def _gradient(self, batch: Batch, before: BufferSnapshot) -> tuple[StepOutput, float]:
-        """Gradients of all trained parameters, and what the step said."""
+    def _read(self, left: int = 0) -> None:
+        """Take in what all steps but the last ``left`` said.
+
+        Raises:
+            UserError: One of them was not finite and has not been looked at before. Nothing has been saved since.
+        """
+        position = self.position
+        while len(self._said) > left:
+            said = self._said.popleft()
+            log, bad = said.log(), said.bad_gradient()
+            if not math.isfinite(log["loss"]) or bad is not None:
+                what = f"the gradient of {bad} is not finite" if math.isfinite(log["loss"]) else f"the loss became {log['loss']}"
+                raise self._failed(what, said.batch, said.before, log, (said.epoch, said.step), late=True)
+            labels = None if said.labels is None else said.labels.read()
+            self.memory.remember(said.batch.index, labels)
+            position.pseudo_labels = _added(position.pseudo_labels, labels)
+            for name, value in log.items():
+                position.sums[name] = position.sums.get(name, 0.0) + value * len(said.batch.index)
+
+    def _gradient(self, batch: Batch, before: BufferSnapshot) -> tuple[StepOutput, dict[str, Tensor]]:
+        """What the step said, and the gradients of all trained parameters."""
         self.optimizer.zero_grad(set_to_none=True)
         with self.engine.stopwatch("method"):
             output = self.task.step(batch, self.position.epoch, self.position.step)
-        loss = output.loss.item()
-        if not math.isfinite(loss):
-            raise self._failed(f"the loss became {loss}", batch, before, output)
+        where = (self.position.epoch, self.position.step)
+        if not self.lag and not math.isfinite(loss := output.loss.item()):
+            raise self._failed(f"the loss became {loss}", batch, before, output.log, where)
         with self.engine.stopwatch("backward"):
             output.loss.backward()
-        bad = first_not_finite({name: p.grad for name, p in named_trainable(self.task).items() if p.grad is not None})
-        if bad is not None:
-            raise self._failed(f"the gradient of {bad} is not finite", batch, before, output)
-        return output, loss
+        gradients = {name: p.grad for name, p in named_trainable(self.task).items() if p.grad is not None}
+        if not self.lag and (bad := first_not_finite(gradients)) is not None:
+            raise self._failed(f"the gradient of {bad} is not finite", batch, before, output.log, where)
+        return output, gradients
 
-    def _failed(self, what: str, batch: Batch, before: BufferSnapshot, output: StepOutput) -> UserError:
+    def _failed(
+        self, what: str, batch: Batch, before: BufferSnapshot, log: Mapping[str, float | Tensor], where: tuple[int, int], *, late: bool = False
+    ) -> UserError:
+        epoch, step = where
         remedy = "Try a lower training.lr, or training.precision=float32"
-        said = f"{what} in {self._where}; the last checkpoint is intact. {remedy}"
+        said = f"{what} in {_place(epoch, step)}; the last checkpoint is intact. {remedy}"
         if self.hooks.failures is None:
             return UserError(said)
         before.restore()
-        facts = {"reason": what, "epoch": self.position.epoch, "step": self.position.step, "seed": self.seed, "log": dict(output.log)}
-        return UserError(f"{said}. {save_failure(self.hooks.failures, self.task, self.engine.backbone, batch, self.store.ids, facts)}")
-
-    @property
-    def _where(self) -> str:
-        return f"epoch {self.position.epoch + 1}, step {self.position.step + 1}"
+        numbers = {name: float(value) for name, value in log.items() if name != "loss"}
+        facts = {"reason": what, "epoch": epoch, "step": step, "seed": self.seed, "log": numbers}
+        return UserError(f"{said}. {save_failure(self.hooks.failures, self.task, self.engine.backbone, batch, self.store.ids, facts, late=late)}")
 
     def _save(self) -> None:
+        self._read()
         if self.hooks.checkpoints is not None:
             self.position.no_grad_forwards, self.position.grad_forwards = self.engine.no_grad_forwards, self.engine.grad_forwards
             memory = self.memory.state()
             save_checkpoint(self.hooks.checkpoints, self.task, self.engine.backbone, self.optimizer, self.position, self._offset, memory)
+
+
+def _place(epoch: int, step: int) -> str:
+    return f"epoch {epoch + 1}, step {step + 1}"
 
 
 def _added(counts: tuple[int, ...], labels: Tensor | None) -> tuple[int, ...]:

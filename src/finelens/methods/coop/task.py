@@ -16,6 +16,7 @@ from finelens.methods.heads import ClassHeads
 from finelens.methods.registry import METHODS
 from finelens.protocol import Batch, Cost, NotAvailableError, Optimisation, StepOutput, TargetFeatures, Task, ViewPlan
 from finelens.training.engine import Engine
+from finelens.training.said import number
 from finelens.training.state import resize_on_load
 
 # What the loop uses for these methods unless the user says otherwise (CoOp and UPL).
@@ -117,7 +118,7 @@ class Coop(Task):
         logits = self.logits(self.features[rows], self.text_features())  # (S, B, C)
         losses = torch.stack([F.cross_entropy(one, labels) for one in logits])
         right = (logits.mean(0).argmax(-1) == labels).float().mean()
-        return StepOutput(losses.sum(), {"ce": losses.mean().item(), "agreement": right.item()})
+        return StepOutput(losses.sum(), {"ce": number(losses.mean()), "agreement": number(right)})
 
     @torch.no_grad()
     def end_epoch(self, epoch: int) -> Mapping[str, float]:

@@ -18,6 +18,7 @@ from finelens.protocol import Batch, Cost, StepOutput, TargetFeatures, Task, Vie
 from finelens.training.engine import Engine
 from finelens.training.losses import log_batch_marginal
 from finelens.training.marginal import ClassPrior
+from finelens.training.said import number
 from finelens.training.state import resize_on_load
 
 
@@ -122,7 +123,7 @@ class Dpa(Task):
         self.class_prior.remember(batch.index, pseudo.posterior)
         return StepOutput(loss, log, pseudo.labels)
 
-    def loss(self, strong: Tensor, pseudo: PseudoLabels) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, strong: Tensor, pseudo: PseudoLabels) -> tuple[Tensor, dict[str, float | Tensor]]:
         """``mean omega CE(z, y) - reg sum_c prior_c log mean_b softmax(z_b)_c + align CE(w P Z^T, identity)``.
 
         Args:
@@ -134,7 +135,7 @@ class Dpa(Task):
         """
         loss, log = self_training_loss(self.logits(strong), pseudo, self.class_prior, self.strengths.marginal_weight)
         align = alignment_loss(self.image_prototypes, F.normalize(self.prototypes, dim=-1), self.strengths.align_scale * self._scale)
-        return loss + self.strengths.align_weight * align, {**log, "align": align.item()}
+        return loss + self.strengths.align_weight * align, {**log, "align": number(align)}
 
     def end_epoch(self, epoch: int) -> Mapping[str, float]:
         """Renew the image prototypes from the memory, and the estimated prior."""

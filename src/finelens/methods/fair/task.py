@@ -129,7 +129,7 @@ class Fair(Task):
     def _encode_crops(self, crops: Tensor) -> Tensor:
         return self.engine.encode_frozen(crops.flatten(0, 1)).global_.unflatten(0, crops.shape[:2])  # (B, M, E)
 
-    def loss(self, strong: Tensor, pseudo: PseudoLabels) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, strong: Tensor, pseudo: PseudoLabels) -> tuple[Tensor, dict[str, float | Tensor]]:
         """7. ``mean_b omega_b CE(z_b, y_b) - lambda sum_c prior_c log mean_b softmax(z_b)_c``.
 
         Args:

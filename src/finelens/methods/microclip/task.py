@@ -25,6 +25,7 @@ from finelens.training.ahead import ahead
 from finelens.training.engine import Engine
 from finelens.training.losses import running_log_marginal
 from finelens.training.marginal import ClassPrior
+from finelens.training.said import number
 
 # Learning rate of SOAP's projections on a convolutional tower, as a share of the published one.
 CONVOLUTIONAL_LR_SCALE = 0.1
@@ -243,7 +244,7 @@ class MicroClip(Task):
         loss, log = self.loss(strong, pseudo, first=step_in_epoch == 0)
         self.class_prior.remember(batch.index, (self._scale * pseudo).softmax(-1))
         if weak.saliency is not None:
-            log["saliency_share"] = weak.saliency.mask.float().mean().item()
+            log["saliency_share"] = number(weak.saliency.mask.float().mean())
             log["edge_density"] = weak.saliency.density.mean().item()
             log["ncut_fallback"] = weak.saliency.fallback.float().mean().item()
         return StepOutput(loss, log, pseudo.argmax(-1))
@@ -260,7 +261,7 @@ class MicroClip(Task):
             return None
         return torch.from_numpy(generator(self.seed, epoch, f"step {step_in_epoch}", "random-token").random(count))
 
-    def loss(self, strong: Features, pseudo: Tensor, *, first: bool) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, strong: Features, pseudo: Tensor, *, first: bool) -> tuple[Tensor, dict[str, float | Tensor]]:
         """Section 9: ``ce_weight * CE + marginal_weight * L_marginal``, the released factor 1/0.5 inside the marginal term.
 
         Args:
@@ -271,13 +272,13 @@ class MicroClip(Task):
         logits = self.branch_logits(strong)["logits"]
         ce = F.cross_entropy(logits, pseudo.argmax(-1))
         loss = self.config.ce_weight * ce
-        log = {"ce": ce.item(), "pseudo_confidence": (self._scale * pseudo).softmax(-1).amax(-1).mean().item()}
-        log["agreement"] = (logits.argmax(-1) == pseudo.argmax(-1)).float().mean().item()
+        log = {"ce": number(ce), "pseudo_confidence": number((self._scale * pseudo).softmax(-1).amax(-1).mean())}
+        log["agreement"] = number((logits.argmax(-1) == pseudo.argmax(-1)).float().mean())
         log_marginal = running_log_marginal(logits, None if first else self.log_marginal)
         self.log_marginal = log_marginal.detach()
         term = self.class_prior.loss(log_marginal)
         if term is not None:
-            log["marginal"] = term.item() / 0.5
+            log["marginal"] = number(term / 0.5)
             loss = loss + self.config.marginal_weight * term / 0.5
         return loss, log
 
