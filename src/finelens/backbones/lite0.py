@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 import torch
@@ -26,6 +27,9 @@ from torch.autograd.function import once_differentiable
 CHUNK_BYTES = 16
 # A channel with |beta| > MAX_RATIO |gamma| loses x_hat in the rounding of y; its layer keeps its inputs instead.
 MAX_RATIO = 256.0
+# Layers from the input on that stay in float32: the stem's output goes into depthwise kernels with weights up to 18 that nearly cancel, and its rounding
+# to bfloat16 alone moves the tower's feature by 4 %.
+WIDE_LAYERS = 2
 # All strides of the tower together: a multiple of it is even at every stride-2 layer.
 TOTAL_STRIDE = 32
 
@@ -38,7 +42,7 @@ class Layer:
         conv: The module, for layers whose scale cannot be divided by.
         norm: The module that owns gamma and beta.
         weight: Scaled kernel (O, I / groups, K, K) in the type of the computation.
-        bias: Shift (O,) in the same type.
+        bias: Shift (O,) in float32 or wider: it is large where it cancels a large mean.
         padding: Zeros on each side.
         relu6: Whether ReLU6 follows.
     """
@@ -51,8 +55,8 @@ class Layer:
     relu6: bool
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Output (B, O, h, w) of x (B, I, H, W)."""
-        norm = self.norm
+        """Output (B, O, h, w) of x (B, I, H, W), in the layer's type."""
+        norm, x = self.norm, x.to(self.weight.dtype)
         if not torch.is_grad_enabled() or not (x.requires_grad or norm.weight.requires_grad or norm.bias.requires_grad):
             return self.run(x)
         if norm.weight.requires_grad and not bool((norm.bias.abs() < MAX_RATIO * norm.weight.abs()).all()):
@@ -60,7 +64,7 @@ class Layer:
         return _FrozenConv.apply(x, norm.weight, norm.bias, self)
 
     def run(self, x: Tensor) -> Tensor:
-        """The same without gradient."""
+        """The same without gradient, of an input in the layer's type."""
         return convolve(x, self.weight, self.bias, self.conv.stride[0], self.padding, self.conv.groups, self.relu6)
 
     def input_gradient(self, g: Tensor, shape: torch.Size) -> Tensor:
@@ -124,7 +128,7 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, paddin
         activation, bounds = ("hardtanh", [0.0, 6.0]) if relu6 else ("none", [])
         fused: Tensor = torch.ops.mkldnn._convolution_pointwise(x, weight, bias, [padding] * 2, [stride] * 2, [1, 1], groups, activation, bounds, "")
         return fused
-    y = F.conv2d(x, weight, bias, stride, padding, 1, groups)
+    y = F.conv2d(x, weight, None if bias is None else bias.to(x.dtype), stride, padding, 1, groups)
     return F.hardtanh_(y, 0.0, 6.0) if relu6 else y
 
 
@@ -137,7 +141,7 @@ def fold(conv: nn.Conv2d, norm: nn.BatchNorm2d, relu6: bool, dtype: torch.dtype)
     padding = (conv.kernel_size[0] - 1) // 2
     if conv.stride[0] == 2:
         weight = F.pad(weight, (1, 0, 1, 0)).contiguous(memory_format=torch.channels_last)  # (O, I / groups, K + 1, K + 1)
-    return Layer(conv, norm, weight, (norm.bias - norm.running_mean * scale).to(dtype), padding, relu6)
+    return Layer(conv, norm, weight, norm.bias - norm.running_mean * scale, padding, relu6)
 
 
 def _blocks(tower: nn.Module) -> Iterator[tuple[list[tuple[nn.Conv2d, nn.BatchNorm2d, bool]], bool]]:
@@ -173,9 +177,17 @@ def forward_features(tower: nn.Module, images: Tensor) -> Tensor:
         features: Tensor = tower.forward_features(images)  # type: ignore[operator]
         return features
     with torch.no_grad():
-        blocks = [([fold(*layer, dtype) for layer in layers], shortcut) for layers, shortcut in _blocks(tower)]
-    chunks = images.to(dtype).split(max(1, CHUNK_BYTES // dtype.itemsize))
+        blocks = _folded(tower, dtype)
+    chunks = images.split(max(1, CHUNK_BYTES // dtype.itemsize))
     return torch.cat([_run(blocks, chunk) for chunk in chunks])
+
+
+def _folded(tower: nn.Module, dtype: torch.dtype) -> list[tuple[list[Layer], bool]]:
+    place = count()
+    wide = torch.promote_types(dtype, torch.float32)
+    return [
+        ([fold(*layer, wide if next(place) < WIDE_LAYERS else dtype) for layer in layers], shortcut) for layers, shortcut in _blocks(tower)
+    ]
 
 
 def _run(blocks: list[tuple[list[Layer], bool]], x: Tensor) -> Tensor:

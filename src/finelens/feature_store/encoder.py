@@ -25,8 +25,8 @@ from finelens.protocol import Backbone, ImageStore, InferenceViews, TargetFeatur
 from finelens.training.engine import Engine
 
 BATCH = 64
-# Part of every key: raise it when centre or crop views of the same file change.
-VIEWS_SCHEMA = 1
+# Part of every key: raise it when centre or crop views of the same file change, or what a tower makes of them.
+VIEWS_SCHEMA = 2
 CENTRE = "centre"
 
 Rows = tuple[list[int], dict[str, Tensor]]
