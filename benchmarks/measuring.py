@@ -67,13 +67,13 @@ def in_turn(sides: dict[str, Callable[[], object]], repeats: int) -> dict[str, T
     return times
 
 
-def ratios(slow: Times, fast: Times) -> dict[str, float]:
+def ratios(slow: Times, fast: Times, digits: int = 2) -> dict[str, float]:
     """How many times as long ``slow`` takes: best over best, and the median over repeats that follow each other."""
     return {
-        "best": round(min(slow.wall) / min(fast.wall), 2),
-        "median": round(statistics.median(a / b for a, b in zip(slow.wall, fast.wall, strict=True)), 2),
-        "cpu_best": round(min(slow.cpu) / min(fast.cpu), 2),
-        "cpu_median": round(statistics.median(a / b for a, b in zip(slow.cpu, fast.cpu, strict=True)), 2),
+        "best": round(min(slow.wall) / min(fast.wall), digits),
+        "median": round(statistics.median(a / b for a, b in zip(slow.wall, fast.wall, strict=True)), digits),
+        "cpu_best": round(min(slow.cpu) / min(fast.cpu), digits),
+        "cpu_median": round(statistics.median(a / b for a, b in zip(slow.cpu, fast.cpu, strict=True)), digits),
     }
 
 

@@ -6,6 +6,7 @@ import torch
 
 from finelens.backbones.registry import load_backbone
 from finelens.protocol import NotAvailableError
+from finelens.training.flops import count
 from tests.backbones.checkpoints import open_clip_model, write_tiny_vit
 
 TEXTS = ["a photo of a cat", "dog", "a very long description of a bird with a red crown and a yellow belly", "", "word " * 100]
@@ -49,6 +50,19 @@ def record_lengths(backbone, texts):
 def test_causal_tower_is_trimmed_in_length_sorted_batches(backbone):
     texts = ["cat"] * 40 + ["a photo of a cat"] * 40 + ["cat"] * 40
     assert record_lengths(backbone, texts) == [(64, 3), (56, 7)]
+
+
+def test_work_of_encoding_goes_with_the_tokens(backbone, tokenizer):
+    """A block multiplies each token by 12 W^2 numbers and each pair of tokens by 2 W; nothing else depends on the texts but one projection each."""
+    width, layers, dim = 32, 2, 48
+
+    def expected(texts: int, length: int) -> int:
+        return 2 * texts * (layers * (12 * width**2 * length + 2 * width * length**2) + width * dim)
+
+    for text in ("cat", "a photo of a cat", " ".join(["cat"] * 100)):
+        length = min(backbone.count_tokens([text])[0], backbone.context_length)
+        assert count(lambda text=text: backbone.encode_text([text] * 3)) == expected(3, length)
+    assert expected(1, 22) < expected(1, 77) / 3.5
 
 
 def test_order_of_texts_is_kept(backbone):

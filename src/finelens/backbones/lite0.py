@@ -27,8 +27,8 @@ from torch.autograd.function import once_differentiable
 CHUNK_BYTES = 16
 # A channel with |beta| > MAX_RATIO |gamma| loses x_hat in the rounding of y; its layer keeps its inputs instead.
 MAX_RATIO = 256.0
-# Layers from the input on that stay in float32: the stem's output goes into depthwise kernels with weights up to 18 that nearly cancel, and its rounding
-# to bfloat16 alone moves the tower's feature by 4 %.
+# Layers from the input on that stay in float32. The output of the stem goes into depthwise kernels with weights up to 18 that nearly cancel: rounding
+# it to bfloat16 alone moves the tower's feature by 4 %.
 WIDE_LAYERS = 2
 # All strides of the tower together: a multiple of it is even at every stride-2 layer.
 TOTAL_STRIDE = 32
@@ -185,9 +185,7 @@ def forward_features(tower: nn.Module, images: Tensor) -> Tensor:
 def _folded(tower: nn.Module, dtype: torch.dtype) -> list[tuple[list[Layer], bool]]:
     place = count()
     wide = torch.promote_types(dtype, torch.float32)
-    return [
-        ([fold(*layer, wide if next(place) < WIDE_LAYERS else dtype) for layer in layers], shortcut) for layers, shortcut in _blocks(tower)
-    ]
+    return [([fold(*layer, wide if next(place) < WIDE_LAYERS else dtype) for layer in layers], shortcut) for layers, shortcut in _blocks(tower)]
 
 
 def _run(blocks: list[tuple[list[Layer], bool]], x: Tensor) -> Tensor:
