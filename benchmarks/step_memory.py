@@ -2,9 +2,9 @@
 
     OMP_NUM_THREADS=2 python benchmarks/step_memory.py --out benchmarks/results/step_memory.jsonl
 
-``megabytes_peak`` is the largest resident size of the process, with interpreter, libraries, weights, pixels, activations, gradients and the optimiser's
-moments; ``megabytes_before`` the largest before the step, ``megabytes_per_image`` the growth from the row before. One whole step with 8 crops: forwards,
-loss, backward, AdamW.
+``megabytes_peak`` is the largest resident size of the process, with interpreter, libraries, weights, pixels, activations, gradients and the moments
+of the optimiser; ``megabytes_before`` the largest before the step, ``megabytes_per_image`` the growth from the row before. One whole step with 8
+crops: forwards, loss, backward, AdamW.
 """
 
 from __future__ import annotations

@@ -124,8 +124,8 @@ def test_bfloat16_features_are_close_to_float32(backbone, pixels):
     with torch.autocast("cpu", torch.bfloat16):
         rounded = backbone.encode_image(pixels)
     assert F.cosine_similarity(exact.global_, rounded.global_).min() > 0.99
-    # 0.033 with shifts, stem and first depthwise layer in bfloat16 as well.
-    assert ((rounded.cls - exact.cls).norm(dim=1) / exact.cls.norm(dim=1)).max() < 0.02
+    # 0.033 with shifts, stem and first depthwise layer in bfloat16 as well, and 0.016 without the correction of the shifts.
+    assert ((rounded.cls - exact.cls).norm(dim=1) / exact.cls.norm(dim=1)).max() < 0.015
 
 
 def test_gradients_reach_every_norm_parameter(backbone, pixels):

@@ -8,6 +8,7 @@ import pytest
 import timm
 import torch
 from torch import nn
+from torch.nn.utils import parametrize
 
 from finelens.backbones import lite0
 
@@ -76,6 +77,34 @@ def test_bfloat16_is_as_close_to_float32_as_timm(tower, images):
         ours, theirs = lite0.forward_features(tower, images), tower.forward_features(images)
     assert ours.dtype is torch.bfloat16
     assert relative(ours, exact) < 1.5 * relative(theirs, exact)
+
+
+@torch.no_grad()
+def test_layers_are_folded_once_for_the_chunks_of_a_batch(tower, images, monkeypatch):
+    calls = []
+    fold = lite0.fold
+    monkeypatch.setattr(lite0, "fold", lambda *arguments: calls.append(1) or fold(*arguments))
+    with parametrize.cached():
+        first, second = lite0.forward_features(tower, images), lite0.forward_features(tower, images)
+    assert torch.equal(first, second)
+    assert len(calls) == 49
+    tower.bn1.weight.mul_(1.1)
+    with parametrize.cached():
+        assert relative(lite0.forward_features(tower, images), first) > 1e-3
+    assert len(calls) == 98
+
+
+@torch.no_grad()
+def test_shifts_take_back_what_rounding_moves_on_average():
+    """A layer whose input has the mean that its BatchNorm promises: the mean of the rounded output is that of the exact one."""
+    torch.manual_seed(0)
+    conv, norm = nn.Conv2d(64, 8, 1, bias=False), nn.BatchNorm2d(8).eval()
+    x = torch.full((1, 64, 1, 1), 3.0).to(memory_format=torch.channels_last)
+    exact = lite0.fold(conv, norm, False, torch.float32).run(x)
+    mean = torch.full((64,), 3.0)
+    plain, corrected = (lite0.fold(conv, norm, False, torch.bfloat16, m) for m in (None, mean))
+    outputs = [(layer.weight.float().sum((1, 2, 3)) * 3.0 + layer.bias).view_as(exact) for layer in (plain, corrected)]
+    assert relative(outputs[1], exact) < 1e-5 < 1e-4 < relative(outputs[0], exact)
 
 
 @torch.no_grad()

@@ -12,15 +12,17 @@ The tower's time goes into moving large activations, not into arithmetic. Three 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import count
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.nn.utils import parametrize
 
 # Bytes of an element times images in one go: the largest activation then stays near the last-level cache and below the size (32 MiB) from which the C
 # allocator returns memory to the system after every use.
@@ -108,6 +110,9 @@ class _FrozenConv(torch.autograd.Function):
         return ctx.layer.input_gradient(g, ctx.shape) if ctx.needs_input_grad[0] else None, dgamma, dbeta, None
 
 
+Blocks: TypeAlias = "list[tuple[list[Layer], bool]]"
+
+
 def _has_fused_kernel() -> bool:
     # The operator is private to torch (its compiler emits it), so nothing depends on its being there.
     return (
@@ -132,16 +137,29 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, paddin
     return F.hardtanh_(y, 0.0, 6.0) if relu6 else y
 
 
-def fold(conv: nn.Conv2d, norm: nn.BatchNorm2d, relu6: bool, dtype: torch.dtype) -> Layer:
-    """Fold a BatchNorm with frozen statistics into the convolution before it."""
+def fold(conv: nn.Conv2d, norm: nn.BatchNorm2d, relu6: bool, dtype: torch.dtype, mean: Tensor | None = None) -> Layer:
+    """Fold a BatchNorm with frozen statistics into the convolution before it.
+
+    Args:
+        conv: The convolution.
+        norm: The BatchNorm.
+        relu6: Whether ReLU6 follows.
+        dtype: Type of the computation.
+        mean: Mean (I,) of each input channel. With it the shift takes back what rounding the kernel to ``dtype`` moves the output by, on average
+            (bias correction; Nagel et al., 2019, "Data-Free Quantization through Weight Equalization and Bias Correction").
+    """
     assert norm.running_mean is not None
     assert norm.running_var is not None
     scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)  # (O,)
-    weight = (conv.weight * scale.view(-1, 1, 1, 1)).to(dtype)
+    exact, bias = conv.weight * scale.view(-1, 1, 1, 1), norm.bias - norm.running_mean * scale
+    weight = exact.to(dtype)
+    if mean is not None and dtype is not exact.dtype:
+        lost = (exact - weight).sum((2, 3))  # (O, I / groups)
+        bias = bias + (lost @ mean if conv.groups == 1 else lost.squeeze(1) * mean)
     padding = (conv.kernel_size[0] - 1) // 2
     if conv.stride[0] == 2:
         weight = F.pad(weight, (1, 0, 1, 0)).contiguous(memory_format=torch.channels_last)  # (O, I / groups, K + 1, K + 1)
-    return Layer(conv, norm, weight, norm.bias - norm.running_mean * scale, padding, relu6)
+    return Layer(conv, norm, weight, bias, padding, relu6)
 
 
 def _blocks(tower: nn.Module) -> Iterator[tuple[list[tuple[nn.Conv2d, nn.BatchNorm2d, bool]], bool]]:
@@ -182,13 +200,48 @@ def forward_features(tower: nn.Module, images: Tensor) -> Tensor:
     return torch.cat([_run(blocks, chunk) for chunk in chunks])
 
 
-def _folded(tower: nn.Module, dtype: torch.dtype) -> list[tuple[list[Layer], bool]]:
-    place = count()
-    wide = torch.promote_types(dtype, torch.float32)
-    return [([fold(*layer, wide if next(place) < WIDE_LAYERS else dtype) for layer in layers], shortcut) for layers, shortcut in _blocks(tower)]
+def _folded(tower: nn.Module, dtype: torch.dtype) -> Blocks:
+    """The folded layers: made once inside ``parametrize.cached()``, which the engine opens around the chunks of a batch, else every time."""
+    # Private to torch; without it everything is folded for each chunk.
+    kept: dict[Any, Any] | None = getattr(parametrize, "_cache", None) if getattr(parametrize, "_cache_enabled", 0) else None
+    if kept is None:
+        return _fold_all(tower, dtype)
+    key = (id(tower), f"lite0 {dtype}")
+    if key not in kept:
+        kept[key] = _fold_all(tower, dtype)
+    blocks: Blocks = kept[key]
+    return blocks
 
 
-def _run(blocks: list[tuple[list[Layer], bool]], x: Tensor) -> Tensor:
+def _fold_all(tower: nn.Module, dtype: torch.dtype) -> Blocks:
+    place, wide = count(), torch.promote_types(dtype, torch.float32)
+    blocks: Blocks = []
+    mean: Tensor | None = None
+    for layers, shortcut in _blocks(tower):
+        folded, start = [], mean
+        for layer in layers:
+            folded.append(fold(*layer, wide if next(place) < WIDE_LAYERS else dtype, mean))
+            mean = _output_mean(*layer[1:]) if dtype is torch.bfloat16 else None
+        if shortcut and start is not None and mean is not None:
+            mean = start + mean
+        blocks.append((folded, shortcut))
+    return blocks
+
+
+def _output_mean(norm: nn.BatchNorm2d, relu6: bool) -> Tensor:
+    """Mean (O,) of each channel after a layer, as far as its BatchNorm knows: of a Gaussian with mean beta and deviation gamma, cut by ReLU6."""
+    if not relu6:
+        return norm.bias
+    deviation = norm.weight.abs().clamp(min=1e-6)
+
+    def above(mean: Tensor) -> Tensor:
+        z = mean / deviation
+        return mean * torch.special.ndtr(z) + deviation * torch.exp(-z.square() / 2) / math.sqrt(2 * math.pi)
+
+    return above(norm.bias) - above(norm.bias - 6)
+
+
+def _run(blocks: Blocks, x: Tensor) -> Tensor:
     for layers, shortcut in blocks:
         start = x
         for layer in layers:
