@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from finelens.config import TrainingConfig
+from finelens.methods.head_task import cosine_logits
 from finelens.methods.heads import ClassHeads
 from finelens.methods.view_task import ViewTask
 from finelens.protocol import InferenceViews
@@ -70,10 +71,10 @@ class Mta(ViewTask):
     def answer(self, centre: Tensor, views: Tensor) -> Tensor:
         """``s <mode, w_c> + b``."""
         features = torch.cat([centre[:, None], views], dim=1)  # (B, N, E)
-        posteriors = self._scaled(features @ self.head.T).softmax(-1)  # (B, N, C)
+        posteriors = cosine_logits(self.engine, features, self.head).softmax(-1)  # (B, N, C)
         config = self.config
         mode, _ = find_mode(features, posteriors, agreement=config.agreement, entropy=config.entropy, neighbours=config.neighbours)
-        return self._scaled(mode @ self.head.T)
+        return cosine_logits(self.engine, mode, self.head)
 
 
 def bandwidths(features: Tensor, neighbours: float) -> Tensor:

@@ -50,7 +50,3 @@ class ViewTask(FrozenTask):
     def _encode(self, views: Tensor) -> Tensor:
         encode = self.engine.encode_frozen if isinstance(views, FeatureRows) else self.engine.encode_each
         return encode(views).global_
-
-    def _scaled(self, cosines: Tensor) -> Tensor:
-        backbone = self.engine.backbone
-        return backbone.logit_scale * cosines + backbone.logit_bias

@@ -13,6 +13,7 @@ from finelens.classes.heads import pad_descriptions, present_texts, weighted_des
 from finelens.classes.templates import DEFAULT_TEMPLATES, fill
 from finelens.config import TrainingConfig
 from finelens.methods.descriptions import text_weights
+from finelens.methods.head_task import cosine_logits
 from finelens.methods.heads import ClassHeads
 from finelens.methods.view_task import ViewTask
 from finelens.protocol import Backbone, InferenceViews
@@ -58,7 +59,7 @@ class Wca(ViewTask):
 
     def answer(self, centre: Tensor, views: Tensor) -> Tensor:
         """``s <l2norm(sum_m w_m f_m), W_c>``."""
-        return self._scaled(weighted_crops(centre, views, self.config.crop_scale) @ self.head.T)
+        return cosine_logits(self.engine, weighted_crops(centre, views, self.config.crop_scale), self.head)
 
 
 def weighted_crops(image: Tensor, crops: Tensor, crop_scale: float) -> Tensor:

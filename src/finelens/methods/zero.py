@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from finelens.config import TrainingConfig
+from finelens.methods.head_task import cosine_logits
 from finelens.methods.heads import ClassHeads
 from finelens.methods.view_task import ViewTask
 from finelens.protocol import InferenceViews
@@ -57,7 +58,7 @@ class Zero(ViewTask):
     def answer(self, centre: Tensor, views: Tensor) -> Tensor:
         """Logs of the vote shares, see :func:`vote`."""
         features = torch.cat([centre[:, None], views], dim=1)  # (B, N, E)
-        return vote(self._scaled(features @ self.head.T), max(1, int(self.config.keep * features.shape[1])))
+        return vote(cosine_logits(self.engine, features, self.head), max(1, int(self.config.keep * features.shape[1])))
 
 
 def vote(logits: Tensor, keep: int) -> Tensor:
