@@ -135,15 +135,16 @@ def test_nothing_to_say():
 
 
 def test_what_the_committed_results_say():
-    """Both files at once: the two profiles stand apart, and every number is that of a plain loop."""
+    """Both files at once: profiles and options stand apart, and every number is that of a plain loop."""
     rows = read_results([RESULTS / "bench_training_free.jsonl", RESULTS / "bench_training.jsonl"])
     settings = by_setting(rows)
-    assert [profile for _, profile, _ in settings] == ["full", "small"]
-    for own in settings.values():
+    assert len(settings) >= 2
+    for setting, own in settings.items():
+        assert {(row.key.backbone, row.key.profile, row.key.options) for row in own} == {setting}
         for one in standings(own):
             mine = [row for row in own if row.key.method == one.method]
             assert one.lowest.measures["difference"] == min(row.measures["difference"] for row in mine)
             assert one.below == sum(row.measures["difference_interval"][1] < 0 for row in mine)
-    full = next(iter(settings.values()))
+    full = settings["embedded", "full", ()]
     best = max(standings(full), key=lambda one: one.means.get("inductive", 0))
-    assert f"`{best.method}`, {100 * best.means['inductive']:.1f}" in findings(full)[0]
+    assert f"`{best.method}`, {100 * best.means['inductive']:.1f}" in said(full, "Best by mean, inductive")
