@@ -40,6 +40,7 @@ FORMAT = "finelens-run"
 
 Verb = Literal["zero-shot", "adapt", "predict"]
 Precision = Literal["auto", "float32", "bfloat16"]
+Compile = Literal["auto", "on", "off"]
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ class TrainingConfig:
         weight_decay: Decoupled weight decay of the parameters that take it.
         scope: Which image-tower parameters learn: ``none``, ``norm``, ``last-k-norm``, ``lora-r``, ``svd`` or ``all``, see ``Backbone.tunable``.
         precision: Arithmetic of the tower; ``auto`` lets the device decide.
+        compile: Whether the tower goes through ``torch.compile``; ``auto``: on CUDA for long runs. The same numbers up to rounding.
     """
 
     epochs: int = 15
@@ -63,6 +65,7 @@ class TrainingConfig:
     weight_decay: float = 0.1
     scope: str = "norm"
     precision: Precision = "auto"
+    compile: Compile = "auto"
 
     def __post_init__(self) -> None:
         require(self.epochs >= 1, "training.epochs", "at least 1", self.epochs)

@@ -40,6 +40,7 @@ from finelens.methods.view_task import ViewTask
 from finelens.models import Model, adapted_tensors, choose_device
 from finelens.protocol import Backbone, Batch, ClassSet, Cost, Hints, ImageStore, Preprocess, TargetFeatures, Task, ViewPlan
 from finelens.support import SupportImages, encode_support, read_support
+from finelens.training.compiled import worth_compiling
 from finelens.training.engine import CPU_CHUNK, Engine
 from finelens.training.estimate import estimate
 from finelens.training.loop import Hooks, Trainer
@@ -359,6 +360,10 @@ def _say_estimate(trainer: Trainer, console: Console, *, prepared: bool) -> None
     once = f", and once {cost.once:g} forwards of each = {expected.flops_once / 1e9:.3g} GFLOP" if expected.flops_once else ""
     console.say(f"predicted time: about {duration(expected.seconds)} for {work} x ({forwards}){once}")
     engine.tower_flops = expected.tower
+    work_of_run = trainer.count * (trainer.config.epochs * expected.flops + cost.once * expected.tower.forward)
+    if worth_compiling(trainer.config.compile, engine.device, work_of_run):
+        console.say("compile: the image tower's forward (training.compile); the first steps take longer")
+        engine.compile()
 
 
 def _first_views(engine: Engine, store: ImageStore, plan: ViewPlan, config: RunConfig, console: Console) -> Iterator[Batch]:

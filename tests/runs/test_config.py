@@ -173,6 +173,7 @@ training = st.builds(
     weight_decay=st.floats(0, 10),
     scope=st.sampled_from(["norm", "last-3-norm", "all"]),
     precision=st.sampled_from(["auto", "float32", "bfloat16"]),
+    compile=st.sampled_from(["auto", "on", "off"]),
 )
 options = st.dictionaries(st.text(min_size=1), st.none() | st.booleans() | st.integers() | st.text() | st.tuples(st.integers(), st.text()))
 runs = st.builds(

@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from finelens.console import Console
 from finelens.protocol import Backbone, FeatureRows, ImageTokens, TargetFeatures
+from finelens.training.compiled import CompiledTower
 from finelens.training.microbatch import MicroBatch, until_it_fits
 from finelens.training.precision import Precision
 from finelens.training.timing import Stopwatch
@@ -61,6 +62,11 @@ class Engine:
         self.micro = MicroBatch(CPU_CHUNK if device.type == "cpu" else GPU_CHUNK)
         self.tower_flops: TowerFlops | None = None
         self.console = Console(enabled=False)
+        self._compiled: CompiledTower | None = None
+
+    def compile(self) -> None:
+        """Compile the image tower's forward, from the next call on."""
+        self._compiled = CompiledTower(self.backbone, self.micro.say)
 
     def encode(self, images: Tensor, *, patches: bool = False, prompts: Tensor | None = None) -> ImageTokens:
         """Encode uint8 views (B, 3, S, S) with gradient; tokens come back in float32 (float64 for a float64 backbone)."""
@@ -129,7 +135,7 @@ class Engine:
     def _forward(self, images: Tensor, patches: bool, prompts: Tensor | None) -> ImageTokens:
         pixels = self.backbone.normalise(images.to(self.device, non_blocking=True))
         with self.precision.autocast(self.device):
-            tokens = self.backbone.encode_image(pixels, patches=patches, prompts=prompts)
+            tokens = (self._compiled or self.backbone.encode_image)(pixels, patches=patches, prompts=prompts)
         if tokens.cls.dtype is torch.float64:
             return tokens
         return ImageTokens(tokens.global_.float(), tokens.cls.float(), None if tokens.patches is None else tokens.patches.float())
