@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -15,7 +13,7 @@ from open_clip.tokenizer import SimpleTokenizer
 
 from finelens.cache import ENVIRONMENT_VARIABLE, cache_folder
 from tests.backbones.checkpoints import write_tiny_resnet, write_tiny_vit
-from tests.toy import write_classes, write_photos
+from tests.toy import shared_tokenizer, write_classes, write_photos
 
 # How long an example takes depends on the machine and on what else it does.
 settings.register_profile("finelens", deadline=None)
@@ -48,18 +46,8 @@ def _no_features_yet(_own_cache) -> None:
 @pytest.fixture(autouse=True, scope="session")
 def _one_vocabulary() -> Iterator[None]:
     """Unpacking CLIP's vocabulary takes longer than training a tiny model: tokenizers that are built alike share it."""
-    build = SimpleTokenizer.__init__
-    built: dict[str, SimpleTokenizer] = {}
-
-    def share(self: SimpleTokenizer, *args: Any, **kwargs: Any) -> None:
-        key = repr((args, sorted(kwargs.items())))
-        if key not in built:
-            build(self, *args, **kwargs)
-            built[key] = copy.copy(self)
-        self.__dict__.update(built[key].__dict__)
-
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(SimpleTokenizer, "__init__", share)
+        patch.setattr(SimpleTokenizer, "__init__", shared_tokenizer())
         yield
 
 

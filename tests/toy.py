@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import atexit
+import copy
 import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from open_clip.tokenizer import SimpleTokenizer
 from PIL import Image
 
 from finelens.api import make_config
@@ -31,6 +33,21 @@ TUNING = tuple(name for name in TRAINING if find_method(name).training_defaults.
 ALL = tuple(method.name for method in METHODS)
 QUIET = Console(enabled=False)
 _COLOURS = np.array([(220, 40, 40), (40, 190, 60), (40, 60, 220), (230, 210, 40)])
+
+
+def shared_tokenizer() -> Callable[..., None]:
+    """A constructor for ``SimpleTokenizer`` that unpacks each vocabulary once."""
+    build = SimpleTokenizer.__init__
+    built: dict[str, SimpleTokenizer] = {}
+
+    def share(self: SimpleTokenizer, *args: Any, **kwargs: Any) -> None:
+        key = repr((args, sorted(kwargs.items())))
+        if key not in built:
+            build(self, *args, **kwargs)
+            built[key] = copy.copy(self)
+        self.__dict__.update(built[key].__dict__)
+
+    return share
 
 
 def picture(kind: int, seed: int, height: int = 70, width: int = 90) -> np.ndarray:

@@ -12,17 +12,18 @@ import numpy as np
 from finelens.choice import choose, starting_method
 from finelens.classifier import Classifier, load_run
 from finelens.config import RunConfig, TextConfig, TrainingConfig, from_mapping
-from finelens.console import Console
+from finelens.console import Console, Mute
 from finelens.errors import UserError
 from finelens.evaluation.labels import read_labels
 from finelens.evaluation.metrics import accuracy, evaluate_predictions
-from finelens.execution import RunResult, execute, read_inputs
+from finelens.execution import RunResult, execute, follow, read_inputs
 from finelens.feature_store.files import FeatureFile, is_feature_path, read_features
 from finelens.feature_store.runs import choose_backbone
 from finelens.files import HTML_START, check_json_target, check_target, write_json, write_text
 from finelens.images.discover import ImageFile, discover
 from finelens.images.strict import note_complaints
 from finelens.images.views import ViewConfig
+from finelens.launch import launched
 from finelens.methods.auto import AUTO
 from finelens.methods.joint_gmm import CLS, JointGmmConfig
 from finelens.methods.registry import find_method
@@ -34,6 +35,7 @@ from finelens.predictions import PredictionRow, rows_from_logits, softmax, write
 from finelens.runs import RunFolder
 from finelens.schemas import EVALUATION_KEYS, PREDICTION_COLUMNS, SET_COLUMNS
 from finelens.strict import to_plain
+from finelens.training.distributed import Processes, join
 from finelens.training.precision import choose_precision
 
 if TYPE_CHECKING:
@@ -138,7 +140,8 @@ def adapt(
     Raises:
         UserError: Input that cannot be used; the message names it and the remedy.
     """
-    console = console or Console()
+    processes = join(device)
+    console = _voice(processes, console)
     options = _with_extra(method, options or {}, extra, extra_names)
     config = make_config(
         verb,
@@ -158,12 +161,15 @@ def adapt(
         device=device,
     )
     # Whatever can be refused is refused before the folder is made or an earlier run in it is removed.
-    RunFolder.check(out, config, overwrite=overwrite)
-    inputs = read_inputs(config, console)
+    if processes.first:
+        RunFolder.check(out, config, overwrite=overwrite)
+    inputs = read_inputs(config, console, processes)
     config = _pinned(config, inputs.prepared.engine.backbone.name)
     if method == AUTO:
         choice = choose(inputs.prepared, inputs.loaded.store, config, inputs.hints, minutes, console)
         config, inputs = choice.config, replace(inputs, prepared=choice.prepared, choice=choice.reason)
+    if not processes.first:
+        return follow(Path(out), config, inputs, should_stop)
     with RunFolder.create(out, config, overwrite=overwrite) as run:
         return execute(run, inputs, console, should_stop)
 
@@ -179,6 +185,11 @@ def _with_extra(method: str, options: Assignments, extra: Sequence[str | Path], 
     if not extra:
         raise UserError("--extra-names is about the files of --extra; give them, or leave it out")
     return {**options, "method": {**options.get("method", {}), "extra": [str(path) for path in extra], "extra_names": [str(path) for path in names]}}
+
+
+def _voice(processes: Processes, console: Console | None) -> Console:
+    """Of several processes, the first one speaks."""
+    return (console or Console()) if processes.first else Mute()
 
 
 def _absolute(path: str | Path) -> str:
@@ -212,23 +223,26 @@ def resume(run: str | Path, *, console: Console | None = None, should_stop: Call
     Raises:
         UserError: Not a run, in use, or its images have changed.
     """
-    console = console or Console()
-    with RunFolder.open(run) as folder:
+    with RunFolder.open(run, lock=launched()[0] == 0) as folder:
+        processes = join(folder.config.device)
+        console = _voice(processes, console)
         finished = any(event["event"] == "end" for event in folder.events())
-        if finished and folder.report_path.is_file() and folder.card_path.is_file():
+        if finished and (not processes.first or (folder.report_path.is_file() and folder.card_path.is_file())):
             console.say(f"{folder.path} is finished; nothing to resume")
             return None
         if not finished:
-            return _go_on(folder, console, should_stop)
+            return _go_on(folder, processes, console, should_stop)
     console.say(f"{folder.path} is finished but for its report")
     report(run, device=folder.config.device, console=console)
     return None
 
 
-def _go_on(folder: RunFolder, console: Console, should_stop: Callable[[], bool] | None) -> RunResult:
+def _go_on(folder: RunFolder, processes: Processes, console: Console, should_stop: Callable[[], bool] | None) -> RunResult:
     choice = next((str(event["reason"]) for event in folder.events() if event["event"] == "choice"), None)
     copy = folder.given_hints_path if folder.given_hints_path.is_file() else None
-    inputs = replace(read_inputs(folder.config, console, copy), choice=choice)
+    inputs = replace(read_inputs(folder.config, console, copy, processes), choice=choice)
+    if not processes.first:
+        return follow(folder.path, folder.config, inputs, should_stop, resume=True)
     return execute(folder, inputs, console, should_stop, resume=True)
 
 

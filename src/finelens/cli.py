@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,18 +16,26 @@ import click
 from finelens import __version__
 from finelens.bench.command import bench
 from finelens.errors import UserError
+from finelens.launch import launched
 from finelens.methods import auto
 from finelens.methods.registry import METHODS
 from finelens.schemas import CONFIG_FILE
 
 F = TypeVar("F", bound=Callable[..., Any])
 INTERRUPTED = 130
+# Verbs that several processes can share.
+SHARED_VERBS = ("adapt", "zero-shot", "resume")
+# Seconds that the first process has to say what is wrong with all of them.
+FIRST_SPEAKS = 2.0
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="finelens")
-def cli() -> None:
+@click.pass_context
+def cli(context: click.Context) -> None:
     """Turn a folder of unlabelled photographs and a list of class names into a better classifier, without labels."""
+    if launched()[1] > 1 and context.invoked_subcommand not in SHARED_VERBS:
+        raise UserError(f"finelens {context.invoked_subcommand} runs in one process; start it without torchrun (docs/distributed.md)")
 
 
 BACKBONES = "embedded, open_clip:NAME/TAG, hf-hub:ORG/REPO or local:DIR."
@@ -244,6 +253,7 @@ def _graceful_stop(run: Path) -> Iterator[Callable[[], bool]]:
 
     asked = False
     training = False
+    rank, processes = launched()
 
     def should_stop() -> bool:
         nonlocal training
@@ -252,20 +262,31 @@ def _graceful_stop(run: Path) -> Iterator[Callable[[], bool]]:
 
     def handle(number: int, frame: FrameType | None) -> None:
         nonlocal asked
+        if asked and processes > 1:
+            # A terminal and torchrun both pass a single Ctrl-C on. It is torchrun that loses patience.
+            return
         if asked or not training:
+            asked = True
             raise KeyboardInterrupt
         asked = True
-        click.echo("\nfinishing this step and saving; Ctrl-C again stops at once", err=True)
+        if rank == 0:
+            again = "; Ctrl-C again stops at once" if processes == 1 else ""
+            click.echo(f"\nfinishing this step and saving{again}", err=True)
 
-    previous = signal.signal(signal.SIGINT, handle)
+    # torchrun ends its processes with SIGTERM.
+    previous = {number: signal.signal(number, handle) for number in ([signal.SIGINT] if processes == 1 else [signal.SIGINT, signal.SIGTERM])}
     try:
         yield should_stop
     except (Interrupted, KeyboardInterrupt):
         goes_on = training or (run / CONFIG_FILE).is_file()
-        click.echo(f"stopped; finelens resume {run} goes on from the last checkpoint" if goes_on else "stopped; nothing was written yet", err=True)
+        if rank == 0:
+            click.echo(
+                f"stopped; finelens resume {run} goes on from the last checkpoint" if goes_on else "stopped; nothing was written yet", err=True
+            )
         sys.exit(INTERRUPTED)
     finally:
-        signal.signal(signal.SIGINT, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -285,5 +306,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _fail(message: str) -> None:
-    click.echo("finelens: " + " ".join(message.split()), err=True)
+    try:
+        rank, count = launched()
+    except UserError:
+        rank, count = 0, 1
+    name = "finelens"
+    if rank:
+        # What is wrong everywhere is said once: torchrun ends this process when the first one has gone.
+        time.sleep(FIRST_SPEAKS)
+        name = f"finelens, process {rank} of {count}"
+    click.echo(f"{name}: " + " ".join(message.split()), err=True)
     sys.exit(2)

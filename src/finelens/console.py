@@ -33,6 +33,16 @@ class Console:
         return progress(total, what, unit=unit, enabled=self.enabled)
 
 
+class Mute(Console):
+    """Says nothing at all: what another process says already."""
+
+    def __init__(self) -> None:
+        super().__init__(enabled=False)
+
+    def warn(self, line: str) -> None:
+        """Nothing."""
+
+
 def duration(seconds: float) -> str:
     """Seconds as a person says them: ``8 s``, ``2 min 40 s``, ``3 h 5 min``."""
     whole = round(seconds)

@@ -19,7 +19,7 @@ from finelens.cache import spill_folder, state_digest
 from finelens.classes.descriptions import load_descriptions
 from finelens.classes.names import read_class_file
 from finelens.config import RunConfig, diff, from_json, from_mapping, to_json
-from finelens.console import Console, duration
+from finelens.console import Console, Mute, duration
 from finelens.errors import UserError
 from finelens.feature_store.encoder import FeatureEncoder
 from finelens.feature_store.extra import ExtraFiles, read_extra
@@ -39,11 +39,15 @@ from finelens.pipeline import Fitted, Prepared, decode_limits, fit, load, predic
 from finelens.predictions import PredictionRow, rows_from_logits, write_predictions
 from finelens.protocol import ClassSet, Hints
 from finelens.runs import RunFolder
-from finelens.schemas import EVENTS_FILE
+from finelens.schemas import CHECKPOINT_DIR, EVENTS_FILE
 from finelens.strict import to_plain
 from finelens.training.checkpoint import read_events_offset
+from finelens.training.distributed import ALONE, Processes
 from finelens.training.flops import speed_line
 from finelens.training.loop import Hooks
+
+# What a process has read, by the event that logs its hash.
+_READ = {"start": "weights", "images": "photographs", "classes": "class texts", "hints": "hints", "support": "support images"}
 
 
 @dataclass(frozen=True)
@@ -95,18 +99,22 @@ def prototypes_digest(prepared: Prepared) -> str:
     return hashlib.sha256((classes_digest(prepared.classes) + state_digest(state)).encode()).hexdigest()
 
 
-def read_inputs(config: RunConfig, console: Console, hints_copy: Path | None = None) -> Inputs:
+def read_inputs(config: RunConfig, console: Console, hints_copy: Path | None = None, processes: Processes = ALONE) -> Inputs:
     """Read classes, descriptions, backbone and images; the quick checks come first. Nothing is written but the cache.
 
     Args:
         config: What the run is.
         console: What to say.
         hints_copy: Read in the place of the user's hints file: what the run that is resumed was started with.
+        processes: Those of the run; each reads for itself.
 
     Raises:
-        UserError: Any of them cannot be used.
+        UserError: Any of them cannot be used, or the processes have read different things.
     """
+    processes.check_same({"options": json.dumps(to_json(config), sort_keys=True)})
     check_hints(find_method(config.method), given=config.hints_file is not None)
+    if processes.count > 1:
+        console.say(f"processes: {processes.count} share the images; this is the first")
     names = read_class_file(Path(str(config.classes_file)))
     descriptions = None if config.descriptions_file is None else Path(config.descriptions_file)
     if descriptions is not None:
@@ -117,10 +125,10 @@ def read_inputs(config: RunConfig, console: Console, hints_copy: Path | None = N
     further = extra_files(config)
     source = open_source(config, find_method(config.method))
     if isinstance(source, FeatureFile):
-        prepared = prepare(config, names, descriptions, console, source)
+        prepared = prepare(config, names, descriptions, console, source, processes)
         loaded: LoadedImages | FeatureFile = source
     else:
-        prepared = prepare(config, names, descriptions, console)
+        prepared = prepare(config, names, descriptions, console, processes=processes)
         with prepared.engine.stopwatch("decode"):
             loaded = load(source, decode_limits(config, prepared.engine.backbone.preprocess), console, spill_folder())
         if config.strict:
@@ -143,6 +151,7 @@ def read_inputs(config: RunConfig, console: Console, hints_copy: Path | None = N
         hints = read_hints(hints_file, Path(config.photos), loaded.records, prepared.classes.names)
         digests["hints"] = hints_digest(hints)
         console.say(describe_hints(hints, prepared.classes.names))
+    processes.check_same({_READ[name]: digest for name, digest in digests.items()})
     return Inputs(prepared, loaded, hints, digests)
 
 
@@ -159,7 +168,7 @@ def extra_files(config: RunConfig) -> ExtraFiles | None:
 
 
 def execute(run: RunFolder, inputs: Inputs, console: Console, should_stop: Callable[[], bool] | None = None, *, resume: bool = False) -> RunResult:
-    """Adapt, predict and write the run's files.
+    """Adapt, predict and write the run's files; of several processes, what the first one does.
 
     Args:
         run: The folder, locked.
@@ -178,29 +187,54 @@ def execute(run: RunFolder, inputs: Inputs, console: Console, should_stop: Calla
         _refuse_changes(run, inputs)
     if resume:
         run.resume(offset)
-    prepared, loaded = inputs.prepared, inputs.loaded
-    release_text(prepared)
+    loaded = inputs.loaded
     counts = status_counts(loaded.records)
     if fresh:
         offset = _log_start(run, inputs, counts)
     stop = should_stop or (lambda: False)
     hooks = Hooks(run=run, checkpoints=run.checkpoint_dir, failures=run.failure_dir, events_offset=offset, should_stop=stop)
-    fitted = fit(prepared, loaded.store, run.config, console, hooks, hints=inputs.hints, resume=not fresh)
-    logits = predict_store(fitted.model, loaded.store, console, fitted.features, _view_encoder(fitted.model, loaded, run.config, console))["logits"]
-    nearest = nearest_images(fitted.looks, len(prepared.classes))
-    if run.config.calibration:
-        fitted.model.temperature = run_temperature(fitted, logits, nearest)
-        console.say(f"calibration: logits divided by {fitted.model.temperature:.3g}, found without labels")
-    logits = fitted.model.calibrated(logits)
-    rows = rows_from_logits(loaded.records, prepared.classes.names, logits.numpy(), fitted.zero_shot_logits.argmax(1).numpy())
-    with prepared.engine.stopwatch("write"):
+    fitted, logits, nearest, rows = _answer(run.config, inputs, console, hooks, resume=not fresh)
+    with inputs.prepared.engine.stopwatch("write"):
         save_model(run.model_dir, fitted.model)
         write_predictions(run.predictions_path, rows)
         write_measured(run.signals_path, _measure(fitted, logits, loaded, nearest))
     run.log("predictions", rows=len(rows), counts=counts)
     _finish(run, fitted.model, rows, console)
-    _report(run, fitted.model, loaded, console)
+    # The other processes may be gone by now.
+    with fitted.model.engine.alone():
+        _report(run, fitted.model, loaded, console)
     return RunResult(run.path, rows)
+
+
+def follow(path: Path, config: RunConfig, inputs: Inputs, should_stop: Callable[[], bool] | None = None, *, resume: bool = False) -> RunResult:
+    """What the other processes do: the same work, and nothing is said or written.
+
+    Args:
+        path: The run folder; its checkpoint is read on resume.
+        config: The configuration of the run.
+        inputs: As for :func:`execute`, like all that follow.
+        should_stop: True in one process stops all.
+        resume: The same in all.
+    """
+    checkpoints = path / CHECKPOINT_DIR
+    hooks = Hooks(checkpoints=checkpoints, should_stop=should_stop or (lambda: False))
+    rows = _answer(config, inputs, Mute(), hooks, resume=resume and read_events_offset(checkpoints) > 0)[-1]
+    return RunResult(path, rows)
+
+
+def _answer(config: RunConfig, inputs: Inputs, console: Console, hooks: Hooks, *, resume: bool) -> tuple[Fitted, Tensor, Tensor, list[PredictionRow]]:
+    """The fitted model, its calibrated logits (N, C), the nearest images (N, K) and a row for every file."""
+    prepared, loaded = inputs.prepared, inputs.loaded
+    release_text(prepared)
+    fitted = fit(prepared, loaded.store, config, console, hooks, hints=inputs.hints, resume=resume)
+    logits = predict_store(fitted.model, loaded.store, console, fitted.features, _view_encoder(fitted.model, loaded, config, console))["logits"]
+    nearest = nearest_images(fitted.looks, len(prepared.classes))
+    if config.calibration:
+        fitted.model.temperature = run_temperature(fitted, logits, nearest)
+        console.say(f"calibration: logits divided by {fitted.model.temperature:.3g}, found without labels")
+    logits = fitted.model.calibrated(logits)
+    rows = rows_from_logits(loaded.records, prepared.classes.names, logits.numpy(), fitted.zero_shot_logits.argmax(1).numpy())
+    return fitted, logits, nearest, rows
 
 
 def _view_encoder(model: Model, loaded: LoadedImages | FeatureFile, config: RunConfig, console: Console) -> FeatureEncoder | None:

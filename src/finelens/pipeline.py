@@ -31,7 +31,7 @@ from finelens.images.batches import batches, centre_batches, inference_batches
 from finelens.images.decode import DecodeLimits
 from finelens.images.discover import ImageFile
 from finelens.images.store import ImageItems, ImageRecord, LoadedImages, load_folder, load_images
-from finelens.images.subset import StoreSubset
+from finelens.images.subset import StoreSubset, part_of
 from finelens.methods.head_task import cosine_logits
 from finelens.methods.heads import ClassHeads, build_heads
 from finelens.methods.registry import Method, find_method
@@ -41,6 +41,7 @@ from finelens.models import Model, adapted_tensors, choose_device
 from finelens.protocol import Backbone, Batch, ClassSet, Cost, Hints, ImageStore, Preprocess, TargetFeatures, Task, ViewPlan
 from finelens.support import SupportImages, encode_support, read_support
 from finelens.training.compiled import worth_compiling
+from finelens.training.distributed import ALONE, Processes
 from finelens.training.engine import CPU_CHUNK, Engine
 from finelens.training.estimate import estimate
 from finelens.training.loop import Hooks, Trainer
@@ -84,6 +85,7 @@ def prepare(
     console: Console,
     features: FeatureFile | None = None,
     prototypes: Prototypes | None = None,
+    processes: Processes = ALONE,
 ) -> Prepared:
     """Load the backbone, align and encode the texts, build the task.
 
@@ -94,6 +96,7 @@ def prepare(
         console: What to say.
         features: The feature file of a run without photographs.
         prototypes: What stands for the texts; by default what the configuration names.
+        processes: Those that share the work of the image tower.
 
     Raises:
         UserError: Whatever the user can mend: backbone, device, texts, options.
@@ -106,7 +109,7 @@ def prepare(
         raise UserError(
             f"method {method.name} encodes a support set with the model of the photographs, which a feature file lacks; give the photographs"
         )
-    device = choose_device(config.device)
+    device = processes.device(choose_device(config.device))
     prototypes = prototypes_of_run(config, names, features) if prototypes is None else prototypes
     backbone = open_backbone(config, features, prototypes, console)
     if config.backbone == "embedded":
@@ -120,6 +123,7 @@ def prepare(
     engine = Engine(backbone, device, precision)
     engine.micro.say = console.warn
     engine.console = console
+    engine.processes = processes
     with engine.stopwatch("texts"):
         heads = build_heads(backbone, classes) if prototypes is None else prototypes.heads.to(device)
     check_text_features(heads, classes.names)
@@ -390,7 +394,7 @@ def _centre_views(store: ImageStore, preprocess: Preprocess, console: Console, w
 def predict_store(
     model: Model, store: ImageStore, console: Console, features: TargetFeatures | None = None, encoder: FeatureEncoder | None = None
 ) -> dict[str, Tensor]:
-    """Logits (N, C) by branch of a store, in its order.
+    """Logits (N, C) by branch of a store, in its order; several processes share the images.
 
     Args:
         model: The model.
@@ -399,10 +403,21 @@ def predict_store(
         features: What the unadapted tower makes of the store: a method that needs no more costs no forwards then.
         encoder: Of the unadapted tower: a method that looks at many views and trains nothing takes from the cache then what was encoded before.
     """
-    if encoder is not None and isinstance(model.task, ViewTask):
-        return predict_views(model, store, encoder, console)
     if features is not None and not find_method(model.method).needs_pixels:
         return _join([model.logits(rows) for rows in feature_rows(features, BATCH, extra=True)])
+    processes = model.engine.processes
+    share = processes.divide(len(store), CPU_CHUNK)
+    if share is None:
+        with model.engine.alone():
+            return _predict_images(model, store, console, encoder)
+    with model.engine.apart():
+        own = _predict_images(model, part_of(store, share.own), console, encoder)
+    return {name: processes.gather(logits, share) for name, logits in own.items()}
+
+
+def _predict_images(model: Model, store: ImageStore, console: Console, encoder: FeatureEncoder | None) -> dict[str, Tensor]:
+    if encoder is not None and isinstance(model.task, ViewTask):
+        return predict_views(model, store, encoder, console)
     parts: list[dict[str, Tensor]] = []
     with console.progress(len(store), "predict") as bar:
         for centre, further in _prediction_views(model, store):

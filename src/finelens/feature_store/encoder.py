@@ -20,9 +20,10 @@ from finelens.console import Console
 from finelens.feature_store.cache import LIMIT_VARIABLE, FeatureCache, cache_limit
 from finelens.feature_store.store import FeatureStore
 from finelens.images.batches import batches, centre_batches, inference_batches
+from finelens.images.subset import part_of
 from finelens.images.views import INFERENCE_SEED, ViewConfig
 from finelens.protocol import Backbone, ImageStore, InferenceViews, TargetFeatures, ViewPlan
-from finelens.training.engine import Engine
+from finelens.training.engine import CPU_CHUNK, Engine
 
 BATCH = 64
 # Part of every key: raise it when centre or crop views of the same file change, or what a tower makes of them.
@@ -92,13 +93,24 @@ class FeatureEncoder:
         ]
 
     def centre(self, store: ImageStore, console: Console, what: str) -> TargetFeatures:
-        """Features of the centre views of a store, in its order, on the engine's device.
+        """Features of the centre views of a store, in its order, on the engine's device; several processes share the images.
 
         Args:
             store: Images.
             console: Progress.
             what: Label of the bar.
         """
+        processes = self.engine.processes
+        share = processes.divide(len(store), CPU_CHUNK)
+        if share is None:
+            # What the cache holds may differ by process, and with it what is left to encode.
+            with self.engine.alone():
+                return self._centre(store, console, what)
+        with self.engine.apart():
+            own = self._centre(part_of(store, share.own), console, what)
+        return TargetFeatures(processes.gather(own.global_, share), processes.gather(own.cls, share))
+
+    def _centre(self, store: ImageStore, console: Console, what: str) -> TargetFeatures:
         columns: dict[str, Tensor] = {}
         with ExitStack() as stack:
             bar = stack.enter_context(console.progress(len(store), what))

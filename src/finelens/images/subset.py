@@ -31,3 +31,8 @@ class StoreSubset:
     def __getitem__(self, index: int) -> Tensor:
         """The image, (3, H, W) uint8."""
         return self._store[self._positions[index]]
+
+
+def part_of(store: ImageStore, rows: slice) -> StoreSubset:
+    """Neighbouring images of a store."""
+    return StoreSubset(store, range(len(store))[rows])

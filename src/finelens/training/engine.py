@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
@@ -14,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from finelens.console import Console
 from finelens.protocol import Backbone, FeatureRows, ImageTokens, TargetFeatures
 from finelens.training.compiled import CompiledTower
+from finelens.training.distributed import ALONE, Processes
 from finelens.training.microbatch import MicroBatch, until_it_fits
 from finelens.training.precision import Precision
 from finelens.training.timing import Stopwatch
@@ -50,6 +52,7 @@ class Engine:
         micro: Images per forward; halved when memory runs out.
         tower_flops: Counted work of one image in the tower; None until somebody counts it.
         console: What methods say while they prepare; silent but for warnings unless the run gives its own.
+        processes: Those that the rows of every call are divided among; counts are of all rows.
     """
 
     def __init__(self, backbone: Backbone, device: torch.device, precision: Precision) -> None:
@@ -63,16 +66,34 @@ class Engine:
         self.tower_flops: TowerFlops | None = None
         self.console = Console(enabled=False)
         self._compiled: CompiledTower | None = None
+        self.processes: Processes = ALONE
 
     def compile(self) -> None:
         """Compile the image tower's forward, from the next call on."""
         self._compiled = CompiledTower(self.backbone, self.micro.say)
 
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Context in which this process encodes all rows that it is given, whatever the others do."""
+        before, self.processes = self.processes, ALONE
+        try:
+            yield
+        finally:
+            self.processes = before
+
+    @contextmanager
+    def apart(self) -> Iterator[None]:
+        """Context in which each process encodes images of its own, all of them whole; what the others have encoded is counted at the end."""
+        before = self.no_grad_forwards
+        with self.alone():
+            yield
+        self.no_grad_forwards = before + self.processes.total(self.no_grad_forwards - before)
+
     def encode(self, images: Tensor, *, patches: bool = False, prompts: Tensor | None = None) -> ImageTokens:
         """Encode uint8 views (B, 3, S, S) with gradient; tokens come back in float32 (float64 for a float64 backbone)."""
         self.grad_forwards += len(images)
         with self.stopwatch("encode with gradient"):
-            tokens = self._chunked(images, patches, prompts)
+            tokens = self._shared(images, patches, prompts)
         if self.micro.recompute:
             self.no_grad_forwards += len(images)
         return tokens
@@ -88,7 +109,7 @@ class Engine:
             return self._tokens_of_rows(images)
         self.no_grad_forwards += len(images)
         with self.stopwatch("encode"):
-            return self._chunked(images, patches, prompts)
+            return self._shared(images, patches, prompts)
 
     def encode_each(self, images: Tensor, *, patches: bool = False) -> ImageTokens:
         """:meth:`encode_frozen` in full chunks: on a CPU the last bits of a row depend on the size of its chunk, here on its image alone.
@@ -109,6 +130,17 @@ class Engine:
         if self.backbone.fitted_state():
             global_ = F.normalize(self.backbone.project(cls), dim=-1)
         return ImageTokens(global_, cls)
+
+    def _shared(self, images: Tensor, patches: bool, prompts: Tensor | None) -> ImageTokens:
+        share = self.processes.divide(len(images))
+        if share is None:
+            return self._chunked(images, patches, prompts)
+        own = self._chunked(images[share.own], patches, prompts)
+        with self.stopwatch("exchange"):
+            parts = [None if part is None else self.processes.gather(part, share) for part in (own.global_, own.cls, own.patches)]
+        assert parts[0] is not None
+        assert parts[1] is not None
+        return ImageTokens(parts[0], parts[1], parts[2])
 
     def _chunked(self, images: Tensor, patches: bool, prompts: Tensor | None) -> ImageTokens:
         return until_it_fits(

@@ -35,7 +35,8 @@ class Estimate:
 
 
 def estimate(task: Task, engine: Engine, images: int, epochs: int, *, prepared: bool = False) -> Estimate:
-    """Predict a training run: images x (forwards before it + epochs x (forwards without gradient + forwards with gradient)), at probed rates.
+    """Predict a training run: images x (forwards before it + epochs x (forwards without gradient + forwards with gradient)), at probed rates
+    and shared by all processes.
 
     The probe encodes ``PROBE_IMAGES`` blank images with and without gradient, twice each, and takes the faster; nothing is updated or counted.
 
@@ -48,7 +49,7 @@ def estimate(task: Task, engine: Engine, images: int, epochs: int, *, prepared: 
     """
     cost, size = task.cost(), engine.backbone.preprocess.image_size
     probe = torch.zeros(PROBE_IMAGES, 3, size, size, dtype=torch.uint8)
-    with untouched(engine), _trainable(task) as trained:
+    with engine.alone(), untouched(engine), _trainable(task) as trained:
         tower = tower_flops(engine, trained)
         without = _seconds(lambda: engine.encode_frozen(probe), engine.device)
         with_gradient = until_it_fits(
@@ -57,6 +58,7 @@ def estimate(task: Task, engine: Engine, images: int, epochs: int, *, prepared: 
         )
     once = 0 if prepared else cost.once
     seconds = images * (once * without + epochs * (cost.no_grad_forwards * without + cost.grad_forwards * with_gradient)) / PROBE_IMAGES
+    seconds = engine.processes.first_value(seconds / engine.processes.count)
     return Estimate(seconds, cost.no_grad_forwards * tower.forward + cost.grad_forwards * tower.with_gradient, tower, once * tower.forward)
 
 

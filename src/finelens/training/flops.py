@@ -88,7 +88,7 @@ def speed_line(engine: Engine) -> str | None:
     if not images or not seconds or tower is None:
         return None
     rate = (engine.no_grad_forwards * tower.forward + engine.grad_forwards * tower.with_gradient) / seconds
-    peak = matmul_rate(engine.precision.dtype, engine.device)
+    peak = matmul_rate(engine.precision.dtype, engine.device) * engine.processes.count
     return (
         f"speed: {images / seconds:.3g} images/s in the image tower, {rate / 1e9:.3g} GFLOP/s, {rate / peak:.0%} of the rate of a "
         f"{engine.precision.name} matrix product here ({peak / 1e9:.3g} GFLOP/s)"

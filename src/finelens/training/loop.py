@@ -18,7 +18,7 @@ from finelens.errors import UserError
 from finelens.images.batches import batches, epoch_order
 from finelens.images.views import ViewConfig
 from finelens.protocol import Batch, ImageStore, StepOutput, Task
-from finelens.training.checkpoint import Position, load_checkpoint, named_trainable, save_checkpoint
+from finelens.training.checkpoint import Position, load_checkpoint, named_trainable, save_checkpoint, task_tensors
 from finelens.training.engine import Engine
 from finelens.training.failure import first_not_finite, save_failure
 from finelens.training.memory import PseudoLabelMemory
@@ -118,6 +118,7 @@ class Trainer:
             UserError: The loss or a gradient is not finite, or memory ran out; the last checkpoint is intact.
         """
         history: list[Mapping[str, float]] = []
+        self._follow_first()
         while self.position.epoch < self.config.epochs and not self.task.finished():
             epoch = self.position.epoch
             self._epoch()
@@ -130,6 +131,7 @@ class Trainer:
                     self.hooks.run.log("warning", epoch=epoch, message=warning)
                 self._offset = self.hooks.run.log("epoch", epoch=epoch, **means)
             self.position = Position(epoch=epoch + 1)
+            self._follow_first()
             self._save()
         return history
 
@@ -146,10 +148,15 @@ class Trainer:
             while (batch := self._next(stream)) is not None:
                 self._step(batch)
                 self.hooks.on_images(len(batch.index))
-                if self.hooks.should_stop():
+                if self.engine.processes.any(self.hooks.should_stop()):
                     self._save()
+                    # No process ends before the state is saved: the others would be ended with it.
+                    self.engine.processes.any(False)
                     raise Interrupted
         self._read()
+
+    def _follow_first(self) -> None:
+        self.engine.processes.follow_first(task_tensors(self.task, self.engine.backbone).values())
 
     def _next(self, stream: Iterator[Batch]) -> Batch | None:
         with self.engine.stopwatch("wait for views"):
@@ -166,9 +173,7 @@ class Trainer:
             engine.no_grad_forwards, engine.grad_forwards = counts
 
         try:
-            output, gradients = until_it_fits(
-                lambda: self._gradient(batch, before), lambda: engine.micro.halve(len(batch.index), with_gradient=True), undo
-            )
+            output, gradients = until_it_fits(lambda: self._gradient(batch, before), lambda: self._shrink(len(batch.index)), undo)
             # Not to be repeated: a part of the parameters may have moved.
             with engine.stopwatch("update"):
                 self.optimizer.step()
@@ -176,8 +181,9 @@ class Trainer:
             if not is_out_of_memory(error):
                 raise
             where = _place(position.epoch, position.step)
+            tried = f", even with micro-batches of {engine.micro.size}" if engine.processes.count == 1 else ""
             raise UserError(
-                f"out of memory in {where}, even with micro-batches of {engine.micro.size}; the last checkpoint is intact. "
+                f"out of memory in {where}{tried}; the last checkpoint is intact. "
                 "Start again with a smaller training.batch_size, or fewer method.crops"
             ) from error
         self._said.append(Said.of(batch, before, position.epoch, position.step, output, gradients if self.lag else {}))
@@ -204,6 +210,10 @@ class Trainer:
             for name, value in log.items():
                 position.sums[name] = position.sums.get(name, 0.0) + value * len(said.batch.index)
 
+    def _shrink(self, images: int) -> bool:
+        # A step is repeated by all processes or by none, and only this one knows. What the tower encodes is not part of this: it repeats on its own.
+        return self.engine.processes.count == 1 and self.engine.micro.halve(images, with_gradient=True)
+
     def _gradient(self, batch: Batch, before: BufferSnapshot) -> tuple[StepOutput, dict[str, Tensor]]:
         """What the step said, and the gradients of all trained parameters."""
         self.optimizer.zero_grad(set_to_none=True)
@@ -214,7 +224,11 @@ class Trainer:
             raise self._failed(f"the loss became {loss}", batch, before, output.log, where)
         with self.engine.stopwatch("backward"):
             output.loss.backward()
-        gradients = {name: p.grad for name, p in named_trainable(self.task).items() if p.grad is not None}
+        trained = named_trainable(self.task)
+        if self.engine.processes.count > 1:
+            with self.engine.stopwatch("exchange"):
+                self.engine.processes.average_gradients(trained.values())
+        gradients = {name: p.grad for name, p in trained.items() if p.grad is not None}
         if not self.lag and (bad := first_not_finite(gradients)) is not None:
             raise self._failed(f"the gradient of {bad} is not finite", batch, before, output.log, where)
         return output, gradients
@@ -234,7 +248,7 @@ class Trainer:
 
     def _save(self) -> None:
         self._read()
-        if self.hooks.checkpoints is not None:
+        if self.hooks.checkpoints is not None and self.engine.processes.first:
             self.position.no_grad_forwards, self.position.grad_forwards = self.engine.no_grad_forwards, self.engine.grad_forwards
             memory = self.memory.state()
             save_checkpoint(self.hooks.checkpoints, self.task, self.engine.backbone, self.optimizer, self.position, self._offset, memory)

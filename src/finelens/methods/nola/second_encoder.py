@@ -55,6 +55,7 @@ def second_features(config: NolaConfig, engine: Engine, features: TargetFeatures
             from finelens.backbones.open_clip_loader import OpenClipBackbone
 
             second = Engine(OpenClipBackbone.from_folder(rest), engine.device, engine.precision)
+            second.processes = engine.processes
             return second.features(features.views(second.backbone.preprocess)).cls
         encoder = TimmEncoder(rest, Path(str(config.second_checkpoint))).to(engine.device)
         return encoder.encode_all(features.views(encoder.preprocess), engine)
