@@ -163,7 +163,7 @@ def adapt(
     # Whatever can be refused is refused before the folder is made or an earlier run in it is removed.
     if processes.first:
         RunFolder.check(out, config, overwrite=overwrite)
-    inputs = read_inputs(config, console, processes)
+    inputs = read_inputs(config, console, processes=processes)
     config = _pinned(config, inputs.prepared.engine.backbone.name)
     if method == AUTO:
         choice = choose(inputs.prepared, inputs.loaded.store, config, inputs.hints, minutes, console)
@@ -240,7 +240,7 @@ def resume(run: str | Path, *, console: Console | None = None, should_stop: Call
 def _go_on(folder: RunFolder, processes: Processes, console: Console, should_stop: Callable[[], bool] | None) -> RunResult:
     choice = next((str(event["reason"]) for event in folder.events() if event["event"] == "choice"), None)
     copy = folder.given_hints_path if folder.given_hints_path.is_file() else None
-    inputs = replace(read_inputs(folder.config, console, copy, processes), choice=choice)
+    inputs = replace(read_inputs(folder.config, console, copy, processes=processes), choice=choice)
     if not processes.first:
         return follow(folder.path, folder.config, inputs, should_stop, resume=True)
     return execute(folder, inputs, console, should_stop, resume=True)
