@@ -15,6 +15,7 @@ from finelens.training.distributed import ALONE, Processes, join
 from tests.methods.tiny import tiny_engine
 from tests.toy import TRAINING
 from tests.training import shared_work
+from tests.training.test_loop import make_trainer
 
 PATIENCE = 240
 
@@ -129,3 +130,43 @@ def test_more_processes_than_gpus(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(UserError, match="process 1 of this machine has no GPU, there are 1"):
         Processes(1, 2).device(torch.device("cuda"))
+
+
+class Several(Processes):
+    """One of several processes, the others of which are not there."""
+
+    def divide(self, rows, multiple=1):
+        return None
+
+    def average_gradients(self, parameters):
+        pass
+
+    def any(self, flag):
+        return flag
+
+    def follow_first(self, tensors):
+        pass
+
+
+def test_only_the_first_process_saves(tmp_path):
+    for rank in (1, 0):
+        assert not list(tmp_path.iterdir())
+        trainer = make_trainer(checkpoints=tmp_path)
+        trainer.engine.processes = Several(rank, 2)
+        trainer.run()
+    assert [path.name for path in tmp_path.iterdir()] == ["last.safetensors"]
+
+
+def test_one_of_several_does_not_repeat_a_step():
+    trainer = make_trainer()
+    trainer.engine.processes = Several(0, 2)
+    steps = []
+
+    def step(*arguments):
+        steps.append(arguments)
+        raise torch.OutOfMemoryError("of the device")
+
+    trainer.task.step = step
+    with pytest.raises(UserError, match="out of memory in epoch 1, step 1; the last checkpoint is intact"):
+        trainer.run()
+    assert len(steps) == 1
