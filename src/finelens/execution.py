@@ -47,7 +47,14 @@ from finelens.training.flops import speed_line
 from finelens.training.loop import Hooks
 
 # What a process has read, by the event that logs its hash.
-_READ = {"start": "weights", "images": "photographs", "classes": "class texts", "hints": "hints", "support": "support images"}
+_READ = {
+    "start": "weights",
+    "images": "photographs",
+    "classes": "class texts",
+    "hints": "hints",
+    "support": "support images",
+    "extra": "extra features",
+}
 
 
 @dataclass(frozen=True)
