@@ -132,7 +132,7 @@ def read_inputs(config: RunConfig, console: Console, hints_copy: Path | None = N
     further = extra_files(config)
     source = open_source(config, find_method(config.method))
     if isinstance(source, FeatureFile):
-        prepared = prepare(config, names, descriptions, console, source, processes)
+        prepared = prepare(config, names, descriptions, console, source, processes=processes)
         loaded: LoadedImages | FeatureFile = source
     else:
         prepared = prepare(config, names, descriptions, console, processes=processes)
