@@ -62,6 +62,7 @@ def test_adapt_writes_a_run(adapted):
         "weight_decay": 0.1,
         "scope": "norm",
         "precision": choose_precision("auto", torch.device("cpu")).name,
+        "compile": "auto",
     }
     assert config["method_options"]["crops"] == 2
     assert config["method_options"]["gamma"] == 0.5
