@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 import finelens
 from finelens.backbones.open_clip_loader import OpenClipBackbone
@@ -100,6 +102,12 @@ def vit_b_32(seed: int = 0) -> OpenClipBackbone:
 def engine_of(backbone: Any, precision: str) -> Engine:
     """The engine that every method runs on."""
     return Engine(backbone, CPU, PRECISIONS[precision])
+
+
+def smooth_pictures(count: int, seed: int = 0) -> Tensor:
+    """Random pictures (N, 3, 224, 224) uint8 whose patches differ; gradients of pixel noise would cancel."""
+    coarse = torch.rand(count, 3, 5, 5, generator=torch.Generator().manual_seed(seed))
+    return F.interpolate(coarse, size=(VIT_B_32.image_size,) * 2, mode="bicubic").clamp(0, 1).mul(255).to(torch.uint8)
 
 
 def write(out: Path, row: dict[str, Any]) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from measuring import engine_of, in_turn, ratios, vit_b_32, write
+from measuring import engine_of, in_turn, ratios, smooth_pictures, vit_b_32, write
 from released_order import PlainStep, PlainViT
 from torch import Tensor, nn
 
@@ -59,10 +59,8 @@ def main() -> None:
 
 
 def views(count: int, crops: int) -> Batch:
-    """Smooth random pictures, so that patches of an image differ."""
-    generator = torch.Generator().manual_seed(0)
-    coarse = torch.rand(count * (2 + crops), 3, 5, 5, generator=generator)
-    pixels = F.interpolate(coarse, size=(224, 224), mode="bicubic").clamp(0, 1).mul(255).to(torch.uint8).unflatten(0, (count, 2 + crops))
+    """Pictures in place of views."""
+    pixels = smooth_pictures(count * (2 + crops)).unflatten(0, (count, 2 + crops))
     return Batch(torch.arange(count), weak=pixels[:, 0], strong=pixels[:, 1], crops=pixels[:, 2:])
 
 

@@ -6,7 +6,8 @@ ViT-B/32 at 224 px. One JSON line per measurement; times are of a whole batch, i
 time that all threads worked (``cpu_...``), which a busy machine changes less. The sides of a comparison run in turn.
 
 ``encode``  the tower without gradient; ``share`` is its counted FLOPs per second over those of a 1024 x 1024 matrix product timed in between.
-``train``   forward and backward to all LayerNorm pairs. Both towers hold the same weights, take the same pixels and run under the same autocast.
+``train``   forward and backward to all LayerNorm pairs. Both towers hold the same weights, take the same pixels and run under the same autocast;
+            ``gradient_error`` compares their gradients with ours in float32, by norm.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any
 import open_clip
 import torch
 import torch.nn.functional as F
-from measuring import CPU, PRECISIONS, VIT_B_32, engine_of, in_turn, matrix_product, ratios, vit_b_32, write
+from measuring import CPU, PRECISIONS, VIT_B_32, engine_of, in_turn, matrix_product, ratios, smooth_pictures, vit_b_32, write
 from torch import Tensor, nn
 
 from finelens.training.flops import tower_flops
@@ -34,7 +35,7 @@ def main() -> None:
     parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=list(PRECISIONS))
     parser.add_argument("--only", choices=("encode", "train"))
     given = parser.parse_args()
-    images = torch.randint(0, 256, (given.batch, 3, VIT_B_32.image_size, VIT_B_32.image_size), dtype=torch.uint8)
+    images = smooth_pictures(given.batch)
     for precision in given.precisions:
         if given.only != "train":
             for row in encode(images, precision, given.repeats):
@@ -96,7 +97,12 @@ def train(images: Tensor, precision: str, repeats: int) -> dict[str, Any]:
         (F.normalize(features.float(), dim=-1) @ direction).sum().backward()
 
     times = in_turn({"ours": run_ours, "open_clip": run_theirs}, repeats)
-    gradients = [torch.cat([p.grad.flatten() for p in side]) for side in (ours, norms)]
+    found = [torch.cat([p.grad.flatten() for p in side]) for side in (ours, norms)]
+    exact = engine_of(engine.backbone, "float32")
+    clear(ours)
+    (exact.encode(images).global_ @ direction).sum().backward()
+    expected = torch.cat([p.grad.flatten() for p in ours])
+    errors = [float(f"{(gradient - expected).norm() / expected.norm():.2g}") for gradient in found]
     return {
         "what": "train",
         "precision": precision,
@@ -104,7 +110,7 @@ def train(images: Tensor, precision: str, repeats: int) -> dict[str, Any]:
         "ours": times["ours"].row(),
         "open_clip": times["open_clip"].row(),
         "ratio": ratios(times["open_clip"], times["ours"]),
-        "gradient_difference": float(f"{(gradients[0] - gradients[1]).norm() / gradients[1].norm():.2g}"),
+        "gradient_error": {"ours": errors[0], "open_clip": errors[1]},
         "open_clip_version": open_clip.__version__,
     }
 
