@@ -288,3 +288,15 @@ def test_texts_of_methods_are_encoded_once_and_training_methods_get_a_tower_with
     assert encoded == []
     assert "encode_text" not in vars(context.start.fresh_engine().backbone)
     assert vars(context.start.backbone)["encode_text"] is memory
+
+
+def test_stored_features_are_made_again_when_towers_compute_otherwise(toy_set, tiny_vit, monkeypatch):
+    def encoded() -> int:
+        fresh = make_context(toy_set, tiny_vit)
+        assert len(fresh.test.features.global_)
+        return fresh.start.engine.no_grad_forwards
+
+    encoded()
+    assert encoded() == 0
+    monkeypatch.setattr("finelens.feature_store.encoder.VIEWS_SCHEMA", -1)
+    assert encoded() > 0

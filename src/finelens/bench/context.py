@@ -22,7 +22,7 @@ from finelens.cache import cached_tensors, state_digest
 from finelens.classes.texts import build_class_set
 from finelens.config import RunConfig, from_mapping
 from finelens.console import Console
-from finelens.feature_store.encoder import tower_digest
+from finelens.feature_store.encoder import FeatureEncoder
 from finelens.methods.heads import ClassHeads, build_heads
 from finelens.methods.registry import find_method
 from finelens.models import choose_device
@@ -73,7 +73,6 @@ class Start:
         self.backbone: Backbone = load_backbone(spec)
         self.precision = choose_precision(precision, self.device)
         self.engine = Engine(self.backbone, self.device, self.precision)
-        self.weights = f"{tower_digest(self.backbone)} {self.precision.name}"
         # The text tower may hold its weights anywhere; what it makes of a few texts tells it from any other.
         self.texts = state_digest({"probe": self.backbone.encode_text(_PROBE)})
 
@@ -129,8 +128,8 @@ class Context:
     def __init__(self, data: DataSet, start: Start, console: Console) -> None:
         self.data, self.start, self.console, self.quiet = data, start, console, Console(enabled=False)
         limits = decode_limits(self.config("zero-shot", 0, {}), start.backbone.preprocess)
-        self.train = Pool(data.train, start.engine, start.weights, limits, console)
-        self.test = Pool(data.test, start.engine, start.weights, limits, console)
+        encoder = FeatureEncoder(start.engine, limits.short_side)
+        self.train, self.test = Pool(data.train, encoder, limits, console), Pool(data.test, encoder, limits, console)
         start.remember_texts()
         self._texts: dict[tuple[str, ...], tuple[ClassSet, Any, ClassHeads]] = {}
 

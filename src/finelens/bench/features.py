@@ -23,7 +23,6 @@ from finelens.images.discover import ImageFile
 from finelens.images.store import LoadedImages
 from finelens.pipeline import BATCH, load
 from finelens.protocol import TargetFeatures
-from finelens.training.engine import Engine
 
 
 class Pool:
@@ -31,14 +30,13 @@ class Pool:
 
     Args:
         part: The images and their classes.
-        engine: Runs the unadapted backbone.
-        weights: Hash of everything that decides the features but for the images.
+        encoder: Around the unadapted backbone.
         limits: Decode limits.
         console: Progress.
     """
 
-    def __init__(self, part: Part, engine: Engine, weights: str, limits: DecodeLimits, console: Console) -> None:
-        self.part, self.engine, self.weights, self.limits, self.console = part, engine, weights, limits, console
+    def __init__(self, part: Part, encoder: FeatureEncoder, limits: DecodeLimits, console: Console) -> None:
+        self.part, self.encoder, self.limits, self.console = part, encoder, limits, console
 
     @cached_property
     def loaded(self) -> LoadedImages:
@@ -57,11 +55,11 @@ class Pool:
 
     @cached_property
     def _stored(self) -> dict[str, Tensor]:
-        return cached_tensors(["benchmark features", self.weights, repr(self.limits), *self.digests], self._encode)
+        return cached_tensors(["benchmark features", *self.encoder.key, repr(self.limits), *self.digests], self._encode)
 
     def _encode(self) -> dict[str, Tensor]:
         store = self.loaded.store
-        features = FeatureEncoder(self.engine, self.limits.short_side).centre(store, self.console, "encode images")
+        features = self.encoder.centre(store, self.console, "encode images")
         rows = torch.tensor([-1 if record.index is None else record.index for record in self.loaded.records])
         seconds = torch.tensor([self._probe()], dtype=torch.float64)
         return {"global": features.global_.cpu(), "cls": features.cls.cpu(), "rows": rows, "seconds": seconds}
@@ -69,14 +67,14 @@ class Pool:
     def _probe(self) -> float:
         """Seconds that an image takes, view included; features that were cached took none."""
         start, count = time.perf_counter(), min(BATCH, len(self.loaded.store))
-        for _, views in centre_batches(self.images(np.arange(count)), self.engine.backbone.preprocess, BATCH):
-            self.engine.encode_frozen(views)
+        for _, views in centre_batches(self.images(np.arange(count)), self.encoder.engine.backbone.preprocess, BATCH):
+            self.encoder.engine.encode_frozen(views)
         return (time.perf_counter() - start) / count
 
     @cached_property
     def features(self) -> TargetFeatures:
         """Of the unadapted model, in store order."""
-        return TargetFeatures(self._stored["global"].to(self.engine.device), self._stored["cls"].to(self.engine.device))
+        return TargetFeatures(self._stored["global"].to(self.encoder.engine.device), self._stored["cls"].to(self.encoder.engine.device))
 
     @property
     def seconds_per_image(self) -> float:

@@ -80,11 +80,14 @@ class FeatureEncoder:
     Args:
         engine: Runs the backbone.
         short_side: Short side at which originals are kept (``DecodeLimits.short_side``); it shows in the views.
+
+    Attributes:
+        key: Everything but the images that decides what comes out.
     """
 
     def __init__(self, engine: Engine, short_side: int) -> None:
         self.engine = engine
-        self._key = [
+        self.key = [
             tower_digest(engine.backbone),
             f"short side {short_side}, views {VIEWS_SCHEMA}",
             f"{engine.precision.name}, {next(engine.backbone.parameters()).dtype}",
@@ -213,7 +216,7 @@ class FeatureEncoder:
         return {name: x.unflatten(0, pixels.shape[:2]) for name, x in (("global", tokens.global_), ("cls", tokens.cls))}
 
     def _cache(self, kind: str) -> FeatureCache:
-        return FeatureCache([*self._key, kind])
+        return FeatureCache([*self.key, kind])
 
     def _stream(
         self,
