@@ -107,6 +107,23 @@ def test_numbers_keep_their_value():
     assert HostCopy(torch.arange(3)).read().tolist() == [0, 1, 2]
 
 
+class OnApple(torch.Tensor):
+    """As on an Apple GPU: not on the host, and never float64."""
+
+    device = torch.device("mps")
+
+    def double(self):
+        raise TypeError("Cannot convert a MPS Tensor to float64 dtype")
+
+    def to(self, dtype):
+        return self.double() if dtype is torch.float64 else super().to(dtype)
+
+
+def test_numbers_of_a_device_without_float64():
+    output = StepOutput(torch.tensor(0.1).as_subclass(OnApple), {"late": number(torch.tensor(0.7).as_subclass(OnApple))})
+    assert Said.of(None, None, 0, 0, output, {}).log() == {"loss": torch.tensor(0.1).item(), "late": torch.tensor(0.7).item()}
+
+
 # The meta device has no values: whoever asks for one fails, as a GPU would be made to wait.
 
 

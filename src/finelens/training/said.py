@@ -75,7 +75,7 @@ class Said:
     def of(cls, batch: Batch, before: BufferSnapshot, epoch: int, step: int, output: StepOutput, gradients: Mapping[str, Tensor]) -> Said:
         """Start the copies of a step's numbers; ``gradients`` are those that have not been checked."""
         log: dict[str, float | Tensor] = {"loss": number(output.loss), **output.log}
-        late = {name: value.detach().double().reshape(()) for name, value in log.items() if isinstance(value, Tensor)}
+        late = {name: _wide(value).reshape(()) for name, value in log.items() if isinstance(value, Tensor)}
         checked = {name: gradient for name, gradient in gradients.items() if gradient.numel()}
         return cls(
             batch,
@@ -101,3 +101,8 @@ class Said:
             return None
         bad = (~torch.isfinite(self.magnitudes.read())).nonzero()
         return self.gradients[int(bad[0])] if len(bad) else None
+
+
+def _wide(value: Tensor) -> Tensor:
+    """A logged number in float64, which Apple's GPUs do not know."""
+    return value.detach().to(torch.float32 if value.device.type == "mps" else torch.float64)
