@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -118,6 +119,16 @@ def test_environment(monkeypatch):
         monkeypatch.setenv("WORLD_SIZE", value)
         with pytest.raises(UserError, match=f"RANK=1 and WORLD_SIZE={value}"):
             launched()
+
+
+def test_a_process_waits_while_another_encodes_what_it_found_in_the_cache(monkeypatch):
+    for name, value in shared_work.environment(1, 2, 1234).items():
+        monkeypatch.setenv(name, value)
+    given = []
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda backend, **options: given.append((backend, options["timeout"])))
+    assert [join(device) for device in ("cpu", "cuda")] == [Processes(1, 2)] * 2
+    assert [backend for backend, _ in given] == ["gloo", "cpu:gloo,cuda:nccl"]
+    assert all(timeout >= timedelta(hours=12) for _, timeout in given)
 
 
 @pytest.mark.parametrize("device", ["mps", "cuda:0"])

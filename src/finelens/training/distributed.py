@@ -25,8 +25,9 @@ from torch import Tensor
 from finelens.errors import UserError
 from finelens.launch import launched
 
-# The longest that one process may be ahead of another: the slowest disk reads the photographs in it.
-PATIENCE = timedelta(minutes=30)
+# The longest that one process may be ahead of another, which may have hours of images to encode where this one found its own in the cache. A process
+# that is gone is noticed at once.
+PATIENCE = timedelta(days=1)
 
 
 @dataclass(frozen=True)
