@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from finelens.errors import UserError
-from finelens.images.store import ImageRecord
 from finelens.protocol import FeatureRows, TargetFeatures
 
 
@@ -31,14 +29,6 @@ class FeatureStore:
     def __getitem__(self, index: int) -> Tensor:
         """Refuses: there are no pixels."""
         raise UserError("a feature file holds no pixels; give the photographs")
-
-
-@dataclass(frozen=True)
-class LoadedFeatures:
-    """A store of the good rows, and one record per file or row in input order."""
-
-    store: FeatureStore
-    records: list[ImageRecord]
 
 
 def feature_rows(features: TargetFeatures, batch_size: int, *, extra: bool = False) -> Iterator[FeatureRows]:
