@@ -80,6 +80,14 @@ def test_bfloat16_is_as_close_to_float32_as_timm(tower, images):
 
 
 @torch.no_grad()
+def test_a_float64_tower_runs_under_autocast(tower, images):
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = lite0.forward_features(tower, images)
+        double = lite0.forward_features(copy.deepcopy(tower).double(), images.double())
+    assert relative(double, expected) < 0.05
+
+
+@torch.no_grad()
 def test_layers_are_folded_once_for_the_chunks_of_a_batch(tower, images, monkeypatch):
     calls = []
     fold = lite0.fold

@@ -124,11 +124,27 @@ def test_environment(monkeypatch):
 def test_a_process_waits_while_another_encodes_what_it_found_in_the_cache(monkeypatch):
     for name, value in shared_work.environment(1, 2, 1234).items():
         monkeypatch.setenv(name, value)
-    given = []
+    given, waits = [], []
+
+    def meet(url, rank, count, timeout):
+        waits.append(timeout)
+        yield torch.distributed.HashStore(), rank, count
+
+    monkeypatch.setattr(torch.distributed, "rendezvous", meet)
     monkeypatch.setattr(torch.distributed, "init_process_group", lambda backend, **options: given.append((backend, options["timeout"])))
     assert [join(device) for device in ("cpu", "cuda")] == [Processes(1, 2)] * 2
     assert [backend for backend, _ in given] == ["gloo", "cpu:gloo,cuda:nccl"]
     assert all(timeout >= timedelta(hours=12) for _, timeout in given)
+    # Nothing can interrupt the wait for a partner that never starts.
+    assert all(wait <= timedelta(minutes=10) for wait in waits)
+
+
+@pytest.mark.parametrize("port", ["abc", "99999"])
+def test_a_port_that_is_none(monkeypatch, port):
+    for name, value in (shared_work.environment(1, 2, 1234) | {"MASTER_PORT": port}).items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match="does not answer"):
+        join("cpu")
 
 
 @pytest.mark.parametrize("device", ["mps", "cuda:0"])

@@ -159,7 +159,7 @@ def fold(conv: nn.Conv2d, norm: nn.BatchNorm2d, relu6: bool, dtype: torch.dtype,
     padding = (conv.kernel_size[0] - 1) // 2
     if conv.stride[0] == 2:
         weight = F.pad(weight, (1, 0, 1, 0)).contiguous(memory_format=torch.channels_last)  # (O, I / groups, K + 1, K + 1)
-    return Layer(conv, norm, weight, bias, padding, relu6)
+    return Layer(conv, norm, weight, bias.to(torch.promote_types(dtype, torch.float32)), padding, relu6)
 
 
 def _blocks(tower: nn.Module) -> Iterator[tuple[list[tuple[nn.Conv2d, nn.BatchNorm2d, bool]], bool]]:

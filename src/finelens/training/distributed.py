@@ -28,6 +28,8 @@ from finelens.launch import launched
 # The longest that one process may be ahead of another, which may have hours of images to encode where this one found its own in the cache. A process
 # that is gone is noticed at once.
 PATIENCE = timedelta(days=1)
+# The longest that the processes wait for each other to start; nothing can interrupt this wait.
+START = timedelta(minutes=5)
 
 
 @dataclass(frozen=True)
@@ -207,7 +209,10 @@ def join(device: str) -> Processes:
         raise UserError("this build of torch runs in one process only; start without torchrun")
     if not dist.is_initialized():
         with _together():
-            dist.init_process_group("cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo", timeout=PATIENCE)
+            store, _, _ = next(dist.rendezvous("env://", rank, count, timeout=START))
+            store.set_timeout(START)
+            backend = "cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo"
+            dist.init_process_group(backend, store=dist.PrefixStore("finelens", store), rank=rank, world_size=count, timeout=PATIENCE)
     return Processes(rank, count)
 
 
@@ -216,7 +221,7 @@ def _together() -> Iterator[None]:
     """What the transport raises when another process is gone is no fault of this one."""
     try:
         yield
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:120]
         raise UserError(
             f"another process of this run has ended or does not answer ({reason}); what it said stands above. "
