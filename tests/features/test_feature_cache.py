@@ -298,7 +298,7 @@ def test_two_writers_and_a_killed_one(tiny_vit):
     killed.kill()
     killed.wait()
     engine, pictures = tiny_engine(tiny_vit), Pictures(100)
-    assert len(list(FeatureCache([*encoder(engine)._key, "centre"]).read(pictures.ids))) == 64
+    assert len(list(FeatureCache([*encoder(engine).key, "centre"]).read(pictures.ids))) == 64
     writers = [_writer(tiny_vit) for _ in range(2)]
     assert [writer.wait() for writer in writers] == [0, 0]
     together = encoder(engine).centre(pictures, QUIET, "x")
