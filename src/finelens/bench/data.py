@@ -91,16 +91,24 @@ def read_folder(folder: Path, test: str = "test") -> DataSet:
         if not (folder / part).is_dir():
             raise UserError(f"data set {folder}: there is no folder {part}; put the images in {folder}/train/CLASS and {folder}/test/CLASS")
     names = _class_names(folder, test)
+    parts = _part(folder / "train", names), _part(folder / test, names, must_have_labels=True)
+    return folder_set(folder, names, *parts, layout="folder", split=f"train and {test} folders")
+
+
+def folder_set(folder: Path, names: Sequence[str], train: Part, test: Part, *, layout: str, split: str) -> DataSet:
+    """A data set that is called as its folder, with the folder's ``descriptions.json`` if there is one.
+
+    Args:
+        folder: The folder.
+        names: Class names.
+        train: Training part.
+        test: Test part.
+        layout: How it was read.
+        split: Where the two parts come from.
+    """
     descriptions = folder / "descriptions.json"
-    return DataSet(
-        name=folder.resolve().name,
-        class_names=tuple(names),
-        train=_part(folder / "train", names),
-        test=_part(folder / test, names, must_have_labels=True),
-        layout="folder",
-        split=f"train and {test} folders",
-        descriptions=descriptions if descriptions.is_file() else None,
-    )
+    found = descriptions if descriptions.is_file() else None
+    return DataSet(folder.resolve().name, tuple(names), train, test, layout, split, descriptions=found)
 
 
 def _class_names(folder: Path, test: str) -> list[str]:

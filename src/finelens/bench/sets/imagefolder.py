@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from finelens.bench.data import DataSet, read_folder
+from finelens.bench.data import DataSet, folder_set, read_folder
 from finelens.bench.sets.common import TESTS, listed_part
 from finelens.bench.sets.lists import entries
 from finelens.classes.names import check_names, match, read_class_file
@@ -48,16 +48,7 @@ def read_image_folder(folder: Path) -> DataSet:
         if unknown is not None:
             raise UserError(f"{folder / part}: label {unknown!r} of its metadata is not in {folder / 'classes.txt'}")
         parts.append(listed_part(folder, [(path, index[label]) for path, label in rows], f"metadata of {folder / part}"))
-    descriptions = folder / "descriptions.json"
-    return DataSet(
-        name=folder.resolve().name,
-        class_names=tuple(names),
-        train=parts[0],
-        test=parts[1],
-        layout="imagefolder",
-        split=f"train and {test} folders, classes from metadata",
-        descriptions=descriptions if descriptions.is_file() else None,
-    )
+    return folder_set(folder, names, *parts, layout="imagefolder", split=f"train and {test} folders, classes from metadata")
 
 
 def _labelled(folder: Path, part: str) -> Rows | None:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from finelens.bench.data import DataSet
+from finelens.bench.data import DataSet, folder_set
 from finelens.bench.sets.common import listed_part
 from finelens.classes.files import read_utf8
 from finelens.classes.names import check_names, match, read_class_file
@@ -46,16 +46,7 @@ def read_lists(folder: Path) -> DataSet:
         if unknown is not None:
             raise UserError(f"{file}: label {unknown!r} is not in {folder / 'classes.txt'}")
         parts.append(listed_part(folder, [(path, index[known[label]]) for path, label in part], str(file)))
-    descriptions = folder / "descriptions.json"
-    return DataSet(
-        name=folder.resolve().name,
-        class_names=tuple(names),
-        train=parts[0],
-        test=parts[1],
-        layout="list",
-        split=f"{files[0].name} and {files[1].name}",
-        descriptions=descriptions if descriptions.is_file() else None,
-    )
+    return folder_set(folder, names, *parts, layout="list", split=f"{files[0].name} and {files[1].name}")
 
 
 def entries(file: Path) -> Sequence[Any]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from finelens.bench.data import DataSet, Part
+from finelens.bench.data import DataSet, Part, folder_set
 from finelens.bench.guard import Labels
 from finelens.bench.sets.common import TESTS, readable
 from finelens.classes.names import check_names
@@ -91,16 +91,8 @@ def read_parquet(folder: Path) -> DataSet:
         if len(labels) and not -1 <= labels.min() <= labels.max() < len(names):
             raise UserError(f"{folder}, {part}: a label is none of the {len(names)} classes")
         parts.append(Part(Pictures(shards[part], image), Labels(labels)))
-    descriptions = folder / "descriptions.json"
-    return DataSet(
-        name=folder.resolve().name,
-        class_names=tuple(check_names([readable(name) for name in names], source=f"class names of {label} in {folder}")),
-        train=parts[0],
-        test=parts[1],
-        layout="parquet",
-        split=f"shards of train and {test}, columns {image} and {label}",
-        descriptions=descriptions if descriptions.is_file() else None,
-    )
+    checked = check_names([readable(name) for name in names], source=f"class names of {label} in {folder}")
+    return folder_set(folder, checked, *parts, layout="parquet", split=f"shards of train and {test}, columns {image} and {label}")
 
 
 def _open(path: Path) -> Any:

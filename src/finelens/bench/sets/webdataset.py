@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from finelens.bench.data import DataSet, Part
+from finelens.bench.data import DataSet, Part, folder_set
 from finelens.bench.guard import Labels
 from finelens.bench.sets.tar_shards import GZIP, OTHERS, PLAIN, Archives, members
 from finelens.classes.names import check_names, match, read_class_file
@@ -87,16 +87,7 @@ def read_webdataset(folder: Path) -> DataSet:
     if not shards["test"]:
         raise UserError(f"{folder}: there are no test shards (test*.tar or test/*.tar, or the same with .tar.gz)")
     parts = [_part(shards[part], names) for part in ("train", "test")]
-    descriptions = folder / "descriptions.json"
-    return DataSet(
-        name=folder.resolve().name,
-        class_names=tuple(names),
-        train=parts[0],
-        test=parts[1],
-        layout="webdataset",
-        split=f"{len(shards['train'])} train and {len(shards['test'])} test shards",
-        descriptions=descriptions if descriptions.is_file() else None,
-    )
+    return folder_set(folder, names, *parts, layout="webdataset", split=f"{len(shards['train'])} train and {len(shards['test'])} test shards")
 
 
 def _part(shards: Sequence[Path], names: Sequence[str]) -> Part:
