@@ -18,12 +18,13 @@ from finelens.bench.paired import (
     zero_shot_rows,
 )
 from finelens.bench.results import Result
+from finelens.config import RunConfig
 from finelens.errors import UserError
 from finelens.methods.auto import AUTO, Facts, choose_method
 from finelens.methods.registry import METHODS
 
 # What finelens adapt takes where nothing is said.
-DEFAULT = "microclip"
+DEFAULT = RunConfig.method
 ONLINE = "online"
 
 Setting = tuple[str, str, tuple[str, ...]]
