@@ -31,7 +31,7 @@ from finelens.images.batches import batches, centre_batches, inference_batches
 from finelens.images.decode import DecodeLimits
 from finelens.images.discover import ImageFile
 from finelens.images.store import ImageItems, ImageRecord, LoadedImages, load_folder, load_images
-from finelens.images.subset import StoreSubset, part_of
+from finelens.images.subset import StoreSubset
 from finelens.methods.head_task import cosine_logits
 from finelens.methods.heads import ClassHeads, build_heads
 from finelens.methods.registry import Method, find_method
@@ -405,14 +405,7 @@ def predict_store(
     """
     if features is not None and not find_method(model.method).needs_pixels:
         return _join([model.logits(rows) for rows in feature_rows(features, BATCH, extra=True)])
-    processes = model.engine.processes
-    share = processes.divide(len(store), CPU_CHUNK)
-    if share is None:
-        with model.engine.alone():
-            return _predict_images(model, store, console, encoder)
-    with model.engine.apart():
-        own = _predict_images(model, part_of(store, share.own), console, encoder)
-    return {name: processes.gather(logits, share) for name, logits in own.items()}
+    return model.engine.over_images(store, lambda part: _predict_images(model, part, console, encoder))
 
 
 def _predict_images(model: Model, store: ImageStore, console: Console, encoder: FeatureEncoder | None) -> dict[str, Tensor]:

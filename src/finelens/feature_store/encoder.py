@@ -20,10 +20,9 @@ from finelens.console import Console
 from finelens.feature_store.cache import LIMIT_VARIABLE, FeatureCache, cache_limit
 from finelens.feature_store.store import FeatureStore
 from finelens.images.batches import batches, centre_batches, inference_batches
-from finelens.images.subset import part_of
 from finelens.images.views import INFERENCE_SEED, ViewConfig
 from finelens.protocol import Backbone, ImageStore, InferenceViews, TargetFeatures, ViewPlan
-from finelens.training.engine import CPU_CHUNK, Engine
+from finelens.training.engine import Engine
 
 BATCH = 64
 # Part of every key: raise it when centre or crop views of the same file change, or what a tower makes of them.
@@ -103,17 +102,10 @@ class FeatureEncoder:
             console: Progress.
             what: Label of the bar.
         """
-        processes = self.engine.processes
-        share = processes.divide(len(store), CPU_CHUNK)
-        if share is None:
-            # What the cache holds may differ by process, and with it what is left to encode.
-            with self.engine.alone():
-                return self._centre(store, console, what)
-        with self.engine.apart():
-            own = self._centre(part_of(store, share.own), console, what)
-        return TargetFeatures(processes.gather(own.global_, share), processes.gather(own.cls, share))
+        columns = self.engine.over_images(store, lambda part: self._centre(part, console, what))
+        return TargetFeatures(columns["global"], columns["cls"])
 
-    def _centre(self, store: ImageStore, console: Console, what: str) -> TargetFeatures:
+    def _centre(self, store: ImageStore, console: Console, what: str) -> dict[str, Tensor]:
         columns: dict[str, Tensor] = {}
         with ExitStack() as stack:
             bar = stack.enter_context(console.progress(len(store), what))
@@ -124,7 +116,7 @@ class FeatureEncoder:
                         columns[name] = torch.empty(len(store), *values.shape[1:], dtype=values.dtype)
                     columns[name][positions] = values
                 bar.update(len(positions))
-        return _on(self.engine.device, TargetFeatures(columns["global"], columns["cls"]))
+        return {name: columns[name].to(self.engine.device) for name in ("global", "cls")}
 
     def stream(self, store: ImageStore, console: Console, *, patches: bool = False) -> Generator[Rows, None, None]:
         """Features of the centre views as they come, in any order, on the CPU.

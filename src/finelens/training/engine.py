@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -13,7 +13,8 @@ from torch.nn.utils import parametrize
 from torch.utils.checkpoint import checkpoint
 
 from finelens.console import Console
-from finelens.protocol import Backbone, FeatureRows, ImageTokens, TargetFeatures
+from finelens.images.subset import part_of
+from finelens.protocol import Backbone, FeatureRows, ImageStore, ImageTokens, TargetFeatures
 from finelens.training.compiled import CompiledTower
 from finelens.training.distributed import ALONE, Processes
 from finelens.training.microbatch import MicroBatch, until_it_fits
@@ -81,13 +82,26 @@ class Engine:
         finally:
             self.processes = before
 
-    @contextmanager
-    def apart(self) -> Iterator[None]:
-        """Context in which each process encodes images of its own, all of them whole; what the others have encoded is counted at the end."""
+    def over_images(self, store: ImageStore, work: Callable[[ImageStore], dict[str, Tensor]]) -> dict[str, Tensor]:
+        """What ``work`` computes of each image of a store; several processes share the images, and each encodes its own whole.
+
+        Args:
+            store: Images.
+            work: Tensors (n, ...) by name for a part of the store, in its order.
+
+        Returns:
+            Tensors (N, ...) for the store; what the other processes have encoded is counted.
+        """
+        share = self.processes.divide(len(store), CPU_CHUNK)
+        if share is None:
+            # What a cache holds may differ by process, and with it what is left to encode.
+            with self.alone():
+                return work(store)
         before = self.no_grad_forwards
         with self.alone():
-            yield
+            own = work(part_of(store, share.own))
         self.no_grad_forwards = before + self.processes.total(self.no_grad_forwards - before)
+        return {name: self.processes.gather(rows, share) for name, rows in own.items()}
 
     def encode(self, images: Tensor, *, patches: bool = False, prompts: Tensor | None = None) -> ImageTokens:
         """Encode uint8 views (B, 3, S, S) with gradient; tokens come back in float32 (float64 for a float64 backbone)."""
