@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 
 import pytest
 import timm
@@ -11,6 +12,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from finelens.backbones import lite0
+from finelens.threads import threads_of_its_own
 
 
 @pytest.fixture(scope="module")
@@ -178,13 +180,40 @@ def test_last_blocks_only_and_one_parameter_of_a_pair(tower, images):
     assert max(relative(ours[name], theirs[name]) for name in theirs) < 1e-9
 
 
-def test_frozen_layers_before_the_first_trained_one_keep_nothing(tower, images, monkeypatch):
-    calls = []
-    run = lite0._FrozenConv.apply
-    monkeypatch.setattr(lite0._FrozenConv, "apply", lambda *a: calls.append(1) or run(*a))
+def test_frozen_layers_before_the_first_trained_one_keep_nothing(tower, images):
     tower.bn2.requires_grad_()
-    lite0.forward_features(tower, images)
-    assert len(calls) == 1
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        lite0.forward_features(tower, images)
+    assert [t.shape for t in kept if t.ndim == 4] == [(3, 1280, 2, 2)]
+
+
+@pytest.mark.parametrize("threads", [2, 3])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_cores_take_different_images_and_the_result_is_that_of_one(tower, images, threads, precision, monkeypatch):
+    for norm in norms(tower):
+        norm.requires_grad_()
+    used = set()
+    run = lite0.Layer.run
+    monkeypatch.setattr(lite0.Layer, "run", lambda *a: used.add(threading.get_ident()) or run(*a))
+
+    def results(count: int) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+        used.clear()
+        with threads_of_its_own(count, before), torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
+            with torch.no_grad():
+                features = lite0.forward_features(tower, images)
+            x = images.clone().requires_grad_()
+            found = gradients(tower, fast(tower), x)
+        assert len(used) >= min(count, 2)
+        return features, x.grad, found
+
+    before = torch.get_num_threads()
+    one, many = results(1), results(threads)
+    close = 1e-5 if precision == "float32" else 0.02
+    assert relative(many[0], one[0]) < close
+    assert relative(many[1], one[1]) < 3 * close
+    assert max(relative(many[2][name], one[2][name]) for name in one[2]) < 10 * close
+    assert torch.get_num_threads() == before
 
 
 def test_trainable_convolutions_get_gradients(tower, images):

@@ -612,7 +612,7 @@ def test_a_cut_that_fails_beside_the_crops_fails_the_step(tiny_vit, monkeypatch)
     monkeypatch.setattr(task_module, "ncut_saliency", fails)
     with pytest.raises(RuntimeError, match="the cut failed"):
         make_task(tiny_vit).step(make_batch(), 0, 0)
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("finelens-")]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("finelens-ahead")]
 
 
 def test_labels_come_from_no_gradient(tiny_vit, monkeypatch):

@@ -8,12 +8,14 @@ The tower's time goes into moving large activations, not into arithmetic. Three 
 * a training step needs no activation but each layer's output. With ``y = gamma * x_hat + beta``, the normalised input of a BatchNorm is
   ``x_hat = (y - beta) / gamma``, hence ``dL/dgamma = sum(g * (y - beta)) / gamma`` and ``dL/dbeta = sum(g)``, g being the gradient where ReLU6 is
   open (the idea of in-place activated BatchNorm, Rota Bulo et al., 2018, for frozen statistics and frozen convolutions).
+
+A single layer waits for memory on one core or on many, so cores take different images: each runs its chunk of the batch through all layers, and back.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
 from typing import Any, TypeAlias
@@ -24,10 +26,12 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.utils import parametrize
 
+from finelens.threads import side_by_side
+
 # Bytes of an element times images in one go: the largest activation then stays near the last-level cache and below the size (32 MiB) from which the C
 # allocator returns memory to the system after every use.
 CHUNK_BYTES = 16
-# A channel with |beta| > MAX_RATIO |gamma| loses x_hat in the rounding of y; its layer keeps its inputs instead.
+# A channel with |beta| > MAX_RATIO |gamma| loses x_hat in the rounding of y; its layer keeps its input as well.
 MAX_RATIO = 256.0
 # Layers from the input on that stay in float32. The output of the stem goes into depthwise kernels with weights up to 18 that nearly cancel: rounding
 # it to bfloat16 alone moves the tower's feature by 4 %.
@@ -41,7 +45,7 @@ class Layer:
     """A frozen convolution with the BatchNorm after it folded in.
 
     Attributes:
-        conv: The module, for layers whose scale cannot be divided by.
+        conv: The module.
         norm: The module that owns gamma and beta.
         weight: Scaled kernel (O, I / groups, K, K) in the type of the computation.
         bias: Shift (O,) in float32 or wider: it is large where it cancels a large mean.
@@ -56,18 +60,35 @@ class Layer:
     padding: int
     relu6: bool
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """Output (B, O, h, w) of x (B, I, H, W), in the layer's type."""
-        norm, x = self.norm, x.to(self.weight.dtype)
-        if not torch.is_grad_enabled() or not (x.requires_grad or norm.weight.requires_grad or norm.bias.requires_grad):
-            return self.run(x)
-        if norm.weight.requires_grad and not bool((norm.bias.abs() < MAX_RATIO * norm.weight.abs()).all()):
-            return norm(self.conv(x))
-        return _FrozenConv.apply(x, norm.weight, norm.bias, self)
-
     def run(self, x: Tensor) -> Tensor:
-        """The same without gradient, of an input in the layer's type."""
-        return convolve(x, self.weight, self.bias, self.conv.stride[0], self.padding, self.conv.groups, self.relu6)
+        """Output (B, O, h, w) of x (B, I, H, W), in the layer's type."""
+        return convolve(x.to(self.weight.dtype), self.weight, self.bias, self.conv.stride[0], self.padding, self.conv.groups, self.relu6)
+
+    @property
+    def can_divide(self) -> bool:
+        """Whether the normalised input can be had from the output."""
+        return bool((self.norm.bias.abs() < MAX_RATIO * self.norm.weight.abs()).all())
+
+    def norm_gradients(self, g: Tensor, x: Tensor | None, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Gradients (O,) of gamma and beta from that of the output before ReLU6, (B, O, h, w).
+
+        Args:
+            g: The gradient.
+            x: Input (B, I, H, W); None if the scale can be divided by.
+            y: Output (B, O, h, w).
+        """
+        gamma, beta = self.norm.weight.detach(), self.norm.bias.detach()
+        if x is None:
+            # With mean beta and variance 1 this is sum(g * (y - beta)) and sum(g), in one pass.
+            z, mean, variance, eps = y, beta, torch.ones_like(beta), 0.0
+        else:
+            assert self.norm.running_mean is not None
+            assert self.norm.running_var is not None
+            kernel = _symmetric(self.conv.weight.detach().to(g.dtype), self.conv.stride[0])
+            z = convolve(x.to(g.dtype), kernel, None, self.conv.stride[0], self.padding, self.conv.groups, False)  # (B, O, h, w)
+            mean, variance, eps = self.norm.running_mean, self.norm.running_var, self.norm.eps
+        _, dgamma, dbeta = torch.ops.aten.native_batch_norm_backward(g, z, gamma, mean, variance, None, None, False, eps, [False, True, True])
+        return dgamma / gamma if x is None else dgamma, dbeta
 
     def input_gradient(self, g: Tensor, shape: torch.Size) -> Tensor:
         """Gradient (B, I, H, W) from that of the output before ReLU6, (B, O, h, w)."""
@@ -83,31 +104,6 @@ class Layer:
             g.to(wide), x, self.weight.to(wide), None, [2, 2], [self.padding] * 2, [1, 1], False, [0, 0], groups, [True, False, False]
         )[0]
         return gradient.to(g.dtype)
-
-
-class _FrozenConv(torch.autograd.Function):
-    """A layer that keeps its output only; gradients for the input, gamma and beta."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, gamma: Tensor, beta: Tensor, layer: Layer) -> Tensor:
-        y = layer.run(x)
-        ctx.layer, ctx.shape = layer, x.shape
-        ctx.save_for_backward(y, gamma, beta)
-        return y
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        y, gamma, beta = ctx.saved_tensors
-        g = torch.ops.aten.hardtanh_backward(grad, y, 0.0, 6.0) if ctx.layer.relu6 else grad
-        dgamma, dbeta = None, None
-        if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
-            # With mean beta and variance 1 this is sum(g * (y - beta)) and sum(g), in one pass.
-            _, dgamma, dbeta = torch.ops.aten.native_batch_norm_backward(
-                g, y, gamma, beta, torch.ones_like(beta), None, None, False, 0.0, [False, True, True]
-            )
-            dgamma = dgamma / gamma if ctx.needs_input_grad[1] else None
-        return ctx.layer.input_gradient(g, ctx.shape) if ctx.needs_input_grad[0] else None, dgamma, dbeta, None
 
 
 Blocks: TypeAlias = "list[tuple[list[Layer], bool]]"
@@ -157,9 +153,12 @@ def fold(conv: nn.Conv2d, norm: nn.BatchNorm2d, relu6: bool, dtype: torch.dtype,
         lost = (exact - weight).sum((2, 3))  # (O, I / groups)
         bias = bias + (lost @ mean if conv.groups == 1 else lost.squeeze(1) * mean)
     padding = (conv.kernel_size[0] - 1) // 2
-    if conv.stride[0] == 2:
-        weight = F.pad(weight, (1, 0, 1, 0)).contiguous(memory_format=torch.channels_last)  # (O, I / groups, K + 1, K + 1)
-    return Layer(conv, norm, weight, bias.to(torch.promote_types(dtype, torch.float32)), padding, relu6)
+    return Layer(conv, norm, _symmetric(weight, conv.stride[0]), bias.to(torch.promote_types(dtype, torch.float32)), padding, relu6)
+
+
+def _symmetric(kernel: Tensor, stride: int) -> Tensor:
+    """Kernel (O, I / groups, K, K) whose "same" padding is as long at the end as at the start: (O, I / groups, K + 1, K + 1) for stride 2."""
+    return kernel if stride == 1 else F.pad(kernel, (1, 0, 1, 0)).contiguous(memory_format=torch.channels_last)
 
 
 def _blocks(tower: nn.Module) -> Iterator[tuple[list[tuple[nn.Conv2d, nn.BatchNorm2d, bool]], bool]]:
@@ -194,10 +193,23 @@ def forward_features(tower: nn.Module, images: Tensor) -> Tensor:
     if images.device.type != "cpu" or dtype is torch.float16 or trained or tower.training or any(side % TOTAL_STRIDE for side in images.shape[-2:]):
         features: Tensor = tower.forward_features(images)  # type: ignore[operator]
         return features
+    return _features(tower, images, dtype)
+
+
+@torch.compiler.disable
+def _features(tower: nn.Module, images: Tensor, dtype: torch.dtype) -> Tensor:
     with torch.no_grad():
         blocks = _folded(tower, dtype)
-    chunks = images.split(max(1, CHUNK_BYTES // dtype.itemsize))
-    return torch.cat([_run(blocks, chunk) for chunk in chunks])
+    norms = [parameter for layers, _ in blocks for layer in layers for parameter in (layer.norm.weight, layer.norm.bias)]
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (images, *norms)):
+        features: Tensor = _Trained.apply(blocks, images, *norms)
+        return features
+    return torch.cat(side_by_side(lambda chunk: _run(blocks, chunk), _chunks(blocks, images)))
+
+
+def _chunks(blocks: Blocks, images: Tensor) -> list[Tensor]:
+    most = max(1, CHUNK_BYTES // blocks[-1][0][-1].weight.itemsize)
+    return list(images.split(min(most, max(1, math.ceil(len(images) / torch.get_num_threads())))))
 
 
 def _folded(tower: nn.Module, dtype: torch.dtype) -> Blocks:
@@ -245,8 +257,104 @@ def _run(blocks: Blocks, x: Tensor) -> Tensor:
     for layers, shortcut in blocks:
         start = x
         for layer in layers:
-            x = layer(x)
+            x = layer.run(x)
         if shortcut:
-            # A layer with gradient has kept its output, which must not change.
-            x = x + start if x.requires_grad else x.add_(start)
+            x = x.add_(start)
     return x
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """What one layer keeps of one chunk for its gradients.
+
+    Attributes:
+        x: Input (B, I, H, W), where gamma cannot be divided by; else None.
+        y: Output (B, O, h, w); None before the first layer that takes part in the backward.
+        shape: Of the input.
+    """
+
+    x: Tensor | None
+    y: Tensor | None
+    shape: torch.Size
+
+
+def _run_and_keep(blocks: Blocks, x: Tensor, first: int, inputs: Sequence[bool]) -> tuple[Tensor, list[_Kept]]:
+    """As :func:`_run`; layers from ``first`` on keep their output, and their input where ``inputs`` says so."""
+    kept: list[_Kept] = []
+    for layers, shortcut in blocks:
+        start = x
+        for layer in layers:
+            place, before = len(kept), x
+            x = layer.run(before)
+            kept.append(_Kept(before if inputs[place] else None, x if place >= first else None, before.shape))
+        if shortcut:
+            x = x + start if kept[-1].y is not None else x.add_(start)
+    return x, kept
+
+
+def _run_back(blocks: Blocks, kept: list[_Kept], g: Tensor, wanted: Sequence[bool], images_too: bool) -> tuple[Tensor | None, list[Tensor | None]]:
+    """Gradients of one chunk.
+
+    Args:
+        blocks: The layers.
+        kept: Of each layer.
+        g: Gradient of the last output, (B, O, h, w).
+        wanted: Whether gamma or beta of each layer wants a gradient.
+        images_too: Whether the images do.
+
+    Returns:
+        Gradient of the images, and those of gamma and beta of each layer in turn.
+    """
+    place = len(kept)
+    found: list[Tensor | None] = [None] * (2 * place)
+    for layers, shortcut in reversed(blocks):
+        end = g
+        for layer in reversed(layers):
+            place -= 1
+            x, y, shape = kept[place].x, kept[place].y, kept[place].shape
+            assert y is not None
+            g = g.to(y.dtype)
+            if layer.relu6:
+                g = torch.ops.aten.hardtanh_backward(g, y, 0.0, 6.0)
+            if wanted[place]:
+                found[2 * place : 2 * place + 2] = layer.norm_gradients(g, x, y)
+            if not images_too and not any(wanted[:place]):
+                return None, found
+            g = layer.input_gradient(g, shape)
+        if shortcut:
+            g = g.add_(end)
+    return g, found
+
+
+class _Trained(torch.autograd.Function):
+    """The tower with gradients for the images and for gamma and beta of its norms."""
+
+    @staticmethod
+    def forward(ctx: Any, blocks: Blocks, images: Tensor, *norms: Tensor) -> Tensor:
+        layers = [layer for layers, _ in blocks for layer in layers]
+        ctx.images_too = ctx.needs_input_grad[1]
+        ctx.wanted = [any(ctx.needs_input_grad[2 + 2 * k : 4 + 2 * k]) for k in range(len(layers))]
+        first = 0 if ctx.images_too else ctx.wanted.index(True)
+        inputs = [wanted and not layer.can_divide for wanted, layer in zip(ctx.wanted, layers, strict=True)]
+        chunks = _chunks(blocks, images)
+        parts = side_by_side(lambda chunk: _run_and_keep(blocks, chunk, first, inputs), chunks)
+        ctx.blocks, ctx.sizes, ctx.type = blocks, [len(chunk) for chunk in chunks], images.dtype
+        ctx.shapes = [[kept.shape for kept in part] for _, part in parts]
+        # Checkpointing and the check for parameters changed in place see only what is saved here.
+        ctx.save_for_backward(*norms, *(tensor for _, part in parts for kept in part for tensor in (kept.x, kept.y)))
+        return torch.cat([features for features, _ in parts])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        layers = len(ctx.wanted)
+        saved = ctx.saved_tensors[2 * layers :]
+        kept = [
+            [_Kept(saved[2 * (part * layers + k)], saved[2 * (part * layers + k) + 1], shape) for k, shape in enumerate(shapes)]
+            for part, shapes in enumerate(ctx.shapes)
+        ]
+        work = list(zip(kept, grad.split(ctx.sizes), strict=True))
+        parts = side_by_side(lambda part: _run_back(ctx.blocks, part[0], part[1], ctx.wanted, ctx.images_too), work)
+        images = torch.cat([dx.to(ctx.type) for dx, _ in parts if dx is not None]) if ctx.images_too else None
+        norms = [None if own[0] is None else sum(own[1:], own[0]) for own in zip(*(found for _, found in parts), strict=True)]
+        return None, images, *norms

@@ -9,6 +9,8 @@ from typing import TypeVar
 
 import torch
 
+from finelens.threads import threads_of_its_own
+
 T = TypeVar("T")
 
 
@@ -42,18 +44,3 @@ def ahead(work: Callable[[], T], device: torch.device) -> Iterator[Callable[[], 
     with ThreadPoolExecutor(1, thread_name_prefix="finelens-ahead") as pool:
         future = pool.submit(run)
         yield result
-
-
-@contextmanager
-def threads_of_its_own(count: int, others: int) -> Iterator[None]:
-    """Let torch use ``count`` cores in the current thread.
-
-    Args:
-        count: Cores here.
-        others: Cores in the threads that are yet to be started: torch gives them what was set last, in whichever thread.
-    """
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(others)

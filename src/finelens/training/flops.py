@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count, sdpa_backward_flop_count, sdpa_flop_count
 
+from finelens.threads import threads_of_its_own
 from finelens.training.engine import Engine, TowerFlops
 
 MATRIX_SIDE = 1024
@@ -39,7 +40,8 @@ if torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_convolut
 def count(work: Callable[[], object]) -> int:
     """Operations of a piece of work, forward and backward."""
     counter = FlopCounterMode(display=False, custom_mapping=_CPU_KERNELS)
-    with counter:
+    # What other threads do is not counted.
+    with threads_of_its_own(1, torch.get_num_threads()), counter:
         work()
     return counter.get_total_flops()
 

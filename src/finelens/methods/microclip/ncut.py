@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -10,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from finelens.training.ahead import threads_of_its_own
+from finelens.threads import side_by_side
 
 TAU = 0.2
 EPS = 1e-6
@@ -107,17 +106,7 @@ def _eigen(adjacent: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def _in_threads(laplacian: Tensor) -> tuple[Tensor, Tensor]:
     """Eigenvalues and eigenvectors of a batch (B, N, N): the solver takes one matrix after the other, so each core gets a part of them."""
-    cores = torch.get_num_threads()
-    solvers = min(MAX_SOLVERS, cores, len(laplacian))
-    if solvers < 2:
-        return _solve(laplacian)
-
-    def part(matrices: Tensor) -> tuple[Tensor, Tensor]:
-        with threads_of_its_own(1, cores):
-            return _solve(matrices)
-
-    with ThreadPoolExecutor(solvers, thread_name_prefix="finelens-ncut") as pool:
-        values, vectors = zip(*pool.map(part, laplacian.chunk(solvers)), strict=True)
+    values, vectors = zip(*side_by_side(_solve, laplacian.chunk(min(MAX_SOLVERS, torch.get_num_threads()))), strict=True)
     return torch.cat(values), torch.cat(vectors)
 
 

@@ -1,0 +1,69 @@
+"""Torch work in several threads of the host, and how many cores each of them takes."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import cache
+from typing import TypeVar
+
+import torch
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+@contextmanager
+def threads_of_its_own(count: int, others: int) -> Iterator[None]:
+    """Let torch use ``count`` cores in the current thread.
+
+    Args:
+        count: Cores here.
+        others: Cores in the threads that are yet to be started: torch gives them what was set last, in whichever thread.
+    """
+    # A new thread takes the number that was set last at its first look, and would look after other threads have ended.
+    torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(others)
+
+
+def side_by_side(work: Callable[[T], R], parts: Sequence[T]) -> list[R]:
+    """``work`` of each part, in the order of the parts. Torch's cores are divided among the parts; with one core nothing is started.
+
+    Worth it where an operation keeps one core busy and no more: a solver, or one that waits for memory. Inside of a part everything is in turn.
+
+    Args:
+        work: Gradients are recorded in it as they are here; autocast is off.
+        parts: What it is called with.
+    """
+    cores = torch.get_num_threads()
+    count = min(cores, len(parts))
+    if count < 2 or getattr(_thread, "has_a_part", False):
+        return [work(part) for part in parts]
+    graded = torch.is_grad_enabled()
+
+    def run(part: T) -> R:
+        # Both are settings of a thread: a new one records gradients and takes all cores.
+        with torch.set_grad_enabled(graded), threads_of_its_own(cores // count, cores):
+            return work(part)
+
+    return list(_pool(count, os.getpid()).map(run, parts))
+
+
+_thread = threading.local()
+
+
+@cache
+def _pool(count: int, process: int) -> ThreadPoolExecutor:
+    """Threads that stay: what torch keeps by thread (kernels it has prepared, memory it has been given) would be made anew for each batch."""
+
+    def start() -> None:
+        _thread.has_a_part = True
+
+    return ThreadPoolExecutor(count, thread_name_prefix="finelens-part", initializer=start)
