@@ -476,7 +476,7 @@ def explain(run: str | Path, image: str | Path, out: str | Path | None = None, *
         console: Progress.
 
     Raises:
-        UserError: The photograph cannot be read, the run is not finished or on feature files, or the page cannot be written.
+        UserError: The photograph cannot be read, the run is not finished or has no model that could encode it, or the page cannot be written.
     """
     from finelens.explain import explain_image
     from finelens.report.explained import explained_html, photographs

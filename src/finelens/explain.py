@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from finelens.backbones.features_only import KIND as FEATURES_ONLY
 from finelens.backbones.registry import load_backbone
 from finelens.classes.heads import encode_descriptions
 from finelens.classes.templates import fill, read_templates
@@ -18,13 +20,14 @@ from finelens.config import RunConfig
 from finelens.console import Console
 from finelens.errors import UserError
 from finelens.feature_store.encoder import FeatureEncoder
-from finelens.feature_store.files import is_feature_path
+from finelens.feature_store.files import is_feature_path, read_features
+from finelens.feature_store.store import feature_rows
 from finelens.images.decode import DecodedImage, decode
 from finelens.images.discover import discover
-from finelens.images.store import load_images
+from finelens.images.store import ImageRecord, load_images
 from finelens.images.views import centre_view
 from finelens.models import Model
-from finelens.pipeline import load, predict_items
+from finelens.pipeline import BATCH, load, predict_items
 from finelens.predictions import read_predictions, softmax
 from finelens.protocol import ClassSet
 from finelens.runs import RunFolder
@@ -82,6 +85,7 @@ class Explanation:
         for side in self.sides:
             said.append(f"{side.name} ({side.probability:.1%})")
             said += [f"  {cosine:+.3f}  {sentence}" for sentence, cosine in side.sentences[:SAID]]
+            said += ["  the run has prototypes in the place of texts"] if not side.sentences else []
             said += [f"  and {more} more texts, down to {side.sentences[-1][1]:+.3f}"] if (more := len(side.sentences) - SAID) > 0 else []
             said += [f"  like {path} ({cosine:.3f})" for path, cosine in side.nearest] or ["  no other photograph of the run was given this class"]
         return said
@@ -97,11 +101,14 @@ def explain_image(folder: RunFolder, classifier: Classifier, image: Path, consol
         console: Progress.
 
     Raises:
-        UserError: The photograph cannot be read, the run is on feature files, or its texts are gone.
+        UserError: The photograph cannot be read, the run has no model that could encode it, or its texts are gone.
     """
     config, model = folder.config, classifier.model
-    if is_feature_path(config.photos) or config.prototypes_file is not None:
-        raise UserError(f"{folder.path} was made from features or prototypes: there are no photographs and texts to explain by; run on photographs")
+    if config.backbone == FEATURES_ONLY:
+        raise UserError(
+            f"{folder.path} is on features and prototypes alone: it has no model to encode {image} with; explain takes runs on photographs, "
+            "and runs with texts on what finelens features wrote"
+        )
     decoded = decode(image, classifier.limits)
     if not isinstance(decoded, DecodedImage):
         raise UserError(f"{image}: {decoded.status}, {decoded.reason}")
@@ -112,7 +119,7 @@ def explain_image(folder: RunFolder, classifier: Classifier, image: Path, consol
         encoder = FeatureEncoder(model.engine, classifier.limits.short_side)
         own = encoder.centre(load_images([str(image)], classifier.limits).store, Console(enabled=False), "look").global_[0].cpu()
         near = _nearest(folder, classifier, encoder, decoded.sha256, own, [classifier.classes[c] for c in best], console)
-    texts, described = _texts(config, classifier.classes, best, own)
+    texts, described = _texts(config, classifier.classes, best, own) if config.prototypes_file is None else ([() for _ in best], False)
     view = centre_view(decoded.pixels, model.engine.backbone.preprocess)
     sides = tuple(Side(classifier.classes[c], float(p[c]), said, others) for c, said, others in zip(best, texts, near, strict=True))
     zero_shot = classifier.classes[int(found.zero_shot["templates"][0].argmax())]
@@ -125,20 +132,32 @@ def _nearest(
     """Photographs of the run with each of the classes that are most like the image; exact copies of it say nothing."""
     given = {row.path: row.label for row in read_predictions(folder.predictions_path)}
     try:
-        files = [file for file in discover(Path(folder.config.photos)) if given.get(file.name) in names]
-        loaded = load(files, classifier.limits, console) if files else None
+        records, ids, features = _features(folder.config, given, names, classifier, encoder, console)
     except UserError as error:
         console.warn(f"the run's photographs are not shown: {error}")
         return [() for _ in names]
-    if loaded is None:
-        return [() for _ in names]
-    cosines = encoder.centre(loaded.store, console, "look at the run's photographs").global_.cpu() @ own  # (N,)
+    cosines = features.cpu() @ own  # (N,)
     found: dict[str, list[tuple[str, float]]] = {name: [] for name in names}
-    for record in loaded.records:
-        label = given[record.name]
-        if record.index is not None and label is not None and loaded.store.ids[record.index].partition("-")[0] != digest:
+    for record in records:
+        label = given.get(record.name)
+        if record.index is not None and label in found and ids[record.index].partition("-")[0] != digest:
             found[label].append((record.name, float(cosines[record.index])))
     return [tuple(sorted(found[name], key=lambda item: -item[1])[:NEAREST]) for name in names]
+
+
+def _features(
+    config: RunConfig, given: Mapping[str, str | None], names: Sequence[str], classifier: Classifier, encoder: FeatureEncoder, console: Console
+) -> tuple[Sequence[ImageRecord], Sequence[str], Tensor]:
+    """Records of the run's photographs, at least of those with one of the classes, and ids and features (N, E) at the positions that they name."""
+    if is_feature_path(config.photos):
+        file = read_features(Path(config.photos))
+        rows = [encoder.engine.encode_frozen(part).global_ for part in feature_rows(file.store.features, BATCH)]
+        return file.records, file.store.ids, torch.cat(rows)
+    files = [file for file in discover(Path(config.photos)) if given.get(file.name) in names]
+    if not files:
+        return [], [], torch.zeros(0, encoder.engine.backbone.dim)
+    loaded = load(files, classifier.limits, console)
+    return loaded.records, loaded.store.ids, encoder.centre(loaded.store, console, "look at the run's photographs").global_
 
 
 def _texts(config: RunConfig, classes: Sequence[str], wanted: Sequence[int], own: Tensor) -> tuple[list[tuple[tuple[str, float], ...]], bool]:

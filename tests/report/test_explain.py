@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -10,6 +11,7 @@ from finelens import api
 from finelens.backbones.registry import load_backbone
 from finelens.classes.templates import DEFAULT_TEMPLATES, fill
 from finelens.errors import UserError
+from finelens.feature_store.write import features
 from finelens.predictions import read_predictions
 from tests.report.html import Page
 from tests.toy import CLASSES, QUIET, write_classes
@@ -100,11 +102,44 @@ def test_unreadable_images_unfinished_runs_and_foreign_targets_are_refused(plain
         api.explain(plain_run, image, tmp_path / "mine.html", console=QUIET)
 
 
-def test_runs_on_features_are_refused(plain_run, image, tiny_vit, tmp_path):
-    from finelens.feature_store.write import features
+@pytest.fixture(scope="module")
+def feature_file(plain_run, tiny_vit, tmp_path_factory):
+    out = tmp_path_factory.mktemp("features") / "f.safetensors"
+    features(plain_run.parent / "photos", out=out, backbone=f"local:{tiny_vit}", console=QUIET)
+    return out
 
-    features(plain_run.parent / "photos", out=tmp_path / "f.safetensors", backbone=f"local:{tiny_vit}", console=QUIET)
+
+def test_a_run_on_features_is_explained_as_one_on_the_photographs(plain_run, image, feature_file, tiny_vit, tmp_path):
     classes = write_classes(tmp_path / "classes.txt")
-    api.adapt(tmp_path / "f.safetensors", classes, tmp_path / "run", method="stata", console=QUIET)
-    with pytest.raises(UserError, match="no photographs"):
+    for name, photos in (("features", feature_file), ("photos", plain_run.parent / "photos")):
+        api.adapt(photos, classes, tmp_path / name, method="stata", backbone=f"local:{tiny_vit}" if name == "photos" else None, console=QUIET)
+    ours, theirs = (api.explain(tmp_path / name, image, tmp_path / f"{name}.html", console=QUIET) for name in ("features", "photos"))
+    assert [side.name for side in ours.sides] == [side.name for side in theirs.sides]
+    for own, other in zip(ours.sides, theirs.sides, strict=True):
+        assert own.sentences == other.sentences
+        assert [path for path, _ in own.nearest] == [path for path, _ in other.nearest]
+        assert [cosine for _, cosine in own.nearest] == pytest.approx([cosine for _, cosine in other.nearest], abs=1e-5)
+    assert any(side.nearest for side in ours.sides)
+    assert "no picture" in (tmp_path / "features.html").read_text()
+
+
+def test_a_run_with_prototypes_has_neighbours_and_no_texts(plain_run, image, tiny_vit, tmp_path):
+    model = finelens.load(plain_run).model
+    np.save(tmp_path / "prototypes.npy", model.zero_shot_heads["templates"].cpu().numpy())
+    classes = write_classes(tmp_path / "classes.txt")
+    given = {"method": "stata", "backbone": f"local:{tiny_vit}", "prototypes": tmp_path / "prototypes.npy"}
+    api.adapt(plain_run.parent / "photos", classes, tmp_path / "run", **given, console=QUIET)
+    found = api.explain(tmp_path / "run", image, tmp_path / "page.html", console=QUIET)
+    assert all(side.sentences == () for side in found.sides)
+    assert any(side.nearest for side in found.sides)
+    assert sum("prototypes in the place of texts" in line for line in found.lines()) == len(found.sides)
+    assert "prototypes in the place of texts" in (tmp_path / "page.html").read_text()
+
+
+def test_a_run_without_a_model_for_photographs_is_refused(image, tmp_path):
+    np.save(tmp_path / "f.npy", np.random.default_rng(0).normal(size=(12, 8)).astype(np.float32))
+    np.save(tmp_path / "p.npy", np.random.default_rng(1).normal(size=(len(CLASSES), 8)).astype(np.float32))
+    classes = write_classes(tmp_path / "classes.txt")
+    api.adapt(tmp_path / "f.npy", classes, tmp_path / "run", method="stata", prototypes=tmp_path / "p.npy", console=QUIET)
+    with pytest.raises(UserError, match=r"run is on features and prototypes alone"):
         api.explain(tmp_path / "run", image, console=QUIET)

@@ -54,7 +54,7 @@ def _uri(pixels: Tensor) -> str:
 
 
 def _side(side: Side, found: Explanation, thumbnails: Thumbnails) -> dict[str, Any]:
-    cosines = [cosine for one in found.sides for _, cosine in one.sentences]
+    cosines = [cosine for one in found.sides for _, cosine in one.sentences] or [0.0]
     low, high = min(cosines), max(cosines)
     # Cosines of texts and photographs differ little: the bars show where between the lowest and the highest of the page one lies.
     bars = [(sentence, f"{cosine:+.3f}", figures.share_bar((cosine - low) / max(high - low, 1e-9))) for sentence, cosine in side.sentences]
