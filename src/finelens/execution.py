@@ -246,7 +246,7 @@ def _answer(config: RunConfig, inputs: Inputs, console: Console, hooks: Hooks, *
 
 def _view_encoder(model: Model, loaded: LoadedImages | FeatureFile, config: RunConfig, console: Console) -> FeatureEncoder | None:
     """What keeps the views of a method that looks at many; None for another."""
-    if not isinstance(model.task, ViewTask):
+    if not isinstance(model.task, ViewTask) or isinstance(loaded, FeatureFile):
         return None
     encoder = FeatureEncoder(model.engine, decode_limits(config, model.engine.backbone.preprocess).short_side)
     encoder.say_size(len(loaded.store), model.task.inference.count, console)

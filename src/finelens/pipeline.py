@@ -19,13 +19,14 @@ from finelens.config import RunConfig, from_mapping
 from finelens.console import Console, duration
 from finelens.errors import UserError
 from finelens.evaluation.calibration import label_free_temperature
+from finelens.feature_store.crops import crops_for
 from finelens.feature_store.encoder import FeatureEncoder, target_features
 from finelens.feature_store.extra import Extra, ExtraFiles, check_encoders
 from finelens.feature_store.files import FeatureFile
 from finelens.feature_store.prototypes import Prototypes
 from finelens.feature_store.runs import check_prediction, check_tower, open_backbone, prototypes_of_run
-from finelens.feature_store.store import feature_rows
-from finelens.feature_store.view_answers import predict_views
+from finelens.feature_store.store import FeatureStore, feature_rows
+from finelens.feature_store.view_answers import predict_stored_views, predict_views
 from finelens.hints import check_hints
 from finelens.images.batches import batches, centre_batches, inference_batches
 from finelens.images.decode import DecodeLimits
@@ -248,6 +249,8 @@ def fit(
     """
     engine, method, task = prepared.engine, prepared.method, prepared.task
     check_hints(method, given=hints is not None)
+    if isinstance(store, FeatureStore) and isinstance(task, ViewTask):
+        crops_for(store.crops, task.inference, method.name)
     features = raw = target_features(engine, store, decode_limits(config, engine.backbone.preprocess).short_side, console)
     if prepared.extra is not None:
         features = raw = replace(features, extra=prepared.extra.features)
@@ -405,6 +408,8 @@ def predict_store(
     """
     if features is not None and not find_method(model.method).needs_pixels:
         return _join([model.logits(rows) for rows in feature_rows(features, BATCH, extra=True)])
+    if isinstance(store, FeatureStore):
+        return predict_stored_views(model, store)
     return model.engine.over_images(store, lambda part: _predict_images(model, part, console, encoder))
 
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from torch import Tensor
 from finelens.cache import state_digest
 from finelens.console import Console
 from finelens.feature_store.cache import LIMIT_VARIABLE, FeatureCache, cache_limit
+from finelens.feature_store.crops import Crops
 from finelens.feature_store.store import FeatureStore
 from finelens.images.batches import batches, centre_batches, inference_batches
 from finelens.images.views import INFERENCE_SEED, ViewConfig
@@ -37,23 +38,6 @@ def tower_digest(backbone: Backbone) -> str:
     config = {key: value for key, value in backbone.image_config().items() if key != "name"}
     parts = [state_digest(backbone.image_state()), config, asdict(backbone.preprocess)]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-
-@dataclass(frozen=True)
-class Crops:
-    """Random square crops of each image, drawn once (``finelens.images.views.crop_views``, epoch 0).
-
-    Attributes:
-        count: Crops M of an image.
-        seed: Seed of the draw.
-        low: Smallest side as a share of the short side.
-        high: Largest.
-    """
-
-    count: int
-    seed: int = 0
-    low: float = 0.5
-    high: float = 0.9
 
 
 def target_features(engine: Engine, store: ImageStore, short_side: int, console: Console) -> TargetFeatures:

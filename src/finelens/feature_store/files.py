@@ -17,6 +17,7 @@ from torch import Tensor
 
 from finelens.classes.files import counted, quote, read_utf8
 from finelens.errors import UserError
+from finelens.feature_store.crops import Crops, StoredCrops
 from finelens.feature_store.store import FeatureStore
 from finelens.files import load_metadata, load_tensors
 from finelens.images.store import ImageRecord
@@ -164,6 +165,7 @@ def _read_own(path: Path, metadata: dict[str, str]) -> FeatureFile:
         known = all(record.status in STATUSES for record in found)
         if not known or not (len(ids) == len(global_) == len(cls)) or global_.ndim != 2 or cls.ndim != 2 or len(set(ids)) < len(ids):
             raise ValueError("its table and its features do not fit together")
+        crops = _stored_crops(path, tensors, metadata, ids)
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} is damaged ({error}); write it again with finelens features --overwrite") from error
     if not ids:
@@ -175,13 +177,25 @@ def _read_own(path: Path, metadata: dict[str, str]) -> FeatureFile:
     records = [ImageRecord(r.name, r.status, r.reason, r.sample_id, None if r.sample_id is None else place[r.sample_id]) for r in found]
     return FeatureFile(
         path,
-        FeatureStore([ids[i] for i in order], TargetFeatures(global_[order], cls[order])),
+        FeatureStore([ids[i] for i in order], TargetFeatures(global_[order], cls[order]), crops),
         records,
         metadata.get("backbone", ""),
         metadata.get("tower", ""),
         metadata_number(metadata, "logit_scale", path),
         metadata_number(metadata, "logit_bias", path) or 0.0,
     )
+
+
+def _stored_crops(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str], ids: Sequence[str]) -> StoredCrops | None:
+    """Crops of the images by sorted id. Raises KeyError, TypeError or ValueError where they do not fit the table."""
+    if "crops" not in metadata:
+        return None
+    crops, global_, cls = Crops(**json.loads(metadata["crops"])), tensors["crops.global"], tensors["crops.cls"]
+    widths = (tensors["global"].shape[1], tensors["cls"].shape[1])
+    if (tuple(global_.shape), tuple(cls.shape)) != tuple((len(ids), crops.count, width) for width in widths):
+        raise ValueError("its crops and its table do not fit together")
+    row = {sample_id: k for k, sample_id in enumerate(ids)}
+    return StoredCrops(path, crops, global_, cls, [row.get(sample_id.partition("-")[0], row[sample_id]) for sample_id in sorted(ids)])
 
 
 def read_matrix(path: Path, keys: Sequence[str], what: str, dims: tuple[int, ...] = (2,)) -> Tensor:
@@ -237,7 +251,7 @@ def _array(path: Path) -> Tensor:
         kind = getattr(array, "dtype", type(array).__name__)
         raise UserError(f"{path}: expected an array of real numbers, got {kind}; save them as float32")
     # Not every numpy type has a counterpart (long doubles, other byte orders, 16-bit unsigned); float64 holds what any of them says.
-    return torch.from_numpy(np.ascontiguousarray(array, dtype=np.bool_ if array.dtype.kind == "b" else np.float64))
+    return torch.from_numpy(np.require(array, np.bool_ if array.dtype.kind == "b" else np.float64, ["C", "W"]))
 
 
 def _tensor(path: Path, tensors: dict[str, Tensor], keys: Sequence[str], what: str) -> Tensor:

@@ -10,6 +10,7 @@ from finelens.backbones.registry import load_backbone
 from finelens.config import RunConfig
 from finelens.console import Console
 from finelens.errors import UserError
+from finelens.feature_store.crops import StoredCrops
 from finelens.feature_store.encoder import tower_digest
 from finelens.feature_store.files import FeatureFile, feature_metadata, is_feature_path, read_features
 from finelens.feature_store.prototypes import Prototypes, check_width, feature_backbone, read_prototypes
@@ -56,15 +57,16 @@ def open_source(config: RunConfig, method: Method) -> list[ImageFile] | FeatureF
             if value is not None:
                 raise UserError(f"{name} has an effect on feature files only, and {config.photos} is none; leave it out")
         return discover(Path(config.photos))
-    refuse_pixels_method(method, config.photos)
     if config.strict:
         raise UserError(f"--strict looks into photographs, and {config.photos} holds features; leave it out")
-    return read_features(Path(config.photos), None if config.row_names_file is None else Path(config.row_names_file))
+    file = read_features(Path(config.photos), None if config.row_names_file is None else Path(config.row_names_file))
+    refuse_pixels_method(method, config.photos, file.store.crops)
+    return file
 
 
-def refuse_pixels_method(method: Method, what: str) -> None:
-    """Refuse a method that needs photographs where there are features only."""
-    if method.needs_pixels:
+def refuse_pixels_method(method: Method, what: str, crops: StoredCrops | None = None) -> None:
+    """Refuse a method that looks at more of a photograph than there is: features, and perhaps those of its crops."""
+    if method.trains or (method.needs_pixels and crops is None):
         names = ", ".join(method.name for method in METHODS if not method.needs_pixels)
         raise UserError(f"method {method.name} needs photographs, and {what} holds features; methods that take features: {names}")
 
@@ -123,7 +125,7 @@ def check_prediction(model: Model, file: FeatureFile) -> None:
         UserError: The model's tower was trained, or the features are of another model.
     """
     backbone = model.engine.backbone
-    if find_method(model.method).needs_pixels:
+    if find_method(model.method).trains:
         raise UserError(f"the run's method {model.method} needs photographs, and {file.path} holds features; give the folder of photographs")
     if isinstance(backbone, FeatureBackbone):
         if file.dim != backbone.dim:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from finelens.errors import UserError
+from finelens.feature_store.crops import StoredCrops
 from finelens.protocol import FeatureRows, TargetFeatures
 
 
@@ -17,11 +18,13 @@ class FeatureStore:
     Attributes:
         ids: Sample ids, sorted.
         features: Of the unadapted tower, in the same order.
+        crops: Features of random crops of each image, where the file has them.
     """
 
-    def __init__(self, ids: list[str], features: TargetFeatures) -> None:
+    def __init__(self, ids: list[str], features: TargetFeatures, crops: StoredCrops | None = None) -> None:
         self.ids = ids
         self.features = features
+        self.crops = crops
 
     def __len__(self) -> int:
         return len(self.ids)

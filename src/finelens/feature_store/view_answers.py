@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from finelens.console import Console
-from finelens.feature_store.encoder import FeatureEncoder
+from finelens.feature_store.crops import crops_for
+from finelens.feature_store.encoder import BATCH, FeatureEncoder
+from finelens.feature_store.store import FeatureStore
 from finelens.methods.view_task import ViewTask
 from finelens.models import Model
 from finelens.protocol import FeatureRows, ImageStore
@@ -31,8 +33,28 @@ def predict_views(model: Model, store: ImageStore, encoder: FeatureEncoder, cons
     with console.progress(len(store), "predict") as bar, closing(encoder.stream_inference(store, task.inference, console)) as stream:
         for positions, rows in stream:
             views = torch.cat([rows["global"], rows["cls"]], -1)  # (B, M, E + W)
-            answers = model.logits(centre[positions].as_subclass(FeatureRows), views.as_subclass(FeatureRows))
-            for name, logits in answers.items():
-                found.setdefault(name, torch.empty(len(store), logits.shape[1]))[positions] = logits
+            _answer(model, centre, positions, views.as_subclass(FeatureRows), found)
             bar.update(len(positions))
     return found
+
+
+def predict_stored_views(model: Model, store: FeatureStore) -> dict[str, Tensor]:
+    """Logits (N, C) by branch of a feature file that holds the crops.
+
+    Raises:
+        UserError: It does not hold those that the method looks at.
+    """
+    plan = model.task.inference
+    assert plan is not None
+    centre = torch.cat([store.features.global_, store.features.cls], 1)  # (N, E + W)
+    found: dict[str, Tensor] = {}
+    crops = crops_for(store.crops, plan, model.method)
+    for positions in torch.arange(len(store)).split(max(1, BATCH // plan.count)):
+        _answer(model, centre, positions.tolist(), crops.features(positions.tolist(), plan.count), found)
+    return found
+
+
+def _answer(model: Model, centre: Tensor, positions: list[int], views: FeatureRows, found: dict[str, Tensor]) -> None:
+    answers = model.logits(centre[positions].as_subclass(FeatureRows), views)
+    for name, logits in answers.items():
+        found.setdefault(name, torch.empty(len(centre), logits.shape[1]))[positions] = logits.cpu()

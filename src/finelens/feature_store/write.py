@@ -19,7 +19,8 @@ from finelens.classes.names import read_class_file
 from finelens.config import RunConfig
 from finelens.console import Console
 from finelens.errors import UserError
-from finelens.feature_store.encoder import Crops, FeatureEncoder, tower_digest
+from finelens.feature_store.crops import Crops
+from finelens.feature_store.encoder import FeatureEncoder, tower_digest
 from finelens.feature_store.files import FORMAT
 from finelens.files import TensorFile, atomic_writer, json_text, load_metadata
 from finelens.images.discover import discover

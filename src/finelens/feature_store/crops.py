@@ -1,0 +1,88 @@
+"""Features of random crops in a feature file, and what may be answered from them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from finelens.errors import UserError
+from finelens.images.views import INFERENCE_SEED
+from finelens.protocol import FeatureRows, InferenceViews
+
+
+@dataclass(frozen=True)
+class Crops:
+    """Random square crops of each image, drawn once (``finelens.images.views.crop_views``, epoch 0).
+
+    Attributes:
+        count: Crops M of an image.
+        seed: Seed of the draw.
+        low: Smallest side as a share of the short side.
+        high: Largest.
+    """
+
+    count: int
+    seed: int = 0
+    low: float = 0.5
+    high: float = 0.9
+
+
+@dataclass(frozen=True)
+class StoredCrops:
+    """Features of the crops of images, by position.
+
+    Attributes:
+        path: The file.
+        crops: How they were drawn.
+        global_: (n, M, E), in the order of the file; read from the disk where it is looked at.
+        cls: (n, M, W).
+        rows: Row of each position. Copies of an image share the crops of the first.
+    """
+
+    path: Path
+    crops: Crops
+    global_: Tensor
+    cls: Tensor
+    rows: Sequence[int]
+
+    def features(self, positions: Sequence[int], count: int) -> FeatureRows:
+        """The first ``count`` crops of each image, (B, count, E + W).
+
+        Raises:
+            UserError: Something there is not finite.
+        """
+        rows = [self.rows[position] for position in positions]
+        found = torch.cat([self.global_[rows, :count].float(), self.cls[rows, :count].float()], -1)
+        if not bool(found.isfinite().all()):
+            raise UserError(f"{self.path} is damaged (crops with values that are not finite); write it again with finelens features --overwrite")
+        return found.as_subclass(FeatureRows)
+
+
+def crops_for(stored: StoredCrops | None, plan: InferenceViews, method: str) -> StoredCrops:
+    """What a feature file holds of the views that a method answers from.
+
+    Raises:
+        UserError: It does not hold them; the message says how to write a file that does.
+    """
+    if plan.kind != "crops":
+        raise UserError(f"method {method} looks at random resized crops, which feature files do not hold; give the folder of photographs")
+    wanted = Crops(plan.count, INFERENCE_SEED, plan.low, plan.high)
+    again = f"write it again with finelens features --crops {wanted.count} --seed {wanted.seed} --overwrite"
+    if stored is None:
+        raise UserError(
+            f"method {method} looks at {wanted.count} crops of each photograph, and the features are of whole ones; "
+            f"give the photographs, or what finelens features --crops {wanted.count} writes of them"
+        )
+    own = stored.crops
+    if own.count < wanted.count:
+        raise UserError(
+            f"method {method} looks at {wanted.count} crops of each photograph, and {stored.path} holds {own.count}; {again}, "
+            f"or give --set method.crops={own.count}"
+        )
+    if (own.seed, own.low, own.high) != (wanted.seed, wanted.low, wanted.high):
+        raise UserError(f"the crops in {stored.path} were drawn otherwise than method {method} draws its own; {again}")
+    return stored
