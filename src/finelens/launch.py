@@ -26,4 +26,7 @@ def launched() -> tuple[int, int]:
             f"RANK={os.environ['RANK']} and WORLD_SIZE={os.environ['WORLD_SIZE']} are not the numbers of a process and of all processes; "
             "start with torchrun, or unset them"
         )
+    port = os.environ["MASTER_PORT"]
+    if not port.isdecimal() or not 0 < int(port) < 1 << 16:
+        raise UserError(f"MASTER_PORT={port} is not the number of a port; start with torchrun, or unset it")
     return rank, count

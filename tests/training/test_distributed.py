@@ -139,11 +139,11 @@ def test_a_process_waits_while_another_encodes_what_it_found_in_the_cache(monkey
     assert all(wait <= timedelta(minutes=10) for wait in waits)
 
 
-@pytest.mark.parametrize("port", ["abc", "99999"])
+@pytest.mark.parametrize("port", ["abc", "99999", "0", "-1"])
 def test_a_port_that_is_none(monkeypatch, port):
     for name, value in (shared_work.environment(1, 2, 1234) | {"MASTER_PORT": port}).items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(UserError, match="does not answer"):
+    with pytest.raises(UserError, match=f"MASTER_PORT={port} is not the number of a port; start with torchrun"):
         join("cpu")
 
 

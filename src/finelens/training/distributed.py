@@ -10,6 +10,7 @@ from the gathered features has the same gradient everywhere, which the average l
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import os
 from collections.abc import Iterable, Iterator, Mapping
@@ -212,8 +213,15 @@ def join(device: str) -> Processes:
             store, _, _ = next(dist.rendezvous("env://", rank, count, timeout=START))
             store.set_timeout(START)
             backend = "cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo"
+            # Left to the end of the interpreter, the transport's threads end it with an abort now and then.
+            atexit.register(_leave)
             dist.init_process_group(backend, store=dist.PrefixStore("finelens", store), rank=rank, world_size=count, timeout=PATIENCE)
     return Processes(rank, count)
+
+
+def _leave() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 @contextmanager
@@ -221,7 +229,7 @@ def _together() -> Iterator[None]:
     """What the transport raises when another process is gone is no fault of this one."""
     try:
         yield
-    except (RuntimeError, ValueError) as error:
+    except RuntimeError as error:
         reason = " ".join(str(error).split())[:120]
         raise UserError(
             f"another process of this run has ended or does not answer ({reason}); what it said stands above. "
