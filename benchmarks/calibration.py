@@ -25,7 +25,8 @@ from finelens.evaluation.labels import read_labels
 from finelens.evaluation.metrics import accuracy, ece, nll
 from finelens.execution import read_inputs
 from finelens.health.signals import nearest_images
-from finelens.pipeline import fit, predict_store, run_temperature
+from finelens.pipeline import fit, run_temperature
+from finelens.prediction import predict_store
 from finelens.predictions import softmax
 
 

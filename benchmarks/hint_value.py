@@ -31,7 +31,8 @@ from finelens.health.signals import measure
 from finelens.images.randomness import generator, permutation
 from finelens.images.store import ImageRecord
 from finelens.methods.registry import find_method
-from finelens.pipeline import Fitted, fit, predict_store
+from finelens.pipeline import Fitted, fit
+from finelens.prediction import predict_store
 from finelens.predictions import rows_from_logits
 from finelens.protocol import Hints
 from finelens.report.record import RunRecord

@@ -20,7 +20,8 @@ from finelens.evaluation.labels import read_labels
 from finelens.files import save_tensors
 from finelens.images.batches import centre_batches
 from finelens.images.discover import discover
-from finelens.pipeline import BATCH, decode_limits, load, prepare
+from finelens.loading import BATCH, decode_limits, load
+from finelens.pipeline import prepare
 from finelens.protocol import TargetFeatures
 
 QUIET = Console(enabled=False)

@@ -43,7 +43,8 @@ from finelens.evaluation.labels import read_labels
 from finelens.evaluation.metrics import bootstrap_interval, paired_bootstrap
 from finelens.images.batches import centre_batches
 from finelens.images.discover import discover
-from finelens.pipeline import Prepared, decode_limits, load, prepare
+from finelens.loading import decode_limits, load
+from finelens.pipeline import Prepared, prepare
 from finelens.protocol import Hints, TargetFeatures
 from finelens.solvers import SOLVERS
 

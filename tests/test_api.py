@@ -89,8 +89,8 @@ def test_branches_of_a_prediction(finished):
 
 def test_large_folders_are_read_in_groups(finished, photos, monkeypatch):
     whole = finelens.load(finished.path).predictions(photos)
-    monkeypatch.setattr("finelens.pipeline.GROUP", 5)
-    monkeypatch.setattr("finelens.pipeline.BATCH", 3)
+    monkeypatch.setattr("finelens.prediction.GROUP", 5)
+    monkeypatch.setattr("finelens.prediction.BATCH", 3)
     parts = finelens.load(finished.path).predictions(photos)
     assert [record.name for record in parts.records] == [record.name for record in whole.records]
 

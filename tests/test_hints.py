@@ -14,8 +14,8 @@ from finelens.hints import NONE_OF_THESE, check_hints, describe_hints, hints_by_
 from finelens.images.decode import DecodeLimits
 from finelens.images.discover import discover
 from finelens.images.store import ImageRecord
+from finelens.loading import load
 from finelens.methods.registry import find_method
-from finelens.pipeline import load
 from finelens.protocol import Hints
 from tests.toy import CLASSES, QUIET, digest, events, options_for, write_classes, write_photos
 

@@ -20,8 +20,9 @@ from PIL import Image
 
 from finelens.api import make_config
 from finelens.console import Console
+from finelens.loading import decode_limits, load
 from finelens.methods.registry import METHODS, find_method
-from finelens.pipeline import Fitted, Prepared, decode_limits, fit, load, prepare
+from finelens.pipeline import Fitted, Prepared, fit, prepare
 from finelens.protocol import Hints
 from finelens.training.loop import Hooks
 

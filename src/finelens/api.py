@@ -24,12 +24,13 @@ from finelens.images.discover import ImageFile, discover
 from finelens.images.strict import note_complaints
 from finelens.images.views import ViewConfig
 from finelens.launch import launched
+from finelens.loading import status_counts
 from finelens.methods.auto import AUTO
 from finelens.methods.joint_gmm import CLS, JointGmmConfig
 from finelens.methods.registry import find_method
 from finelens.methods.support_task import SupportConfig
 from finelens.models import choose_device
-from finelens.pipeline import Predictions, predict_features, predict_items, status_counts
+from finelens.prediction import Predictions, predict_features, predict_items
 from finelens.prediction_sets import calibrate_on, sets_of, sets_path, write_sets
 from finelens.predictions import PredictionRow, rows_from_logits, softmax, write_predictions
 from finelens.runs import RunFolder

@@ -12,10 +12,11 @@ from finelens.console import Console
 from finelens.errors import UserError
 from finelens.feature_store.encoder import target_features
 from finelens.feature_store.store import FeatureStore
+from finelens.loading import decode_limits
 from finelens.methods.auto import AUTO, Facts, choose_method
 from finelens.methods.head_task import cosine_logits
 from finelens.methods.registry import find_method
-from finelens.pipeline import Prepared, decode_limits
+from finelens.pipeline import Prepared
 from finelens.protocol import Hints, ImageStore
 from finelens.strict import to_plain
 from finelens.training.estimate import estimate

@@ -16,8 +16,9 @@ from finelens.feature_store.files import given_features, is_feature_path, is_mat
 from finelens.images.decode import DecodeLimits
 from finelens.images.discover import discover
 from finelens.images.store import ImageItems
+from finelens.loading import decode_limits
 from finelens.models import Model, load_model
-from finelens.pipeline import Predictions, decode_limits, predict_features, predict_items
+from finelens.prediction import Predictions, predict_features, predict_items
 from finelens.prediction_sets import calibrate_on, sets_of
 from finelens.predictions import softmax
 from finelens.protocol import Preprocess

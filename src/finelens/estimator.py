@@ -25,9 +25,10 @@ from finelens.feature_store.runs import refuse_pixels_method
 from finelens.hints import hints_by_position
 from finelens.images.discover import discover
 from finelens.images.store import ImageItems
+from finelens.loading import decode_limits, load
 from finelens.methods.auto import AUTO
 from finelens.methods.registry import find_method
-from finelens.pipeline import decode_limits, fit, load, prepare, release_text
+from finelens.pipeline import fit, prepare, release_text
 
 Features = Tensor | np.ndarray
 

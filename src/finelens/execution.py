@@ -31,11 +31,13 @@ from finelens.health.signals import Measured, measure, nearest_images, write_mea
 from finelens.hints import check_hints, describe_hints, given_hints, hints_digest, read_hint_labels, read_hints
 from finelens.images.store import LoadedImages
 from finelens.images.strict import note_complaints
+from finelens.loading import decode_limits, load, status_counts
 from finelens.methods.joint_gmm import JointGmmConfig
 from finelens.methods.registry import find_method
 from finelens.methods.view_task import ViewTask
 from finelens.models import Model, save_model
-from finelens.pipeline import Fitted, Prepared, decode_limits, fit, load, predict_store, prepare, release_text, run_temperature, status_counts
+from finelens.pipeline import Fitted, Prepared, fit, prepare, release_text, run_temperature
+from finelens.prediction import predict_store
 from finelens.predictions import PredictionRow, rows_from_logits, write_predictions
 from finelens.protocol import ClassSet, Hints
 from finelens.runs import RunFolder

@@ -26,8 +26,9 @@ from finelens.images.decode import DecodedImage, decode
 from finelens.images.discover import discover
 from finelens.images.store import ImageRecord, load_images
 from finelens.images.views import centre_view
+from finelens.loading import BATCH, load
 from finelens.models import Model
-from finelens.pipeline import BATCH, load, predict_items
+from finelens.prediction import predict_items
 from finelens.predictions import read_predictions, softmax
 from finelens.protocol import ClassSet
 from finelens.runs import RunFolder

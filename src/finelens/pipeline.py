@@ -1,4 +1,4 @@
-"""From images and classes to a model and its logits. It knows no run folder and no command line."""
+"""From images and classes to a model. It knows no run folder and no command line."""
 
 from __future__ import annotations
 
@@ -20,38 +20,31 @@ from finelens.console import Console, duration
 from finelens.errors import UserError
 from finelens.evaluation.calibration import label_free_temperature
 from finelens.feature_store.crops import crops_for
-from finelens.feature_store.encoder import FeatureEncoder, target_features
-from finelens.feature_store.extra import Extra, ExtraFiles, check_encoders
+from finelens.feature_store.encoder import target_features
+from finelens.feature_store.extra import Extra
 from finelens.feature_store.files import FeatureFile
 from finelens.feature_store.prototypes import Prototypes
-from finelens.feature_store.runs import check_prediction, check_tower, open_backbone, prototypes_of_run
-from finelens.feature_store.store import FeatureStore, feature_rows
-from finelens.feature_store.view_answers import predict_stored_views, predict_views
+from finelens.feature_store.runs import open_backbone, prototypes_of_run
+from finelens.feature_store.store import FeatureStore
 from finelens.hints import check_hints
-from finelens.images.batches import batches, centre_batches, inference_batches
-from finelens.images.decode import DecodeLimits
-from finelens.images.discover import ImageFile
-from finelens.images.store import ImageItems, ImageRecord, LoadedImages, load_folder, load_images
+from finelens.images.batches import batches
 from finelens.images.subset import StoreSubset
+from finelens.loading import BATCH, centre_views, decode_limits
 from finelens.methods.head_task import cosine_logits
 from finelens.methods.heads import ClassHeads, build_heads
 from finelens.methods.registry import Method, find_method
 from finelens.methods.support_task import SupportConfig
 from finelens.methods.view_task import ViewTask
 from finelens.models import Model, adapted_tensors, choose_device
-from finelens.protocol import Backbone, Batch, ClassSet, Cost, Hints, ImageStore, Preprocess, TargetFeatures, Task, ViewPlan
+from finelens.protocol import Backbone, Batch, ClassSet, Cost, Hints, ImageStore, TargetFeatures, Task, ViewPlan
 from finelens.support import SupportImages, encode_support, read_support
 from finelens.training.compiled import worth_compiling
 from finelens.training.distributed import ALONE, Processes
-from finelens.training.engine import CPU_CHUNK, Engine
+from finelens.training.engine import Engine
 from finelens.training.estimate import estimate
 from finelens.training.loop import Hooks, Trainer
 from finelens.training.precision import choose_precision
 from finelens.watch import check_image_features, check_text_features, watched
-
-BATCH = 64
-# Files decoded at a time when nothing is trained, so that memory does not grow with the folder.
-GROUP = 512
 
 
 @dataclass(frozen=True)
@@ -160,50 +153,6 @@ def _class_set(
     return classes, report
 
 
-def decode_limits(config: RunConfig, preprocess: Preprocess) -> DecodeLimits:
-    """Limits of the run: originals are kept at least as large as the tower's resize."""
-    return DecodeLimits(short_side=max(config.views.store_short_side, preprocess.resize_size))
-
-
-def load(source: list[ImageFile] | ImageItems, limits: DecodeLimits, console: Console, spill_dir: Path | None = None) -> LoadedImages:
-    """Decode files or Python objects, with a progress bar.
-
-    Raises:
-        UserError: There is no image, or not one could be read; the message gives the reasons.
-    """
-    if not _count(source):
-        raise UserError("there is no image to adapt to: the sequence is empty")
-    with console.progress(len(source), "read images") as bar:
-
-        def advance(done: int) -> None:
-            bar.update(1)
-
-        if isinstance(source, list) and source and isinstance(source[0], ImageFile):
-            loaded = load_folder(source, limits, progress=advance, spill_dir=spill_dir)
-        else:
-            loaded = load_images(source, limits, progress=advance, spill_dir=spill_dir)
-    if not len(loaded.store):
-        reasons = "; ".join(f"{record.name}: {record.status}, {record.reason}" for record in loaded.records[:3])
-        raise UserError(f"none of the {len(loaded.records)} files is an image that can be read ({reasons})")
-    return loaded
-
-
-def _count(source: list[ImageFile] | ImageItems) -> int:
-    """Number of images. What has no length never reaches the loaders, which say what they take."""
-    try:
-        return len(source)
-    except TypeError:
-        raise UserError(f"images must be a folder, a sequence or a data set with a length, got {type(source).__name__}") from None
-
-
-def status_counts(records: Sequence[ImageRecord]) -> dict[str, int]:
-    """Number of files by status, ``ok`` first."""
-    counts: dict[str, int] = {"ok": 0}
-    for record in records:
-        counts[record.status] = counts.get(record.status, 0) + 1
-    return counts
-
-
 @dataclass(frozen=True)
 class Fitted:
     """An adapted model and what it was measured against.
@@ -269,7 +218,7 @@ def fit(
         learners, features, known = belonging(store, features, zero_shot)
         features = replace(
             features,
-            views=lambda preprocess: _centre_views(learners, preprocess, console, "look with the second encoder"),
+            views=lambda preprocess: centre_views(learners, preprocess, console, "look with the second encoder"),
             first_views=lambda plan: _first_views(engine, learners, plan, config, console),
         )
         hooks = watched(hooks or Hooks(), engine, known, prepared.classes.names, console)
@@ -385,144 +334,3 @@ def _first_views(engine: Engine, store: ImageStore, plan: ViewPlan, config: RunC
                 return
             yield batch
             bar.update(len(batch.index))
-
-
-def _centre_views(store: ImageStore, preprocess: Preprocess, console: Console, what: str) -> Iterator[Tensor]:
-    with console.progress(len(store), what) as bar:
-        for index, views in centre_batches(store, preprocess, BATCH):
-            yield views
-            bar.update(len(index))
-
-
-def predict_store(
-    model: Model, store: ImageStore, console: Console, features: TargetFeatures | None = None, encoder: FeatureEncoder | None = None
-) -> dict[str, Tensor]:
-    """Logits (N, C) by branch of a store, in its order; several processes share the images.
-
-    Args:
-        model: The model.
-        store: Its images, or their features.
-        console: Progress.
-        features: What the unadapted tower makes of the store: a method that needs no more costs no forwards then.
-        encoder: Of the unadapted tower: a method that looks at many views and trains nothing takes from the cache then what was encoded before.
-    """
-    if features is not None and not find_method(model.method).needs_pixels:
-        return _join([model.logits(rows) for rows in feature_rows(features, BATCH, extra=True)])
-    if isinstance(store, FeatureStore):
-        return predict_stored_views(model, store)
-    return model.engine.over_images(store, lambda part: _predict_images(model, part, console, encoder))
-
-
-def _predict_images(model: Model, store: ImageStore, console: Console, encoder: FeatureEncoder | None) -> dict[str, Tensor]:
-    if encoder is not None and isinstance(model.task, ViewTask):
-        return predict_views(model, store, encoder, console)
-    parts: list[dict[str, Tensor]] = []
-    with console.progress(len(store), "predict") as bar:
-        for centre, further in _prediction_views(model, store):
-            parts.append(model.logits(centre, further))
-            bar.update(len(centre))
-    return _join(parts)
-
-
-def _prediction_views(model: Model, store: ImageStore) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """Centre views, and the further views that the model's method asks for."""
-    plan, preprocess = model.task.inference, model.engine.backbone.preprocess
-    if plan is None:
-        yield from ((centre, None) for _, centre in centre_batches(store, preprocess, BATCH))
-        return
-    # So many more pixels an image, so many fewer images at a time.
-    size = max(1, 4 * BATCH // (1 + plan.count))
-    yield from ((centre, further) for _, centre, further in inference_batches(store, preprocess, plan, size))
-
-
-@dataclass(frozen=True)
-class Predictions:
-    """Logits of many images, read in groups.
-
-    Attributes:
-        records: One per input; ``index`` is the row in the tensors.
-        logits: (N, C) by branch.
-        zero_shot: (N, C) of the unadapted model by text head; empty unless asked for.
-    """
-
-    records: list[ImageRecord]
-    logits: dict[str, Tensor]
-    zero_shot: dict[str, Tensor]
-
-
-def predict_items(
-    model: Model,
-    source: list[ImageFile] | ImageItems,
-    limits: DecodeLimits,
-    console: Console,
-    *,
-    zero_shot: bool = True,
-    extra: ExtraFiles | None = None,
-) -> Predictions:
-    """Predict files or Python objects; memory does not grow with their number.
-
-    Args:
-        model: The model.
-        source: Files or images.
-        limits: Decode limits of the run.
-        console: Progress.
-        zero_shot: Whether to ask the unadapted model as well.
-        extra: Features of further encoders, for a model that looks at them.
-
-    Raises:
-        UserError: The model has no image tower, or needs other features of further encoders.
-    """
-    check_tower(model)
-    check_encoders(model.extra, extra)
-    records: list[ImageRecord] = []
-    parts: list[Predictions] = []
-    rows = 0
-    count = _count(source)
-    with model.unadapted():
-        encoder = FeatureEncoder(model.engine, limits.short_side)
-    if isinstance(model.task, ViewTask):
-        encoder.say_size(count, model.task.inference.count, console)
-    with console.progress(count, "predict") as bar:
-        for start in range(0, count, GROUP):
-            group = [source[i] for i in range(start, min(start + GROUP, count))]
-            loaded = load_folder(group, limits) if isinstance(group[0], ImageFile) else load_images(group, limits)
-            records += [replace(r, index=None if r.index is None else r.index + rows) for r in loaded.records]
-            rows += len(loaded.store)
-            if len(loaded.store):
-                parts.append(_predict_group(model, loaded, encoder, zero_shot, extra))
-            bar.update(len(group))
-    return Predictions(records, _join([part.logits for part in parts]), _join([part.zero_shot for part in parts]))
-
-
-def predict_features(model: Model, file: FeatureFile, *, zero_shot: bool = True, extra: ExtraFiles | None = None) -> Predictions:
-    """Predict the rows of a feature file.
-
-    Raises:
-        UserError: The model needs pixels, or features of another model.
-    """
-    check_prediction(model, file)
-    check_encoders(model.extra, extra)
-    features = _with_extra(file.store.features, file, extra)
-    first = [model.zero_shot_logits(rows) for rows in feature_rows(features, BATCH)] if zero_shot else []
-    return Predictions(file.records, predict_store(model, file.store, Console(enabled=False), features), _join(first))
-
-
-def _with_extra(features: TargetFeatures, source: LoadedImages | FeatureFile, extra: ExtraFiles | None) -> TargetFeatures:
-    return features if extra is None else replace(features, extra=tuple(rows.to(features.cls.device) for rows in extra.of(source).features))
-
-
-def _predict_group(model: Model, loaded: LoadedImages, encoder: FeatureEncoder, zero_shot: bool, extra: ExtraFiles | None) -> Predictions:
-    quiet, store = Console(enabled=False), loaded.store
-    features = None
-    if zero_shot or not find_method(model.method).needs_pixels:
-        with model.unadapted():
-            # Filling a chunk up and keeping the result is not worth it for a few images.
-            few = len(store) < CPU_CHUNK and not isinstance(model.task, ViewTask)
-            views = _centre_views(store, model.engine.backbone.preprocess, quiet, "encode")
-            features = _with_extra(model.engine.features(views) if few else encoder.centre(store, quiet, "encode"), loaded, extra)
-    first = [model.zero_shot_logits(rows) for rows in feature_rows(features, BATCH)] if zero_shot and features is not None else []
-    return Predictions([], predict_store(model, store, quiet, features, encoder), _join(first))
-
-
-def _join(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]} if parts else {}

@@ -14,7 +14,7 @@ from finelens.classes.files import quote
 from finelens.errors import UserError
 from finelens.evaluation.conformal import Conformal, calibrate
 from finelens.files import write_text
-from finelens.pipeline import Predictions
+from finelens.prediction import Predictions
 from finelens.predictions import ImageRecord, escape_cell, softmax
 from finelens.schemas import SET_COLUMNS
 

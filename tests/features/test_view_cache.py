@@ -14,7 +14,8 @@ from finelens.feature_store import cache as module
 from finelens.feature_store.cache import LIMIT_VARIABLE
 from finelens.feature_store.encoder import FeatureEncoder
 from finelens.images.decode import DecodeLimits
-from finelens.pipeline import load, predict_store
+from finelens.loading import load
+from finelens.prediction import predict_store
 from finelens.protocol import InferenceViews
 from tests.methods.tiny import Pictures, tiny_engine
 from tests.toy import QUIET, fit_toy, forwards, pictures

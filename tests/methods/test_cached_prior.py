@@ -12,10 +12,11 @@ from finelens.config import TrainingConfig
 from finelens.console import Console
 from finelens.images.batches import batches
 from finelens.images.views import ViewConfig
+from finelens.loading import decode_limits, load
 from finelens.methods.microclip.config import MicroClipConfig
 from finelens.methods.microclip.task import MicroClip
 from finelens.models import load_model, save_model
-from finelens.pipeline import decode_limits, fit, load
+from finelens.pipeline import fit
 from finelens.protocol import Cost, Hints, ViewPlan
 from finelens.training.estimate import estimate
 from tests.methods.tiny import Pictures, random_heads, target_features, tiny_engine, whole_and_resumed

@@ -8,11 +8,12 @@ import torch
 from finelens.errors import UserError
 from finelens.images.batches import centre_batches
 from finelens.images.decode import DecodeLimits
+from finelens.loading import decode_limits, load
 from finelens.methods.common import PseudoLabels
 from finelens.methods.hinted import HintMemory
 from finelens.methods.nola.labelling import with_hints
 from finelens.methods.registry import find_method
-from finelens.pipeline import belonging, decode_limits, fit, load
+from finelens.pipeline import belonging, fit
 from finelens.protocol import Hints, TargetFeatures
 from finelens.training.loop import Hooks, Interrupted
 from tests.toy import QUIET, TRAINING, Log, pictures, prepare_toy, quick, stop_after

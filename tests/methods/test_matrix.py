@@ -13,9 +13,10 @@ import torch.nn.functional as F
 from finelens import api
 from finelens.feature_store.store import feature_rows
 from finelens.images.batches import batches, centre_batches
+from finelens.loading import decode_limits, load
 from finelens.methods.registry import METHODS, find_method
 from finelens.models import load_model, save_model
-from finelens.pipeline import decode_limits, fit, load
+from finelens.pipeline import fit
 from finelens.protocol import Hints
 from finelens.strict import from_mapping
 from finelens.training import loop

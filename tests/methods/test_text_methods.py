@@ -15,13 +15,14 @@ from finelens.classes.phrases import as_clause, random_phrases
 from finelens.errors import UserError
 from finelens.images.batches import centre_batches
 from finelens.images.decode import DecodeLimits
+from finelens.loading import load
 from finelens.methods.descriptions import Descriptions, DescriptionsConfig, text_weights, wrapped_texts
 from finelens.methods.heads import build_heads
 from finelens.methods.perceptionclip import DEFAULT_FACTORS, PerceptionClip, PerceptionClipConfig, context_features, context_prompt
 from finelens.methods.registry import find_method
 from finelens.methods.waffle import WaffleConfig, waffle_head
 from finelens.models import load_model, save_model
-from finelens.pipeline import fit, load
+from finelens.pipeline import fit
 from finelens.protocol import ClassSet
 from finelens.strict import to_plain
 from tests.toy import CLASSES, QUIET, pictures, prepare_toy

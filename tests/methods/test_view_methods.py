@@ -12,10 +12,11 @@ from finelens import api
 from finelens.images.batches import inference_batches
 from finelens.images.decode import DecodeLimits
 from finelens.images.views import inference_views
+from finelens.loading import load
 from finelens.methods.mta import bandwidths, find_mode
 from finelens.methods.wca import weighted_crops
 from finelens.methods.zero import vote
-from finelens.pipeline import load, predict_store
+from finelens.prediction import predict_store
 from finelens.protocol import InferenceViews
 from tests.toy import QUIET, fit_toy, picture, pictures, write_classes, write_photos
 

@@ -18,7 +18,7 @@ from finelens.health.signals import neighbour_support
 from finelens.hints import hints_csv, read_hints
 from finelens.images.decode import DecodeLimits
 from finelens.images.discover import discover
-from finelens.pipeline import load
+from finelens.loading import load
 from finelens.report.record import read_run
 from finelens.report.thumbnails import no_photos, whole
 from finelens.reviews.answers import earlier_answers, read_answers

@@ -16,12 +16,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from finelens.errors import UserError
+from finelens.loading import decode_limits, load
 from finelens.methods.lafter.config import LafterConfig
 from finelens.methods.lafter.task import Lafter
 from finelens.methods.microclip.config import MicroClipConfig
 from finelens.methods.microclip.task import MicroClip
 from finelens.methods.registry import find_method
-from finelens.pipeline import decode_limits, fit, load, predict_store
+from finelens.pipeline import fit
+from finelens.prediction import predict_store
 from finelens.training.checkpoint import named_trainable
 from finelens.training.distributed import ALONE, Processes, join
 from finelens.training.loop import Hooks

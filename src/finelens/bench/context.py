@@ -23,10 +23,11 @@ from finelens.classes.texts import build_class_set
 from finelens.config import RunConfig, from_mapping
 from finelens.console import Console
 from finelens.feature_store.encoder import FeatureEncoder
+from finelens.loading import decode_limits
 from finelens.methods.heads import ClassHeads, build_heads
 from finelens.methods.registry import find_method
 from finelens.models import choose_device
-from finelens.pipeline import Prepared, decode_limits
+from finelens.pipeline import Prepared
 from finelens.protocol import Backbone, ClassSet
 from finelens.strict import to_plain
 from finelens.training.engine import Engine

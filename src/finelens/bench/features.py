@@ -21,7 +21,7 @@ from finelens.images.batches import centre_batches
 from finelens.images.decode import DecodeLimits
 from finelens.images.discover import ImageFile
 from finelens.images.store import LoadedImages
-from finelens.pipeline import BATCH, load
+from finelens.loading import BATCH, load
 from finelens.protocol import TargetFeatures
 
 

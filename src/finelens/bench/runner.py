@@ -24,13 +24,15 @@ from finelens.feature_store.cache import LIMIT_VARIABLE, cache_limit
 from finelens.feature_store.encoder import FeatureEncoder
 from finelens.feature_store.store import feature_rows
 from finelens.health.signals import nearest_images
+from finelens.loading import BATCH
 from finelens.methods.head_task import cosine_logits
 from finelens.methods.registry import Method, find_method
 from finelens.methods.solver_task import SolverTask, StreamConfig
 from finelens.methods.support_task import SupportConfig
 from finelens.methods.view_task import ViewTask
 from finelens.models import copy_into
-from finelens.pipeline import BATCH, Fitted, fit, predict_store, run_temperature
+from finelens.pipeline import Fitted, fit, run_temperature
+from finelens.prediction import predict_store
 from finelens.predictions import softmax
 from finelens.protocol import Backbone, Hints, ImageStore
 from finelens.solvers.online import OnlineSolver

@@ -25,9 +25,10 @@ from finelens.feature_store.files import FORMAT
 from finelens.files import TensorFile, atomic_writer, json_text, load_metadata
 from finelens.images.discover import discover
 from finelens.images.store import ImageRecord, LoadedImages
+from finelens.loading import decode_limits, load, status_counts
 from finelens.methods.heads import ClassHeads
 from finelens.models import choose_device
-from finelens.pipeline import decode_limits, load, prepare, status_counts
+from finelens.pipeline import prepare
 from finelens.protocol import Backbone
 from finelens.schemas import SCHEMA_VERSION
 from finelens.training.engine import Engine
