@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import pytest
 import torch
@@ -46,12 +47,34 @@ def test_one_core_starts_no_thread():
         assert set(side_by_side(lambda _: threading.get_ident(), range(3))) == {threading.get_ident()}
 
 
-def test_an_error_in_a_part_reaches_the_caller(three_cores):
-    def work(part: int) -> int:
-        if part == 1:
-            raise ValueError("part 1")
-        return part
+def test_autocast_is_off_in_every_part(three_cores):
+    def autocast(_: int) -> bool:
+        return torch.is_autocast_enabled("cpu")
 
-    with pytest.raises(ValueError, match="part 1"):
-        side_by_side(work, range(3))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert side_by_side(autocast, range(2)) == [False, False]
+        assert side_by_side(autocast, range(1)) == [False]
+        assert autocast(0)
+
+
+def test_an_error_reaches_the_caller_when_no_part_runs_any_more(three_cores):
+    together, ended = threading.Barrier(2, timeout=20), []
+
+    def work(part: int) -> None:
+        together.wait()
+        if part == 0:
+            raise ValueError("part 0")
+        time.sleep(0.2)
+        ended.append(part)
+
+    with pytest.raises(ValueError, match="part 0"):
+        side_by_side(work, range(2))
+    assert ended == [1]
     assert side_by_side(lambda part: part + 1, range(3)) == [1, 2, 3]
+
+
+def test_threads_are_no_more_than_cores(three_cores):
+    used = set()
+    for parts in (2, 3, 9, 4):
+        used |= set(side_by_side(lambda _: time.sleep(0.01) or threading.get_ident(), range(parts)))
+    assert 1 < len(used) <= 3

@@ -19,7 +19,7 @@ from finelens.classes.texts import build_class_set
 from finelens.config import RunConfig
 from finelens.console import Console
 from finelens.errors import UserError
-from finelens.feature_store.encoder import FeatureEncoder
+from finelens.feature_store.encoder import FeatureEncoder, tower_digest
 from finelens.feature_store.files import is_feature_path, read_features
 from finelens.feature_store.store import feature_rows
 from finelens.images.decode import DecodedImage, decode
@@ -152,6 +152,8 @@ def _features(
     """Records of the run's photographs, at least of those with one of the classes, and ids and features (N, E) at the positions that they name."""
     if is_feature_path(config.photos):
         file = read_features(Path(config.photos))
+        if file.tower != tower_digest(encoder.engine.backbone):
+            raise UserError(f"{file.path} was written again with other weights or preprocessing than the run's")
         rows = [encoder.engine.encode_frozen(part).global_ for part in feature_rows(file.store.features, BATCH)]
         return file.records, file.store.ids, torch.cat(rows)
     files = [file for file in discover(Path(config.photos)) if given.get(file.name) in names]
@@ -189,7 +191,7 @@ def maps(model: Model, view: Tensor, classes: Sequence[str]) -> dict[str, Tensor
         if tokens.patches is not None:
             patches = F.normalize(model.engine.backbone.project(tokens.patches)[0].float(), dim=-1)  # (N, E)
             for c in best:
-                own[f"patches most like the texts of {classes[c]}"] = _stretched(
+                own[f"patches most like the prototype of {classes[c]}"] = _stretched(
                     patches @ model.zero_shot_heads["descriptions"][c].to(patches.device)
                 )
     return {what: values.detach().float().cpu().view(rows, columns) for what, values in own.items() if values.numel() == rows * columns}

@@ -25,7 +25,6 @@ from finelens.feature_store.extra import Extra
 from finelens.feature_store.files import FeatureFile
 from finelens.feature_store.prototypes import Prototypes
 from finelens.feature_store.runs import open_backbone, prototypes_of_run
-from finelens.feature_store.store import FeatureStore
 from finelens.hints import check_hints
 from finelens.images.batches import batches
 from finelens.images.subset import StoreSubset
@@ -122,6 +121,8 @@ def prepare(
         heads = build_heads(backbone, classes) if prototypes is None else prototypes.heads.to(device)
     check_text_features(heads, classes.names)
     task = method.build(engine, heads, options, config.training, config.seed)
+    if features is not None and isinstance(task, ViewTask):
+        crops_for(features.store.crops, task.inference, method.name)
     support = None
     if folder is not None:
         limits = decode_limits(config, backbone.preprocess)
@@ -198,8 +199,6 @@ def fit(
     """
     engine, method, task = prepared.engine, prepared.method, prepared.task
     check_hints(method, given=hints is not None)
-    if isinstance(store, FeatureStore) and isinstance(task, ViewTask):
-        crops_for(store.crops, task.inference, method.name)
     features = raw = target_features(engine, store, decode_limits(config, engine.backbone.preprocess).short_side, console)
     if prepared.extra is not None:
         features = raw = replace(features, extra=prepared.extra.features)

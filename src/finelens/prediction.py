@@ -45,7 +45,7 @@ def predict_store(
     if features is not None and not find_method(model.method).needs_pixels:
         return _join([model.logits(rows) for rows in feature_rows(features, BATCH, extra=True)])
     if isinstance(store, FeatureStore):
-        return predict_stored_views(model, store)
+        return predict_stored_views(model, store, console)
     return model.engine.over_images(store, lambda part: _predict_images(model, part, console, encoder))
 
 

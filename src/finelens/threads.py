@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from functools import cache
 from typing import TypeVar
@@ -36,34 +36,49 @@ def threads_of_its_own(count: int, others: int) -> Iterator[None]:
 def side_by_side(work: Callable[[T], R], parts: Sequence[T]) -> list[R]:
     """``work`` of each part, in the order of the parts. Torch's cores are divided among the parts; with one core nothing is started.
 
-    Worth it where an operation keeps one core busy and no more: a solver, or one that waits for memory. Inside of a part everything is in turn.
+    Worth it where an operation keeps one core busy and no more: a solver, or one that waits for memory. Inside of a part everything is in turn; a
+    part must not wait for a thread that calls this.
 
     Args:
         work: Gradients are recorded in it as they are here; autocast is off.
         parts: What it is called with.
+
+    Raises:
+        BaseException: What a part raised, once no part runs any more.
     """
     cores = torch.get_num_threads()
     count = min(cores, len(parts))
-    if count < 2 or getattr(_thread, "has_a_part", False):
-        return [work(part) for part in parts]
     graded = torch.is_grad_enabled()
 
-    def run(part: T) -> R:
-        # Both are settings of a thread: a new one records gradients and takes all cores.
-        with torch.set_grad_enabled(graded), threads_of_its_own(cores // count, cores):
+    def one(part: T) -> R:
+        # Both are settings of a thread: a new one records gradients, without autocast.
+        with torch.set_grad_enabled(graded), torch.autocast("cpu", enabled=False):
             return work(part)
 
-    return list(_pool(count, os.getpid()).map(run, parts))
+    def run(part: T) -> R:
+        with threads_of_its_own(cores // count, cores):
+            return one(part)
+
+    if count < 2 or getattr(_thread, "has_a_part", False):
+        return [one(part) for part in parts]
+    pool = _pool(cores, os.getpid())
+    futures = [pool.submit(run, part) for part in parts]
+    try:
+        return [future.result() for future in futures]
+    finally:
+        for future in futures:
+            future.cancel()
+        wait(futures)
 
 
 _thread = threading.local()
 
 
 @cache
-def _pool(count: int, process: int) -> ThreadPoolExecutor:
+def _pool(cores: int, process: int) -> ThreadPoolExecutor:
     """Threads that stay: what torch keeps by thread (kernels it has prepared, memory it has been given) would be made anew for each batch."""
 
     def start() -> None:
         _thread.has_a_part = True
 
-    return ThreadPoolExecutor(count, thread_name_prefix="finelens-part", initializer=start)
+    return ThreadPoolExecutor(cores, thread_name_prefix="finelens-part", initializer=start)

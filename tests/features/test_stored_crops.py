@@ -51,13 +51,17 @@ def test_answers_are_those_of_the_photographs(place, tiny_vit, tmp_path):
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"options": {"method": {"crops": 7}}}, r"looks at 7 crops of each photograph, and .*F\.safetensors holds 6; .*--crops 7 .*method\.crops=6"),
+        (
+            {"options": {"method": {"crops": 7}}},
+            r"looks at 7 crops .*F\.safetensors holds 6; .*--crops 7 .*method\.crops=6 looks",
+        ),
         ({"method": "mta", "options": {}}, "method mta looks at random resized crops, which feature files do not hold"),
     ],
 )
 def test_other_views_than_the_stored_ones_are_refused(place, tiny_vit, tmp_path, given, said):
     with pytest.raises(UserError, match=said):
         adapt(place, "F.safetensors", tmp_path / "run", tiny_vit, **given)
+    assert not (tmp_path / "run").exists()
 
 
 def test_crops_of_another_seed_and_files_without_crops_are_refused(place, tiny_vit, tmp_path):

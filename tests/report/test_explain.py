@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -13,6 +15,7 @@ from finelens.classes.templates import DEFAULT_TEMPLATES, fill
 from finelens.errors import UserError
 from finelens.feature_store.write import features
 from finelens.predictions import read_predictions
+from tests.backbones.checkpoints import write_tiny_vit
 from tests.report.html import Page
 from tests.toy import CLASSES, QUIET, write_classes
 
@@ -58,7 +61,7 @@ def test_neighbours_have_the_class_and_are_not_the_photograph_or_its_copy(plain_
 
 
 def test_maps_lie_on_the_grid_and_are_called_what_they_are(found):
-    assert list(found.maps) == [f"patches most like the texts of {side.name}" for side in found.sides]
+    assert list(found.maps) == [f"patches most like the prototype of {side.name}" for side in found.sides]
     for grid in found.maps.values():
         assert grid.ndim == 2
         assert 0 <= grid.min() <= grid.max() <= 1
@@ -121,6 +124,14 @@ def test_a_run_on_features_is_explained_as_one_on_the_photographs(plain_run, ima
         assert [cosine for _, cosine in own.nearest] == pytest.approx([cosine for _, cosine in other.nearest], abs=1e-5)
     assert any(side.nearest for side in ours.sides)
     assert "no picture" in (tmp_path / "features.html").read_text()
+
+
+def test_a_feature_file_of_another_model_shows_no_neighbours(plain_run, image, feature_file, tiny_vit, tmp_path):
+    own = shutil.copy(feature_file, tmp_path / "f.safetensors")
+    api.adapt(own, write_classes(tmp_path / "classes.txt"), tmp_path / "run", method="stata", console=QUIET)
+    write_tiny_vit(tmp_path / "other", seed=5)
+    features(plain_run.parent / "photos", out=own, backbone=f"local:{tmp_path / 'other'}", overwrite=True, console=QUIET)
+    assert not any(side.nearest for side in api.explain(tmp_path / "run", image, console=QUIET).sides)
 
 
 def test_a_run_with_prototypes_has_neighbours_and_no_texts(plain_run, image, tiny_vit, tmp_path):

@@ -207,9 +207,15 @@ def _features(tower: nn.Module, images: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.cat(side_by_side(lambda chunk: _run(blocks, chunk), _chunks(blocks, images)))
 
 
-def _chunks(blocks: Blocks, images: Tensor) -> list[Tensor]:
-    most = max(1, CHUNK_BYTES // blocks[-1][0][-1].weight.itemsize)
-    return list(images.split(min(most, max(1, math.ceil(len(images) / torch.get_num_threads())))))
+def _chunks(blocks: Blocks, images: Tensor) -> Sequence[Tensor]:
+    """Parts of a batch, no larger than stays in cache, and one for each core where there are images enough.
+
+    Their size is a power of two: the engine's full chunks are divided evenly, so that an image is computed alike at any place of its chunk.
+    """
+    size, cores = max(1, CHUNK_BYTES // blocks[-1][0][-1].weight.itemsize), torch.get_num_threads()
+    while size > 1 and math.ceil(len(images) / size) < min(cores, len(images)):
+        size //= 2
+    return images.split(size)
 
 
 def _folded(tower: nn.Module, dtype: torch.dtype) -> Blocks:
@@ -335,7 +341,7 @@ class _Trained(torch.autograd.Function):
         ctx.images_too = ctx.needs_input_grad[1]
         ctx.wanted = [any(ctx.needs_input_grad[2 + 2 * k : 4 + 2 * k]) for k in range(len(layers))]
         first = 0 if ctx.images_too else ctx.wanted.index(True)
-        inputs = [wanted and not layer.can_divide for wanted, layer in zip(ctx.wanted, layers, strict=True)]
+        inputs = [ctx.needs_input_grad[2 + 2 * k] and not layer.can_divide for k, layer in enumerate(layers)]
         chunks = _chunks(blocks, images)
         parts = side_by_side(lambda chunk: _run_and_keep(blocks, chunk, first, inputs), chunks)
         ctx.blocks, ctx.sizes, ctx.type = blocks, [len(chunk) for chunk in chunks], images.dtype

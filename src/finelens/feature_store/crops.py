@@ -71,18 +71,15 @@ def crops_for(stored: StoredCrops | None, plan: InferenceViews, method: str) -> 
     if plan.kind != "crops":
         raise UserError(f"method {method} looks at random resized crops, which feature files do not hold; give the folder of photographs")
     wanted = Crops(plan.count, INFERENCE_SEED, plan.low, plan.high)
-    again = f"write it again with finelens features --crops {wanted.count} --seed {wanted.seed} --overwrite"
+    remedy = f"finelens features PHOTOS --crops {wanted.count} --seed {wanted.seed} writes them"
     if stored is None:
-        raise UserError(
-            f"method {method} looks at {wanted.count} crops of each photograph, and the features are of whole ones; "
-            f"give the photographs, or what finelens features --crops {wanted.count} writes of them"
-        )
+        raise UserError(f"method {method} looks at {wanted.count} crops of each photograph, and the features are of whole ones; {remedy}")
     own = stored.crops
+    if (own.seed, own.low, own.high) != (wanted.seed, wanted.low, wanted.high):
+        raise UserError(f"the crops in {stored.path} were drawn otherwise than method {method} draws its own; {remedy}")
     if own.count < wanted.count:
         raise UserError(
-            f"method {method} looks at {wanted.count} crops of each photograph, and {stored.path} holds {own.count}; {again}, "
-            f"or give --set method.crops={own.count}"
+            f"method {method} looks at {wanted.count} crops of each photograph, and {stored.path} holds {own.count}; {remedy}; "
+            f"a run with --set method.crops={own.count} looks at no more"
         )
-    if (own.seed, own.low, own.high) != (wanted.seed, wanted.low, wanted.high):
-        raise UserError(f"the crops in {stored.path} were drawn otherwise than method {method} draws its own; {again}")
     return stored

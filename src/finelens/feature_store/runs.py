@@ -65,10 +65,13 @@ def open_source(config: RunConfig, method: Method) -> list[ImageFile] | FeatureF
 
 
 def refuse_pixels_method(method: Method, what: str, crops: StoredCrops | None = None) -> None:
-    """Refuse a method that looks at more of a photograph than there is: features, and perhaps those of its crops."""
+    """Refuse a method that looks at more of a photograph than there is: features of the whole, and perhaps of its crops."""
     if method.trains or (method.needs_pixels and crops is None):
         names = ", ".join(method.name for method in METHODS if not method.needs_pixels)
-        raise UserError(f"method {method.name} needs photographs, and {what} holds features; methods that take features: {names}")
+        raise UserError(
+            f"method {method.name} needs photographs, and {what} holds features; methods that take features: {names}; "
+            "and wca where finelens features --crops 60 wrote them"
+        )
 
 
 def prototypes_of_run(config: RunConfig, names: Sequence[str], features: FeatureFile | None) -> Prototypes | None:

@@ -38,8 +38,8 @@ def predict_views(model: Model, store: ImageStore, encoder: FeatureEncoder, cons
     return found
 
 
-def predict_stored_views(model: Model, store: FeatureStore) -> dict[str, Tensor]:
-    """Logits (N, C) by branch of a feature file that holds the crops.
+def predict_stored_views(model: Model, store: FeatureStore, console: Console) -> dict[str, Tensor]:
+    """Logits (N, C) by branch of a feature file that holds the crops, with a progress bar.
 
     Raises:
         UserError: It does not hold those that the method looks at.
@@ -49,12 +49,18 @@ def predict_stored_views(model: Model, store: FeatureStore) -> dict[str, Tensor]
     centre = torch.cat([store.features.global_, store.features.cls], 1)  # (N, E + W)
     found: dict[str, Tensor] = {}
     crops = crops_for(store.crops, plan, model.method)
-    for positions in torch.arange(len(store)).split(max(1, BATCH // plan.count)):
-        _answer(model, centre, positions.tolist(), crops.features(positions.tolist(), plan.count), found)
+    size = max(1, 4 * BATCH // plan.count)
+    with console.progress(len(store), "predict") as bar:
+        for start in range(0, len(store), size):
+            positions = list(range(start, min(start + size, len(store))))
+            _answer(model, centre, positions, crops.features(positions, plan.count), found)
+            bar.update(len(positions))
     return found
 
 
 def _answer(model: Model, centre: Tensor, positions: list[int], views: FeatureRows, found: dict[str, Tensor]) -> None:
     answers = model.logits(centre[positions].as_subclass(FeatureRows), views)
     for name, logits in answers.items():
-        found.setdefault(name, torch.empty(len(centre), logits.shape[1]))[positions] = logits.cpu()
+        if name not in found:
+            found[name] = torch.empty(len(centre), logits.shape[1])
+        found[name][positions] = logits.cpu()
