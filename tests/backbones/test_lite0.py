@@ -282,3 +282,15 @@ def test_a_training_step_keeps_less_than_half_of_what_timm_keeps(tower, images):
 
     parameters = sum(p.numel() * 4 for p in tower.parameters())
     assert saved(fast(tower)) < 0.5 * (saved(tower.forward_features) - parameters)
+
+
+@torch.no_grad()
+def test_the_compiler_leaves_the_layers_alone(tower, images, monkeypatch):
+    """Traced layer by layer, with the threads around them, compiling took minutes."""
+    traced = []
+    run = lite0.Layer.run
+    monkeypatch.setattr(lite0.Layer, "run", lambda *a: traced.append(torch.compiler.is_compiling()) or run(*a))
+    compiled = torch.compile(lambda x: lite0.forward_features(tower, x) + 1, backend="eager")
+    assert relative(compiled(images), lite0.forward_features(tower, images) + 1) < 1e-6
+    assert traced
+    assert not any(traced)
