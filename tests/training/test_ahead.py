@@ -21,7 +21,7 @@ def two_threads():
 
 
 def ours() -> list[str]:
-    return [thread.name for thread in threading.enumerate() if thread.name.startswith("finelens-")]
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("finelens-ahead")]
 
 
 def threads_of_a_new_thread() -> int:
