@@ -204,7 +204,7 @@ def _features(tower: nn.Module, images: Tensor, dtype: torch.dtype) -> Tensor:
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (images, *norms)):
         features: Tensor = _Trained.apply(blocks, images, *norms)
         return features
-    return torch.cat(side_by_side(lambda chunk: _run(blocks, chunk), _chunks(blocks, images)))
+    return torch.cat(side_by_side(lambda chunk: _run(blocks, chunk)[0], _chunks(blocks, images)))
 
 
 def _chunks(blocks: Blocks, images: Tensor) -> Sequence[Tensor]:
@@ -259,23 +259,13 @@ def _output_mean(norm: nn.BatchNorm2d, relu6: bool) -> Tensor:
     return above(norm.bias) - above(norm.bias - 6)
 
 
-def _run(blocks: Blocks, x: Tensor) -> Tensor:
-    for layers, shortcut in blocks:
-        start = x
-        for layer in layers:
-            x = layer.run(x)
-        if shortcut:
-            x = x.add_(start)
-    return x
-
-
 @dataclass(frozen=True)
 class _Kept:
     """What one layer keeps of one chunk for its gradients.
 
     Attributes:
         x: Input (B, I, H, W), where gamma cannot be divided by; else None.
-        y: Output (B, O, h, w); None before the first layer that takes part in the backward.
+        y: Output (B, O, h, w); None where the layer takes no part in a backward.
         shape: Of the input.
     """
 
@@ -284,27 +274,30 @@ class _Kept:
     shape: torch.Size
 
 
-def _run_and_keep(blocks: Blocks, x: Tensor, first: int, inputs: Sequence[bool]) -> tuple[Tensor, list[_Kept]]:
-    """As :func:`_run`; layers from ``first`` on keep their output, and their input where ``inputs`` says so."""
+def _run(blocks: Blocks, x: Tensor, first: int | None = None, inputs: Sequence[int] = ()) -> tuple[Tensor, list[_Kept]]:
+    """Last output, and what is kept of each layer: its output from layer ``first`` on, and its input where its place is among ``inputs``."""
     kept: list[_Kept] = []
     for layers, shortcut in blocks:
         start = x
         for layer in layers:
             place, before = len(kept), x
             x = layer.run(before)
-            kept.append(_Kept(before if inputs[place] else None, x if place >= first else None, before.shape))
+            kept.append(_Kept(before if place in inputs else None, x if first is not None and place >= first else None, before.shape))
         if shortcut:
             x = x + start if kept[-1].y is not None else x.add_(start)
     return x, kept
 
 
-def _run_back(blocks: Blocks, kept: list[_Kept], g: Tensor, wanted: Sequence[bool], images_too: bool) -> tuple[Tensor | None, list[Tensor | None]]:
+def _run_back(
+    blocks: Blocks, kept: list[_Kept], g: Tensor, first: int, wanted: Sequence[bool], images_too: bool
+) -> tuple[Tensor | None, list[Tensor | None]]:
     """Gradients of one chunk.
 
     Args:
         blocks: The layers.
         kept: Of each layer.
         g: Gradient of the last output, (B, O, h, w).
+        first: First layer that takes part.
         wanted: Whether gamma or beta of each layer wants a gradient.
         images_too: Whether the images do.
 
@@ -324,7 +317,7 @@ def _run_back(blocks: Blocks, kept: list[_Kept], g: Tensor, wanted: Sequence[boo
                 g = torch.ops.aten.hardtanh_backward(g, y, 0.0, 6.0)
             if wanted[place]:
                 found[2 * place : 2 * place + 2] = layer.norm_gradients(g, x, y)
-            if not images_too and not any(wanted[:place]):
+            if place == first and not images_too:
                 return None, found
             g = layer.input_gradient(g, shape)
         if shortcut:
@@ -340,10 +333,10 @@ class _Trained(torch.autograd.Function):
         layers = [layer for layers, _ in blocks for layer in layers]
         ctx.images_too = ctx.needs_input_grad[1]
         ctx.wanted = [any(ctx.needs_input_grad[2 + 2 * k : 4 + 2 * k]) for k in range(len(layers))]
-        first = 0 if ctx.images_too else ctx.wanted.index(True)
-        inputs = [ctx.needs_input_grad[2 + 2 * k] and not layer.can_divide for k, layer in enumerate(layers)]
+        ctx.first = 0 if ctx.images_too else ctx.wanted.index(True)
+        inputs = [k for k, layer in enumerate(layers) if ctx.needs_input_grad[2 + 2 * k] and not layer.can_divide]
         chunks = _chunks(blocks, images)
-        parts = side_by_side(lambda chunk: _run_and_keep(blocks, chunk, first, inputs), chunks)
+        parts = side_by_side(lambda chunk: _run(blocks, chunk, ctx.first, inputs), chunks)
         ctx.blocks, ctx.sizes, ctx.type = blocks, [len(chunk) for chunk in chunks], images.dtype
         ctx.shapes = [[kept.shape for kept in part] for _, part in parts]
         # Checkpointing and the check for parameters changed in place see only what is saved here.
@@ -360,7 +353,7 @@ class _Trained(torch.autograd.Function):
             for part, shapes in enumerate(ctx.shapes)
         ]
         work = list(zip(kept, grad.split(ctx.sizes), strict=True))
-        parts = side_by_side(lambda part: _run_back(ctx.blocks, part[0], part[1], ctx.wanted, ctx.images_too), work)
+        parts = side_by_side(lambda part: _run_back(ctx.blocks, *part, ctx.first, ctx.wanted, ctx.images_too), work)
         images = torch.cat([dx.to(ctx.type) for dx, _ in parts if dx is not None]) if ctx.images_too else None
         norms = [None if own[0] is None else sum(own[1:], own[0]) for own in zip(*(found for _, found in parts), strict=True)]
         return None, images, *norms

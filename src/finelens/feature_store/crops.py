@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,19 +47,20 @@ class StoredCrops:
     crops: Crops
     global_: Tensor
     cls: Tensor
-    rows: Sequence[int]
+    rows: list[int]
 
-    def features(self, positions: Sequence[int], count: int) -> FeatureRows:
-        """The first ``count`` crops of each image, (B, count, E + W).
+    def stream(self, count: int, size: int) -> Iterator[tuple[list[int], FeatureRows]]:
+        """Positions of ``size`` images at a time, and the first ``count`` crops of each, (size, count, E + W).
 
         Raises:
             UserError: Something there is not finite.
         """
-        rows = [self.rows[position] for position in positions]
-        found = torch.cat([self.global_[rows, :count].float(), self.cls[rows, :count].float()], -1)
-        if not bool(found.isfinite().all()):
-            raise UserError(f"{self.path} is damaged (crops with values that are not finite); write it again with finelens features --overwrite")
-        return found.as_subclass(FeatureRows)
+        for start in range(0, len(self.rows), size):
+            rows = self.rows[start : start + size]
+            found = torch.cat([self.global_[rows, :count].float(), self.cls[rows, :count].float()], -1)
+            if not bool(found.isfinite().all()):
+                raise UserError(f"{self.path} is damaged (crops with values that are not finite); write it again with finelens features --overwrite")
+            yield list(range(start, start + len(rows))), found.as_subclass(FeatureRows)
 
 
 def crops_for(stored: StoredCrops | None, plan: InferenceViews, method: str) -> StoredCrops:

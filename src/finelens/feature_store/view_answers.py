@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import closing
 
 import torch
@@ -13,7 +14,7 @@ from finelens.feature_store.encoder import BATCH, FeatureEncoder
 from finelens.feature_store.store import FeatureStore
 from finelens.methods.view_task import ViewTask
 from finelens.models import Model
-from finelens.protocol import FeatureRows, ImageStore
+from finelens.protocol import FeatureRows, ImageStore, TargetFeatures
 
 
 def predict_views(model: Model, store: ImageStore, encoder: FeatureEncoder, console: Console) -> dict[str, Tensor]:
@@ -28,14 +29,9 @@ def predict_views(model: Model, store: ImageStore, encoder: FeatureEncoder, cons
     task = model.task
     assert isinstance(task, ViewTask)
     features = encoder.centre(store, console, "look at images")
-    centre = torch.cat([features.global_, features.cls], 1)  # (N, E + W)
-    found: dict[str, Tensor] = {}
-    with console.progress(len(store), "predict") as bar, closing(encoder.stream_inference(store, task.inference, console)) as stream:
-        for positions, rows in stream:
-            views = torch.cat([rows["global"], rows["cls"]], -1)  # (B, M, E + W)
-            _answer(model, centre, positions, views.as_subclass(FeatureRows), found)
-            bar.update(len(positions))
-    return found
+    with closing(encoder.stream_inference(store, task.inference, console)) as stream:
+        views = ((positions, torch.cat([rows["global"], rows["cls"]], -1).as_subclass(FeatureRows)) for positions, rows in stream)
+        return _answers(model, features, views, console)
 
 
 def predict_stored_views(model: Model, store: FeatureStore, console: Console) -> dict[str, Tensor]:
@@ -46,21 +42,18 @@ def predict_stored_views(model: Model, store: FeatureStore, console: Console) ->
     """
     plan = model.task.inference
     assert plan is not None
-    centre = torch.cat([store.features.global_, store.features.cls], 1)  # (N, E + W)
+    return _answers(model, store.features, crops_for(store.crops, plan, model.method).stream(plan.count, max(1, 4 * BATCH // plan.count)), console)
+
+
+def _answers(model: Model, features: TargetFeatures, stream: Iterable[tuple[list[int], FeatureRows]], console: Console) -> dict[str, Tensor]:
+    """Logits by branch from centre views and from further views (B, M, E + W), which come by positions in any order."""
+    centre = torch.cat([features.global_, features.cls], 1)  # (N, E + W)
     found: dict[str, Tensor] = {}
-    crops = crops_for(store.crops, plan, model.method)
-    size = max(1, 4 * BATCH // plan.count)
-    with console.progress(len(store), "predict") as bar:
-        for start in range(0, len(store), size):
-            positions = list(range(start, min(start + size, len(store))))
-            _answer(model, centre, positions, crops.features(positions, plan.count), found)
+    with console.progress(len(centre), "predict") as bar:
+        for positions, views in stream:
+            for name, logits in model.logits(centre[positions].as_subclass(FeatureRows), views).items():
+                if name not in found:
+                    found[name] = torch.empty(len(centre), logits.shape[1])
+                found[name][positions] = logits.cpu()
             bar.update(len(positions))
     return found
-
-
-def _answer(model: Model, centre: Tensor, positions: list[int], views: FeatureRows, found: dict[str, Tensor]) -> None:
-    answers = model.logits(centre[positions].as_subclass(FeatureRows), views)
-    for name, logits in answers.items():
-        if name not in found:
-            found[name] = torch.empty(len(centre), logits.shape[1])
-        found[name][positions] = logits.cpu()
