@@ -2,9 +2,9 @@
 
     python benchmarks/bf16.py DATA --sets pets37 cifar10 --out benchmarks/results/bf16.jsonl
 
-DATA as for ``main_job.py``. Zero-shot (``templates``) and description ensemble of the unadapted backbone, without a fitted centre: accuracy on the
-test images in both precisions, and the share of images, train and test, whose answer is the same. ``cosine`` and ``error`` compare the pooled
-tokens (``cls``): mean cosine, and mean norm of the difference as a share of the float32 norm.
+DATA holds one folder per set, as for ``finelens bench``. Zero-shot (``templates``) and description ensemble of the unadapted backbone, without a
+fitted centre: accuracy on the test images in both precisions, and the share of images, train and test, whose answer is the same. ``cosine`` and
+``error`` compare the pooled tokens (``cls``): mean cosine, and mean norm of the difference as a share of the float32 norm.
 
 ``--backbone vit-b-32-random`` takes ViT-B/32 with random weights. It knows no class, so the prototypes are the class means of its own float32
 features over the test images: it says how often rounding alone changes the nearest prototype, not how accurate a ViT is.

@@ -45,6 +45,13 @@ def test_bench_and_table(given, call, tmp_path):
     assert (code, err) == (0, "")
     assert text.count("### ") == 5
     assert "| method | toy | mean | worst gain | forwards | s |" in text
+    code, text, err = call("bench", "table", out, "--runs", "--methods", "gda-em")
+    assert (code, err) == (0, "")
+    assert text.count("| gda-em | toy | 0 |") == 5
+    assert "cupl" not in text
+    code, _, err = call("bench", "table", out, "--runs", "--measure", "ece")
+    assert code == 2
+    assert "leave out --measure" in err
 
 
 def process(arguments, out) -> multiprocessing.Process:

@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 
 from finelens.bench.paired import unique
-from finelens.bench.table import markdown_tables
+from finelens.bench.results import only_methods
+from finelens.bench.table import markdown_runs, markdown_tables
 from finelens.errors import UserError
 from tests.bench.test_results import result
 from tests.bench.world import key
@@ -64,3 +65,31 @@ def test_mistakes():
         markdown_tables([entry("ot", "a", 0.5)], "acuracy")
     with pytest.raises(UserError, match="no result"):
         markdown_tables([skipped("ot", "a")])
+    with pytest.raises(UserError, match="no result"):
+        markdown_runs([skipped("ot", "a")])
+    with pytest.raises(UserError, match="no result of otto; there are ot, cupl"):
+        only_methods([entry("ot", "a", 0.5), entry("cupl", "a", 0.5)], ["ot", "otto"])
+
+
+def test_seconds_are_those_of_a_run_that_shares_no_encoding():
+    shared = replace(entry("ot", "a", 0.5), timing={"seconds": 2.0, "seconds_per_shared_forward": 0.5})
+    assert cells(markdown_tables([shared]), "ot")[-1] == "12.0"
+
+
+def run(method: str, data: str, accuracy: float, **measures):
+    row = entry(method, data, accuracy)
+    own = {"zero_shot_accuracy": 0.25, "gain": accuracy - 0.3, "gain_interval": [-0.01, 0.0625], **measures}
+    return replace(row, measures={**row.measures, **own})
+
+
+def test_runs_are_shown_one_by_one_with_their_branches():
+    rows = [
+        run("microclip", "a", 0.5, description_ensemble_accuracy=0.3, branches={"global": 0.4, "fine": 0.45}),
+        run("ot", "a", 0.31),
+        skipped("fair", "a"),
+    ]
+    text = markdown_runs(rows)
+    assert cells(text, "method")[4:] == ["zero-shot", "descriptions", "accuracy", "global", "fine", "gain", "95 % interval", "s"]
+    assert cells(text, "microclip") == ["microclip", "a", "0", "10 / 10", "25.0", "30.0", "50.0", "40.0", "45.0", "+20.0", "-1.0 to +6.2", "2"]
+    assert cells(text, "ot")[4:10] == ["25.0", "-", "31.0", "-", "-", "+1.0"]
+    assert "fair" not in text

@@ -82,14 +82,21 @@ def bench(
 @bench.command()
 @click.argument("results", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--markdown", is_flag=True, help="Markdown, which is the only form so far and the default.")
-@click.option("--measure", default="accuracy", show_default=True, help="Any measure of the results, e.g. class_mean_accuracy, ece, gain.")
+@click.option("--measure", show_default="accuracy", help="Any measure of the results, e.g. class_mean_accuracy, ece, gain.")
 @click.option("--published", is_flag=True, help="Published numbers on the same data sets under each table, marked comparable or not.")
-def table(results: tuple[Path, ...], markdown: bool, measure: str, published: bool) -> None:
-    """One table per protocol: methods by data sets, means over seeds."""
-    from finelens.bench.results import read_results
-    from finelens.bench.table import markdown_tables
+@click.option("--methods", help="Only these, comma-separated; default all.")
+@click.option("--runs", is_flag=True, help="One line a row, with baselines, branches and intervals; takes neither --measure nor --published.")
+def table(results: tuple[Path, ...], markdown: bool, measure: str | None, published: bool, methods: str | None, runs: bool) -> None:
+    """One table per protocol: methods by data sets, means over seeds; or the rows themselves."""
+    from finelens.bench.results import only_methods, read_results
+    from finelens.bench.table import markdown_runs, markdown_tables
 
-    click.echo(markdown_tables(read_results(results), measure, published), nl=False)
+    found = read_results(results)
+    if methods is not None:
+        found = only_methods(found, _items(methods, "--methods"))
+    if runs and (published or measure is not None):
+        raise UserError("--runs shows every row as it is; leave out --measure and --published")
+    click.echo(markdown_runs(found) if runs else markdown_tables(found, measure or "accuracy", published), nl=False)
 
 
 @bench.command()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -124,7 +124,8 @@ def from_json(document: Mapping[str, Any]) -> Result:
     """
     values = dict(document)
     if values.pop("schema", None) != SCHEMA:
-        raise ValueError(f"schema {document.get('schema')!r} is not {SCHEMA}")
+        found = document.get("schema")
+        raise ValueError("it names no schema" if found is None else f"schema {found!r} is not {SCHEMA}")
     values.pop("default", None)
     try:
         key = {f.name: values.pop(f.name) for f in fields(Key)}
@@ -237,6 +238,20 @@ def read_results(paths: Iterable[Path]) -> list[Result]:
             except (ValueError, AttributeError) as error:
                 raise UserError(f"{path}, line {number}: not a result of finelens bench ({error})") from error
     return results
+
+
+def only_methods(results: Iterable[Result], methods: Sequence[str]) -> list[Result]:
+    """The rows of some methods, in their order.
+
+    Raises:
+        UserError: A method has no row.
+    """
+    rows = list(results)
+    there = dict.fromkeys(row.key.method for row in rows)
+    missing = [name for name in methods if name not in there]
+    if missing:
+        raise UserError(f"no result of {', '.join(missing)}; there are {', '.join(there)}")
+    return [row for row in rows if row.key.method in methods]
 
 
 def pack(correct: Any) -> str:

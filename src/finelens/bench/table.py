@@ -1,4 +1,4 @@
-"""Markdown tables of results: methods by data sets, one table per protocol, backbone, profile and options."""
+"""Markdown tables of results, one per protocol, backbone, profile and options: methods by data sets, or one line a row."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from statistics import mean, pstdev
 from typing import Any
 
-from finelens.bench.paired import Group, forwards_per_image, grouped, title
+from finelens.bench.paired import Group, forwards_per_image, grouped, run_seconds, title
 from finelens.bench.published import beside
 from finelens.bench.results import Result
 from finelens.errors import UserError
@@ -34,6 +34,37 @@ def markdown_tables(results: Iterable[Result], measure: str = "accuracy", publis
     if measure not in known:
         raise UserError(f"unknown measure {measure!r}; there are {', '.join(known)}")
     return "\n".join(_table(group, rows, measure) + (_published(rows) if published else "") for group, rows in groups.items())
+
+
+def markdown_runs(results: Iterable[Result]) -> str:
+    """One line a row that has a number: the baselines, the answer and the method's branches alone, gain and interval.
+
+    Args:
+        results: Rows; of equal keys the last counts.
+
+    Raises:
+        UserError: There is nothing to show.
+    """
+    tables = [_runs(group, done) for group, rows in grouped(results).items() if (done := [row for row in rows if row.status == "ok"])]
+    if not tables:
+        raise UserError("there is no result to show")
+    return "\n".join(tables)
+
+
+def _runs(group: Group, rows: Sequence[Result]) -> str:
+    branches = list(dict.fromkeys(name for row in rows for name in row.measures.get("branches", {})))
+    columns = ["method", "set", "seed", "fit / test images", "zero-shot", "descriptions", "accuracy", *branches, "gain", "95 % interval", "s"]
+    lines = [f"### {title(group)}", "", "| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
+    for row in rows:
+        measures, key = row.measures, row.key
+        low, high = (100 * end for end in measures["gain_interval"])
+        accuracies = [measures["zero_shot_accuracy"], measures.get("description_ensemble_accuracy"), measures["accuracy"]]
+        accuracies += [measures.get("branches", {}).get(name) for name in branches]
+        shares = ["-" if value is None else _format(value, "accuracy") for value in accuracies]
+        cells = [key.method, key.data, key.seed, f"{row.split['fit']} / {row.split['test']}", *shares]
+        cells += [f"{100 * measures['gain']:+.1f}", f"{low:+.1f} to {high:+.1f}", f"{run_seconds(row):.0f}"]
+        lines.append("| " + " | ".join(str(cell) for cell in cells) + " |")
+    return "\n".join(lines) + "\n"
 
 
 def _table(group: Group, rows: Sequence[Result], measure: str) -> str:
@@ -77,7 +108,7 @@ def _format(value: Any, measure: str) -> str:
 
 
 def _seconds(rows: Sequence[Result]) -> str:
-    return f"{mean(row.timing['seconds'] for row in rows):.1f}" if rows else "-"
+    return f"{mean(run_seconds(row) for row in rows):.1f}" if rows else "-"
 
 
 def _reasons(rows: Sequence[Result]) -> str:
