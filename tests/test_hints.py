@@ -10,7 +10,7 @@ import torch
 
 from finelens import api
 from finelens.errors import UserError
-from finelens.hints import NONE_OF_THESE, check_hints, describe_hints, hints_by_position, hints_digest, read_hints, support_set
+from finelens.hints import NONE_OF_THESE, check_hints, describe_hints, hints_by_position, hints_digest, read_hints
 from finelens.images.decode import DecodeLimits
 from finelens.images.discover import discover
 from finelens.images.store import ImageRecord
@@ -75,14 +75,6 @@ def test_hints_by_position():
     for given, words in (({3: "blue disc"}, "position 3"), ({2: "blue disc"}, "cut short"), ({0: "blue disk"}, "did you mean 'blue disc'")):
         with pytest.raises(UserError, match=words):
             hints_by_position(given, records, CLASSES)
-
-
-def test_the_support_set_leaves_out_none_of_these():
-    features = torch.arange(8.0).reshape(4, 2)
-    x, labels = support_set(Hints(torch.tensor([0, 2, 3]), torch.tensor([1, -1, 0])), features)
-    assert x.tolist() == [[0, 1], [6, 7]]
-    assert labels.tolist() == [1, 0]
-    assert support_set(None, features)[0].shape == (0, 2)
 
 
 def test_the_digest_follows_what_the_hints_say():

@@ -20,7 +20,7 @@ from finelens.protocol import Hints
 from finelens.schemas import LABEL_COLUMNS
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    pass
 
 NONE_OF_THESE = -1
 
@@ -134,18 +134,3 @@ def hints_csv(hints: Mapping[str, str]) -> str:
     writer.writerow(LABEL_COLUMNS)
     writer.writerows([escape_cell(path), escape_cell(label)] for path, label in hints.items())
     return file.getvalue()
-
-
-def support_set(hints: Hints | None, features: Tensor) -> tuple[Tensor, Tensor]:
-    """Features (K, E) and classes (K,) of the hinted images that belong to a class; both empty without hints.
-
-    Args:
-        hints: What the user gave.
-        features: (N, E), in store order.
-    """
-    import torch
-
-    if hints is None:
-        return features[:0], torch.zeros(0, dtype=torch.int64, device=features.device)
-    known = hints.label >= 0
-    return features[hints.index[known].to(features.device)], hints.label[known].to(features.device)

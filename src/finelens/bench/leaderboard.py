@@ -105,14 +105,14 @@ def lines_of(rows: Sequence[Result], zero_shot: Sequence[Result] = ()) -> list[L
 
 def _summary(setting: Setting, rows: Sequence[Result], everything: Sequence[Result]) -> str:
     """What the rows of a setting say, and one line a method."""
-    protocols = protocols_of(rows)
-    sentences = "".join(f"<li>{_code(line)}</li>" for line in findings(rows, baseline_of(setting, everything)))
+    protocols, table = protocols_of(rows), standings(rows)
+    sentences = "".join(f"<li>{_code(line)}</li>" for line in findings(table, rows, baseline_of(setting, everything)))
     head = "".join(
         _header(name, name != "method")
         for name in ("method", *(f"{name} ({count})" for name, count in protocols.items()), "furthest below", "wholly below", "rows")
     )
     body = []
-    for one in standings(rows):
+    for one in table:
         cells = [f'<th scope="row" data-value="{escape(one.method)}">{escape(one.method)}</th>']
         cells += [_plain(100 * one.means[name] if name in one.means else None, ".1f") for name in protocols]
         cells.append(f'<td data-value="{one.lowest.measures["difference"]:.6f}">{escape(one.worst)}</td>')

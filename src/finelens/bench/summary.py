@@ -115,14 +115,14 @@ def standings(rows: Sequence[Result]) -> list[Standing]:
     return result
 
 
-def findings(rows: Sequence[Result], zero_shot: Sequence[Result] = ()) -> list[str]:
+def findings(table: Sequence[Standing], rows: Sequence[Result], zero_shot: Sequence[Result] = ()) -> list[str]:
     """What the rows of a setting say, one sentence each.
 
     Args:
+        table: Their standings.
         rows: Rows of one backbone, profile and options.
         zero_shot: Rows of zero-shot with this backbone, where it was run with another profile.
     """
-    table = standings(rows)
     adapting = {method.name for method in METHODS if method.adapts}
     full = [one for one in table if one.complete and one.method != BASELINE]
     lines = [_best_mean([*zero_shot, *rows], table, name) for name in protocols_of(rows)]
@@ -195,11 +195,11 @@ def baseline_of(setting: Setting, results: Iterable[Result]) -> list[Result]:
 
 
 def _text(setting: Setting, rows: Sequence[Result], zero_shot: Sequence[Result]) -> str:
-    protocols = protocols_of(rows)
-    lines = [f"### {setting_title(setting)}", "", *(f"- {line}" for line in findings(rows, zero_shot)), ""]
+    protocols, table = protocols_of(rows), standings(rows)
+    lines = [f"### {setting_title(setting)}", "", *(f"- {line}" for line in findings(table, rows, zero_shot)), ""]
     lines += ["| method | " + " | ".join(f"{name} ({sets})" for name, sets in protocols.items()) + " | furthest below zero-shot | wholly below |"]
     lines.append("|---" * (len(protocols) + 3) + "|")
-    for one in standings(rows):
+    for one in table:
         cells = [f"{100 * one.means[name]:.1f}" if name in one.means else "-" for name in protocols]
         lines.append(f"| `{one.method}` | " + " | ".join(cells) + f" | {one.worst} | {one.below} of {one.rows} |")
     return "\n".join([*lines, "", NOTE, ""])
