@@ -1,4 +1,4 @@
-"""microCLIP: every option changes what it names; the cut, the losses and the prior behave on inputs whose answer is known."""
+"""microCLIP: every option changes what it names; the step does what it says."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from finelens.backbones.registry import load_backbone
 from finelens.backbones.vit import VisionTransformer, ViTConfig
 from finelens.errors import UserError
 from finelens.methods.heads import ClassHeads
-from finelens.methods.microclip import ncut as ncut_module
 from finelens.methods.microclip import task as task_module
 from finelens.methods.microclip.config import MicroClipConfig
 from finelens.methods.microclip.ncut import ncut_saliency
@@ -26,19 +25,14 @@ from finelens.methods.microclip.pseudo_labels import multi_view_feature
 from finelens.methods.microclip.task import MicroClip
 from finelens.protocol import Batch, Preprocess, TargetFeatures
 from finelens.training.engine import Engine
-from finelens.training.losses import log_batch_marginal, marginal_loss, running_log_marginal
 from finelens.training.precision import Precision
 from finelens.training.prior import estimate_prior
 from finelens.training.schedule import build_optimizer
+from tests.methods.tiny import unit_rows
 from tests.toy import fit_toy, pictures, quick
 
 C = 4
 FLOAT32 = Precision(torch.float32, "test")
-
-
-def rows(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Random unit-norm rows."""
-    return F.normalize(torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype), dim=-1)
 
 
 def make_task(folder, dtype: torch.dtype = torch.float32, **options) -> MicroClip:
@@ -50,7 +44,7 @@ def make_heads(engine: Engine) -> ClassHeads:
     """Random heads without the direction that all images share, so that images differ in their class."""
     features = engine.encode_frozen(make_batch().weak).global_
     common = F.normalize(features.mean(0), dim=0)
-    plain = [rows(C, engine.backbone.dim, seed=seed).to(features) for seed in (1, 2, 3)]
+    plain = [unit_rows(C, engine.backbone.dim, seed=seed).to(features) for seed in (1, 2, 3)]
     return ClassHeads(*(F.normalize(head - (head @ common)[:, None] * common, dim=-1) for head in plain))
 
 
@@ -256,7 +250,7 @@ def test_uniform_prior_is_the_published_term(tiny_vit):
 
 def test_estimated_prior_is_renewed_after_each_epoch(tiny_vit):
     task = make_task(tiny_vit, marginal="prior")
-    task.prepare(TargetFeatures(rows(6, 48, seed=8), torch.zeros(6, 64)))
+    task.prepare(TargetFeatures(unit_rows(6, 48, seed=8), torch.zeros(6, 64)))
     before = task.class_prior.prior.clone()
     take_steps(task, 1)
     assert torch.equal(task.class_prior.prior, before)
@@ -381,93 +375,6 @@ def test_frozen_head_never_changes(backbone):
     assert not torch.equal(fitted.model.task.head, prepared.heads.descriptions)
 
 
-# The cut.
-
-
-def two_kinds(n: int, small: int, seed: int = 0, noise: float = 0.8) -> Tensor:
-    """Tokens (1, n, 32) around two directions, the first ``small`` of them around one."""
-    centres = rows(2, 32, seed=seed)
-    tokens = torch.cat([centres[:1].expand(small, -1), centres[1:].expand(n - small, -1)])
-    return (tokens + noise * rows(n, 32, seed=seed + 1))[None]
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_mask_follows_a_permutation_of_the_tokens(seed):
-    tokens = two_kinds(49, 12, seed)
-    order = torch.randperm(49, generator=torch.Generator().manual_seed(seed))
-    before, after = ncut_saliency(tokens), ncut_saliency(tokens[:, order])
-    assert not before.fallback.any()
-    assert torch.equal(before.mask[:, order], after.mask)
-    torch.testing.assert_close(before.vector[:, order], after.vector, atol=1e-9, rtol=0)
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_mask_does_not_depend_on_the_sign_that_the_solver_returns(monkeypatch, seed):
-    tokens = torch.cat([two_kinds(25, small, seed) for small in (6, 10)])
-    before = ncut_saliency(tokens)
-    solve = ncut_module._eigen
-
-    def negated(adjacent):
-        degree, values, vectors = solve(adjacent)
-        return degree, values, -vectors
-
-    monkeypatch.setattr(ncut_module, "_eigen", negated)
-    after = ncut_saliency(tokens)
-    assert torch.equal(before.mask, after.mask)
-    assert torch.equal(before.vector, after.vector)
-    seed_entry = before.vector.gather(1, before.vector.abs().argmax(1, keepdim=True))
-    assert (seed_entry > 0).all()
-
-
-def test_mask_does_not_depend_on_the_number_of_solvers():
-    tokens = torch.cat([two_kinds(25, small, small) for small in (4, 7, 10, 12, 8)])
-    before, found = torch.get_num_threads(), []
-    try:
-        for threads in (1, 3):
-            torch.set_num_threads(threads)
-            found.append(ncut_saliency(tokens))
-            assert torch.get_num_threads() == threads
-    finally:
-        torch.set_num_threads(before)
-    alone, shared = found
-    assert torch.equal(alone.mask, shared.mask)
-    torch.testing.assert_close(alone.vector, shared.vector, atol=1e-12, rtol=0)
-
-
-def test_mask_does_not_depend_on_the_batch():
-    tokens = torch.cat([two_kinds(25, small, small) for small in (4, 7, 10, 12)])
-    together = ncut_saliency(tokens)
-    alone = [ncut_saliency(one[None]) for one in tokens]
-    assert torch.equal(together.mask, torch.cat([result.mask for result in alone]))
-
-
-def test_disconnected_graph_gives_one_cluster():
-    tokens = torch.zeros(1, 49, 8)
-    tokens[0, :12, 0], tokens[0, 12:, 1] = 2.0, 3.0
-    result = ncut_saliency(tokens)
-    assert not result.fallback.any()
-    assert torch.equal(result.mask[0], torch.arange(49) < 12)
-
-
-@pytest.mark.parametrize("released_code", [False, True])
-@pytest.mark.parametrize("zeros", [9, 3, 1])
-def test_zero_tokens_give_no_nan(zeros, released_code):
-    tokens = rows(1, 9, 8)
-    tokens[:, :zeros] = 0
-    result = ncut_saliency(tokens, released_code=released_code)
-    assert torch.isfinite(result.vector).all()
-    assert torch.isfinite(result.density).all()
-    assert released_code or result.mask.any()
-    assert released_code or zeros < 9 or (result.fallback.all() and result.mask.all())
-
-
-@pytest.mark.parametrize("n", [1, 2, 4, 16])
-def test_complete_graph_selects_all_tokens(n):
-    result = ncut_saliency(torch.ones(2, n, 8) + 0.01 * rows(2, n, 8))
-    assert result.fallback.all()
-    assert result.mask.all()
-
-
 def test_zero_images_of_a_batch_train_without_nan(tiny_vit):
     task, batch = make_task(tiny_vit), make_batch()
     black = Batch(batch.index, *(torch.zeros_like(view) for view in (batch.weak, batch.strong, batch.crops)))
@@ -481,7 +388,7 @@ def test_zero_images_of_a_batch_train_without_nan(tiny_vit):
 
 
 def test_composite_weights_crops_by_likeness():
-    crops, reference = rows(2, 5, 16), rows(2, 16, seed=3)
+    crops, reference = unit_rows(2, 5, 16), unit_rows(2, 16, seed=3)
     composite, relevance = multi_view_feature(crops, reference)
     by_hand = sum(math.exp(r) * crop for r, crop in zip(relevance[1].tolist(), crops[1], strict=True))
     torch.testing.assert_close(composite[1], F.normalize(by_hand, dim=0), atol=1e-6, rtol=0)
@@ -504,7 +411,7 @@ def test_gradient_equals_finite_differences(tiny_vit):
     for (name, parameter), gradient in zip(parameters.items(), gradients, strict=True):
         assert gradient.abs().max() > 0, name
         for seed in range(3):
-            direction = rows(parameter.numel(), seed=seed, dtype=torch.float64).view_as(parameter)
+            direction = unit_rows(parameter.numel(), seed=seed, dtype=torch.float64).view_as(parameter)
             step = 1e-5
             with torch.no_grad():
                 parameter += step * direction
@@ -514,64 +421,6 @@ def test_gradient_equals_finite_differences(tiny_vit):
                 parameter += step * direction
             slope = (above - below).item() / (2 * step)
             assert slope == pytest.approx((gradient * direction).sum().item(), rel=1e-5, abs=1e-9), name
-
-
-def long_tail_posteriors(n: int = 4000, classes: int = 10) -> tuple[Tensor, Tensor]:
-    """Posteriors under a uniform prior of images whose classes are long-tailed, and the classes' shares."""
-    draw = torch.Generator().manual_seed(0)
-    prior = 0.6 ** torch.arange(classes, dtype=torch.float64)
-    prior /= prior.sum()
-    labels = torch.multinomial(prior, n, replacement=True, generator=draw)
-    evidence = torch.randn(n, classes, generator=draw, dtype=torch.float64)
-    evidence[torch.arange(n), labels] += 2.0
-    # Likelihood ratio of N(2, 1) against N(0, 1) is exp(2 x - 2).
-    return (2 * evidence - 2).softmax(1), torch.bincount(labels, minlength=classes) / n
-
-
-def test_estimated_prior_is_nearer_to_a_long_tail_than_uniform():
-    posteriors, truth = long_tail_posteriors()
-
-    def distance(prior):
-        return (prior - truth).abs().sum().item()
-
-    uniform, default, free = torch.full((10,), 0.1), estimate_prior(posteriors), estimate_prior(posteriors, concentration=0.0)
-    assert distance(default) < 0.75 * distance(uniform)
-    # Without the pull to uniform EM finds the shares, which plain averaging of posteriors does not.
-    assert distance(free) < 0.1 < distance(posteriors.mean(0))
-    assert (default[:3].diff() < 0).all()
-
-
-def test_estimated_prior_of_uniform_posteriors_is_uniform():
-    torch.testing.assert_close(estimate_prior(torch.full((7, 5), 0.2)), torch.full((5,), 0.2, dtype=torch.float64), atol=1e-9, rtol=0)
-    assert torch.equal(estimate_prior(torch.zeros(0, 4)), torch.full((4,), 0.25, dtype=torch.float64))
-
-
-def test_estimated_prior_never_gives_a_class_up():
-    certain = torch.eye(4)[torch.zeros(50, dtype=torch.long)]
-    prior = estimate_prior(certain)
-    assert prior.min() > 0.05
-    assert prior[0] == pytest.approx((1 + 0.25) / 2)
-
-
-@pytest.mark.parametrize("extreme", [1e4, -1e4])
-def test_losses_are_finite_for_extreme_logits(extreme):
-    logits = torch.zeros(5, C)
-    logits[:, 0] = extreme
-    logits.requires_grad_(True)
-    first = running_log_marginal(logits, None)
-    second = running_log_marginal(logits, first)
-    loss = marginal_loss(second, torch.full((C,), 1 / C)) + F.cross_entropy(logits, torch.ones(5, dtype=torch.long))
-    loss.backward()
-    assert torch.isfinite(loss)
-    assert torch.isfinite(logits.grad).all()
-    assert logits.grad.abs().sum() > 0
-
-
-def test_running_marginal_is_the_half_sum():
-    logits, previous = torch.randn(6, C), torch.tensor([0.1, 0.2, 0.3, 0.4])
-    mean = logits.softmax(1).mean(0)
-    torch.testing.assert_close(log_batch_marginal(logits).exp(), mean)
-    torch.testing.assert_close(running_log_marginal(logits, previous.log()).exp(), 0.5 * (previous + mean))
 
 
 def test_step_uses_the_weak_view_as_teacher_and_the_strong_view_as_pupil(tiny_vit, monkeypatch):

@@ -63,7 +63,7 @@ def vit_b32_engine() -> Engine:
     return Engine(backbone, torch.device("meta"), FLOAT32)
 
 
-def unit_rows(*shape: int, seed: int, dtype: torch.dtype = torch.float32) -> Tensor:
+def unit_rows(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
     """Random unit-norm rows."""
     g = torch.Generator().manual_seed(seed)
     return F.normalize(torch.randn(*shape, generator=g, dtype=torch.float64), dim=-1).to(dtype)
