@@ -129,7 +129,14 @@ def test_chunks_with_checkpointing_give_the_same_gradient(backbone, per_class):
     assert max(calls[1:]) == 4
 
 
-@pytest.mark.parametrize(("method", "options"), [(Coop, CoopConfig(tokens=3)), (Coop, CoopConfig(tokens=2, class_specific=True, position="middle"))])
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        (Coop, CoopConfig(tokens=3)),
+        (Coop, CoopConfig(tokens=2, class_specific=True, position="middle")),
+        (Upl, UplConfig(tokens=3, sets=2)),
+    ],
+)
 def test_gradient_of_the_context_by_finite_differences(tmp_path, method, options):
     task = make(method, tmp_path / "vit", options, torch.float64)
     features = features_of(5, hints(0, 2, 1, -1, 0))

@@ -233,16 +233,32 @@ def test_options_scale_their_terms(engine):
     assert (estimated.class_prior.prior - 1 / C).abs().max() > 0.01
 
 
-def test_estimated_prior_follows_the_labels_of_the_epoch(engine):
+def test_alignment_draws_to_the_estimated_prior(engine):
+    batch = random_batch(B, 0)
+    weak = engine.encode_frozen(batch.weak).global_
+    task, uniform = (prepared(engine, DpaConfig(marginal=kind, image_share=0.0), batch) for kind in ("prior", "uniform"))
+    prior = torch.tensor([0.7, 0.1, 0.1, 0.1])
+    task.class_prior.prior = prior
+    text = task.logits(weak).softmax(-1)
+    aligned = prior * text / text.mean(0)
+    torch.testing.assert_close(task.pseudo_labels(weak).posterior, aligned / aligned.sum(1, keepdim=True))
+    assert (task.pseudo_labels(weak).labels == 0).sum() > (uniform.pseudo_labels(weak).labels == 0).sum()
+
+
+def test_alignment_to_a_uniform_prior_is_the_published_one():
+    text, means = unit_rows(5, C, seed=1).log_softmax(-1), unit_rows(3, C, seed=2).log_softmax(-1)
+    torch.testing.assert_close(align_distribution(text, means, torch.full((C,), 1 / C)), align_distribution(text, means))
+
+
+def test_estimated_prior_follows_the_posteriors_before_alignment(engine):
     batch = random_batch(B, 0)
     task = prepared(engine, DpaConfig(marginal="prior"), batch)
     before = task.class_prior.prior.clone()
     weak = engine.encode_frozen(batch.weak).global_
     text = task.logits(weak).softmax(-1)
-    balanced = (text / text.mean(0)) / (text / text.mean(0)).sum(1, keepdim=True)
     image = (engine.backbone.logit_scale * weak @ task.image_prototypes.T).softmax(-1)
     task.step(batch, 0, 0)
-    torch.testing.assert_close(task.class_prior.posteriors, (image + balanced) / 2)
+    torch.testing.assert_close(task.class_prior.posteriors, (image + text) / 2)
     assert torch.equal(task.class_prior.prior, before)
     assert task.end_epoch(0)["prior_largest"] == task.class_prior.prior.max().item()
     assert not torch.equal(task.class_prior.prior, before)

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
 from finelens import api
+from finelens.backbones.embedded import EmbeddedBackbone
 from finelens.config import TrainingConfig
 from finelens.errors import UserError
 from finelens.images.batches import centre_batches
@@ -25,12 +26,15 @@ from finelens.methods.nola.stopping import AgreementStop
 from finelens.methods.nola.task import Nola
 from finelens.protocol import Batch, TargetFeatures
 from finelens.strict import from_mapping, to_plain
+from finelens.training.engine import Engine
 from finelens.training.loop import Hooks, Interrupted, Trainer
 from tests.methods.tiny import (
+    FLOAT32,
     Pictures,
     random_batch,
     random_heads,
     separating_rows,
+    step_gradient,
     target_features,
     tiny_engine,
     train_steps,
@@ -221,6 +225,15 @@ def test_a_step_is_the_plain_reference_and_costs_one_forward(engine):
     assert (task.cost().no_grad_forwards, task.cost().grad_forwards) == (0, 1)
 
 
+def test_gradient_of_a_step_by_finite_differences(folder):
+    engine, batch = tiny_engine(folder, torch.float64), random_batch(B, 0)
+    task = prepared(engine, batch, marginal="uniform")
+    for name in ("head", "prompts", "visual.ln_post.weight", "visual.transformer.resblocks.0.ln_1.bias"):
+        automatic, numeric = step_gradient(task, batch, name, 5)
+        assert automatic == pytest.approx(numeric, rel=1e-5, abs=1e-9)
+        assert automatic != 0
+
+
 def test_trainable_count_of_vit_b32():
     task = Nola(vit_b32_engine(), torch.zeros(100, 512, device="meta"), NolaConfig())
     assert trainable_count(task) == 16 * 768 + 39_936 + 512 * 100
@@ -288,6 +301,21 @@ def test_a_folder_of_open_clips_serves_as_second_encoder(engine, tiny_resnet):
     features = second_features(NolaConfig(second_encoder=f"local:{tiny_resnet}"), engine, with_views(engine, pictures))
     assert features.shape == (5, 256)
     assert features.isfinite().all()
+
+
+def test_the_embedded_tower_serves_as_second_encoder_of_another(engine):
+    pictures = Pictures(3)
+    got = second_features(NolaConfig(second_encoder="embedded"), engine, with_views(engine, pictures))
+    own = EmbeddedBackbone()
+    views = torch.cat([v for _, v in centre_batches(pictures, own.preprocess, 4)])
+    torch.testing.assert_close(got, Engine(own, engine.device, engine.precision).encode_frozen(views).cls)
+
+
+def test_the_embedded_tower_beside_itself_is_itself():
+    engine = Engine(EmbeddedBackbone(text=False), torch.device("cpu"), FLOAT32)
+    features = TargetFeatures(torch.zeros(2, 4), torch.ones(2, 4))
+    assert second_features(NolaConfig(second_encoder="embedded"), engine, features) is features.cls
+    assert engine.no_grad_forwards == 0
 
 
 def test_self_is_the_unadapted_towers_pooled_token(engine):
@@ -446,8 +474,8 @@ def test_a_run_that_ends_early_is_resumed_to_the_same_end(folder, tmp_path):
         ({"held_out": 1.0}, "method.held_out"),
         ({"patience": 0}, "method.patience"),
         ({"prompts": -1}, "method.prompts"),
-        ({"second_encoder": "dino"}, "self, timm:NAME or local:DIR"),
-        ({"second_encoder": "timm:"}, "self, timm:NAME or local:DIR"),
+        ({"second_encoder": "dino"}, "self, embedded, timm:NAME or local:DIR"),
+        ({"second_encoder": "timm:"}, "self, embedded, timm:NAME or local:DIR"),
         ({"second_encoder": "timm:test_vit"}, "method.second_checkpoint"),
         ({"second_checkpoint": "a.safetensors"}, "method.second_checkpoint"),
     ],

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
     from finelens.protocol import Backbone
 
+EMBEDDED = "embedded"
 FORMS = "embedded, open_clip:NAME/TAG (e.g. open_clip:ViT-B-32/openai), hf-hub:ORG/REPO[@COMMIT], local:DIR"
 
 
@@ -23,7 +24,7 @@ def load_backbone(spec: str) -> Backbone:
     Raises:
         UserError: Unknown form, or a model that cannot be found or read; the message names the remedy.
     """
-    if spec == "embedded":
+    if spec == EMBEDDED:
         from finelens.backbones.embedded import EmbeddedBackbone
 
         return EmbeddedBackbone()
@@ -55,7 +56,7 @@ def rebuild_image_tower(config: dict[str, Any], state: dict[str, Tensor]) -> Bac
         from finelens.backbones.features_only import FeatureBackbone
 
         return FeatureBackbone.from_config(config)
-    if kind == "embedded":
+    if kind == EMBEDDED:
         from finelens.backbones.embedded import EmbeddedBackbone
 
         return EmbeddedBackbone.image_only(config, state)

@@ -51,7 +51,8 @@ class DpaConfig:
         align_scale: Scale of the alignment term as a share of the model's logit scale (published: 1 and 0.01 of CLIP's 100).
         marginal_weight: Weight of the marginal term.
         align_weight: Weight of the alignment term.
-        marginal: What the batch marginal is drawn to: ``uniform`` (published), ``prior`` (estimated without labels), ``none``.
+        marginal: What the batch marginal is drawn to: ``uniform`` (published), ``prior`` (estimated without labels, and what distribution alignment
+            draws to), ``none`` (no such term; distribution alignment as published).
         queue: Batch means that distribution alignment averages, the current one included; 0 leaves distribution alignment out.
         weighting: Whether pseudo-labels are weighted by their ranking.
     """

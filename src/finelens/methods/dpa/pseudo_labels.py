@@ -10,18 +10,20 @@ from torch import Tensor
 from finelens.methods.common import PseudoLabels, ranking
 
 
-def align_distribution(log_posterior: Tensor, log_means: Tensor) -> Tensor:
-    """``p / mean(Q)``, rows renormalised, in the log domain, where a class that no recent batch named cannot divide by zero.
+def align_distribution(log_posterior: Tensor, log_means: Tensor, prior: Tensor | None = None) -> Tensor:
+    """``prior p / mean(Q)``, rows renormalised, in the log domain, where a class that no recent batch named cannot divide by zero.
 
     Args:
         log_posterior: Log posterior of the text prototypes, (B, C).
         log_means: Logs of recent batch means, the current one included, (Q, C), Q at least 1.
+        prior: Class marginal (C,), positive, that the posteriors are drawn to; None: uniform, as published.
 
     Returns:
         Aligned log posterior (B, C).
     """
     log_mean = torch.logsumexp(log_means, dim=0) - math.log(len(log_means))  # (C,)
-    return (log_posterior - log_mean).log_softmax(-1)
+    aligned = log_posterior - log_mean
+    return (aligned if prior is None else aligned + prior.log()).log_softmax(-1)
 
 
 def assign(text: Tensor, aligned: Tensor, image: Tensor, *, image_share: float, weighting: bool) -> PseudoLabels:

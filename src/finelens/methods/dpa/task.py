@@ -103,24 +103,33 @@ class Dpa(Task):
         """Label unit-norm weak-view features (B, E) by both kinds of prototypes; the batch's mean enters the queue."""
         logits = self.logits(weak)
         text = logits.log_softmax(-1)
-        image = (self._scale * weak @ self.image_prototypes.T).softmax(-1)
         aligned = text
         if self.config.queue:
             mean = log_batch_marginal(logits)[None]  # (1, C)
             self.log_means = torch.cat([self.log_means, mean])[-self.config.queue :]
-            aligned = align_distribution(text, self.log_means)
-        return assign(text.exp(), aligned.exp(), image, image_share=self.strengths.image_share, weighting=self.config.weighting)
+            aligned = align_distribution(text, self.log_means, self.class_prior.prior if self.config.marginal == "prior" else None)
+        share = self.strengths.image_share
+        return assign(text.exp(), aligned.exp(), self._image_posterior(weak), image_share=share, weighting=self.config.weighting)
+
+    @torch.no_grad()
+    def unaligned_posterior(self, weak: Tensor) -> Tensor:
+        """``a p_v + (1 - a) p_t``, (B, C): what the prior is estimated from. After alignment a posterior says what it was drawn to."""
+        share = self.strengths.image_share
+        return share * self._image_posterior(weak) + (1 - share) * self.logits(weak).softmax(-1)
+
+    def _image_posterior(self, weak: Tensor) -> Tensor:
+        return (self._scale * weak @ self.image_prototypes.T).softmax(-1)  # (B, C)
 
     def step(self, batch: Batch, epoch: int, step_in_epoch: int) -> StepOutput:
         """Pseudo-label from the weak view, then the three losses on the strong view."""
         assert batch.weak is not None
         assert batch.strong is not None
         weak = self.engine.encode_frozen(batch.weak).global_
-        pseudo = self.hints.apply_to(batch.index, self.pseudo_labels(weak))
+        pseudo, unaligned = self.hints.apply_to(batch.index, self.pseudo_labels(weak)), self.unaligned_posterior(weak)
         loss, log = self.loss(self.engine.encode(batch.strong).global_, pseudo)
         self.memory_features[batch.index] = weak.to(self.memory_features.dtype)
         self.memory_labels[batch.index] = pseudo.labels
-        self.class_prior.remember(batch.index, pseudo.posterior)
+        self.class_prior.remember(batch.index, self.hints.clamp(batch.index, unaligned))
         return StepOutput(loss, log, pseudo.labels)
 
     def loss(self, strong: Tensor, pseudo: PseudoLabels) -> tuple[Tensor, dict[str, float | Tensor]]:

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from finelens.backbones.registry import EMBEDDED
 from finelens.methods.student import StudentConfig
 from finelens.strict import require
 
-FORMS = "self, timm:NAME or local:DIR"
+FORMS = "self, embedded, timm:NAME or local:DIR"
 
 
 @dataclass(frozen=True)
@@ -21,8 +22,9 @@ class NolaConfig(StudentConfig):
         keep_share: Images that teach the labelling network, as a share of the images per class.
         keep_min: At least so many per class.
         keep_max: At most so many per class.
-        second_encoder: What the labelling network sees: ``self`` (the run's own unadapted image tower), ``timm:NAME`` (any timm architecture, weights
-            from ``second_checkpoint``) or ``local:DIR`` (a model in open_clip's saved layout).
+        second_encoder: What the labelling network sees: ``self`` (the run's own unadapted image tower), ``embedded`` (the image tower that comes with
+            the package), ``timm:NAME`` (any timm architecture, weights from ``second_checkpoint``) or ``local:DIR`` (a model in open_clip's saved
+            layout).
         second_checkpoint: The safetensors file of ``timm:NAME``.
         labelling_epochs: Epochs of the labelling network.
         stop: ``epochs`` trains for ``training.epochs``; ``agreement`` ends earlier when student and teacher no longer agree more on held-out images.
@@ -50,7 +52,7 @@ class NolaConfig(StudentConfig):
         require(0 < self.held_out < 1, "method.held_out", "between 0 and 1", self.held_out)
         require(self.patience >= 1, "method.patience", "at least 1", self.patience)
         scheme, _, rest = self.second_encoder.partition(":")
-        known = self.second_encoder == "self" or (scheme in ("timm", "local") and bool(rest))
+        known = self.second_encoder in ("self", EMBEDDED) or (scheme in ("timm", "local") and bool(rest))
         require(known, "method.second_encoder", FORMS, self.second_encoder)
         if scheme == "timm":
             require(self.second_checkpoint is not None, "method.second_checkpoint", f"the safetensors file of {self.second_encoder}", None)
