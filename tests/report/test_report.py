@@ -8,14 +8,16 @@ import json
 import re
 import shutil
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 
 import finelens
 from finelens import api
 from finelens.errors import UserError
+from finelens.methods.registry import METHODS
 from finelens.report import page as page_module
-from finelens.report.card import plain
+from finelens.report.card import page_of, plain
 from finelens.report.page import script_json
 from tests.report.conftest import FILES, HOSTILE, make_run
 from tests.report.html import Page
@@ -169,6 +171,13 @@ def test_runs_without_what_a_report_needs_are_refused(plain_run, tmp_path):
         api.report(run, console=QUIET)
     with pytest.raises(UserError, match="not the folder of a finelens run"):
         api.report(tmp_path, console=QUIET)
+
+
+@pytest.mark.parametrize("name", [method.name for method in METHODS])
+def test_every_method_has_the_page_that_cards_name(name):
+    text = (Path(__file__).parents[2] / page_of(name)).read_text()
+    for part in ("## The idea", "## Equations", "## Options", "## Cost", "## When not to use it"):
+        assert part in text, part
 
 
 def test_card_says_what_the_model_is(plain_run, hostile_run):

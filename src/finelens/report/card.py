@@ -11,14 +11,19 @@ from finelens.report.sections.cost import command, options, versions
 # Characters that Markdown or the HTML inside it would read as markup.
 _MARKUP = re.compile(r"([\\`*_{}\[\]()#+!|~-])")
 LISTED = 200
-PAGES = {"zero-shot": None, "cupl": None}
+# Methods that share a page.
+PAGES = {"cupl": "zero-shot"}
+
+
+def page_of(method: str) -> str:
+    """Path of a method's documentation in the sources."""
+    return f"docs/methods/{PAGES.get(method, method)}.md"
 
 
 def model_card(record: RunRecord) -> str:
     """The card as Markdown."""
     config, method = record.config, find_method(record.config.method)
     signals, judged = record.measured.signals, record.verdict
-    page = PAGES.get(method.name, f"docs/methods/{method.name}.md")
     changed = [f"- `{name}` = {plain(str(value))}" for name, value, different in options(config) if different] or [
         "- none: all options are the defaults"
     ]
@@ -34,7 +39,7 @@ def model_card(record: RunRecord) -> str:
         "## What it is",
         "",
         f"- Method: {method.name} ({method.family}). {method.summary}",
-        f"- Deviations from the paper: {f'`{page}` in the finelens sources' if page else 'none; the model is not adapted'}",
+        f"- Deviations from the paper: `{page_of(method.name)}` in the finelens sources",
         f"- Starts from: {plain(config.backbone)}",
         f"- Classes: {len(record.classes)}",
         f"- Versions: {', '.join(f'{plain(k)} {plain(v)}' for k, v in versions(record).items())}",
