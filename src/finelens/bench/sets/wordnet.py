@@ -14,8 +14,18 @@ from finelens.bench.sets.common import folder_part, text_lines
 from finelens.classes.names import check_names, normalise
 from finelens.errors import UserError
 
+OWN_NAMES = "classnames.txt"
 # The later ones win: the user's own file has the last word.
-NAME_FILES = ("README.txt", "LOC_synset_mapping.txt", "classnames.txt")
+NAME_FILES = ("README.txt", "LOC_synset_mapping.txt", OWN_NAMES)
+# Crane, cardigan and maillot are the first synonyms of two classes each; no other is. These names are ours.
+TOLD_APART = {
+    "n02012849": "crane bird",
+    "n03126707": "construction crane",
+    "n02113186": "Cardigan Welsh corgi",
+    "n02963159": "cardigan",
+    "n03710637": "maillot",
+    "n03710721": "one-piece swimsuit",
+}
 Templates = tuple[str, ...] | None
 
 
@@ -48,22 +58,32 @@ def read_variant(name: str, folder: Path, images: Path, templates: Templates = N
 def class_names(*folders: Path, first: Mapping[str, str] | None = None) -> dict[str, str]:
     """Names by WordNet id from the files of folders, later ones winning: lines ``n01440764 tench, Tinca tinca``; other lines are passed over.
 
-    Of a list of synonyms the first is the name; where two classes would share it, each takes its whole list.
+    Of a list of synonyms the first is the name. Where two classes would share it, each takes our name if there is one, else its whole list; lines of
+    ``classnames.txt`` are never replaced by our names.
 
     Args:
         folders: Where the files lie.
         first: Synonyms by WordNet id that any file overrules.
     """
     synonyms = dict(first or {})
+    own: set[str] = set()
     for folder in folders:
         for file in NAME_FILES:
             if (folder / file).is_file():
                 pairs = [line.partition(" ") for line in text_lines(folder / file)]
-                synonyms.update({wnid: name.strip() for wnid, _, name in pairs if is_wnid(wnid) and name.strip()})
+                found = {wnid: name.strip() for wnid, _, name in pairs if is_wnid(wnid) and name.strip()}
+                synonyms.update(found)
+                own = own | found.keys() if file == OWN_NAMES else own - found.keys()
     groups: dict[str, list[str]] = defaultdict(list)
     for wnid, text in synonyms.items():
         groups[normalise(_first(text))].append(wnid)
-    return {wnid: _first(text) if len(groups[normalise(_first(text))]) == 1 else text for wnid, text in synonyms.items()}
+
+    def name(wnid: str, text: str) -> str:
+        if len(groups[normalise(_first(text))]) == 1:
+            return _first(text)
+        return text if wnid in own else TOLD_APART.get(wnid, text)
+
+    return {wnid: name(wnid, text) for wnid, text in synonyms.items()}
 
 
 def _first(text: str) -> str:
