@@ -125,6 +125,9 @@ def test_imagenet_as_kaggle_packs_it(tmp_path, layout):
     assert labels(data.train) == [0, 0, 1, 1, 2, 2]
     assert by_file(data) == TRUE
     assert data.split == "train folders and LOC_val_solution.csv (3 of 3 images there)"
+    (folder / "LOC_val_solution.csv").write_text("ImageId,PredictionString\nILSVRC2012_val_00000001, \n")
+    with pytest.raises(UserError, match=r"line 2: expected a table with ImageId and PredictionString"):
+        find_data("imagenet", tmp_path)[1]()
     kaggle_solution(folder, {1: WNIDS[0], 2: WNIDS[1]})
     with pytest.raises(UserError, match=r"says nothing about ILSVRC2012_val_00000003.JPEG"):
         find_data("imagenet", tmp_path)[1]()
@@ -206,6 +209,16 @@ def test_variants_that_rest_on_the_names_of_imagenet(tmp_path):
     picture(tmp_path / "imagenetv2/imagenetv2-matched-frequency-format-val/3/x.jpeg")
     with pytest.raises(UserError, match="only 3 class names"):
         find_data("imagenet-v2", tmp_path)[1]()
+
+
+def test_variants_take_names_from_the_development_kit_of_imagenet(tmp_path):
+    for k in (0, 2):
+        picture(tmp_path / "imagenetv2/imagenetv2-matched-frequency-format-val" / str(k) / "x.jpeg", k)
+    rows = [(1, WNIDS[2], "crane", 0), (2, WNIDS[1], "crane", 0), (3, WNIDS[0], "tench, Tinca tinca", 0), (1001, "n00000001", "thing", 2)]
+    synsets(tmp_path / "imagenet/ILSVRC2012_devkit_t12/data/meta.mat", rows)
+    assert find_data("imagenet-v2", tmp_path)[1]().class_names == ("tench", "construction crane")
+    (tmp_path / "imagenetv2/classnames.txt").write_text(f"{WNIDS[2]} hoist\n")
+    assert find_data("imagenet-v2", tmp_path)[1]().class_names == ("tench", "hoist")
 
 
 def test_imagenet_v2_folders_are_numbers_and_not_texts(tmp_path):

@@ -105,6 +105,9 @@ def test_sun397_with_the_split_of_its_authors(tmp_path, layout):
     data = read("sun397", tmp_path)
     assert data.class_names == ("abbey", "outdoor apartment building")
     assert (labels(data.train), labels(data.test)) == ([0, 1], [1, 0])
+    if layout == "sun397":
+        (lists / "ClassName.txt").rename(root / "SUN397/ClassName.txt")
+        assert read("sun397", tmp_path).class_names == data.class_names
     (lists / "Testing_01.txt").write_text("/a/attic/sun_0.jpg\n")
     with pytest.raises(UserError, match="is in no class of ClassName"):
         find_data("sun397", tmp_path)[1]()

@@ -10,7 +10,7 @@ import numpy as np
 
 from finelens.bench.data import DataSet, Part
 from finelens.bench.guard import Labels
-from finelens.bench.sets.common import folder_part, text_lines
+from finelens.bench.sets.common import folder_part, mat_variable, text_lines
 from finelens.classes.names import check_names, normalise
 from finelens.errors import UserError
 
@@ -26,6 +26,7 @@ TOLD_APART = {
     "n03710637": "maillot",
     "n03710721": "one-piece swimsuit",
 }
+DEVKIT = "ILSVRC2012_devkit_t12/data"
 Templates = tuple[str, ...] | None
 
 
@@ -41,7 +42,8 @@ def read_variant(name: str, folder: Path, images: Path, templates: Templates = N
     Raises:
         UserError: Images or class names are missing.
     """
-    known = class_names(folder.parent / "imagenet", folder)
+    imagenet = folder.parent / "imagenet"
+    known = class_names(imagenet, folder, first=dict(synsets(imagenet).values()))
     folders = class_folders(images)
     if all(one.isdigit() for one in folders):
         ordered = sorted(known)
@@ -88,6 +90,27 @@ def class_names(*folders: Path, first: Mapping[str, str] | None = None) -> dict[
 
 def _first(text: str) -> str:
     return text.partition(",")[0].strip()
+
+
+def find_file(folder: Path, file: str) -> Path | None:
+    """A file of ImageNet's, where its folder or the development kit in it has it."""
+    return next((path for place in (".", "val", DEVKIT, "data") if (path := folder / place / file).is_file()), None)
+
+
+def synsets(folder: Path) -> dict[int, tuple[str, str]]:
+    """WordNet id and words by the development kit's number of a class; empty without the kit.
+
+    Raises:
+        UserError: ``meta.mat`` is not that of the kit.
+    """
+    path = find_file(folder, "meta.mat")
+    if path is None:
+        return {}
+    rows = mat_variable(path, "synsets")
+    if not rows.dtype.names or not {"ILSVRC2012_ID", "WNID", "words", "num_children"} <= set(rows.dtype.names):
+        raise UserError(f"{path}: synsets without ILSVRC2012_ID, WNID, words and num_children; take the file of the ILSVRC 2012 development kit")
+    # Synsets with children are no classes of the challenge.
+    return {int(row["ILSVRC2012_ID"]): (str(row["WNID"]), str(row["words"])) for row in rows if int(row["num_children"]) == 0}
 
 
 def is_wnid(text: str) -> bool:
