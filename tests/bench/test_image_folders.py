@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 
+import pyarrow
+import pyarrow.parquet as parquet
 import pytest
 
 from finelens.bench.sets.find import find_data
@@ -47,8 +49,7 @@ def test_image_folder_with_metadata(tmp_path, kind, above):
         elif kind == "jsonl":
             (place / "metadata.jsonl").write_text("".join(json.dumps(r) + "\n" for r in table))
         else:
-            arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
-            parquet.write_table(arrow.Table.from_pylist(table), place / "metadata.parquet")
+            parquet.write_table(pyarrow.Table.from_pylist(table), place / "metadata.parquet")
     (tmp_path / "classes.txt").write_text("house cat\ndog\n")
     data = find_data(str(tmp_path), None)[1]()
     assert (data.class_names, data.layout) == (("house cat", "dog"), "imagefolder")

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import shutil
+from collections import Counter
+from importlib.resources import files
 
 import numpy as np
 import pytest
 from scipy.io import savemat
 
 from finelens.bench.sets.find import find_data
+from finelens.bench.sets.wordnet import TOLD_APART, class_names, named
+from finelens.classes.names import normalise
 from finelens.errors import UserError
 from tests.bench.small_files import statuses
 from tests.bench.test_sets import labels, picture, read
@@ -28,7 +32,12 @@ def write_imagenet(root):
 
 def test_imagenet(tmp_path):
     folder = write_imagenet(tmp_path)
-    with pytest.raises(UserError, match=r"n02012849 and n03126707 are both called 'crane'; name them in classnames.txt"):
+    assert read("imagenet", tmp_path).class_names == ("tench", "crane bird", "construction crane")
+    # What the user says has the last word, also where it does not tell the classes apart.
+    (folder / "classnames.txt").write_text(f"{WNIDS[1]} crane\n")
+    assert read("imagenet", tmp_path).class_names == ("tench", "crane", "construction crane")
+    (folder / "classnames.txt").write_text(f"{WNIDS[1]} crane\n{WNIDS[2]} Crane\n")
+    with pytest.raises(UserError, match=r"n02012849 and n03126707 are both called 'Crane'; name them in classnames.txt"):
         find_data("imagenet", tmp_path)[1]()
     (folder / "classnames.txt").write_text(f"{WNIDS[1]} crane bird\n")
     data = read("imagenet", tmp_path)
@@ -36,6 +45,34 @@ def test_imagenet(tmp_path):
     assert (labels(data.train), labels(data.test)) == ([0, 0, 1, 1, 2, 2], [0, 1, 2])
     (folder / "LOC_synset_mapping.txt").unlink()
     with pytest.raises(UserError, match=r"class folder n01440764 has no name; put a file classnames.txt"):
+        find_data("imagenet", tmp_path)[1]()
+
+
+def test_names_of_all_classes_are_apart():
+    """The words of all 1,000 classes by WordNet id, as timm has them: ours are needed where two share the first, and nowhere else."""
+    info = files("timm.data").joinpath("_info")
+    wnids = info.joinpath("imagenet_synsets.txt").read_text().split()
+    lines = (line.partition("\t") for line in info.joinpath("imagenet_synset_to_lemma.txt").read_text().splitlines())
+    words = {wnid: text for wnid, _, text in lines if wnid in set(wnids)}
+    assert len(words) == len(wnids) == 1000
+    names = class_names(first=words)
+    assert len(named(wnids, names)) == 1000
+    firsts = Counter(normalise(text.partition(",")[0]) for text in words.values())
+    shared = {wnid for wnid, text in words.items() if firsts[normalise(text.partition(",")[0])] > 1}
+    assert shared == set(TOLD_APART)
+    assert {names[wnid] for wnid in shared} == set(TOLD_APART.values())
+    assert all(names[wnid] == words[wnid].partition(",")[0] for wnid in set(wnids) - shared)
+
+
+def test_other_classes_with_one_name_are_refused(tmp_path):
+    folder = write_imagenet(tmp_path)
+    (folder / "LOC_synset_mapping.txt").write_text(f"{WNIDS[0]} fish\n{WNIDS[1]} tench\n{WNIDS[2]} crane\n")
+    wnid = "n01443537"
+    for part in ("train", "val"):
+        picture(folder / part / wnid / "x.JPEG", 99)
+    with (folder / "LOC_synset_mapping.txt").open("a") as file:
+        file.write(f"{wnid} fish\n")
+    with pytest.raises(UserError, match=r"n01440764 and n01443537 are both called 'fish'; name them in classnames.txt"):
         find_data("imagenet", tmp_path)[1]()
 
 
@@ -88,6 +125,9 @@ def test_imagenet_as_kaggle_packs_it(tmp_path, layout):
     assert labels(data.train) == [0, 0, 1, 1, 2, 2]
     assert by_file(data) == TRUE
     assert data.split == "train folders and LOC_val_solution.csv (3 of 3 images there)"
+    (folder / "LOC_val_solution.csv").write_text("ImageId,PredictionString\nILSVRC2012_val_00000001, \n")
+    with pytest.raises(UserError, match=r"line 2: expected a table with ImageId and PredictionString"):
+        find_data("imagenet", tmp_path)[1]()
     kaggle_solution(folder, {1: WNIDS[0], 2: WNIDS[1]})
     with pytest.raises(UserError, match=r"says nothing about ILSVRC2012_val_00000003.JPEG"):
         find_data("imagenet", tmp_path)[1]()
@@ -137,8 +177,11 @@ def test_imagenet_without_its_training_part(tmp_path):
 
 def test_two_classes_with_one_first_synonym_take_their_whole_lists(tmp_path):
     folder = write_imagenet(tmp_path)
-    (folder / "LOC_synset_mapping.txt").write_text(f"{WNIDS[0]} maillot\n{WNIDS[1]} maillot, tank suit\n{WNIDS[2]} crane, machine\n")
-    assert read("imagenet", tmp_path).class_names == ("maillot", "maillot, tank suit", "crane")
+    wnid = "n01443537"
+    for part in ("train", "val"):
+        picture(folder / part / wnid / "x.JPEG", 99)
+    (folder / "LOC_synset_mapping.txt").write_text(f"{WNIDS[0]} jay\n{wnid} jay, blue jay\n{WNIDS[1]} crane bird\n{WNIDS[2]} crane, machine\n")
+    assert read("imagenet", tmp_path).class_names == ("jay", "jay, blue jay", "crane bird", "crane")
 
 
 @pytest.mark.parametrize(("name", "folder", "images"), [("imagenet-a", "imagenet-a", "."), ("imagenet-r", "imagenet-r", ".")])
@@ -166,6 +209,16 @@ def test_variants_that_rest_on_the_names_of_imagenet(tmp_path):
     picture(tmp_path / "imagenetv2/imagenetv2-matched-frequency-format-val/3/x.jpeg")
     with pytest.raises(UserError, match="only 3 class names"):
         find_data("imagenet-v2", tmp_path)[1]()
+
+
+def test_variants_take_names_from_the_development_kit_of_imagenet(tmp_path):
+    for k in (0, 2):
+        picture(tmp_path / "imagenetv2/imagenetv2-matched-frequency-format-val" / str(k) / "x.jpeg", k)
+    rows = [(1, WNIDS[2], "crane", 0), (2, WNIDS[1], "crane", 0), (3, WNIDS[0], "tench, Tinca tinca", 0), (1001, "n00000001", "thing", 2)]
+    synsets(tmp_path / "imagenet/ILSVRC2012_devkit_t12/data/meta.mat", rows)
+    assert find_data("imagenet-v2", tmp_path)[1]().class_names == ("tench", "construction crane")
+    (tmp_path / "imagenetv2/classnames.txt").write_text(f"{WNIDS[2]} hoist\n")
+    assert find_data("imagenet-v2", tmp_path)[1]().class_names == ("tench", "hoist")
 
 
 def test_imagenet_v2_folders_are_numbers_and_not_texts(tmp_path):

@@ -105,6 +105,9 @@ def test_sun397_with_the_split_of_its_authors(tmp_path, layout):
     data = read("sun397", tmp_path)
     assert data.class_names == ("abbey", "outdoor apartment building")
     assert (labels(data.train), labels(data.test)) == ([0, 1], [1, 0])
+    if layout == "sun397":
+        (lists / "ClassName.txt").rename(root / "SUN397/ClassName.txt")
+        assert read("sun397", tmp_path).class_names == data.class_names
     (lists / "Testing_01.txt").write_text("/a/attic/sun_0.jpg\n")
     with pytest.raises(UserError, match="is in no class of ClassName"):
         find_data("sun397", tmp_path)[1]()
@@ -193,8 +196,12 @@ def test_flowers(tmp_path):
         picture(folder / "jpg" / f"image_{i:05d}.jpg", i)
     savemat(folder / "imagelabels.mat", {"labels": np.array([[2, 1, 2, 1, 1]], dtype=np.uint8)})
     savemat(folder / "setid.mat", {"trnid": np.array([[1]]), "valid": np.array([[2]]), "tstid": np.array([[5, 3, 4]])})
-    with pytest.raises(UserError, match=r"hold no class names; put classes.txt there"):
-        find_data("flowers102", tmp_path)[1]()
+    ours = read("flowers102", tmp_path).class_names
+    assert len(ours) == len(set(ours)) == 102
+    # Places in the authors' labels, from 1.
+    known = {1: "pink primrose", 4: "sweet pea", 16: "globe flower", 41: "barberton daisy", 60: "pink-yellow dahlia"}
+    known |= {73: "water lily", 77: "passion flower", 78: "lotus", 90: "canna lily", 102: "blackberry lily"}
+    assert {place: ours[place - 1] for place in known} == known
     (folder / "cat_to_name.json").write_text('{"2": "fire lily", "1": "pink primrose"}')
     data = read("flowers102", tmp_path)
     assert data.class_names == ("pink primrose", "fire lily")
@@ -202,3 +209,5 @@ def test_flowers(tmp_path):
     (folder / "cat_to_name.json").write_text('{"1": "a", "3": "b"}')
     with pytest.raises(UserError, match="without a gap"):
         find_data("flowers102", tmp_path)[1]()
+    (folder / "classes.txt").write_text("primrose\nlily\n")
+    assert read("flowers102", tmp_path).class_names == ("primrose", "lily")

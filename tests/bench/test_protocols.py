@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 
 import numpy as np
@@ -165,6 +166,77 @@ def test_a_limit_ignores_labels_and_order():
     assert split("inductive", limit=100, train=moved).fit.tolist() == found.fit.tolist()
     back = PartTruth(TRAIN.labels[::-1], TRAIN.ranks[::-1])
     assert sorted(799 - split("inductive", limit=100, train=back).fit) == found.fit.tolist()
+
+
+UNEVEN = PartTruth(np.repeat(np.arange(20), np.arange(3, 23)), [name_rank(f"uneven/{i}") for i in range(250)])
+
+
+@pytest.mark.parametrize(
+    ("text", "limit", "each"),
+    [
+        ("few-16", 300, 15),  # 20 x 16 = 320
+        ("few-16", 320, 16),
+        ("few-4", 79, 3),
+        ("balanced", 300, 15),
+        ("balanced", 20, 1),
+        ("transductive+balanced", 60, 3),
+        ("transductive+few-4", 59, 2),
+        # One of each class is the least, although it is more than the limit.
+        ("few-16", 19, 1),
+        ("balanced", 1, 1),
+    ],
+)
+def test_a_limit_leaves_equally_many_of_each_class(text, limit, each):
+    found = split(text, limit=limit)
+    part = TEST if found.fit.tolist() == found.test.tolist() else TRAIN
+    assert Counter(part.labels[found.fit].tolist()) == dict.fromkeys(range(20), each)
+    # The rest of the draw is cut, no other image comes in, and the profile's order says which.
+    drawn = split(text).fit
+    assert set(found.fit) <= set(drawn)
+    for c in range(20):
+        own = sorted((row for row in drawn if part.labels[row] == c), key=lambda row: part.ranks[row])
+        assert set(own[:each]) <= set(found.fit)
+    assert found.fit.tolist() == sorted(found.fit.tolist())
+    assert found.fit.tolist() == split(text, limit=limit).fit.tolist()
+
+
+def test_a_class_with_few_images_keeps_them_and_leaves_room_for_the_others():
+    """Classes of 3, 4, 5 ... images: 3 + 4 + 18 x 5 = 97 keeps to the limit, 3 + 4 + 5 + 17 x 6 = 114 does not."""
+    found = split("few-16", train=UNEVEN, limit=100)
+    assert sorted(Counter(UNEVEN.labels[found.fit].tolist()).values()) == [3, 4, *[5] * 18]
+    # Classes without an image are none of those that must keep one.
+    half = PartTruth(np.repeat(np.arange(0, 20, 2), 8), [name_rank(str(i)) for i in range(80)])
+    assert set(Counter(half.labels[split("few-4", train=half, limit=20).fit].tolist()).values()) == {2}
+
+
+@pytest.mark.parametrize(
+    ("text", "checksum"),
+    [
+        ("inductive", "15f962e514c60597"),
+        ("transductive", "953f3f6f71ef2774"),
+        ("online", "10e17efdca437e4a"),
+        ("longtail-10", "8841ac1bef9465d5"),
+        ("partial-5", "52a1e70859834f34"),
+        ("partial-half", "101ace7418e3c888"),
+        ("fewshot-1", "4c68065581cb897d"),
+        ("noise-25", "15f962e514c60597"),
+        ("transductive+longtail-10", "03afeda63d00e4dd"),
+        ("transductive+partial-5", "5b1fd4477fa26657"),
+    ],
+)
+def test_what_other_protocols_take_under_a_limit_never_changes(text, checksum):
+    """Stored rows rest on these splits; the checksums are those of before ``balanced`` and ``few-K`` had a cut of their own."""
+    found = split(text, 1, 60, train=UNEVEN)
+    rows = " ".join(map(str, [*found.fit, -1, *found.test]))
+    assert hashlib.sha256(rows.encode()).hexdigest()[:16] == checksum
+
+
+@pytest.mark.parametrize(("text", "checksum"), [("few-4", "a23a68e1e48faacc"), ("few-16", "0593f796bfc11eed"), ("balanced", "8a5c7d2899a33f2f")])
+@pytest.mark.parametrize("limit", [None, 1000])
+def test_what_fits_the_limit_is_not_cut(text, checksum, limit):
+    found = split(text, 1, limit, train=UNEVEN)
+    rows = " ".join(map(str, [*found.fit, -1, *found.test]))
+    assert hashlib.sha256(rows.encode()).hexdigest()[:16] == checksum
 
 
 def test_what_cannot_be_split_says_why():

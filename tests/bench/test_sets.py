@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet as parquet
 import pytest
 from PIL import Image
 
@@ -182,8 +184,7 @@ def test_lists(tmp_path, kind):
         elif kind == "jsonl":
             file.write_text("".join(json.dumps({"path": path, "label": label, "more": 1}) + "\n" for path, label in found))
         else:
-            arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
-            parquet.write_table(arrow.table({"path": [path for path, _ in found], "label": [label for _, label in found]}), file)
+            parquet.write_table(pyarrow.table({"path": [path for path, _ in found], "label": [label for _, label in found]}), file)
     (tmp_path / "classes.txt").write_text("house cat\ndog\n")
     data = find_data(str(tmp_path), None)[1]()
     assert data.class_names == ("house cat", "dog")

@@ -5,9 +5,12 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import sys
 import tarfile
 import tracemalloc
 
+import pyarrow
+import pyarrow.parquet as parquet
 import pytest
 
 from finelens.bench.sets.find import find_data
@@ -20,9 +23,8 @@ from tests.bench.test_sets import labels, picture
 
 
 def write_shard(path, rows, names=("house_cat", "dog"), group=2):
-    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     features = {"image": {"_type": "Image"}, "label": {"names": list(names), "_type": "ClassLabel"}}
-    table = arrow.table({"image": [{"bytes": data, "path": "x.jpg"} for data, _ in rows], "label": [label for _, label in rows]})
+    table = pyarrow.table({"image": [{"bytes": data, "path": "x.jpg"} for data, _ in rows], "label": [label for _, label in rows]})
     table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
     path.parent.mkdir(parents=True, exist_ok=True)
     parquet.write_table(table, path, row_group_size=group)
@@ -62,11 +64,22 @@ def test_shards_that_do_not_fit(tmp_path, names, label, message):
 
 
 def test_parquet_without_features_is_refused(tmp_path):
-    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     for part in ("train", "test"):
-        parquet.write_table(arrow.table({"image": [b""], "label": [0]}), tmp_path / f"{part}-00000-of-00001.parquet")
+        parquet.write_table(pyarrow.table({"image": [b""], "label": [0]}), tmp_path / f"{part}-00000-of-00001.parquet")
     with pytest.raises(UserError, match="names no image column"):
         find_data(str(tmp_path), None)[1]()
+
+
+def test_without_pyarrow_the_message_says_what_to_install(tmp_path, monkeypatch):
+    write_shard(tmp_path / "shards/train-00000-of-00001.parquet", [(jpeg(), 0)])
+    write_shard(tmp_path / "shards/test-00000-of-00001.parquet", [(jpeg(1), 0)])
+    for part in ("train", "test"):
+        (tmp_path / "lists").mkdir(exist_ok=True)
+        parquet.write_table(pyarrow.table({"path": ["x.png"], "label": ["dog"]}), tmp_path / f"lists/{part}.parquet")
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    for kind in ("shards", "lists"):
+        with pytest.raises(UserError, match=r"Parquet needs pyarrow \(pip install pyarrow\)"):
+            find_data(kind, tmp_path)[1]()
 
 
 def write_tar(path, members, mode="w"):

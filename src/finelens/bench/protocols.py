@@ -122,7 +122,8 @@ def make_split(protocol: Protocol, train: PartTruth, test: PartTruth, names: Seq
         test: Test part.
         names: Class names.
         seed: Seed of every draw.
-        limit: Most images that are adapted to; the same for every method.
+        limit: Most images that are adapted to; the same for every method. ``balanced`` and ``few-K`` are cut to equally many of each class, but to no
+            fewer than one.
 
     Raises:
         SkippedError: The set does not allow the protocol.
@@ -140,9 +141,7 @@ def make_split(protocol: Protocol, train: PartTruth, test: PartTruth, names: Seq
         chosen = _changed_rows(protocol, fit, source.labels, len(names), seed)
         fit, shots = (fit, chosen) if protocol.change == "fewshot" else (chosen, shots)
     if limit is not None and len(fit) > limit:
-        # Images whose class is given are never cut.
-        rest = sorted(np.setdiff1d(fit, shots).tolist(), key=lambda row: source.ranks[row])
-        fit = np.sort(np.concatenate([shots, np.array(rest[: max(0, limit - len(shots))], dtype=np.int64)]))
+        fit = _equal_cut(fit, source, limit) if protocol.change in ("balanced", "few") else _cut(fit, shots, source, limit)
     if same:
         asked = fit
     elif protocol.change == "partial":
@@ -155,6 +154,24 @@ def make_split(protocol: Protocol, train: PartTruth, test: PartTruth, names: Seq
     extra = _extra_names(protocol, names, seed) if protocol.change == "noise" else ()
     hinted = np.flatnonzero(np.isin(fit, shots))
     return Split(fit, asked, (*names, *extra), occurring, tuple(hinted.tolist()), tuple(source.labels[fit[hinted]].tolist()))
+
+
+def _cut(rows: np.ndarray, shots: np.ndarray, part: PartTruth, limit: int) -> np.ndarray:
+    # Images whose class is given are never cut.
+    rest = sorted(np.setdiff1d(rows, shots).tolist(), key=lambda row: part.ranks[row])
+    return np.sort(np.concatenate([shots, np.array(rest[: max(0, limit - len(shots))], dtype=np.int64)]))
+
+
+def _equal_cut(rows: np.ndarray, part: PartTruth, limit: int) -> np.ndarray:
+    """The first images of each class by rank: the largest number that keeps to the limit, but one of each class even where that exceeds it.
+
+    A cut that does not look at classes would leave some with more images than others, and the protocol would no longer be what its name says.
+    """
+    counts = np.bincount(part.labels[rows])
+    most = max((k for k in range(1, limit + 1) if np.minimum(counts, k).sum() <= limit), default=1)
+    ordered = np.array(sorted(rows.tolist(), key=lambda row: part.ranks[row]), dtype=np.int64)
+    classes = part.labels[ordered]
+    return np.sort(np.concatenate([ordered[classes == c][:most] for c in np.unique(classes)]))
 
 
 def _changed_rows(protocol: Protocol, rows: np.ndarray, labels: np.ndarray, classes: int, seed: int) -> np.ndarray:

@@ -149,6 +149,6 @@ def read_table(path: Path, delimiter: str, columns: Sequence[str]) -> list[dict[
     """
     rows = list(csv.DictReader(io.StringIO(read_utf8(path, "table"), newline=""), delimiter=delimiter, quoting=csv.QUOTE_NONE))
     for number, row in enumerate(rows, start=2):
-        if any(not row.get(column) for column in columns):
+        if any(not (row.get(column) or "").strip() for column in columns):
             raise UserError(f"{path}, line {number}: expected a table with {' and '.join(columns)} in its head and a value under each")
     return rows

@@ -39,11 +39,10 @@ def find_data(text: str, root: Path | None) -> tuple[str, Callable[[], DataSet]]
         where = "" if root is None else f" and none in {root}"
         names = ", ".join(known.name for known in SETS)
         raise UserError(f"--data {text}: there is no such folder{where} with train and test in it; give one, or one of {names} with --data-root")
-    first = named.folder.partition("|")[0]
     if root is None:
-        raise UserError(f"--data {text}: say with --data-root where {first} lies. To get it: {named.steps}")
-    missing = _missing(named, root / first) or [""]
-    raise UserError(f"--data {text}: {root / first / missing[0]} is missing. To get it: {named.steps}; all in {root}")
+        raise UserError(f"--data {text}: say with --data-root where {named.first} lies. To get it, in the folder that you name there: {named.steps}")
+    missing = _missing(named, root / named.first) or [""]
+    raise UserError(f"--data {text}: {root / named.first / missing[0]} is missing. To get it, in {root}: {named.steps}")
 
 
 def _missing(spec: SetSpec, folder: Path) -> list[str]:

@@ -9,8 +9,8 @@ import numpy as np
 
 from finelens.bench.data import DataSet, Part
 from finelens.bench.guard import Labels
-from finelens.bench.sets.common import folder_part, listed_part, mat_variable, read_table, text_lines
-from finelens.bench.sets.wordnet import class_folders, class_names, is_wnid, named
+from finelens.bench.sets.common import folder_part, listed_part, read_table, text_lines
+from finelens.bench.sets.wordnet import class_folders, class_names, find_file, is_wnid, named, synsets
 from finelens.errors import UserError
 from finelens.images.discover import discover
 
@@ -18,7 +18,6 @@ KAGGLE = "ILSVRC/Data/CLS-LOC"
 SOLUTION = "LOC_val_solution.csv"
 SYNSET_LABELS = "imagenet_2012_validation_synset_labels.txt"
 GROUND_TRUTH = "ILSVRC2012_validation_ground_truth.txt"
-DEVKIT = "ILSVRC2012_devkit_t12/data"
 PREFIX = "ILSVRC2012_val_"
 Templates = tuple[str, ...] | None
 
@@ -34,7 +33,7 @@ def read_imagenet(folder: Path, templates: Templates = None) -> DataSet:
         UserError: Images, their classes or class names are missing.
     """
     root = next((place for place in (folder, folder / KAGGLE) if (place / "val").is_dir()), folder)
-    meta = _synsets(folder)
+    meta = synsets(folder)
     truth = None if _sorted(root / "val") else _flat_truth(folder, root / "val", meta)
     wnids = class_folders(root / "val") if truth is None else sorted(set(truth[0].values()))
     names = named(wnids, class_names(folder, first=dict(meta.values())))
@@ -49,30 +48,14 @@ def _sorted(val: Path) -> bool:
     return any(path.is_dir() and is_wnid(path.name) for path in val.iterdir())
 
 
-def _find(folder: Path, file: str) -> Path | None:
-    return next((path for place in (".", "val", DEVKIT, "data") if (path := folder / place / file).is_file()), None)
-
-
-def _synsets(folder: Path) -> dict[int, tuple[str, str]]:
-    """WordNet id and words by the development kit's number of a class; empty without the kit."""
-    path = _find(folder, "meta.mat")
-    if path is None:
-        return {}
-    rows = mat_variable(path, "synsets")
-    if not rows.dtype.names or not {"ILSVRC2012_ID", "WNID", "words", "num_children"} <= set(rows.dtype.names):
-        raise UserError(f"{path}: synsets without ILSVRC2012_ID, WNID, words and num_children; take the file of the ILSVRC 2012 development kit")
-    # Synsets with children are no classes of the challenge.
-    return {int(row["ILSVRC2012_ID"]): (str(row["WNID"]), str(row["words"])) for row in rows if int(row["num_children"]) == 0}
-
-
 def _flat_truth(folder: Path, val: Path, meta: Mapping[int, tuple[str, str]]) -> tuple[dict[int, str], Path]:
     """WordNet id by the number of the image, and the file that says so."""
-    if (path := _find(folder, SOLUTION)) is not None:
+    if (path := find_file(folder, SOLUTION)) is not None:
         rows = read_table(path, ",", ("ImageId", "PredictionString"))
         return _checked({_number(row["ImageId"], path): row["PredictionString"].split()[0] for row in rows}, path), path
-    if (path := _find(folder, SYNSET_LABELS)) is not None:
+    if (path := find_file(folder, SYNSET_LABELS)) is not None:
         return _checked(dict(enumerate(text_lines(path), start=1)), path), path
-    if (path := _find(folder, GROUND_TRUTH)) is not None:
+    if (path := find_file(folder, GROUND_TRUTH)) is not None:
         if not meta:
             raise UserError(f"{path} holds numbers of classes; put meta.mat of the same development kit beside it, which says what they mean")
         lines = text_lines(path)

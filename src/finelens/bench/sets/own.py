@@ -84,7 +84,8 @@ def read_sun397(folder: Path, templates: Templates = None) -> DataSet:
     Where a place has two parts, such as ``/a/apartment_building/outdoor``, the last comes first in its name.
     """
     lists = next((place for place in (folder, folder / "Partitions", folder / "SUN397") if (place / "Training_01.txt").is_file()), folder)
-    titles = text_lines(lists / "ClassName.txt")
+    # It comes with the images as well as with the lists.
+    titles = text_lines(next((place for place in (lists, folder / "SUN397") if (place / "ClassName.txt").is_file()), lists) / "ClassName.txt")
     names = [" ".join(readable(part) for part in reversed(title.strip("/").split("/")[1:])) for title in titles]
     index = {title: i for i, title in enumerate(titles)}
 

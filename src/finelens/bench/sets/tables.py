@@ -14,7 +14,6 @@ from finelens.files import read_json
 
 Templates = tuple[str, ...] | None
 Rows = list[tuple[str, int]]
-FLOWER_NAMES = ("classes.txt", "cat_to_name.json")
 
 
 def read_gtsrb(folder: Path, templates: Templates = None) -> DataSet:
@@ -74,7 +73,7 @@ def read_cars(folder: Path, templates: Templates = None) -> DataSet:
 
 
 def read_flowers(folder: Path, templates: Templates = None) -> DataSet:
-    """Flowers-102: ``jpg``, ``imagelabels.mat``, ``setid.mat``; names from a file, as the authors' files hold none. Training: trnid and valid."""
+    """Flowers-102: ``jpg``, ``imagelabels.mat``, ``setid.mat``; names from ``classes.txt``, ``cat_to_name.json`` or us. Training: trnid, valid."""
     labels = mat_variable(folder / "imagelabels.mat", "labels").ravel().astype(int)
     ids = {part: mat_variable(folder / "setid.mat", part).ravel().astype(int) for part in ("trnid", "valid", "tstid")}
     outside = next((int(i) for own in ids.values() for i in own if not 1 <= i <= len(labels)), None)
@@ -89,10 +88,7 @@ def _flower_names(folder: Path) -> list[str]:
         return read_class_file(folder / "classes.txt")
     path = folder / "cat_to_name.json"
     if not path.is_file():
-        raise UserError(
-            f"{folder}: the authors' files hold no class names; put classes.txt there, a name a line in the order of the labels, or "
-            'cat_to_name.json, {"1": name, ...}'
-        )
+        return files("finelens.bench.sets").joinpath("flowers.txt").read_text(encoding="utf-8").splitlines()
     table = read_json(path)
     keys = [str(i) for i in range(1, len(table) + 1)] if isinstance(table, dict) else []
     if not keys or set(keys) != set(table) or not all(isinstance(name, str) for name in table.values()):

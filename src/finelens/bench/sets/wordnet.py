@@ -10,12 +10,23 @@ import numpy as np
 
 from finelens.bench.data import DataSet, Part
 from finelens.bench.guard import Labels
-from finelens.bench.sets.common import folder_part, text_lines
+from finelens.bench.sets.common import folder_part, mat_variable, text_lines
 from finelens.classes.names import check_names, normalise
 from finelens.errors import UserError
 
+OWN_NAMES = "classnames.txt"
 # The later ones win: the user's own file has the last word.
-NAME_FILES = ("README.txt", "LOC_synset_mapping.txt", "classnames.txt")
+NAME_FILES = ("README.txt", "LOC_synset_mapping.txt", OWN_NAMES)
+# Crane, cardigan and maillot are the first synonyms of two classes each; no other is. These names are ours.
+TOLD_APART = {
+    "n02012849": "crane bird",
+    "n03126707": "construction crane",
+    "n02113186": "Cardigan Welsh corgi",
+    "n02963159": "cardigan",
+    "n03710637": "maillot",
+    "n03710721": "one-piece swimsuit",
+}
+DEVKIT = "ILSVRC2012_devkit_t12/data"
 Templates = tuple[str, ...] | None
 
 
@@ -31,7 +42,8 @@ def read_variant(name: str, folder: Path, images: Path, templates: Templates = N
     Raises:
         UserError: Images or class names are missing.
     """
-    known = class_names(folder.parent / "imagenet", folder)
+    imagenet = folder.parent / "imagenet"
+    known = class_names(imagenet, folder, first=dict(synsets(imagenet).values()))
     folders = class_folders(images)
     if all(one.isdigit() for one in folders):
         ordered = sorted(known)
@@ -48,26 +60,57 @@ def read_variant(name: str, folder: Path, images: Path, templates: Templates = N
 def class_names(*folders: Path, first: Mapping[str, str] | None = None) -> dict[str, str]:
     """Names by WordNet id from the files of folders, later ones winning: lines ``n01440764 tench, Tinca tinca``; other lines are passed over.
 
-    Of a list of synonyms the first is the name; where two classes would share it, each takes its whole list.
+    Of a list of synonyms the first is the name. Where two classes would share it, each takes our name if there is one, else its whole list; lines of
+    ``classnames.txt`` are never replaced by our names.
 
     Args:
         folders: Where the files lie.
         first: Synonyms by WordNet id that any file overrules.
     """
     synonyms = dict(first or {})
+    own: set[str] = set()
     for folder in folders:
         for file in NAME_FILES:
             if (folder / file).is_file():
                 pairs = [line.partition(" ") for line in text_lines(folder / file)]
-                synonyms.update({wnid: name.strip() for wnid, _, name in pairs if is_wnid(wnid) and name.strip()})
+                found = {wnid: name.strip() for wnid, _, name in pairs if is_wnid(wnid) and name.strip()}
+                synonyms.update(found)
+                own = own | found.keys() if file == OWN_NAMES else own - found.keys()
     groups: dict[str, list[str]] = defaultdict(list)
     for wnid, text in synonyms.items():
         groups[normalise(_first(text))].append(wnid)
-    return {wnid: _first(text) if len(groups[normalise(_first(text))]) == 1 else text for wnid, text in synonyms.items()}
+
+    def name(wnid: str, text: str) -> str:
+        if len(groups[normalise(_first(text))]) == 1:
+            return _first(text)
+        return text if wnid in own else TOLD_APART.get(wnid, text)
+
+    return {wnid: name(wnid, text) for wnid, text in synonyms.items()}
 
 
 def _first(text: str) -> str:
     return text.partition(",")[0].strip()
+
+
+def find_file(folder: Path, file: str) -> Path | None:
+    """A file of ImageNet's, where its folder or the development kit in it has it."""
+    return next((path for place in (".", "val", DEVKIT, "data") if (path := folder / place / file).is_file()), None)
+
+
+def synsets(folder: Path) -> dict[int, tuple[str, str]]:
+    """WordNet id and words by the development kit's number of a class; empty without the kit.
+
+    Raises:
+        UserError: ``meta.mat`` is not that of the kit.
+    """
+    path = find_file(folder, "meta.mat")
+    if path is None:
+        return {}
+    rows = mat_variable(path, "synsets")
+    if not rows.dtype.names or not {"ILSVRC2012_ID", "WNID", "words", "num_children"} <= set(rows.dtype.names):
+        raise UserError(f"{path}: synsets without ILSVRC2012_ID, WNID, words and num_children; take the file of the ILSVRC 2012 development kit")
+    # Synsets with children are no classes of the challenge.
+    return {int(row["ILSVRC2012_ID"]): (str(row["WNID"]), str(row["words"])) for row in rows if int(row["num_children"]) == 0}
 
 
 def is_wnid(text: str) -> bool:
