@@ -14,6 +14,7 @@ from finelens.bench.context import Context
 from finelens.bench.data import Part
 from finelens.bench.guard import Labels
 from finelens.bench.matrix import Plan, choose_methods, run
+from finelens.bench.measures import NUMBERS, SHARES
 from finelens.bench.protocols import make_split, parse_protocol
 from finelens.bench.results import ResultsFile, unpack
 from finelens.bench.sets.find import find_data
@@ -49,6 +50,13 @@ def test_a_row_says_what_a_run_of_the_user_says(context, toy_set, tiny_vit, meth
     for name in ("nll", "ece"):
         own = f"calibrated_{name}" if calibrated else name
         assert found.measures[own] == pytest.approx(expected[name], abs=1e-4), name
+
+
+def test_every_measure_is_a_share_or_a_number(context):
+    """Tables print shares in per cent: a measure of neither kind would be one that somebody forgot."""
+    found = row(context, "gda-em").measures
+    assert {name for name, value in found.items() if isinstance(value, int | float)} == SHARES | NUMBERS
+    assert not SHARES & NUMBERS
 
 
 def test_methods_that_need_pixels_get_them(context):

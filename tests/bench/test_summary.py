@@ -97,7 +97,9 @@ def test_methods_are_compared_on_the_seeds_that_all_have():
     assert {name: one.means["partial-5"] for name, one in table.items()} == {"zero-shot": 0.5, "ot": 0.7, "stata": 0.6, "zlap": 0.55}
     assert {(one.rows, one.complete) for one in table.values()} == {(1, True)}
     assert said(rows, "Best by mean").startswith("Best by mean, partial-5 (1 set, seed 0): `ot`, 70.0, +20.0 [")
-    assert "furthest below zero-shot `ot`, -10.0 (a, partial-5, seed 2); wholly below 1, of `ot`." in said(rows, "Left out of these comparisons: 4 rows")
+    assert "furthest below zero-shot `ot`, -10.0 (a, partial-5, seed 2); wholly below 1, of `ot`." in said(
+        rows, "Left out of these comparisons: 4 rows"
+    )
     assert "| method | partial-5 (1 set, seed 0) |" in summary(rows)
     everywhere = [row for row in rows if row.key.method in ("zero-shot", "ot")]
     assert common(everywhere)["partial-5"].title == "1 set, seeds 0, 1, 2"

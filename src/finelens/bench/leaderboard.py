@@ -138,6 +138,8 @@ def _section(rows: Sequence[Result], zero_shot: Sequence[Result]) -> str:
     head = "".join(_header(name, name != "method") for name in ("method", FIRST, "worst difference", "forwards", "seconds", "seeds", *sets))
     complete = [line for line in lines if set(line.accuracy) == set(sets)]
     caption = "Accuracy in per cent, mean over seeds; below it the difference to zero-shot with its 95 % interval. Forwards are per image."
+    if len({line.seeds for line in shown}) > 1:
+        caption += " Not all methods have the same number of seeds; what is in short above compares the same ones."
     absent = "".join(
         f"<li>{escape(line.method)}: {escape('; '.join(dict.fromkeys(line.notes.values())))}</li>" for line in lines if not line.accuracy
     )
