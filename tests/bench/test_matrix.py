@@ -13,8 +13,9 @@ from finelens import api
 from finelens.bench.context import Context
 from finelens.bench.data import Part
 from finelens.bench.guard import Labels
-from finelens.bench.matrix import Plan, choose_methods, run
+from finelens.bench.matrix import Plan, choose_methods, compute, run
 from finelens.bench.measures import NUMBERS, SHARES
+from finelens.bench.origin import versions
 from finelens.bench.protocols import make_split, parse_protocol
 from finelens.bench.results import ResultsFile, unpack
 from finelens.bench.sets.find import find_data
@@ -208,6 +209,9 @@ def test_a_row_has_everything_that_makes_it_again(context):
     assert "--set method.max_iter=3" in found.command
     assert found.source["train"] == 24
     assert len(found.source["checksum"]) == 64
+    assert found.versions == versions()
+    elsewhere = Plan((parse_protocol("inductive"),), ("cupl",), backbone=context.start.spec, device="cuda")
+    assert "--device cuda --out" in compute(context, *next(elsewhere.keys("toy")), elsewhere).command
 
 
 def test_the_checksum_knows_every_image_label_and_text(toy_set, tiny_vit, context, tmp_path):
