@@ -25,7 +25,7 @@ from finelens.solvers import TDA, OnlineGda, OnZeta
 from tests.bench.world import make_context, row, without_times
 from tests.toy import ALL, QUIET, TRAINING, WITH_SUPPORT
 
-SET_UP = (*(method.name for method in METHODS if method.trains or method.few_shot or method.family == "online"), *WITH_SUPPORT)
+SET_UP = (*(method.name for method in METHODS if method.trains or method.few_shot), *WITH_SUPPORT)
 FREE = tuple(name for name in ALL if name not in SET_UP)
 FAST = ("training.epochs=1", "training.batch_size=8")
 
@@ -127,6 +127,14 @@ def test_online_takes_what_needs_no_look_ahead(context):
     skipped = row(context, "gda-em", "online")
     assert (skipped.status, skipped.measures) == ("skipped", {})
     assert "sees all images before it answers" in skipped.reason
+
+
+def test_a_stream_has_no_temperature_and_an_answer_to_known_images_has(context):
+    for method in ("onzeta", "tda", "online-gda"):
+        assert "temperature" not in row(context, method, "online").measures
+        assert "temperature" in row(context, method, "transductive").measures
+    # What does not adapt answers a stream as it answers anything.
+    assert row(context, "cupl", "online").measures["temperature"] == row(context, "cupl", "transductive").measures["temperature"]
 
 
 STREAMS = {"onzeta": OnZeta, "tda": TDA, "online-gda": OnlineGda}

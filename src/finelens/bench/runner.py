@@ -190,8 +190,8 @@ def _from_views(context: Context, method: Method, config: RunConfig, protocol: P
 
 
 def _temperature(fitted: Fitted, method: Method, store: ImageStore, quiet: Console) -> float | None:
-    """What a run on the fit images finds, after cost and time were taken; None for streams, and for many views, which would be asked again."""
-    if method.family in ("online", "views"):
+    """What a run on the fit images finds, after cost and time were taken; None for many views, which would be encoded again."""
+    if method.family == "views":
         return None
     logits = predict_store(fitted.model, store, quiet, features=fitted.features)["logits"]
     return run_temperature(fitted, logits, nearest_images(fitted.looks, logits.shape[1]))
