@@ -41,7 +41,7 @@ class Common:
 
     Attributes:
         sets: All data sets with a result.
-        seeds: The seeds that the most methods have on all sets; none where no method was run on every set.
+        seeds: The seeds that the most methods, zero-shot apart, have on all sets; none where no method was run on every set.
     """
 
     sets: tuple[str, ...]
@@ -108,11 +108,13 @@ def common(rows: Iterable[Result]) -> dict[str, Common]:
     """What the methods of a setting are compared on, by protocol in order of appearance."""
     own = list(rows)
     cells = _cells(own)
+    # Every row holds what zero-shot says of its images: rows of zero-shot that were not made keep no seed from being compared.
+    judged = {name: mine for name, mine in cells.items() if name != BASELINE} or cells
     found = {}
     for protocol in dict.fromkeys(row.key.protocol for row in own):
         sets = tuple(dict.fromkeys(row.key.data for row in own if row.key.protocol == protocol))
         seeds = sorted({row.key.seed for row in own if row.key.protocol == protocol})
-        there = {seed: {name for name, mine in cells.items() if all((protocol, data, seed) in mine for data in sets)} for seed in seeds}
+        there = {seed: {name for name, mine in judged.items() if all((protocol, data, seed) in mine for data in sets)} for seed in seeds}
         most = max(there.values(), key=len)
         found[protocol] = Common(sets, tuple(seed for seed in seeds if most and most <= there[seed]))
     return found
