@@ -159,22 +159,16 @@ def test_an_honest_method_passes(context, register, trains):
 
 
 @pytest.mark.parametrize(
-    ("task", "reason", "paths"),
+    ("task", "path", "reason"),
     [
-        (FindsLabels, "labels were read", PATHS),
-        (ReadsLabelsWhilePredicting, "labels were read", PATHS),
-        (ReadsLabelsInAStep, "labels were read", ("pixels",)),
-        (AsksImages, "asked its images for 'labels'", PATHS),
-        (LooksAhead, "looked at before", ("pixels",)),
-        (TunesOnTest, "changed with the other test images", PATHS),
-        (AnswersByBatch, "changed with the other test images", PATHS),
-        (WhispersByBatch, "changed with the other test images", PATHS),
+        *((task, path, "labels were read") for task in (FindsLabels, ReadsLabelsWhilePredicting) for path in PATHS),
+        (ReadsLabelsInAStep, "pixels", "labels were read"),
+        *((AsksImages, path, "asked its images for 'labels'") for path in PATHS),
+        (LooksAhead, "pixels", "looked at before"),
+        *((task, path, "changed with the other test images") for task in (TunesOnTest, AnswersByBatch, WhispersByBatch) for path in PATHS),
     ],
 )
-@pytest.mark.parametrize("path", PATHS)
-def test_a_cheat_is_a_row_without_a_number(context, register, task, reason, paths, path):
-    if path not in paths:
-        pytest.skip("there is nothing to cheat with")
+def test_a_cheat_is_a_row_without_a_number(context, register, task, path, reason):
     trains = path == "pixels"
     found = row(context, register(task, trains=trains), options=FAST if trains else ())
     assert found.status == "broke_a_rule"
