@@ -80,6 +80,29 @@ def test_killed_in_the_middle_and_started_again_it_ends_in_the_same_file(given, 
     assert lines(broken) == lines(whole)
 
 
+def test_rows_of_other_code_are_kept_and_counted(given, call, tmp_path):
+    out = tmp_path / "r.jsonl"
+    small = (*given[:-4], "--protocols", "inductive", "--out", out)
+    assert "rows that are there already" not in call(*small)[2]
+    written = out.read_text()
+    assert "rows that are there already" not in call(*small)[2]
+    first, second = written.splitlines()
+    old = json.loads(first)
+    # A row from before the digest, one of other code, and one that nobody asks for.
+    del old["versions"]["code"]
+    other = {**json.loads(second), "seed": 7}
+    other["versions"]["code"] = "0" * 16
+    other["config"]["seed"] = 7
+    out.write_text("".join(json.dumps(row) + "\n" for row in (old, json.loads(second), other)))
+    code, _, err = call(*small)
+    assert code == 0
+    assert "1 of the 2 rows that are there already were computed by other code, versions or threads; they are kept" in err
+    # Deleting the line is what makes the row again.
+    out.write_text(second + "\n")
+    assert "rows that are there already" not in call(*small)[2]
+    assert lines(out) == sorted((without_times(json.loads(line)) for line in written.splitlines()), key=json.dumps)
+
+
 def test_data_by_name(given, call, toy_set, tmp_path, monkeypatch):
     arguments = [argument if argument != toy_set else "toy" for argument in given]
     code, _, err = call(*arguments, "--out", tmp_path / "r.jsonl")

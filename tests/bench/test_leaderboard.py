@@ -63,8 +63,43 @@ def test_seeds_that_ask_about_the_same_images_make_the_interval_no_narrower():
 
 def test_only_rows_about_the_same_images_are_compared():
     assert paired_difference([entry("ot")], [entry("zero-shot", test="other")]) is None
-    assert paired_difference([entry("ot")], [entry("zero-shot", seed=1)]) is None
+    # waffle draws words by the seed; so may any method but zero-shot.
+    assert paired_difference([entry("ot")], [entry("cupl", seed=1)]) is None
+    assert paired_difference([entry("ot", seed=1)], [entry("zero-shot", test="other"), entry("zero-shot", seed=1, test="other")]) is None
     assert paired_difference([entry("ot")], [nothing("zero-shot", "a")]) is None
+
+
+def test_one_row_of_zero_shot_serves_all_seeds_that_ask_about_its_images():
+    hits = [np.roll(HITS["ot"], k) for k in range(3)]
+    rows = [entry("ot", seed=k, hits=hits[k]) for k in range(3)]
+    found, turned = paired_difference(rows, [entry("zero-shot")]), paired_difference([entry("zero-shot")], rows)
+    assert found is not None and turned is not None  # noqa: PT018
+    assert (found.seeds, turned.seeds) == (3, 3)
+    assert found.difference == pytest.approx(np.mean(hits) - HITS["zero-shot"].mean()) == -turned.difference
+    every = paired_difference(rows, [entry("zero-shot", seed=k) for k in range(3)])
+    assert every is not None
+    assert (found.low, found.high) == (every.low, every.high)
+    # Its own row of a seed goes before.
+    own = paired_difference(rows[1:2], [entry("zero-shot", seed=1, hits=HITS["cupl"]), entry("zero-shot")])
+    assert own is not None
+    assert own.b == HITS["cupl"].mean()
+
+
+def test_one_row_of_zero_shot_in_tables_and_comparisons():
+    hits = [np.roll(HITS["ot"], k) for k in range(3)]
+    seeds = [entry("ot", seed=k, hits=hits[k], profile="small") for k in range(3)]
+    rows = [*seeds, entry("zero-shot")]
+    line = next(line for line in lines_of(seeds, [rows[-1]]) if line.method == "ot")
+    assert line.gain["a"].seeds == line.seeds == 3
+    # Another profile than zero-shot's.
+    text = compare_methods(rows, "ot", "zero-shot")
+    assert f"| a | {100 * np.mean(hits):.1f} | {100 * HITS['zero-shot'].mean():.1f} |" in text
+    assert text.splitlines()[4].endswith("| 3 |")
+
+
+def test_an_accuracy_over_three_seeds_has_no_difference_over_one():
+    rows = [entry("ot", seed=k, test=str(k)) for k in range(3)]
+    assert lines_of([*rows, entry("zero-shot", test="0")])[0].gain == {}
 
 
 def test_a_mean_over_sets_is_surer_than_one_set():

@@ -13,7 +13,9 @@ from finelens import api
 from finelens.bench.context import Context
 from finelens.bench.data import Part
 from finelens.bench.guard import Labels
-from finelens.bench.matrix import Plan, choose_methods, run
+from finelens.bench.matrix import Plan, choose_methods, compute, run
+from finelens.bench.measures import NUMBERS, SHARES
+from finelens.bench.origin import versions
 from finelens.bench.protocols import make_split, parse_protocol
 from finelens.bench.results import ResultsFile, unpack
 from finelens.bench.sets.find import find_data
@@ -23,7 +25,7 @@ from finelens.solvers import TDA, OnlineGda, OnZeta
 from tests.bench.world import make_context, row, without_times
 from tests.toy import ALL, QUIET, TRAINING, WITH_SUPPORT
 
-SET_UP = (*(method.name for method in METHODS if method.trains or method.few_shot or method.family == "online"), *WITH_SUPPORT)
+SET_UP = (*(method.name for method in METHODS if method.trains or method.few_shot), *WITH_SUPPORT)
 FREE = tuple(name for name in ALL if name not in SET_UP)
 FAST = ("training.epochs=1", "training.batch_size=8")
 
@@ -49,6 +51,13 @@ def test_a_row_says_what_a_run_of_the_user_says(context, toy_set, tiny_vit, meth
     for name in ("nll", "ece"):
         own = f"calibrated_{name}" if calibrated else name
         assert found.measures[own] == pytest.approx(expected[name], abs=1e-4), name
+
+
+def test_every_measure_is_a_share_or_a_number(context):
+    """Tables print shares in per cent: a measure of neither kind would be one that somebody forgot."""
+    found = row(context, "gda-em").measures
+    assert {name for name, value in found.items() if isinstance(value, int | float)} == SHARES | NUMBERS
+    assert not SHARES & NUMBERS
 
 
 def test_methods_that_need_pixels_get_them(context):
@@ -118,6 +127,14 @@ def test_online_takes_what_needs_no_look_ahead(context):
     skipped = row(context, "gda-em", "online")
     assert (skipped.status, skipped.measures) == ("skipped", {})
     assert "sees all images before it answers" in skipped.reason
+
+
+def test_a_stream_has_no_temperature_and_an_answer_to_known_images_has(context):
+    for method in ("onzeta", "tda", "online-gda"):
+        assert "temperature" not in row(context, method, "online").measures
+        assert "temperature" in row(context, method, "transductive").measures
+    # What does not adapt answers a stream as it answers anything.
+    assert row(context, "cupl", "online").measures["temperature"] == row(context, "cupl", "transductive").measures["temperature"]
 
 
 STREAMS = {"onzeta": OnZeta, "tda": TDA, "online-gda": OnlineGda}
@@ -200,6 +217,9 @@ def test_a_row_has_everything_that_makes_it_again(context):
     assert "--set method.max_iter=3" in found.command
     assert found.source["train"] == 24
     assert len(found.source["checksum"]) == 64
+    assert found.versions == versions()
+    elsewhere = Plan((parse_protocol("inductive"),), ("cupl",), backbone=context.start.spec, device="cuda")
+    assert "--device cuda --out" in compute(context, *next(elsewhere.keys("toy")), elsewhere).command
 
 
 def test_the_checksum_knows_every_image_label_and_text(toy_set, tiny_vit, context, tmp_path):

@@ -3,16 +3,21 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+import finelens
+from finelens.bench.origin import code_digest, command, versions
 from finelens.bench.results import Result, ResultsFile, from_json, pack, read_results, unpack
 from finelens.errors import UserError
 from tests.bench.world import key
 
+COMMITTED = Path(__file__).parents[2] / "benchmarks/results"
 SOURCE = {"checksum": "c", "train": 1, "test": 1, "classes": 2, "layout": "folder", "split": "folders"}
-VERSIONS = {"finelens": "0", "python": "3", "torch": "2", "numpy": "2", "threads": 1}
+VERSIONS = {"finelens": "0", "code": "c0de", "python": "3", "torch": "2", "numpy": "2", "threads": 1}
 
 
 def result(seed: int = 0, **changes) -> Result:
@@ -38,7 +43,7 @@ def result(seed: int = 0, **changes) -> Result:
         {"config": {"method": "cupl", "seed": 1}},
         {"command": ""},
         {"command": "python something.py"},
-        *({"versions": {**VERSIONS, name: None}} for name in VERSIONS),
+        *({"versions": {**VERSIONS, name: None}} for name in VERSIONS if name != "code"),
         *({"source": {k: v for k, v in SOURCE.items() if k != name}} for name in SOURCE),
         {"measures": {}},
         {"split": {}},
@@ -74,6 +79,45 @@ def test_a_line_that_is_cut_off_is_no_result_and_is_written_again(tmp_path):
         assert [r.key.seed for r in file.read()] == [0]
         file.append(result(1))
         assert file.path.read_bytes() == both
+
+
+def test_a_new_row_names_its_code_and_an_old_one_is_still_read(tmp_path):
+    old = result(versions={name: value for name, value in VERSIONS.items() if name != "code"})
+    file = ResultsFile(tmp_path / "r.jsonl")
+    with pytest.raises(ValueError, match=r"without versions\.code cannot be written"):
+        file.append(old)
+    assert not file.path.exists()
+    file.path.write_text(json.dumps(old.to_json()) + "\n")
+    assert file.read() == [old]
+
+
+@pytest.mark.parametrize("path", sorted(COMMITTED.glob("bench_*.jsonl")), ids=lambda path: path.stem)
+def test_committed_results_are_read(path):
+    assert read_results([path])
+
+
+def test_the_digest_of_the_code_knows_every_file_and_its_place(tmp_path):
+    package = tmp_path / "package"
+    (package / "part" / "__pycache__").mkdir(parents=True)
+    (package / "part" / "a.py").write_text("a = 1\n")
+    (package / "words.txt").write_text("a\n")
+    digest = code_digest.__wrapped__
+    first = digest(package)
+    (package / "part" / "__pycache__" / "a.pyc").write_bytes(b"x")
+    (package / ".a.py.swp").write_bytes(b"x")
+    assert digest(package) == first
+    (package / "words.txt").write_text("b\n")
+    changed = digest(package)
+    (package / "part" / "a.py").rename(package / "a.py")
+    assert len({first, changed, digest(package)}) == 3
+    assert re.fullmatch("[0-9a-f]{16}", first)
+    assert versions()["code"] == digest(Path(finelens.__file__).parent)
+
+
+def test_the_command_names_a_device_that_is_not_the_default():
+    assert command(key(), "cuda:1").endswith(" --profile full --device cuda:1 --out results.jsonl")
+    assert "--device" not in command(key())
+    assert "--device" not in command(key(), "cpu")
 
 
 def test_a_damaged_line_is_named(tmp_path):

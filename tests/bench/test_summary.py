@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 
 import finelens
 from finelens.bench.results import Result, pack, read_results
-from finelens.bench.summary import DEFAULT, auto_rows, by_setting, findings, standings, summary
+from finelens.bench.summary import DEFAULT, auto_rows, by_setting, common, findings, standings, summary
 from finelens.errors import UserError
 from tests.bench.test_leaderboard import nothing
 from tests.bench.test_results import result
@@ -25,7 +26,7 @@ def entry(method: str, accuracy: float, data: str = "a", protocol: str = "induct
     seed, options, profile = given.get("seed", 0), given.get("options", ()), given.get("profile", "full")
     split = {
         "checksum": "s",
-        "test_checksum": data + protocol,
+        "test_checksum": given.get("test", data + protocol),
         "fit": given.get("fit", 100),
         "test": N,
         "classes": 4,
@@ -60,9 +61,9 @@ def said(rows, start: str) -> str:
 
 def test_best_by_mean_worst_case_and_cost():
     rows = world()
-    assert said(rows, "Best by mean, inductive").startswith("Best by mean, inductive: `ot`, 55.0, +5.0 [")
+    assert said(rows, "Best by mean, inductive").startswith("Best by mean, inductive (2 sets, seed 0): `ot`, 55.0, +5.0 [")
     assert said(rows, "Best by mean, inductive").endswith("against zero-shot; then `stata`, 52.5.")
-    assert said(rows, "Best by mean, partial-5").startswith("Best by mean, partial-5: `ot`, 60.0, +10.0 [")
+    assert said(rows, "Best by mean, partial-5").startswith("Best by mean, partial-5 (1 set, seed 0): `ot`, 60.0, +10.0 [")
     # ot falls by 10 on b. cupl, which adapts to nothing, is not what a worst case is asked of.
     assert "`stata`, furthest below zero-shot -1.0 (b, inductive), 0 of 3 rows" in said(rows, "Best by worst case")
     assert "No row wholly below: `stata`, `zlap`." in said(rows, "Best by worst case")
@@ -72,12 +73,60 @@ def test_best_by_mean_worst_case_and_cost():
 
 
 def test_standings_are_plain_means_and_counts():
-    rows = [*world(), entry("ot", 0.8, "a", seed=1)]
+    rows = world()
     table = {one.method: one for one in standings(rows)}
-    assert table["ot"].means == pytest.approx({"inductive": ((0.7 + 0.8) / 2 + 0.4) / 2, "partial-5": 0.6})
-    assert table["ot"].gain == pytest.approx((0.25 - 0.1 + 0.1) / 3)
-    assert (table["ot"].below, table["ot"].rows, table["ot"].worst) == (1, 4, "-10.0 (b, inductive)")
+    assert table["ot"].means == pytest.approx({"inductive": (0.7 + 0.4) / 2, "partial-5": 0.6})
+    assert table["ot"].gain == pytest.approx((0.2 - 0.1 + 0.1) / 3)
+    assert (table["ot"].below, table["ot"].rows, table["ot"].worst) == (1, 3, "-10.0 (b, inductive)")
     assert (table["stata"].below, table["stata"].rows) == (0, 3)
+
+
+def draws(method: str, accuracies, zero_shot=(0.5, 0.2, 0.2)) -> list[Result]:
+    """Rows of seeds that ask about other images each; seeds 1 and 2 drew harder ones."""
+    rows = [entry(method, accuracy, protocol="partial-5", seed=k, test=f"draw {k}") for k, accuracy in enumerate(accuracies)]
+    gains = [accuracy - first for accuracy, first in zip(accuracies, zero_shot, strict=False)]
+    changed = [{"difference": gain, "difference_interval": [gain - 0.04, gain + 0.04]} for gain in gains]
+    return [replace(row, measures={**row.measures, **own}) for row, own in zip(rows, changed, strict=True)]
+
+
+def test_methods_are_compared_on_the_seeds_that_all_have():
+    rows = [*draws("zero-shot", (0.5, 0.2, 0.2)), *draws("ot", (0.7, 0.3, 0.1)), *draws("stata", (0.6,)), *draws("zlap", (0.55,))]
+    assert common(rows)["partial-5"].seeds == (0,)
+    table = {one.method: one for one in standings(rows)}
+    # Over its three draws ot has 36.7, which says nothing against the 60.0 that stata has on the first.
+    assert {name: one.means["partial-5"] for name, one in table.items()} == {"zero-shot": 0.5, "ot": 0.7, "stata": 0.6, "zlap": 0.55}
+    assert {(one.rows, one.complete) for one in table.values()} == {(1, True)}
+    assert said(rows, "Best by mean").startswith("Best by mean, partial-5 (1 set, seed 0): `ot`, 70.0, +20.0 [")
+    assert "furthest below zero-shot `ot`, -10.0 (a, partial-5, seed 2); wholly below 1, of `ot`." in said(
+        rows, "Left out of these comparisons: 4 rows"
+    )
+    assert "| method | partial-5 (1 set, seed 0) |" in summary(rows)
+    everywhere = [row for row in rows if row.key.method in ("zero-shot", "ot")]
+    assert common(everywhere)["partial-5"].title == "1 set, seeds 0, 1, 2"
+    assert not any(line.startswith("Left out") for line in findings(standings(everywhere), everywhere))
+
+
+def test_a_method_with_other_seeds_is_not_compared_and_turns_nobody_out():
+    rows = [*draws("zero-shot", (0.5, 0.2)), *draws("ot", (0.7, 0.3)), *draws("stata", (0.6, 0.3)), draws("zlap", (0, 0, 0.9))[2]]
+    assert common(rows)["partial-5"].seeds == (0, 1)
+    table = {one.method: one for one in standings(rows)}
+    assert (table["zlap"].means, table["zlap"].complete, table["ot"].complete) == ({}, False, True)
+    assert "`zlap`" in said(rows, "Not compared")
+
+
+def test_seeds_that_zero_shot_lacks_are_compared_all_the_same():
+    rows = [*draws("zero-shot", (0.5,)), *draws("ot", (0.7, 0.3, 0.1)), *draws("stata", (0.6, 0.1, 0.1))]
+    assert common(rows)["partial-5"].seeds == (0, 1, 2)
+    # No pairs for two of the draws: the gain is that of the rows themselves.
+    assert said(rows, "Best by mean").endswith("(1 set, seeds 0, 1, 2): `ot`, 36.7, +6.7 against zero-shot; then `stata`, 26.7.")
+    assert common(draws("zero-shot", (0.5, 0.2)))["partial-5"].seeds == (0, 1)
+
+
+def test_one_row_of_zero_shot_leaves_no_seed_out_where_the_images_are_the_same():
+    rows = [entry("zero-shot", 0.5), *(entry(name, accuracy, seed=k) for name, accuracy in (("ot", 0.7), ("stata", 0.6)) for k in range(3))]
+    assert common(rows)["inductive"].seeds == (0, 1, 2)
+    assert {one.method for one in standings(rows) if one.complete} == {"zero-shot", "ot", "stata"}
+    assert said(rows, "Best by mean").startswith("Best by mean, inductive (1 set, seeds 0, 1, 2): `ot`, 70.0, +20.0 [")
 
 
 def test_whether_the_default_falls_below_zero_shot():
@@ -111,7 +160,7 @@ def test_auto_is_what_its_rule_would_take():
 
 def test_a_method_that_answers_no_stream_is_no_worse_for_it():
     rows = [*world(), entry("onzeta", 0.9, "a", "online"), entry("zero-shot", 0.5, "a", "online")]
-    assert said(rows, "Best by mean, online").startswith("Best by mean, online: `onzeta`")
+    assert said(rows, "Best by mean, online").startswith("Best by mean, online (1 set, seed 0): `onzeta`")
     assert "`ot`" not in said(rows, "Not compared")
     assert "`ot`" in said(rows, "Best by cost")
 
@@ -141,10 +190,15 @@ def test_what_the_committed_results_say():
     assert len(settings) >= 2
     for setting, own in settings.items():
         assert {(row.key.backbone, row.key.profile, row.key.options) for row in own} == {setting}
+        shared = common(own)
         for one in standings(own):
-            mine = [row for row in own if row.key.method == one.method]
+            mine = [row for row in own if row.key.method == one.method and row.key.seed in shared[row.key.protocol].seeds]
             assert one.lowest.measures["difference"] == min(row.measures["difference"] for row in mine)
             assert one.below == sum(row.measures["difference_interval"][1] < 0 for row in mine)
+            for protocol, value in one.means.items():
+                found = [row.measures["accuracy"] for row in mine if row.key.protocol == protocol]
+                assert value == pytest.approx(np.mean(found))
+                assert len(found) == len(shared[protocol].sets) * len(shared[protocol].seeds)
     full = settings["embedded", "full", ()]
     best = max(standings(full), key=lambda one: one.means.get("inductive", 0))
     assert f"`{best.method}`, {100 * best.means['inductive']:.1f}" in said(full, "Best by mean, inductive")

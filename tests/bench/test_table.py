@@ -1,15 +1,19 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from finelens.bench.measures import NUMBERS, SHARES
 from finelens.bench.paired import unique
-from finelens.bench.results import only_methods
+from finelens.bench.results import only_methods, read_results
 from finelens.bench.table import markdown_runs, markdown_tables
 from finelens.errors import UserError
 from tests.bench.test_results import result
 from tests.bench.world import key
+
+RESULTS = Path(__file__).parents[2] / "benchmarks/results"
 
 
 def entry(method: str, data: str, accuracy: float, seed: int = 0, gain: float = 0.0, **changes):
@@ -27,6 +31,10 @@ def skipped(method: str, data: str):
     return replace(entry(method, data, 0), status="skipped", reason="too small", measures={}, correct="")
 
 
+def with_measures(row, **measures):
+    return replace(row, measures={**row.measures, **measures})
+
+
 def cells(text: str, method: str) -> list[str]:
     return next([cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith(f"| {method} "))
 
@@ -42,6 +50,34 @@ def test_a_missing_cell_says_so_and_there_is_no_mean():
     assert cells(text, "ot")[1:5] == ["50.0", "skipped", "-", "-"]
     assert cells(text, "cupl")[3] == "40.0"
     assert "- ot skipped on b: too small." in text
+
+
+def test_a_row_without_the_measure_has_an_empty_cell_and_its_method_no_mean():
+    """Methods on many views have no temperature: they stand in one table with methods that have."""
+    rows = [with_measures(entry("ot", data, 0.5), calibrated_nll=1.25) for data in "ab"]
+    rows += [entry("mta", "a", 0.5), with_measures(entry("tda", "a", 0.5), calibrated_nll=2.5), entry("tda", "b", 0.5)]
+    rows += [with_measures(entry("ot", "c", 0.5, seed), **({"calibrated_nll": 1.0} if seed else {})) for seed in (0, 1)]
+    text = markdown_tables(rows, "calibrated_nll")
+    assert cells(text, "ot")[1:6] == ["1.250", "1.250", "-", "-", "+0.0"]
+    assert cells(text, "mta")[1:6] == ["-", "-", "-", "-", "-"]
+    assert cells(text, "tda")[1:5] == ["2.500", "-", "-", "-"]
+    assert "calibrated_nll, mean over seeds" in text
+
+
+@pytest.mark.parametrize("path", sorted(RESULTS.glob("bench_*.jsonl")), ids=lambda path: path.stem)
+def test_every_measure_of_the_committed_results_has_a_unit_and_a_table(path):
+    rows = read_results([path])
+    found = {name for row in rows for name, value in row.measures.items() if isinstance(value, int | float)}
+    assert found <= SHARES | NUMBERS
+    for name in found:
+        unit = ", per cent," if name in SHARES else ", mean"
+        assert f"\n{name}{unit}" in markdown_tables(rows, name)
+
+
+def test_seeds_are_named_where_methods_differ_in_them():
+    rows = [entry("ot", "a", 0.5, 0), entry("ot", "a", 0.5, 1), entry("tda", "a", 0.5), skipped("dpa", "a")]
+    assert "- Not all have the same seeds: 0, 1: ot; 0: tda." in markdown_tables(rows)
+    assert "same seeds" not in markdown_tables(rows[:2])
 
 
 def test_what_is_not_comparable_stands_in_tables_of_its_own():

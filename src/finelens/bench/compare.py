@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from finelens.bench.paired import Difference, by_data, grouped, mean_difference, paired_difference, title
+from finelens.bench.paired import BASELINE, Difference, by_data, grouped, mean_difference, paired_difference, title, zero_shot_rows
 from finelens.bench.results import Result
 from finelens.errors import UserError
 
@@ -12,7 +12,7 @@ HEADER = ("| set | A | B | A - B | 95 % interval | p | seeds |", "|---|---|---|-
 
 
 def compare_methods(results: Iterable[Result], a: str, b: str) -> str:
-    """Markdown: accuracy of method A minus that of method B, set by set, for every protocol that both were run under.
+    """Markdown: accuracy of method A minus that of method B, set by set, for every protocol that both were run under; zero-shot of any profile.
 
     Raises:
         UserError: One of them is not in the results, or no two rows fit together.
@@ -22,8 +22,10 @@ def compare_methods(results: Iterable[Result], a: str, b: str) -> str:
         if not any(row.key.method == name for row in rows):
             raise UserError(f"there is no result of method {name}; there are {', '.join(sorted({row.key.method for row in rows})) or 'none'}")
     parts = []
+    zero_shot = zero_shot_rows(rows)
     for group, own in grouped(rows).items():
-        table = _table([row for row in own if row.key.method == a], [row for row in own if row.key.method == b])
+        left, right = ([*(zero_shot.get(group[:2], []) if name == BASELINE else []), *(r for r in own if r.key.method == name)] for name in (a, b))
+        table = _table(left, right)
         parts += [f"### {title(group)}: A = {a}, B = {b}", "", *table, ""] if table else []
     return _text(parts)
 

@@ -94,9 +94,9 @@ class Pool:
         """Hash of each image in store order."""
         return self._by_row(self.digests)
 
-    def images(self, rows: np.ndarray) -> UnlabelledImages:
-        """Some images for a method: pixels and nothing else."""
-        return UnlabelledImages(self.loaded.store, rows)
+    def images(self, rows: np.ndarray, *, sealed: bool = False) -> UnlabelledImages:
+        """Some images for a method: pixels and nothing else; ``sealed`` until they are opened."""
+        return UnlabelledImages(self.loaded.store, rows, sealed=sealed)
 
     def unlabelled_features(self, rows: np.ndarray) -> UnlabelledFeatures:
         """Features of some images for a method that needs no pixels."""

@@ -80,11 +80,17 @@ class UnlabelledImages:
     Args:
         store: All images of a part.
         rows: Which of them.
+        sealed: Whether looking at them raises until :meth:`open`: test images are there before a method is asked about them.
     """
 
-    def __init__(self, store: ImageStore, rows: Sequence[int] | np.ndarray) -> None:
+    def __init__(self, store: ImageStore, rows: Sequence[int] | np.ndarray, *, sealed: bool = False) -> None:
         self._store = store
         self._rows = [int(row) for row in rows]
+        self._sealed = sealed
+
+    def open(self) -> None:
+        """From now on the images may be looked at."""
+        self._sealed = False
 
     @property
     def ids(self) -> list[str]:
@@ -93,13 +99,19 @@ class UnlabelledImages:
 
     def only(self, index: int) -> UnlabelledImages:
         """One of the images."""
-        return UnlabelledImages(self._store, [self._rows[index]])
+        return UnlabelledImages(self._store, [self._rows[index]], sealed=self._sealed)
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def __getitem__(self, index: int) -> Tensor:
-        """The image, (3, H, W) uint8."""
+        """The image, (3, H, W) uint8.
+
+        Raises:
+            RuleBroken: They are sealed.
+        """
+        if self._sealed:
+            raise RuleBroken("test images were looked at before they were asked about")
         return self._store[self._rows[index]]
 
     def __getattr__(self, name: str) -> NoReturn:

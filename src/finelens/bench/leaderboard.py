@@ -24,7 +24,7 @@ from finelens.bench.paired import (
 from finelens.bench.published import beside
 from finelens.bench.results import Result
 from finelens.bench.scatter import Point, scatter
-from finelens.bench.summary import NOTE, Setting, baseline_of, by_setting, findings, protocols_of, setting_title, standings
+from finelens.bench.summary import NOTE, Setting, baseline_of, by_setting, common, findings, setting_title, standings
 from finelens.errors import UserError
 
 # Column by which a table is sorted when it is opened.
@@ -38,7 +38,7 @@ class Line:
     Attributes:
         method: Its name.
         accuracy: Mean over seeds by data set; only sets with a result.
-        gain: Difference to zero-shot by data set, where zero-shot was run on the same images.
+        gain: Difference to zero-shot by data set, where zero-shot was run on the images of every seed.
         notes: Status and reason by data set, where there is no number.
         seeds: Fewest seeds of a data set; 0 without a result.
         seconds: Mean wall time of a run with encoding, over sets; None without a result.
@@ -93,7 +93,7 @@ def lines_of(rows: Sequence[Result], zero_shot: Sequence[Result] = ()) -> list[L
             Line(
                 method,
                 {data: mean(row.measures["accuracy"] for row in found) for data, found in done.items()},
-                {data: gain for data, gain in gains.items() if gain is not None},
+                {data: gain for data, gain in gains.items() if gain is not None and gain.seeds >= len(done[data])},
                 {data: f"{found[0].status.replace('_', ' ')}: {found[0].reason}" for data, found in own.items() if data not in done},
                 min((len(found) for found in done.values()), default=0),
                 mean(run_seconds(row) for row in flat) if flat else None,
@@ -105,11 +105,11 @@ def lines_of(rows: Sequence[Result], zero_shot: Sequence[Result] = ()) -> list[L
 
 def _summary(setting: Setting, rows: Sequence[Result], everything: Sequence[Result]) -> str:
     """What the rows of a setting say, and one line a method."""
-    protocols, table = protocols_of(rows), standings(rows)
+    protocols, table = common(rows), standings(rows)
     sentences = "".join(f"<li>{_code(line)}</li>" for line in findings(table, rows, baseline_of(setting, everything)))
     head = "".join(
         _header(name, name != "method")
-        for name in ("method", *(f"{name} ({count})" for name, count in protocols.items()), "furthest below", "wholly below", "rows")
+        for name in ("method", *(f"{name} ({one.title})" for name, one in protocols.items()), "furthest below", "wholly below", "rows")
     )
     body = []
     for one in table:
@@ -138,6 +138,8 @@ def _section(rows: Sequence[Result], zero_shot: Sequence[Result]) -> str:
     head = "".join(_header(name, name != "method") for name in ("method", FIRST, "worst difference", "forwards", "seconds", "seeds", *sets))
     complete = [line for line in lines if set(line.accuracy) == set(sets)]
     caption = "Accuracy in per cent, mean over seeds; below it the difference to zero-shot with its 95 % interval. Forwards are per image."
+    if len({line.seeds for line in shown}) > 1:
+        caption += " Not all methods have the same number of seeds; what is in short above compares the same ones."
     absent = "".join(
         f"<li>{escape(line.method)}: {escape('; '.join(dict.fromkeys(line.notes.values())))}</li>" for line in lines if not line.accuracy
     )

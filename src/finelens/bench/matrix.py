@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-import platform
-import shlex
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 
-import finelens
 from finelens.bench.context import Context, Start
 from finelens.bench.data import DataSet
 from finelens.bench.guard import RuleBroken
 from finelens.bench.measures import measure
+from finelens.bench.origin import DEVICE, command, versions
 from finelens.bench.protocols import PartTruth, Protocol, SkippedError, Split, make_split
 from finelens.bench.results import Key, Result, ResultsFile, pack
 from finelens.bench.runner import answer, refuse, zero_shot
@@ -60,7 +57,7 @@ class Plan:
     backbone: str = "embedded"
     profile: str = "full"
     assignments: tuple[str, ...] = ()
-    device: str = "cpu"
+    device: str = DEVICE
 
     def keys(self, data: str) -> Iterator[tuple[Key, Protocol]]:
         """Every row about a data set, in the order of the file."""
@@ -106,7 +103,9 @@ def run(plan: Plan, data_sets: Sequence[Callable[[], DataSet]], names: Sequence[
     """
     start: Start | None = None
     busy = 0
-    missing = {name: [pair for pair in plan.keys(name) if pair[0] not in out.keys()] for name in names}  # noqa: SIM118
+    done = {row.key: row for row in out.read()}
+    missing = {name: [pair for pair in plan.keys(name) if pair[0] not in done] for name in names}
+    _say_kept([done[key] for name in names for key, _ in plan.keys(name) if key in done], console)
     with console.progress(sum(len(rows) for rows in missing.values()), "benchmark", "row") as bar:
         for name, read in zip(names, data_sets, strict=True):
             if not missing[name]:
@@ -130,6 +129,17 @@ def run(plan: Plan, data_sets: Sequence[Callable[[], DataSet]], names: Sequence[
     return busy
 
 
+def _say_kept(rows: Sequence[Result], console: Console) -> None:
+    """A file may hold rows of several states of the code; whoever goes on with it should know."""
+    now = versions()
+    other = sum(row.versions != now for row in rows)
+    if other:
+        console.warn(
+            f"{other} of the {len(rows)} rows that are there already were computed by other code, versions or threads; "
+            "they are kept, and computed again if their lines are deleted"
+        )
+
+
 def compute(context: Context, key: Key, protocol: Protocol, plan: Plan) -> Result:
     """One row; what goes wrong with a method is a row as well."""
     limit, options = _options(key, plan)
@@ -139,7 +149,7 @@ def compute(context: Context, key: Key, protocol: Protocol, plan: Plan) -> Resul
         "config": to_plain(config),
         "versions": versions(),
         "source": context.source,
-        "command": command(key),
+        "command": command(key, plan.device),
     }
     try:
         refuse(find_method(key.method), protocol)
@@ -192,26 +202,6 @@ def _describe_split(context: Context, protocol: Protocol, split: Split) -> dict[
 
 def _sha256(lines: Sequence[str]) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
-
-
-def versions() -> dict[str, Any]:
-    """What computed a row."""
-    return {
-        "finelens": finelens.__version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "threads": torch.get_num_threads(),
-    }
-
-
-def command(key: Key) -> str:
-    """The command that makes one row, where ``--data-root`` or ``FINELENS_DATA`` is the folder of data sets."""
-    parts = ["finelens", "bench", "--data", key.data, "--protocols", key.protocol, "--methods", key.method, "--seeds", str(key.seed)]
-    parts += ["--backbone", key.backbone, "--profile", key.profile]
-    for option in key.options:
-        parts += ["--set", option]
-    return shlex.join([*parts, "--out", "results.jsonl"])
 
 
 def describe(result: Result) -> str:

@@ -10,6 +10,26 @@ import numpy as np
 from finelens.evaluation.metrics import accuracy, ece, evaluate_predictions, mcnemar, nll, paired_bootstrap
 from finelens.predictions import softmax
 
+# Every measure that is one number, so that tables know its unit: shares are shown in per cent.
+SHARES = frozenset(
+    {
+        "accuracy",
+        "class_mean_accuracy",
+        "worst_10_percent",
+        "macro_f1",
+        "ece",
+        "calibrated_ece",
+        "zero_shot_ece",
+        "zero_shot_accuracy",
+        "zero_shot_class_mean_accuracy",
+        "description_ensemble_accuracy",
+        "difference",
+        "gain",
+        "agreement",
+    }
+)
+NUMBERS = frozenset({"nll", "calibrated_nll", "zero_shot_nll", "temperature", "mcnemar_p", "gain_mcnemar_p", "absent_classes", "n"})
+
 # Of what evaluate_predictions returns; class by class it would be far longer than all the rest.
 _KEPT = (
     "accuracy",

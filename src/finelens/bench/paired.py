@@ -14,6 +14,9 @@ from finelens.evaluation.metrics import mcnemar
 RESAMPLES, LEVEL = 2000, 0.95
 BASELINE = "zero-shot"
 
+# Seed, and checksum of the test images.
+Place = tuple[int, str]
+
 
 @dataclass(frozen=True)
 class Difference:
@@ -46,22 +49,23 @@ class Difference:
 def paired_difference(a: Iterable[Result], b: Iterable[Result]) -> Difference | None:
     """Compare rows of one data set, seed by seed.
 
-    Rows belong together if seed and test images are the same; others are left out. An image that several seeds ask about is one image: its
-    differences are averaged before images are resampled.
+    Rows belong together if seed and test images are the same. Zero-shot answers alike whatever the seed: where it has no row of a seed, its row about
+    the same test images stands in. Other rows are left out. An image that several seeds ask about is one image: its differences are averaged before
+    images are resampled.
 
     Returns:
         The difference; None without a pair.
     """
-    partners = {(row.key.seed, row.split["test_checksum"]): row for row in b if row.status == "ok"}
+    left, right = _by_place(a), _by_place(b)
     groups: dict[str, list[np.ndarray]] = defaultdict(list)
     pairs: list[tuple[np.ndarray, np.ndarray]] = []
-    for row in a:
-        other = partners.get((row.key.seed, row.split["test_checksum"])) if row.status == "ok" else None
-        if other is None:
+    for place in dict.fromkeys([*left, *right]):
+        row, other = row_at(left, place), row_at(right, place)
+        if row is None or other is None:
             continue
         hits = [unpack(r.correct, r.measures["n"]) for r in (row, other)]
         pairs.append((hits[0], hits[1]))
-        groups[row.split["test_checksum"]].append(hits[0].astype(float) - hits[1])
+        groups[place[1]].append(hits[0].astype(float) - hits[1])
     if not pairs:
         return None
     images = np.concatenate([np.mean(group, axis=0) for group in groups.values()])
@@ -76,6 +80,21 @@ def paired_difference(a: Iterable[Result], b: Iterable[Result]) -> Difference | 
         p=mcnemar(*pairs[0]) if len(pairs) == 1 else None,
         draws=draws,
     )
+
+
+def _by_place(rows: Iterable[Result]) -> dict[Place, Result]:
+    return {place_of(row): row for row in rows if row.status == "ok"}
+
+
+def place_of(row: Result) -> Place:
+    """What rows of two methods share that belong together, within a data set."""
+    return row.key.seed, row.split["test_checksum"]
+
+
+def row_at(rows: Mapping[Place, Result], place: Place) -> Result | None:
+    """A method's row at a place; of zero-shot any row about the same test images."""
+    stand_in = (row for (_, images), row in rows.items() if row.key.method == BASELINE and images == place[1])
+    return rows.get(place) or next(stand_in, None)
 
 
 def _resample(values: np.ndarray) -> np.ndarray:

@@ -24,6 +24,8 @@ except ImportError:  # pragma: no cover - Windows
 SCHEMA = 1
 Status = Literal["ok", "skipped", "failed", "broke_a_rule"]
 VERSIONS = ("finelens", "python", "torch", "numpy", "threads")
+# What new rows name as well; rows of before it was asked for are still read.
+NEW = ("code",)
 SOURCE = ("checksum", "train", "test", "classes", "layout", "split")
 
 
@@ -91,9 +93,7 @@ class Result:
         if self.status not in get_args(Status):
             raise ValueError(f"unknown status {self.status!r}")
         for name, needed in (("versions", VERSIONS), ("source", SOURCE)):
-            missing = [key for key in needed if getattr(self, name).get(key) in (None, "")]
-            if missing:
-                raise ValueError(f"a result without {name}.{missing[0]} cannot be written")
+            _require(getattr(self, name), name, needed)
         if not self.command.startswith("finelens bench"):
             raise ValueError("a result without its command cannot be written")
         if self.status != "ok":
@@ -114,6 +114,12 @@ class Result:
         """One JSON object."""
         rest = {f.name: to_plain(getattr(self, f.name)) for f in fields(self) if f.name != "key"}
         return {"schema": SCHEMA, **to_plain(self.key), "default": self.default, **rest}
+
+
+def _require(values: Mapping[str, Any], name: str, needed: Sequence[str]) -> None:
+    missing = [key for key in needed if values.get(key) in (None, "")]
+    if missing:
+        raise ValueError(f"a result without {name}.{missing[0]} cannot be written")
 
 
 def from_json(document: Mapping[str, Any]) -> Result:
@@ -162,7 +168,9 @@ class ResultsFile:
 
         Raises:
             UserError: The file cannot be written.
+            ValueError: The row does not say which code computed it.
         """
+        _require(result.versions, "versions", NEW)
         line = (json_text(result.to_json()) + "\n").encode()
         try:
             with _locked(self.path) as descriptor:

@@ -9,10 +9,13 @@ from statistics import mean
 
 from finelens.bench.paired import (
     BASELINE,
+    Place,
     by_data,
     forwards_per_image,
     mean_difference,
     paired_difference,
+    place_of,
+    row_at,
     run_seconds,
     unique,
     zero_shot_rows,
@@ -28,23 +31,46 @@ DEFAULT = RunConfig.method
 ONLINE = "online"
 
 Setting = tuple[str, str, tuple[str, ...]]
-Cell = tuple[str, str]
+# Protocol, data set, seed.
+Cell = tuple[str, str, int]
+
+
+@dataclass(frozen=True)
+class Common:
+    """What methods are compared on under one protocol: seeds draw splits, so means over different seeds are means over different images.
+
+    Attributes:
+        sets: All data sets with a result.
+        seeds: The seeds that the most methods, zero-shot apart, have on all sets; none where no method was run on every set.
+    """
+
+    sets: tuple[str, ...]
+    seeds: tuple[int, ...]
+
+    @property
+    def title(self) -> str:
+        """Both in words."""
+        seeds = f", {'seed' if len(self.seeds) == 1 else 'seeds'} {', '.join(map(str, self.seeds))}" if self.seeds else ""
+        return f"{len(self.sets)} {'set' if len(self.sets) == 1 else 'sets'}{seeds}"
 
 
 @dataclass(frozen=True)
 class Standing:
-    """A method over all protocols and data sets of one setting.
+    """A method over the protocols, data sets and seeds of one setting that methods are compared on.
+
+    All but ``means`` leaves online protocols out: methods without an answer to a stream are no worse for it. Of a method that is not complete
+    it counts what is there.
 
     Attributes:
         method: Its name.
-        means: Mean accuracy by protocol: over data sets, of the means over seeds; only protocols whose sets are all there.
+        means: Mean accuracy by protocol, over data sets and seeds; only protocols of which it has all.
         lowest: The row that is furthest below zero-shot.
         below: Rows whose 95 % interval of the difference to zero-shot lies wholly below zero.
         rows: All rows.
-        gain: Mean difference to zero-shot over data sets and protocols, online ones left out.
+        gain: Mean difference to zero-shot over data sets and protocols.
         forwards: Forwards of the image tower per image, one with gradient counting as two.
         seconds: Mean wall time of a run with encoding.
-        complete: Whether it was run wherever others were, online protocols left out.
+        complete: Whether it has all that methods are compared on.
     """
 
     method: str
@@ -60,8 +86,7 @@ class Standing:
     @property
     def worst(self) -> str:
         """The lowest row in words."""
-        row = self.lowest
-        return f"{100 * row.measures['difference']:+.1f} ({row.key.data}, {row.key.protocol}{f', seed {row.key.seed}' if row.key.seed else ''})"
+        return _fall(self.lowest)
 
 
 def by_setting(results: Iterable[Result]) -> dict[Setting, list[Result]]:
@@ -79,40 +104,64 @@ def setting_title(setting: Setting) -> str:
     return f"{backbone}, profile {profile}" + (f", not the defaults: {' '.join(options)}" if options else "")
 
 
-def protocols_of(rows: Sequence[Result]) -> dict[str, int]:
-    """Number of data sets with a result by protocol, in order of appearance."""
-    return {name: len({row.key.data for row in rows if row.key.protocol == name}) for name in dict.fromkeys(row.key.protocol for row in rows)}
+def common(rows: Iterable[Result]) -> dict[str, Common]:
+    """What the methods of a setting are compared on, by protocol in order of appearance."""
+    own = list(rows)
+    cells = _cells(own)
+    # Every row holds what zero-shot says of its images: rows of zero-shot that were not made keep no seed from being compared.
+    judged = {name: mine for name, mine in cells.items() if name != BASELINE} or cells
+    found = {}
+    for protocol in dict.fromkeys(row.key.protocol for row in own):
+        sets = tuple(dict.fromkeys(row.key.data for row in own if row.key.protocol == protocol))
+        seeds = sorted({row.key.seed for row in own if row.key.protocol == protocol})
+        there = {seed: {name for name, mine in judged.items() if all((protocol, data, seed) in mine for data in sets)} for seed in seeds}
+        most = max(there.values(), key=len)
+        found[protocol] = Common(sets, tuple(seed for seed in seeds if most and most <= there[seed]))
+    return found
+
+
+def _cells(rows: Sequence[Result]) -> dict[str, dict[Cell, Result]]:
+    """Rows of each method by cell, in order of appearance; a row of zero-shot stands wherever others were asked about its test images."""
+    images = {_cell(row): row.split["test_checksum"] for row in rows}
+    places: dict[str, dict[tuple[str, str], dict[Place, Result]]] = defaultdict(lambda: defaultdict(dict))
+    for row in rows:
+        places[row.key.method][row.key.protocol, row.key.data][place_of(row)] = row
+    return {
+        method: {cell: found for cell, test in images.items() if (found := row_at(own[cell[:2]], (cell[2], test))) is not None}
+        for method, own in places.items()
+    }
 
 
 def standings(rows: Sequence[Result]) -> list[Standing]:
     """Every method of a setting, in order of appearance."""
-    # Methods without an answer to a stream are no worse for it.
-    needed = {_cell(row) for row in rows if not row.key.protocol.startswith(ONLINE)}
-    result = []
-    for method in dict.fromkeys(row.key.method for row in rows):
-        own = [row for row in rows if row.key.method == method]
-        cells: dict[Cell, list[Result]] = defaultdict(list)
-        for row in own:
-            cells[_cell(row)].append(row)
-        counted = [mean(row.measures["difference"] for row in found) for cell, found in cells.items() if cell in needed]
-        result.append(
-            Standing(
-                method=method,
-                means={
-                    name: mean(mean(row.measures["accuracy"] for row in found) for (protocol, _), found in cells.items() if protocol == name)
-                    for name, sets in protocols_of(rows).items()
-                    if sum(protocol == name for protocol, _ in cells) == sets
-                },
-                lowest=min(own, key=lambda row: row.measures["difference"]),
-                below=_wholly_below(own),
-                rows=len(own),
-                gain=mean(counted) if counted else 0.0,
-                forwards=forwards_per_image(own) or 0.0,
-                seconds=mean(run_seconds(row) for row in own),
-                complete=needed <= set(cells),
-            )
-        )
-    return result
+    shared = common(rows)
+    asked = {_cell(row) for row in rows if row.key.seed in shared[row.key.protocol].seeds or not shared[row.key.protocol].seeds}
+    needed = {cell for cell in asked if not cell[0].startswith(ONLINE)} or asked
+    return [_standing(method, cells, shared, needed) for method, cells in _cells(rows).items()]
+
+
+def _standing(method: str, cells: Mapping[Cell, Result], shared: Mapping[str, Common], needed: set[Cell]) -> Standing:
+    compared = {cell: row for cell, row in cells.items() if cell in needed} or cells
+    own = list(compared.values())
+    differences: dict[tuple[str, str], list[float]] = defaultdict(list)
+    for (protocol, data, _), row in compared.items():
+        differences[protocol, data].append(row.measures["difference"])
+    means = {}
+    for name, one in shared.items():
+        wanted = {(name, data, seed) for data in one.sets for seed in one.seeds}
+        if wanted and wanted <= set(cells):
+            means[name] = mean(cells[cell].measures["accuracy"] for cell in wanted)
+    return Standing(
+        method=method,
+        means=means,
+        lowest=min(own, key=lambda row: row.measures["difference"]),
+        below=_wholly_below(own),
+        rows=len(own),
+        gain=mean(mean(found) for found in differences.values()),
+        forwards=forwards_per_image(own) or 0.0,
+        seconds=mean(run_seconds(row) for row in own),
+        complete=needed <= set(cells),
+    )
 
 
 def findings(table: Sequence[Standing], rows: Sequence[Result], zero_shot: Sequence[Result] = ()) -> list[str]:
@@ -125,7 +174,8 @@ def findings(table: Sequence[Standing], rows: Sequence[Result], zero_shot: Seque
     """
     adapting = {method.name for method in METHODS if method.adapts}
     full = [one for one in table if one.complete and one.method != BASELINE]
-    lines = [_best_mean([*zero_shot, *rows], table, name) for name in protocols_of(rows)]
+    shared = common(rows)
+    lines = [_best_mean([*zero_shot, *rows], table, name, one) for name, one in shared.items()]
     judged = [one for one in full if one.method in adapting] or full
     if judged:
         best = max(judged, key=lambda one: (one.lowest.measures["difference"], one.gain))
@@ -144,6 +194,7 @@ def findings(table: Sequence[Standing], rows: Sequence[Result], zero_shot: Seque
     left = [f"`{one.method}`" for one in table if not one.complete]
     if left:
         lines.append(f"Not compared over all protocols and sets, for want of rows: {', '.join(left)}.")
+    lines += _left_out([row for row in rows if shared[row.key.protocol].seeds and row.key.seed not in shared[row.key.protocol].seeds])
     lines.append(_falls(f"The default, `{DEFAULT}`,", [row for row in rows if row.key.method == DEFAULT]))
     lines.append(_falls(f"`--method {AUTO}`{_takes(rows)}", auto_rows(rows)))
     return lines
@@ -195,9 +246,9 @@ def baseline_of(setting: Setting, results: Iterable[Result]) -> list[Result]:
 
 
 def _text(setting: Setting, rows: Sequence[Result], zero_shot: Sequence[Result]) -> str:
-    protocols, table = protocols_of(rows), standings(rows)
+    protocols, table = common(rows), standings(rows)
     lines = [f"### {setting_title(setting)}", "", *(f"- {line}" for line in findings(table, rows, zero_shot)), ""]
-    lines += ["| method | " + " | ".join(f"{name} ({sets})" for name, sets in protocols.items()) + " | furthest below zero-shot | wholly below |"]
+    lines += ["| method | " + " | ".join(f"{name} ({one.title})" for name, one in protocols.items()) + " | furthest below zero-shot | wholly below |"]
     lines.append("|---" * (len(protocols) + 3) + "|")
     for one in table:
         cells = [f"{100 * one.means[name]:.1f}" if name in one.means else "-" for name in protocols]
@@ -206,36 +257,50 @@ def _text(setting: Setting, rows: Sequence[Result], zero_shot: Sequence[Result])
 
 
 NOTE = (
-    "Mean accuracy in per cent over data sets (their number in brackets) and seeds. Wholly below: rows (set, protocol, seed) whose paired 95 % "
-    "interval against zero-shot lies below zero."
+    "Mean accuracy in per cent over the data sets and seeds in brackets: the seeds that the most methods have on all sets. The last columns are over "
+    "the same rows (set, protocol, seed), online protocols left out. Wholly below: rows whose paired 95 % interval against zero-shot is below zero."
 )
 
 
 def _cell(row: Result) -> Cell:
-    return row.key.protocol, row.key.data
+    return row.key.protocol, row.key.data, row.key.seed
 
 
 def _wholly_below(rows: Iterable[Result]) -> int:
     return sum(row.measures["difference_interval"][1] < 0 for row in rows)
 
 
-def _best_mean(rows: Sequence[Result], table: Sequence[Standing], protocol: str) -> str:
+def _best_mean(rows: Sequence[Result], table: Sequence[Standing], protocol: str, shared: Common) -> str:
     ranked = sorted((one for one in table if protocol in one.means), key=lambda one: -one.means[protocol])
     if not ranked:
         return f"{protocol}: no method was run on every set."
     best = ranked[0]
-    text = f"Best by mean, {protocol}: `{best.method}`, {100 * best.means[protocol]:.1f}"
-    own, base = ([row for row in rows if (row.key.protocol, row.key.method) == (protocol, name)] for name in (best.method, BASELINE))
+    text = f"Best by mean, {protocol} ({shared.title}): `{best.method}`, {100 * best.means[protocol]:.1f}"
     if best.method == BASELINE:
         return f"{text}; no method is better."
-    differences = [paired_difference(found, by_data(base).get(data, [])) for data, found in by_data(own).items()]
-    known = [one for one in differences if one is not None]
-    if len(known) < len(differences):
-        gain = mean(mean(row.measures["difference"] for row in found) for found in by_data(own).values())
+    own = by_data(row for row in rows if (row.key.protocol, row.key.method) == (protocol, best.method) and row.key.seed in shared.seeds)
+    base = by_data(row for row in rows if (row.key.protocol, row.key.method) == (protocol, BASELINE))
+    known = [one for data, found in own.items() if (one := paired_difference(found, base.get(data, []))) is not None and one.seeds == len(found)]
+    if len(known) < len(own):
+        gain = mean(mean(row.measures["difference"] for row in found) for found in own.values())
         return f"{text}, {100 * gain:+.1f} against zero-shot{_second(ranked, protocol)}."
     whole = mean_difference(known)
     interval = f"[{100 * whole.low:+.1f}, {100 * whole.high:+.1f}]"
     return f"{text}, {100 * whole.difference:+.1f} {interval} against zero-shot{_second(ranked, protocol)}."
+
+
+def _left_out(rows: Sequence[Result]) -> list[str]:
+    if not rows:
+        return []
+    lowest, below = min(rows, key=lambda row: row.measures["difference"]), [row for row in rows if _wholly_below([row])]
+    names = ", ".join(dict.fromkeys(f"`{row.key.method}`" for row in below))
+    fall = f"furthest below zero-shot `{lowest.key.method}`, {_fall(lowest)}; wholly below {len(below)}{f', of {names}' if names else ''}"
+    return [f"Left out of these comparisons: {len(rows)} rows of seeds that fewer methods have. Among them {fall}."]
+
+
+def _fall(row: Result) -> str:
+    """A difference to zero-shot and where."""
+    return f"{100 * row.measures['difference']:+.1f} ({row.key.data}, {row.key.protocol}{f', seed {row.key.seed}' if row.key.seed else ''})"
 
 
 def _second(ranked: Sequence[Standing], protocol: str) -> str:

@@ -7,13 +7,11 @@ from collections.abc import Iterable, Sequence
 from statistics import mean, pstdev
 from typing import Any
 
+from finelens.bench.measures import SHARES
 from finelens.bench.paired import Group, forwards_per_image, grouped, run_seconds, title
 from finelens.bench.published import beside
 from finelens.bench.results import Result
 from finelens.errors import UserError
-
-# Measures that are shares are shown in per cent.
-_NOT_SHARES = frozenset({"nll", "zero_shot_nll", "n", "absent_classes", "mcnemar_p", "gain_mcnemar_p"})
 
 
 def markdown_tables(results: Iterable[Result], measure: str = "accuracy", published: bool = False) -> str:
@@ -68,7 +66,7 @@ def _runs(group: Group, rows: Sequence[Result]) -> str:
 
 
 def _table(group: Group, rows: Sequence[Result], measure: str) -> str:
-    sets = list(dict.fromkeys(row.key.data for row in rows))
+    sets = _sets(rows)
     methods = list(dict.fromkeys(row.key.method for row in rows))
     lines = [f"### {title(group)}", "", f"{measure}, {_unit(measure)}", ""]
     lines += ["| method | " + " | ".join(sets) + " | mean | worst gain | forwards | s |", "|---" * (len(sets) + 5) + "|"]
@@ -76,35 +74,42 @@ def _table(group: Group, rows: Sequence[Result], measure: str) -> str:
         own = [row for row in rows if row.key.method == method]
         cells = [_cell([row for row in own if row.key.data == name], measure) for name in sets]
         done = [row for row in own if row.status == "ok"]
-        full = {row.key.data for row in done} == set(sets)
-        average = _format(mean(mean(_values(done, name, measure)) for name in sets), measure) if full else "-"
+        values, gains = ([found for name in sets if (found := _values(done, name, wanted))] for wanted in (measure, "gain"))
+        average = _format(mean(map(mean, values)), measure) if len(values) == len(sets) else "-"
+        worst = f"{100 * min(map(mean, gains)):+.1f}" if len(gains) == len(sets) else "-"
         forwards = forwards_per_image(done)
-        gains = [mean(_values(done, name, "gain")) for name in sets if _values(done, name, "gain")]
-        worst = f"{100 * min(gains):+.1f}" if full else "-"
         lines.append(
             f"| {method} | " + " | ".join(cells) + f" | {average} | {worst} | {'-' if forwards is None else f'{forwards:.1f}'} | {_seconds(done)} |"
         )
-    return "\n".join(lines) + "\n" + _reasons(rows)
+    return "\n".join(lines) + "\n" + _reasons(rows) + _seeds(rows)
+
+
+def _sets(rows: Sequence[Result]) -> list[str]:
+    """Sets with a number; those that every method skipped have no column, for the protocol does not apply to them."""
+    skipped_only = {row.key.data for row in rows} - {row.key.data for row in rows if row.status != "skipped"}
+    return [name for name in dict.fromkeys(row.key.data for row in rows) if name not in skipped_only]
 
 
 def _unit(measure: str) -> str:
-    return "mean over seeds" if measure in _NOT_SHARES else "per cent, mean over seeds"
+    return "per cent, mean over seeds" if measure in SHARES else "mean over seeds"
 
 
 def _values(rows: Sequence[Result], data: str, measure: str) -> list[float]:
-    return [row.measures[measure] for row in rows if row.key.data == data and row.status == "ok"]
+    """Of each seed; none where a row lacks the measure, for a mean over some seeds would look like one over all."""
+    done = [row.measures for row in rows if row.key.data == data and row.status == "ok"]
+    return [measures[measure] for measures in done] if all(measure in measures for measures in done) else []
 
 
 def _cell(rows: Sequence[Result], measure: str) -> str:
-    values = [row.measures[measure] for row in rows if row.status == "ok"]
+    values = _values(rows, rows[0].key.data, measure) if rows else []
     if not values:
-        return rows[0].status.replace("_", " ") if rows else "-"
+        return "-" if not rows or any(row.status == "ok" for row in rows) else rows[0].status.replace("_", " ")
     spread = pstdev(values)
     return _format(mean(values), measure) + (f" ± {_format(spread, measure)}" if len(values) > 1 and spread > 0 else "")
 
 
 def _format(value: Any, measure: str) -> str:
-    return f"{value:.3f}" if measure in _NOT_SHARES else f"{100 * value:.1f}"
+    return f"{100 * value:.1f}" if measure in SHARES else f"{value:.3f}"
 
 
 def _seconds(rows: Sequence[Result]) -> str:
@@ -117,8 +122,25 @@ def _reasons(rows: Sequence[Result]) -> str:
     by_reason: dict[tuple[str, str, str], list[str]] = defaultdict(list)
     for method, data, status, reason in reasons:
         by_reason[method, status, reason].append(data)
-    lines = [f"- {method} {status.replace('_', ' ')} on {', '.join(data)}: {reason}." for (method, status, reason), data in by_reason.items()]
+    by_data: dict[tuple[str, str, str], list[str]] = defaultdict(list)
+    for (method, status, reason), data in by_reason.items():
+        by_data[status, reason, ", ".join(data)].append(method)
+    lines = [f"- {', '.join(methods)} {status.replace('_', ' ')} on {data}: {reason}." for (status, reason, data), methods in by_data.items()]
     return "\n".join(["", *lines, ""]) if lines else ""
+
+
+def _seeds(rows: Sequence[Result]) -> str:
+    """Which seeds the means are over, where methods differ in them."""
+    by_method: dict[str, set[int]] = defaultdict(set)
+    for row in rows:
+        if row.status == "ok":
+            by_method[row.key.method].add(row.key.seed)
+    by_seeds: dict[str, list[str]] = defaultdict(list)
+    for method, seeds in by_method.items():
+        by_seeds[", ".join(map(str, sorted(seeds)))].append(method)
+    if len(by_seeds) < 2:
+        return ""
+    return "\n- Not all have the same seeds: " + "; ".join(f"{seeds}: {', '.join(methods)}" for seeds, methods in by_seeds.items()) + ".\n"
 
 
 def _published(rows: Sequence[Result]) -> str:
