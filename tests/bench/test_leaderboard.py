@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -11,6 +12,7 @@ from finelens.bench.leaderboard import leaderboard, lines_of
 from finelens.bench.paired import mean_difference, paired_difference
 from finelens.bench.results import pack
 from finelens.bench.scatter import Point, scatter
+from finelens.bench.table import markdown_tables
 from finelens.errors import UserError
 from finelens.evaluation.metrics import mcnemar, paired_bootstrap
 from tests.bench.test_results import result
@@ -224,3 +226,18 @@ def test_the_best_mean_comes_first_and_zero_shot_of_another_profile_is_the_basel
     # Options make a table of their own, and no baseline.
     changed = leaderboard([entry("zero-shot", options=("text.x=1",)), entry("ot")])
     assert f"{gain:+.1f} [" not in changed
+
+
+def test_a_set_to_which_a_protocol_does_not_apply_is_said_once_and_counts_nowhere():
+    rows = [entry("ot"), entry("zero-shot"), nothing("ot", "b"), nothing("zero-shot", "b")]
+    page = leaderboard(rows)
+    assert "does not apply to b: too small." in page
+    assert [set(line.accuracy) for line in lines_of(rows)] == [{"a"}, {"a"}]
+    assert "not run on every set" not in page
+
+
+def test_a_table_in_which_everything_was_skipped_breaks_nothing():
+    elsewhere = replace(nothing("ot", "b"), key=key(method="ot", data="b", protocol="partial-10"))
+    rows = [entry("ot"), entry("zero-shot"), elsewhere]
+    assert "partial-10" in leaderboard(rows)
+    assert "- ot skipped on b: too small." in markdown_tables(rows)

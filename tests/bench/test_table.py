@@ -129,3 +129,10 @@ def test_runs_are_shown_one_by_one_with_their_branches():
     assert cells(text, "microclip") == ["microclip", "a", "0", "10 / 10", "25.0", "30.0", "50.0", "40.0", "45.0", "+20.0", "-1.0 to +6.2", "2"]
     assert cells(text, "ot")[4:10] == ["25.0", "-", "31.0", "-", "-", "+1.0"]
     assert "fair" not in text
+
+
+def test_a_set_to_which_a_protocol_does_not_apply_has_no_column():
+    text = markdown_tables([entry("ot", "a", 0.5), skipped("ot", "b"), entry("cupl", "a", 0.4), skipped("cupl", "b")])
+    assert cells(text, "method")[1:3] == ["a", "mean"]
+    assert cells(text, "ot")[1:3] == ["50.0", "50.0"]
+    assert "- ot, cupl skipped on b: too small." in text

@@ -12,6 +12,7 @@ from statistics import mean
 from finelens.bench.paired import (
     BASELINE,
     Difference,
+    applicable,
     by_data,
     forwards_per_image,
     grouped,
@@ -81,7 +82,7 @@ def lines_of(rows: Sequence[Result], zero_shot: Sequence[Result] = ()) -> list[L
         rows: Rows of one table.
         zero_shot: Rows of zero-shot under the same protocol and backbone, where it was run with another profile.
     """
-    sets = set(by_data(rows))
+    sets = set(applicable(rows))
     baseline = by_data([*zero_shot, *(row for row in rows if row.key.method == BASELINE)])
     lines = []
     for method in dict.fromkeys(row.key.method for row in rows):
@@ -100,7 +101,7 @@ def lines_of(rows: Sequence[Result], zero_shot: Sequence[Result] = ()) -> list[L
                 forwards_per_image(flat),
             )
         )
-    return sorted(lines, key=lambda line: -mean(line.accuracy.values()) if set(line.accuracy) == sets else 0.0)
+    return sorted(lines, key=lambda line: -mean(line.accuracy.values()) if set(line.accuracy) == sets != set() else 0.0)
 
 
 def _summary(setting: Setting, rows: Sequence[Result], everything: Sequence[Result]) -> str:
@@ -132,12 +133,15 @@ def _table(head: str, body: Sequence[str], caption: str) -> str:
 
 
 def _section(rows: Sequence[Result], zero_shot: Sequence[Result]) -> str:
-    sets = list(dict.fromkeys(row.key.data for row in rows))
+    sets = applicable(rows)
     lines = lines_of(rows, zero_shot)
     shown = [line for line in lines if line.accuracy]
     head = "".join(_header(name, name != "method") for name in ("method", FIRST, "worst difference", "forwards", "seconds", "seeds", *sets))
-    complete = [line for line in lines if set(line.accuracy) == set(sets)]
+    complete = [line for line in shown if set(line.accuracy) == set(sets)]
     caption = "Accuracy in per cent, mean over seeds; below it the difference to zero-shot with its 95 % interval. Forwards are per image."
+    skipped = {row.key.data: row.reason for row in rows if row.key.data not in sets}
+    if skipped:
+        caption += f" The protocol does not apply to {', '.join(skipped)}: {'; '.join(dict.fromkeys(skipped.values()))}."
     if len({line.seeds for line in shown}) > 1:
         caption += " Not all methods have the same number of seeds; what is in short above compares the same ones."
     absent = "".join(

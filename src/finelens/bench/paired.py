@@ -122,6 +122,12 @@ def by_data(results: Iterable[Result]) -> dict[str, list[Result]]:
     return dict(found)
 
 
+def applicable(rows: Sequence[Result]) -> list[str]:
+    """Data sets of a table in order of appearance, without those that every method skipped: the protocol does not apply to them."""
+    tried = {row.key.data for row in rows if row.status != "skipped"}
+    return [name for name in by_data(rows) if name in tried]
+
+
 Group = tuple[str, str, str, tuple[str, ...]]
 
 

@@ -8,7 +8,7 @@ from statistics import mean, pstdev
 from typing import Any
 
 from finelens.bench.measures import SHARES
-from finelens.bench.paired import Group, forwards_per_image, grouped, run_seconds, title
+from finelens.bench.paired import Group, applicable, forwards_per_image, grouped, run_seconds, title
 from finelens.bench.published import beside
 from finelens.bench.results import Result
 from finelens.errors import UserError
@@ -66,7 +66,7 @@ def _runs(group: Group, rows: Sequence[Result]) -> str:
 
 
 def _table(group: Group, rows: Sequence[Result], measure: str) -> str:
-    sets = _sets(rows)
+    sets = applicable(rows)
     methods = list(dict.fromkeys(row.key.method for row in rows))
     lines = [f"### {title(group)}", "", f"{measure}, {_unit(measure)}", ""]
     lines += ["| method | " + " | ".join(sets) + " | mean | worst gain | forwards | s |", "|---" * (len(sets) + 5) + "|"]
@@ -75,19 +75,13 @@ def _table(group: Group, rows: Sequence[Result], measure: str) -> str:
         cells = [_cell([row for row in own if row.key.data == name], measure) for name in sets]
         done = [row for row in own if row.status == "ok"]
         values, gains = ([found for name in sets if (found := _values(done, name, wanted))] for wanted in (measure, "gain"))
-        average = _format(mean(map(mean, values)), measure) if len(values) == len(sets) else "-"
-        worst = f"{100 * min(map(mean, gains)):+.1f}" if len(gains) == len(sets) else "-"
+        average = _format(mean(map(mean, values)), measure) if len(values) == len(sets) > 0 else "-"
+        worst = f"{100 * min(map(mean, gains)):+.1f}" if len(gains) == len(sets) > 0 else "-"
         forwards = forwards_per_image(done)
         lines.append(
             f"| {method} | " + " | ".join(cells) + f" | {average} | {worst} | {'-' if forwards is None else f'{forwards:.1f}'} | {_seconds(done)} |"
         )
     return "\n".join(lines) + "\n" + _reasons(rows) + _seeds(rows)
-
-
-def _sets(rows: Sequence[Result]) -> list[str]:
-    """Sets with a number; those that every method skipped have no column, for the protocol does not apply to them."""
-    skipped_only = {row.key.data for row in rows} - {row.key.data for row in rows if row.status != "skipped"}
-    return [name for name in dict.fromkeys(row.key.data for row in rows) if name not in skipped_only]
 
 
 def _unit(measure: str) -> str:
@@ -118,14 +112,14 @@ def _seconds(rows: Sequence[Result]) -> str:
 
 def _reasons(rows: Sequence[Result]) -> str:
     """Why cells are empty."""
-    reasons = dict.fromkeys((row.key.method, row.key.data, row.status, row.reason) for row in rows if row.status != "ok")
-    by_reason: dict[tuple[str, str, str], list[str]] = defaultdict(list)
+    reasons = dict.fromkeys((row.key.method, row.key.data, row.status.replace("_", " "), row.reason) for row in rows if row.status != "ok")
+    sets_of: dict[tuple[str, str, str], list[str]] = defaultdict(list)
     for method, data, status, reason in reasons:
-        by_reason[method, status, reason].append(data)
-    by_data: dict[tuple[str, str, str], list[str]] = defaultdict(list)
-    for (method, status, reason), data in by_reason.items():
-        by_data[status, reason, ", ".join(data)].append(method)
-    lines = [f"- {', '.join(methods)} {status.replace('_', ' ')} on {data}: {reason}." for (status, reason, data), methods in by_data.items()]
+        sets_of[method, status, reason].append(data)
+    methods_of: dict[tuple[str, str, str], list[str]] = defaultdict(list)
+    for (method, status, reason), sets in sets_of.items():
+        methods_of[status, ", ".join(sets), reason].append(method)
+    lines = [f"- {', '.join(methods)} {status} on {sets}: {reason}." for (status, sets, reason), methods in methods_of.items()]
     return "\n".join(["", *lines, ""]) if lines else ""
 
 
