@@ -7,7 +7,6 @@ import hashlib
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from finelens.classes.files import quote
 from finelens.classes.names import nearest
@@ -18,9 +17,6 @@ from finelens.methods.registry import METHODS, Method
 from finelens.predictions import escape_cell
 from finelens.protocol import Hints
 from finelens.schemas import LABEL_COLUMNS
-
-if TYPE_CHECKING:
-    pass
 
 NONE_OF_THESE = -1
 

@@ -232,3 +232,11 @@ def test_imagenet_v2_folders_are_numbers_and_not_texts(tmp_path):
     data = find_data("imagenet-v2", tmp_path)[1]()
     for image, label in zip(data.test.images, labels(data.test), strict=True):
         assert data.class_names[label] == f"class {image.path.stem}"
+
+
+def test_the_users_names_win_over_every_other_file(tmp_path):
+    (tmp_path / "imagenet").mkdir()
+    (tmp_path / "imagenet-r").mkdir()
+    (tmp_path / "imagenet/classnames.txt").write_text("n02012849 wading crane\n")
+    (tmp_path / "imagenet-r/README.txt").write_text("n02012849 crane\nn01440764 tench\n")
+    assert class_names(tmp_path / "imagenet", tmp_path / "imagenet-r") == {"n02012849": "wading crane", "n01440764": "tench"}

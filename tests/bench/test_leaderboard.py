@@ -231,7 +231,7 @@ def test_the_best_mean_comes_first_and_zero_shot_of_another_profile_is_the_basel
 def test_a_set_to_which_a_protocol_does_not_apply_is_said_once_and_counts_nowhere():
     rows = [entry("ot"), entry("zero-shot"), nothing("ot", "b"), nothing("zero-shot", "b")]
     page = leaderboard(rows)
-    assert "does not apply to b: too small." in page
+    assert "Everything was skipped on b: too small." in page
     assert [set(line.accuracy) for line in lines_of(rows)] == [{"a"}, {"a"}]
     assert "not run on every set" not in page
 
@@ -240,4 +240,29 @@ def test_a_table_in_which_everything_was_skipped_breaks_nothing():
     elsewhere = replace(nothing("ot", "b"), key=key(method="ot", data="b", protocol="partial-10"))
     rows = [entry("ot"), entry("zero-shot"), elsewhere]
     assert "partial-10" in leaderboard(rows)
-    assert "- ot skipped on b: too small." in markdown_tables(rows)
+    text = markdown_tables(rows)
+    assert "- ot skipped on b: too small." in text
+    header, ruler, *body = [line for line in text.splitlines() if line.startswith("|") and "b" not in line][-3:]
+    assert {line.count("|") for line in (header, ruler, *body)} == {6}
+
+
+def test_a_table_says_so_where_methods_differ_in_seeds():
+    said = "Not all methods have the same seeds"
+    assert said not in leaderboard([entry("ot"), entry("cupl"), entry("ot", seed=1), entry("cupl", seed=1)])
+    # One seed each, but not the same one.
+    assert said in leaderboard([entry("ot"), entry("cupl", seed=1)])
+    # Both have both seeds, but not on every set.
+    rows = [entry("ot"), entry("ot", seed=1), entry("ot", "b"), *(entry("cupl", data, seed=k) for data in "ab" for k in (0, 1))]
+    assert "seeds: 0, 1 on a and 0 on b: ot; 0, 1: cupl." in markdown_tables(rows)
+
+
+def test_zero_shot_of_another_seed_has_other_names_where_the_seed_draws_them():
+    rows = [entry("ot", seed=2, protocol="noise-2")], [entry("zero-shot", protocol="noise-2")]
+    assert paired_difference(*rows) is None
+    assert paired_difference(rows[0], [entry("zero-shot", seed=2, protocol="noise-2")]) is not None
+
+
+def test_files_are_compared_by_equal_keys_alone():
+    one, three = [entry("zero-shot")], [entry("zero-shot", seed=k, hits=np.roll(HITS["zero-shot"], k)) for k in range(3)]
+    line = compare_files(one, three).splitlines()[4]
+    assert line.endswith("| 1 | 1 |")

@@ -320,3 +320,8 @@ def test_stored_features_are_made_again_when_towers_compute_otherwise(toy_set, t
     assert encoded() == 0
     monkeypatch.setattr("finelens.feature_store.encoder.VIEWS_SCHEMA", -1)
     assert encoded() > 0
+
+
+def test_texts_are_those_of_the_data_set():
+    with pytest.raises(UserError, match="takes the texts of each data set"):
+        Plan((parse_protocol("inductive"),), ("cupl",), assignments=("text.templates=mine.txt",))

@@ -98,7 +98,7 @@ def test_methods_are_compared_on_the_seeds_that_all_have():
     assert {(one.rows, one.complete) for one in table.values()} == {(1, True)}
     assert said(rows, "Best by mean").startswith("Best by mean, partial-5 (1 set, seed 0): `ot`, 70.0, +20.0 [")
     assert "furthest below zero-shot `ot`, -10.0 (a, partial-5, seed 2); wholly below 1, of `ot`." in said(
-        rows, "Left out of these comparisons: 4 rows"
+        rows, "Left out of these comparisons: 2 rows"
     )
     assert "| method | partial-5 (1 set, seed 0) |" in summary(rows)
     everywhere = [row for row in rows if row.key.method in ("zero-shot", "ot")]
@@ -202,3 +202,24 @@ def test_what_the_committed_results_say():
     full = settings["embedded", "full", ()]
     best = max(standings(full), key=lambda one: one.means.get("inductive", 0))
     assert f"`{best.method}`, {100 * best.means['inductive']:.1f}" in said(full, "Best by mean, inductive")
+
+
+def test_methods_that_were_asked_about_other_images_break_nothing():
+    text = summary([entry("ot", 0.6, test="x"), entry("stata", 0.7, test="y"), entry("zero-shot", 0.5, test="x")])
+    assert "`ot`" in text
+    assert "`stata`" in text
+
+
+def test_a_protocol_under_which_only_zero_shot_was_run_hides_no_other():
+    rows = [entry("ot", 0.6), entry("zero-shot", 0.5), entry("zero-shot", 0.4, protocol="partial-5")]
+    text = summary(rows)
+    assert "Best by mean, inductive (1 set, seed 0): `ot`, 60.0" in text
+    assert "Best by mean, partial-5 (1 set, seed 0): `zero-shot`, 40.0; no method is better." in text
+    assert "for want of rows" not in text
+    assert "Best by cost: `ot`" in text
+
+
+def test_rows_that_are_left_out_are_told_in_plain_words():
+    both = [entry(method, 0.6) for method in ("ot", "stata")]
+    assert "Left out of these comparisons: 1 row of other seeds, none below zero-shot." in summary([*both, entry("ot", 0.6, seed=1)])
+    assert "Left out" not in summary([*both, entry("zero-shot", 0.5, seed=1, test="other")])

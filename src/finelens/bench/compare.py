@@ -37,8 +37,9 @@ def compare_files(a: Sequence[Result], b: Sequence[Result]) -> str:
         UserError: No two rows fit together.
     """
     parts = []
-    others = grouped(b)
-    for group, own in grouped(a).items():
+    both = {row.key for row in a} & {row.key for row in b}
+    others = grouped(row for row in b if row.key in both)
+    for group, own in grouped(row for row in a if row.key in both).items():
         theirs = others.get(group, [])
         for method in dict.fromkeys(row.key.method for row in own):
             table = _table([row for row in own if row.key.method == method], [row for row in theirs if row.key.method == method])

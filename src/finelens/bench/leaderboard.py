@@ -17,6 +17,7 @@ from finelens.bench.paired import (
     forwards_per_image,
     grouped,
     mean_difference,
+    mixed_seeds,
     paired_difference,
     run_seconds,
     title,
@@ -141,9 +142,9 @@ def _section(rows: Sequence[Result], zero_shot: Sequence[Result]) -> str:
     caption = "Accuracy in per cent, mean over seeds; below it the difference to zero-shot with its 95 % interval. Forwards are per image."
     skipped = {row.key.data: row.reason for row in rows if row.key.data not in sets}
     if skipped:
-        caption += f" The protocol does not apply to {', '.join(skipped)}: {'; '.join(dict.fromkeys(skipped.values()))}."
-    if len({line.seeds for line in shown}) > 1:
-        caption += " Not all methods have the same number of seeds; what is in short above compares the same ones."
+        caption += f" Everything was skipped on {', '.join(skipped)}: {'; '.join(dict.fromkeys(skipped.values()))}."
+    if mixed_seeds(rows):
+        caption += " Not all methods have the same seeds; what is in short above compares the same ones."
     absent = "".join(
         f"<li>{escape(line.method)}: {escape('; '.join(dict.fromkeys(line.notes.values())))}</li>" for line in lines if not line.accuracy
     )

@@ -59,6 +59,10 @@ class Plan:
     assignments: tuple[str, ...] = ()
     device: str = DEVICE
 
+    def __post_init__(self) -> None:
+        if "text" in parse_assignments(self.assignments):
+            raise UserError("bench takes the texts of each data set; leave out --set text.KEY=VALUE")
+
     def keys(self, data: str) -> Iterator[tuple[Key, Protocol]]:
         """Every row about a data set, in the order of the file."""
         options = tuple(sorted(self.assignments))

@@ -49,8 +49,8 @@ class Difference:
 def paired_difference(a: Iterable[Result], b: Iterable[Result]) -> Difference | None:
     """Compare rows of one data set, seed by seed.
 
-    Rows belong together if seed and test images are the same. Zero-shot answers alike whatever the seed: where it has no row of a seed, its row about
-    the same test images stands in. Other rows are left out. An image that several seeds ask about is one image: its differences are averaged before
+    Rows belong together if seed and test images are the same. Where zero-shot has no row of a seed, its row about the same test images stands in, see
+    :func:`row_at`. Other rows are left out. An image that several seeds ask about is one image: its differences are averaged before
     images are resampled.
 
     Returns:
@@ -92,9 +92,16 @@ def place_of(row: Result) -> Place:
 
 
 def row_at(rows: Mapping[Place, Result], place: Place) -> Result | None:
-    """A method's row at a place; of zero-shot any row about the same test images."""
-    stand_in = (row for (_, images), row in rows.items() if row.key.method == BASELINE and images == place[1])
+    """A method's row at a place; of zero-shot any row about the same test images.
+
+    Zero-shot answers alike whatever the seed, but for class names that the seed draws.
+    """
+    stand_in = (row for (_, images), row in rows.items() if row.key.method == BASELINE and images == place[1] and not _draws_names(row))
     return rows.get(place) or next(stand_in, None)
+
+
+def _draws_names(row: Result) -> bool:
+    return "noise-" in row.key.protocol
 
 
 def _resample(values: np.ndarray) -> np.ndarray:
@@ -122,8 +129,28 @@ def by_data(results: Iterable[Result]) -> dict[str, list[Result]]:
     return dict(found)
 
 
+def mixed_seeds(rows: Iterable[Result]) -> dict[str, str]:
+    """The seeds of each method in words where on some data set methods differ in them, so that their means are over other rows; else nothing."""
+    seeds: dict[str, dict[str, set[int]]] = defaultdict(lambda: defaultdict(set))
+    for row in rows:
+        if row.status == "ok":
+            seeds[row.key.method][row.key.data].add(row.key.seed)
+    by_set: dict[str, set[tuple[int, ...]]] = defaultdict(set)
+    for own in seeds.values():
+        for data, found in own.items():
+            by_set[data].add(tuple(sorted(found)))
+    if all(len(found) == 1 for found in by_set.values()):
+        return {}
+    return {method: _seeds_in_words(own) for method, own in seeds.items()}
+
+
+def _seeds_in_words(own: Mapping[str, set[int]]) -> str:
+    texts = {data: ", ".join(map(str, sorted(found))) for data, found in own.items()}
+    return next(iter(texts.values())) if len(set(texts.values())) == 1 else " and ".join(f"{text} on {data}" for data, text in texts.items())
+
+
 def applicable(rows: Sequence[Result]) -> list[str]:
-    """Data sets of a table in order of appearance, without those that every method skipped: the protocol does not apply to them."""
+    """Data sets of a table in order of appearance, without those that every method skipped."""
     tried = {row.key.data for row in rows if row.status != "skipped"}
     return [name for name in by_data(rows) if name in tried]
 

@@ -189,7 +189,8 @@ def _from_views(context: Context, method: Method, config: RunConfig, protocol: P
     start = time.perf_counter()
     alone = _ask_alone(engine, protocol, len(split.test), lambda i: predict_store(fitted.model, test_images.only(i), context.quiet, None, encoder))
     logits = {name: value.numpy() for name, value in predict_store(fitted.model, test_images, context.quiet, None, encoder).items()}
-    compare_alone(alone, logits["logits"], TOLERANCE)
+    # Views that fit into no cache were encoded twice.
+    compare_alone(alone, logits["logits"], tolerance_of(engine.device, engine.precision))
     # What a run by itself would have encoded.
     engine.no_grad_forwards = len(split.fit) + len(split.test) * (1 + plan.count)
     shared = {"features": "shared", "seconds_per_shared_forward": round(context.test.seconds_per_image, 5)}

@@ -108,10 +108,11 @@ def common(rows: Iterable[Result]) -> dict[str, Common]:
     """What the methods of a setting are compared on, by protocol in order of appearance."""
     own = list(rows)
     cells = _cells(own)
-    # Every row holds what zero-shot says of its images: rows of zero-shot that were not made keep no seed from being compared.
-    judged = {name: mine for name, mine in cells.items() if name != BASELINE} or cells
     found = {}
     for protocol in dict.fromkeys(row.key.protocol for row in own):
+        here = {name: mine for name, mine in cells.items() if any(cell[0] == protocol for cell in mine)}
+        # Every row holds what zero-shot says of its images: rows of zero-shot that were not made keep no seed from being compared.
+        judged = {name: mine for name, mine in here.items() if name != BASELINE} or here
         sets = tuple(dict.fromkeys(row.key.data for row in own if row.key.protocol == protocol))
         seeds = sorted({row.key.seed for row in own if row.key.protocol == protocol})
         there = {seed: {name for name, mine in judged.items() if all((protocol, data, seed) in mine for data in sets)} for seed in seeds}
@@ -122,20 +123,24 @@ def common(rows: Iterable[Result]) -> dict[str, Common]:
 
 def _cells(rows: Sequence[Result]) -> dict[str, dict[Cell, Result]]:
     """Rows of each method by cell, in order of appearance; a row of zero-shot stands wherever others were asked about its test images."""
-    images = {_cell(row): row.split["test_checksum"] for row in rows}
-    places: dict[str, dict[tuple[str, str], dict[Place, Result]]] = defaultdict(lambda: defaultdict(dict))
+    found: dict[str, dict[Cell, Result]] = defaultdict(dict)
     for row in rows:
-        places[row.key.method][row.key.protocol, row.key.data][place_of(row)] = row
-    return {
-        method: {cell: found for cell, test in images.items() if (found := row_at(own[cell[:2]], (cell[2], test))) is not None}
-        for method, own in places.items()
-    }
+        found[row.key.method][_cell(row)] = row
+    zero_shot: dict[tuple[str, str], dict[Place, Result]] = defaultdict(dict)
+    for cell, row in found.get(BASELINE, {}).items():
+        zero_shot[cell[:2]][place_of(row)] = row
+    for row in rows:
+        stand_in = row_at(zero_shot.get(_cell(row)[:2], {}), place_of(row))
+        if stand_in is not None:
+            found[BASELINE].setdefault(_cell(row), stand_in)
+    return dict(found)
 
 
 def standings(rows: Sequence[Result]) -> list[Standing]:
     """Every method of a setting, in order of appearance."""
     shared = common(rows)
-    asked = {_cell(row) for row in rows if row.key.seed in shared[row.key.protocol].seeds or not shared[row.key.protocol].seeds}
+    judged = [row for row in rows if row.key.method != BASELINE] or rows
+    asked = {_cell(row) for row in judged if row.key.seed in shared[row.key.protocol].seeds or not shared[row.key.protocol].seeds}
     needed = {cell for cell in asked if not cell[0].startswith(ONLINE)} or asked
     return [_standing(method, cells, shared, needed) for method, cells in _cells(rows).items()]
 
@@ -194,7 +199,8 @@ def findings(table: Sequence[Standing], rows: Sequence[Result], zero_shot: Seque
     left = [f"`{one.method}`" for one in table if not one.complete]
     if left:
         lines.append(f"Not compared over all protocols and sets, for want of rows: {', '.join(left)}.")
-    lines += _left_out([row for row in rows if shared[row.key.protocol].seeds and row.key.seed not in shared[row.key.protocol].seeds])
+    judged_rows = [row for row in rows if row.key.method != BASELINE]
+    lines += _left_out([row for row in judged_rows if shared[row.key.protocol].seeds and row.key.seed not in shared[row.key.protocol].seeds])
     lines.append(_falls(f"The default, `{DEFAULT}`,", [row for row in rows if row.key.method == DEFAULT]))
     lines.append(_falls(f"`--method {AUTO}`{_takes(rows)}", auto_rows(rows)))
     return lines
@@ -293,9 +299,12 @@ def _left_out(rows: Sequence[Result]) -> list[str]:
     if not rows:
         return []
     lowest, below = min(rows, key=lambda row: row.measures["difference"]), [row for row in rows if _wholly_below([row])]
+    text = f"Left out of these comparisons: {len(rows)} {'row' if len(rows) == 1 else 'rows'} of other seeds"
+    if lowest.measures["difference"] >= 0:
+        return [f"{text}, none below zero-shot."]
     names = ", ".join(dict.fromkeys(f"`{row.key.method}`" for row in below))
     fall = f"furthest below zero-shot `{lowest.key.method}`, {_fall(lowest)}; wholly below {len(below)}{f', of {names}' if names else ''}"
-    return [f"Left out of these comparisons: {len(rows)} rows of seeds that fewer methods have. Among them {fall}."]
+    return [f"{text}. Among them {fall}."]
 
 
 def _fall(row: Result) -> str:

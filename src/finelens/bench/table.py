@@ -8,7 +8,7 @@ from statistics import mean, pstdev
 from typing import Any
 
 from finelens.bench.measures import SHARES
-from finelens.bench.paired import Group, applicable, forwards_per_image, grouped, run_seconds, title
+from finelens.bench.paired import Group, applicable, forwards_per_image, grouped, mixed_seeds, run_seconds, title
 from finelens.bench.published import beside
 from finelens.bench.results import Result
 from finelens.errors import UserError
@@ -52,7 +52,8 @@ def markdown_runs(results: Iterable[Result]) -> str:
 def _runs(group: Group, rows: Sequence[Result]) -> str:
     branches = list(dict.fromkeys(name for row in rows for name in row.measures.get("branches", {})))
     columns = ["method", "set", "seed", "fit / test images", "zero-shot", "descriptions", "accuracy", *branches, "gain", "95 % interval", "s"]
-    lines = [f"### {title(group)}", "", "| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
+    lines = [f"### {title(group)}", "", "per cent; gain and interval against the better of zero-shot and descriptions", ""]
+    lines += ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
     for row in rows:
         measures, key = row.measures, row.key
         low, high = (100 * end for end in measures["gain_interval"])
@@ -69,7 +70,8 @@ def _table(group: Group, rows: Sequence[Result], measure: str) -> str:
     sets = applicable(rows)
     methods = list(dict.fromkeys(row.key.method for row in rows))
     lines = [f"### {title(group)}", "", f"{measure}, {_unit(measure)}", ""]
-    lines += ["| method | " + " | ".join(sets) + " | mean | worst gain | forwards | s |", "|---" * (len(sets) + 5) + "|"]
+    columns = ["method", *sets, "mean", "worst gain", "forwards", "s"]
+    lines += ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
     for method in methods:
         own = [row for row in rows if row.key.method == method]
         cells = [_cell([row for row in own if row.key.data == name], measure) for name in sets]
@@ -78,9 +80,8 @@ def _table(group: Group, rows: Sequence[Result], measure: str) -> str:
         average = _format(mean(map(mean, values)), measure) if len(values) == len(sets) > 0 else "-"
         worst = f"{100 * min(map(mean, gains)):+.1f}" if len(gains) == len(sets) > 0 else "-"
         forwards = forwards_per_image(done)
-        lines.append(
-            f"| {method} | " + " | ".join(cells) + f" | {average} | {worst} | {'-' if forwards is None else f'{forwards:.1f}'} | {_seconds(done)} |"
-        )
+        cells = [method, *cells, average, worst, "-" if forwards is None else f"{forwards:.1f}", _seconds(done)]
+        lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n" + _reasons(rows) + _seeds(rows)
 
 
@@ -125,16 +126,12 @@ def _reasons(rows: Sequence[Result]) -> str:
 
 def _seeds(rows: Sequence[Result]) -> str:
     """Which seeds the means are over, where methods differ in them."""
-    by_method: dict[str, set[int]] = defaultdict(set)
-    for row in rows:
-        if row.status == "ok":
-            by_method[row.key.method].add(row.key.seed)
-    by_seeds: dict[str, list[str]] = defaultdict(list)
-    for method, seeds in by_method.items():
-        by_seeds[", ".join(map(str, sorted(seeds)))].append(method)
-    if len(by_seeds) < 2:
+    methods_of: dict[str, list[str]] = defaultdict(list)
+    for method, seeds in mixed_seeds(rows).items():
+        methods_of[seeds].append(method)
+    if not methods_of:
         return ""
-    return "\n- Not all have the same seeds: " + "; ".join(f"{seeds}: {', '.join(methods)}" for seeds, methods in by_seeds.items()) + ".\n"
+    return "\n- Not all have the same seeds: " + "; ".join(f"{seeds}: {', '.join(methods)}" for seeds, methods in methods_of.items()) + ".\n"
 
 
 def _published(rows: Sequence[Result]) -> str:

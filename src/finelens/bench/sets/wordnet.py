@@ -15,8 +15,8 @@ from finelens.classes.names import check_names, normalise
 from finelens.errors import UserError
 
 OWN_NAMES = "classnames.txt"
-# The later ones win: the user's own file has the last word.
-NAME_FILES = ("README.txt", "LOC_synset_mapping.txt", OWN_NAMES)
+# The later ones win.
+NAME_FILES = ("README.txt", "LOC_synset_mapping.txt")
 # Crane, cardigan and maillot are the first synonyms of two classes each; no other is. These names are ours.
 TOLD_APART = {
     "n02012849": "crane bird",
@@ -58,7 +58,9 @@ def read_variant(name: str, folder: Path, images: Path, templates: Templates = N
 
 
 def class_names(*folders: Path, first: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Names by WordNet id from the files of folders, later ones winning: lines ``n01440764 tench, Tinca tinca``; other lines are passed over.
+    """Names by WordNet id from the files of folders: lines ``n01440764 tench, Tinca tinca``; other lines are passed over.
+
+    Later folders win over earlier ones, and ``classnames.txt``, the user's own, over every other file.
 
     Of a list of synonyms the first is the name. Where two classes would share it, each takes our name if there is one, else its whole list; lines of
     ``classnames.txt`` are never replaced by our names.
@@ -68,14 +70,11 @@ def class_names(*folders: Path, first: Mapping[str, str] | None = None) -> dict[
         first: Synonyms by WordNet id that any file overrules.
     """
     synonyms = dict(first or {})
-    own: set[str] = set()
     for folder in folders:
         for file in NAME_FILES:
-            if (folder / file).is_file():
-                pairs = [line.partition(" ") for line in text_lines(folder / file)]
-                found = {wnid: name.strip() for wnid, _, name in pairs if is_wnid(wnid) and name.strip()}
-                synonyms.update(found)
-                own = own | found.keys() if file == OWN_NAMES else own - found.keys()
+            synonyms.update(_lines(folder / file))
+    own = {wnid: name for folder in folders for wnid, name in _lines(folder / OWN_NAMES).items()}
+    synonyms.update(own)
     groups: dict[str, list[str]] = defaultdict(list)
     for wnid, text in synonyms.items():
         groups[normalise(_first(text))].append(wnid)
@@ -86,6 +85,12 @@ def class_names(*folders: Path, first: Mapping[str, str] | None = None) -> dict[
         return text if wnid in own else TOLD_APART.get(wnid, text)
 
     return {wnid: name(wnid, text) for wnid, text in synonyms.items()}
+
+
+def _lines(file: Path) -> dict[str, str]:
+    """Names by WordNet id; none where the file is missing."""
+    pairs = [line.partition(" ") for line in text_lines(file)] if file.is_file() else []
+    return {wnid: name.strip() for wnid, _, name in pairs if is_wnid(wnid) and name.strip()}
 
 
 def _first(text: str) -> str:
