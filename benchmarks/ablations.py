@@ -14,8 +14,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-from click.testing import CliRunner
-
 from finelens.cli import main as finelens
 
 PROTOCOL, PROFILE = "inductive", "small"
@@ -69,10 +67,11 @@ def run(method: str, switch: str | None, data: Path, sets: list[str], out: Path)
         arguments += ["--data", name]
     if switch is not None:
         arguments += ["--set", f"method.{switch}"]
-    result = CliRunner().invoke(finelens, arguments, catch_exceptions=False)
-    if result.exit_code:
-        raise SystemExit(result.output)
-    print(result.output, end="", flush=True)
+    try:
+        finelens(arguments)
+    except SystemExit as stop:
+        if stop.code:
+            raise
 
 
 def table(rows: list[dict[str, Any]]) -> str:

@@ -1,0 +1,53 @@
+"""``benchmarks/ablations.py``: its switches are options of the methods, and its command is one that the program takes."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from finelens.config import from_mapping, parse_assignments
+from finelens.methods.registry import find_method
+
+SCRIPT = Path(__file__).parents[2] / "benchmarks/ablations.py"
+
+
+@pytest.fixture(scope="module")
+def ablations() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("ablations", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_switch_is_an_option_with_another_value_than_its_default(ablations):
+    for method, switches in ablations.SWITCHES.items():
+        config = find_method(method).config_class
+        for switch in switches:
+            options = parse_assignments([f"method.{switch}"])["method"]
+            assert from_mapping(config, options, "method") != config(), switch
+
+
+def test_the_command_is_taken_and_a_failure_stops_the_script(ablations, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        ablations.run("fair", "eta=0", tmp_path, ["nowhere"], tmp_path / "out.jsonl")
+    assert stop.value.code == 2
+    assert "nowhere" in capsys.readouterr().err
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_a_command_that_succeeds_lets_the_script_go_on(ablations, monkeypatch, tmp_path):
+    given = []
+
+    def succeed(arguments):
+        given.append(arguments)
+        raise SystemExit(0)
+
+    monkeypatch.setattr(ablations, "finelens", succeed)
+    ablations.run("fair", None, tmp_path, ["a", "b"], tmp_path / "out.jsonl")
+    ablations.run("fair", "eta=0", tmp_path, ["a"], tmp_path / "out.jsonl")
+    assert [arguments[-2:] for arguments in given] == [["--data", "b"], ["--set", "method.eta=0"]]
