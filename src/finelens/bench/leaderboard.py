@@ -130,7 +130,8 @@ def _code(line: str) -> str:
 
 def _table(head: str, body: Sequence[str], caption: str) -> str:
     rows = "\n".join(body)
-    return f'<div class="scroll"><table><caption>{escape(caption)}</caption><thead><tr>{head}</tr></thead><tbody>\n{rows}\n</tbody></table></div>'
+    about = f"<caption><span>{escape(caption)}</span></caption>"
+    return f'<div class="scroll"><table>{about}<thead><tr>{head}</tr></thead><tbody>\n{rows}\n</tbody></table></div>'
 
 
 def _section(rows: Sequence[Result], zero_shot: Sequence[Result]) -> str:
