@@ -77,20 +77,29 @@ def run(method: str, switch: str | None, data: Path, sets: list[str], out: Path)
 def table(rows: list[dict[str, Any]]) -> str:
     """One line a switch: accuracy on each set, and the difference to the default in brackets."""
     found = {
-        (row["method"], tuple(row["options"]), row["data"]): 100 * row["measures"]["accuracy"]
+        (row["method"], tuple(row["options"]), row["data"]): row
         for row in rows
-        if row["status"] == "ok" and (row["protocol"], row["profile"], row["seed"]) == (PROTOCOL, PROFILE, 0)
+        if (row["protocol"], row["profile"], row["seed"]) == (PROTOCOL, PROFILE, 0)
     }
     sets = list(dict.fromkeys(data for _, options, data in found if options))
     lines = ["| method | switch | what it leaves out | " + " | ".join(sets) + " |", "|---" * (len(sets) + 3) + "|"]
     for method, switches in SWITCHES.items():
         base = [found.get((method, (), data)) for data in sets]
-        lines.append(f"| `{method}` | default | | " + " | ".join("-" if b is None else f"{b:.1f}" for b in base) + " |")
+        lines.append(f"| `{method}` | default | | " + " | ".join(cell(row, None) for row in base) + " |")
         for switch, meaning in switches.items():
-            values = [found.get((method, (f"method.{switch}",), data)) for data in sets]
-            cells = ["-" if v is None else f"{v:.1f}" if b is None else f"{v:.1f} ({v - b:+.1f})" for v, b in zip(values, base, strict=True)]
+            cells = [cell(found.get((method, (f"method.{switch}",), data)), default) for data, default in zip(sets, base, strict=True)]
             lines.append(f"| `{method}` | `{switch}` | {meaning} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def cell(row: dict[str, Any] | None, base: dict[str, Any] | None) -> str:
+    """Accuracy in per cent, and the difference to the default's; the status of a row without a number."""
+    if row is None:
+        return "-"
+    if row["status"] != "ok":
+        return str(row["status"]).replace("_", " ")
+    value = 100 * row["measures"]["accuracy"]
+    return f"{value:.1f}" if base is None or base["status"] != "ok" else f"{value:.1f} ({value - 100 * base['measures']['accuracy']:+.1f})"
 
 
 if __name__ == "__main__":

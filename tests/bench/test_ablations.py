@@ -51,3 +51,15 @@ def test_a_command_that_succeeds_lets_the_script_go_on(ablations, monkeypatch, t
     ablations.run("fair", None, tmp_path, ["a", "b"], tmp_path / "out.jsonl")
     ablations.run("fair", "eta=0", tmp_path, ["a"], tmp_path / "out.jsonl")
     assert [arguments[-2:] for arguments in given] == [["--data", "b"], ["--set", "method.eta=0"]]
+
+
+def test_the_table_shows_differences_and_why_a_number_is_missing(ablations):
+    def row(accuracy, *options, data="a", status="ok"):
+        key = {"method": "fair", "options": list(options), "data": data, "protocol": "inductive", "profile": "small", "seed": 0}
+        return {**key, "status": status, "measures": {"accuracy": accuracy} if status == "ok" else {}}
+
+    rows = [row(0.5), row(0.53, "method.eta=0"), row(0, "method.crops=0", status="broke_a_rule"), row(0.6, "method.eta=0", data="b")]
+    lines = {line.split("|")[2].strip(): line for line in ablations.table(rows).splitlines() if "`fair`" in line}
+    assert lines["default"].endswith("| 50.0 | - |")
+    assert lines["`eta=0`"].endswith("| 53.0 (+3.0) | 60.0 |")
+    assert lines["`crops=0`"].endswith("| broke a rule | - |")
