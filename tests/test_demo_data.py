@@ -1,13 +1,11 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
 import io
 import itertools
 import json
 import re
 import struct
-import sys
 import zlib
 from collections import Counter
 from pathlib import Path
@@ -18,6 +16,7 @@ import pytest
 from PIL import Image
 
 from finelens import demo
+from tests.toy import load_script
 
 SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "build_demo.py"
 ALLOWED = re.compile(r"^(public domain|cc0 public domain|CC0-1\.0|CC-BY-(SA-)?\d\.0)( \(original photo: CC-BY-(SA-)?\d\.0\))?$", re.IGNORECASE)
@@ -47,13 +46,7 @@ def classes() -> list[str]:
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("build_demo", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return load_script(SCRIPT)
 
 
 def test_size_and_counts() -> None:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import atexit
 import copy
 import hashlib
+import importlib.util
 import json
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -191,3 +194,15 @@ def forwards(run: Path) -> tuple[int, int]:
     """Images that a finished run encoded, without and with gradient."""
     end = json.loads((run / "events.jsonl").read_text(encoding="utf-8").splitlines()[-1])
     return end["no_grad_forwards"], end["grad_forwards"]
+
+
+def load_script(path: Path) -> ModuleType:
+    """A script of the project as a module, without running its command."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    # Its dataclasses look their module up by name.
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module

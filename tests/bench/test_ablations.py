@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from types import ModuleType
 
@@ -10,18 +9,14 @@ import pytest
 
 from finelens.config import from_mapping, parse_assignments
 from finelens.methods.registry import find_method
+from tests.toy import load_script
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks/ablations.py"
 
 
 @pytest.fixture(scope="module")
 def ablations() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("ablations", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(SCRIPT)
 
 
 def test_every_switch_is_an_option_with_another_value_than_its_default(ablations):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
 import sys
@@ -11,14 +10,12 @@ from pathlib import Path
 import pytest
 
 from finelens.files import write_json
+from tests.toy import load_script
 
 
 @pytest.fixture(scope="module")
 def signals():
-    spec = importlib.util.spec_from_file_location("signals", Path(__file__).parents[2] / "benchmarks/signals.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(Path(__file__).parents[2] / "benchmarks/signals.py")
 
 
 def evaluated(run, target, low, high):

@@ -11,7 +11,6 @@ if TYPE_CHECKING:
 
     from finelens.protocol import Backbone
 
-EMBEDDED = "embedded"
 FORMS = "embedded, open_clip:NAME/TAG (e.g. open_clip:ViT-B-32/openai), hf-hub:ORG/REPO[@COMMIT], local:DIR"
 
 
@@ -24,7 +23,7 @@ def load_backbone(spec: str) -> Backbone:
     Raises:
         UserError: Unknown form, or a model that cannot be found or read; the message names the remedy.
     """
-    if spec == EMBEDDED:
+    if spec == "embedded":
         from finelens.backbones.embedded import EmbeddedBackbone
 
         return EmbeddedBackbone()
@@ -56,7 +55,7 @@ def rebuild_image_tower(config: dict[str, Any], state: dict[str, Tensor]) -> Bac
         from finelens.backbones.features_only import FeatureBackbone
 
         return FeatureBackbone.from_config(config)
-    if kind == EMBEDDED:
+    if kind == "embedded":
         from finelens.backbones.embedded import EmbeddedBackbone
 
         return EmbeddedBackbone.image_only(config, state)

@@ -56,14 +56,10 @@ def bench(
     from finelens.bench.protocols import parse_protocol
     from finelens.bench.results import ResultsFile
     from finelens.bench.sets.find import find_data
-    from finelens.config import parse_assignments
     from finelens.console import Console
     from finelens.files import check_target
 
     check_target(out, '{"schema": 1, "data": ')
-    parse_assignments(assignments)
-    root = data_root or (Path(os.environ[DATA_ROOT]) if os.environ.get(DATA_ROOT) else None)
-    found = [find_data(text, root) for text in data]
     plan = Plan(
         protocols=tuple(parse_protocol(text) for text in _items(protocols, "--protocols")),
         methods=choose_methods(_items(methods, "--methods")),
@@ -73,6 +69,8 @@ def bench(
         assignments=assignments,
         device=device,
     )
+    root = data_root or (Path(os.environ[DATA_ROOT]) if os.environ.get(DATA_ROOT) else None)
+    found = [find_data(text, root) for text in data]
     busy = run(plan, [read for _, read in found], [name for name, _ in found], ResultsFile(out), Console())
     if busy:
         click.echo(f"{busy} rows are being computed by another process", err=True)

@@ -125,11 +125,12 @@ class Dpa(Task):
         assert batch.weak is not None
         assert batch.strong is not None
         weak = self.engine.encode_frozen(batch.weak).global_
-        pseudo, unaligned = self.hints.apply_to(batch.index, self.pseudo_labels(weak)), self.unaligned_posterior(weak)
+        pseudo = self.hints.apply_to(batch.index, self.pseudo_labels(weak))
         loss, log = self.loss(self.engine.encode(batch.strong).global_, pseudo)
         self.memory_features[batch.index] = weak.to(self.memory_features.dtype)
         self.memory_labels[batch.index] = pseudo.labels
-        self.class_prior.remember(batch.index, self.hints.clamp(batch.index, unaligned))
+        if self.config.marginal == "prior":
+            self.class_prior.remember(batch.index, self.hints.clamp(batch.index, self.unaligned_posterior(weak)))
         return StepOutput(loss, log, pseudo.labels)
 
     def loss(self, strong: Tensor, pseudo: PseudoLabels) -> tuple[Tensor, dict[str, float | Tensor]]:

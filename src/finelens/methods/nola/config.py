@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from finelens.backbones.registry import EMBEDDED
 from finelens.methods.student import StudentConfig
 from finelens.strict import require
 
@@ -52,7 +51,7 @@ class NolaConfig(StudentConfig):
         require(0 < self.held_out < 1, "method.held_out", "between 0 and 1", self.held_out)
         require(self.patience >= 1, "method.patience", "at least 1", self.patience)
         scheme, _, rest = self.second_encoder.partition(":")
-        known = self.second_encoder in ("self", EMBEDDED) or (scheme in ("timm", "local") and bool(rest))
+        known = self.second_encoder in ("self", "embedded") or (scheme in ("timm", "local") and bool(rest))
         require(known, "method.second_encoder", FORMS, self.second_encoder)
         if scheme == "timm":
             require(self.second_checkpoint is not None, "method.second_checkpoint", f"the safetensors file of {self.second_encoder}", None)

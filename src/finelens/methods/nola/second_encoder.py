@@ -13,7 +13,7 @@ from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 from torchvision.transforms.v2.functional import normalize
 
-from finelens.backbones.registry import EMBEDDED, load_backbone
+from finelens.backbones.registry import load_backbone
 from finelens.errors import UserError
 from finelens.files import load_tensors
 from finelens.methods.nola.config import NolaConfig
@@ -48,11 +48,11 @@ def second_features(config: NolaConfig, engine: Engine, features: TargetFeatures
         UserError: The second encoder cannot be loaded.
     """
     scheme, _, rest = config.second_encoder.partition(":")
-    if scheme == "self" or engine.backbone.name == config.second_encoder == EMBEDDED:
+    if scheme == "self" or engine.backbone.name == config.second_encoder == "embedded":
         return features.cls
     assert features.views is not None
     with engine.stopwatch("second encoder"):
-        if scheme in (EMBEDDED, "local"):
+        if scheme in ("embedded", "local"):
             second = Engine(load_backbone(config.second_encoder), engine.device, engine.precision)
             second.processes = engine.processes
             return second.features(features.views(second.backbone.preprocess)).cls
