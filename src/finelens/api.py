@@ -65,8 +65,8 @@ def make_config(verb: str, photos: str, method: str, assignments: Assignments, *
     if idle and not found.trains:
         raise UserError(f"training.{idle[0]} has no effect: method {method} does not train; choose another --method or leave it out")
     text = from_mapping(TextConfig, assignments.get("text", {}), "text")
-    wanted = from_mapping(TrainingConfig, {**found.training_defaults, **training}, "training")
     options: Any = from_mapping(found.config_class, assignments.get("method", {}), "method")
+    wanted = from_mapping(TrainingConfig, {**found.training_with(options), **training}, "training")
     if isinstance(options, SupportConfig) and options.support is not None:
         options = replace(options, support=_absolute(options.support))
     if isinstance(options, JointGmmConfig):

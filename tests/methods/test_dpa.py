@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch.autograd import gradcheck
 
+from finelens.api import make_config
 from finelens.config import TrainingConfig
 from finelens.errors import UserError
 from finelens.methods import dpa
@@ -24,6 +25,7 @@ from finelens.methods.dpa.task import Dpa
 from finelens.protocol import Batch, TargetFeatures
 from finelens.strict import from_mapping, to_plain
 from finelens.training.losses import log_batch_marginal, marginal_loss
+from finelens.training.schedule import learning_rate
 from tests.methods.tiny import (
     DIM,
     Pictures,
@@ -351,6 +353,23 @@ def test_presets_fill_what_is_not_given():
     config = DpaConfig(preset="eurosat", image_share=0.3)
     assert (config.image_share, config.align_scale, config.marginal_weight, config.align_weight) == (0.3, 0.01, 1.0, 0.01)
     assert from_mapping(DpaConfig, to_plain(config), "method") == config
+
+
+def test_a_preset_sets_learning_rate_and_epochs_below_what_is_given():
+    def training(**assignments):
+        return make_config("adapt", "photos", "dpa", assignments, backbone="embedded").training
+
+    common = TrainingConfig()
+    assert (training().lr, training().epochs) == (common.lr, common.epochs) == (1e-4, 15)
+    eurosat = training(method={"preset": "eurosat"})
+    assert (eurosat.lr, eurosat.min_lr, eurosat.epochs) == (3e-5, 2e-6, 10)
+    assert training(method={"preset": "eurosat"}, training={"epochs": 2, "lr": 1e-3}).epochs == 2
+    assert training(method={"preset": "eurosat"}, training={"epochs": 2, "lr": 1e-3}).lr == 1e-3
+    for preset in PUBLISHED:
+        found = training(method={"preset": preset})
+        rates = [learning_rate(step, 3, found) for step in range(3 * found.epochs)]
+        assert rates[0] == pytest.approx(PUBLISHED[preset].lr)
+        assert rates == sorted(rates, reverse=True), preset
 
 
 def test_documented_presets_are_those_of_the_code():

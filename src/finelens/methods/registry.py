@@ -57,6 +57,10 @@ class Method:
         """Options of ``training`` that the method was published with, where they differ from the common ones: ``TRAINING`` of its module."""
         return dict(getattr(importlib.import_module(self.module), "TRAINING", {}))
 
+    def training_with(self, options: Any) -> dict[str, Any]:
+        """:attr:`training_defaults`, and above them what the method's own options ask for, such as a named preset: their ``training_defaults``."""
+        return {**self.training_defaults, **getattr(options, "training_defaults", {})}
+
     @property
     def build(self) -> Builder:
         """Makes the task."""

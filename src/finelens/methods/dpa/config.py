@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from finelens.config import TrainingConfig
 from finelens.methods.dpa.presets import PRESETS
 from finelens.strict import require
 from finelens.training.marginal import Marginal
@@ -45,8 +46,8 @@ class DpaConfig:
     The four that may be null take the preset's value, and hold that number from then on.
 
     Attributes:
-        preset: ``default`` (the median of the published settings), or the published settings of one data set. A preset's learning rate and epochs
-            belong to the training section and are not applied.
+        preset: ``default`` (the median of the published settings, with the common optimisation), or the published settings of one data set, learning
+            rate and epochs included.
         image_share: Share a of the image prototypes in the pseudo-label; 0 labels by text alone, 1 by images alone.
         align_scale: Scale of the alignment term as a share of the model's logit scale (published: 1 and 0.01 of CLIP's 100).
         marginal_weight: Weight of the marginal term.
@@ -75,6 +76,14 @@ class DpaConfig:
             require(0 <= value < math.inf, f"method.{name}", "at least 0 and finite", value)
         require(self.strengths.image_share <= 1, "method.image_share", "between 0 and 1", self.image_share)
         require(self.queue >= 0, "method.queue", "0 (no distribution alignment) or more", self.queue)
+
+    @property
+    def training_defaults(self) -> dict[str, float]:
+        """Learning rate and epochs of a data set's preset. A rate below the common final one stays where it is (the released cosine rises)."""
+        if self.preset == "default":
+            return {}
+        preset = PRESETS[self.preset]
+        return {"lr": preset.lr, "min_lr": min(TrainingConfig.min_lr, preset.lr), "epochs": preset.epochs}
 
     @property
     def strengths(self) -> Strengths:

@@ -15,8 +15,8 @@ class Preset:
         align_scale: Scale of the alignment term over the logit scale, w / s.
         marginal_weight: Weight of the marginal term, reg.
         align_weight: Weight of the alignment term, align.
-        lr: Peak learning rate; set it as ``training.lr``.
-        epochs: Set them as ``training.epochs``.
+        lr: Peak learning rate.
+        epochs: Passes over the images.
     """
 
     image_share: float
