@@ -100,7 +100,7 @@ def ample(monkeypatch):
     """A rule for 24 pictures, of which zero-shot names every class, an estimate of two minutes, and training of two epochs."""
     monkeypatch.setattr(auto, "FEW_IMAGES", 5)
     monkeypatch.setattr(auto, "MANY_IMAGES", 20)
-    monkeypatch.setattr(choice, "estimate", lambda *_: Estimate(120.0, 1.0, TowerFlops(1, 1)))
+    monkeypatch.setattr(choice, "estimate", lambda *_: Estimate(120.0, 1.0, 1.0, TowerFlops(1, 1)))
     monkeypatch.setattr(choice, "cosine_logits", lambda *_: torch.eye(len(CLASSES)).repeat(6, 1))
     method = find_method("microclip")
     monkeypatch.setattr(type(method), "training_defaults", property(lambda self: {"epochs": 2, "batch_size": 8} if self.trains else {}))

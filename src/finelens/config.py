@@ -54,6 +54,8 @@ class TrainingConfig:
         min_lr: Learning rate at the end of the cosine.
         weight_decay: Decoupled weight decay of the parameters that take it.
         scope: Which image-tower parameters learn: ``none``, ``norm``, ``last-k-norm``, ``lora-r``, ``svd`` or ``all``, see ``Backbone.tunable``.
+        cached_prefix: With ``scope=last-k-norm``: draws of views that each image has. Epochs go round them, and what the frozen blocks give for them
+            is kept. 0: new views in every epoch, as published.
         precision: Arithmetic of the tower; ``auto`` lets the device decide.
         compile: Whether the tower goes through ``torch.compile``; ``auto``: on CUDA for long runs. The same numbers up to rounding.
     """
@@ -64,6 +66,7 @@ class TrainingConfig:
     min_lr: float = 2e-6
     weight_decay: float = 0.1
     scope: str = "norm"
+    cached_prefix: int = 0
     precision: Precision = "auto"
     compile: Compile = "auto"
 
@@ -74,6 +77,10 @@ class TrainingConfig:
         require(0 <= self.min_lr <= self.lr, "training.min_lr", f"between 0 and training.lr ({self.lr:g})", self.min_lr)
         require(0 <= self.weight_decay < math.inf, "training.weight_decay", "at least 0 and finite", self.weight_decay)
         require(bool(self.scope.strip()), "training.scope", "a tuning scope such as norm", self.scope)
+        require(self.cached_prefix >= 0, "training.cached_prefix", "0 (new views in every epoch) or more", self.cached_prefix)
+        if self.cached_prefix:
+            wanted = "last-k-norm where training.cached_prefix is given, for example last-3-norm: other scopes leave no first blocks as they are"
+            require(self.scope.startswith("last-"), "training.scope", wanted, self.scope)
 
 
 @dataclass(frozen=True)

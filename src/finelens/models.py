@@ -176,7 +176,7 @@ def _rebuild(folder: Path, document: dict[str, Any], device: str, precision: str
     names = tuple(document["class_names"])
     # The heads only give the shapes here; what was learned is loaded over them. Nothing trains any more, so no scope is in use.
     shapes = ClassHeads(heads["templates"], heads["descriptions"], heads["descriptions"])
-    task = method.build(engine, shapes, options, replace(training, scope="none"), 0)
+    task = method.build(engine, shapes, options, replace(training, scope="none", cached_prefix=0), 0)
     missing = task.load_state_dict(strip_prefix(tensors, "task."), strict=False).missing_keys
     lost = set(missing) & set(task.prediction_state())
     if lost or len(heads["templates"]) != len(names):

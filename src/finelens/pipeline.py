@@ -310,12 +310,14 @@ def _say_estimate(trainer: Trainer, console: Console, *, prepared: bool) -> None
     if cost == Cost(0, 0):
         console.say(f"training on {work}, without the image tower")
         return
-    expected = estimate(trainer.task, engine, trainer.count, epochs, prepared=prepared)
+    draws = trainer.config.cached_prefix
+    expected = estimate(trainer.task, engine, trainer.count, epochs, prepared=prepared, draws=draws)
     forwards = f"{cost.no_grad_forwards:g} forwards + {cost.grad_forwards:g} with gradient = {expected.flops / 1e9:.3g} GFLOP"
     once = f", and once {cost.once:g} forwards of each = {expected.flops_once / 1e9:.3g} GFLOP" if expected.flops_once else ""
-    console.say(f"predicted time: about {duration(expected.seconds)} for {work} x ({forwards}){once}")
+    later = f"; from epoch {draws + 1} on {expected.flops_kept / 1e9:.3g} GFLOP, behind the first blocks" if draws < epochs and draws else ""
+    console.say(f"predicted time: about {duration(expected.seconds)} for {work} x ({forwards}{later}){once}")
     engine.tower_flops = expected.tower
-    work_of_run = trainer.count * (trainer.config.epochs * expected.flops + cost.once * expected.tower.forward)
+    work_of_run = trainer.count * (trainer.config.epochs * expected.flops_kept + cost.once * expected.tower.forward)
     if worth_compiling(trainer.config.compile, engine.device, work_of_run):
         console.say("compile: the image tower's forward (training.compile); the first steps take longer")
         engine.compile()

@@ -114,6 +114,18 @@ class Backbone(nn.Module, ABC):
             NotAvailableError: ``prompts`` given to a tower without a token sequence.
         """
 
+    def encode_prefix(self, images: Tensor, last_blocks: int) -> Tensor:
+        """Activations (B, ...) of normalised images (B, 3, S, S) before the last so many blocks: what a ``last-k-norm`` scope leaves frozen.
+
+        Raises:
+            NotAvailableError: The tower cannot be entered in the middle.
+        """
+        raise NotAvailableError(f"the image tower of backbone {self.name!r} cannot be entered in the middle; leave training.cached_prefix at 0")
+
+    def encode_suffix(self, prefix: Tensor, last_blocks: int, *, patches: bool = False) -> ImageTokens:
+        """What :meth:`encode_image` returns, from the activations (B, ...) that :meth:`encode_prefix` gave for as many last blocks."""
+        raise NotAvailableError(f"the image tower of backbone {self.name!r} cannot be entered in the middle; leave training.cached_prefix at 0")
+
     @abstractmethod
     def project(self, tokens: Tensor) -> Tensor:
         """Map tokens (..., W) to the joint space (..., E), not normalised."""
@@ -388,6 +400,10 @@ class FeatureRows(Tensor):
     """Rows (B, E + W) of ``global_`` and ``cls`` side by side, as the unadapted tower gave them: what ``Task.predict_logits`` and
     ``Engine.encode_frozen`` take in the place of pixels. A task that takes features of further encoders finds them behind these columns.
     """
+
+
+class PrefixRows(Tensor):
+    """Activations (B, ...) before the last blocks of the tower, see :meth:`Backbone.encode_prefix`: what the engine takes in the place of views."""
 
 
 @dataclass(frozen=True, eq=False)

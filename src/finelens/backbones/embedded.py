@@ -113,7 +113,18 @@ class EmbeddedBackbone(Backbone):
         """See :meth:`Backbone.encode_image`; patches are the 49 cells of the last feature map."""
         if prompts is not None:
             raise NotAvailableError("the embedded backbone is convolutional and has no token sequence: visual prompts are not available")
-        cells = lite0.forward_features(self.tower, images).to(self.centre.dtype)  # (B, W, 7, 7)
+        return self._tokens(lite0.forward_features(self.tower, images), patches)
+
+    def encode_prefix(self, images: Tensor, last_blocks: int) -> Tensor:
+        """Feature map (B, C, h, w) before the last residual blocks."""
+        return lite0.forward_prefix(self.tower, images, last_blocks)
+
+    def encode_suffix(self, prefix: Tensor, last_blocks: int, *, patches: bool = False) -> ImageTokens:
+        """Tokens from the feature map before the last residual blocks."""
+        return self._tokens(lite0.forward_suffix(self.tower, prefix, last_blocks), patches)
+
+    def _tokens(self, features: Tensor, patches: bool) -> ImageTokens:
+        cells = features.to(self.centre.dtype)  # (B, W, 7, 7)
         cls = cells.mean((2, 3))  # (B, W)
         return ImageTokens(_nz(self.project(cls)), cls, cells.flatten(2).transpose(1, 2) if patches else None)
 

@@ -36,8 +36,6 @@ MAX_RATIO = 256.0
 # Layers from the input on that stay in float32. The output of the stem goes into depthwise kernels with weights up to 18 that nearly cancel: rounding
 # it to bfloat16 alone moves the tower's feature by 4 %.
 WIDE_LAYERS = 2
-# All strides of the tower together: a multiple of it is even at every stride-2 layer.
-TOTAL_STRIDE = 32
 
 
 @dataclass(frozen=True)
@@ -174,11 +172,18 @@ def _blocks(tower: nn.Module) -> Iterator[tuple[list[tuple[nn.Conv2d, nn.BatchNo
     yield [(net.conv_head, net.bn2, True)], False
 
 
+def _modules(tower: nn.Module) -> list[nn.Module]:
+    """timm's modules, one for each entry of :func:`_blocks`."""
+    net: Any = tower
+    blocks = [block for stage in net.blocks for block in stage]
+    return [nn.Sequential(net.conv_stem, net.bn1), *blocks, nn.Sequential(net.conv_head, net.bn2)]
+
+
 def forward_features(tower: nn.Module, images: Tensor) -> Tensor:
     """Last feature map of timm's ``tf_efficientnet_lite0`` in evaluation mode, with gradients for BatchNorm scales and shifts, and for the images.
 
-    Equal to ``tower.forward_features(images)`` up to rounding, and that is what runs where the rewriting does not apply: other devices, trainable
-    convolutions, statistics in training, and sides that are no multiple of 32.
+    Equal to ``tower.forward_features(images)`` up to rounding, and timm's modules are what runs where the rewriting does not apply: other devices,
+    trainable convolutions, statistics in training, and sides that are no multiple of 32.
 
     Args:
         tower: The network.
@@ -187,24 +192,43 @@ def forward_features(tower: nn.Module, images: Tensor) -> Tensor:
     Returns:
         (B, 1280, H / 32, W / 32), in the autocast type if autocast is on, else in that of the images.
     """
-    images = images.contiguous(memory_format=torch.channels_last)
-    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else images.dtype
+    return _forward(tower, images, slice(None))
+
+
+@torch.no_grad()
+def forward_prefix(tower: nn.Module, images: Tensor, last_blocks: int) -> Tensor:
+    """Feature map (B, C, h, w) of normalised images (B, 3, H, W) before the last so many residual blocks, without gradient."""
+    return _forward(tower, images, slice(None, -1 - last_blocks))
+
+
+def forward_suffix(tower: nn.Module, prefix: Tensor, last_blocks: int) -> Tensor:
+    """What :func:`forward_features` returns, from what :func:`forward_prefix` gave."""
+    return _forward(tower, prefix, slice(-1 - last_blocks, None))
+
+
+def _forward(tower: nn.Module, x: Tensor, part: slice) -> Tensor:
+    """Some of the stem, the residual blocks and the head, one after another, on their input (B, C, h, w)."""
+    x = x.contiguous(memory_format=torch.channels_last)
+    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
     trained = torch.is_grad_enabled() and any(layer.weight.requires_grad for layer in tower.modules() if isinstance(layer, nn.Conv2d))
-    if images.device.type != "cpu" or dtype is torch.float16 or trained or tower.training or any(side % TOTAL_STRIDE for side in images.shape[-2:]):
-        features: Tensor = tower.forward_features(images)  # type: ignore[operator]
-        return features
-    return _features(tower, images, dtype)
+    # A multiple of all strides together is even at every stride-2 layer.
+    stride = math.prod(conv.stride[0] for layers, _ in list(_blocks(tower))[part] for conv, _, _ in layers)
+    if x.device.type != "cpu" or dtype is torch.float16 or trained or tower.training or any(side % stride for side in x.shape[-2:]):
+        for module in _modules(tower)[part]:
+            x = module(x)
+        return x
+    return _features(tower, x, dtype, part)
 
 
 @torch.compiler.disable
-def _features(tower: nn.Module, images: Tensor, dtype: torch.dtype) -> Tensor:
+def _features(tower: nn.Module, x: Tensor, dtype: torch.dtype, part: slice) -> Tensor:
     with torch.no_grad():
-        blocks = _folded(tower, dtype)
+        blocks = _folded(tower, dtype)[part]
     norms = [parameter for layers, _ in blocks for layer in layers for parameter in (layer.norm.weight, layer.norm.bias)]
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (images, *norms)):
-        features: Tensor = _Trained.apply(blocks, images, *norms)
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, *norms)):
+        features: Tensor = _Trained.apply(blocks, x, *norms)
         return features
-    return torch.cat(side_by_side(lambda chunk: _run(blocks, chunk)[0], _chunks(blocks, images)))
+    return torch.cat(side_by_side(lambda chunk: _run(blocks, chunk)[0], _chunks(blocks, x)))
 
 
 def _chunks(blocks: Blocks, images: Tensor) -> Sequence[Tensor]:

@@ -123,6 +123,14 @@ class OpenClipBackbone(Backbone):
         """Encode normalised images (B, 3, S, S)."""
         return self.visual.tokens(images, patches=patches, prompts=prompts)
 
+    def encode_prefix(self, images: Tensor, last_blocks: int) -> Tensor:
+        """See :meth:`Backbone.encode_prefix`; timm's towers have none."""
+        return self.visual.prefix(images, last_blocks)
+
+    def encode_suffix(self, prefix: Tensor, last_blocks: int, *, patches: bool = False) -> ImageTokens:
+        """See :meth:`Backbone.encode_suffix`."""
+        return self.visual.suffix(prefix, last_blocks, patches=patches)
+
     def project(self, tokens: Tensor) -> Tensor:
         """Map tokens (..., W) to the joint space (..., E), not normalised."""
         return self.visual.project(tokens)

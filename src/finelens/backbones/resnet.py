@@ -64,7 +64,15 @@ class ResNetTower(ModifiedResNet, ImageTower):
         """Encode normalised images (B, 3, S, S)."""
         if prompts is not None:
             raise NotAvailableError("a convolutional image tower takes no visual prompts; use a ViT backbone or a method without prompts")
-        features = self.layer4(self.layer3(self.layer2(self.layer1(self.stem(images)))))  # (B, W, h, w)
+        return self.suffix(self.stem(images), len(self._bottlenecks), patches=patches)
+
+    def prefix(self, images: Tensor, last_blocks: int) -> Tensor:
+        """Feature map (B, C, h, w) before the last bottlenecks."""
+        return self._through(self.stem(images), self._bottlenecks[:-last_blocks])
+
+    def suffix(self, prefix: Tensor, last_blocks: int, *, patches: bool = False) -> ImageTokens:
+        """Tokens from the feature map before the last bottlenecks."""
+        features = self._through(prefix, self._bottlenecks[-last_blocks:])  # (B, W, h, w)
         cells = features.flatten(2).transpose(1, 2)  # (B, N, W)
         return ImageTokens(global_=unit(self.attnpool(features)), cls=cells.mean(dim=1), patches=cells if patches else None)
 
@@ -75,7 +83,16 @@ class ResNetTower(ModifiedResNet, ImageTower):
 
     def depth_groups(self) -> tuple[Sequence[nn.Module], Sequence[nn.Module]]:
         """Bottlenecks of the four stages; no norm layer follows them."""
-        return [block for stage in (self.layer1, self.layer2, self.layer3, self.layer4) for block in stage], []
+        return self._bottlenecks, []
+
+    @property
+    def _bottlenecks(self) -> list[nn.Module]:
+        return [block for stage in (self.layer1, self.layer2, self.layer3, self.layer4) for block in stage]
+
+    def _through(self, x: Tensor, blocks: Sequence[nn.Module]) -> Tensor:
+        for block in blocks:
+            x = block(x)
+        return x
 
     def config_dict(self) -> dict[str, Any]:
         """Fields of :class:`ResNetConfig`."""

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from finelens.protocol import ImageTokens
+from finelens.protocol import ImageTokens, NotAvailableError
 
 
 def unit(x: Tensor) -> Tensor:
@@ -40,6 +40,14 @@ class ImageTower(nn.Module, ABC):
     @abstractmethod
     def tokens(self, images: Tensor, *, patches: bool = False, prompts: Tensor | None = None) -> ImageTokens:
         """Encode normalised images (B, 3, S, S); see :meth:`finelens.protocol.Backbone.encode_image`."""
+
+    def prefix(self, images: Tensor, last_blocks: int) -> Tensor:
+        """Activations (B, ...) before the last so many blocks; see :meth:`finelens.protocol.Backbone.encode_prefix`."""
+        raise NotAvailableError(f"an image tower of kind {self.kind!r} cannot be entered in the middle; leave training.cached_prefix at 0")
+
+    def suffix(self, prefix: Tensor, last_blocks: int, *, patches: bool = False) -> ImageTokens:
+        """Tokens from what :meth:`prefix` gave; see :meth:`finelens.protocol.Backbone.encode_suffix`."""
+        raise NotAvailableError(f"an image tower of kind {self.kind!r} cannot be entered in the middle; leave training.cached_prefix at 0")
 
     @abstractmethod
     def project(self, tokens: Tensor) -> Tensor:

@@ -61,6 +61,18 @@ def parse_scope(scope: str, n_blocks: int) -> Scope:
     raise UserError(f"unknown tuning scope {scope!r} for this image tower: use one of {depth}, all, none")
 
 
+def last_blocks(scope: str) -> int:
+    """The k of ``last-k-norm``.
+
+    Raises:
+        ValueError: Another scope.
+    """
+    match = _LAST_K.fullmatch(scope)
+    if match is None:
+        raise ValueError(f"{scope!r} is not a scope of the last blocks")
+    return int(match[1])
+
+
 def norm_parameters(module: nn.Module) -> list[nn.Parameter]:
     """Affine parameters of all normalisation layers inside ``module``, in registration order."""
     return [p for layer in module.modules() if isinstance(layer, NORM_TYPES) for p in layer.parameters(recurse=False)]

@@ -223,8 +223,12 @@ class VisionTransformer(ImageTower):
             inserted = prompts.to(x.dtype).expand(x.shape[0], -1, -1)  # (B, P, W)
             x = torch.cat((x[:, :N_CLASS_TOKENS], inserted, x[:, N_CLASS_TOKENS:]), dim=1)  # (B, 1 + P + N, W)
             n_prefix += prompts.shape[0]
-        *blocks, last = self.transformer.blocks
-        for block in blocks:
+        return self._through(x, self.transformer.blocks, n_prefix, patches)
+
+    def _through(self, x: Tensor, blocks: Sequence[Block], n_prefix: int, patches: bool) -> tuple[Tensor, Tensor | None]:
+        """What :meth:`forward` returns, from the residual stream (B, L, W) before the last blocks."""
+        *before, last = blocks
+        for block in before:
             x = block(x)
         # With class-token pooling the other rows of the last block's ordinary path are never read.
         n_queries = N_CLASS_TOKENS if self.config.pool == "tok" else None
@@ -233,7 +237,20 @@ class VisionTransformer(ImageTower):
 
     def tokens(self, images: Tensor, *, patches: bool = False, prompts: Tensor | None = None) -> ImageTokens:
         """Encode normalised images (B, 3, S, S)."""
-        pooled, value_path = self(images, patches, prompts)
+        return self._tokens(*self(images, patches, prompts))
+
+    def prefix(self, images: Tensor, last_blocks: int) -> Tensor:
+        """Residual stream (B, 1 + N, W) before the last blocks."""
+        x = self._embed(images)
+        for block in self.transformer.blocks[:-last_blocks]:
+            x = block(x)
+        return x
+
+    def suffix(self, prefix: Tensor, last_blocks: int, *, patches: bool = False) -> ImageTokens:
+        """Tokens from the residual stream before the last blocks."""
+        return self._tokens(*self._through(prefix, self.transformer.blocks[-last_blocks:], N_CLASS_TOKENS, patches))
+
+    def _tokens(self, pooled: Tensor, value_path: Tensor | None) -> ImageTokens:
         return ImageTokens(global_=unit(self.project(pooled)), cls=pooled, patches=value_path)
 
     def project(self, tokens: Tensor) -> Tensor:

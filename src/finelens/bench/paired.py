@@ -197,7 +197,15 @@ def run_seconds(row: Result) -> float:
 
 
 def forwards_per_image(rows: Sequence[Result]) -> float | None:
-    """Forwards of the image tower per image adapted to or predicted, one with gradient counting as two; an image of a stream is one image."""
-    work = sum(row.cost["no_grad_forwards"] + 2 * row.cost["grad_forwards"] for row in rows)
+    """Forwards of the image tower per image adapted to or predicted, one with gradient counting as two; an image of a stream is one image.
+
+    First blocks that did not have to run (``training.cached_prefix``) are taken off by their share of a forward.
+    """
+    work = sum(row.cost["no_grad_forwards"] + 2 * row.cost["grad_forwards"] - _spared(row) for row in rows)
     images = sum(row.split["test"] + (0 if row.key.protocol.startswith("online") else row.split["fit"]) for row in rows)
     return work / images if rows else None
+
+
+def _spared(row: Result) -> float:
+    spared = row.cost.get("spared_prefixes", 0)
+    return float(spared * row.cost["flops_of_prefix"] / row.cost["flops_per_forward"]) if spared else 0.0

@@ -230,9 +230,9 @@ def _ask_alone(engine: Engine, protocol: Protocol, count: int, ask: Callable[[in
     """Logits (C,) of a few images, each asked alone, by position; nothing is counted. Only where others may not matter."""
     if protocol.setting != "inductive":
         return {}
-    counts, seconds = (engine.no_grad_forwards, engine.grad_forwards), dict(engine.stopwatch.seconds)
+    counts, seconds = engine.counts, dict(engine.stopwatch.seconds)
     found = {i: ask(i)["logits"].numpy()[0] for i in sorted({round(k) for k in np.linspace(0, count - 1, ALONE)})}
-    (engine.no_grad_forwards, engine.grad_forwards), engine.stopwatch.seconds = counts, seconds
+    engine.counts, engine.stopwatch.seconds = counts, seconds
     return found
 
 
@@ -281,13 +281,15 @@ def _versions(backbone: Backbone) -> list[int]:
 
 
 def _cost(context: Context, engine: Engine, config: RunConfig) -> dict[str, Any]:
-    tower = engine.tower_flops or TowerFlops(context.start.flops, 0)
+    tower = engine.tower_flops = engine.tower_flops or TowerFlops(context.start.flops, 0)
+    spared = {"spared_prefixes": engine.spared_prefixes, "flops_of_prefix": tower.prefix} if engine.spared_prefixes else {}
     return {
         "no_grad_forwards": engine.no_grad_forwards,
         "grad_forwards": engine.grad_forwards,
         "flops_per_forward": tower.forward,
         "flops_with_gradient": tower.with_gradient,
-        "tower_flops": engine.no_grad_forwards * tower.forward + engine.grad_forwards * tower.with_gradient,
+        "tower_flops": engine.flops,
+        **spared,
         "epochs": config.training.epochs if find_method(config.method).trains else 0,
     }
 

@@ -30,6 +30,7 @@ class Position:
         sums: Sums over those images of every logged number.
         no_grad_forwards: Images encoded without gradient since the run started.
         grad_forwards: Images encoded with gradient since the run started.
+        spared_prefixes: See ``Engine.spared_prefixes``; it may be negative for a while.
         pseudo_labels: Images of this epoch trained towards each class, in class order, up to the last one seen.
     """
 
@@ -39,6 +40,7 @@ class Position:
     sums: dict[str, float] = field(default_factory=dict)
     no_grad_forwards: int = 0
     grad_forwards: int = 0
+    spared_prefixes: int = 0
     pseudo_labels: tuple[int, ...] = ()
 
 
@@ -142,6 +144,7 @@ def _metadata(path: Path) -> tuple[Position, int]:
     except (KeyError, TypeError, ValueError, AttributeError, UserError) as error:
         raise UserError(f"{path} is not the checkpoint of a run ({error}); restore it from a copy, or start a new run") from error
     counts = (position.epoch, position.step, position.images, position.no_grad_forwards, position.grad_forwards, offset)
-    if any(type(count) is not int or count < 0 for count in counts) or not all(type(total) in (int, float) for total in position.sums.values()):
+    sensible = all(type(count) is int and count >= 0 for count in counts) and type(position.spared_prefixes) is int
+    if not sensible or not all(type(total) in (int, float) for total in position.sums.values()):
         raise UserError(f"{path} is not the checkpoint of a run (its numbers make no sense); restore it from a copy, or start a new run")
     return position, offset

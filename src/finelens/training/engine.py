@@ -13,8 +13,9 @@ from torch.nn.utils import parametrize
 from torch.utils.checkpoint import checkpoint
 
 from finelens.console import Console
+from finelens.errors import UserError
 from finelens.images.subset import part_of
-from finelens.protocol import Backbone, FeatureRows, ImageStore, ImageTokens, TargetFeatures
+from finelens.protocol import Backbone, FeatureRows, ImageStore, ImageTokens, PrefixRows, TargetFeatures
 from finelens.training.compiled import CompiledTower
 from finelens.training.distributed import ALONE, Processes
 from finelens.training.microbatch import MicroBatch, until_it_fits
@@ -29,10 +30,12 @@ class TowerFlops:
     Attributes:
         forward: A forward without gradient.
         with_gradient: A forward and the backward to the trained parameters; 0 where nothing is trained.
+        prefix: The part of a forward before the last blocks; 0 where the tower is entered at its start only.
     """
 
     forward: int
     with_gradient: int
+    prefix: int = 0
 
 
 # Images per forward. On a CPU the activations of a chunk should stay in cache and below the allocator's map threshold (16 trains a convolutional
@@ -49,6 +52,8 @@ class Engine:
         precision: What it computes in.
         no_grad_forwards: Images encoded without gradient so far.
         grad_forwards: Images encoded with gradient so far.
+        spared_prefixes: Images among both that entered the tower behind its first blocks, less those that were sent through the first blocks alone.
+        last_blocks: Blocks that :class:`~finelens.protocol.PrefixRows` have before them.
         stopwatch: Wall time by stage.
         micro: Images per forward; halved when memory runs out.
         tower_flops: Counted work of one image in the tower; None until somebody counts it.
@@ -62,6 +67,8 @@ class Engine:
         self.precision = precision
         self.no_grad_forwards = 0
         self.grad_forwards = 0
+        self.spared_prefixes = 0
+        self.last_blocks = 0
         self.stopwatch = Stopwatch()
         self.micro = MicroBatch(CPU_CHUNK if device.type == "cpu" else GPU_CHUNK)
         self.tower_flops: TowerFlops | None = None
@@ -103,8 +110,44 @@ class Engine:
         self.no_grad_forwards = before + self.processes.total(self.no_grad_forwards - before)
         return {name: self.processes.gather(rows, share) for name, rows in own.items()}
 
+    @property
+    def counts(self) -> tuple[int, int, int]:
+        """What is counted: images encoded without gradient, with gradient, and prefixes spared."""
+        return self.no_grad_forwards, self.grad_forwards, self.spared_prefixes
+
+    @counts.setter
+    def counts(self, counts: tuple[int, int, int]) -> None:
+        self.no_grad_forwards, self.grad_forwards, self.spared_prefixes = counts
+
+    @property
+    def flops(self) -> int:
+        """Counted work of the tower so far, once :attr:`tower_flops` is known; 0 before."""
+        tower = self.tower_flops or TowerFlops(0, 0)
+        return self.no_grad_forwards * tower.forward + self.grad_forwards * tower.with_gradient - self.spared_prefixes * tower.prefix
+
+    @torch.no_grad()
+    def encode_prefix(self, images: Tensor) -> Tensor:
+        """What the frozen blocks make of uint8 views (B, 3, S, S): activations (B, ...) on the device, in the type they are computed in.
+
+        Always in full chunks, so that a row depends on its view alone. Nothing is counted.
+        """
+        with self.stopwatch("encode"):
+            return until_it_fits(lambda: self._prefixes(images), lambda: self.micro.halve(len(images), with_gradient=False))
+
+    def _prefixes(self, images: Tensor) -> Tensor:
+        parts = []
+        with parametrize.cached():
+            for chunk in self._in_full_chunks(images).split(self.micro.size):
+                pixels = self._pixels(chunk)
+                with self.precision.autocast(self.device):
+                    parts.append(self.backbone.encode_prefix(pixels, self.last_blocks))
+        return torch.cat(parts)[: len(images)]
+
     def encode(self, images: Tensor, *, patches: bool = False, prompts: Tensor | None = None) -> ImageTokens:
-        """Encode uint8 views (B, 3, S, S) with gradient; tokens come back in float32 (float64 for a float64 backbone)."""
+        """Encode uint8 views (B, 3, S, S) with gradient; tokens come back in float32 (float64 for a float64 backbone).
+
+        :class:`~finelens.protocol.PrefixRows` may stand in the place of pixels, here and in :meth:`encode_frozen`: a forward with a prefix spared.
+        """
         self.grad_forwards += len(images)
         with self.stopwatch("encode with gradient"):
             tokens = self._shared(images, patches, prompts)
@@ -130,13 +173,15 @@ class Engine:
 
         What fills the last chunk up is not counted.
         """
-        count, size = len(images), CPU_CHUNK
-        lacking = -count % size if self.device.type == "cpu" else 0
-        if not lacking:
-            return self.encode_frozen(images, patches=patches)
-        tokens = self.encode_frozen(torch.cat([images, images[-1:].expand(lacking, *images.shape[1:])]), patches=patches)
-        self.no_grad_forwards -= lacking
+        count, full = len(images), self._in_full_chunks(images)
+        tokens = self.encode_frozen(full, patches=patches)
+        self.no_grad_forwards -= len(full) - count
         return ImageTokens(tokens.global_[:count], tokens.cls[:count], None if tokens.patches is None else tokens.patches[:count])
+
+    def _in_full_chunks(self, images: Tensor) -> Tensor:
+        """The images, on a CPU with copies of the last one after them until the last chunk is full."""
+        lacking = -len(images) % CPU_CHUNK if self.device.type == "cpu" else 0
+        return torch.cat([images, images[-1:].expand(lacking, *images.shape[1:])]) if lacking else images
 
     def _tokens_of_rows(self, rows: Tensor) -> ImageTokens:
         rows = rows.as_subclass(Tensor).to(self.device)
@@ -179,12 +224,26 @@ class Engine:
         )
 
     def _forward(self, images: Tensor, patches: bool, prompts: Tensor | None) -> ImageTokens:
-        pixels = self.backbone.normalise(images.to(self.device, non_blocking=True))
-        with self.precision.autocast(self.device):
-            tokens = (self._compiled or self.backbone.encode_image)(pixels, patches=patches, prompts=prompts)
+        if isinstance(images, PrefixRows):
+            tokens = self._forward_rows(images, patches, prompts)
+        else:
+            pixels = self._pixels(images)
+            with self.precision.autocast(self.device):
+                tokens = (self._compiled or self.backbone.encode_image)(pixels, patches=patches, prompts=prompts)
         if tokens.cls.dtype is torch.float64:
             return tokens
         return ImageTokens(tokens.global_.float(), tokens.cls.float(), None if tokens.patches is None else tokens.patches.float())
+
+    def _forward_rows(self, rows: PrefixRows, patches: bool, prompts: Tensor | None) -> ImageTokens:
+        if prompts is not None:
+            raise UserError("training.cached_prefix goes with no visual prompts, which enter before the first block: add --set method.prompts=0")
+        prefix = rows.as_subclass(Tensor).to(self.device, non_blocking=True)
+        self.spared_prefixes += len(rows)
+        with self.precision.autocast(self.device):
+            return self.backbone.encode_suffix(prefix, self.last_blocks, patches=patches)
+
+    def _pixels(self, images: Tensor) -> Tensor:
+        return self.backbone.normalise(images.to(self.device, non_blocking=True))
 
     def features(self, views: Iterable[Tensor]) -> TargetFeatures:
         """One no-gradient pass over centre views, in order.

@@ -8,8 +8,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
-from finelens.protocol import Task
+from finelens.protocol import PrefixRows, Task
 from finelens.training.engine import Engine, TowerFlops
 from finelens.training.flops import forward_and_backward, tower_flops
 from finelens.training.microbatch import until_it_fits
@@ -24,19 +25,21 @@ class Estimate:
     Attributes:
         seconds: Predicted time.
         flops: Counted work of one image in one epoch, in floating-point operations of the image tower.
+        flops_kept: The same in an epoch that finds the outputs of the first blocks kept; equal to ``flops`` where none are.
         tower: Work of one image in the tower.
         flops_once: The same as ``flops``, of one image before the first epoch.
     """
 
     seconds: float
     flops: float
+    flops_kept: float
     tower: TowerFlops
     flops_once: float = 0
 
 
-def estimate(task: Task, engine: Engine, images: int, epochs: int, *, prepared: bool = False) -> Estimate:
+def estimate(task: Task, engine: Engine, images: int, epochs: int, *, prepared: bool = False, draws: int = 0) -> Estimate:
     """Predict a training run: images x (forwards before it + epochs x (forwards without gradient + forwards with gradient)), at probed rates
-    and shared by all processes.
+    and shared by all processes. After as many epochs as there are draws of views, the blocks before ``engine.last_blocks`` are at rest.
 
     The probe encodes ``PROBE_IMAGES`` blank images with and without gradient, twice each, and takes the faster; nothing is updated or counted.
 
@@ -46,30 +49,42 @@ def estimate(task: Task, engine: Engine, images: int, epochs: int, *, prepared: 
         images: Images per epoch.
         epochs: Epochs.
         prepared: Whether what is done once has been done.
+        draws: ``training.cached_prefix``.
     """
     cost, size = task.cost(), engine.backbone.preprocess.image_size
     probe = torch.zeros(PROBE_IMAGES, 3, size, size, dtype=torch.uint8)
     with engine.alone(), untouched(engine), _trainable(task) as trained:
         tower = tower_flops(engine, trained)
-        without = _seconds(lambda: engine.encode_frozen(probe), engine.device)
-        with_gradient = until_it_fits(
-            lambda: _seconds(lambda: forward_and_backward(engine, probe, patches=True), engine.device),
-            lambda: engine.micro.halve(PROBE_IMAGES, with_gradient=True),
-        )
+        without, with_gradient = _rates(engine, probe)
+        kept = _rates(engine, engine.encode_prefix(probe).as_subclass(PrefixRows)) if draws else (without, with_gradient)
     once = 0 if prepared else cost.once
-    seconds = images * (once * without + epochs * (cost.no_grad_forwards * without + cost.grad_forwards * with_gradient)) / PROBE_IMAGES
+    first = min(epochs, draws) if draws else epochs
+    epoch, later = (cost.no_grad_forwards * rates[0] + cost.grad_forwards * rates[1] for rates in ((without, with_gradient), kept))
+    seconds = images * (once * without + first * epoch + (epochs - first) * later) / PROBE_IMAGES
     seconds = engine.processes.first_value(seconds / engine.processes.count)
-    return Estimate(seconds, cost.no_grad_forwards * tower.forward + cost.grad_forwards * tower.with_gradient, tower, once * tower.forward)
+    flops = cost.no_grad_forwards * tower.forward + cost.grad_forwards * tower.with_gradient
+    flops_kept = flops - (cost.no_grad_forwards + cost.grad_forwards) * tower.prefix
+    return Estimate(seconds, flops, flops_kept, tower, once * tower.forward)
+
+
+def _rates(engine: Engine, images: Tensor) -> tuple[float, float]:
+    """Seconds of a pass over the images without and with gradient."""
+    without = _seconds(lambda: engine.encode_frozen(images), engine.device)
+    with_gradient = until_it_fits(
+        lambda: _seconds(lambda: forward_and_backward(engine, images, patches=True), engine.device),
+        lambda: engine.micro.halve(len(images), with_gradient=True),
+    )
+    return without, with_gradient
 
 
 @contextmanager
 def untouched(engine: Engine) -> Iterator[None]:
     """Leave the engine's counts and times as they were, whatever is encoded in between."""
-    counts, spent = (engine.no_grad_forwards, engine.grad_forwards), dict(engine.stopwatch.seconds)
+    counts, spent = engine.counts, dict(engine.stopwatch.seconds)
     try:
         yield
     finally:
-        engine.no_grad_forwards, engine.grad_forwards = counts
+        engine.counts = counts
         engine.stopwatch.seconds = spent
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count, sdpa_backward_flop_count, sdpa_flop_count
 
 from finelens.threads import threads_of_its_own
-from finelens.training.engine import Engine, TowerFlops
+from finelens.training.engine import CPU_CHUNK, Engine, TowerFlops
 
 MATRIX_SIDE = 1024
 
@@ -56,10 +56,11 @@ def tower_flops(engine: Engine, trained: Iterable[nn.Parameter] = ()) -> TowerFl
     size = engine.backbone.preprocess.image_size
     probe = torch.zeros(1, 3, size, size, dtype=torch.uint8)
     forward = count(lambda: engine.encode_frozen(probe))
+    prefix = count(lambda: engine.encode_prefix(probe.expand(CPU_CHUNK, -1, -1, -1))) // CPU_CHUNK if engine.last_blocks else 0
     parameters = list(trained)
     if not parameters:
-        return TowerFlops(forward, 0)
-    return TowerFlops(forward, count(lambda: forward_and_backward(engine, probe)))
+        return TowerFlops(forward, 0, prefix)
+    return TowerFlops(forward, count(lambda: forward_and_backward(engine, probe)), prefix)
 
 
 def forward_and_backward(engine: Engine, images: Tensor, *, patches: bool = False) -> None:
@@ -86,10 +87,10 @@ def speed_line(engine: Engine) -> str | None:
     Only the stages that encode count; the matrix product is timed now.
     """
     seconds = sum(engine.stopwatch.seconds.get(stage, 0.0) for stage in ("encode", "encode with gradient", "backward"))
-    images, tower = engine.no_grad_forwards + engine.grad_forwards, engine.tower_flops
-    if not images or not seconds or tower is None:
+    images = engine.no_grad_forwards + engine.grad_forwards
+    if not images or not seconds or engine.tower_flops is None:
         return None
-    rate = (engine.no_grad_forwards * tower.forward + engine.grad_forwards * tower.with_gradient) / seconds
+    rate = engine.flops / seconds
     peak = matmul_rate(engine.precision.dtype, engine.device) * engine.processes.count
     return (
         f"speed: {images / seconds:.3g} images/s in the image tower, {rate / 1e9:.3g} GFLOP/s, {rate / peak:.0%} of the rate of a "

@@ -23,6 +23,7 @@ from finelens.training.engine import Engine
 from finelens.training.failure import first_not_finite, save_failure
 from finelens.training.memory import PseudoLabelMemory
 from finelens.training.microbatch import BufferSnapshot, is_out_of_memory, until_it_fits
+from finelens.training.prefix_cache import PrefixCache
 from finelens.training.said import Said
 from finelens.training.schedule import build_optimizer, learning_rate, set_lr
 
@@ -83,6 +84,7 @@ class Trainer:
         self.hooks = hooks or Hooks()
         self.optimizer = build_optimizer(task, config.lr)
         self.position = Position()
+        self.prefixes = PrefixCache(engine, len(store), task.views, config) if config.cached_prefix else None
         self.memory = PseudoLabelMemory(len(store), self.hooks.zero_shot)
         self._offset = self.hooks.events_offset
         # Steps that are queued on the device before the numbers of one are read, and looked at: none on a CPU, where nothing is gained by it.
@@ -105,7 +107,7 @@ class Trainer:
         assert self.hooks.checkpoints is not None
         self.position = load_checkpoint(self.hooks.checkpoints, self.task, self.engine.backbone, self.optimizer, self.memory.state())
         # The cost of a run is that of one never interrupted; what a resumed one does again is not counted twice.
-        self.engine.no_grad_forwards, self.engine.grad_forwards = self.position.no_grad_forwards, self.position.grad_forwards
+        self.engine.counts = self.position.no_grad_forwards, self.position.grad_forwards, self.position.spared_prefixes
 
     def run(self) -> list[Mapping[str, float]]:
         """Train until the last epoch is done, or the task has finished.
@@ -136,13 +138,15 @@ class Trainer:
         return history
 
     def _epoch(self) -> None:
-        position, plan = self.position, self.task.views
+        position, plan, drawn = self.position, self.task.views, self.position.epoch
         preprocess, size = self.engine.backbone.preprocess, self.config.batch_size
         order, subset = epoch_order(self.count, self.seed, position.epoch), self.task.subset()
         if subset is not None:
             order = subset.cpu().numpy()[order]
+        if self.prefixes is not None:
+            plan, drawn = self.prefixes.missing(position.epoch, order), self.prefixes.draw(position.epoch)
         pinned = self.engine.device.type == "cuda"
-        stream = batches(self.store, preprocess, plan, self.views, self.seed, position.epoch, size, order, start_step=position.step, pinned=pinned)
+        stream = batches(self.store, preprocess, plan, self.views, self.seed, drawn, size, order, start_step=position.step, pinned=pinned)
         # Closed however the epoch ends, so that no thread goes on building views.
         with closing(stream):
             while (batch := self._next(stream)) is not None:
@@ -160,17 +164,18 @@ class Trainer:
 
     def _next(self, stream: Iterator[Batch]) -> Batch | None:
         with self.engine.stopwatch("wait for views"):
-            return next(stream, None)
+            batch = next(stream, None)
+        return batch if batch is None or self.prefixes is None else self.prefixes.rows(batch, self.position.epoch)
 
     def _step(self, batch: Batch) -> None:
         position, config, engine = self.position, self.config, self.engine
         step = position.epoch * self.steps + position.step
         set_lr(self.optimizer, learning_rate(step, self.steps, config, self.task.optimisation.warmup_epochs))
-        before, counts = BufferSnapshot(self.task), (engine.no_grad_forwards, engine.grad_forwards)
+        before, counts = BufferSnapshot(self.task), engine.counts
 
         def undo() -> None:
             before.restore()
-            engine.no_grad_forwards, engine.grad_forwards = counts
+            engine.counts = counts
 
         try:
             output, gradients = until_it_fits(lambda: self._gradient(batch, before), lambda: self._shrink(len(batch.index)), undo)
@@ -249,7 +254,7 @@ class Trainer:
     def _save(self) -> None:
         self._read()
         if self.hooks.checkpoints is not None and self.engine.processes.first:
-            self.position.no_grad_forwards, self.position.grad_forwards = self.engine.no_grad_forwards, self.engine.grad_forwards
+            self.position.no_grad_forwards, self.position.grad_forwards, self.position.spared_prefixes = self.engine.counts
             memory = self.memory.state()
             save_checkpoint(self.hooks.checkpoints, self.task, self.engine.backbone, self.optimizer, self.position, self._offset, memory)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shlex
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from finelens.images.views import ViewConfig
 from finelens.methods.registry import find_method
 from finelens.report import figures
 from finelens.report.record import RunRecord
-from finelens.strict import to_plain
+from finelens.strict import from_mapping, to_plain
 
 
 def build(record: RunRecord) -> dict[str, Any]:
@@ -47,15 +46,20 @@ def versions(record: RunRecord) -> dict[str, str]:
 
 
 def options(config: RunConfig) -> list[tuple[str, Any, bool]]:
-    """Every option by the name that ``--set`` knows it by, its value, and whether that is not the default."""
-    defaults = {"training": TrainingConfig(), "views": ViewConfig(), "text": TextConfig()}
+    """Every option by the name that ``--set`` knows it by, its value, and whether that is not the method's default."""
+    found_method = find_method(config.method)
+    chosen: Any = from_mapping(found_method.config_class, config.method_options, "method")
+    training = from_mapping(TrainingConfig, found_method.training_with(chosen), "training")
+    defaults = {"training": training, "views": ViewConfig(), "text": TextConfig()}
     found: list[tuple[str, Any, bool]] = [(name, getattr(config, name), False) for name in ("backbone", "method", "seed", "device")]
     for section, default in defaults.items():
         values, usual = to_plain(getattr(config, section)), to_plain(default)
         found += [(f"{section}.{key}", value, value != usual[key]) for key, value in values.items()]
-    method = find_method(config.method).config_class()
-    usual = {f.name: to_plain(getattr(method, f.name)) for f in fields(method)}
-    return found + [(f"method.{key}", value, value != usual.get(key)) for key, value in config.method_options.items()]
+    usual = to_plain(found_method.config_class())
+    given = {key: value for key, value in config.method_options.items() if value != usual.get(key)}
+    # One option may decide what another is by default.
+    usual = to_plain(from_mapping(found_method.config_class, given, "method"))
+    return found + [(f"method.{key}", value, key in given or value != usual.get(key)) for key, value in config.method_options.items()]
 
 
 def command(config: RunConfig, out: Path) -> str:
