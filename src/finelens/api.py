@@ -64,6 +64,8 @@ def make_config(verb: str, photos: str, method: str, assignments: Assignments, *
     idle = sorted(set(training) - {"precision"})
     if idle and not found.trains:
         raise UserError(f"training.{idle[0]} has no effect: method {method} does not train; choose another --method or leave it out")
+    if training.get("cached_prefix") and found.training_defaults.get("scope") == "none":
+        raise UserError(f"training.cached_prefix has no effect: method {method} leaves the image tower as it is; leave it out")
     text = from_mapping(TextConfig, assignments.get("text", {}), "text")
     options: Any = from_mapping(found.config_class, assignments.get("method", {}), "method")
     wanted = from_mapping(TrainingConfig, {**found.training_with(options), **training}, "training")

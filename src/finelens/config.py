@@ -81,6 +81,7 @@ class TrainingConfig:
         if self.cached_prefix:
             wanted = "last-k-norm where training.cached_prefix is given, for example last-3-norm: other scopes leave no first blocks as they are"
             require(self.scope.startswith("last-"), "training.scope", wanted, self.scope)
+            require(self.compile != "on", "training.compile", "auto or off beside training.cached_prefix, which enters the tower in the middle", "on")
 
 
 @dataclass(frozen=True)

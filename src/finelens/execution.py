@@ -330,4 +330,5 @@ def _finish(run: RunFolder, model: Model, rows: list[PredictionRow], console: Co
     if speed is not None:
         console.say(speed)
     console.say(f"wrote {run.predictions_path}")
-    run.log("end", no_grad_forwards=engine.no_grad_forwards, grad_forwards=engine.grad_forwards, seconds=stages)
+    spared = {"spared_prefixes": engine.spared_prefixes} if engine.spared_prefixes else {}
+    run.log("end", no_grad_forwards=engine.no_grad_forwards, grad_forwards=engine.grad_forwards, **spared, seconds=stages)

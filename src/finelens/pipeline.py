@@ -43,6 +43,7 @@ from finelens.training.engine import Engine
 from finelens.training.estimate import estimate
 from finelens.training.loop import Hooks, Trainer
 from finelens.training.precision import choose_precision
+from finelens.training.prefix_cache import check_cached_prefix
 from finelens.watch import check_image_features, check_text_features, watched
 
 
@@ -121,6 +122,8 @@ def prepare(
         heads = build_heads(backbone, classes) if prototypes is None else prototypes.heads.to(device)
     check_text_features(heads, classes.names)
     task = method.build(engine, heads, options, config.training, config.seed)
+    if config.training.cached_prefix:
+        check_cached_prefix(engine, task, config.training.scope)
     if features is not None and isinstance(task, ViewTask):
         crops_for(features.store.crops, task.inference, method.name)
     support = None
@@ -310,15 +313,16 @@ def _say_estimate(trainer: Trainer, console: Console, *, prepared: bool) -> None
     if cost == Cost(0, 0):
         console.say(f"training on {work}, without the image tower")
         return
-    draws = trainer.config.cached_prefix
+    draws = 0 if trainer.prefixes is None else trainer.prefixes.draws
     expected = estimate(trainer.task, engine, trainer.count, epochs, prepared=prepared, draws=draws)
     forwards = f"{cost.no_grad_forwards:g} forwards + {cost.grad_forwards:g} with gradient = {expected.flops / 1e9:.3g} GFLOP"
     once = f", and once {cost.once:g} forwards of each = {expected.flops_once / 1e9:.3g} GFLOP" if expected.flops_once else ""
-    later = f"; from epoch {draws + 1} on {expected.flops_kept / 1e9:.3g} GFLOP, behind the first blocks" if draws < epochs and draws else ""
+    first = trainer.position.epoch + draws + 1
+    later = f"; from epoch {first} on {expected.flops_kept / 1e9:.3g} GFLOP, behind the first blocks" if 0 < draws < epochs else ""
     console.say(f"predicted time: about {duration(expected.seconds)} for {work} x ({forwards}{later}){once}")
     engine.tower_flops = expected.tower
     work_of_run = trainer.count * (trainer.config.epochs * expected.flops_kept + cost.once * expected.tower.forward)
-    if worth_compiling(trainer.config.compile, engine.device, work_of_run):
+    if not draws and worth_compiling(trainer.config.compile, engine.device, work_of_run):
         console.say("compile: the image tower's forward (training.compile); the first steps take longer")
         engine.compile()
 

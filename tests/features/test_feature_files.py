@@ -21,8 +21,9 @@ from finelens.errors import UserError
 from finelens.feature_store.files import read_features
 from finelens.feature_store.prototypes import read_prototypes
 from finelens.files import load_metadata
+from finelens.methods.registry import METHODS
 from finelens.predictions import read_predictions
-from tests.toy import CLASSES, QUIET, forwards, write_photos
+from tests.toy import CLASSES, QUIET, forwards, hints_file, options_for, write_photos
 
 N, D = 40, 12
 
@@ -199,6 +200,37 @@ def test_own_features_through_every_verb(run, own, classes, method):
     assert (own / "p.csv").read_bytes() == (own / "run/predictions.csv").read_bytes()
     assert run("predict", own / "run", own / "X.npy", "--csv", own / "q.csv")[0] == 0
     assert table(own / "q.csv")[3][0] == "row-000003"
+
+
+@pytest.mark.parametrize("method", [method.name for method in METHODS])
+def test_every_method_takes_prototypes_or_says_why_not(own, classes, folder, tiny_vit, tmp_path, method):
+    finelens.features(folder, own / "P.safetensors", backbone=f"local:{tiny_vit}", classes=classes, console=QUIET)
+    places = {own / "X.npy": own / "P.npy", folder: own / "P.safetensors"}
+    hints = hints_file(method, tmp_path / "x", folder)
+    for photos, prototypes in places.items():
+        given = {"backbone": f"local:{tiny_vit}", **hints} if photos is folder else {}
+        try:
+            rows = finelens.adapt(
+                photos, classes, tmp_path / photos.stem, method=method, prototypes=prototypes, options=options_for(method), console=QUIET, **given
+            ).rows
+        except UserError:
+            continue
+        assert {row.label for row in rows if row.status == "ok"} <= set(CLASSES)
+        assert any(row.status == "ok" for row in rows)
+
+
+@pytest.mark.parametrize("method", ["lafter", "nola", "text-classifier"])
+def test_prototypes_stand_for_the_texts_that_a_method_learns_from(own, classes, folder, tiny_vit, method):
+    finelens.features(folder, own / "P.safetensors", backbone=f"local:{tiny_vit}", classes=classes, console=QUIET)
+    given = {"backbone": f"local:{tiny_vit}", "prototypes": own / "P.safetensors", "options": options_for(method), "console": QUIET}
+    assert len(finelens.adapt(folder, classes, own / "run", method=method, **given).rows) == 26
+
+
+def test_the_second_encoder_is_checked_beside_prototypes_too(own, classes, folder, tiny_vit):
+    finelens.features(folder, own / "P.safetensors", backbone=f"local:{tiny_vit}", classes=classes, console=QUIET)
+    given = {"backbone": f"local:{tiny_vit}", "prototypes": own / "P.safetensors", "console": QUIET}
+    with pytest.raises(UserError, match=r"nosuch"):
+        finelens.adapt(folder, classes, own / "run", method="nola", options={"method": {"second_encoder": "timm:nosuch"}}, **given)
 
 
 def test_zero_shot_is_the_nearest_prototype(own, classes):

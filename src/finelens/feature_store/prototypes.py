@@ -33,7 +33,7 @@ class Prototypes:
 
     Attributes:
         path: The file.
-        heads: For the methods; the texts of their class set are empty.
+        heads: For the methods; their class set has names and no words, and the rows stand for the features of its texts.
         logit_scale: The model's multiplier of cosines; None where the file does not say.
         logit_bias: The model's additive term; None where the file does not say.
     """
@@ -120,7 +120,7 @@ def _prototypes(
     described = F.normalize(own, dim=1) if own is not None else heads.mean_description_head(sentences)
     return Prototypes(
         path,
-        ClassHeads(mean, described, weighted, tuple(sentences), classes),
+        ClassHeads(mean, described, weighted, tuple(sentences), classes, texts=tuple(sentences)),
         logit_scale,
         logit_bias,
     )

@@ -21,7 +21,8 @@ class ClassHeads:
         weighted: Descriptions weighted by their cosine with the class name (microCLIP's frozen head).
         sentences: Features (T_c, E) of each class's descriptions, templates standing in; empty in a model that was loaded.
         classes: Names and texts, for methods that write prompts of their own; None in a model that was loaded.
-        texts: Features (T_c + P, E) of each class's descriptions and filled templates, each text once; empty in a model that was loaded.
+        texts: Features (T_c + P, E) of each class's descriptions and filled templates, each text once; prototypes from a file where they stand for
+            texts; empty in a model that was loaded.
     """
 
     templates: Tensor
@@ -33,8 +34,8 @@ class ClassHeads:
 
     def to(self, device: torch.device) -> ClassHeads:
         """The same on a device."""
-        sentences = tuple(features.to(device) for features in self.sentences)
-        return ClassHeads(self.templates.to(device), self.descriptions.to(device), self.weighted.to(device), sentences, self.classes)
+        sentences, texts = (tuple(features.to(device) for features in rows) for rows in (self.sentences, self.texts))
+        return ClassHeads(self.templates.to(device), self.descriptions.to(device), self.weighted.to(device), sentences, self.classes, texts)
 
 
 @torch.no_grad()

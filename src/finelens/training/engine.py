@@ -13,7 +13,6 @@ from torch.nn.utils import parametrize
 from torch.utils.checkpoint import checkpoint
 
 from finelens.console import Console
-from finelens.errors import UserError
 from finelens.images.subset import part_of
 from finelens.protocol import Backbone, FeatureRows, ImageStore, ImageTokens, PrefixRows, TargetFeatures
 from finelens.training.compiled import CompiledTower
@@ -153,6 +152,8 @@ class Engine:
             tokens = self._shared(images, patches, prompts)
         if self.micro.recompute:
             self.no_grad_forwards += len(images)
+        if isinstance(images, PrefixRows):
+            self.spared_prefixes += len(images) * (2 if self.micro.recompute else 1)
         return tokens
 
     @torch.no_grad()
@@ -165,6 +166,8 @@ class Engine:
             assert prompts is None
             return self._tokens_of_rows(images)
         self.no_grad_forwards += len(images)
+        if isinstance(images, PrefixRows):
+            self.spared_prefixes += len(images)
         with self.stopwatch("encode"):
             return self._shared(images, patches, prompts)
 
@@ -235,10 +238,9 @@ class Engine:
         return ImageTokens(tokens.global_.float(), tokens.cls.float(), None if tokens.patches is None else tokens.patches.float())
 
     def _forward_rows(self, rows: PrefixRows, patches: bool, prompts: Tensor | None) -> ImageTokens:
-        if prompts is not None:
-            raise UserError("training.cached_prefix goes with no visual prompts, which enter before the first block: add --set method.prompts=0")
+        assert prompts is None
+        # Not compiled: the tower's whole forward is what `compile` makes.
         prefix = rows.as_subclass(Tensor).to(self.device, non_blocking=True)
-        self.spared_prefixes += len(rows)
         with self.precision.autocast(self.device):
             return self.backbone.encode_suffix(prefix, self.last_blocks, patches=patches)
 

@@ -40,7 +40,7 @@ def save_failure(
         folder: Where to write ``failure.json`` and ``state.safetensors``; made if need be.
         task: The method.
         backbone: The adapted backbone.
-        batch: The views that the step was given.
+        batch: The views that the step was given, or what the frozen blocks made of them.
         ids: Sample ids of the whole store.
         facts: What else is known: reason, epoch, step, seed, numbers logged.
         late: Whether the weights have moved on since; then the state is that of now.
@@ -48,7 +48,7 @@ def save_failure(
     Returns:
         A sentence for the user: where it is, or why it could not be written.
     """
-    views = {"index": batch.index, "weak": batch.weak, "strong": batch.strong, "crops": batch.crops}
+    views = {"index": batch.index, "weak": batch.weak, "strong": batch.strong, "crops": batch.crops, "centre": batch.centre}
     tensors = {f"batch.{name}": view for name, view in views.items() if view is not None} | task_tensors(task, backbone)
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -22,44 +22,65 @@ from finelens.cache import spill_folder
 from finelens.config import TrainingConfig
 from finelens.errors import UserError
 from finelens.files import write_error
-from finelens.protocol import Batch, PrefixRows, ViewPlan
+from finelens.protocol import Batch, NotAvailableError, PrefixRows, Task, ViewPlan
 from finelens.training.engine import Engine
 
 KINDS = ("weak", "strong", "crops", "centre")
 NO_VIEWS = ViewPlan(weak=False, strong=False)
 
 
+def check_cached_prefix(engine: Engine, task: Task, scope: str) -> None:
+    """See before the work whether a run can keep prefixes.
+
+    Raises:
+        UserError: The tower cannot be entered in the middle, visual prompts enter before the first block, or several processes share the run.
+    """
+    if engine.processes.count > 1:
+        raise UserError("training.cached_prefix is for one process: start it without torchrun, or leave the option out")
+    if getattr(task, "prompts", None) is not None:
+        raise UserError("training.cached_prefix goes with no visual prompts, which enter before the first block: add --set method.prompts=0")
+    try:
+        _sample(engine, scope)
+    except NotAvailableError as error:
+        raise UserError(str(error)) from error
+
+
+def _sample(engine: Engine, scope: str) -> Tensor:
+    """What the frozen blocks give for one view, (...); the engine knows from here on how many are not frozen."""
+    engine.last_blocks = last_blocks(scope)
+    side = engine.backbone.preprocess.image_size
+    return engine.encode_prefix(torch.zeros(1, 3, side, side, dtype=torch.uint8))[0]
+
+
 class PrefixCache:
     """Activations of every view of every image, by draw and position.
 
     Args:
-        engine: Runs the backbone; it is told how many blocks are left to run.
+        engine: Runs the backbone.
         images: Images of the store, N.
         plan: Views of an image in one step.
         config: The optimisation: scope and draws.
 
     Raises:
-        UserError: The tower cannot be entered in the middle, several processes share the run, or the disk is too small.
+        UserError: The disk is too small.
     """
 
     def __init__(self, engine: Engine, images: int, plan: ViewPlan, config: TrainingConfig) -> None:
-        if engine.processes.count > 1:
-            raise UserError("training.cached_prefix is for one process: start it without torchrun, or leave the option out")
-        self.engine, self.plan, self.draws = engine, plan, config.cached_prefix
-        engine.last_blocks = last_blocks(config.scope)
-        side = engine.backbone.preprocess.image_size
-        sample = engine.encode_prefix(torch.zeros(1, 3, side, side, dtype=torch.uint8))[0]
+        self.engine, self.plan, self.draws, self.epochs = engine, plan, min(config.cached_prefix, config.epochs), config.epochs
+        sample = _sample(engine, config.scope)
         self._shape, self._dtype = sample.shape, sample.dtype
         self._views = plan.weak + plan.strong + plan.crops + plan.centre
         self._bytes = self._views * sample.numel() * sample.element_size()
         self._held = np.zeros((self.draws, images), dtype=bool)
         self._folder = spill_folder() or Path(tempfile.gettempdir())
-        total = self._held.size * self._bytes
+        total = self._held.size * self._bytes if self.draws < self.epochs else 0
         if total > (free := shutil.disk_usage(self._folder).free):
             raise UserError(
-                f"training.cached_prefix={self.draws} needs {total / 1e9:.3g} GB in {self._folder}, which has {free / 1e9:.3g} GB free: "
+                f"training.cached_prefix={config.cached_prefix} needs {total / 1e9:.3g} GB in {self._folder}, which has {free / 1e9:.3g} GB free: "
                 "take fewer draws, fewer crops, or set FINELENS_CACHE to a folder with more room"
             )
+        if not total:
+            engine.console.warn(f"training.cached_prefix={config.cached_prefix} saves nothing: in {self.epochs} epochs no draw of views occurs twice")
         engine.console.say(
             f"cached prefix: {self.draws} draws x {images} images x {self._views} views = {total / 1e6:.3g} MB in a temporary file in {self._folder}"
         )
@@ -97,6 +118,14 @@ class PrefixCache:
             found = self.engine.encode_prefix(view.reshape(-1, *view.shape[-3:]))  # (B count, ...)
             rows[:, place : place + count] = found.view(len(index), count, *self._shape)
             place += count
+        if epoch + self.draws < self.epochs:
+            self._write(epoch, index, rows)
+        # A resumed run that has to do it again does not count it again.
+        if epoch < self.draws:
+            self.engine.spared_prefixes -= len(index) * self._views
+        return rows
+
+    def _write(self, epoch: int, index: list[int], rows: Tensor) -> None:
         try:
             for position, row in zip(index, rows, strict=True):
                 self._seek(epoch, position)
@@ -105,10 +134,6 @@ class PrefixCache:
         except OSError as error:
             raise self._write_error(error) from error
         self._held[self.draw(epoch), index] = True
-        # A resumed run that has to do it again does not count it again.
-        if epoch < self.draws:
-            self.engine.spared_prefixes -= len(index) * self._views
-        return rows
 
     def _read(self, epoch: int, index: list[int]) -> Tensor:
         rows = torch.empty(len(index), self._views, *self._shape, dtype=self._dtype)

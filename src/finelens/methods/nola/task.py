@@ -89,8 +89,8 @@ class Nola(Student):
             if held_out.any():
                 self._compare(batch, held_out)
         if not len(index):
-            # A small last batch can be held out as a whole.
-            return StepOutput(0 * self.head.sum())
+            # A small last batch can be held out as a whole. A gradient of zero would still let the decay move what is trained; this gives none.
+            return StepOutput(torch.zeros((), device=self.head.device, requires_grad=True))
         pseudo = self.pseudo_labels(index)
         loss, log = self.loss(self.logits(strong), pseudo)
         # The labels of held-out images are known as well; they are only not learned.

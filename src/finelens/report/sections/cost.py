@@ -25,6 +25,7 @@ def build(record: RunRecord) -> dict[str, Any]:
     return {
         "forwards": end.get("no_grad_forwards"),
         "grad_forwards": end.get("grad_forwards"),
+        "spared_prefixes": end.get("spared_prefixes"),
         "seconds": duration(total),
         "stages": [(name, duration(value), figures.share_bar(value / total if total else 0.0)) for name, value in stages],
         "versions": versions(record),
