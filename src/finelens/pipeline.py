@@ -122,8 +122,6 @@ def prepare(
         heads = build_heads(backbone, classes) if prototypes is None else prototypes.heads.to(device)
     check_text_features(heads, classes.names)
     task = method.build(engine, heads, options, config.training, config.seed)
-    if config.training.cached_prefix:
-        check_cached_prefix(engine, task, config.training.scope)
     if features is not None and isinstance(task, ViewTask):
         crops_for(features.store.crops, task.inference, method.name)
     support = None
@@ -198,10 +196,13 @@ def fit(
         resume: Go on from the checkpoint.
 
     Raises:
-        UserError: The method learns from labelled photographs and there are none, or hints are given to a method that does not look at images.
+        UserError: The method learns from labelled photographs and there are none, hints are given to a method that does not look at images, or the run
+            cannot keep prefixes as it was asked to.
     """
     engine, method, task = prepared.engine, prepared.method, prepared.task
     check_hints(method, given=hints is not None)
+    if config.training.cached_prefix:
+        check_cached_prefix(engine, task, config.training.scope)
     features = raw = target_features(engine, store, decode_limits(config, engine.backbone.preprocess).short_side, console)
     if prepared.extra is not None:
         features = raw = replace(features, extra=prepared.extra.features)

@@ -211,7 +211,7 @@ def test_prompts_are_refused_with_the_remedy(tiny_vit):
 def test_towers_that_cannot_be_entered_in_the_middle_are_refused(tmp_path):
     write_tiny_timm(tmp_path / "timm", "test_vit3", image_size=160, timm_pool="map", timm_proj="linear")
     with pytest.raises(UserError, match=r"kind 'timm' cannot be entered in the middle; leave training\.cached_prefix at 0"):
-        prepare_toy(tmp_path / "timm", "dpa", options=options("dpa", 1))
+        fit_toy(tmp_path / "timm", "dpa", pictures(1), options=options("dpa", 1))
 
 
 def test_several_processes_are_refused(tmp_path):
