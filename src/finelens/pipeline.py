@@ -196,8 +196,8 @@ def fit(
         resume: Go on from the checkpoint.
 
     Raises:
-        UserError: The method learns from labelled photographs and there are none, hints are given to a method that does not look at images, or the run
-            cannot keep prefixes as it was asked to.
+        UserError: The method learns from labelled photographs and there are none, hints are given to a method that does not look at images, or
+            the run cannot keep prefixes as it was asked to.
     """
     engine, method, task = prepared.engine, prepared.method, prepared.task
     check_hints(method, given=hints is not None)
