@@ -61,6 +61,7 @@ def test_adapt_writes_a_run(adapted):
         "min_lr": 2e-6,
         "weight_decay": 0.1,
         "scope": "norm",
+        "cached_prefix": 0,
         "precision": choose_precision("auto", torch.device("cpu")).name,
         "compile": "auto",
     }
