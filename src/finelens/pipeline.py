@@ -322,7 +322,7 @@ def _say_estimate(trainer: Trainer, console: Console, *, prepared: bool) -> None
     later = f"; from epoch {first} on {expected.flops_kept / 1e9:.3g} GFLOP, behind the first blocks" if 0 < draws < epochs else ""
     console.say(f"predicted time: about {duration(expected.seconds)} for {work} x ({forwards}{later}){once}")
     engine.tower_flops = expected.tower
-    work_of_run = trainer.count * (trainer.config.epochs * expected.flops_kept + cost.once * expected.tower.forward)
+    work_of_run = trainer.count * (trainer.config.epochs * expected.flops + cost.once * expected.tower.forward)
     if not draws and worth_compiling(trainer.config.compile, engine.device, work_of_run):
         console.say("compile: the image tower's forward (training.compile); the first steps take longer")
         engine.compile()

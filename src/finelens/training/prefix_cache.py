@@ -22,11 +22,11 @@ from finelens.cache import spill_folder
 from finelens.config import TrainingConfig
 from finelens.errors import UserError
 from finelens.files import write_error
+from finelens.images.batches import NO_VIEWS
 from finelens.protocol import Batch, NotAvailableError, PrefixRows, Task, ViewPlan
 from finelens.training.engine import Engine
 
 KINDS = ("weak", "strong", "crops", "centre")
-NO_VIEWS = ViewPlan(weak=False, strong=False)
 
 
 def check_cached_prefix(engine: Engine, task: Task, scope: str) -> None:
