@@ -101,7 +101,7 @@ def ample(monkeypatch):
     monkeypatch.setattr(auto, "FEW_IMAGES", 5)
     monkeypatch.setattr(auto, "MANY_IMAGES", 20)
     monkeypatch.setattr(choice, "estimate", lambda *_: Estimate(120.0, 1.0, 1.0, TowerFlops(1, 1)))
-    monkeypatch.setattr(choice, "cosine_logits", lambda *_: torch.eye(len(CLASSES)).repeat(6, 1))
+    monkeypatch.setattr(choice, "unadapted_logits", lambda *_: (torch.eye(len(CLASSES)).repeat(6, 1), None))
     method = find_method("microclip")
     monkeypatch.setattr(type(method), "training_defaults", property(lambda self: {"epochs": 2, "batch_size": 8} if self.trains else {}))
 

@@ -203,6 +203,8 @@ def execute(run: RunFolder, inputs: Inputs, console: Console, should_stop: Calla
     stop = should_stop or (lambda: False)
     hooks = Hooks(run=run, checkpoints=run.checkpoint_dir, failures=run.failure_dir, events_offset=offset, should_stop=stop)
     fitted, logits, nearest, rows = _answer(run.config, inputs, console, hooks, resume=not fresh)
+    if fitted.untrained is not None:
+        run.log("guard", reason=fitted.untrained)
     with inputs.prepared.engine.stopwatch("write"):
         save_model(run.model_dir, fitted.model)
         write_predictions(run.predictions_path, rows)

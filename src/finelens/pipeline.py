@@ -25,6 +25,7 @@ from finelens.feature_store.extra import Extra
 from finelens.feature_store.files import FeatureFile
 from finelens.feature_store.prototypes import Prototypes
 from finelens.feature_store.runs import open_backbone, prototypes_of_run
+from finelens.health.start import REMEDY, too_weak
 from finelens.hints import check_hints
 from finelens.images.batches import batches
 from finelens.images.subset import StoreSubset
@@ -165,6 +166,7 @@ class Fitted:
         features: Features of the target images by the unadapted model; None where the method needs pixels, and may have changed what it was given.
         described_logits: The same with the descriptions, (N, C); None without descriptions.
         looks: A copy of the unadapted model's unit-norm features, (N, E), float16 on the host: what the run's own measures rest on.
+        untrained: Why nothing was trained though the method trains; None where it was.
     """
 
     model: Model
@@ -172,6 +174,7 @@ class Fitted:
     features: TargetFeatures | None
     described_logits: Tensor | None
     looks: Tensor
+    untrained: str | None = None
 
 
 def fit(
@@ -185,6 +188,8 @@ def fit(
     resume: bool = False,
 ) -> Fitted:
     """Adapt to the images; methods that do not use them prepare what they make of the texts.
+
+    A method that trains on answers of its own is not let loose where the starting model hardly knows the classes (``training.guard``).
 
     Args:
         prepared: From :func:`prepare`.
@@ -207,9 +212,13 @@ def fit(
     if prepared.extra is not None:
         features = raw = replace(features, extra=prepared.extra.features)
     check_image_features(features.global_, console)
-    zero_shot = cosine_logits(engine, features.global_, prepared.heads.templates).float().cpu()
-    described = None if prepared.report is None else cosine_logits(engine, features.global_, prepared.heads.descriptions).float().cpu()
+    zero_shot, described = unadapted_logits(prepared, features)
     looks = features.global_.to("cpu", torch.float16, copy=True)
+    if method.trains and config.training.guard == "zero-shot" and not resume and not _labelled(hints):
+        weak = too_weak(zero_shot, described)
+        if weak is not None:
+            console.warn(f"nothing is trained, the answers are those of zero-shot: {weak}. {REMEDY}")
+            return Fitted(_zero_shot_model(prepared, config), zero_shot, raw, described, looks, weak)
     base: dict[str, Tensor] = {}
     if method.adapts:
         adapted = adapted_tensors(engine.backbone, config.training.scope)
@@ -239,11 +248,42 @@ def fit(
         method=method.name,
         method_options=dict(config.method_options),
         training=config.training,
-        zero_shot_heads={"templates": prepared.heads.templates, "descriptions": prepared.heads.descriptions},
+        zero_shot_heads=_zero_shot_heads(prepared.heads),
         base=base,
         extra=() if prepared.extra is None else prepared.extra.encoders,
     )
     return Fitted(model, zero_shot, None if method.needs_pixels else raw, described, looks)
+
+
+def unadapted_logits(prepared: Prepared, features: TargetFeatures) -> tuple[Tensor, Tensor | None]:
+    """Logits (N, C) on the host of the unadapted model with templates and with descriptions; None in place of the second without any."""
+    heads = [prepared.heads.templates] if prepared.report is None else [prepared.heads.templates, prepared.heads.descriptions]
+    found = [cosine_logits(prepared.engine, features.global_, head).float().cpu() for head in heads]
+    return found[0], None if prepared.report is None else found[1]
+
+
+def _labelled(hints: Hints | None) -> bool:
+    """Whether a person named the class of a photograph."""
+    return hints is not None and bool((hints.label >= 0).any())
+
+
+def _zero_shot_model(prepared: Prepared, config: RunConfig) -> Model:
+    """What stands in the place of a method that does not train."""
+    engine, heads, method = prepared.engine, prepared.heads, find_method("zero-shot")
+    return Model(
+        engine=engine,
+        task=method.build(engine, heads, method.config_class(), config.training, config.seed),
+        class_names=prepared.classes.names,
+        method=method.name,
+        method_options={},
+        training=config.training,
+        zero_shot_heads=_zero_shot_heads(heads),
+        base={},
+    )
+
+
+def _zero_shot_heads(heads: ClassHeads) -> dict[str, Tensor]:
+    return {"templates": heads.templates, "descriptions": heads.descriptions}
 
 
 def belonging(store: ImageStore, features: TargetFeatures, zero_shot: Tensor) -> tuple[ImageStore, TargetFeatures, Tensor]:

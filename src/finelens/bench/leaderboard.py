@@ -27,6 +27,7 @@ from finelens.bench.published import beside
 from finelens.bench.results import Result
 from finelens.bench.scatter import Point, scatter
 from finelens.bench.summary import NOTE, Setting, baseline_of, by_setting, common, findings, setting_title, standings
+from finelens.bench.table import untrained_note
 from finelens.errors import UserError
 
 # Column by which a table is sorted when it is opened.
@@ -144,6 +145,8 @@ def _section(rows: Sequence[Result], zero_shot: Sequence[Result]) -> str:
     skipped = {row.key.data: row.reason for row in rows if row.key.data not in sets}
     if skipped:
         caption += f" Everything was skipped on {', '.join(skipped)}: {'; '.join(dict.fromkeys(skipped.values()))}."
+    if untrained := untrained_note(rows):
+        caption += f" {untrained}"
     if mixed_seeds(rows):
         caption += " Not all methods have the same seeds; what is in short above compares the same ones."
     absent = "".join(

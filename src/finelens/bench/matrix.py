@@ -173,11 +173,13 @@ def compute(context: Context, key: Key, protocol: Protocol, plan: Plan) -> Resul
         return Result(status="broke_a_rule", reason=str(error), **about)
     except (UserError, RuntimeError, ValueError, ArithmeticError, NotImplementedError) as error:
         return Result(status="failed", reason=" ".join(f"{type(error).__name__}: {error}".split()), **about)
-    targets = context.test.truth().labels[split.test]
-    measures, correct = measure(targets, answers.logits, zero_shot(context, split), split.names, answers.temperature)
+    targets, health = context.test.truth().labels[split.test], answers.health
+    temperature = None if health is None else health.temperature
+    measures, correct = measure(targets, answers.logits, zero_shot(context, split), split.names, temperature)
     # Hits stand in the order of rows, whatever the order of a stream.
     packed = pack(correct[np.argsort(split.test)])
-    return Result(status="ok", measures=measures, cost=answers.cost, timing=answers.timing, correct=packed, **about)
+    said = {} if health is None else health.to_json()
+    return Result(status="ok", measures=measures, cost=answers.cost, timing=answers.timing, health=said, correct=packed, **about)
 
 
 def _options(key: Key, plan: Plan) -> tuple[int | None, dict[str, dict[str, Any]]]:
@@ -214,10 +216,10 @@ def describe(result: Result) -> str:
     head = f"{key.data:11} {key.protocol:14} {key.method:12} seed {key.seed}"
     if result.status != "ok":
         return f"{head}  {result.status}: {result.reason}"
-    m = result.measures
+    m, untrained = result.measures, "  nothing was trained" if "untrained" in result.health else ""
     low, high = m["gain_interval"]
     return (
         f"{head}  {100 * m['accuracy']:.1f} (zero-shot {100 * m['zero_shot_accuracy']:.1f}, descriptions "
         f"{100 * m['description_ensemble_accuracy']:.1f})  gain {100 * m['gain']:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]  "
-        f"{result.timing['seconds']:.1f} s"
+        f"{result.timing['seconds']:.1f} s{untrained}"
     )

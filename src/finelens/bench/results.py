@@ -73,6 +73,8 @@ class Result:
         measures: Shares in [0, 1], intervals, p-values.
         cost: Counted work.
         timing: Seconds and memory: all that differs between two equal runs.
+        health: What a run says about itself without labels: ``verdict``, ``signals`` and, where ``training.guard`` kept the method from training,
+            ``untrained``. Empty in rows of before, of streams and of methods that look at many views.
         correct: Whether each test image is right, packed (see :func:`pack`), in the order of content hashes.
     """
 
@@ -87,6 +89,7 @@ class Result:
     measures: Mapping[str, Any] = field(default_factory=dict)
     cost: Mapping[str, Any] = field(default_factory=dict)
     timing: Mapping[str, Any] = field(default_factory=dict)
+    health: Mapping[str, Any] = field(default_factory=dict)
     correct: str = ""
 
     def __post_init__(self) -> None:

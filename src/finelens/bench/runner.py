@@ -16,14 +16,13 @@ from torch import Tensor
 from finelens.bench.context import Context
 from finelens.bench.features import take
 from finelens.bench.guard import RuleBroken, method_runs
+from finelens.bench.health import Health, health_of
 from finelens.bench.memory import peak_megabytes, reset_peak
 from finelens.bench.protocols import Protocol, SkippedError, Split
 from finelens.config import RunConfig
-from finelens.console import Console
 from finelens.feature_store.cache import LIMIT_VARIABLE, cache_limit
 from finelens.feature_store.encoder import FeatureEncoder
 from finelens.feature_store.store import feature_rows
-from finelens.health.signals import nearest_images
 from finelens.loading import BATCH
 from finelens.methods.head_task import cosine_logits
 from finelens.methods.registry import Method, find_method
@@ -31,10 +30,10 @@ from finelens.methods.solver_task import SolverTask, StreamConfig
 from finelens.methods.support_task import SupportConfig
 from finelens.methods.view_task import ViewTask
 from finelens.models import copy_into
-from finelens.pipeline import Fitted, fit, run_temperature
+from finelens.pipeline import Fitted, fit
 from finelens.prediction import predict_store
 from finelens.predictions import softmax
-from finelens.protocol import Backbone, Hints, ImageStore
+from finelens.protocol import Backbone, Hints
 from finelens.solvers.online import OnlineSolver
 from finelens.training.engine import Engine, TowerFlops
 from finelens.training.precision import Precision
@@ -56,13 +55,13 @@ class Answers:
         logits: (N, C) by branch, in the order of the split's test rows.
         cost: Counted work.
         timing: Seconds by stage, and memory.
-        temperature: What a run would divide the logits by; None where that was not asked.
+        health: What a run would say about itself without labels: its temperature, signals and verdict; None where that was not asked.
     """
 
     logits: dict[str, np.ndarray]
     cost: dict[str, Any]
     timing: dict[str, Any]
-    temperature: float | None = None
+    health: Health | None = None
 
 
 def refuse(method: Method, protocol: Protocol) -> None:
@@ -118,7 +117,7 @@ def _from_features(context: Context, method: Method, config: RunConfig, protocol
         alone = _ask_alone(engine, protocol, len(singles), lambda i: fitted.model.logits(singles[i]))
         logits = _transductive(fitted, protocol) or _joined([fitted.model.logits(rows) for rows in feature_rows(test, BATCH)])
         timing = _timing(engine, start)
-        temperature = _temperature(fitted, method, store, context.quiet)
+        health = health_of(fitted, store, context.quiet)
     finally:
         copy_into(dict(backbone.fitted_state()), centre)
     if _versions(backbone) != unchanged:
@@ -127,7 +126,7 @@ def _from_features(context: Context, method: Method, config: RunConfig, protocol
     # What a run by itself would have encoded.
     engine.no_grad_forwards += len(split.test) + (0 if protocol.setting == "online" else len(split.fit))
     shared = {"features": "shared", "seconds_per_shared_forward": round(max(source.seconds_per_image, context.test.seconds_per_image), 5)}
-    return Answers(logits, _cost(context, engine, config), timing | shared, temperature)
+    return Answers(logits, _cost(context, engine, config), timing | shared, health)
 
 
 def _from_stream(context: Context, method: Method, config: RunConfig, protocol: Protocol, split: Split) -> Answers:
@@ -165,8 +164,9 @@ def _from_pixels(context: Context, method: Method, config: RunConfig, protocol: 
         alone = _ask_alone(engine, protocol, len(split.test), lambda i: predict_store(fitted.model, test_images.only(i), context.quiet))
         logits = {name: value.numpy() for name, value in predict_store(fitted.model, test_images, context.console).items()}
     compare_alone(alone, logits["logits"], tolerance_of(engine.device, engine.precision))
-    cost, timing = _cost(context, engine, config), _timing(engine, start) | {"features": "own"}
-    return Answers(logits, cost, timing, _temperature(fitted, method, fit_images, context.quiet))
+    cost = _cost(context, engine, config if fitted.untrained is None else None)
+    timing = _timing(engine, start) | {"features": "own"}
+    return Answers(logits, cost, timing, health_of(fitted, fit_images, context.quiet))
 
 
 def _from_views(context: Context, method: Method, config: RunConfig, protocol: Protocol, split: Split) -> Answers:
@@ -195,14 +195,6 @@ def _from_views(context: Context, method: Method, config: RunConfig, protocol: P
     engine.no_grad_forwards = len(split.fit) + len(split.test) * (1 + plan.count)
     shared = {"features": "shared", "seconds_per_shared_forward": round(context.test.seconds_per_image, 5)}
     return Answers(logits, _cost(context, engine, config), _timing(engine, start) | shared)
-
-
-def _temperature(fitted: Fitted, method: Method, store: ImageStore, quiet: Console) -> float | None:
-    """What a run on the fit images finds, after cost and time were taken; None for many views, which would be encoded again."""
-    if method.family == "views":
-        return None
-    logits = predict_store(fitted.model, store, quiet, features=fitted.features)["logits"]
-    return run_temperature(fitted, logits, nearest_images(fitted.looks, logits.shape[1]))
 
 
 @contextmanager
@@ -280,7 +272,8 @@ def _versions(backbone: Backbone) -> list[int]:
     return [tensor._version for tensor in (*backbone.parameters(), *backbone.buffers()) if id(tensor) not in own]
 
 
-def _cost(context: Context, engine: Engine, config: RunConfig) -> dict[str, Any]:
+def _cost(context: Context, engine: Engine, config: RunConfig | None) -> dict[str, Any]:
+    """What was counted; without a configuration of a run that was kept from training."""
     tower = engine.tower_flops = engine.tower_flops or TowerFlops(context.start.flops, 0)
     spared = {"spared_prefixes": engine.spared_prefixes, "flops_of_prefix": tower.prefix} if engine.spared_prefixes else {}
     return {
@@ -290,7 +283,7 @@ def _cost(context: Context, engine: Engine, config: RunConfig) -> dict[str, Any]
         "flops_with_gradient": tower.with_gradient,
         "tower_flops": engine.flops,
         **spared,
-        "epochs": config.training.epochs if find_method(config.method).trains else 0,
+        "epochs": config.training.epochs if config is not None and find_method(config.method).trains else 0,
     }
 
 

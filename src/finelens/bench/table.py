@@ -13,6 +13,9 @@ from finelens.bench.published import beside
 from finelens.bench.results import Result
 from finelens.errors import UserError
 
+# Behind a number of a run that was kept from training.
+UNTRAINED = "°"
+
 
 def markdown_tables(results: Iterable[Result], measure: str = "accuracy", published: bool = False) -> str:
     """All tables, as Markdown.
@@ -82,7 +85,7 @@ def _table(group: Group, rows: Sequence[Result], measure: str) -> str:
         forwards = forwards_per_image(done)
         cells = [method, *cells, average, worst, "-" if forwards is None else f"{forwards:.1f}", _seconds(done)]
         lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n" + _reasons(rows) + _seeds(rows)
+    return "\n".join(lines) + "\n" + _reasons(rows) + (f"\n- {UNTRAINED} {note}\n" if (note := untrained_note(rows)) else "") + _seeds(rows)
 
 
 def _unit(measure: str) -> str:
@@ -100,7 +103,11 @@ def _cell(rows: Sequence[Result], measure: str) -> str:
     if not values:
         return "-" if not rows or any(row.status == "ok" for row in rows) else rows[0].status.replace("_", " ")
     spread = pstdev(values)
-    return _format(mean(values), measure) + (f" ± {_format(spread, measure)}" if len(values) > 1 and spread > 0 else "")
+    return _format(mean(values), measure) + _mark(rows) + (f" ± {_format(spread, measure)}" if len(values) > 1 and spread > 0 else "")
+
+
+def _mark(rows: Sequence[Result]) -> str:
+    return UNTRAINED if any("untrained" in row.health for row in rows) else ""
 
 
 def _format(value: Any, measure: str) -> str:
@@ -122,6 +129,12 @@ def _reasons(rows: Sequence[Result]) -> str:
         methods_of[status, ", ".join(sets), reason].append(method)
     lines = [f"- {', '.join(methods)} {status} on {sets}: {reason}." for (status, sets, reason), methods in methods_of.items()]
     return "\n".join(["", *lines, ""]) if lines else ""
+
+
+def untrained_note(rows: Sequence[Result]) -> str:
+    """On which sets methods were kept from training, a sentence; empty where they were not."""
+    sets = dict.fromkeys(row.key.data for row in rows if _mark([row]))
+    return f"Nothing was trained on {', '.join(sets)}, whose classes the starting model hardly knows: answers of zero-shot." if sets else ""
 
 
 def _seeds(rows: Sequence[Result]) -> str:

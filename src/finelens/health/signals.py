@@ -15,6 +15,7 @@ from torch import Tensor
 from finelens.errors import UserError
 from finelens.files import json_text, read_json, write_text
 from finelens.health.confusion import ConfusionPair, estimate_confusion, similar_pairs
+from finelens.health.start import start_information
 from finelens.schemas import SCHEMA_VERSION
 from finelens.solvers.neighbours import top_neighbours
 from finelens.strict import from_mapping
@@ -47,6 +48,7 @@ class Signals:
         margin: Mean probability of the first class minus that of the second.
         kept: Share that keep their zero-shot class among the half of the images on which the unadapted model is surest.
         text_agreement: Share of images on which templates and descriptions name the same class, both unadapted; None without descriptions.
+        information: What the unadapted model knows of the classes, see :func:`finelens.health.start.start_information`; None in runs of before.
     """
 
     images: int
@@ -63,6 +65,7 @@ class Signals:
     margin: float
     kept: float
     text_agreement: float | None
+    information: float | None = None
 
 
 @dataclass(frozen=True)
@@ -117,7 +120,7 @@ def measure(
     support = neighbour_support(features, probabilities, nearest)
     confidence = first.amax(1)
     return Measured(
-        signals=signals_of(probabilities, first, described),
+        signals=signals_of(probabilities, first, described, start_information(zero_shot, described)),
         confusion=estimate_confusion(probabilities)[:PAIRS],
         similar=similar_pairs(heads)[:PAIRS],
         ids=tuple(ids[i].partition("-")[0][:ID_LENGTH] for i in order),
@@ -127,8 +130,15 @@ def measure(
     )
 
 
-def signals_of(probabilities: Tensor, zero_shot: Tensor, described: Tensor | None) -> Signals:
-    """The numbers from posteriors (N, C), zero-shot posteriors (N, C) and scores of the descriptions (N, C), if there are any."""
+def signals_of(probabilities: Tensor, zero_shot: Tensor, described: Tensor | None, information: float | None = None) -> Signals:
+    """The numbers.
+
+    Args:
+        probabilities: Posteriors of the method, (N, C).
+        zero_shot: Posteriors of the unadapted model with templates, (N, C).
+        described: Its scores with descriptions, (N, C); None without descriptions.
+        information: What it knows of the classes, see :class:`Signals`.
+    """
     n, c = probabilities.shape
     labels, first = probabilities.argmax(1), zero_shot.argmax(1)
     same = (labels == first).double()
@@ -149,6 +159,7 @@ def signals_of(probabilities: Tensor, zero_shot: Tensor, described: Tensor | Non
         margin=(top[:, 0] - (top[:, 1] if c > 1 else 0)).mean().item(),
         kept=same[sure.argsort(descending=True, stable=True)[: (n + 1) // 2]].mean().item(),
         text_agreement=None if described is None else (described.argmax(1) == first).double().mean().item(),
+        information=information,
     )
 
 

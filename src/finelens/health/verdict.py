@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from finelens.health.signals import Signals
+from finelens.health.start import FEW_IMAGES, REMEDY, is_weak
 
 Level = Literal["improved", "unclear", "do not use"]
 
@@ -58,7 +59,7 @@ def verdict(signals: Signals, alarms: Sequence[str] = ()) -> Verdict:
         alarms: Warnings of the run, in sentences.
     """
     collapsed = signals.classes > 2 and signals.spread < COLLAPSE * signals.spread_zero_shot
-    reasons = (*_alarms(alarms), *_collapse(signals, collapsed), _kept(signals), *_texts(signals), *_notes(signals))
+    reasons = (*_alarms(alarms), *_collapse(signals, collapsed), _kept(signals), *_information(signals), *_texts(signals), *_notes(signals))
     if signals.agreement == 1:
         return Verdict("unclear", "Nothing changed: these are the answers of the unadapted model, and nothing tells how good they are.", reasons[1:])
     if collapsed or alarms:
@@ -68,6 +69,13 @@ def verdict(signals: Signals, alarms: Sequence[str] = ()) -> Verdict:
             "do not use",
             f"Do not use: only {signals.kept:.0%} of the images that the unadapted model was surest of keep their class; "
             "check the class names and descriptions, or prefer finelens zero-shot.",
+            reasons,
+        )
+    if _hardly_known(signals):
+        return Verdict(
+            "unclear",
+            f"Unclear: a photograph tells the starting model only {signals.information:.1%} of what it would take to name its class, so adaptation "
+            "had little to build on; label a few images and run finelens evaluate.",
             reasons,
         )
     if signals.text_agreement is not None and signals.text_agreement < TEXTS_AGREE:
@@ -91,6 +99,24 @@ def verdict(signals: Signals, alarms: Sequence[str] = ()) -> Verdict:
     )
 
 
+def nothing_trained(signals: Signals, reason: str) -> Verdict:
+    """Of a run that was kept from training (``training.guard``).
+
+    Args:
+        signals: Numbers of the run.
+        reason: Why, a sentence without its end.
+    """
+    return Verdict(
+        "unclear",
+        f"Nothing was trained, these are the answers of zero-shot: {reason}. {REMEDY}.",
+        (*_information(signals), *_texts(signals), *_notes(signals)),
+    )
+
+
+def _hardly_known(signals: Signals) -> bool:
+    return signals.information is not None and is_weak(signals.images, signals.information)
+
+
 def _alarms(alarms: Sequence[str]) -> list[Reason]:
     return [Reason("bad", f"{alarm[:1].upper()}{alarm[1:]}.") for alarm in alarms]
 
@@ -112,6 +138,13 @@ def _texts(signals: Signals) -> list[Reason]:
         return [Reason("note", "Without descriptions there is no second opinion on what the starting model knows.")]
     kind: Literal["good", "bad"] = "good" if signals.text_agreement >= TEXTS_AGREE else "bad"
     return [Reason(kind, f"Templates and descriptions name the same class on {signals.text_agreement:.0%} of the images.")]
+
+
+def _information(signals: Signals) -> list[Reason]:
+    if signals.information is None or signals.images < FEW_IMAGES:
+        return []
+    text = f"By its own account a photograph tells the unadapted model {signals.information:.1%} of what it would take to name its class."
+    return [Reason("bad" if _hardly_known(signals) else "good", text)]
 
 
 def _notes(signals: Signals) -> list[Reason]:

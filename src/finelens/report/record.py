@@ -12,7 +12,7 @@ from finelens.errors import UserError
 from finelens.files import read_json
 from finelens.health.lines import collapse_warning
 from finelens.health.signals import Measured, read_measured
-from finelens.health.verdict import Verdict, verdict
+from finelens.health.verdict import Verdict, nothing_trained, verdict
 from finelens.predictions import PredictionRow, read_predictions
 from finelens.runs import RunFolder
 from finelens.schemas import MODEL_CONFIG_FILE
@@ -50,6 +50,9 @@ class RunRecord:
     @property
     def verdict(self) -> Verdict:
         """Whether to trust the run."""
+        untrained = self.event("guard").get("reason")
+        if untrained is not None:
+            return nothing_trained(self.measured.signals, str(untrained))
         alarm = collapse_warning(self.rows, self.classes)
         return verdict(self.measured.signals, [] if alarm is None else [alarm])
 

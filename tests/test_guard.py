@@ -1,0 +1,270 @@
+"""Runs whose starting model hardly knows the classes: what tells them, what becomes of them, and how to train all the same."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from finelens import LabelFreeClassifier, api
+from finelens.bench.table import markdown_tables
+from finelens.config import TrainingConfig, from_mapping
+from finelens.errors import UserError
+from finelens.health import start
+from finelens.health.start import LEAST, information, start_information, too_weak
+from finelens.images.batches import centre_batches
+from finelens.images.decode import DecodeLimits
+from finelens.loading import decode_limits, load
+from finelens.methods.registry import find_method
+from finelens.models import load_model, save_model
+from finelens.pipeline import fit
+from finelens.predictions import read_predictions
+from finelens.protocol import Hints
+from finelens.training.loop import Hooks
+from tests.bench.world import make_context, row, write_set
+from tests.toy import CLASSES, QUIET, TRAINING, Log, events, fit_toy, forwards, options_for, pictures, prepare_toy, write_classes
+
+SELF_TRAINING = [name for name in TRAINING if not find_method(name).few_shot]
+
+
+def sure(labels, classes: int = 4, factor: float = 200.0) -> torch.Tensor:
+    return factor * torch.nn.functional.one_hot(torch.as_tensor(labels), classes).float()
+
+
+@pytest.fixture
+def strict(monkeypatch):
+    """Every start is too weak."""
+    monkeypatch.setattr(start, "FEW_IMAGES", 5)
+    monkeypatch.setattr(start, "LEAST", 1.1)
+
+
+# The measure.
+
+
+def test_information_at_its_limits():
+    assert information(sure([0, 1, 2, 3] * 5)) == 1
+    # Unequal classes do not lower it.
+    assert information(sure([0] * 99 + [1], 2)) == 1
+    assert information(torch.zeros(20, 4)) == 0
+    # The same answer for every image says nothing about any, however sure it is.
+    assert information(torch.tensor([[3.0, 1.0, 0.0]]).repeat(20, 1)) == 0
+    # There is nothing to tell apart.
+    assert information(torch.zeros(20, 1)) == 1
+    assert information(torch.zeros(0, 4)) == 1
+
+
+def test_information_by_hand():
+    logits = torch.randn(50, 6, generator=torch.Generator().manual_seed(0))
+    p = logits.double().softmax(1).tolist()
+    entropy = lambda q: -sum(x * math.log(x) for x in q)  # noqa: E731
+    mean = [sum(column) / 50 for column in zip(*p, strict=True)]
+    assert information(logits) == pytest.approx(1 - sum(map(entropy, p)) / 50 / entropy(mean), abs=5e-5)
+
+
+def test_the_text_that_knows_less_counts():
+    knows, knows_not = sure([0, 1, 2, 3] * 20), torch.randn(80, 4, generator=torch.Generator().manual_seed(0)) / 10
+    assert start_information(knows, None) == start_information(knows, knows) == 1
+    assert start_information(knows, knows_not) == start_information(knows_not, knows) == information(knows_not) < LEAST
+    assert too_weak(knows, None) is None
+    assert "of what it would take to name its class" in str(too_weak(knows, knows_not))
+    # Of a few images nothing is said.
+    assert too_weak(knows_not[:49], None) is None
+    assert too_weak(knows_not[:50], None) is not None
+
+
+# Every method that trains on answers of its own.
+
+
+@pytest.mark.parametrize("method", SELF_TRAINING)
+def test_a_weak_start_is_kept(method, tiny_vit, strict, tmp_path):
+    prepared, fitted, log = fit_toy(tiny_vit, method, pictures())
+    assert "training needs" in str(fitted.untrained)
+    assert log.events == []
+    assert prepared.engine.counts[:2] == (24, 0)
+    assert torch.equal(fitted.model.logits(centre_views(prepared))["logits"], fitted.zero_shot_logits)
+    save_model(tmp_path, fitted.model)
+    again = load_model(tmp_path)
+    assert again.method == "zero-shot"
+    assert torch.equal(again.logits(centre_views(prepared))["logits"], fitted.zero_shot_logits)
+
+
+def centre_views(prepared) -> torch.Tensor:
+    preprocess = prepared.engine.backbone.preprocess
+    return torch.cat([centre for _, centre in centre_batches(load(pictures(), DecodeLimits(), QUIET).store, preprocess, 64)])
+
+
+@pytest.mark.parametrize("method", TRAINING)
+def test_what_lets_it_train(method, tiny_vit, strict):
+    """The option, or a person who named a class; few-shot methods have that always."""
+    config, prepared = prepare_toy(tiny_vit, method, options={"training": {"epochs": 1, "batch_size": 8, "precision": "float32"}})
+    store = load(pictures(), decode_limits(config, prepared.engine.backbone.preprocess), QUIET).store
+    log = Log()
+    hints = Hints(torch.arange(4) * 6, torch.arange(4))
+    assert fit(prepared, store, config, QUIET, Hooks(run=log), hints=hints).untrained is None
+    assert len(log.losses) == 1
+    if find_method(method).few_shot:
+        return
+    options = {"training": {"epochs": 1, "batch_size": 8, "precision": "float32", "guard": "off"}}
+    _, fitted, log = fit_toy(tiny_vit, method, pictures(), options=options)
+    assert fitted.untrained is None
+    assert len(log.losses) == 1
+
+
+def test_an_answer_that_is_no_class_lets_nothing_train(tiny_vit, strict):
+    config, prepared = prepare_toy(tiny_vit, "dpa")
+    store = load(pictures(), decode_limits(config, prepared.engine.backbone.preprocess), QUIET).store
+    assert fit(prepared, store, config, QUIET, hints=Hints(torch.tensor([0]), torch.tensor([-1]))).untrained is not None
+
+
+@pytest.mark.parametrize("method", ["stata", "cupl", "gda-em"])
+def test_methods_without_training_are_left_alone(method, tiny_vit, strict):
+    assert fit_toy(tiny_vit, method, pictures())[1].untrained is None
+
+
+def test_a_start_that_knows_the_classes_trains_as_without_the_guard(tiny_vit, monkeypatch):
+    monkeypatch.setattr(start, "FEW_IMAGES", 5)
+    monkeypatch.setattr(start, "LEAST", 0.0)
+    on, off = (fit_toy(tiny_vit, "dpa", pictures(), options=options_for("dpa", guard=guard))[1].model for guard in ("zero-shot", "off"))
+    assert all(torch.equal(a, b) for a, b in zip(on.task.state_dict().values(), off.task.state_dict().values(), strict=True))
+
+
+def test_the_option_is_checked():
+    with pytest.raises(UserError, match=r"training.guard.*zero-shot"):
+        from_mapping(TrainingConfig, {"guard": "zero-shut"}, "training")
+
+
+# As a user meets it. The photographs are noise, so a model has nothing to say about them: no threshold is changed.
+
+
+@pytest.fixture(scope="module")
+def noise(tmp_path_factory):
+    folder, rng = tmp_path_factory.mktemp("noise"), np.random.default_rng(0)
+    for i in range(52):
+        Image.fromarray(rng.integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(folder / f"{i:02}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def command(noise, tmp_path_factory, tiny_vit):
+    folder = tmp_path_factory.mktemp("command")
+    names = write_classes(folder / "names.txt")
+    words = ["adapt", str(noise), "--classes", str(names), "--backbone", f"local:{tiny_vit}", "--set", "training.epochs=1"]
+
+    def run(out: str, *more: str):
+        return folder / out, subprocess.run(
+            [sys.executable, "-m", "finelens", *words, "--out", str(folder / out), *more], capture_output=True, text=True, check=False
+        )
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def kept(command):
+    folder, done = command("kept")
+    assert done.returncode == 0, done.stderr
+    return folder, done.stderr
+
+
+def test_a_run_says_so_and_ends_with_the_answers_of_zero_shot(kept):
+    folder, said = kept
+    assert "nothing is trained, the answers are those of zero-shot: a photograph tells the starting model only" in said
+    assert "--hints" in said
+    assert "training.guard=off" in said
+    assert forwards(folder) == (52, 0)
+    (event,) = [event for event in events(folder) if event["event"] == "guard"]
+    assert "training needs 11%" in event["reason"]
+    assert "warning" not in {event["event"] for event in events(folder)}
+    rows = read_predictions(folder / "predictions.csv")
+    assert len(rows) == 52
+    assert all(row.label == row.zero_shot_class is not None for row in rows)
+    assert json.loads((folder / "config.json").read_text())["method"] == "microclip"
+    assert json.loads((folder / "model" / "model.json").read_text())["method"] == "zero-shot"
+
+
+def test_the_report_and_the_card_open_with_it(kept):
+    page = (kept[0] / "report.html").read_text(encoding="utf-8")
+    assert "Nothing was trained, these are the answers of zero-shot" in page
+    assert "By its own account a photograph tells the unadapted model" in page
+    assert "Nothing was trained" in (kept[0] / "MODEL_CARD.md").read_text(encoding="utf-8")
+
+
+def test_such_a_run_predicts_explains_and_is_finished(kept, noise, tmp_path, capsys):
+    folder = kept[0]
+    rows = api.predict(folder, noise, tmp_path / "new.csv", console=QUIET)
+    assert [row.label for row in rows] == [row.zero_shot_class for row in rows]
+    assert api.resume(folder) is None
+    assert "finished" in capsys.readouterr().err
+    api.explain(folder, noise / "00.png", tmp_path / "page.html", console=QUIET)
+    assert (tmp_path / "page.html").is_file()
+    api.report(folder, console=QUIET)
+    assert "Nothing was trained" in (folder / "report.html").read_text(encoding="utf-8")
+
+
+def test_it_trains_when_told_to(command):
+    folder, done = command("trained", "--set", "training.guard=off", "--set", "method.crops=1")
+    assert done.returncode == 0, done.stderr
+    assert "nothing is trained" not in done.stderr
+    assert forwards(folder)[1] == 52
+    # What comes of it is not believed either.
+    assert "nothing was trained" not in (folder / "report.html").read_text(encoding="utf-8").lower()
+    assert json.loads((folder / "signals.json").read_text())["signals"]["information"] < LEAST
+
+
+def test_from_python(noise, tiny_vit):
+    model = LabelFreeClassifier(CLASSES, method="fair", backbone=f"local:{tiny_vit}").fit(noise)
+    assert model.classifier_.model.method == "zero-shot"
+    assert set(model.predict(noise)) <= set(CLASSES)
+
+
+def test_a_kill_before_the_end_loses_nothing(noise, tmp_path, tiny_vit, monkeypatch):
+    names = write_classes(tmp_path / "names.txt")
+    given = {"method": "dpa", "backbone": f"local:{tiny_vit}", "console": QUIET, "options": {"training": {"precision": "float32"}}}
+    whole = api.adapt(noise, names, tmp_path / "whole", **given)
+
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("finelens.execution.save_model", killed)
+        with pytest.raises(KeyboardInterrupt):
+            api.adapt(noise, names, tmp_path / "killed", **given)
+    api.resume(tmp_path / "killed", console=QUIET)
+    assert (tmp_path / "killed" / "predictions.csv").read_bytes() == (whole.path / "predictions.csv").read_bytes()
+    assert events(tmp_path / "killed") == events(whole.path)
+
+
+# In the benchmark.
+
+
+@pytest.fixture
+def context(tmp_path, tiny_vit):
+    return make_context(write_set(tmp_path / "set"), tiny_vit)
+
+
+def test_a_row_says_what_was_kept_and_what_a_report_would_say(context, strict):
+    kept, trained = (row(context, "dpa", options=("training.epochs=1", *more)) for more in ((), ("training.guard=off",)))
+    assert kept.status == trained.status == "ok"
+    assert "training needs" in kept.health["untrained"]
+    assert kept.health["verdict"] == "unclear"
+    assert kept.measures["accuracy"] == kept.measures["zero_shot_accuracy"]
+    assert kept.measures["difference_interval"] == [0.0, 0.0]
+    assert (kept.cost["no_grad_forwards"], kept.cost["grad_forwards"], kept.cost["epochs"]) == (24 + 12, 0, 0)
+    assert "untrained" not in trained.health
+    assert trained.cost["epochs"] == 1
+    assert trained.health["signals"]["information"] == kept.health["signals"]["information"]
+    table = markdown_tables([kept])
+    assert f"{100 * kept.measures['accuracy']:.1f}°" in table
+    assert "Nothing was trained on" in table
+    assert "°" not in markdown_tables([trained])
+
+
+def test_rows_of_other_methods_have_a_verdict_too(context):
+    found = row(context, "stata").health
+    assert found["verdict"] in ("improved", "unclear", "do not use")
+    assert found["signals"]["images"] == 24
