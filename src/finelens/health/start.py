@@ -13,8 +13,8 @@ FEW_IMAGES = 50
 NOTHING = 1e-9
 
 REMEDY = (
-    "A few labelled photographs help far more: finelens review makes a sheet to label them on, --hints takes it. Other class names or descriptions "
-    "may help; --set training.guard=off trains all the same"
+    "A few labelled photographs help far more: finelens review makes a sheet to label them on, --hints takes it. --method auto takes a method that "
+    "trains nothing; other class names or descriptions may help; --set training.guard=off trains all the same"
 )
 
 
@@ -31,9 +31,9 @@ def too_weak(templates: Tensor, descriptions: Tensor | None) -> str | None:
     return f"a photograph tells the starting model only {known:.1%} of what it would take to name its class, and training needs {LEAST:.0%}"
 
 
-def is_weak(images: int, known: float) -> bool:
-    """Whether so much information about so many images is too little to train on."""
-    return images >= FEW_IMAGES and known < LEAST
+def is_weak(images: int, known: float | None) -> bool:
+    """Whether so much information about so many images is too little to train on; not where it is unknown."""
+    return images >= FEW_IMAGES and known is not None and known < LEAST
 
 
 def start_information(templates: Tensor, descriptions: Tensor | None) -> float:

@@ -71,7 +71,7 @@ def verdict(signals: Signals, alarms: Sequence[str] = ()) -> Verdict:
             "check the class names and descriptions, or prefer finelens zero-shot.",
             reasons,
         )
-    if _hardly_known(signals):
+    if is_weak(signals.images, signals.information):
         return Verdict(
             "unclear",
             f"Unclear: a photograph tells the starting model only {signals.information:.1%} of what it would take to name its class, so adaptation "
@@ -113,10 +113,6 @@ def nothing_trained(signals: Signals, reason: str) -> Verdict:
     )
 
 
-def _hardly_known(signals: Signals) -> bool:
-    return signals.information is not None and is_weak(signals.images, signals.information)
-
-
 def _alarms(alarms: Sequence[str]) -> list[Reason]:
     return [Reason("bad", f"{alarm[:1].upper()}{alarm[1:]}.") for alarm in alarms]
 
@@ -144,7 +140,7 @@ def _information(signals: Signals) -> list[Reason]:
     if signals.information is None or signals.images < FEW_IMAGES:
         return []
     text = f"By its own account a photograph tells the unadapted model {signals.information:.1%} of what it would take to name its class."
-    return [Reason("bad" if _hardly_known(signals) else "good", text)]
+    return [Reason("bad" if is_weak(signals.images, signals.information) else "good", text)]
 
 
 def _notes(signals: Signals) -> list[Reason]:
