@@ -25,10 +25,12 @@ def too_weak(templates: Tensor, descriptions: Tensor | None) -> str | None:
         templates: Logits (N, C) of the unadapted model with templates.
         descriptions: The same with descriptions; None without any.
     """
-    known = start_information(templates, descriptions)
-    if not is_weak(len(templates), known):
+    if not is_weak(len(templates), start_information(templates, descriptions)):
         return None
-    return f"a photograph tells the starting model only {known:.1%} of what it would take to name its class, and training needs {LEAST:.0%}"
+    known, needed = f"{information(templates):.1%}", f"{LEAST:.0%}"
+    if descriptions is not None:
+        known, needed = f"{known} with templates and {information(descriptions):.1%} with descriptions", f"{needed} with both"
+    return f"of what it would take to name its class a photograph tells the starting model only {known}; training needs {needed}"
 
 
 def is_weak(images: int, known: float | None) -> bool:
