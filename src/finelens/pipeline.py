@@ -217,7 +217,7 @@ def fit(
     if method.trains and config.training.guard == "zero-shot" and not resume and not _labelled(hints):
         weak = too_weak(zero_shot, described)
         if weak is not None:
-            console.warn(f"nothing is trained, the answers are those of zero-shot: {weak}. {REMEDY}")
+            console.warn(f"nothing is trained, the answers are those of zero-shot; the starting model hardly knows these classes: {weak}. {REMEDY}")
             return Fitted(_zero_shot_model(prepared, config), zero_shot, raw, described, looks, weak)
     base: dict[str, Tensor] = {}
     if method.adapts:

@@ -13,8 +13,8 @@ FEW_IMAGES = 50
 NOTHING = 1e-9
 
 REMEDY = (
-    "A few labelled photographs help far more: finelens review makes a sheet to label them on, --hints takes it. --method auto takes a method that "
-    "trains nothing; other class names or descriptions may help; --set training.guard=off trains all the same"
+    "--method auto takes a method that trains nothing, which does far better with a few labelled photographs (finelens review makes a sheet to label "
+    "them on, --hints takes it). Other class names or descriptions may help; --set training.guard=off trains all the same"
 )
 
 

@@ -106,15 +106,16 @@ def nothing_trained(signals: Signals, reason: str) -> Verdict:
         signals: Numbers of the run.
         reason: Why, a sentence without its end.
     """
-    return Verdict(
-        "unclear",
-        f"Nothing was trained, these are the answers of zero-shot: {reason}. {REMEDY}.",
-        (*_information(signals), *_texts(signals), *_notes(signals)),
-    )
+    reasons = (Reason("bad", f"{_sentence(reason)}."), Reason("note", f"{REMEDY}."), *_texts(signals), *_notes(signals))
+    return Verdict("unclear", "Nothing was trained, these are the answers of zero-shot: the starting model hardly knows these classes.", reasons)
 
 
 def _alarms(alarms: Sequence[str]) -> list[Reason]:
-    return [Reason("bad", f"{alarm[:1].upper()}{alarm[1:]}.") for alarm in alarms]
+    return [Reason("bad", f"{_sentence(alarm)}.") for alarm in alarms]
+
+
+def _sentence(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:]}"
 
 
 def _collapse(signals: Signals, collapsed: bool) -> list[Reason]:
