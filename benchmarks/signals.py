@@ -37,7 +37,7 @@ from finelens.files import load_tensors, save_tensors
 from finelens.health import verdict
 from finelens.health.lines import collapse_warning
 from finelens.health.signals import Signals, signals_of
-from finelens.health.start import is_weak, start_information
+from finelens.health.start import Start
 from finelens.health.verdict import COLLAPSE
 from finelens.methods.registry import find_method
 from finelens.report.record import read_run
@@ -140,7 +140,7 @@ def run(data: dict[str, Tensor], method: str, start: str, kept: Path) -> dict[st
     if method == "collapse":
         logits = collapsed(logits)
     described = scale * data["train"] @ start_of(data, start if start != "templates" else "descriptions").T
-    found = signals_of(logits["train"].softmax(1), first["train"].softmax(1), described, start_information(first["train"], described))
+    found = signals_of(logits["train"].softmax(1), first["train"].softmax(1), described)
     right, before = (logits["test"].argmax(1) == truth).numpy(), (first["test"].argmax(1) == truth).numpy()
     return {
         "accuracy": round(float(right.mean()), 4),
@@ -242,7 +242,8 @@ def level(row: dict[str, Any], kept: float, lost: float, texts: float) -> str:
     found = row["signals"]
     if found["spread"] < COLLAPSE * found["spread_zero_shot"] or found["kept"] < lost:
         return "do not use"
-    doubtful = (found["text_agreement"] is not None and found["text_agreement"] < texts) or is_weak(found["images"], found.get("information"))
+    start = Start(found["images"], found["templates_information"], found["descriptions_information"])
+    doubtful = (found["text_agreement"] is not None and found["text_agreement"] < texts) or start.weak
     return "unclear" if doubtful or found["kept"] < kept else "improved"
 
 
@@ -265,8 +266,18 @@ def show(rows: list[dict[str, Any]]) -> None:
             print(f"| {level} | " + " | ".join(str(counts[level, truth]) for truth in ("better", NOTHING, "worse")) + " |")
         print()
     print("| signal | better | worse |\n|---|---|---|")
-    for name in ("kept", "agreement", "text_agreement", "information", "confidence", "margin", "spread", "unused"):
-        having = [row for row in rows if row["signals"].get(name) is not None]
+    for name in (
+        "kept",
+        "agreement",
+        "text_agreement",
+        "templates_information",
+        "descriptions_information",
+        "confidence",
+        "margin",
+        "spread",
+        "unused",
+    ):
+        having = [row for row in rows if row["signals"][name] is not None]
         values = np.array([row["signals"][name] for row in having])
         print(f"| {name} | {area(having, values, 'better')} | {area(having, -values, 'worse')} |")
     print()

@@ -29,7 +29,7 @@ from finelens.bench.matrix import PROFILES
 from finelens.bench.protocols import PartTruth, SkippedError, make_split, parse_protocol
 from finelens.bench.results import Result, read_results
 from finelens.console import Console
-from finelens.health.start import LEAST, information, is_weak
+from finelens.health.start import LEAST_DESCRIPTIONS, LEAST_TEMPLATES, start_of
 from finelens.methods.head_task import cosine_logits
 from finelens.methods.registry import find_method
 
@@ -37,6 +37,7 @@ PROTOCOLS = ("inductive", "transductive", "longtail-10", "transductive+longtail-
 # The same images whatever the seed.
 FIXED = ("inductive", "transductive")
 PROFILE = "small"
+TEXTS = ("templates", "descriptions")
 OFF = ("training.guard=off",)
 
 
@@ -76,12 +77,14 @@ def measure(context: Context, protocol: str, seed: int) -> dict[str, Any]:
     train = context.train.truth() if parsed.fit_part == "train" else PartTruth(np.zeros(0, dtype=np.int64), [])
     split = make_split(parsed, train, context.test.truth(), context.data.class_names, seed, PROFILES[PROFILE][0])
     features, heads = take(context.pool(parsed.fit_part).features, split.fit), context.heads(split.names)
-    known = {name: information(cosine_logits(engine, features.global_, getattr(heads, name)).float().cpu()) for name in ("templates", "descriptions")}
-    return {"images": len(split.fit), "classes": len(split.names), **known, "weak": is_weak(len(split.fit), min(known.values()))}
+    logits = [cosine_logits(engine, features.global_, head).float().cpu() for head in (heads.templates, heads.descriptions)]
+    start = start_of(logits[0].softmax(1), logits[1].softmax(1))
+    known = {"templates": start.templates, "descriptions": start.descriptions}
+    return {"images": len(split.fit), "classes": len(split.names), **known, "weak": start.weak}
 
 
 def table_of_starts(rows: Sequence[dict[str, Any]]) -> str:
-    """Information by set and protocol, in per cent: of the text that knows less, from the lowest to the highest of the seeds."""
+    """Information by set and protocol, in per cent, from the lowest to the highest of the seeds: with templates; with descriptions."""
     sets = list(dict.fromkeys(row["set"] for row in rows))
     protocols = [name for name in PROTOCOLS if any(row["protocol"] == name for row in rows)]
     lines = ["| set | " + " | ".join(protocols) + " |", "|---" * (len(protocols) + 1) + "|"]
@@ -89,10 +92,14 @@ def table_of_starts(rows: Sequence[dict[str, Any]]) -> str:
         cells = []
         for protocol in protocols:
             own = [row for row in rows if (row["set"], row["protocol"]) == (name, protocol)]
-            found = sorted({f"{100 * min(row['templates'], row['descriptions']):.1f}" for row in own}, key=float)
-            cells.append(" to ".join(dict.fromkeys((found[0], found[-1]))) + _marks(own) if found else "-")
+            cells.append("; ".join(_range([row[text] for row in own]) for text in TEXTS) + _marks(own) if own else "-")
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return "\n".join([*lines, "", f"°: below {LEAST:.0%}, nothing is trained; (°): with some of the seeds.", ""])
+    least = f"{LEAST_TEMPLATES:.1%} with templates or {LEAST_DESCRIPTIONS:.1%} with descriptions"
+    return "\n".join([*lines, "", f"°: below {least}, nothing is trained; (°): with some of the seeds.", ""])
+
+
+def _range(values: Sequence[float]) -> str:
+    return " to ".join(dict.fromkeys(f"{100 * end:.1f}" for end in (min(values), max(values))))
 
 
 def _marks(rows: Sequence[dict[str, Any]]) -> str:

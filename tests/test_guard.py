@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-import re
 import subprocess
 import sys
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -14,70 +14,129 @@ import torch
 from PIL import Image
 
 from finelens import LabelFreeClassifier, api
+from finelens.bench.leaderboard import leaderboard
 from finelens.bench.table import markdown_tables
 from finelens.config import TrainingConfig, from_mapping
 from finelens.errors import UserError
-from finelens.health import start
-from finelens.health.start import LEAST, information, start_information, too_weak
+from finelens.health import start, verdict
+from finelens.health.signals import Signals
+from finelens.health.start import LEAST_DESCRIPTIONS, LEAST_TEMPLATES, Start, information, start_of
 from finelens.images.batches import centre_batches
 from finelens.images.decode import DecodeLimits
 from finelens.loading import decode_limits, load
+from finelens.methods.auto import Facts, choose_method
 from finelens.methods.registry import find_method
 from finelens.models import load_model, save_model
 from finelens.pipeline import fit
 from finelens.predictions import read_predictions
 from finelens.protocol import Hints
-from finelens.training.loop import Hooks
+from finelens.report.record import read_run
+from finelens.reviews.sheet import adapt_command
+from finelens.runs import RunFolder
+from finelens.training.loop import Hooks, Interrupted
 from tests.bench.world import make_context, row, write_set
-from tests.toy import CLASSES, QUIET, TRAINING, Log, events, fit_toy, forwards, options_for, pictures, prepare_toy, write_classes
+from tests.toy import CLASSES, QUIET, TRAINING, Log, events, fit_toy, forwards, options_for, pictures, prepare_toy, stop_after, write_classes
 
 SELF_TRAINING = [name for name in TRAINING if not find_method(name).few_shot]
-
-
-def sure(labels, classes: int = 4, factor: float = 200.0) -> torch.Tensor:
-    return factor * torch.nn.functional.one_hot(torch.as_tensor(labels), classes).float()
 
 
 @pytest.fixture
 def strict(monkeypatch):
     """Every start is too weak."""
     monkeypatch.setattr(start, "FEW_IMAGES", 5)
-    monkeypatch.setattr(start, "LEAST", 1.1)
+    monkeypatch.setattr(start, "LEAST_TEMPLATES", 1.1)
 
 
 # The measure.
 
 
+def posteriors(confidence: float, labels: list[int], classes: int) -> torch.Tensor:
+    """Each image's class gets the confidence, the others share the rest."""
+    own = torch.nn.functional.one_hot(torch.tensor(labels), classes).double()
+    return confidence * own + (1 - confidence) / (classes - 1) * (1 - own)
+
+
 def test_information_at_its_limits():
-    assert information(sure([0, 1, 2, 3] * 5)) == 1
-    # Unequal classes do not lower it.
-    assert information(sure([0] * 99 + [1], 2)) == 1
-    assert information(torch.zeros(20, 4)) == 0
-    # The same answer for every image says nothing about any, however sure it is.
-    assert information(torch.tensor([[3.0, 1.0, 0.0]]).repeat(20, 1)) == 0
+    assert information(posteriors(1, [0, 1, 2, 3] * 5, 4)) == 1
+    assert information(posteriors(1, [0] * 99 + [1], 2)) == 1
+    assert information(torch.full((20, 4), 0.25)) == 0
+    # The same answer for every image says nothing about any, however sure it is; and never less than nothing.
+    for seed in range(20):
+        same = torch.randn(1, 7, generator=torch.Generator().manual_seed(seed)).softmax(1).repeat(100, 1)
+        assert str(information(same)) == "0.0"
     # There is nothing to tell apart.
-    assert information(torch.zeros(20, 1)) == 1
+    assert information(torch.ones(20, 1)) == 1
     assert information(torch.zeros(0, 4)) == 1
 
 
 def test_information_by_hand():
-    logits = torch.randn(50, 6, generator=torch.Generator().manual_seed(0))
-    p = logits.double().softmax(1).tolist()
+    p = torch.randn(50, 6, generator=torch.Generator().manual_seed(0)).double().softmax(1)
     entropy = lambda q: -sum(x * math.log(x) for x in q)  # noqa: E731
-    mean = [sum(column) / 50 for column in zip(*p, strict=True)]
-    assert information(logits) == pytest.approx(1 - sum(map(entropy, p)) / 50 / entropy(mean), abs=5e-5)
+    mean = [sum(column) / 50 for column in zip(*p.tolist(), strict=True)]
+    assert information(p) == pytest.approx(1 - sum(map(entropy, p.tolist())) / 50 / entropy(mean), abs=5e-5)
 
 
-def test_the_text_that_knows_less_counts():
-    knows, knows_not = sure([0, 1, 2, 3] * 20), torch.randn(80, 4, generator=torch.Generator().manual_seed(0)) / 10
-    assert start_information(knows, None) == start_information(knows, knows) == 1
-    assert start_information(knows, knows_not) == start_information(knows_not, knows) == information(knows_not) < LEAST
-    assert too_weak(knows, None) is None
-    assert re.search(r"tells the starting model only \d.\d%; training needs 11%$", str(too_weak(knows_not, None)))
-    assert re.search(r"only 100.0% with templates and \d.\d% with descriptions; training needs 11% with both$", str(too_weak(knows, knows_not)))
+def test_doubt_about_unequal_classes_lowers_it():
+    equal, unequal = ([0] * 100 + [1] * 100, [0] * 196 + [1] * 4)
+    assert information(posteriors(0.85, equal, 2)) > 0.3
+    assert information(posteriors(0.85, unequal, 2)) < LEAST_DESCRIPTIONS
+    assert information(posteriors(0.999, unequal, 2)) > 0.9
+
+
+def test_each_text_has_to_know_enough():
+    sure, unsure = posteriors(0.9, [0, 1, 2, 3] * 20, 4), posteriors(0.4, [0, 1, 2, 3] * 20, 4)
+    assert information(unsure) < LEAST_DESCRIPTIONS
+    assert not start_of(sure, None).weak
+    assert not start_of(sure, sure).weak
+    assert all(start_of(*texts).weak for texts in ((unsure, None), (unsure, sure), (sure, unsure)))
     # Of a few images nothing is said.
-    assert too_weak(knows_not[:49], None) is None
-    assert too_weak(knows_not[:50], None) is not None
+    assert not start_of(unsure[:49], None).weak
+    assert start_of(unsure[:50], None).weak
+    assert not Start(50, LEAST_TEMPLATES, LEAST_DESCRIPTIONS).weak
+    assert Start(50, LEAST_TEMPLATES, LEAST_DESCRIPTIONS - 0.0001).weak
+    assert Start(50, LEAST_TEMPLATES - 0.0001, LEAST_DESCRIPTIONS).weak
+    assert "tells it 10.99% of what it would take to name the class; training needs 12.40%" in Start(50, 0.1099, None).account
+    assert "tells it 30.00% with templates and 10.99% with descriptions" in Start(50, 0.3, 0.1099).account
+    assert Start(50, 0.3, 0.1099).account.endswith("training needs 12.40% and 11.00%")
+
+
+# Who asks.
+
+
+def test_the_choice_of_auto():
+    facts = Facts(images=4000, classes=40, named=30, photographs=True, descriptions=True, budget=60, training=20.4)
+    assert choose_method(facts)[0] == "microclip"
+    name, reason = choose_method(replace(facts, weak_start="it knows nothing"))
+    assert name == "tip-adapter"
+    assert reason.endswith("microclip was left out: it knows nothing")
+
+
+def test_auto_asks_before_it_estimates(noise, tmp_path, tiny_vit, monkeypatch):
+    monkeypatch.setattr("finelens.methods.auto.MANY_IMAGES", 20)
+    monkeypatch.setattr("finelens.choice.estimate", None)
+    given = {"backbone": f"local:{tiny_vit}", "console": QUIET, "options": {"training": {"precision": "float32"}}}
+    monkeypatch.setattr("finelens.choice.unadapted_logits", lambda *_: (torch.eye(len(CLASSES)).repeat(13, 1), None))
+    run = api.adapt(noise, write_classes(tmp_path / "names.txt"), tmp_path / "run", method="auto", minutes=60, **given)
+    (event,) = [event for event in events(run.path) if event["event"] == "choice"]
+    assert event["method"] == "tip-adapter"
+    assert "microclip was left out: the starting model hardly knows these classes: by its own account" in event["reason"]
+
+
+def signals(**changes) -> Signals:
+    usual = {field.name: 0.5 for field in fields(Signals)}
+    healthy = {"classes": 10, "images": 100, "agreement": 0.7, "kept": 0.9, "text_agreement": 0.8, "spread": 0.8, "spread_zero_shot": 0.8}
+    return Signals(**{**usual, **healthy, **changes})
+
+
+def test_the_verdict_on_a_run_that_was_trained_all_the_same():
+    assert verdict(signals()).level == "improved"
+    found = verdict(signals(descriptions_information=0.05))
+    assert found.level == "unclear"
+    assert "hardly knows these classes" in found.sentence
+    assert any(reason.kind == "bad" and "5.00% with descriptions" in reason.text for reason in found.reasons)
+    assert verdict(signals(templates_information=None)).level == "improved"
+    # Labels are something to build on.
+    assert verdict(signals(descriptions_information=0.05), labelled=True).level == "improved"
 
 
 # Every method that trains on answers of its own.
@@ -118,10 +177,20 @@ def test_what_lets_it_train(method, tiny_vit, strict):
     assert len(log.losses) == 1
 
 
-def test_an_answer_that_is_no_class_lets_nothing_train(tiny_vit, strict):
+def test_answers_that_are_no_class(tiny_vit, strict):
+    """They let nothing train; with nothing but such answers there is nothing to adapt to, whatever the start."""
     config, prepared = prepare_toy(tiny_vit, "dpa")
     store = load(pictures(), decode_limits(config, prepared.engine.backbone.preprocess), QUIET).store
     assert fit(prepared, store, config, QUIET, hints=Hints(torch.tensor([0]), torch.tensor([-1]))).untrained is not None
+    with pytest.raises(UserError, match="none of the classes"):
+        fit(prepared, store, config, QUIET, hints=Hints(torch.arange(24), torch.full((24,), -1)))
+
+
+def test_labels_on_a_weak_start_are_used_with_a_warning(tiny_vit, strict, capsys):
+    config, prepared = prepare_toy(tiny_vit, "dpa", options={"training": {"epochs": 1, "batch_size": 8, "precision": "float32"}})
+    store = load(pictures(), decode_limits(config, prepared.engine.backbone.preprocess), QUIET).store
+    fit(prepared, store, config, QUIET, hints=Hints(torch.tensor([0]), torch.tensor([0])))
+    assert "Training goes on, since photographs are labelled" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("method", ["stata", "cupl", "gda-em"])
@@ -131,14 +200,14 @@ def test_methods_without_training_are_left_alone(method, tiny_vit, strict):
 
 def test_a_start_that_knows_the_classes_trains_as_without_the_guard(tiny_vit, monkeypatch):
     monkeypatch.setattr(start, "FEW_IMAGES", 5)
-    monkeypatch.setattr(start, "LEAST", 0.0)
-    on, off = (fit_toy(tiny_vit, "dpa", pictures(), options=options_for("dpa", guard=guard))[1].model for guard in ("zero-shot", "off"))
+    monkeypatch.setattr(start, "LEAST_TEMPLATES", 0.0)
+    on, off = (fit_toy(tiny_vit, "dpa", pictures(), options=options_for("dpa", guard=guard))[1].model for guard in ("on", "off"))
     assert all(torch.equal(a, b) for a, b in zip(on.task.state_dict().values(), off.task.state_dict().values(), strict=True))
 
 
 def test_the_option_is_checked():
-    with pytest.raises(UserError, match=r"training.guard.*zero-shot"):
-        from_mapping(TrainingConfig, {"guard": "zero-shut"}, "training")
+    with pytest.raises(UserError, match=r"training.guard.*off"):
+        from_mapping(TrainingConfig, {"guard": "of"}, "training")
 
 
 # As a user meets it. The photographs are noise, so a model has nothing to say about them: no threshold is changed.
@@ -175,12 +244,12 @@ def kept(command):
 
 def test_a_run_says_so_and_ends_with_the_answers_of_zero_shot(kept):
     folder, said = kept
-    assert "nothing is trained, the answers are those of zero-shot; the starting model hardly knows these classes: of what" in said
+    assert "nothing is trained, the answers are those of zero-shot; the starting model hardly knows these classes: by its own account" in said
     assert "--hints" in said
     assert "training.guard=off" in said
     assert forwards(folder) == (52, 0)
     (event,) = [event for event in events(folder) if event["event"] == "guard"]
-    assert "training needs 11%" in event["reason"]
+    assert "training needs 12.40%" in event["reason"]
     assert "warning" not in {event["event"] for event in events(folder)}
     rows = read_predictions(folder / "predictions.csv")
     assert len(rows) == 52
@@ -192,8 +261,13 @@ def test_a_run_says_so_and_ends_with_the_answers_of_zero_shot(kept):
 def test_the_report_and_the_card_open_with_it(kept):
     page = (kept[0] / "report.html").read_text(encoding="utf-8")
     assert "Nothing was trained, these are the answers of zero-shot" in page
-    assert "Of what it would take to name its class a photograph tells the starting model only" in page
-    assert "Nothing was trained" in (kept[0] / "MODEL_CARD.md").read_text(encoding="utf-8")
+    assert "By its own account a photograph tells it" in page
+    assert "zero-shot (microclip was kept from training) on 52" in page
+    card = (kept[0] / "MODEL_CARD.md").read_text(encoding="utf-8")
+    title = r"zero\-shot \(microclip was kept from training\) on 52"
+    for words in (title, "Nothing was trained", "Method: zero-shot (text)", "methods/zero-shot.md"):
+        assert words in card
+    assert "It was adapted" not in card
 
 
 def test_such_a_run_predicts_explains_and_is_finished(kept, noise, tmp_path, capsys):
@@ -215,12 +289,14 @@ def test_it_trains_when_told_to(command):
     assert forwards(folder)[1] == 52
     # What comes of it is not believed either.
     assert "nothing was trained" not in (folder / "report.html").read_text(encoding="utf-8").lower()
-    assert json.loads((folder / "signals.json").read_text())["signals"]["information"] < LEAST
+    assert json.loads((folder / "signals.json").read_text())["signals"]["templates_information"] < LEAST_TEMPLATES
+    assert "What the unadapted model knows: by its own account" in (folder / "report.html").read_text(encoding="utf-8")
 
 
 def test_from_python(noise, tiny_vit):
     model = LabelFreeClassifier(CLASSES, method="fair", backbone=f"local:{tiny_vit}").fit(noise)
     assert model.classifier_.model.method == "zero-shot"
+    assert "training needs" in model.untrained_
     assert set(model.predict(noise)) <= set(CLASSES)
 
 
@@ -241,6 +317,22 @@ def test_a_kill_before_the_end_loses_nothing(noise, tmp_path, tiny_vit, monkeypa
     assert events(tmp_path / "killed") == events(whole.path)
 
 
+def test_a_run_that_trains_already_is_not_asked_again(photos, tmp_path, tiny_vit, monkeypatch):
+    names = write_classes(tmp_path / "names.txt")
+    given = {"method": "dpa", "backbone": f"local:{tiny_vit}", "console": QUIET, "options": options_for("dpa")}
+    with pytest.raises(Interrupted):
+        api.adapt(photos, names, tmp_path / "run", should_stop=stop_after(4), **given)
+    monkeypatch.setattr(start, "FEW_IMAGES", 5)
+    monkeypatch.setattr(start, "LEAST_TEMPLATES", 1.1)
+    assert api.resume(tmp_path / "run", console=QUIET).untrained is None
+    assert api.adapt(photos, names, tmp_path / "new", **given).untrained is not None
+
+
+def test_the_review_sheet_of_a_kept_run_goes_on_with_auto(kept, tmp_path):
+    with RunFolder.open(kept[0], lock=False) as folder:
+        assert "--method auto" in adapt_command(read_run(folder))
+
+
 # In the benchmark.
 
 
@@ -259,11 +351,13 @@ def test_a_row_says_what_was_kept_and_what_a_report_would_say(context, strict):
     assert (kept.cost["no_grad_forwards"], kept.cost["grad_forwards"], kept.cost["epochs"]) == (24 + 12, 0, 0)
     assert "untrained" not in trained.health
     assert trained.cost["epochs"] == 1
-    assert trained.health["signals"]["information"] == kept.health["signals"]["information"]
+    assert trained.health["signals"]["templates_information"] == kept.health["signals"]["templates_information"]
     table = markdown_tables([kept])
     assert f"{100 * kept.measures['accuracy']:.1f}°" in table
     assert "Nothing was trained on" in table
     assert "°" not in markdown_tables([trained])
+    page = leaderboard([kept, trained])
+    assert page.count("Nothing was trained on") == 1
 
 
 def test_rows_of_other_methods_have_a_verdict_too(context):

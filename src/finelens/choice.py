@@ -12,11 +12,11 @@ from finelens.console import Console
 from finelens.errors import UserError
 from finelens.feature_store.encoder import target_features
 from finelens.feature_store.store import FeatureStore
-from finelens.health.start import too_weak
+from finelens.health.start import HARDLY
 from finelens.loading import decode_limits
 from finelens.methods.auto import AUTO, Facts, choose_method
 from finelens.methods.registry import find_method
-from finelens.pipeline import Prepared, unadapted_logits
+from finelens.pipeline import Prepared, start_from, unadapted_logits
 from finelens.protocol import Hints, ImageStore
 from finelens.strict import to_plain
 from finelens.training.estimate import estimate
@@ -74,7 +74,7 @@ def choose(prepared: Prepared, store: ImageStore, config: RunConfig, hints: Hint
     """
     engine = prepared.engine
     features = target_features(engine, store, decode_limits(config, engine.backbone.preprocess).short_side, console)
-    first, described = unadapted_logits(prepared, features)
+    first, start = unadapted_logits(prepared, features)[0], start_from(prepared, features)
     known = None if hints is None else hints.label[hints.label >= 0]
     facts = Facts(
         images=len(store),
@@ -85,7 +85,7 @@ def choose(prepared: Prepared, store: ImageStore, config: RunConfig, hints: Hint
         hints=0 if hints is None else len(hints.index),
         hinted=0 if known is None else len(known.unique()),
         budget=minutes,
-        weak=too_weak(first, described),
+        weak_start=f"{HARDLY}: {start.account}" if start.weak else None,
     )
     if facts.against_training is None:
         trained = _with_method(prepared, config, TRAINED, "")

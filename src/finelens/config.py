@@ -41,7 +41,7 @@ FORMAT = "finelens-run"
 Verb = Literal["zero-shot", "adapt", "predict"]
 Precision = Literal["auto", "float32", "bfloat16"]
 Compile = Literal["auto", "on", "off"]
-Guard = Literal["zero-shot", "off"]
+Guard = Literal["on", "off"]
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,8 @@ class TrainingConfig:
         scope: Which image-tower parameters learn: ``none``, ``norm``, ``last-k-norm``, ``lora-r``, ``svd`` or ``all``, see ``Backbone.tunable``.
         cached_prefix: With ``scope=last-k-norm``: draws of views that each image has. Epochs go round them, and what the frozen blocks give for them
             is kept. 0: new views in every epoch, as published.
-        guard: What becomes of a run whose starting model hardly knows the classes (``finelens.health.start``): ``zero-shot`` keeps its answers and
-            trains nothing, ``off`` trains.
+        guard: ``on``: where the starting model hardly knows the classes (``finelens.health.start``) nothing is trained and its answers are kept;
+            ``off`` trains from any start, as published.
         precision: Arithmetic of the tower; ``auto`` lets the device decide.
         compile: Whether the tower goes through ``torch.compile``; ``auto``: on CUDA for long runs. The same numbers up to rounding.
     """
@@ -70,7 +70,7 @@ class TrainingConfig:
     weight_decay: float = 0.1
     scope: str = "norm"
     cached_prefix: int = 0
-    guard: Guard = "zero-shot"
+    guard: Guard = "on"
     precision: Precision = "auto"
     compile: Compile = "auto"
 

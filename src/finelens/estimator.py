@@ -17,6 +17,7 @@ from finelens.cache import spill_folder
 from finelens.choice import choose, starting_method
 from finelens.classes.names import read_class_file
 from finelens.classifier import Classifier
+from finelens.config import RunConfig
 from finelens.console import Console
 from finelens.errors import UserError
 from finelens.feature_store.files import given_features, is_matrix
@@ -28,7 +29,7 @@ from finelens.images.store import ImageItems
 from finelens.loading import decode_limits, load
 from finelens.methods.auto import AUTO
 from finelens.methods.registry import find_method
-from finelens.pipeline import fit, prepare, release_text
+from finelens.pipeline import Fitted, fit, prepare, release_text
 
 Features = Tensor | np.ndarray
 
@@ -50,6 +51,7 @@ class LabelFreeClassifier(ClassifierMixin, BaseEstimator):
     Attributes:
         classes_: Class names, in the order of the columns of :meth:`predict_proba`.
         classifier_: The fitted :class:`~finelens.classifier.Classifier`.
+        untrained_: Why nothing was trained though the method trains (``training.guard``); None where it was.
         n_features_in_: Feature width D, after a fit on features.
     """
 
@@ -116,7 +118,7 @@ class LabelFreeClassifier(ClassifierMixin, BaseEstimator):
             choice = choose(prepared, loaded.store, config, given, self.minutes, console)
             config, prepared = choice.config, choice.prepared
         release_text(prepared)
-        self.classifier_ = Classifier(fit(prepared, loaded.store, config, console, hints=given).model, config)
+        self._keep(fit(prepared, loaded.store, config, console, hints=given), config)
         self.classes_ = np.array(names)
         return self
 
@@ -137,10 +139,13 @@ class LabelFreeClassifier(ClassifierMixin, BaseEstimator):
         if self.method == AUTO:
             choice = choose(prepared, file.store, config, known, self.minutes, console)
             config, prepared = choice.config, choice.prepared
-        self.classifier_ = Classifier(fit(prepared, file.store, config, console, hints=known).model, config)
+        self._keep(fit(prepared, file.store, config, console, hints=known), config)
         self.classes_ = np.array(names) if names else np.arange(len(given.classes))
         self.n_features_in_ = file.dim
         return self
+
+    def _keep(self, fitted: Fitted, config: RunConfig) -> None:
+        self.classifier_, self.untrained_ = Classifier(fitted.model, config), fitted.untrained
 
     def _names(self) -> list[str]:
         return read_class_file(Path(self.classes)) if isinstance(self.classes, (str, Path)) else list(self.classes)

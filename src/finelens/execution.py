@@ -66,10 +66,12 @@ class RunResult:
     Attributes:
         path: The run folder.
         rows: The rows of ``predictions.csv``.
+        untrained: Why nothing was trained though the method trains (``training.guard``); None where it was.
     """
 
     path: Path
     rows: list[PredictionRow]
+    untrained: str | None = None
 
 
 @dataclass(frozen=True)
@@ -214,7 +216,7 @@ def execute(run: RunFolder, inputs: Inputs, console: Console, should_stop: Calla
     # The other processes may be gone by now.
     with fitted.model.engine.alone():
         _report(run, fitted.model, loaded, console)
-    return RunResult(run.path, rows)
+    return RunResult(run.path, rows, fitted.untrained)
 
 
 def follow(path: Path, config: RunConfig, inputs: Inputs, should_stop: Callable[[], bool] | None = None, *, resume: bool = False) -> RunResult:
@@ -229,8 +231,8 @@ def follow(path: Path, config: RunConfig, inputs: Inputs, should_stop: Callable[
     """
     checkpoints = path / CHECKPOINT_DIR
     hooks = Hooks(checkpoints=checkpoints, should_stop=should_stop or (lambda: False))
-    rows = _answer(config, inputs, Mute(), hooks, resume=resume and read_events_offset(checkpoints) > 0)[-1]
-    return RunResult(path, rows)
+    fitted, *_, rows = _answer(config, inputs, Mute(), hooks, resume=resume and read_events_offset(checkpoints) > 0)
+    return RunResult(path, rows, fitted.untrained)
 
 
 def _answer(config: RunConfig, inputs: Inputs, console: Console, hooks: Hooks, *, resume: bool) -> tuple[Fitted, Tensor, Tensor, list[PredictionRow]]:

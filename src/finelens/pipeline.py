@@ -25,7 +25,7 @@ from finelens.feature_store.extra import Extra
 from finelens.feature_store.files import FeatureFile
 from finelens.feature_store.prototypes import Prototypes
 from finelens.feature_store.runs import open_backbone, prototypes_of_run
-from finelens.health.start import REMEDY, too_weak
+from finelens.health.start import HARDLY, REMEDY, Start, start_of
 from finelens.hints import check_hints
 from finelens.images.batches import batches
 from finelens.images.subset import StoreSubset
@@ -214,11 +214,15 @@ def fit(
     check_image_features(features.global_, console)
     zero_shot, described = unadapted_logits(prepared, features)
     looks = features.global_.to("cpu", torch.float16, copy=True)
-    if method.trains and config.training.guard == "zero-shot" and not resume and not _labelled(hints):
-        weak = too_weak(zero_shot, described)
-        if weak is not None:
-            console.warn(f"nothing is trained, the answers are those of zero-shot; the starting model hardly knows these classes: {weak}. {REMEDY}")
-            return Fitted(_zero_shot_model(prepared, config), zero_shot, raw, described, looks, weak)
+    if method.trains and not method.few_shot and config.training.guard == "on" and not resume:
+        # Asked of the images that it would train on, and of all processes alike.
+        start = start_from(prepared, belonging(store, replace(features, hints=hints), zero_shot)[1])
+        weak = engine.processes.any(start.weak)
+        if weak and _labelled(hints):
+            console.warn(f"{HARDLY}: {start.account}. Training goes on, since photographs are labelled; --method auto makes more of few labels")
+        elif weak:
+            console.warn(f"nothing is trained, the answers are those of zero-shot; {HARDLY}: {start.account}. {REMEDY}")
+            return Fitted(_zero_shot_model(prepared, config), zero_shot, raw, described, looks, start.account)
     base: dict[str, Tensor] = {}
     if method.adapts:
         adapted = adapted_tensors(engine.backbone, config.training.scope)
@@ -260,6 +264,12 @@ def unadapted_logits(prepared: Prepared, features: TargetFeatures) -> tuple[Tens
     heads = [prepared.heads.templates] if prepared.report is None else [prepared.heads.templates, prepared.heads.descriptions]
     found = [cosine_logits(prepared.engine, features.global_, head).float().cpu() for head in heads]
     return found[0], None if prepared.report is None else found[1]
+
+
+def start_from(prepared: Prepared, features: TargetFeatures) -> Start:
+    """What the unadapted model knows of the classes, by its answers for some images."""
+    first, described = unadapted_logits(prepared, features)
+    return start_of(first.softmax(1), None if described is None else described.softmax(1))
 
 
 def _labelled(hints: Hints | None) -> bool:

@@ -62,7 +62,7 @@ def test_adapt_writes_a_run(adapted):
         "weight_decay": 0.1,
         "scope": "norm",
         "cached_prefix": 0,
-        "guard": "zero-shot",
+        "guard": "on",
         "precision": choose_precision("auto", torch.device("cpu")).name,
         "compile": "auto",
     }

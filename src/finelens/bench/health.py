@@ -10,7 +10,6 @@ from torch import Tensor
 from finelens.console import Console
 from finelens.health.lines import pseudo_label_warning
 from finelens.health.signals import Signals, nearest_images, signals_of
-from finelens.health.start import start_information
 from finelens.health.verdict import Verdict, nothing_trained, verdict
 from finelens.methods.registry import find_method
 from finelens.pipeline import Fitted, run_temperature
@@ -42,24 +41,25 @@ class Health:
         return {"verdict": self.verdict.level, **said, "signals": signals}
 
 
-def health_of(fitted: Fitted, store: ImageStore, quiet: Console) -> Health | None:
+def health_of(fitted: Fitted, store: ImageStore, quiet: Console, *, labelled: bool = False) -> Health | None:
     """Ask a fitted model about its own images, after cost and time were taken; None for many views, which would be encoded again.
 
     Args:
         fitted: From :func:`finelens.pipeline.fit`.
         store: The images it was fitted to.
         quiet: Says nothing.
+        labelled: Whether labels took part.
     """
     if find_method(fitted.model.method).family == "views":
         return None
     logits = predict_store(fitted.model, store, quiet, features=fitted.features)["logits"]
     temperature = run_temperature(fitted, logits, nearest_images(fitted.looks, logits.shape[1]))
     first, described = fitted.zero_shot_logits, fitted.described_logits
-    signals = signals_of((logits / temperature).softmax(1), first.softmax(1), described, start_information(first, described))
+    signals = signals_of((logits / temperature).softmax(1), first.softmax(1), described)
     if fitted.untrained is not None:
         return Health(temperature, signals, nothing_trained(signals, fitted.untrained), fitted.untrained)
     alarm = pseudo_label_warning(_counts(logits), _counts(first), fitted.model.class_names)
-    return Health(temperature, signals, verdict(signals, [] if alarm is None else [alarm]), None)
+    return Health(temperature, signals, verdict(signals, [] if alarm is None else [alarm], labelled=labelled), None)
 
 
 def _counts(logits: Tensor) -> list[int]:

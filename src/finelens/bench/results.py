@@ -74,7 +74,7 @@ class Result:
         cost: Counted work.
         timing: Seconds and memory: all that differs between two equal runs.
         health: What a run says about itself without labels: ``verdict``, ``signals`` and, where ``training.guard`` kept the method from training,
-            ``untrained``. Empty in rows of before, of streams and of methods that look at many views.
+            ``untrained``. Empty in rows of before, without a number, of streams and of methods that look at many views.
         correct: Whether each test image is right, packed (see :func:`pack`), in the order of content hashes.
     """
 

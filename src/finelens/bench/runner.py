@@ -117,7 +117,7 @@ def _from_features(context: Context, method: Method, config: RunConfig, protocol
         alone = _ask_alone(engine, protocol, len(singles), lambda i: fitted.model.logits(singles[i]))
         logits = _transductive(fitted, protocol) or _joined([fitted.model.logits(rows) for rows in feature_rows(test, BATCH)])
         timing = _timing(engine, start)
-        health = health_of(fitted, store, context.quiet)
+        health = health_of(fitted, store, context.quiet, labelled=bool(split.hinted))
     finally:
         copy_into(dict(backbone.fitted_state()), centre)
     if _versions(backbone) != unchanged:
@@ -166,7 +166,7 @@ def _from_pixels(context: Context, method: Method, config: RunConfig, protocol: 
     compare_alone(alone, logits["logits"], tolerance_of(engine.device, engine.precision))
     cost = _cost(context, engine, config if fitted.untrained is None else None)
     timing = _timing(engine, start) | {"features": "own"}
-    return Answers(logits, cost, timing, health_of(fitted, fit_images, context.quiet))
+    return Answers(logits, cost, timing, health_of(fitted, fit_images, context.quiet, labelled=bool(split.hinted)))
 
 
 def _from_views(context: Context, method: Method, config: RunConfig, protocol: Protocol, split: Split) -> Answers:

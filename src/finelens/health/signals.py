@@ -15,7 +15,7 @@ from torch import Tensor
 from finelens.errors import UserError
 from finelens.files import json_text, read_json, write_text
 from finelens.health.confusion import ConfusionPair, estimate_confusion, similar_pairs
-from finelens.health.start import start_information
+from finelens.health.start import Start, start_of
 from finelens.schemas import SCHEMA_VERSION
 from finelens.solvers.neighbours import top_neighbours
 from finelens.strict import from_mapping
@@ -48,7 +48,9 @@ class Signals:
         margin: Mean probability of the first class minus that of the second.
         kept: Share that keep their zero-shot class among the half of the images on which the unadapted model is surest.
         text_agreement: Share of images on which templates and descriptions name the same class, both unadapted; None without descriptions.
-        information: What the unadapted model knows of the classes, see :func:`finelens.health.start.start_information`; None in runs of before.
+        templates_information: What the unadapted model knows of the classes with templates, see :class:`finelens.health.start.Start`; None in runs
+            of before.
+        descriptions_information: The same with descriptions; None without descriptions.
     """
 
     images: int
@@ -65,7 +67,15 @@ class Signals:
     margin: float
     kept: float
     text_agreement: float | None
-    information: float | None = None
+    templates_information: float | None = None
+    descriptions_information: float | None = None
+
+    @property
+    def start(self) -> Start | None:
+        """What the run started from; None in runs of before."""
+        if self.templates_information is None:
+            return None
+        return Start(self.images, self.templates_information, self.descriptions_information)
 
 
 @dataclass(frozen=True)
@@ -120,7 +130,7 @@ def measure(
     support = neighbour_support(features, probabilities, nearest)
     confidence = first.amax(1)
     return Measured(
-        signals=signals_of(probabilities, first, described, start_information(zero_shot, described)),
+        signals=signals_of(probabilities, first, described),
         confusion=estimate_confusion(probabilities)[:PAIRS],
         similar=similar_pairs(heads)[:PAIRS],
         ids=tuple(ids[i].partition("-")[0][:ID_LENGTH] for i in order),
@@ -130,19 +140,19 @@ def measure(
     )
 
 
-def signals_of(probabilities: Tensor, zero_shot: Tensor, described: Tensor | None, information: float | None = None) -> Signals:
+def signals_of(probabilities: Tensor, zero_shot: Tensor, described: Tensor | None) -> Signals:
     """The numbers.
 
     Args:
         probabilities: Posteriors of the method, (N, C).
         zero_shot: Posteriors of the unadapted model with templates, (N, C).
-        described: Its scores with descriptions, (N, C); None without descriptions.
-        information: What it knows of the classes, see :class:`Signals`.
+        described: Its logits with descriptions, (N, C); None without descriptions.
     """
     n, c = probabilities.shape
     labels, first = probabilities.argmax(1), zero_shot.argmax(1)
     same = (labels == first).double()
     sure = zero_shot.amax(1)
+    start = start_of(zero_shot, None if described is None else described.float().softmax(1))
     top = probabilities.topk(min(2, c)).values  # (N, 2)
     return Signals(
         images=n,
@@ -159,7 +169,8 @@ def signals_of(probabilities: Tensor, zero_shot: Tensor, described: Tensor | Non
         margin=(top[:, 0] - (top[:, 1] if c > 1 else 0)).mean().item(),
         kept=same[sure.argsort(descending=True, stable=True)[: (n + 1) // 2]].mean().item(),
         text_agreement=None if described is None else (described.argmax(1) == first).double().mean().item(),
-        information=information,
+        templates_information=start.templates,
+        descriptions_information=start.descriptions,
     )
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from finelens.health.signals import Signals
-from finelens.health.start import FEW_IMAGES, REMEDY, is_weak
+from finelens.health.start import HARDLY, REMEDY, Start
 
 Level = Literal["improved", "unclear", "do not use"]
 
@@ -48,7 +48,7 @@ class Verdict:
     reasons: tuple[Reason, ...]
 
 
-def verdict(signals: Signals, alarms: Sequence[str] = ()) -> Verdict:
+def verdict(signals: Signals, alarms: Sequence[str] = (), *, labelled: bool = False) -> Verdict:
     """Judge a run.
 
     Adaptation is believed where it leaves alone what the starting model was sure of, and where that model is worth keeping: its two kinds of text
@@ -57,9 +57,12 @@ def verdict(signals: Signals, alarms: Sequence[str] = ()) -> Verdict:
     Args:
         signals: Numbers of the run.
         alarms: Warnings of the run, in sentences.
+        labelled: Whether a person's labels took part, as hints or as a support set.
     """
+    # A person's answers are something to build on, whatever the model knew.
+    start = None if labelled else signals.start
     collapsed = signals.classes > 2 and signals.spread < COLLAPSE * signals.spread_zero_shot
-    reasons = (*_alarms(alarms), *_collapse(signals, collapsed), _kept(signals), *_information(signals), *_texts(signals), *_notes(signals))
+    reasons = (*_alarms(alarms), *_collapse(signals, collapsed), _kept(signals), *_start(start), *_texts(signals), *_notes(signals))
     if signals.agreement == 1:
         return Verdict("unclear", "Nothing changed: these are the answers of the unadapted model, and nothing tells how good they are.", reasons[1:])
     if collapsed or alarms:
@@ -71,13 +74,8 @@ def verdict(signals: Signals, alarms: Sequence[str] = ()) -> Verdict:
             "check the class names and descriptions, or prefer finelens zero-shot.",
             reasons,
         )
-    if is_weak(signals.images, signals.information):
-        return Verdict(
-            "unclear",
-            f"Unclear: a photograph tells the starting model only {signals.information:.1%} of what it would take to name its class, so adaptation "
-            "had little to build on; label a few images and run finelens evaluate.",
-            reasons,
-        )
+    if start is not None and start.weak:
+        return Verdict("unclear", f"Unclear: {HARDLY}, so adaptation had little to build on; label a few images and run finelens evaluate.", reasons)
     if signals.text_agreement is not None and signals.text_agreement < TEXTS_AGREE:
         return Verdict(
             "unclear",
@@ -107,7 +105,7 @@ def nothing_trained(signals: Signals, reason: str) -> Verdict:
         reason: Why, a sentence without its end.
     """
     reasons = (Reason("bad", f"{_sentence(reason)}."), Reason("note", f"{REMEDY}."), *_texts(signals), *_notes(signals))
-    return Verdict("unclear", "Nothing was trained, these are the answers of zero-shot: the starting model hardly knows these classes.", reasons)
+    return Verdict("unclear", f"Nothing was trained, these are the answers of zero-shot: {HARDLY}.", reasons)
 
 
 def _alarms(alarms: Sequence[str]) -> list[Reason]:
@@ -137,11 +135,10 @@ def _texts(signals: Signals) -> list[Reason]:
     return [Reason(kind, f"Templates and descriptions name the same class on {signals.text_agreement:.0%} of the images.")]
 
 
-def _information(signals: Signals) -> list[Reason]:
-    if signals.information is None or signals.images < FEW_IMAGES:
+def _start(start: Start | None) -> list[Reason]:
+    if start is None:
         return []
-    text = f"By its own account a photograph tells the unadapted model {signals.information:.1%} of what it would take to name its class."
-    return [Reason("bad" if is_weak(signals.images, signals.information) else "good", text)]
+    return [Reason("bad" if start.weak else "note", f"What the unadapted model knows: {start.account}.")]
 
 
 def _notes(signals: Signals) -> list[Reason]:

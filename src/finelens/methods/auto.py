@@ -25,7 +25,7 @@ class Facts:
         hints: Images that the user gave a class, or the answer "none of these".
         hinted: Classes with at least one of them.
         budget: Minutes that training may take; None where the user said nothing.
-        weak: What speaks against training on the unadapted model's own answers (``finelens.health.start``); None if nothing does.
+        weak_start: The account of an unadapted model that knows too little to be trained on its own answers (``finelens.health.start``), else None.
         training: Minutes that ``microclip`` would train, estimated; None where it was not asked for.
     """
 
@@ -37,7 +37,7 @@ class Facts:
     hints: int = 0
     hinted: int = 0
     budget: float | None = None
-    weak: str | None = None
+    weak_start: str | None = None
     training: float | None = None
 
     @property
@@ -51,7 +51,7 @@ class Facts:
             return f"{self.images} photographs are fewer than {MANY_IMAGES}"
         if 2 * self.named < self.classes:
             return f"zero-shot names only {self.named} of {self.classes} classes"
-        return self.weak
+        return self.weak_start
 
 
 def choose_method(facts: Facts) -> tuple[str, str]:

@@ -22,7 +22,7 @@ def page_of(method: str) -> str:
 
 def model_card(record: RunRecord) -> str:
     """The card as Markdown."""
-    config, method = record.config, find_method(record.config.method)
+    config, method = record.config, find_method(record.config.method if record.untrained is None else "zero-shot")
     signals, judged = record.measured.signals, record.verdict
     changed = [f"- `{name}` = {plain(str(value))}" for name, value, different in options(config) if different] or [
         "- none: all options are the defaults"
@@ -32,7 +32,7 @@ def model_card(record: RunRecord) -> str:
     if len(record.classes) > LISTED:
         names.append(f"- and {len(record.classes) - LISTED} more")
     lines = [
-        f"# Model card: {plain(config.method)} on {len(record.predicted)} unlabelled images",
+        f"# Model card: {plain(record.title)} on {len(record.predicted)} unlabelled images",
         "",
         f"**Health, judged without labels:** {plain(judged.sentence)}",
         "",
@@ -78,7 +78,7 @@ def model_card(record: RunRecord) -> str:
         "",
         "- It always answers with one of the classes below, also for an image that shows none of them.",
         "- Probabilities are estimates of the model, calibrated without labels at best; they are not promises about accuracy.",
-        "- It was adapted to one collection. On images of another source it can be worse than the model it started from.",
+        *_adapted(record),
         "- What the starting model learned about people, places and things, with its gaps and prejudices, is still in it.",
         "- Not for decisions about people, nor where a wrong class does harm that nobody checks.",
         "",
@@ -88,6 +88,12 @@ def model_card(record: RunRecord) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _adapted(record: RunRecord) -> list[str]:
+    if record.untrained is not None:
+        return []
+    return ["- It was adapted to one collection. On images of another source it can be worse than the model it started from."]
 
 
 def _measured(record: RunRecord) -> list[str]:
@@ -115,4 +121,7 @@ def labels_line(record: RunRecord) -> str:
     """What labels had to do with the fit."""
     if record.config.hints_file is None:
         return "- Labels: none. No label was read while it was fitted."
-    return f"- Labels: {record.event('hints').get('count', 'some')} photographs labelled by a person (`--hints`); no other label was read."
+    count = record.event("hints").get("count", "some")
+    if record.untrained is not None:
+        return f"- Labels: {count} photographs that a person said are of no class (`--hints`), without effect; no other label was read."
+    return f"- Labels: {count} photographs labelled by a person (`--hints`); no other label was read."

@@ -50,11 +50,22 @@ class RunRecord:
     @property
     def verdict(self) -> Verdict:
         """Whether to trust the run."""
-        untrained = self.event("guard").get("reason")
-        if untrained is not None:
-            return nothing_trained(self.measured.signals, str(untrained))
+        if self.untrained is not None:
+            return nothing_trained(self.measured.signals, self.untrained)
         alarm = collapse_warning(self.rows, self.classes)
-        return verdict(self.measured.signals, [] if alarm is None else [alarm])
+        labelled = self.config.hints_file is not None or bool(self.event("support"))
+        return verdict(self.measured.signals, [] if alarm is None else [alarm], labelled=labelled)
+
+    @property
+    def untrained(self) -> str | None:
+        """Why nothing was trained though the method trains; None where it was."""
+        reason = self.event("guard").get("reason")
+        return None if reason is None else str(reason)
+
+    @property
+    def title(self) -> str:
+        """The method that answers, and the one that was asked for if it is another."""
+        return self.config.method if self.untrained is None else f"zero-shot ({self.config.method} was kept from training)"
 
     @property
     def epochs(self) -> list[Mapping[str, Any]]:

@@ -42,7 +42,7 @@ def write_report(folder: RunFolder, photos: Photos | None = None, model: Model |
 def report_html(record: RunRecord, thumbnails: Thumbnails, model: Model | None = None) -> str:
     """The page."""
     content = {
-        "title": f"{record.path.absolute().name}: {record.config.method}, {len(record.predicted)} images",
+        "title": f"{record.path.absolute().name}: {record.title}, {len(record.predicted)} images",
         "record": record,
         "signals": record.measured.signals,
         "verdict": record.verdict,

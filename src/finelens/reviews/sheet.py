@@ -95,8 +95,8 @@ def write_sheet(folder: RunFolder, target: Path, limit: int = LIMIT) -> int:
 def adapt_command(record: RunRecord, hints: str = "hints.csv") -> str:
     """The command that adapts again with the answers in a file; options of training and views are left to the person."""
     config = record.config
-    # Hints have no effect on a method that does not adapt.
-    method = config.method if find_method(config.method).adapts else "auto"
+    # Hints have no effect on a method that does not adapt, and little on one that was kept from training.
+    method = config.method if find_method(config.method).adapts and record.untrained is None else "auto"
     parts = ["finelens", "adapt", config.photos, "--classes", config.classes_file or "CLASSES", "--method", method]
     if config.descriptions_file is not None:
         parts += ["--descriptions", config.descriptions_file]
