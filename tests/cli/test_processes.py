@@ -11,9 +11,12 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from finelens import cli
+from finelens.predictions import read_predictions
 from finelens.training import loop
 from tests.cli.test_interrupt import finished_epochs
 from tests.toy import events
@@ -97,6 +100,25 @@ def test_one_folder_one_voice_one_result(world, whole, tmp_path, started):
     assert "processes: 2 share the images" in first
     assert second == ""
     assert not (tmp_path / "idle").exists()
+
+
+def test_a_run_that_is_kept_from_training(world, tmp_path, started):
+    """Noise says nothing about any class: all processes come to the same end."""
+    rng = np.random.default_rng(0)
+    (tmp_path / "noise").mkdir()
+    for i in range(52):
+        Image.fromarray(rng.integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(tmp_path / "noise" / f"{i:02}.png")
+    command = arguments(world, tmp_path / "run")
+    command[1] = str(tmp_path / "noise")
+    started += start(command, command)
+    first, second = end(started, 0, 0)
+    assert first.count("nothing is trained") == 1
+    assert second == ""
+    assert [event["event"] for event in events(tmp_path / "run")].count("guard") == 1
+    assert losses(tmp_path / "run") == []
+    rows = read_predictions(tmp_path / "run" / "predictions.csv")
+    assert len(rows) == 52
+    assert all(row.label == row.zero_shot_class for row in rows)
 
 
 def test_stopped_in_two_processes_and_resumed_in_one(world, whole, tmp_path, run, started):
