@@ -85,7 +85,7 @@ def _table(group: Group, rows: Sequence[Result], measure: str) -> str:
         forwards = forwards_per_image(done)
         cells = [method, *cells, average, worst, "-" if forwards is None else f"{forwards:.1f}", _seconds(done)]
         lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n" + _reasons(rows) + (f"\n- {UNTRAINED} {note}\n" if (note := untrained_note(rows)) else "") + _seeds(rows)
+    return "\n".join(lines) + "\n" + _reasons(rows) + _untrained(rows) + _seeds(rows)
 
 
 def _unit(measure: str) -> str:
@@ -135,6 +135,11 @@ def untrained_note(rows: Sequence[Result]) -> str:
     """On which sets methods were kept from training, a sentence; empty where they were not."""
     sets = dict.fromkeys(row.key.data for row in rows if _mark([row]))
     return f"Nothing was trained on {', '.join(sets)}, whose classes the starting model hardly knows: answers of zero-shot." if sets else ""
+
+
+def _untrained(rows: Sequence[Result]) -> str:
+    note = untrained_note(rows)
+    return f"\n- {UNTRAINED} {note}\n" if note else ""
 
 
 def _seeds(rows: Sequence[Result]) -> str:
