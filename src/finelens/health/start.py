@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# For each text half-way between the most information with which a method fell wholly below zero-shot, on the sets that defaults may come from, and the
-# next, with which none did: docs/guard.md.
+# For each text half-way between the most information with which a method fell wholly below zero-shot, on the sets that defaults may come from,
+# and the next, with which none did: docs/guard.md.
 LEAST_TEMPLATES, LEAST_DESCRIPTIONS = 0.145, 0.13
 # With fewer images the mean posterior says too little.
 FEW_IMAGES = 50
