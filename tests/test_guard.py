@@ -8,10 +8,8 @@ import subprocess
 import sys
 from dataclasses import fields, replace
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from finelens import LabelFreeClassifier, api
 from finelens.bench.leaderboard import leaderboard
@@ -35,7 +33,21 @@ from finelens.reviews.sheet import adapt_command
 from finelens.runs import RunFolder
 from finelens.training.loop import Hooks, Interrupted
 from tests.bench.world import make_context, row, write_set
-from tests.toy import CLASSES, QUIET, TRAINING, Log, events, fit_toy, forwards, options_for, pictures, prepare_toy, stop_after, write_classes
+from tests.toy import (
+    CLASSES,
+    QUIET,
+    TRAINING,
+    Log,
+    events,
+    fit_toy,
+    forwards,
+    options_for,
+    pictures,
+    prepare_toy,
+    stop_after,
+    write_classes,
+    write_noise,
+)
 
 SELF_TRAINING = [name for name in TRAINING if not find_method(name).few_shot]
 
@@ -215,10 +227,7 @@ def test_the_option_is_checked():
 
 @pytest.fixture(scope="module")
 def noise(tmp_path_factory):
-    folder, rng = tmp_path_factory.mktemp("noise"), np.random.default_rng(0)
-    for i in range(52):
-        Image.fromarray(rng.integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(folder / f"{i:02}.png")
-    return folder
+    return write_noise(tmp_path_factory.mktemp("noise"))
 
 
 @pytest.fixture(scope="module")

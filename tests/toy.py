@@ -82,6 +82,15 @@ def write_photos(folder: Path, names: Sequence[str] = CLASSES, per_class: int = 
     return folder
 
 
+def write_noise(folder: Path, count: int = 52) -> Path:
+    """Photographs that say nothing about any class. Returns ``folder``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(0)
+    for i in range(count):
+        Image.fromarray(rng.integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(folder / f"{i:02}.png")
+    return folder
+
+
 def write_classes(path: Path, names: Sequence[str] = CLASSES) -> Path:
     path.write_text("\n".join(names) + "\n", encoding="utf-8")
     return path

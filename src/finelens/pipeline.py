@@ -214,6 +214,7 @@ def fit(
     check_image_features(features.global_, console)
     zero_shot, described = unadapted_logits(prepared, features)
     looks = features.global_.to("cpu", torch.float16, copy=True)
+    untrained = None
     if method.trains and not method.few_shot and config.training.guard == "on" and not resume:
         # Asked of the images that it would train on, and of all processes alike.
         start = start_from(prepared, belonging(store, replace(features, hints=hints), zero_shot)[1])
@@ -222,7 +223,9 @@ def fit(
             console.warn(f"{HARDLY}: {start.account}. Training goes on, since photographs are labelled; --method auto makes more of few labels")
         elif weak:
             console.warn(f"nothing is trained, the answers are those of zero-shot; {HARDLY}: {start.account}. {REMEDY}")
-            return Fitted(_zero_shot_model(prepared, config), zero_shot, raw, described, looks, start.account)
+            untrained, method = start.account, find_method("zero-shot")
+            config = replace(config, method=method.name, method_options={})
+            task = method.build(engine, prepared.heads, method.config_class(), config.training, config.seed)
     base: dict[str, Tensor] = {}
     if method.adapts:
         adapted = adapted_tensors(engine.backbone, config.training.scope)
@@ -252,11 +255,11 @@ def fit(
         method=method.name,
         method_options=dict(config.method_options),
         training=config.training,
-        zero_shot_heads=_zero_shot_heads(prepared.heads),
+        zero_shot_heads={"templates": prepared.heads.templates, "descriptions": prepared.heads.descriptions},
         base=base,
         extra=() if prepared.extra is None else prepared.extra.encoders,
     )
-    return Fitted(model, zero_shot, None if method.needs_pixels else raw, described, looks)
+    return Fitted(model, zero_shot, None if method.needs_pixels else raw, described, looks, untrained)
 
 
 def unadapted_logits(prepared: Prepared, features: TargetFeatures) -> tuple[Tensor, Tensor | None]:
@@ -275,25 +278,6 @@ def start_from(prepared: Prepared, features: TargetFeatures) -> Start:
 def _labelled(hints: Hints | None) -> bool:
     """Whether a person named the class of a photograph."""
     return hints is not None and bool((hints.label >= 0).any())
-
-
-def _zero_shot_model(prepared: Prepared, config: RunConfig) -> Model:
-    """What stands in the place of a method that does not train."""
-    engine, heads, method = prepared.engine, prepared.heads, find_method("zero-shot")
-    return Model(
-        engine=engine,
-        task=method.build(engine, heads, method.config_class(), config.training, config.seed),
-        class_names=prepared.classes.names,
-        method=method.name,
-        method_options={},
-        training=config.training,
-        zero_shot_heads=_zero_shot_heads(heads),
-        base={},
-    )
-
-
-def _zero_shot_heads(heads: ClassHeads) -> dict[str, Tensor]:
-    return {"templates": heads.templates, "descriptions": heads.descriptions}
 
 
 def belonging(store: ImageStore, features: TargetFeatures, zero_shot: Tensor) -> tuple[ImageStore, TargetFeatures, Tensor]:

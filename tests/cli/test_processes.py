@@ -11,15 +11,13 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from finelens import cli
 from finelens.predictions import read_predictions
 from finelens.training import loop
 from tests.cli.test_interrupt import finished_epochs
-from tests.toy import events
+from tests.toy import events, write_noise
 from tests.training import shared_work
 
 EPOCHS = 6
@@ -104,12 +102,8 @@ def test_one_folder_one_voice_one_result(world, whole, tmp_path, started):
 
 def test_a_run_that_is_kept_from_training(world, tmp_path, started):
     """Noise says nothing about any class: all processes come to the same end."""
-    rng = np.random.default_rng(0)
-    (tmp_path / "noise").mkdir()
-    for i in range(52):
-        Image.fromarray(rng.integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(tmp_path / "noise" / f"{i:02}.png")
     command = arguments(world, tmp_path / "run")
-    command[1] = str(tmp_path / "noise")
+    command[1] = str(write_noise(tmp_path / "noise"))
     started += start(command, command)
     first, second = end(started, 0, 0)
     assert first.count("nothing is trained") == 1
