@@ -22,16 +22,16 @@ from measuring import engine_of, vit_b_32, write
 from torch import Tensor
 
 from finelens.backbones.registry import load_backbone
+from finelens.classes.class_set import build_class_set
+from finelens.classes.heads import build_heads
+from finelens.classes.labels import read_labels
 from finelens.classes.names import read_class_file
-from finelens.classes.texts import build_class_set
-from finelens.console import Console
-from finelens.evaluation.labels import read_labels
+from finelens.core.console import Console
 from finelens.images.batches import centre_batches
 from finelens.images.decode import DecodeLimits
 from finelens.images.discover import discover
 from finelens.images.store import load_folder
-from finelens.images.views import ViewConfig
-from finelens.methods.heads import build_heads
+from finelens.images.view_config import ViewConfig
 from finelens.protocol import Backbone, TargetFeatures
 
 RANDOM_VIT = "vit-b-32-random"

@@ -18,16 +18,16 @@ from typing import Any
 import numpy as np
 
 import finelens
-from finelens.api import make_config
-from finelens.console import Console
+from finelens.classes.labels import read_labels
+from finelens.core.console import Console
 from finelens.evaluation.conformal import calibrate
-from finelens.evaluation.labels import read_labels
 from finelens.evaluation.metrics import accuracy, ece, nll
-from finelens.execution import read_inputs
-from finelens.health.signals import nearest_images
-from finelens.pipeline import fit, run_temperature
-from finelens.prediction import predict_store
-from finelens.predictions import softmax
+from finelens.evaluation.signals import nearest_images
+from finelens.runs.fit import fit, run_temperature
+from finelens.runs.inputs import read_inputs
+from finelens.runs.predict import predict_store
+from finelens.runs.resolve import make_config
+from finelens.storage.predictions import softmax
 
 
 def main() -> None:

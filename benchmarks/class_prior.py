@@ -20,12 +20,12 @@ import torch
 from torch import Tensor
 
 import finelens
-from finelens.bench.context import Context, Start
-from finelens.bench.data import read_folder
-from finelens.bench.features import take
-from finelens.bench.protocols import PartTruth, make_split, parse_protocol
-from finelens.console import Console
-from finelens.training.prior import estimate_prior
+from finelens.bench.rows.context import Context, Start
+from finelens.bench.rows.features import take
+from finelens.bench.rows.protocols import PartTruth, make_split, parse_protocol
+from finelens.bench.sets.data import read_folder
+from finelens.core.console import Console
+from finelens.solvers.prior import estimate_prior
 
 PROTOCOLS = ("transductive", "transductive+longtail-10", "transductive+partial-half")
 STRENGTHS = (0.1, 1.0, 10.0)

@@ -21,22 +21,22 @@ import numpy as np
 import torch
 
 import finelens
-from finelens.bench.context import Context, Start
-from finelens.bench.data import read_folder
-from finelens.bench.features import take
-from finelens.bench.guard import method_runs
-from finelens.config import RunConfig, parse_assignments
-from finelens.console import Console
-from finelens.health.signals import measure
+from finelens.bench.rows.context import Context, Start
+from finelens.bench.rows.features import take
+from finelens.bench.sets.data import read_folder
+from finelens.bench.sets.sealed import method_runs
+from finelens.core.console import Console
+from finelens.evaluation.signals import measure
 from finelens.images.randomness import generator, permutation
 from finelens.images.store import ImageRecord
 from finelens.methods.registry import find_method
-from finelens.pipeline import Fitted, fit
-from finelens.prediction import predict_store
-from finelens.predictions import rows_from_logits
 from finelens.protocol import Hints
-from finelens.report.record import RunRecord
-from finelens.reviews.order import looks
+from finelens.reporting.record import RunRecord
+from finelens.reporting.review.order import looks
+from finelens.runs.config import RunConfig, parse_assignments
+from finelens.runs.fit import Fitted, fit
+from finelens.runs.predict import predict_store
+from finelens.storage.predictions import rows_from_logits
 
 COUNTS = (10, 20, 50)
 PARTS = {"transductive": "test", "inductive": "train"}

@@ -13,8 +13,8 @@ import argparse
 import csv
 from pathlib import Path
 
+from finelens.classes.labels import read_labels
 from finelens.classes.names import read_class_file
-from finelens.evaluation.labels import read_labels
 from finelens.images.randomness import generator, permutation
 
 

@@ -21,13 +21,13 @@ import torch
 from torch import Tensor
 
 import finelens
-from finelens.bench.context import Context, Start
-from finelens.bench.data import read_folder
-from finelens.bench.measures import measure
-from finelens.bench.protocols import Split
-from finelens.bench.runner import zero_shot
-from finelens.config import from_mapping
-from finelens.console import Console
+from finelens.bench.rows.context import Context, Start
+from finelens.bench.rows.measures import measure
+from finelens.bench.rows.protocols import Split
+from finelens.bench.rows.runner import zero_shot
+from finelens.bench.sets.data import read_folder
+from finelens.core.console import Console
+from finelens.core.options import from_mapping
 from finelens.images.batches import centre_batches
 from finelens.methods.joint_gmm import JointTask
 from finelens.methods.nola.second_encoder import TimmEncoder

@@ -33,7 +33,7 @@ from tests.toy import digest, events, quick, write_classes, write_photos
 
 import finelens
 from finelens import api
-from finelens.console import Console
+from finelens.core.console import Console
 
 QUIET = Console(enabled=False)
 RESULTS = ("model/model.safetensors", "model/zero_shot.safetensors", "model/model.json", "predictions.csv")

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from finelens.backbones import lite0
-from finelens.training.engine import CPU_CHUNK
+from finelens.engine.engine import CPU_CHUNK
 
 Forward = Callable[[Tensor], Tensor]
 

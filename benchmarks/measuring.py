@@ -20,10 +20,10 @@ from torch import Tensor
 import finelens
 from finelens.backbones.open_clip_loader import OpenClipBackbone
 from finelens.backbones.vit import VisionTransformer, ViTConfig
+from finelens.engine.device import Precision
+from finelens.engine.engine import Engine
+from finelens.engine.flops import MATRIX_SIDE
 from finelens.protocol import Preprocess
-from finelens.training.engine import Engine
-from finelens.training.flops import MATRIX_SIDE
-from finelens.training.precision import Precision
 
 CPU = torch.device("cpu")
 VIT_B_32 = ViTConfig(image_size=224, patch_size=32, width=768, layers=12, heads=12, output_dim=512, quick_gelu=True)
@@ -80,7 +80,7 @@ def ratios(slow: Times, fast: Times, digits: int = 2) -> dict[str, float]:
 
 
 def matrix_product(dtype: torch.dtype) -> tuple[Callable[[], object], float]:
-    """The product that gives the rate of the machine (``finelens.training.flops.matmul_rate`` uses the same), and its operations."""
+    """The product that gives the rate of the machine (``finelens.engine.flops.matmul_rate`` uses the same), and its operations."""
     a = torch.ones(MATRIX_SIDE, MATRIX_SIDE, dtype=dtype)
     return (lambda: [a @ a for _ in range(8)]), 8 * 2.0 * MATRIX_SIDE**3
 

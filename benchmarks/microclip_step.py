@@ -24,12 +24,12 @@ from released_order import PlainStep, PlainViT
 from torch import Tensor, nn
 
 from finelens.backbones.registry import load_backbone
-from finelens.methods.heads import ClassHeads
+from finelens.classes.heads import ClassHeads
+from finelens.engine.engine import Engine
+from finelens.engine.flops import count
 from finelens.methods.microclip.config import MicroClipConfig
 from finelens.methods.microclip.task import MicroClip
 from finelens.protocol import Backbone, Batch
-from finelens.training.engine import Engine
-from finelens.training.flops import count
 
 CLASSES = 37
 # Of the norms, in float32, over a hundred layers there and back.

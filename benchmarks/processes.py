@@ -26,14 +26,14 @@ import torch.nn.functional as F
 import finelens
 from finelens.backbones.open_clip_loader import OpenClipBackbone
 from finelens.backbones.vit import VisionTransformer, ViTConfig
-from finelens.methods.heads import ClassHeads
+from finelens.classes.heads import ClassHeads
+from finelens.engine.device import Precision
+from finelens.engine.distributed import join
+from finelens.engine.engine import Engine
 from finelens.methods.microclip.config import MicroClipConfig
 from finelens.methods.microclip.task import MicroClip
 from finelens.protocol import Batch, Preprocess
 from finelens.training.checkpoint import named_trainable
-from finelens.training.distributed import join
-from finelens.training.engine import Engine
-from finelens.training.precision import Precision
 from finelens.training.schedule import build_optimizer
 
 CLASSES = 37

@@ -18,15 +18,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from finelens.api import make_config
-from finelens.config import to_json
-from finelens.files import write_json
-from finelens.health.signals import measure, write_measured
+from finelens.evaluation.signals import measure, write_measured
 from finelens.images.store import ImageRecord
-from finelens.predictions import rows_from_logits, write_predictions
-from finelens.report.thumbnails import Photo
-from finelens.report.write import write_report
-from finelens.runs import RunFolder
+from finelens.reporting.thumbnails import Photo
+from finelens.reporting.write import write_report
+from finelens.runs.config import to_json
+from finelens.runs.folder import RunFolder
+from finelens.runs.resolve import make_config
+from finelens.storage.files import write_json
+from finelens.storage.predictions import rows_from_logits, write_predictions
 
 BROWSER = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking")
 QUIET = ("--disable-component-update", "--disable-sync")

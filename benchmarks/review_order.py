@@ -18,13 +18,13 @@ import numpy as np
 
 import finelens
 from finelens import api
+from finelens.classes.labels import read_labels
 from finelens.classes.names import read_class_file
-from finelens.console import Console
-from finelens.evaluation.labels import read_labels
+from finelens.core.console import Console
 from finelens.methods.registry import find_method
-from finelens.report.record import read_run
-from finelens.reviews.order import looks
-from finelens.runs import RunFolder
+from finelens.reporting.record import read_run
+from finelens.reporting.review.order import looks
+from finelens.runs.folder import RunFolder
 
 LOOKS = (20, 50)
 

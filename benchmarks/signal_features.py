@@ -13,16 +13,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from finelens.api import make_config
+from finelens.classes.labels import read_labels
 from finelens.classes.names import read_class_file
-from finelens.console import Console
-from finelens.evaluation.labels import read_labels
-from finelens.files import save_tensors
+from finelens.core.console import Console
 from finelens.images.batches import centre_batches
 from finelens.images.discover import discover
-from finelens.loading import BATCH, decode_limits, load
-from finelens.pipeline import prepare
+from finelens.images.load import BATCH, decode_limits, load
 from finelens.protocol import TargetFeatures
+from finelens.runs.prepare import prepare
+from finelens.runs.resolve import make_config
+from finelens.storage.tensors import save_tensors
 
 QUIET = Console(enabled=False)
 
@@ -47,7 +47,7 @@ def compute(data: Path) -> dict[str, Tensor]:
     config = make_config("adapt", str(data), "stata", {"training": {"precision": "float32"}})
     prepared = prepare(config, read_class_file(data / "classes.txt"), data / "descriptions.json", QUIET)
     engine, heads = prepared.engine, prepared.heads
-    limits = decode_limits(config, engine.backbone.preprocess)
+    limits = decode_limits(config.views, engine.backbone.preprocess)
 
     def features(folder: Path) -> tuple[TargetFeatures, list]:
         loaded = load(discover(folder), limits, QUIET)

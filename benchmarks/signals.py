@@ -32,16 +32,16 @@ import torch.nn.functional as F
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
+from finelens.evaluation import verdict
+from finelens.evaluation.collapse import collapse_warning
 from finelens.evaluation.metrics import paired_bootstrap
-from finelens.files import load_tensors, save_tensors
-from finelens.health import verdict
-from finelens.health.lines import collapse_warning
-from finelens.health.signals import Signals, signals_of
-from finelens.health.start import Start
-from finelens.health.verdict import COLLAPSE
+from finelens.evaluation.signals import Signals, signals_of
+from finelens.evaluation.verdict import COLLAPSE
+from finelens.evaluation.weak_start import Start
 from finelens.methods.registry import find_method
-from finelens.report.record import read_run
-from finelens.runs import RunFolder
+from finelens.reporting.record import read_run
+from finelens.runs.folder import RunFolder
+from finelens.storage.tensors import load_tensors, save_tensors
 
 SOLVERS = ("stata", "gda-em", "transclip", "ot", "zlap")
 STARTS = ("descriptions", "templates", "swapped", "noisy")

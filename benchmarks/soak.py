@@ -32,7 +32,7 @@ from PIL import Image
 
 import finelens
 from finelens import api
-from finelens.console import Console
+from finelens.core.console import Console
 
 QUIET = Console(enabled=False)
 SLACK = 1.10

@@ -35,18 +35,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import finelens
-from finelens.api import make_config
-from finelens.cache import cached_tensors
+from finelens.classes.labels import read_labels
 from finelens.classes.names import read_class_file
-from finelens.console import Console
-from finelens.evaluation.labels import read_labels
+from finelens.core.console import Console
 from finelens.evaluation.metrics import bootstrap_interval, paired_bootstrap
 from finelens.images.batches import centre_batches
 from finelens.images.discover import discover
-from finelens.loading import decode_limits, load
-from finelens.pipeline import Prepared, prepare
+from finelens.images.load import decode_limits, load
 from finelens.protocol import Hints, TargetFeatures
+from finelens.runs.prepare import Prepared, prepare
+from finelens.runs.resolve import make_config
 from finelens.solvers import SOLVERS
+from finelens.storage.cache import cached_tensors
 
 SETTINGS = ("inductive", "transductive", "few:5", "few:10", "few:25", "tail", "shots:4")
 QUIET = Console(enabled=False)
@@ -121,7 +121,7 @@ def read_split(prepared: Prepared, config: Any, folder: Path, names: list[str]) 
     images = [hashlib.sha256(file.path.read_bytes()).hexdigest() for file in files]
 
     def encode() -> dict[str, Tensor]:
-        loaded = load(files, decode_limits(config, backbone.preprocess), QUIET)
+        loaded = load(files, decode_limits(config.views, backbone.preprocess), QUIET)
         features = prepared.engine.features(views for _, views in centre_batches(loaded.store, backbone.preprocess, 64))
         rows = torch.tensor([-1 if record.index is None else record.index for record in loaded.records])
         return {"global": features.global_, "cls": features.cls, "rows": rows}

@@ -4,7 +4,7 @@
     python benchmarks/start_guard.py --table benchmarks/results/start_guard.jsonl benchmarks/results/bench_training.jsonl
 
 DATA holds one folder per set, as for ``finelens bench``, whose splits these are (profile ``small``). The information is that of
-``finelens.health.start``, on the images that a method would be fitted to; no label is read for it. The tables set it beside what training methods
+``evaluation/weak_start.py``, on the images that a method would be fitted to; no label is read for it. The tables set it beside what training methods
 gained and lost: where ``training.guard`` acts, in rows with ``training.guard=off``.
 """
 
@@ -22,15 +22,15 @@ from typing import Any
 import numpy as np
 
 import finelens
-from finelens.bench.context import Context, Start
-from finelens.bench.data import read_folder
-from finelens.bench.features import take
-from finelens.bench.matrix import PROFILES
-from finelens.bench.protocols import PartTruth, SkippedError, make_split, parse_protocol
-from finelens.bench.results import Result, read_results
-from finelens.console import Console
-from finelens.health.start import LEAST_DESCRIPTIONS, LEAST_TEMPLATES, start_of
-from finelens.methods.head_task import cosine_logits
+from finelens.bench.rows.context import Context, Start
+from finelens.bench.rows.features import take
+from finelens.bench.rows.matrix import PROFILES
+from finelens.bench.rows.protocols import PartTruth, SkippedError, make_split, parse_protocol
+from finelens.bench.rows.results import Result, read_results
+from finelens.bench.sets.data import read_folder
+from finelens.core.console import Console
+from finelens.evaluation.weak_start import LEAST_DESCRIPTIONS, LEAST_TEMPLATES, start_of
+from finelens.methods.parts.frozen import cosine_logits
 from finelens.methods.registry import find_method
 
 PROTOCOLS = ("inductive", "transductive", "longtail-10", "transductive+longtail-10", "partial-10", "partial-half")

@@ -20,19 +20,19 @@ import numpy as np
 import torch
 
 import finelens
-from finelens.bench.context import Context, Start
-from finelens.bench.data import read_folder
-from finelens.bench.features import take
-from finelens.bench.measures import measure
-from finelens.bench.protocols import Split
-from finelens.bench.runner import zero_shot
+from finelens.bench.rows.context import Context, Start
+from finelens.bench.rows.features import take
+from finelens.bench.rows.measures import measure
+from finelens.bench.rows.protocols import Split
+from finelens.bench.rows.runner import zero_shot
+from finelens.bench.sets.data import read_folder
 from finelens.classes.templates import DEFAULT_TEMPLATES, fill
-from finelens.config import from_mapping
-from finelens.console import Console
+from finelens.core.console import Console
+from finelens.core.options import from_mapping
 from finelens.feature_store.store import feature_rows
 from finelens.images.randomness import generator, permutation
+from finelens.methods.parts.support import SupportTask
 from finelens.methods.registry import find_method
-from finelens.methods.support_task import SupportTask
 from finelens.protocol import Support
 
 METHODS = ("sus-x", "caps-adapter")

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from measuring import CPU, PRECISIONS, VIT_B_32, engine_of, in_turn, matrix_product, ratios, smooth_pictures, vit_b_32, write
 from torch import Tensor, nn
 
-from finelens.training.flops import tower_flops
+from finelens.engine.flops import tower_flops
 
 CHUNKS = (8, 16, 32)
 

@@ -11,7 +11,7 @@ import torch
 from hypothesis import settings
 from open_clip.tokenizer import SimpleTokenizer
 
-from finelens.cache import ENVIRONMENT_VARIABLE, cache_folder
+from finelens.storage.cache import ENVIRONMENT_VARIABLE, cache_folder
 from tests.backbones.checkpoints import write_tiny_resnet, write_tiny_vit
 from tests.toy import shared_tokenizer, write_classes, write_photos
 

@@ -9,12 +9,15 @@ import numpy as np
 import pytest
 
 import finelens
-from finelens import api, execution
-from finelens.config import RunConfig
+from finelens import api
 from finelens.errors import UserError
 from finelens.images.store import ImageRecord, LoadedImages, PixelStore
-from finelens.predictions import read_predictions
-from finelens.runs import RunFolder
+from finelens.runs import execute as execution
+from finelens.runs.config import RunConfig
+from finelens.runs.folder import RunFolder
+from finelens.runs.inputs import images_digest
+from finelens.runs.resolve import make_config
+from finelens.storage.predictions import read_predictions
 from finelens.training.loop import Interrupted
 from tests.toy import CLASSES, QUIET, digest, events, forwards, pictures, quick, stop_after
 
@@ -40,7 +43,7 @@ def test_public_names_are_importable_and_listed():
 
 def test_options_are_resolved_into_the_configuration():
     options = {"training": {"epochs": 3}, "method": {"gamma": 1}, "views": {"rand_layers": 1}}
-    config = api.make_config("adapt", "p", "microclip", options, seed=4, backbone="local:somewhere")
+    config = make_config("adapt", "p", "microclip", options, seed=4, backbone="local:somewhere")
     assert isinstance(config, RunConfig)
     assert (config.training.epochs, config.training.lr, config.views.rand_layers, config.seed) == (3, 1e-4, 1, 4)
     assert config.method_options["gamma"] == 1.0
@@ -50,8 +53,8 @@ def test_options_are_resolved_into_the_configuration():
 @pytest.mark.parametrize("option", [{"epochs": 1}, {"lr": 1e-3}, {"scope": "all"}])
 def test_idle_training_options_are_refused(option):
     with pytest.raises(UserError, match=rf"training\.{next(iter(option))} has no effect: method cupl"):
-        api.make_config("zero-shot", "p", "cupl", {"training": option})
-    assert api.make_config("zero-shot", "p", "cupl", {"training": {"precision": "float32"}}).training.precision == "float32"
+        make_config("zero-shot", "p", "cupl", {"training": option})
+    assert make_config("zero-shot", "p", "cupl", {"training": {"precision": "float32"}}).training.precision == "float32"
 
 
 def test_result_is_what_the_table_says(finished):
@@ -89,8 +92,8 @@ def test_branches_of_a_prediction(finished):
 
 def test_large_folders_are_read_in_groups(finished, photos, monkeypatch):
     whole = finelens.load(finished.path).predictions(photos)
-    monkeypatch.setattr("finelens.prediction.GROUP", 5)
-    monkeypatch.setattr("finelens.prediction.BATCH", 3)
+    monkeypatch.setattr("finelens.runs.predict.GROUP", 5)
+    monkeypatch.setattr("finelens.runs.predict.BATCH", 3)
     parts = finelens.load(finished.path).predictions(photos)
     assert [record.name for record in parts.records] == [record.name for record in whole.records]
 
@@ -225,9 +228,9 @@ def test_digest_of_images_depends_on_content_alone():
     def loaded(ids, names):
         return LoadedImages(PixelStore(ids, []), [ImageRecord(name, "ok", "", key, i) for i, (name, key) in enumerate(zip(names, ids, strict=True))])
 
-    assert execution.images_digest(loaded(["a", "b"], ["x", "y"])) == execution.images_digest(loaded(["a", "b"], ["p", "q"]))
-    assert execution.images_digest(loaded(["a", "b"], ["x", "y"])) != execution.images_digest(loaded(["a", "a-1"], ["x", "y"]))
-    assert execution.images_digest(loaded(["ab"], ["x"])) != execution.images_digest(loaded(["a", "b"], ["x", "y"]))
+    assert images_digest(loaded(["a", "b"], ["x", "y"])) == images_digest(loaded(["a", "b"], ["p", "q"]))
+    assert images_digest(loaded(["a", "b"], ["x", "y"])) != images_digest(loaded(["a", "a-1"], ["x", "y"]))
+    assert images_digest(loaded(["ab"], ["x"])) != images_digest(loaded(["a", "b"], ["x", "y"]))
 
 
 def test_prediction_of_unreadable_files_alone(finished, tmp_path):

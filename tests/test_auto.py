@@ -8,13 +8,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from finelens import LabelFreeClassifier, api, choice
+from finelens import LabelFreeClassifier, api
+from finelens.engine.flops import TowerFlops
 from finelens.errors import UserError
 from finelens.methods import auto
 from finelens.methods.auto import Facts, choose_method
 from finelens.methods.registry import METHODS, find_method
+from finelens.runs import auto as choice
 from finelens.training.estimate import Estimate
-from finelens.training.flops import TowerFlops
 from finelens.training.loop import Interrupted
 from tests.toy import CLASSES, QUIET, events, forwards, pictures, stop_after
 
@@ -129,7 +130,7 @@ def test_a_run_killed_before_its_first_checkpoint_keeps_the_reason(tmp_path, pho
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("finelens.execution.fit", broken)
+        patch.setattr("finelens.runs.execute.fit", broken)
         with pytest.raises(KeyboardInterrupt):
             api.adapt(photos, classes, tmp_path / "run", method="auto", **given)
     api.resume(tmp_path / "run", console=QUIET)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from finelens.cache import ENVIRONMENT_VARIABLE, cache_folder, cached_tensors
+from finelens.storage.cache import ENVIRONMENT_VARIABLE, cache_folder, cached_tensors
 
 
 class Counter:

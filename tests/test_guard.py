@@ -12,25 +12,27 @@ import pytest
 import torch
 
 from finelens import LabelFreeClassifier, api
-from finelens.bench.leaderboard import leaderboard
-from finelens.bench.table import markdown_tables
-from finelens.config import TrainingConfig, from_mapping
+from finelens.bench.tables.leaderboard import leaderboard
+from finelens.bench.tables.table import markdown_tables
+from finelens.core.options import from_mapping
 from finelens.errors import UserError
-from finelens.health import start, verdict
-from finelens.health.signals import Signals
-from finelens.health.start import LEAST_DESCRIPTIONS, LEAST_TEMPLATES, Start, information, start_of
+from finelens.evaluation import verdict
+from finelens.evaluation import weak_start as start
+from finelens.evaluation.signals import Signals
+from finelens.evaluation.weak_start import LEAST_DESCRIPTIONS, LEAST_TEMPLATES, Start, information, start_of
 from finelens.images.batches import centre_batches
 from finelens.images.decode import DecodeLimits
-from finelens.loading import decode_limits, load
+from finelens.images.load import decode_limits, load
 from finelens.methods.auto import Facts, choose_method
 from finelens.methods.registry import find_method
-from finelens.models import load_model, save_model
-from finelens.pipeline import fit
-from finelens.predictions import read_predictions
 from finelens.protocol import Hints
-from finelens.report.record import read_run
-from finelens.reviews.sheet import adapt_command
-from finelens.runs import RunFolder
+from finelens.reporting.record import read_run
+from finelens.reporting.review.sheet import adapt_command
+from finelens.runs.fit import fit
+from finelens.runs.folder import RunFolder
+from finelens.runs.model import load_model, save_model
+from finelens.storage.predictions import read_predictions
+from finelens.training.config import TrainingConfig
 from finelens.training.loop import Hooks, Interrupted
 from tests.bench.world import make_context, row, write_set
 from tests.toy import (
@@ -125,9 +127,9 @@ def test_the_choice_of_auto():
 
 def test_auto_asks_before_it_estimates(noise, tmp_path, tiny_vit, monkeypatch):
     monkeypatch.setattr("finelens.methods.auto.MANY_IMAGES", 20)
-    monkeypatch.setattr("finelens.choice.estimate", None)
+    monkeypatch.setattr("finelens.runs.auto.estimate", None)
     given = {"backbone": f"local:{tiny_vit}", "console": QUIET, "options": {"training": {"precision": "float32"}}}
-    monkeypatch.setattr("finelens.choice.unadapted_logits", lambda *_: (torch.eye(len(CLASSES)).repeat(13, 1), None))
+    monkeypatch.setattr("finelens.runs.auto.unadapted_logits", lambda *_: (torch.eye(len(CLASSES)).repeat(13, 1), None))
     run = api.adapt(noise, write_classes(tmp_path / "names.txt"), tmp_path / "run", method="auto", minutes=60, **given)
     (event,) = [event for event in events(run.path) if event["event"] == "choice"]
     assert event["method"] == "tip-adapter"
@@ -176,7 +178,7 @@ def centre_views(prepared) -> torch.Tensor:
 def test_what_lets_it_train(method, tiny_vit, strict):
     """The option, or a person who named a class; few-shot methods have that always."""
     config, prepared = prepare_toy(tiny_vit, method, options={"training": {"epochs": 1, "batch_size": 8, "precision": "float32"}})
-    store = load(pictures(), decode_limits(config, prepared.engine.backbone.preprocess), QUIET).store
+    store = load(pictures(), decode_limits(config.views, prepared.engine.backbone.preprocess), QUIET).store
     log = Log()
     hints = Hints(torch.arange(4) * 6, torch.arange(4))
     assert fit(prepared, store, config, QUIET, Hooks(run=log), hints=hints).untrained is None
@@ -192,7 +194,7 @@ def test_what_lets_it_train(method, tiny_vit, strict):
 def test_answers_that_are_no_class(tiny_vit, strict):
     """They let nothing train; with nothing but such answers there is nothing to adapt to, whatever the start."""
     config, prepared = prepare_toy(tiny_vit, "dpa")
-    store = load(pictures(), decode_limits(config, prepared.engine.backbone.preprocess), QUIET).store
+    store = load(pictures(), decode_limits(config.views, prepared.engine.backbone.preprocess), QUIET).store
     assert fit(prepared, store, config, QUIET, hints=Hints(torch.tensor([0]), torch.tensor([-1]))).untrained is not None
     with pytest.raises(UserError, match="none of the classes"):
         fit(prepared, store, config, QUIET, hints=Hints(torch.arange(24), torch.full((24,), -1)))
@@ -200,7 +202,7 @@ def test_answers_that_are_no_class(tiny_vit, strict):
 
 def test_labels_on_a_weak_start_are_used_with_a_warning(tiny_vit, strict, capsys):
     config, prepared = prepare_toy(tiny_vit, "dpa", options={"training": {"epochs": 1, "batch_size": 8, "precision": "float32"}})
-    store = load(pictures(), decode_limits(config, prepared.engine.backbone.preprocess), QUIET).store
+    store = load(pictures(), decode_limits(config.views, prepared.engine.backbone.preprocess), QUIET).store
     fit(prepared, store, config, QUIET, hints=Hints(torch.tensor([0]), torch.tensor([0])))
     assert "Training goes on, since photographs are labelled" in capsys.readouterr().err
 
@@ -318,7 +320,7 @@ def test_a_kill_before_the_end_loses_nothing(noise, tmp_path, tiny_vit, monkeypa
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("finelens.execution.save_model", killed)
+        patch.setattr("finelens.runs.execute.save_model", killed)
         with pytest.raises(KeyboardInterrupt):
             api.adapt(noise, names, tmp_path / "killed", **given)
     api.resume(tmp_path / "killed", console=QUIET)

@@ -6,10 +6,11 @@ import math
 import pytest
 import torch
 
-from finelens.health import balance, collapse_warning, verdict
-from finelens.health.confusion import estimate_confusion
-from finelens.health.signals import Signals, class_typicality, measure, read_measured, signals_of, write_measured
-from finelens.predictions import PredictionRow
+from finelens.evaluation import verdict
+from finelens.evaluation.collapse import balance, collapse_warning
+from finelens.evaluation.confusion import estimate_confusion
+from finelens.evaluation.signals import Signals, class_typicality, measure, read_measured, signals_of, write_measured
+from finelens.storage.predictions import PredictionRow
 
 CLASSES = ("a", "b", "c", "d")
 

@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from finelens import api
+from finelens.classes.hints import NONE_OF_THESE, describe_hints, hints_by_position, hints_digest, read_hints
 from finelens.errors import UserError
-from finelens.hints import NONE_OF_THESE, check_hints, describe_hints, hints_by_position, hints_digest, read_hints
 from finelens.images.decode import DecodeLimits
 from finelens.images.discover import discover
+from finelens.images.load import load
 from finelens.images.store import ImageRecord
-from finelens.loading import load
-from finelens.methods.registry import find_method
+from finelens.methods.registry import check_hints, find_method
 from finelens.protocol import Hints
 from tests.toy import CLASSES, QUIET, digest, events, options_for, write_classes, write_photos
 

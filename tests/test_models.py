@@ -9,9 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from finelens.core.schemas import SCHEMA_VERSION
+from finelens.engine.device import choose_device
 from finelens.errors import UserError
-from finelens.models import Model, adapted_tensors, choose_device, load_model, save_model
-from finelens.schemas import SCHEMA_VERSION
+from finelens.runs.model import Model, adapted_tensors, load_model, save_model
 from tests.toy import CLASSES, fit_toy, pictures, quick
 
 

@@ -18,7 +18,7 @@ from sklearn.utils import estimator_checks as checks
 import finelens
 from finelens.errors import UserError
 from finelens.estimator import LabelFreeClassifier
-from finelens.predictions import read_predictions
+from finelens.storage.predictions import read_predictions
 from tests.solvers.data import ALONE, ONLINE, cloud
 from tests.toy import CLASSES, QUIET, pictures
 

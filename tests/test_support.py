@@ -10,12 +10,12 @@ import torch
 from PIL import Image
 
 from finelens import api
-from finelens.console import Console
+from finelens.core.console import Console
 from finelens.errors import UserError
+from finelens.feature_store.support import read_support
 from finelens.images.decode import DecodeLimits
 from finelens.images.discover import discover
 from finelens.images.store import load_folder
-from finelens.support import read_support
 from tests.toy import CLASSES, QUIET, events, picture, write_classes, write_photos
 
 

@@ -8,7 +8,7 @@ import time
 import pytest
 import torch
 
-from finelens.threads import side_by_side, threads_of_its_own
+from finelens.core.threads import side_by_side, threads_of_its_own
 
 
 @pytest.fixture

@@ -21,12 +21,13 @@ import torch
 from open_clip.tokenizer import SimpleTokenizer
 from PIL import Image
 
-from finelens.api import make_config
-from finelens.console import Console
-from finelens.loading import decode_limits, load
+from finelens.core.console import Console
+from finelens.images.load import decode_limits, load
 from finelens.methods.registry import METHODS, find_method
-from finelens.pipeline import Fitted, Prepared, fit, prepare
 from finelens.protocol import Hints
+from finelens.runs.fit import Fitted, fit
+from finelens.runs.prepare import Prepared, prepare
+from finelens.runs.resolve import make_config
 from finelens.training.loop import Hooks
 
 CLASSES = ("red stripe", "green check", "blue disc", "yellow ramp")
@@ -178,7 +179,7 @@ def fit_toy(
 ) -> tuple[Prepared, Fitted, Log]:
     """A whole adaptation in memory."""
     config, prepared = prepare_toy(backbone, method, names, options, seed)
-    store = load(images, decode_limits(config, prepared.engine.backbone.preprocess), QUIET).store
+    store = load(images, decode_limits(config.views, prepared.engine.backbone.preprocess), QUIET).store
     log = Log()
     return prepared, fit(prepared, store, config, QUIET, Hooks(run=log), hints=hints_for(method, len(store), len(names))), log
 

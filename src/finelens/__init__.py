@@ -8,25 +8,25 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from finelens._version import __version__
 
 if TYPE_CHECKING:
     from finelens.api import RunResult, adapt, evaluate, predict, report, resume, review, zero_shot
-    from finelens.classifier import Classifier
-    from finelens.classifier import load_run as load
     from finelens.errors import UserError
     from finelens.estimator import LabelFreeClassifier
-    from finelens.feature_store.write import features
+    from finelens.runs.classifier import Classifier
+    from finelens.runs.classifier import load_run as load
+    from finelens.runs.encode import features
 
 _WHERE = {
-    "Classifier": "finelens.classifier",
+    "Classifier": "finelens.runs.classifier",
     "LabelFreeClassifier": "finelens.estimator",
     "RunResult": "finelens.api",
     "UserError": "finelens.errors",
     "adapt": "finelens.api",
     "evaluate": "finelens.api",
-    "features": "finelens.feature_store.write",
-    "load": "finelens.classifier",
+    "features": "finelens.runs.encode",
+    "load": "finelens.runs.classifier",
     "predict": "finelens.api",
     "report": "finelens.api",
     "resume": "finelens.api",

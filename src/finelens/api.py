@@ -9,82 +9,38 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from finelens.choice import choose, starting_method
-from finelens.classifier import Classifier, load_run
-from finelens.config import RunConfig, TextConfig, TrainingConfig, from_mapping
-from finelens.console import Console, Mute
+from finelens.classes.labels import read_labels
+from finelens.core.console import Console, Mute
+from finelens.core.launch import launched
+from finelens.core.schemas import EVALUATION_KEYS, PREDICTION_COLUMNS, SET_COLUMNS
+from finelens.engine.distributed import Processes, join
 from finelens.errors import UserError
-from finelens.evaluation.labels import read_labels
 from finelens.evaluation.metrics import accuracy, evaluate_predictions
-from finelens.execution import RunResult, execute, follow, read_inputs
 from finelens.feature_store.files import FeatureFile, is_feature_path, read_features
-from finelens.feature_store.runs import choose_backbone
-from finelens.files import HTML_START, check_json_target, check_target, write_json, write_text
+from finelens.images.complaints import note_complaints
 from finelens.images.discover import ImageFile, discover
-from finelens.images.strict import note_complaints
-from finelens.images.views import ViewConfig
-from finelens.launch import launched
-from finelens.loading import status_counts
+from finelens.images.load import status_counts
+from finelens.images.store import LoadedImages
 from finelens.methods.auto import AUTO
 from finelens.methods.joint_gmm import CLS, JointGmmConfig
 from finelens.methods.registry import find_method
-from finelens.methods.support_task import SupportConfig
-from finelens.models import choose_device
-from finelens.prediction import Predictions, predict_features, predict_items
-from finelens.prediction_sets import calibrate_on, sets_of, sets_path, write_sets
-from finelens.predictions import PredictionRow, rows_from_logits, softmax, write_predictions
-from finelens.runs import RunFolder
-from finelens.schemas import EVALUATION_KEYS, PREDICTION_COLUMNS, SET_COLUMNS
-from finelens.strict import to_plain
-from finelens.training.distributed import Processes, join
-from finelens.training.precision import choose_precision
+from finelens.runs.auto import choose, starting_method
+from finelens.runs.classifier import Classifier, load_run
+from finelens.runs.config import RunConfig
+from finelens.runs.execute import RunResult, execute, follow
+from finelens.runs.folder import RunFolder
+from finelens.runs.inputs import read_inputs
+from finelens.runs.model import Model
+from finelens.runs.predict import Predictions, predict_features, predict_items
+from finelens.runs.resolve import Assignments, absolute, make_config
+from finelens.runs.sets import calibrate_on, sets_of, sets_path, write_sets
+from finelens.runs.sources import choose_backbone
+from finelens.storage.files import HTML_START, check_json_target, check_target, write_json, write_text
+from finelens.storage.predictions import PredictionRow, rows_from_logits, softmax, write_predictions
 
 if TYPE_CHECKING:
-    from finelens.explain import Explanation
-    from finelens.reviews.server import ReviewServer
-
-Assignments = Mapping[str, Mapping[str, Any]]
-
-
-def make_config(verb: str, photos: str, method: str, assignments: Assignments, **given: Any) -> RunConfig:
-    """Resolve every option of a run.
-
-    Args:
-        verb: ``adapt`` or ``zero-shot``.
-        photos: Folder of photographs, or what to call images that come from Python.
-        method: Name of the method.
-        assignments: Values by section and key, as ``--set`` gives them.
-        given: Further fields of :class:`~finelens.config.RunConfig`.
-
-    Raises:
-        UserError: An unknown or ill-typed option; the message names the nearest.
-    """
-    found = find_method(method)
-    training = assignments.get("training", {})
-    idle = sorted(set(training) - {"precision"})
-    if idle and not found.trains:
-        raise UserError(f"training.{idle[0]} has no effect: method {method} does not train; choose another --method or leave it out")
-    if training.get("cached_prefix") and found.training_defaults.get("scope") == "none":
-        raise UserError(f"training.cached_prefix has no effect: method {method} leaves the image tower as it is; leave it out")
-    text = from_mapping(TextConfig, assignments.get("text", {}), "text")
-    options: Any = from_mapping(found.config_class, assignments.get("method", {}), "method")
-    wanted = from_mapping(TrainingConfig, {**found.training_with(options), **training}, "training")
-    if isinstance(options, SupportConfig) and options.support is not None:
-        options = replace(options, support=_absolute(options.support))
-    if isinstance(options, JointGmmConfig):
-        views = tuple(entry if entry == CLS else _absolute(entry) for entry in options.extra)
-        options = replace(options, extra=views, extra_names=tuple(map(_absolute, options.extra_names)))
-    precision = choose_precision(wanted.precision, choose_device(given.get("device", "cpu"))).name
-    return RunConfig(
-        verb=cast(Any, verb),
-        photos=photos,
-        method=method,
-        training=replace(wanted, precision=cast(Any, precision)),
-        views=from_mapping(ViewConfig, assignments.get("views", {}), "views"),
-        text=text if text.templates is None else replace(text, templates=_absolute(text.templates)),
-        method_options=to_plain(options),
-        **given,
-    )
+    from finelens.reporting.explain import Explanation
+    from finelens.reporting.review.server import ReviewServer
 
 
 def adapt(
@@ -148,16 +104,16 @@ def adapt(
     options = _with_extra(method, options or {}, extra, extra_names)
     config = make_config(
         verb,
-        _absolute(photos),
+        absolute(photos),
         starting_method(method, options, minutes),
         options,
-        classes_file=_absolute(classes),
-        descriptions_file=None if descriptions is None else _absolute(descriptions),
-        hints_file=None if hints is None else _absolute(hints),
+        classes_file=absolute(classes),
+        descriptions_file=None if descriptions is None else absolute(descriptions),
+        hints_file=None if hints is None else absolute(hints),
         strict=strict,
         calibration=calibration,
-        prototypes_file=None if prototypes is None else _absolute(prototypes),
-        row_names_file=None if row_names is None else _absolute(row_names),
+        prototypes_file=None if prototypes is None else absolute(prototypes),
+        row_names_file=None if row_names is None else absolute(row_names),
         logit_scale=logit_scale,
         backbone=_absolute_backbone(choose_backbone(photos, backbone, prototypes)),
         seed=seed,
@@ -174,7 +130,7 @@ def adapt(
     if not processes.first:
         return follow(Path(out), config, inputs, should_stop)
     with RunFolder.create(out, config, overwrite=overwrite) as run:
-        return execute(run, inputs, console, should_stop)
+        return execute(run, inputs, console, should_stop, report=_write_report)
 
 
 def _with_extra(method: str, options: Assignments, extra: Sequence[str | Path], names: Sequence[str | Path]) -> Assignments:
@@ -195,11 +151,6 @@ def _voice(processes: Processes, console: Console | None) -> Console:
     return (console or Console()) if processes.first else Mute()
 
 
-def _absolute(path: str | Path) -> str:
-    """A run can be resumed from any folder."""
-    return str(Path(path).absolute())
-
-
 def _pinned(config: RunConfig, found: str) -> RunConfig:
     """The configuration with a hub model named by the commit that was loaded: what the hub serves tomorrow is another model."""
     return replace(config, backbone=found) if found.startswith("hf-hub:") else config
@@ -207,7 +158,7 @@ def _pinned(config: RunConfig, found: str) -> RunConfig:
 
 def _absolute_backbone(spec: str) -> str:
     scheme, separator, rest = spec.partition(":")
-    return f"local:{_absolute(Path(rest).expanduser())}" if separator and scheme == "local" else spec
+    return f"local:{absolute(Path(rest).expanduser())}" if separator and scheme == "local" else spec
 
 
 def zero_shot(photos: str | Path, classes: str | Path, out: str | Path, *, method: str = "zero-shot", **given: Any) -> RunResult:
@@ -246,7 +197,13 @@ def _go_on(folder: RunFolder, processes: Processes, console: Console, should_sto
     inputs = replace(read_inputs(folder.config, console, copy, processes=processes), choice=choice)
     if not processes.first:
         return follow(folder.path, folder.config, inputs, should_stop, resume=True)
-    return execute(folder, inputs, console, should_stop, resume=True)
+    return execute(folder, inputs, console, should_stop, resume=True, report=_write_report)
+
+
+def _write_report(run: RunFolder, model: Model, loaded: LoadedImages | FeatureFile) -> Path:
+    from finelens.reporting.write import report_of_run
+
+    return report_of_run(run, model, loaded)
 
 
 def predict(
@@ -442,8 +399,8 @@ def report(
     Raises:
         UserError: Not a finished run, labels that cannot be matched, or a file that cannot be written.
     """
-    from finelens.report.thumbnails import from_folder, no_photos
-    from finelens.report.write import write_report
+    from finelens.reporting.thumbnails import from_folder, no_photos
+    from finelens.reporting.write import write_report
 
     console = console or Console()
     with RunFolder.open(run) as folder:
@@ -481,8 +438,8 @@ def explain(run: str | Path, image: str | Path, out: str | Path | None = None, *
     Raises:
         UserError: The photograph cannot be read, the run is not finished or has no model that could encode it, or the page cannot be written.
     """
-    from finelens.explain import explain_image
-    from finelens.report.explained import explained_html, photographs
+    from finelens.reporting.explain import explain_image
+    from finelens.reporting.explained import explained_html, photographs
 
     console = console or Console()
     if out is not None:
@@ -512,7 +469,7 @@ def review(run: str | Path, out: str | Path | None = None, *, limit: int = 200, 
     Raises:
         UserError: Not a finished run, or a file that cannot be written or replaced.
     """
-    from finelens.reviews.sheet import write_sheet
+    from finelens.reporting.review.sheet import write_sheet
 
     console = console or Console()
     with RunFolder.open(run) as folder:
@@ -535,8 +492,8 @@ def review_server(run: str | Path, hints: str | Path | None = None, *, limit: in
     Raises:
         UserError: Not a finished run, a file that is not of hints, or a port in use.
     """
-    from finelens.report.record import read_run
-    from finelens.reviews.server import ReviewServer
+    from finelens.reporting.record import read_run
+    from finelens.reporting.review.server import ReviewServer
 
     folder = RunFolder.open(run, lock=False)
     return ReviewServer(read_run(folder), folder.hints_path if hints is None else Path(hints), port, limit)

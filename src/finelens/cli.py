@@ -13,13 +13,13 @@ from typing import Any, TypeVar
 
 import click
 
-from finelens import __version__
+from finelens._version import __version__
 from finelens.bench.command import bench
+from finelens.core.launch import launched
+from finelens.core.schemas import CONFIG_FILE
 from finelens.errors import UserError
-from finelens.launch import launched
 from finelens.methods import auto
 from finelens.methods.registry import METHODS
-from finelens.schemas import CONFIG_FILE
 
 F = TypeVar("F", bound=Callable[..., Any])
 INTERRUPTED = 130
@@ -80,7 +80,7 @@ def adapt(photos: Path, assignments: tuple[str, ...], **given: Any) -> None:
     Sub-folders of PHOTOS are searched; their names are never read as labels.
     """
     from finelens import api
-    from finelens.config import parse_assignments
+    from finelens.runs.config import parse_assignments
 
     with _graceful_stop(given["out"]) as should_stop:
         api.adapt(photos, **given, options=parse_assignments(assignments), should_stop=should_stop)
@@ -92,7 +92,7 @@ def adapt(photos: Path, assignments: tuple[str, ...], **given: Any) -> None:
 def zero_shot(photos: Path, assignments: tuple[str, ...], **given: Any) -> None:
     """Classify PHOTOS, a folder or a feature file, with the unadapted model and write a run folder."""
     from finelens import api
-    from finelens.config import parse_assignments
+    from finelens.runs.config import parse_assignments
 
     api.zero_shot(photos, **given, options=parse_assignments(assignments))
 
@@ -157,7 +157,7 @@ def evaluate(run: Path, test: Path, labels: str, **given: Any) -> None:
 @click.option("--overwrite", is_flag=True, help="Replace an earlier feature file.")
 def features(photos: Path, **given: Any) -> None:
     """Encode PHOTOS once and write a feature file, which the other verbs take in the place of photographs."""
-    from finelens.feature_store.write import features as write_features
+    from finelens.runs.encode import features as write_features
 
     try:
         write_features(photos, **given)

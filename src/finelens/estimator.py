@@ -11,25 +11,26 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
-from finelens.api import make_config
 from finelens.backbones.features_only import KIND
-from finelens.cache import spill_folder
-from finelens.choice import choose, starting_method
+from finelens.classes.hints import hints_by_position
 from finelens.classes.names import read_class_file
-from finelens.classifier import Classifier
-from finelens.config import RunConfig
-from finelens.console import Console
+from finelens.core.console import Console
 from finelens.errors import UserError
 from finelens.feature_store.files import given_features, is_matrix
 from finelens.feature_store.prototypes import check_width, given_prototypes
-from finelens.feature_store.runs import refuse_pixels_method
-from finelens.hints import hints_by_position
 from finelens.images.discover import discover
+from finelens.images.load import decode_limits, load
 from finelens.images.store import ImageItems
-from finelens.loading import decode_limits, load
 from finelens.methods.auto import AUTO
 from finelens.methods.registry import find_method
-from finelens.pipeline import Fitted, fit, prepare, release_text
+from finelens.runs.auto import choose, starting_method
+from finelens.runs.classifier import Classifier
+from finelens.runs.config import RunConfig
+from finelens.runs.fit import Fitted, fit
+from finelens.runs.prepare import prepare, release_text
+from finelens.runs.resolve import make_config
+from finelens.runs.sources import refuse_pixels_method
+from finelens.storage.cache import spill_folder
 
 Features = Tensor | np.ndarray
 
@@ -50,7 +51,7 @@ class LabelFreeClassifier(ClassifierMixin, BaseEstimator):
 
     Attributes:
         classes_: Class names, in the order of the columns of :meth:`predict_proba`.
-        classifier_: The fitted :class:`~finelens.classifier.Classifier`.
+        classifier_: The fitted :class:`~finelens.runs.classifier.Classifier`.
         untrained_: Why nothing was trained though the method trains (``training.guard``); None where it was.
         n_features_in_: Feature width D, after a fit on features.
     """
@@ -112,7 +113,7 @@ class LabelFreeClassifier(ClassifierMixin, BaseEstimator):
         config = make_config("adapt", "(images from Python)", start, self.options or {}, backbone=self.backbone, seed=self.seed, device=self.device)
         prepared = prepare(config, names, self.descriptions, console)
         source = discover(Path(X)) if isinstance(X, (str, Path)) else X
-        loaded = load(source, decode_limits(config, prepared.engine.backbone.preprocess), console, spill_folder())
+        loaded = load(source, decode_limits(config.views, prepared.engine.backbone.preprocess), console, spill_folder())
         given = None if hints is None else hints_by_position(hints, loaded.records, names)
         if self.method == AUTO:
             choice = choose(prepared, loaded.store, config, given, self.minutes, console)

@@ -13,8 +13,8 @@ from finelens.backbones import minilm, wheels
 from finelens.backbones.embedded import EmbeddedBackbone
 from finelens.backbones.registry import rebuild_image_tower
 from finelens.errors import UserError
-from finelens.files import load_tensors, save_tensors
 from finelens.protocol import NotAvailableError
+from finelens.storage.tensors import load_tensors, save_tensors
 
 
 @pytest.fixture(scope="module")

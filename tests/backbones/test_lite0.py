@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from finelens.backbones import lite0
-from finelens.threads import threads_of_its_own
+from finelens.core.threads import threads_of_its_own
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,8 @@ from finelens.backbones.low_rank import LoraDelta, SingularValueDelta, find_matr
 from finelens.backbones.open_clip_loader import OpenClipBackbone
 from finelens.backbones.tuning import select_adapted, select_parameters
 from finelens.backbones.vit import VisionTransformer, ViTConfig
+from finelens.engine.engine import Engine
 from finelens.errors import UserError
-from finelens.training.engine import Engine
 from tests.backbones.checkpoints import write_tiny_timm
 from tests.methods.tiny import FLOAT32
 

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from finelens.backbones.registry import load_backbone
+from finelens.engine.flops import count
 from finelens.protocol import NotAvailableError
-from finelens.training.flops import count
 from tests.backbones.checkpoints import open_clip_model, write_tiny_vit
 
 TEXTS = ["a photo of a cat", "dog", "a very long description of a bird with a red crown and a yellow belly", "", "word " * 100]

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from finelens.bench.context import Context
+from finelens.bench.rows.context import Context
 from tests.bench.world import make_context, write_set
 
 

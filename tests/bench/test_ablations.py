@@ -7,8 +7,9 @@ from types import ModuleType
 
 import pytest
 
-from finelens.config import from_mapping, parse_assignments
+from finelens.core.options import from_mapping
 from finelens.methods.registry import find_method
+from finelens.runs.config import parse_assignments
 from tests.toy import load_script
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks/ablations.py"

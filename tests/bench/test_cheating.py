@@ -12,15 +12,15 @@ import pytest
 import torch
 from torch import nn
 
-from finelens.bench import guard
-from finelens.bench.guard import Labels, RuleBroken, UnlabelledFeatures, UnlabelledImages, method_runs
-from finelens.bench.runner import TOLERANCE, TOLERANCE_ROUNDED, compare_alone, tolerance_of
+from finelens.bench.rows.runner import TOLERANCE, TOLERANCE_ROUNDED, compare_alone, tolerance_of
+from finelens.bench.sets import sealed as guard
+from finelens.bench.sets.sealed import Labels, RuleBroken, UnlabelledFeatures, UnlabelledImages, method_runs
+from finelens.engine.device import choose_precision
 from finelens.methods import registry
-from finelens.methods.common import split_by_decay
-from finelens.methods.head_task import HeadTask, NoOptions
+from finelens.methods.parts.frozen import HeadTask, NoOptions
 from finelens.methods.registry import Method
 from finelens.protocol import Cost, StepOutput, ViewPlan
-from finelens.training.precision import choose_precision
+from finelens.training.pseudo_labels import split_by_decay
 from tests.bench.world import row
 
 PATHS = ("features", "pixels")

@@ -7,12 +7,12 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from finelens.bench.compare import compare_files, compare_methods
-from finelens.bench.leaderboard import leaderboard, lines_of
-from finelens.bench.paired import mean_difference, paired_difference
-from finelens.bench.results import pack
-from finelens.bench.scatter import Point, scatter
-from finelens.bench.table import markdown_tables
+from finelens.bench.rows.results import pack
+from finelens.bench.tables.compare import compare_files, compare_methods
+from finelens.bench.tables.leaderboard import leaderboard, lines_of
+from finelens.bench.tables.paired import mean_difference, paired_difference
+from finelens.bench.tables.scatter import Point, scatter
+from finelens.bench.tables.table import markdown_tables
 from finelens.errors import UserError
 from finelens.evaluation.metrics import mcnemar, paired_bootstrap
 from tests.bench.test_results import result

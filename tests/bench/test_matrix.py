@@ -10,15 +10,15 @@ import pytest
 import torch
 
 from finelens import api
-from finelens.bench.context import Context
-from finelens.bench.data import Part
-from finelens.bench.guard import Labels
-from finelens.bench.matrix import Plan, choose_methods, compute, run
-from finelens.bench.measures import NUMBERS, SHARES
-from finelens.bench.origin import versions
-from finelens.bench.protocols import make_split, parse_protocol
-from finelens.bench.results import ResultsFile, unpack
+from finelens.bench.rows.context import Context
+from finelens.bench.rows.matrix import Plan, choose_methods, compute, run
+from finelens.bench.rows.measures import NUMBERS, SHARES
+from finelens.bench.rows.origin import versions
+from finelens.bench.rows.protocols import make_split, parse_protocol
+from finelens.bench.rows.results import ResultsFile, unpack
+from finelens.bench.sets.data import Part
 from finelens.bench.sets.find import find_data
+from finelens.bench.sets.sealed import Labels
 from finelens.errors import UserError
 from finelens.methods.registry import METHODS, find_method
 from finelens.solvers import TDA, OnlineGda, OnZeta

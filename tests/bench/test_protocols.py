@@ -6,7 +6,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from finelens.bench.protocols import HALF, PartTruth, Protocol, SkippedError, make_split, name_rank, parse_protocol
+from finelens.bench.rows.protocols import HALF, PartTruth, Protocol, SkippedError, make_split, name_rank, parse_protocol
 from finelens.errors import UserError
 
 NAMES = tuple(f"class {c}" for c in range(20))

@@ -8,11 +8,11 @@ from importlib.resources import files
 
 import pytest
 
-from finelens.bench.leaderboard import leaderboard
-from finelens.bench.protocols import parse_protocol
-from finelens.bench.published import BACKBONES, STAND_IN, beside, parse, published
+from finelens.bench.rows.protocols import parse_protocol
 from finelens.bench.sets.table import SETS
-from finelens.bench.table import markdown_tables
+from finelens.bench.tables.leaderboard import leaderboard
+from finelens.bench.tables.published import BACKBONES, STAND_IN, beside, parse, published
+from finelens.bench.tables.table import markdown_tables
 from tests.bench.test_leaderboard import entry as leader_entry
 from tests.bench.test_results import SOURCE
 from tests.bench.test_table import entry
@@ -21,7 +21,7 @@ B32 = BACKBONES["CLIP ViT-B/32"]
 
 
 def document() -> dict:
-    return json.loads(files("finelens.bench").joinpath("published.json").read_text(encoding="utf-8"))
+    return json.loads(files("finelens.bench.tables").joinpath("published.json").read_text(encoding="utf-8"))
 
 
 def coop(data="dtd-coop", layout="coop", **changes):

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 import finelens
-from finelens.bench.origin import code_digest, command, versions
-from finelens.bench.results import Result, ResultsFile, from_json, pack, read_results, unpack
+from finelens.bench.rows.origin import code_digest, command, versions
+from finelens.bench.rows.results import Result, ResultsFile, from_json, pack, read_results, unpack
 from finelens.errors import UserError
 from tests.bench.world import key
 

@@ -10,7 +10,7 @@ import pyarrow.parquet as parquet
 import pytest
 from PIL import Image
 
-from finelens.bench.data import DataSet
+from finelens.bench.sets.data import DataSet
 from finelens.bench.sets.find import find_data
 from finelens.bench.sets.table import SETS
 from finelens.classes.templates import check_templates

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 import finelens
-from finelens.bench.results import Result, pack, read_results
-from finelens.bench.summary import DEFAULT, auto_rows, by_setting, common, findings, standings, summary
+from finelens.bench.rows.results import Result, pack, read_results
+from finelens.bench.tables.summary import DEFAULT, auto_rows, by_setting, common, findings, standings, summary
 from finelens.errors import UserError
 from tests.bench.test_leaderboard import nothing
 from tests.bench.test_results import result

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from finelens.bench.measures import NUMBERS, SHARES
-from finelens.bench.paired import unique
-from finelens.bench.results import only_methods, read_results
-from finelens.bench.table import markdown_runs, markdown_tables
+from finelens.bench.rows.measures import NUMBERS, SHARES
+from finelens.bench.rows.results import only_methods, read_results
+from finelens.bench.tables.paired import unique
+from finelens.bench.tables.table import markdown_runs, markdown_tables
 from finelens.errors import UserError
 from tests.bench.test_results import result
 from tests.bench.world import key

@@ -8,11 +8,11 @@ from typing import Any
 
 from PIL import Image
 
-from finelens.bench.context import Context, Start
-from finelens.bench.data import read_folder
-from finelens.bench.matrix import Plan, compute
-from finelens.bench.protocols import parse_protocol
-from finelens.bench.results import Key, Result
+from finelens.bench.rows.context import Context, Start
+from finelens.bench.rows.matrix import Plan, compute
+from finelens.bench.rows.protocols import parse_protocol
+from finelens.bench.rows.results import Key, Result
+from finelens.bench.sets.data import read_folder
 from tests.toy import CLASSES, QUIET, picture, write_classes
 
 FOLDERS = ("A", "B", "C", "D")

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from finelens.classes.class_set import build_class_set
 from finelens.classes.templates import DEFAULT_TEMPLATES, fill
-from finelens.classes.texts import build_class_set
 from finelens.errors import UserError
 
 

@@ -10,9 +10,9 @@ import sys
 import pytest
 import torch
 
+from finelens.core.schemas import EVALUATION_KEYS, PREDICTION_COLUMNS
+from finelens.engine.device import choose_precision
 from finelens.methods.registry import METHODS
-from finelens.schemas import EVALUATION_KEYS, PREDICTION_COLUMNS
-from finelens.training.precision import choose_precision
 from tests.cli.conftest import FAST
 from tests.toy import CLASSES, digest
 

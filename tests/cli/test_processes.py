@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from finelens import cli
-from finelens.predictions import read_predictions
+from finelens.storage.predictions import read_predictions
 from finelens.training import loop
 from tests.cli.test_interrupt import finished_epochs
 from tests.toy import events, write_noise

@@ -11,12 +11,12 @@ import torch
 
 import finelens
 from finelens import api
-from finelens.bench.measures import measure
+from finelens.bench.rows.measures import measure
 from finelens.errors import UserError
 from finelens.evaluation.calibration import HIGHEST, LOWEST, confidence, label_free_temperature, reference_confidence
 from finelens.evaluation.metrics import ece
-from finelens.health.signals import nearest_images, neighbour_support
-from finelens.predictions import read_predictions, softmax
+from finelens.evaluation.signals import nearest_images, neighbour_support
+from finelens.storage.predictions import read_predictions, softmax
 from tests.toy import CLASSES, QUIET, options_for, write_classes, write_photos
 
 

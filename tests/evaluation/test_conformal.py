@@ -12,10 +12,10 @@ import pytest
 import finelens
 from finelens import api
 from finelens.cli import main
+from finelens.core.schemas import SET_COLUMNS
 from finelens.errors import UserError
 from finelens.evaluation.conformal import calibrate, labels_needed
-from finelens.predictions import read_predictions, softmax
-from finelens.schemas import SET_COLUMNS
+from finelens.storage.predictions import read_predictions, softmax
 from tests.toy import CLASSES, QUIET, options_for, write_classes, write_photos
 
 

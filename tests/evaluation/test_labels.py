@@ -4,8 +4,8 @@ import os
 
 import pytest
 
+from finelens.classes.labels import read_labels
 from finelens.errors import UserError
-from finelens.evaluation.labels import read_labels
 
 NAMES = ["tabby cat", "dog", "C++"]
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest
 from sklearn.metrics import balanced_accuracy_score, confusion_matrix, f1_score, log_loss
 
+from finelens.core.schemas import EVALUATION_KEYS
 from finelens.errors import UserError
 from finelens.evaluation.metrics import (
     accuracy,
@@ -26,7 +27,6 @@ from finelens.evaluation.metrics import (
     paired_bootstrap,
     worst_10_percent,
 )
-from finelens.schemas import EVALUATION_KEYS
 
 # Class 0: 2 of 3 right; class 1: 0 of 1; class 2: 2 of 2; class 3 has no image but is predicted once.
 TARGETS = np.array([0, 0, 0, 1, 2, 2])

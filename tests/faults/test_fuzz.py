@@ -20,17 +20,19 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from finelens import api, cache
-from finelens.config import from_json
-from finelens.evaluation.labels import read_labels
+from finelens import api
+from finelens.classes.labels import read_labels
+from finelens.core.schemas import STATUSES
 from finelens.feature_store.files import read_features
-from finelens.files import load_tensors, read_json, save_tensors
 from finelens.images.decode import DecodedImage, DecodeLimits, Failure, decode
-from finelens.models import load_model
-from finelens.predictions import read_predictions
-from finelens.report.record import read_run
-from finelens.runs import RunFolder
-from finelens.schemas import STATUSES
+from finelens.reporting.record import read_run
+from finelens.runs.config import from_json
+from finelens.runs.folder import RunFolder
+from finelens.runs.model import load_model
+from finelens.storage import cache
+from finelens.storage.files import read_json
+from finelens.storage.predictions import read_predictions
+from finelens.storage.tensors import load_tensors, save_tensors
 from finelens.training.checkpoint import load_checkpoint, read_events_offset
 from tests.faults.examples import EXAMPLES, attempt
 from tests.methods.tiny import random_heads, tiny_engine
@@ -147,8 +149,8 @@ def _read_events(root: Path) -> list[str]:
 
 
 def _read_checkpoint(root: Path, tiny_vit: Path) -> Any:
-    from finelens.config import TrainingConfig
     from finelens.methods.registry import find_method
+    from finelens.training.config import TrainingConfig
     from finelens.training.schedule import build_optimizer
 
     engine, method = tiny_engine(tiny_vit), find_method("dpa")

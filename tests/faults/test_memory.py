@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from finelens.config import TrainingConfig
+from finelens.engine.microbatch import BufferSnapshot, MicroBatch, OutOfMemoryError, is_out_of_memory, until_it_fits
 from finelens.errors import UserError
-from finelens.images.views import ViewConfig
+from finelens.images.view_config import ViewConfig
 from finelens.methods.registry import find_method
 from finelens.protocol import Backbone
 from finelens.training.checkpoint import named_trainable
+from finelens.training.config import TrainingConfig
 from finelens.training.loop import Hooks, Trainer
-from finelens.training.microbatch import BufferSnapshot, MicroBatch, OutOfMemoryError, is_out_of_memory, until_it_fits
 from tests.methods.tiny import Pictures, random_batch, random_heads, target_features, tiny_engine
 from tests.toy import TUNING, fit_toy, pictures, quick
 

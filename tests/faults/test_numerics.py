@@ -9,21 +9,21 @@ import pytest
 import torch
 
 from finelens.backbones.open_clip_loader import OpenClipBackbone
-from finelens.config import TrainingConfig
-from finelens.console import Console
+from finelens.classes.heads import ClassHeads
+from finelens.core.console import Console
+from finelens.engine.device import Precision
+from finelens.engine.engine import Engine
 from finelens.errors import UserError
-from finelens.files import load_tensors
-from finelens.health import pseudo_label_warning
-from finelens.images.views import ViewConfig
-from finelens.methods.heads import ClassHeads
+from finelens.evaluation.collapse import pseudo_label_warning
+from finelens.images.view_config import ViewConfig
 from finelens.methods.microclip import ncut
 from finelens.methods.registry import find_method
+from finelens.runs.alarms import check_image_features, check_text_features
+from finelens.storage.tensors import load_tensors
 from finelens.training.checkpoint import Position, load_checkpoint, save_checkpoint
-from finelens.training.engine import Engine
+from finelens.training.config import TrainingConfig
 from finelens.training.failure import first_not_finite, save_failure
 from finelens.training.loop import Hooks, Trainer
-from finelens.training.precision import Precision
-from finelens.watch import check_image_features, check_text_features
 from tests.methods.tiny import random_batch, tiny_engine, unit_rows
 from tests.toy import CLASSES, Log, fit_toy, pictures, quick
 from tests.training.tasks import LeastSquares, make_engine, make_store

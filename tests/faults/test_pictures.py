@@ -18,7 +18,7 @@ from finelens.errors import UserError
 from finelens.images.decode import DecodeLimits, Failure, decode
 from finelens.images.discover import discover
 from finelens.images.store import load_folder
-from finelens.predictions import read_predictions
+from finelens.storage.predictions import read_predictions
 from tests.toy import CLASSES, QUIET, digest, fit_toy, picture, pictures, quick, write_classes
 
 PICTURES = {

@@ -19,11 +19,11 @@ import finelens
 from finelens import api
 from finelens.backbones import hub, open_clip_source
 from finelens.backbones.registry import load_backbone
+from finelens.classes.labels import read_labels
 from finelens.classes.names import read_class_file
 from finelens.errors import UserError
-from finelens.evaluation.labels import read_labels
-from finelens.execution import state_digest
-from finelens.files import load_tensors
+from finelens.storage.cache import state_digest
+from finelens.storage.tensors import load_tensors
 from tests.faults.examples import attempt
 from tests.toy import QUIET, picture, write_classes
 

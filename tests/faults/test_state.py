@@ -14,11 +14,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from finelens import api, cache, runs
-from finelens.config import to_json
+from finelens import api
 from finelens.errors import UserError
-from finelens.files import load_tensors, write_json
-from finelens.runs import RunFolder
+from finelens.runs import folder as runs
+from finelens.runs.config import to_json
+from finelens.runs.folder import RunFolder
+from finelens.storage import cache
+from finelens.storage.files import write_json
+from finelens.storage.tensors import load_tensors
 from finelens.training.loop import Interrupted
 from tests.toy import QUIET, digest, events, quick, stop_after
 
@@ -102,7 +105,7 @@ def test_disk_full_while_caching_costs_nothing_but_time(tmp_path, monkeypatch):
 
 def test_many_writers_of_one_cache_entry(tmp_path):
     code = (
-        "import sys, torch\nfrom finelens.cache import cached_tensors\n"
+        "import sys, torch\nfrom finelens.storage.cache import cached_tensors\n"
         "for i in range(20):\n"
         "    got = cached_tensors(['k', str(i)], lambda: {'a': torch.full((1000,), float(i))})\n"
         "    assert (got['a'] == i).all()\n"

@@ -13,13 +13,13 @@ import pytest
 from PIL import Image
 
 from finelens.api import load_run, predict, zero_shot
-from finelens.console import Console
-from finelens.images import strict
+from finelens.core.console import Console
+from finelens.images import complaints as strict
+from finelens.images.complaints import PREFIX, SecondOpinion, note_complaints
 from finelens.images.discover import discover
 from finelens.images.second_opinion import complaints
 from finelens.images.store import load_folder
-from finelens.images.strict import PREFIX, SecondOpinion, note_complaints
-from finelens.predictions import read_predictions
+from finelens.storage.predictions import read_predictions
 from tests.toy import QUIET, picture, write_classes
 
 

@@ -16,8 +16,8 @@ from finelens.classes.descriptions import align, load_descriptions
 from finelens.classes.names import check_names, normalise, read_class_file
 from finelens.classes.templates import check_template, fill
 from finelens.errors import UserError
-from finelens.models import load_model
-from finelens.predictions import read_predictions
+from finelens.runs.model import load_model
+from finelens.storage.predictions import read_predictions
 from tests.faults.examples import EXAMPLES, attempt
 from tests.toy import QUIET, picture
 

@@ -15,8 +15,8 @@ from finelens import api
 from finelens.cli import main
 from finelens.errors import UserError
 from finelens.feature_store.files import read_features
-from finelens.predictions import read_predictions
 from finelens.solvers import JointGmm
+from finelens.storage.predictions import read_predictions
 from tests.backbones.checkpoints import write_tiny_resnet
 from tests.toy import CLASSES, QUIET, picture, write_photos
 

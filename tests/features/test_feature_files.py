@@ -20,9 +20,9 @@ from finelens.cli import main
 from finelens.errors import UserError
 from finelens.feature_store.files import read_features
 from finelens.feature_store.prototypes import read_prototypes
-from finelens.files import load_metadata
 from finelens.methods.registry import METHODS
-from finelens.predictions import read_predictions
+from finelens.storage.predictions import read_predictions
+from finelens.storage.tensors import load_metadata
 from tests.toy import CLASSES, QUIET, forwards, hints_file, options_for, write_photos
 
 N, D = 40, 12
@@ -435,7 +435,8 @@ def test_files_that_features_must_not_write_are_refused(fails, run, encoded, fol
 
 
 def test_ctrl_c_keeps_what_was_encoded(run, folder, tiny_vit, tmp_path, monkeypatch):
-    from finelens.feature_store import encoder, write
+    from finelens.feature_store import encoder
+    from finelens.runs import encode as write
 
     monkeypatch.setattr(encoder, "BATCH", 16)
     put, left = write._put, [1]
@@ -469,8 +470,8 @@ def test_damaged_table_is_refused(encoded, tmp_path):
 
 
 def test_resumed_run_on_features_refuses_other_features(own, classes):
-    from finelens.execution import read_inputs
-    from finelens.runs import RunFolder
+    from finelens.runs.folder import RunFolder
+    from finelens.runs.inputs import read_inputs
 
     finelens.adapt(own / "X.npy", classes, own / "run", method="stata", prototypes=own / "P.npy", console=QUIET)
     expected = (own / "run/predictions.csv").read_bytes()

@@ -14,8 +14,8 @@ from safetensors.torch import save_file
 import finelens
 from finelens import api
 from finelens.errors import UserError
-from finelens.feature_store.write import features
-from finelens.predictions import read_predictions
+from finelens.runs.encode import features
+from finelens.storage.predictions import read_predictions
 from tests.toy import QUIET, write_classes, write_photos
 
 WCA = {"method": {"crops": 5}}

@@ -8,15 +8,15 @@ import pytest
 import torch
 
 import finelens
-from finelens.cache import cache_folder
-from finelens.console import Console
+from finelens.core.console import Console
 from finelens.feature_store import cache as module
 from finelens.feature_store.cache import LIMIT_VARIABLE
 from finelens.feature_store.encoder import FeatureEncoder
 from finelens.images.decode import DecodeLimits
-from finelens.loading import load
-from finelens.prediction import predict_store
+from finelens.images.load import load
 from finelens.protocol import InferenceViews
+from finelens.runs.predict import predict_store
+from finelens.storage.cache import cache_folder
 from tests.methods.tiny import Pictures, tiny_engine
 from tests.toy import QUIET, fit_toy, forwards, pictures
 

@@ -10,14 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from finelens.methods.common import ranking
+from finelens.engine.device import Precision
+from finelens.engine.engine import Engine
 from finelens.methods.dpa.config import DpaConfig
 from finelens.methods.dpa.prototypes import image_prototypes
 from finelens.methods.dpa.pseudo_labels import align_distribution, assign
 from finelens.methods.dpa.task import Dpa
 from finelens.protocol import Backbone, Batch, ImageTokens
-from finelens.training.engine import Engine
-from finelens.training.precision import Precision
+from finelens.training.pseudo_labels import ranking
 from finelens.training.schedule import build_optimizer, set_lr
 
 pytestmark = pytest.mark.golden

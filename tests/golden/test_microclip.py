@@ -11,7 +11,9 @@ from torch import Tensor
 
 from finelens.backbones.open_clip_loader import OpenClipBackbone
 from finelens.classes import heads as text_heads
-from finelens.methods.heads import ClassHeads
+from finelens.classes.heads import ClassHeads
+from finelens.engine.device import Precision
+from finelens.engine.engine import Engine
 from finelens.methods.microclip import task as task_module
 from finelens.methods.microclip.config import MicroClipConfig
 from finelens.methods.microclip.ncut import Saliency, ncut_saliency, released_sign_rule
@@ -19,8 +21,6 @@ from finelens.methods.microclip.pseudo_labels import multi_view_feature
 from finelens.methods.microclip.soap import Soap, masked_mean
 from finelens.methods.microclip.task import MicroClip
 from finelens.protocol import Batch
-from finelens.training.engine import Engine
-from finelens.training.precision import Precision
 from finelens.training.schedule import build_optimizer, cosine_lr, set_lr
 
 pytestmark = pytest.mark.golden

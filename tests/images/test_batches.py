@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from finelens.images.batches import batches, centre_batches, epoch_order
-from finelens.images.views import ViewConfig, centre_view, crop_views, strong_view, weak_view
+from finelens.images.view_config import ViewConfig
+from finelens.images.views import centre_view, crop_views, strong_view, weak_view
 from finelens.protocol import ViewPlan
 
 from .helpers import store

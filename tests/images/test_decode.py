@@ -11,8 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
+from finelens.core.schemas import STATUSES
 from finelens.images.decode import DecodedImage, DecodeLimits, Failure, decode
-from finelens.schemas import STATUSES
 
 from .helpers import picture, save
 

@@ -9,7 +9,8 @@ from PIL import Image
 
 from finelens.errors import UserError
 from finelens.images.randomness import below, generator, normal, permutation, uniform
-from finelens.images.views import ViewConfig, _random_region, centre_view, crop_views, strong_view, weak_view
+from finelens.images.view_config import ViewConfig
+from finelens.images.views import _random_region, centre_view, crop_views, strong_view, weak_view
 from finelens.protocol import Preprocess
 
 from .helpers import picture, tensor

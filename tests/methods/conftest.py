@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from finelens.training.engine import Engine
+from finelens.engine.engine import Engine
 from tests.methods.tiny import tiny_engine
 
 

@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 import torch
 
-from finelens.config import TrainingConfig
-from finelens.console import Console
+from finelens.core.console import Console
 from finelens.images.batches import batches
-from finelens.images.views import ViewConfig
-from finelens.loading import decode_limits, load
+from finelens.images.load import decode_limits, load
+from finelens.images.view_config import ViewConfig
 from finelens.methods.microclip.config import MicroClipConfig
 from finelens.methods.microclip.task import MicroClip
-from finelens.models import load_model, save_model
-from finelens.pipeline import fit
 from finelens.protocol import Cost, Hints, ViewPlan
+from finelens.runs.fit import fit
+from finelens.runs.model import load_model, save_model
+from finelens.training.config import TrainingConfig
 from finelens.training.estimate import estimate
 from tests.methods.tiny import Pictures, random_heads, target_features, tiny_engine, whole_and_resumed
 from tests.toy import CLASSES, pictures, prepare_toy, quick
@@ -109,7 +109,7 @@ def test_the_prior_is_that_of_the_start_encoder(folder):
 def test_a_whole_run_says_what_it_does_and_saves_no_cache(backbone, tmp_path, capsys):
     options = {**quick(epochs=1), "method": {"prior_views": "cached", "crops": M}}
     config, prepared = prepare_toy(backbone, "microclip", CLASSES, options)
-    store = load(pictures(), decode_limits(config, prepared.engine.backbone.preprocess), Console(enabled=False)).store
+    store = load(pictures(), decode_limits(config.views, prepared.engine.backbone.preprocess), Console(enabled=False)).store
     fitted = fit(prepared, store, config, Console())
     said = capsys.readouterr().err
     assert f"and once {1 + M} forwards of each" in said

@@ -11,16 +11,16 @@ from open_clip.tokenizer import SimpleTokenizer
 
 from finelens.backbones.open_clip_loader import OpenClipBackbone
 from finelens.backbones.registry import load_backbone
-from finelens.config import TrainingConfig
+from finelens.classes.heads import build_heads
 from finelens.errors import UserError
 from finelens.methods.coop import TRAINING
 from finelens.methods.coop.config import CoopConfig
 from finelens.methods.coop.context import encode_prompts, initial_context, place_context
 from finelens.methods.coop.task import Coop
-from finelens.methods.heads import build_heads
 from finelens.methods.registry import find_method
 from finelens.methods.upl import Upl, UplConfig, select_confident
 from finelens.protocol import Batch, ClassSet, Hints, TargetFeatures
+from finelens.training.config import TrainingConfig
 from finelens.training.schedule import WARMUP_LR, build_optimizer, cosine_lr, learning_rate
 from tests.backbones.checkpoints import open_clip_model, write_tiny_vit
 from tests.methods.tiny import step_gradient, tiny_engine, trainable_count, unit_rows

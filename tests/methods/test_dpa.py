@@ -12,19 +12,19 @@ import torch
 import torch.nn.functional as F
 from torch.autograd import gradcheck
 
-from finelens.api import make_config
-from finelens.config import TrainingConfig
+from finelens.core.options import from_mapping, to_plain
 from finelens.errors import UserError
 from finelens.methods import dpa
-from finelens.methods.common import PseudoLabels, ranking, weighted_cross_entropy
 from finelens.methods.dpa.config import DpaConfig, PresetName
 from finelens.methods.dpa.presets import PRESETS, PUBLISHED
 from finelens.methods.dpa.prototypes import alignment_loss, image_prototypes
 from finelens.methods.dpa.pseudo_labels import align_distribution, assign
 from finelens.methods.dpa.task import Dpa
 from finelens.protocol import Batch, TargetFeatures
-from finelens.strict import from_mapping, to_plain
+from finelens.runs.resolve import make_config
+from finelens.training.config import TrainingConfig
 from finelens.training.losses import log_batch_marginal, marginal_loss
+from finelens.training.pseudo_labels import PseudoLabels, ranking, weighted_cross_entropy
 from finelens.training.schedule import learning_rate
 from tests.methods.tiny import (
     DIM,

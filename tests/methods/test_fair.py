@@ -9,10 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch.autograd import gradcheck
 
-from finelens.config import TrainingConfig
+from finelens.core.options import from_mapping, to_plain
 from finelens.errors import UserError
 from finelens.methods import fair
-from finelens.methods.common import PseudoLabels, ranking, weighted_cross_entropy
 from finelens.methods.fair.alignment import alignment_logits, class_logits, select_crops
 from finelens.methods.fair.anchors import kmeans_anchors
 from finelens.methods.fair.config import FairConfig
@@ -20,8 +19,9 @@ from finelens.methods.fair.pseudo_labels import ambiguity, assign
 from finelens.methods.fair.task import Fair
 from finelens.methods.microclip.pseudo_labels import multi_view_feature
 from finelens.protocol import TargetFeatures
-from finelens.strict import from_mapping, to_plain
+from finelens.training.config import TrainingConfig
 from finelens.training.losses import log_batch_marginal, marginal_loss
+from finelens.training.pseudo_labels import PseudoLabels, ranking, weighted_cross_entropy
 from tests.methods.tiny import (
     DIM,
     Pictures,

@@ -8,14 +8,14 @@ import torch
 from finelens.errors import UserError
 from finelens.images.batches import centre_batches
 from finelens.images.decode import DecodeLimits
-from finelens.loading import decode_limits, load
-from finelens.methods.common import PseudoLabels
-from finelens.methods.hinted import HintMemory
+from finelens.images.load import decode_limits, load
 from finelens.methods.nola.labelling import with_hints
+from finelens.methods.parts.hint_memory import HintMemory
 from finelens.methods.registry import find_method
-from finelens.pipeline import belonging, fit
 from finelens.protocol import Hints, TargetFeatures
+from finelens.runs.fit import belonging, fit
 from finelens.training.loop import Hooks, Interrupted
+from finelens.training.pseudo_labels import PseudoLabels
 from tests.toy import QUIET, TRAINING, Log, pictures, prepare_toy, quick, stop_after
 
 HINTS = Hints(torch.tensor([1, 4, 9]), torch.tensor([2, 0, 3]))
@@ -82,7 +82,7 @@ def test_images_of_no_class_are_left_out_and_the_others_keep_their_hints():
 
 def run(backbone, method, hints, hooks=None, *, resume=False, images=None, **training):
     config, prepared = prepare_toy(backbone, method, options=quick(**{"epochs": 3, **training}))
-    store = load(pictures(3) if images is None else images, decode_limits(config, prepared.engine.backbone.preprocess), QUIET).store
+    store = load(pictures(3) if images is None else images, decode_limits(config.views, prepared.engine.backbone.preprocess), QUIET).store
     return store, fit(prepared, store, config, QUIET, hooks or Hooks(run=Log()), hints=hints, resume=resume).model
 
 

@@ -9,18 +9,18 @@ import torch
 import torch.nn.functional as F
 
 from finelens.backbones.open_clip_loader import OpenClipBackbone
-from finelens.config import TrainingConfig
+from finelens.core.options import from_mapping, to_plain
+from finelens.engine.engine import Engine
 from finelens.errors import UserError
 from finelens.methods import lafter
-from finelens.methods.common import PseudoLabels
 from finelens.methods.lafter.config import LafterConfig
 from finelens.methods.lafter.task import Lafter
-from finelens.methods.student import StudentConfig, start_prompts
+from finelens.methods.parts.student import StudentConfig, start_prompts
 from finelens.methods.text_classifier import train_text_head
 from finelens.protocol import NotAvailableError, TargetFeatures
-from finelens.strict import from_mapping, to_plain
-from finelens.training.engine import Engine
+from finelens.training.config import TrainingConfig
 from finelens.training.losses import log_batch_marginal, marginal_loss
+from finelens.training.pseudo_labels import PseudoLabels
 from tests.methods.tiny import (
     FLOAT32,
     Pictures,

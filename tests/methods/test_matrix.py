@@ -11,14 +11,14 @@ import torch
 import torch.nn.functional as F
 
 from finelens import api
+from finelens.core.options import from_mapping
 from finelens.feature_store.store import feature_rows
 from finelens.images.batches import batches, centre_batches
-from finelens.loading import decode_limits, load
+from finelens.images.load import decode_limits, load
 from finelens.methods.registry import METHODS, find_method
-from finelens.models import load_model, save_model
-from finelens.pipeline import fit
 from finelens.protocol import Hints
-from finelens.strict import from_mapping
+from finelens.runs.fit import fit
+from finelens.runs.model import load_model, save_model
 from finelens.training import loop
 from finelens.training.loop import Hooks, Interrupted
 from tests.toy import (
@@ -96,7 +96,7 @@ def with_useful_heads(prepared, config, store, names):
 def test_loss_falls_on_separable_pictures(tiny_vit, method):
     options = {**quick(epochs=8, batch_size=24), "views": {"rand_layers": 0, "strong_scale_low": 0.7}}
     config, prepared = prepare_toy(tiny_vit, method, options=options)
-    loaded = load(pictures(), decode_limits(config, prepared.engine.backbone.preprocess), QUIET)
+    loaded = load(pictures(), decode_limits(config.views, prepared.engine.backbone.preprocess), QUIET)
     kinds = {record.sample_id: i // 6 for i, record in enumerate(loaded.records)}
     log = Log()
     hints = None
@@ -112,7 +112,7 @@ def test_loss_falls_on_separable_pictures(tiny_vit, method):
 @pytest.mark.parametrize("method", ALL)
 def test_only_declared_parameters_change(backbone, method):
     config, prepared = prepare_toy(backbone, method)
-    store = load(pictures(), decode_limits(config, prepared.engine.backbone.preprocess), QUIET).store
+    store = load(pictures(), decode_limits(config.views, prepared.engine.backbone.preprocess), QUIET).store
     tower, task = backbone_state(prepared), {name: p.detach().clone() for name, p in prepared.task.named_parameters()}
     declared = {id(p) for group in prepared.task.parameter_groups() for _, p in group["params"]}
     in_scope = prepared.engine.backbone.tunable(config.training.scope)
@@ -133,7 +133,7 @@ def test_only_declared_parameters_change(backbone, method):
 @pytest.mark.parametrize("method", ALL)
 def test_saved_model_gives_the_same_bits(backbone, method, tmp_path):
     config, untouched = prepare_toy(backbone, method)
-    store = load(pictures(), decode_limits(config, untouched.engine.backbone.preprocess), QUIET).store
+    store = load(pictures(), decode_limits(config.views, untouched.engine.backbone.preprocess), QUIET).store
     prepared, fitted, _ = fit_toy(backbone, method, pictures())
     save_model(tmp_path, fitted.model)
     again = load_model(tmp_path)
@@ -205,7 +205,7 @@ def test_seed_decides_and_nothing_else_does(tiny_vit, method):
 @pytest.mark.parametrize("method", TRAINING)
 def test_cost_declares_the_forwards_that_a_step_makes(tiny_vit, method):
     config, prepared = prepare_toy(tiny_vit, method, options=quick(epochs=3))
-    store = load(pictures(), decode_limits(config, prepared.engine.backbone.preprocess), QUIET).store
+    store = load(pictures(), decode_limits(config.views, prepared.engine.backbone.preprocess), QUIET).store
     cost = prepared.task.cost()
     fit(prepared, store, config, QUIET, hints=hints_for(method, len(store), len(CLASSES)))
     engine, n = prepared.engine, len(store)
@@ -217,7 +217,7 @@ def test_cost_declares_the_forwards_that_a_step_makes(tiny_vit, method):
 def test_hints_are_not_ignored(tiny_vit, method):
     _, first, _ = fit_toy(tiny_vit, method, pictures(3), options=options_for(method, epochs=1))
     config, prepared = prepare_toy(tiny_vit, method, options=options_for(method, epochs=1))
-    store = load(pictures(3), decode_limits(config, prepared.engine.backbone.preprocess), QUIET).store
+    store = load(pictures(3), decode_limits(config.views, prepared.engine.backbone.preprocess), QUIET).store
     # None of the images keeps the class that the model, or for a few-shot method the first run's hints, gave it.
     given = hints_for(method, len(store), len(CLASSES))
     before = first.zero_shot_logits.argmax(1)[:8] if given is None else given.label

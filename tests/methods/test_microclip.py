@@ -16,17 +16,17 @@ from torch import Tensor
 from finelens.backbones.open_clip_loader import OpenClipBackbone
 from finelens.backbones.registry import load_backbone
 from finelens.backbones.vit import VisionTransformer, ViTConfig
+from finelens.classes.heads import ClassHeads
+from finelens.engine.device import Precision
+from finelens.engine.engine import Engine
 from finelens.errors import UserError
-from finelens.methods.heads import ClassHeads
 from finelens.methods.microclip import task as task_module
 from finelens.methods.microclip.config import MicroClipConfig
 from finelens.methods.microclip.ncut import ncut_saliency
 from finelens.methods.microclip.pseudo_labels import multi_view_feature
 from finelens.methods.microclip.task import MicroClip
 from finelens.protocol import Batch, Preprocess, TargetFeatures
-from finelens.training.engine import Engine
-from finelens.training.precision import Precision
-from finelens.training.prior import estimate_prior
+from finelens.solvers.prior import estimate_prior
 from finelens.training.schedule import build_optimizer
 from tests.methods.tiny import unit_rows
 from tests.toy import fit_toy, pictures, quick

@@ -13,11 +13,12 @@ from safetensors.torch import load_file, save_file
 
 from finelens import api
 from finelens.backbones.embedded import EmbeddedBackbone
-from finelens.config import TrainingConfig
+from finelens.core.options import from_mapping, to_plain
+from finelens.engine.engine import Engine
 from finelens.errors import UserError
 from finelens.images.batches import centre_batches
 from finelens.images.randomness import generator, permutation, seed_for
-from finelens.images.views import ViewConfig
+from finelens.images.view_config import ViewConfig
 from finelens.methods import nola
 from finelens.methods.nola.config import NolaConfig
 from finelens.methods.nola.labelling import LabellingNetwork, select_confident
@@ -25,9 +26,8 @@ from finelens.methods.nola.second_encoder import TimmEncoder, check_second_encod
 from finelens.methods.nola.stopping import AgreementStop
 from finelens.methods.nola.task import Nola
 from finelens.protocol import Batch, TargetFeatures
-from finelens.strict import from_mapping, to_plain
 from finelens.training.checkpoint import named_trainable
-from finelens.training.engine import Engine
+from finelens.training.config import TrainingConfig
 from finelens.training.loop import Hooks, Interrupted, Trainer
 from finelens.training.schedule import build_optimizer
 from tests.methods.tiny import (

@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 from finelens.backbones.open_clip_loader import OpenClipBackbone
 from finelens.backbones.vit import VisionTransformer, ViTConfig
-from finelens.methods.heads import ClassHeads
+from finelens.classes.heads import ClassHeads
+from finelens.engine.device import Precision
+from finelens.engine.engine import Engine
+from finelens.engine.flops import count
 from finelens.methods.microclip.config import MicroClipConfig
 from finelens.methods.microclip.task import MicroClip
 from finelens.protocol import Batch, Preprocess
-from finelens.training.engine import Engine
-from finelens.training.flops import count
-from finelens.training.precision import Precision
 
 CLASSES = 5
 TINY = ViTConfig(image_size=64, patch_size=16, width=64, layers=3, heads=4, output_dim=48, quick_gelu=True)

@@ -9,9 +9,9 @@ from safetensors.torch import load_file
 from finelens import api
 from finelens.backbones.open_clip_loader import OpenClipBackbone
 from finelens.backbones.vit import VisionTransformer, ViTConfig
+from finelens.engine import flops
 from finelens.errors import UserError
-from finelens.models import load_model, save_model
-from finelens.training import flops
+from finelens.runs.model import load_model, save_model
 from finelens.training.loop import Interrupted
 from tests.toy import QUIET, TRAINING, TUNING, digest, fit_toy, pictures, quick, stop_after
 

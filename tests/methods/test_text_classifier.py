@@ -14,17 +14,17 @@ from torch.autograd import gradcheck
 from finelens import api, demo
 from finelens.backbones.embedded import EmbeddedBackbone
 from finelens.backbones.open_clip_loader import OpenClipBackbone
+from finelens.classes.class_set import build_class_set
+from finelens.classes.heads import build_heads
 from finelens.classes.names import read_class_file
-from finelens.classes.texts import build_class_set
-from finelens.console import Console
+from finelens.core.console import Console
+from finelens.engine.engine import Engine
 from finelens.errors import UserError
 from finelens.images.batches import centre_batches
 from finelens.images.randomness import seed_for
 from finelens.images.store import load_images
-from finelens.methods.heads import build_heads
 from finelens.methods.text_classifier import TextClassifier, TextClassifierConfig, text_loss, train_text_head
 from finelens.protocol import ClassSet, TargetFeatures
-from finelens.training.engine import Engine
 from tests.methods.tiny import DIM, FLOAT32, random_batch, random_heads, unit_rows
 from tests.toy import QUIET, options_for
 
@@ -120,7 +120,7 @@ def test_zero_shot_verb_runs_it_without_a_forward_for_training(tiny_vit, photos,
 
 
 def test_long_training_shows_its_progress(monkeypatch, capsys):
-    monkeypatch.setattr("finelens.progress.LOG_INTERVAL", 0.0)
+    monkeypatch.setattr("finelens.core.console.LOG_INTERVAL", 0.0)
     train_text_head([unit_rows(2, DIM, seed=c) for c in range(2)], TextClassifierConfig(text_steps=3), 0, Console())
     assert "train on texts: 2/3 steps" in capsys.readouterr().err
 

@@ -11,20 +11,20 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from finelens.classes.heads import build_heads
 from finelens.classes.phrases import as_clause, random_phrases
+from finelens.core.options import to_plain
 from finelens.errors import UserError
 from finelens.images.batches import centre_batches
 from finelens.images.decode import DecodeLimits
-from finelens.loading import load
+from finelens.images.load import load
 from finelens.methods.descriptions import Descriptions, DescriptionsConfig, text_weights, wrapped_texts
-from finelens.methods.heads import build_heads
 from finelens.methods.perceptionclip import DEFAULT_FACTORS, PerceptionClip, PerceptionClipConfig, context_features, context_prompt
 from finelens.methods.registry import find_method
 from finelens.methods.waffle import WaffleConfig, waffle_head
-from finelens.models import load_model, save_model
-from finelens.pipeline import fit
 from finelens.protocol import ClassSet
-from finelens.strict import to_plain
+from finelens.runs.fit import fit
+from finelens.runs.model import load_model, save_model
 from tests.toy import CLASSES, QUIET, pictures, prepare_toy
 
 PHRASES = (("a red surface", "stripes across"), (), ("a blue disc.", "This blue disc is round", "antlers"), ("yellow ramp",))

@@ -11,13 +11,13 @@ import torch.nn.functional as F
 from finelens import api
 from finelens.images.batches import inference_batches
 from finelens.images.decode import DecodeLimits
+from finelens.images.load import load
 from finelens.images.views import inference_views
-from finelens.loading import load
 from finelens.methods.mta import bandwidths, find_mode
 from finelens.methods.wca import weighted_crops
 from finelens.methods.zero import vote
-from finelens.prediction import predict_store
 from finelens.protocol import InferenceViews
+from finelens.runs.predict import predict_store
 from tests.toy import QUIET, fit_toy, picture, pictures, write_classes, write_photos
 
 VIEWS = {"wca": {"crops": 3}, "mta": {"views": 4}, "zero": {"views": 4}, "fair": {"crops": 3, "keep": 2, "inference": "las"}}

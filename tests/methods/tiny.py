@@ -15,14 +15,14 @@ from torch import Tensor
 
 from finelens.backbones.open_clip_loader import OpenClipBackbone
 from finelens.backbones.vit import VisionTransformer, ViTConfig
-from finelens.config import TrainingConfig
+from finelens.classes.heads import ClassHeads
+from finelens.engine.device import Precision
+from finelens.engine.engine import Engine
 from finelens.images.batches import batches, centre_batches
-from finelens.images.views import ViewConfig
-from finelens.methods.heads import ClassHeads
+from finelens.images.view_config import ViewConfig
 from finelens.protocol import Batch, Preprocess, TargetFeatures, Task
-from finelens.training.engine import Engine
+from finelens.training.config import TrainingConfig
 from finelens.training.loop import Hooks, Interrupted, Trainer
-from finelens.training.precision import Precision
 from finelens.training.schedule import build_optimizer
 from tests.backbones.checkpoints import write_tiny_vit
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from finelens.api import make_config
-from finelens.config import parse_assignments
-from finelens.report.sections.cost import command, options
+from finelens.reporting.sections.cost import command, options
+from finelens.runs.config import parse_assignments
+from finelens.runs.resolve import make_config
 
 
 @pytest.mark.parametrize(

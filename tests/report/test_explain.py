@@ -13,8 +13,8 @@ from finelens import api
 from finelens.backbones.registry import load_backbone
 from finelens.classes.templates import DEFAULT_TEMPLATES, fill
 from finelens.errors import UserError
-from finelens.feature_store.write import features
-from finelens.predictions import read_predictions
+from finelens.runs.encode import features
+from finelens.storage.predictions import read_predictions
 from tests.backbones.checkpoints import write_tiny_vit
 from tests.report.html import Page
 from tests.toy import CLASSES, QUIET, write_classes

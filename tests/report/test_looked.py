@@ -9,8 +9,8 @@ from finelens import api
 from finelens.images.decode import DecodeLimits
 from finelens.images.views import crop_regions, crop_views
 from finelens.protocol import Preprocess
-from finelens.report.sections.looked import DIM, dimmed, framed
-from finelens.report.thumbnails import Photo, Thumbnails, from_folder, square
+from finelens.reporting.sections.looked import DIM, dimmed, framed
+from finelens.reporting.thumbnails import Photo, Thumbnails, from_folder, square
 from tests.report.html import Page
 
 

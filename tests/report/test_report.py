@@ -16,9 +16,9 @@ import finelens
 from finelens import api
 from finelens.errors import UserError
 from finelens.methods.registry import METHODS
-from finelens.report import page as page_module
-from finelens.report.card import page_of, plain
-from finelens.report.page import script_json
+from finelens.reporting import page as page_module
+from finelens.reporting.card import page_of, plain
+from finelens.reporting.page import script_json
 from tests.report.conftest import FILES, HOSTILE, make_run
 from tests.report.html import Page
 from tests.toy import CLASSES, QUIET, events
@@ -152,7 +152,7 @@ def test_a_report_that_fails_does_not_lose_the_run(tmp_path, tiny_vit, monkeypat
         raise RuntimeError("no pen")
 
     with monkeypatch.context() as patch:
-        patch.setattr("finelens.report.write.report_html", fail)
+        patch.setattr("finelens.reporting.write.report_html", fail)
         run = make_run(tmp_path, tiny_vit)
     assert "no pen" in capsys.readouterr().err
     assert not (run / "report.html").exists()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from finelens.files import write_json
+from finelens.storage.files import write_json
 from tests.toy import load_script
 
 

@@ -13,19 +13,19 @@ import numpy as np
 import pytest
 
 from finelens import api
+from finelens.classes.hints import hints_csv, read_hints
 from finelens.errors import UserError
-from finelens.health.signals import neighbour_support
-from finelens.hints import hints_csv, read_hints
+from finelens.evaluation.signals import neighbour_support
 from finelens.images.decode import DecodeLimits
 from finelens.images.discover import discover
-from finelens.loading import load
-from finelens.report.record import read_run
-from finelens.report.thumbnails import no_photos, whole
-from finelens.reviews.answers import earlier_answers, read_answers
-from finelens.reviews.order import looks, ranks
-from finelens.reviews.server import ReviewServer
-from finelens.reviews.sheet import adapt_command, sheet_html
-from finelens.runs import RunFolder
+from finelens.images.load import load
+from finelens.reporting.record import read_run
+from finelens.reporting.review.answers import earlier_answers, read_answers
+from finelens.reporting.review.order import looks, ranks
+from finelens.reporting.review.server import ReviewServer
+from finelens.reporting.review.sheet import adapt_command, sheet_html
+from finelens.reporting.thumbnails import no_photos, whole
+from finelens.runs.folder import RunFolder
 from tests.reviews.browser import available, browser
 from tests.toy import QUIET, options_for, write_classes, write_photos
 

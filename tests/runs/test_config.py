@@ -11,9 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finelens.config import RunConfig, TextConfig, TrainingConfig, diff, from_json, from_mapping, parse_assignments, to_json
+from finelens.core.options import from_mapping
 from finelens.errors import UserError
-from finelens.files import json_text
+from finelens.runs.config import RunConfig, TextConfig, diff, from_json, parse_assignments, to_json
+from finelens.storage.files import json_text
+from finelens.training.config import TrainingConfig
 
 
 @dataclass(frozen=True)
@@ -248,5 +250,6 @@ def test_edited_configuration_is_refused_with_its_file(change, message):
 
 
 def test_the_module_does_not_import_torch():
-    code = "import sys, finelens.config, finelens.runs, finelens.predictions, finelens.progress; sys.exit('torch' in sys.modules)"
+    modules = "finelens.runs.config, finelens.runs.folder, finelens.storage.predictions, finelens.core.console"
+    code = f"import sys, {modules}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 import torch
 
-from finelens import files
 from finelens.errors import UserError
-from finelens.files import atomic_writer, json_text, load_metadata, load_tensors, read_json, save_tensors, write_bytes, write_json, write_text
+from finelens.storage import files
+from finelens.storage.files import atomic_writer, json_text, read_json, write_bytes, write_json, write_text
+from finelens.storage.tensors import load_metadata, load_tensors, save_tensors
 
 
 def fail_with(code):
@@ -91,7 +92,7 @@ def test_a_killed_writer_leaves_a_whole_file(tmp_path):
     """A child rewrites a file without pause and is killed at several moments: the file is always one of the versions, complete."""
     target = tmp_path / "a.json"
     code = (
-        "import sys; from pathlib import Path; from finelens.files import write_json\n"
+        "import sys; from pathlib import Path; from finelens.storage.files import write_json\n"
         "n = 0\nwhile True: write_json(Path(sys.argv[1]), {'n': n, 'pad': 'x' * 200000}); n += 1"
     )
     for delay in (0.0, 0.013, 0.031):
@@ -172,7 +173,7 @@ def test_full_disk_while_saving_tensors_keeps_the_old_file(tmp_path):
     save_tensors(path, {"a": torch.ones(3)})
     code = (
         "import resource, signal, sys, torch\nfrom pathlib import Path\nfrom finelens.errors import UserError\n"
-        "from finelens.files import save_tensors\n"
+        "from finelens.storage.tensors import save_tensors\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (65536, 65536))\n"
         "try: save_tensors(Path(sys.argv[1]), {'a': torch.zeros(100000)})\nexcept UserError as e: print(e)"
     )

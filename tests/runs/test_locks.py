@@ -9,7 +9,7 @@ from dataclasses import asdict, replace
 import pytest
 
 from finelens.errors import UserError
-from finelens.locks import Lock, Owner, process_exists, start_time
+from finelens.storage.lock import Lock, Owner, process_exists, start_time
 
 
 def dead_pid() -> int:
@@ -100,7 +100,7 @@ def test_release_leaves_a_lock_that_another_run_took(tmp_path):
 def test_of_many_claims_on_a_stale_lock_one_wins(tmp_path):
     write(tmp_path / "l", replace(Owner.current(), pid=dead_pid()))
     code = (
-        "import sys; from pathlib import Path; from finelens.locks import Lock; from finelens.errors import UserError\n"
+        "import sys; from pathlib import Path; from finelens.storage.lock import Lock; from finelens.errors import UserError\n"
         "sys.stdin.readline()\n"
         "try: Lock(Path(sys.argv[1])).acquire(); print('won', flush=True)\nexcept UserError: print('lost', flush=True)\nsys.stdin.readline()"
     )

@@ -8,9 +8,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from finelens.core.schemas import PREDICTION_COLUMNS, STATUSES
 from finelens.errors import UserError
-from finelens.predictions import PredictionRow, read_predictions, rows_from_logits, rows_from_probabilities, softmax, unescape_cell, write_predictions
-from finelens.schemas import PREDICTION_COLUMNS, STATUSES
+from finelens.storage.predictions import (
+    PredictionRow,
+    read_predictions,
+    rows_from_logits,
+    rows_from_probabilities,
+    softmax,
+    unescape_cell,
+    write_predictions,
+)
 
 HOSTILE = [
     "=cmd|'/C calc'!A0",

@@ -5,8 +5,8 @@ import time
 
 import pytest
 
-from finelens import progress as module
-from finelens.progress import progress
+from finelens.core import console as module
+from finelens.core.console import progress
 
 
 class Terminal(io.StringIO):

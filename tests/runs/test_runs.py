@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from finelens import runs
-from finelens.config import RunConfig, to_json
 from finelens.errors import UserError
-from finelens.files import write_text
-from finelens.runs import LOCK_FILE, RunFolder
+from finelens.runs import folder as runs
+from finelens.runs.config import RunConfig, to_json
+from finelens.runs.folder import LOCK_FILE, RunFolder
+from finelens.storage.files import write_text
 
 
 @pytest.fixture

@@ -6,14 +6,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from finelens.api import make_config
+from finelens.classes.heads import ClassHeads
+from finelens.core.options import from_mapping
 from finelens.errors import UserError
 from finelens.images.batches import centre_batches
-from finelens.methods.heads import ClassHeads
 from finelens.methods.registry import find_method
-from finelens.pipeline import Prepared, fit
 from finelens.protocol import ClassSet, Hints
-from finelens.strict import from_mapping
+from finelens.runs.fit import fit
+from finelens.runs.prepare import Prepared
+from finelens.runs.resolve import make_config
 from tests.solvers.data import ALONE as SOLVERS
 from tests.toy import QUIET
 from tests.training.tasks import make_engine, make_store

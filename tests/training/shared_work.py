@@ -15,17 +15,17 @@ from open_clip.tokenizer import SimpleTokenizer
 from safetensors.torch import save_file
 from torch import Tensor
 
+from finelens.engine.distributed import ALONE, Processes, join
 from finelens.errors import UserError
-from finelens.loading import decode_limits, load
+from finelens.images.load import decode_limits, load
 from finelens.methods.lafter.config import LafterConfig
 from finelens.methods.lafter.task import Lafter
 from finelens.methods.microclip.config import MicroClipConfig
 from finelens.methods.microclip.task import MicroClip
 from finelens.methods.registry import find_method
-from finelens.pipeline import fit
-from finelens.prediction import predict_store
+from finelens.runs.fit import fit
+from finelens.runs.predict import predict_store
 from finelens.training.checkpoint import named_trainable
-from finelens.training.distributed import ALONE, Processes, join
 from finelens.training.loop import Hooks
 from finelens.training.schedule import build_optimizer
 from tests.methods.tiny import random_batch, random_heads, tiny_engine
@@ -66,7 +66,7 @@ def train(method: str, backbone: Path, processes: Processes) -> dict[str, Tensor
     epochs = 5 if find_method(method).few_shot else 2
     config, prepared = prepare_toy(backbone, method, options=options_for(method, batch_size=BATCH, lr=LR, epochs=epochs))
     prepared.engine.processes = processes
-    store = load(pictures(), decode_limits(config, prepared.engine.backbone.preprocess), QUIET).store
+    store = load(pictures(), decode_limits(config.views, prepared.engine.backbone.preprocess), QUIET).store
     losses: list[float] = []
     step = prepared.task.step
 

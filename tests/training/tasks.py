@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from finelens.engine.device import Precision
+from finelens.engine.engine import Engine
 from finelens.images.store import PixelStore
 from finelens.protocol import Backbone, Batch, Cost, ImageTokens, Preprocess, StepOutput, TargetFeatures, Task, ViewPlan
-from finelens.training.engine import Engine
-from finelens.training.precision import Precision
 
 FLOAT32 = Precision(torch.float32, "test")
 

@@ -7,7 +7,7 @@ import threading
 import pytest
 import torch
 
-from finelens.training.ahead import ahead
+from finelens.core.threads import ahead
 
 CPU = torch.device("cpu")
 

@@ -9,9 +9,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from finelens.config import parse_assignments
+from finelens.engine.compiled import WORTH_COMPILING, CompiledTower, worth_compiling
 from finelens.errors import UserError
-from finelens.training.compiled import WORTH_COMPILING, CompiledTower, worth_compiling
+from finelens.runs.config import parse_assignments
 from tests.methods.tiny import tiny_engine
 from tests.toy import CLASSES, fit_toy, pictures, quick
 

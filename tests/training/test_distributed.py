@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from finelens.core.launch import launched
+from finelens.engine.distributed import ALONE, Processes, join
 from finelens.errors import UserError
-from finelens.launch import launched
-from finelens.training.distributed import ALONE, Processes, join
 from tests.methods.tiny import tiny_engine
 from tests.toy import TRAINING
 from tests.training import shared_work

@@ -10,13 +10,13 @@ import torch
 import torch.nn.functional as F
 
 from finelens.backbones.registry import load_backbone
-from finelens.training import engine as engine_module
+from finelens.engine import device as precision_module
+from finelens.engine import engine as engine_module
+from finelens.engine.device import Precision, choose_precision
+from finelens.engine.engine import Engine
+from finelens.engine.stopwatch import Stopwatch
 from finelens.training import estimate as estimate_module
-from finelens.training import precision as precision_module
-from finelens.training.engine import Engine
 from finelens.training.estimate import estimate
-from finelens.training.precision import Precision, choose_precision
-from finelens.training.timing import Stopwatch
 from tests.training.tasks import FLOAT32, LeastSquares, make_engine
 
 CPU = torch.device("cpu")

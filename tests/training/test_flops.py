@@ -9,14 +9,14 @@ import torch.nn.functional as F
 from finelens.backbones.open_clip_loader import OpenClipBackbone
 from finelens.backbones.registry import load_backbone
 from finelens.backbones.vit import VisionTransformer, ViTConfig
-from finelens.config import TrainingConfig
-from finelens.methods.heads import ClassHeads
+from finelens.classes.heads import ClassHeads
+from finelens.engine import flops
+from finelens.engine.engine import Engine, TowerFlops
+from finelens.engine.flops import count, matmul_rate, speed_line, tower_flops
 from finelens.methods.registry import find_method
 from finelens.protocol import Batch, Preprocess, TargetFeatures
-from finelens.training import flops
-from finelens.training.engine import Engine, TowerFlops
+from finelens.training.config import TrainingConfig
 from finelens.training.estimate import estimate
-from finelens.training.flops import count, matmul_rate, speed_line, tower_flops
 from tests.training.tasks import FLOAT32
 
 CPU = torch.device("cpu")

@@ -7,10 +7,10 @@ import math
 import pytest
 import torch
 
-from finelens.config import TrainingConfig
 from finelens.errors import UserError
-from finelens.images.views import ViewConfig
+from finelens.images.view_config import ViewConfig
 from finelens.training.checkpoint import Position, load_checkpoint, named_trainable, read_events_offset, save_checkpoint
+from finelens.training.config import TrainingConfig
 from finelens.training.loop import Hooks, Interrupted, Trainer
 from finelens.training.schedule import build_optimizer, cosine_lr
 from tests.toy import Log, stop_after

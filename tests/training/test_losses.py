@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from finelens.solvers.prior import estimate_prior
 from finelens.training.losses import log_batch_marginal, marginal_loss, running_log_marginal
-from finelens.training.prior import estimate_prior
 
 
 def long_tail_posteriors(n: int = 4000, classes: int = 10) -> tuple[Tensor, Tensor]:

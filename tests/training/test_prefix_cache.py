@@ -13,18 +13,18 @@ import torch
 from safetensors.torch import load_file
 
 from finelens import api
-from finelens.api import make_config
 from finelens.backbones.embedded import EmbeddedBackbone
 from finelens.backbones.open_clip_loader import OpenClipBackbone
-from finelens.config import TrainingConfig
+from finelens.engine.engine import CPU_CHUNK
 from finelens.errors import UserError
-from finelens.files import load_metadata
 from finelens.images import batches
-from finelens.models import load_model, save_model
 from finelens.protocol import Batch, PrefixRows, ViewPlan
+from finelens.runs.model import load_model, save_model
+from finelens.runs.resolve import make_config
+from finelens.storage.tensors import load_metadata
 from finelens.training import prefix_cache
 from finelens.training.checkpoint import CHECKPOINT_FILE, META_KEY
-from finelens.training.engine import CPU_CHUNK
+from finelens.training.config import TrainingConfig
 from finelens.training.estimate import estimate
 from finelens.training.failure import STATE_FILE, save_failure
 from finelens.training.loop import Interrupted

@@ -8,14 +8,14 @@ import pytest
 import torch
 
 from finelens.errors import UserError
-from finelens.methods.common import PseudoLabels, self_training_loss
 from finelens.methods.microclip.config import MicroClipConfig
 from finelens.methods.microclip.task import Features, MicroClip
 from finelens.protocol import StepOutput
 from finelens.training import loop
 from finelens.training.loop import Interrupted, Trainer
 from finelens.training.marginal import ClassPrior
-from finelens.training.said import HostCopy, Said, number
+from finelens.training.pseudo_labels import PseudoLabels, self_training_loss
+from finelens.training.step_log import HostCopy, Said, number
 from tests.methods.tiny import random_heads, tiny_engine
 from tests.toy import Log, stop_after
 from tests.training.test_loop import assert_same, make_trainer, state

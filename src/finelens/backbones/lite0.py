@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.utils import parametrize
 
-from finelens.threads import side_by_side
+from finelens.core.threads import side_by_side
 
 # Bytes of an element times images in one go: the largest activation then stays near the last-level cache and below the size (32 MiB) from which the C
 # allocator returns memory to the system after every use.

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from finelens.backbones.wheels import wheel_file
-from finelens.cache import cached_tensors
-from finelens.files import load_tensors
+from finelens.storage.cache import cached_tensors
+from finelens.storage.tensors import load_tensors
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

@@ -6,7 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from finelens.errors import UserError
-from finelens.files import file_digest
+from finelens.storage.files import file_digest
 
 
 def wheel_file(package: str, name: str, sha256: str) -> Path:

@@ -52,12 +52,12 @@ def bench(
         return
     if not data or out is None:
         raise UserError("bench needs --data FOLDER and --out FILE; see finelens bench --help")
-    from finelens.bench.matrix import Plan, choose_methods, run
-    from finelens.bench.protocols import parse_protocol
-    from finelens.bench.results import ResultsFile
+    from finelens.bench.rows.matrix import Plan, choose_methods, run
+    from finelens.bench.rows.protocols import parse_protocol
+    from finelens.bench.rows.results import ResultsFile
     from finelens.bench.sets.find import find_data
-    from finelens.console import Console
-    from finelens.files import check_target
+    from finelens.core.console import Console
+    from finelens.storage.files import check_target
 
     check_target(out, '{"schema": 1, "data": ')
     plan = Plan(
@@ -86,8 +86,8 @@ def bench(
 @click.option("--runs", is_flag=True, help="One line a row, with baselines, branches and intervals; takes neither --measure nor --published.")
 def table(results: tuple[Path, ...], markdown: bool, measure: str | None, published: bool, methods: str | None, runs: bool) -> None:
     """One table per protocol: methods by data sets, means over seeds; or the rows themselves."""
-    from finelens.bench.results import only_methods, read_results
-    from finelens.bench.table import markdown_runs, markdown_tables
+    from finelens.bench.rows.results import only_methods, read_results
+    from finelens.bench.tables.table import markdown_runs, markdown_tables
 
     found = read_results(results)
     if methods is not None:
@@ -102,9 +102,9 @@ def table(results: tuple[Path, ...], markdown: bool, measure: str | None, publis
 @click.option("--html", required=True, type=click.Path(path_type=Path), help="File to write; it needs nothing else.")
 def leaderboard(results: tuple[Path, ...], html: Path) -> None:
     """Write RESULTS as one HTML page: tables to sort, intervals, accuracy against cost."""
-    from finelens.bench.leaderboard import leaderboard as page
-    from finelens.bench.results import read_results
-    from finelens.files import HTML_START, check_target, write_text
+    from finelens.bench.rows.results import read_results
+    from finelens.bench.tables.leaderboard import leaderboard as page
+    from finelens.storage.files import HTML_START, check_target, write_text
 
     check_target(html, HTML_START)
     write_text(html, page(read_results(results)))
@@ -115,8 +115,8 @@ def leaderboard(results: tuple[Path, ...], html: Path) -> None:
 @click.argument("results", nargs=-1, required=True, type=click.Path(path_type=Path))
 def summary(results: tuple[Path, ...]) -> None:
     """Say what RESULTS say: the best method by mean, by worst case and by cost, and whether the defaults fall below zero-shot."""
-    from finelens.bench.results import read_results
-    from finelens.bench.summary import summary as text
+    from finelens.bench.rows.results import read_results
+    from finelens.bench.tables.summary import summary as text
 
     click.echo(text(read_results(results)), nl=False)
 
@@ -127,8 +127,8 @@ def summary(results: tuple[Path, ...]) -> None:
 @click.option("--results", multiple=True, type=click.Path(path_type=Path), help="Results that hold both methods; repeatable.")
 def compare(a: str, b: str, results: tuple[Path, ...]) -> None:
     """Differences of two methods in --results, or of the same rows in two results files A and B, with paired intervals."""
-    from finelens.bench.compare import compare_files, compare_methods
-    from finelens.bench.results import read_results
+    from finelens.bench.rows.results import read_results
+    from finelens.bench.tables.compare import compare_files, compare_methods
 
     if results:
         click.echo(compare_methods(read_results(results), a, b), nl=False)

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from finelens.classes.files import counted, listing, quote
 from finelens.classes.names import nearest
+from finelens.classes.text_files import counted, listing, quote
 
 _HINTED = 5
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from finelens.classes.alignment_report import DescriptionReport, TruncatedText
-from finelens.classes.files import control_character, listing, quote, read_json
 from finelens.classes.names import normalise
+from finelens.classes.text_files import control_character, listing, quote, read_json
 from finelens.errors import UserError
 
 MAX_TEXT_LENGTH = 20_000

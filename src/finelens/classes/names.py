@@ -9,7 +9,7 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from finelens.classes.files import control_character, counted, listing, quote, read_json, read_lines
+from finelens.classes.text_files import control_character, counted, listing, quote, read_json, read_lines
 from finelens.errors import UserError
 
 MAX_NAME_LENGTH = 200

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from finelens.classes.files import control_character, quote, read_json, read_lines
+from finelens.classes.text_files import control_character, quote, read_json, read_lines
 from finelens.errors import UserError
 
 DEFAULT_TEMPLATES = (

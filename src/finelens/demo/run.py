@@ -7,9 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from finelens import api, demo
-from finelens.console import Console
+from finelens.core.console import Console
+from finelens.core.schemas import EVALUATION_FILE
 from finelens.errors import UserError
-from finelens.schemas import EVALUATION_FILE
 
 PETS_BACKBONE = "open_clip:ViT-B-32-quickgelu/openai"
 

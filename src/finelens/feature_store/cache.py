@@ -19,9 +19,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from finelens.cache import CACHE_SCHEMA, cache_folder
 from finelens.errors import UserError
-from finelens.files import TEMPORARY_PREFIX, TEMPORARY_SUFFIX, load_tensors, save_tensors
+from finelens.storage.cache import CACHE_SCHEMA, cache_folder
+from finelens.storage.files import TEMPORARY_PREFIX, TEMPORARY_SUFFIX
+from finelens.storage.tensors import load_tensors, save_tensors
 
 LIMIT_VARIABLE = "FINELENS_CACHE_GB"
 DEFAULT_LIMIT_GB = 20.0

@@ -15,15 +15,16 @@ import torch
 import torchvision
 from torch import Tensor
 
-from finelens.cache import state_digest
-from finelens.console import Console
+from finelens.core.console import Console
+from finelens.engine.engine import Engine
 from finelens.feature_store.cache import LIMIT_VARIABLE, FeatureCache, cache_limit
 from finelens.feature_store.crops import Crops
 from finelens.feature_store.store import FeatureStore
 from finelens.images.batches import batches, centre_batches, inference_batches
-from finelens.images.views import INFERENCE_SEED, ViewConfig
+from finelens.images.view_config import ViewConfig
+from finelens.images.views import INFERENCE_SEED
 from finelens.protocol import Backbone, ImageStore, InferenceViews, TargetFeatures, ViewPlan
-from finelens.training.engine import Engine
+from finelens.storage.cache import state_digest
 
 BATCH = 64
 # Part of every key: raise it when centre or crop views of the same file change, or what a tower makes of them.

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from finelens.classes.files import counted, quote
+from finelens.classes.text_files import counted, quote
 from finelens.errors import UserError
 from finelens.feature_store.files import FeatureFile, feature_metadata, is_feature_path, read_features
 from finelens.images.store import ImageRecord, LoadedImages

@@ -15,14 +15,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from finelens.classes.files import counted, quote, read_utf8
+from finelens.classes.text_files import counted, quote, read_utf8
+from finelens.core.schemas import SCHEMA_VERSION, STATUSES
 from finelens.errors import UserError
 from finelens.feature_store.crops import Crops, StoredCrops
 from finelens.feature_store.store import FeatureStore
-from finelens.files import load_metadata, load_tensors
 from finelens.images.store import ImageRecord
 from finelens.protocol import TargetFeatures
-from finelens.schemas import SCHEMA_VERSION, STATUSES
+from finelens.storage.tensors import load_metadata, load_tensors
 
 FORMAT = "finelens-features"
 SUFFIXES = (".npy", ".safetensors")

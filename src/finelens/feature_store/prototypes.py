@@ -14,14 +14,14 @@ from torch import Tensor
 
 from finelens.backbones.features_only import FeatureBackbone
 from finelens.classes import heads
-from finelens.classes.files import counted
+from finelens.classes.heads import ClassHeads
 from finelens.classes.names import check_names
-from finelens.console import Console
+from finelens.classes.text_files import counted
+from finelens.core.console import Console
 from finelens.errors import UserError
 from finelens.feature_store.files import FORMAT, IN_MEMORY, SUFFIXES, FeatureFile, check_matrix, feature_metadata, metadata_number, read_matrix
-from finelens.files import load_tensors
-from finelens.methods.heads import ClassHeads
 from finelens.protocol import ClassSet
+from finelens.storage.tensors import load_tensors
 
 DEFAULT_SCALE = 100.0
 _KEYS = ("prototypes", "text_features", "weights")

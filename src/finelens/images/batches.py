@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from finelens.images.randomness import generator, permutation
-from finelens.images.views import ViewConfig, centre_view, crop_views, inference_views, strong_view, weak_view
+from finelens.images.view_config import ViewConfig
+from finelens.images.views import centre_view, crop_views, inference_views, strong_view, weak_view
 from finelens.protocol import Batch, ImageStore, InferenceViews, Preprocess, ViewPlan
 
 T = TypeVar("T")

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from finelens.files import write_error
+from finelens.storage.files import write_error
 
 
 class PixelBuffer:

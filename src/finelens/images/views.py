@@ -7,7 +7,6 @@ of the original is not touched. Originals are kept at a capped short side (``Vie
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -17,43 +16,14 @@ from torchvision.transforms.v2 import functional as F
 
 from finelens.images.randaugment import rand_augment
 from finelens.images.randomness import below, coin, generator, uniform
+from finelens.images.view_config import ViewConfig
 from finelens.protocol import InferenceViews, Preprocess
-from finelens.strict import require
 
 _FILTERS = {"bicubic": InterpolationMode.BICUBIC, "bilinear": InterpolationMode.BILINEAR, "nearest": InterpolationMode.NEAREST}
 _STRONG_RATIO = (3 / 4, 4 / 3)
 _STRONG_ATTEMPTS = 10
 # Views that answers rest on do not depend on the seed of a run.
 INFERENCE_SEED = 0
-
-
-@dataclass(frozen=True)
-class ViewConfig:
-    """Options of the views. The defaults are microCLIP's, except for ``store_short_side``, which is a matter of memory.
-
-    Attributes:
-        crop_low: Smallest side of a crop view, as a share of the short side.
-        crop_high: Largest.
-        strong_scale_low: Smallest area of the strong view's region, as a share of the image.
-        rand_magnitude: Mean magnitude of RandAugment, 0 to 10.
-        rand_layers: Operations of RandAugment.
-        store_short_side: Short side in pixels at which originals are kept.
-    """
-
-    crop_low: float = 0.5
-    crop_high: float = 0.9
-    strong_scale_low: float = 0.3
-    rand_magnitude: float = 9.0
-    rand_layers: int = 2
-    store_short_side: int = 448
-
-    def __post_init__(self) -> None:
-        require(0 < self.crop_low <= 1, "views.crop_low", "over 0 and at most 1", self.crop_low)
-        require(self.crop_low <= self.crop_high <= 1, "views.crop_high", "from views.crop_low to 1", self.crop_high)
-        require(0 < self.strong_scale_low <= 1, "views.strong_scale_low", "over 0 and at most 1", self.strong_scale_low)
-        require(0 <= self.rand_magnitude <= 10, "views.rand_magnitude", "from 0 to 10", self.rand_magnitude)
-        require(self.rand_layers >= 0, "views.rand_layers", "0 or more", self.rand_layers)
-        require(self.store_short_side >= 32, "views.store_short_side", "32 or more", self.store_short_side)
 
 
 DEFAULT_VIEWS = ViewConfig()

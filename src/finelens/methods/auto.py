@@ -25,7 +25,7 @@ class Facts:
         hints: Images that the user gave a class, or the answer "none of these".
         hinted: Classes with at least one of them.
         budget: Minutes that training may take; None where the user said nothing.
-        weak_start: The account of an unadapted model that knows too little to be trained on its own answers (``finelens.health.start``), else None.
+        weak_start: The account of an unadapted model that knows too little to be trained on its own answers (``evaluation.weak_start``), else None.
         training: Minutes that ``microclip`` would train, estimated; None where it was not asked for.
     """
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from finelens.config import TrainingConfig
-from finelens.methods.heads import ClassHeads
-from finelens.methods.support_task import SupportConfig, SupportTask
+from finelens.classes.heads import ClassHeads
+from finelens.core.options import require
+from finelens.engine.engine import Engine
+from finelens.methods.parts.support import SupportConfig, SupportTask
 from finelens.solvers import CapsAdapter
-from finelens.strict import require
-from finelens.training.engine import Engine
+from finelens.training.config import TrainingConfig
 
 
 @dataclass(frozen=True)

@@ -12,14 +12,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from finelens.classes.heads import pad_descriptions, present_texts
+from finelens.classes.heads import ClassHeads, pad_descriptions, present_texts
 from finelens.classes.phrases import as_clause
-from finelens.config import TrainingConfig
-from finelens.methods.head_task import FrozenTask
-from finelens.methods.heads import ClassHeads
+from finelens.core.options import require
+from finelens.engine.engine import Engine
+from finelens.methods.parts.frozen import FrozenTask
 from finelens.protocol import ClassSet
-from finelens.strict import require
-from finelens.training.engine import Engine
+from finelens.training.config import TrainingConfig
 from finelens.training.state import resize_on_load
 
 Weighting = Literal["uniform", "cosine", "softmax"]

@@ -6,12 +6,12 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from finelens.config import TrainingConfig
-from finelens.methods.heads import ClassHeads
-from finelens.methods.solver_task import SolverConfig, SolverTask, require_prior
+from finelens.classes.heads import ClassHeads
+from finelens.core.options import require
+from finelens.engine.engine import Engine
+from finelens.methods.parts.solver import SolverConfig, SolverTask, require_prior
 from finelens.solvers import InMap
-from finelens.strict import require
-from finelens.training.engine import Engine
+from finelens.training.config import TrainingConfig
 
 
 @dataclass(frozen=True)

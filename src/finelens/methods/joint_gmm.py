@@ -10,15 +10,15 @@ from typing import Literal
 
 from torch import Tensor
 
-from finelens.config import TrainingConfig
+from finelens.classes.heads import ClassHeads
+from finelens.core.options import require
+from finelens.engine.engine import Engine
 from finelens.errors import UserError
 from finelens.feature_store.files import SUFFIXES
-from finelens.methods.heads import ClassHeads
-from finelens.methods.solver_task import SolverConfig, SolverTask, require_prior
+from finelens.methods.parts.solver import SolverConfig, SolverTask, require_prior
 from finelens.protocol import FeatureRows, ImageTokens, TargetFeatures
 from finelens.solvers import JointGmm
-from finelens.strict import require
-from finelens.training.engine import Engine
+from finelens.training.config import TrainingConfig
 
 # The built-in second view: the tower's pooled token before the projection.
 CLS = "cls"

@@ -13,13 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from finelens.config import TrainingConfig
-from finelens.methods.head_task import cosine_logits
-from finelens.methods.heads import ClassHeads
-from finelens.methods.view_task import ViewTask
+from finelens.classes.heads import ClassHeads
+from finelens.core.options import require
+from finelens.engine.engine import Engine
+from finelens.methods.parts.frozen import cosine_logits
+from finelens.methods.parts.views import ViewTask
 from finelens.protocol import InferenceViews
-from finelens.strict import require
-from finelens.training.engine import Engine
+from finelens.training.config import TrainingConfig
 
 # A fixed number, so that an answer does not depend on the other images of its batch; both alternations have long settled by then.
 ROUNDS, SCORE_ROUNDS = 10, 10

@@ -16,15 +16,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from finelens.classes.files import quote, read_json
+from finelens.classes.heads import ClassHeads
 from finelens.classes.templates import DEFAULT_TEMPLATES, fill
-from finelens.config import TrainingConfig
+from finelens.classes.text_files import quote, read_json
+from finelens.core.options import require
+from finelens.engine.engine import Engine
 from finelens.errors import UserError
-from finelens.methods.head_task import FrozenTask
-from finelens.methods.heads import ClassHeads
+from finelens.methods.parts.frozen import FrozenTask
 from finelens.protocol import Backbone
-from finelens.strict import require
-from finelens.training.engine import Engine
+from finelens.training.config import TrainingConfig
 from finelens.training.state import resize_on_load
 
 Factors = Mapping[str, Mapping[str, Sequence[str]]]

@@ -7,14 +7,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from finelens.core.options import nearest
 from finelens.errors import UserError
-from finelens.strict import nearest
 
 if TYPE_CHECKING:
-    from finelens.config import TrainingConfig
-    from finelens.methods.heads import ClassHeads
+    from finelens.classes.heads import ClassHeads
+    from finelens.engine.engine import Engine
     from finelens.protocol import Task
-    from finelens.training.engine import Engine
+    from finelens.training.config import TrainingConfig
 
     Builder = Callable[[Engine, ClassHeads, Any, TrainingConfig, int], Task]
 
@@ -334,3 +334,18 @@ def find_method(name: str) -> Method:
     near = nearest(name, [method.name for method in METHODS])
     remedy = f"did you mean {near}?" if near else f"known are: {', '.join(method.name for method in METHODS)}"
     raise UserError(f"unknown method {name!r}; {remedy}")
+
+
+def check_hints(method: Method, *, given: bool) -> None:
+    """Refuse a few-shot method without hints, and hints that could have no effect.
+
+    Raises:
+        UserError: One of the two.
+    """
+    if method.few_shot and not given:
+        free = ", ".join(other.name for other in METHODS if other.adapts and not other.few_shot)
+        raise UserError(
+            f"method {method.name} learns from labelled photographs: give some with --hints FILE.csv, or choose a label-free method: {free}"
+        )
+    if given and not method.adapts:
+        raise UserError(f"hints have no effect: method {method.name} does not adapt to the images; leave them out or choose another --method")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from finelens.config import TrainingConfig
-from finelens.methods.heads import ClassHeads
-from finelens.methods.support_task import SupportConfig, SupportTask
+from finelens.classes.heads import ClassHeads
+from finelens.engine.engine import Engine
+from finelens.methods.parts.support import SupportConfig, SupportTask
 from finelens.solvers import SusX
-from finelens.training.engine import Engine
+from finelens.training.config import TrainingConfig
 
 CONFIG = SupportConfig
 

@@ -10,14 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from finelens.config import TrainingConfig
-from finelens.console import Console
+from finelens.classes.heads import ClassHeads
+from finelens.core.console import Console
+from finelens.core.options import require
+from finelens.engine.engine import Engine
 from finelens.images.randomness import seed_for
-from finelens.methods.head_task import FrozenTask
-from finelens.methods.heads import ClassHeads
+from finelens.methods.parts.frozen import FrozenTask
 from finelens.protocol import TargetFeatures
-from finelens.strict import require
-from finelens.training.engine import Engine
+from finelens.training.config import TrainingConfig
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from finelens.config import TrainingConfig
-from finelens.methods.heads import ClassHeads
-from finelens.methods.solver_task import SolverConfig, SolverTask
+from finelens.classes.heads import ClassHeads
+from finelens.core.options import require
+from finelens.engine.engine import Engine
+from finelens.methods.parts.solver import SolverConfig, SolverTask
 from finelens.solvers import TransClip
-from finelens.strict import require
-from finelens.training.engine import Engine
+from finelens.training.config import TrainingConfig
 
 
 @dataclass(frozen=True)

@@ -8,14 +8,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from finelens.config import TrainingConfig
+from finelens.classes.heads import ClassHeads
+from finelens.core.options import require
+from finelens.engine.engine import Engine
 from finelens.methods.coop.config import CoopConfig
 from finelens.methods.coop.task import TRAINING, Coop, check_backbone
-from finelens.methods.heads import ClassHeads
 from finelens.protocol import Hints, TargetFeatures
-from finelens.strict import require
-from finelens.training.engine import Engine
-from finelens.training.prior import estimate_prior
+from finelens.solvers.prior import estimate_prior
+from finelens.training.config import TrainingConfig
 
 __all__ = ["CONFIG", "TRAINING", "build"]
 

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 import torch
 
+from finelens.classes.heads import ClassHeads
 from finelens.classes.phrases import as_clause, random_phrases
-from finelens.config import TrainingConfig
-from finelens.methods.head_task import HeadTask
-from finelens.methods.heads import ClassHeads
+from finelens.core.options import require
+from finelens.engine.engine import Engine
+from finelens.methods.parts.frozen import HeadTask
 from finelens.protocol import Backbone
-from finelens.strict import require
-from finelens.training.engine import Engine
+from finelens.training.config import TrainingConfig
 
 
 @dataclass(frozen=True)

@@ -9,16 +9,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from finelens.classes.heads import pad_descriptions, present_texts, weighted_description_head
+from finelens.classes.heads import ClassHeads, pad_descriptions, present_texts, weighted_description_head
 from finelens.classes.templates import DEFAULT_TEMPLATES, fill
-from finelens.config import TrainingConfig
+from finelens.core.options import require
+from finelens.engine.engine import Engine
 from finelens.methods.descriptions import text_weights
-from finelens.methods.head_task import cosine_logits
-from finelens.methods.heads import ClassHeads
-from finelens.methods.view_task import ViewTask
+from finelens.methods.parts.frozen import cosine_logits
+from finelens.methods.parts.views import ViewTask
 from finelens.protocol import Backbone, InferenceViews
-from finelens.strict import require
-from finelens.training.engine import Engine
+from finelens.training.config import TrainingConfig
 
 
 @dataclass(frozen=True)

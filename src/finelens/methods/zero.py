@@ -9,13 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from finelens.config import TrainingConfig
-from finelens.methods.head_task import cosine_logits
-from finelens.methods.heads import ClassHeads
-from finelens.methods.view_task import ViewTask
+from finelens.classes.heads import ClassHeads
+from finelens.core.options import require
+from finelens.engine.engine import Engine
+from finelens.methods.parts.frozen import cosine_logits
+from finelens.methods.parts.views import ViewTask
 from finelens.protocol import InferenceViews
-from finelens.strict import require
-from finelens.training.engine import Engine
+from finelens.training.config import TrainingConfig
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from finelens.config import TrainingConfig
-from finelens.methods.head_task import HeadTask, NoOptions
-from finelens.methods.heads import ClassHeads
-from finelens.training.engine import Engine
+from finelens.classes.heads import ClassHeads
+from finelens.engine.engine import Engine
+from finelens.methods.parts.frozen import HeadTask, NoOptions
+from finelens.training.config import TrainingConfig
 
 CONFIG = NoOptions
 

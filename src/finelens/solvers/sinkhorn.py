@@ -13,7 +13,7 @@ from finelens.errors import UserError
 from finelens.solvers.base import Solver
 from finelens.solvers.gaussians import linear_log_proba
 from finelens.solvers.known import Known
-from finelens.training.prior import estimate_prior
+from finelens.solvers.prior import estimate_prior
 
 Prior = Literal["estimated", "uniform"] | Sequence[float]
 

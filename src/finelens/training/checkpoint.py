@@ -10,10 +10,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from finelens.core.options import from_mapping
 from finelens.errors import UserError
-from finelens.files import load_metadata, load_tensors, save_tensors
 from finelens.protocol import Backbone, Task
-from finelens.strict import from_mapping
+from finelens.storage.tensors import load_metadata, load_tensors, save_tensors
 
 CHECKPOINT_FILE = "last.safetensors"
 META_KEY = "finelens"

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from finelens.engine.engine import Engine, TowerFlops
+from finelens.engine.flops import forward_and_backward, tower_flops
+from finelens.engine.microbatch import until_it_fits
 from finelens.protocol import PrefixRows, Task
-from finelens.training.engine import Engine, TowerFlops
-from finelens.training.flops import forward_and_backward, tower_flops
-from finelens.training.microbatch import until_it_fits
 
 PROBE_IMAGES = 16
 

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from finelens.errors import UserError
-from finelens.files import save_tensors, write_json
 from finelens.protocol import Backbone, Batch, Task
+from finelens.storage.files import write_json
+from finelens.storage.tensors import save_tensors
 from finelens.training.checkpoint import task_tensors
 
 STATE_FILE = "state.safetensors"

@@ -13,19 +13,19 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from finelens.config import TrainingConfig
+from finelens.engine.engine import Engine
+from finelens.engine.microbatch import BufferSnapshot, is_out_of_memory, until_it_fits
 from finelens.errors import UserError
 from finelens.images.batches import batches, epoch_order
-from finelens.images.views import ViewConfig
+from finelens.images.view_config import ViewConfig
 from finelens.protocol import Batch, ImageStore, StepOutput, Task
 from finelens.training.checkpoint import Position, load_checkpoint, named_trainable, save_checkpoint, task_tensors
-from finelens.training.engine import Engine
+from finelens.training.config import TrainingConfig
 from finelens.training.failure import first_not_finite, save_failure
 from finelens.training.memory import PseudoLabelMemory
-from finelens.training.microbatch import BufferSnapshot, is_out_of_memory, until_it_fits
 from finelens.training.prefix_cache import PrefixCache
-from finelens.training.said import Said
 from finelens.training.schedule import build_optimizer, learning_rate, set_lr
+from finelens.training.step_log import Said
 
 
 class Interrupted(Exception):

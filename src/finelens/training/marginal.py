@@ -7,8 +7,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from finelens.solvers.prior import estimate_prior
 from finelens.training.losses import marginal_loss
-from finelens.training.prior import estimate_prior
 from finelens.training.state import resize_on_load
 
 Marginal = Literal["uniform", "prior", "none"]

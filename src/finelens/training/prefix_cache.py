@@ -18,13 +18,13 @@ import torch
 from torch import Tensor
 
 from finelens.backbones.tuning import last_blocks
-from finelens.cache import spill_folder
-from finelens.config import TrainingConfig
+from finelens.engine.engine import Engine
 from finelens.errors import UserError
-from finelens.files import write_error
 from finelens.images.batches import NO_VIEWS
 from finelens.protocol import Batch, NotAvailableError, PrefixRows, Task, ViewPlan
-from finelens.training.engine import Engine
+from finelens.storage.cache import spill_folder
+from finelens.storage.files import write_error
+from finelens.training.config import TrainingConfig
 
 KINDS = ("weak", "strong", "crops", "centre")
 

@@ -7,9 +7,9 @@ import math
 import torch
 from torch import nn
 
-from finelens.config import TrainingConfig
 from finelens.errors import UserError
 from finelens.protocol import Task
+from finelens.training.config import TrainingConfig
 
 # Rate of the warm-up epochs (CoOp).
 WARMUP_LR = 1e-5

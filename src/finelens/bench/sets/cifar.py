@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from finelens.bench.data import DataSet, Part
-from finelens.bench.guard import Labels
 from finelens.bench.sets.common import readable, text_lines
+from finelens.bench.sets.data import DataSet, Part
+from finelens.bench.sets.sealed import Labels
 from finelens.errors import UserError
 
 SIDE = 32

@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from finelens.bench.data import DataSet, Part
-from finelens.bench.guard import Labels
-from finelens.classes.files import read_utf8
+from finelens.bench.sets.data import DataSet, Part
+from finelens.bench.sets.sealed import Labels
 from finelens.classes.names import check_names
+from finelens.classes.text_files import read_utf8
 from finelens.errors import UserError
 from finelens.images.discover import ImageFile, discover, display_name
 

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from finelens.bench.data import DataSet
 from finelens.bench.sets.common import listed_part, readable
+from finelens.bench.sets.data import DataSet
 from finelens.classes.names import check_names
 from finelens.errors import UserError
-from finelens.files import read_json
+from finelens.storage.files import read_json
 
 
 def read_coop(name: str, split_file: Path, images: Path, templates: tuple[str, ...] | None = None) -> DataSet:

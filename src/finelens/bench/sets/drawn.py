@@ -7,8 +7,8 @@ import math
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
-from finelens.bench.data import DataSet
 from finelens.bench.sets.common import listed_part, spoken
+from finelens.bench.sets.data import DataSet
 from finelens.classes.names import check_names
 from finelens.images.discover import discover
 

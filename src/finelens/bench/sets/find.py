@@ -6,8 +6,8 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from finelens.bench.data import DataSet
 from finelens.bench.sets import webdataset
+from finelens.bench.sets.data import DataSet
 from finelens.bench.sets.imagefolder import read_image_folder, test_folder
 from finelens.bench.sets.lists import list_files, read_lists
 from finelens.bench.sets.parquet import read_parquet, shards_of

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from finelens.bench.data import DataSet, folder_set, read_folder
 from finelens.bench.sets.common import TESTS, listed_part
+from finelens.bench.sets.data import DataSet, folder_set, read_folder
 from finelens.bench.sets.lists import entries
 from finelens.classes.names import check_names, match, read_class_file
 from finelens.errors import UserError

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from finelens.bench.data import DataSet, Part
-from finelens.bench.guard import Labels
 from finelens.bench.sets.common import folder_part, listed_part, read_table, text_lines
+from finelens.bench.sets.data import DataSet, Part
+from finelens.bench.sets.sealed import Labels
 from finelens.bench.sets.wordnet import class_folders, class_names, find_file, is_wnid, named, synsets
 from finelens.errors import UserError
 from finelens.images.discover import discover

@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from finelens.bench.data import DataSet, folder_set
 from finelens.bench.sets.common import listed_part
-from finelens.classes.files import read_utf8
+from finelens.bench.sets.data import DataSet, folder_set
 from finelens.classes.names import check_names, match, read_class_file
+from finelens.classes.text_files import read_utf8
 from finelens.errors import UserError
 
 SUFFIXES = (".csv", ".jsonl", ".parquet")

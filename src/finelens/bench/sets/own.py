@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from finelens.bench.data import DataSet
 from finelens.bench.sets.common import finish, readable, spoken, text_lines
+from finelens.bench.sets.data import DataSet
 from finelens.errors import UserError
 from finelens.images.discover import discover
 

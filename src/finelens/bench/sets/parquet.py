@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from finelens.bench.data import DataSet, Part, folder_set
-from finelens.bench.guard import Labels
 from finelens.bench.sets.common import TESTS, readable
+from finelens.bench.sets.data import DataSet, Part, folder_set
+from finelens.bench.sets.sealed import Labels
 from finelens.classes.names import check_names
 from finelens.errors import UserError
 from finelens.images.store import EncodedImage

@@ -6,10 +6,10 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from finelens.bench.data import DataSet
 from finelens.bench.sets import sources
 from finelens.bench.sets.cifar import read_cifar10, read_cifar100
 from finelens.bench.sets.coop import read_coop
+from finelens.bench.sets.data import DataSet
 from finelens.bench.sets.drawn import read_drawn
 from finelens.bench.sets.imagenet import KAGGLE, read_imagenet
 from finelens.bench.sets.own import read_aircraft, read_cub, read_dtd, read_food101, read_pets, read_sun397, read_ucf101

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 
-from finelens.bench.data import DataSet
 from finelens.bench.sets.common import finish, mat_variable, read_table
+from finelens.bench.sets.data import DataSet
 from finelens.classes.names import read_class_file
 from finelens.errors import UserError
-from finelens.files import read_json
+from finelens.storage.files import read_json
 
 Templates = tuple[str, ...] | None
 Rows = list[tuple[str, int]]

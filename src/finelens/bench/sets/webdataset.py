@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from finelens.bench.data import DataSet, Part, folder_set
-from finelens.bench.guard import Labels
+from finelens.bench.sets.data import DataSet, Part, folder_set
+from finelens.bench.sets.sealed import Labels
 from finelens.bench.sets.tar_shards import GZIP, OTHERS, PLAIN, Archives, members
 from finelens.classes.names import check_names, match, read_class_file
 from finelens.errors import UserError

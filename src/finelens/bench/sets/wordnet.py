@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from finelens.bench.data import DataSet, Part
-from finelens.bench.guard import Labels
 from finelens.bench.sets.common import folder_part, mat_variable, text_lines
+from finelens.bench.sets.data import DataSet, Part
+from finelens.bench.sets.sealed import Labels
 from finelens.classes.names import check_names, normalise
 from finelens.errors import UserError
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from finelens.config import TrainingConfig
+from finelens.classes.heads import ClassHeads
+from finelens.engine.engine import Engine
 from finelens.methods.coop.config import CoopConfig
 from finelens.methods.coop.task import TRAINING, Coop, check_backbone
-from finelens.methods.heads import ClassHeads
-from finelens.training.engine import Engine
+from finelens.training.config import TrainingConfig
 
 __all__ = ["CONFIG", "TRAINING", "build"]
 

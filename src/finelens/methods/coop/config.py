@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from finelens.strict import require
+from finelens.core.options import require
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from finelens.classes.files import quote
+from finelens.classes.text_files import quote
 from finelens.errors import UserError
 from finelens.images.randomness import generator
 from finelens.methods.coop.config import CoopConfig

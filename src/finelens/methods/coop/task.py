@@ -9,15 +9,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from finelens.classes.heads import ClassHeads
+from finelens.engine.engine import Engine
 from finelens.errors import UserError
 from finelens.methods.coop.config import CoopConfig
 from finelens.methods.coop.context import Prompts, encode_prompts, initial_context, place_context
-from finelens.methods.heads import ClassHeads
 from finelens.methods.registry import METHODS
 from finelens.protocol import Batch, Cost, NotAvailableError, Optimisation, StepOutput, TargetFeatures, Task, ViewPlan
-from finelens.training.engine import Engine
-from finelens.training.said import number
 from finelens.training.state import resize_on_load
+from finelens.training.step_log import number
 
 # What the loop uses for these methods unless the user says otherwise (CoOp and UPL).
 TRAINING = {"epochs": 50, "batch_size": 32, "lr": 2e-3, "min_lr": 0.0, "weight_decay": 5e-4, "scope": "none"}

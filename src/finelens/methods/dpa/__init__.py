@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from finelens.config import TrainingConfig
+from finelens.classes.heads import ClassHeads
+from finelens.engine.engine import Engine
 from finelens.methods.dpa.config import DpaConfig
 from finelens.methods.dpa.task import Dpa
-from finelens.methods.heads import ClassHeads
-from finelens.training.engine import Engine
+from finelens.training.config import TrainingConfig
 
 CONFIG = DpaConfig
 

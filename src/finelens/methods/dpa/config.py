@@ -6,9 +6,9 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from finelens.config import TrainingConfig
+from finelens.core.options import require
 from finelens.methods.dpa.presets import PRESETS
-from finelens.strict import require
+from finelens.training.config import TrainingConfig
 from finelens.training.marginal import Marginal
 
 PresetName = Literal[

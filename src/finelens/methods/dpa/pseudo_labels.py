@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from finelens.methods.common import PseudoLabels, ranking
+from finelens.training.pseudo_labels import PseudoLabels, ranking
 
 
 def align_distribution(log_posterior: Tensor, log_means: Tensor, prior: Tensor | None = None) -> Tensor:

@@ -9,17 +9,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from finelens.methods.common import PseudoLabels, self_training_loss, split_by_decay
+from finelens.engine.engine import Engine
 from finelens.methods.dpa.config import DpaConfig
 from finelens.methods.dpa.prototypes import alignment_loss, image_prototypes
 from finelens.methods.dpa.pseudo_labels import align_distribution, assign
-from finelens.methods.hinted import HintMemory
+from finelens.methods.parts.hint_memory import HintMemory
 from finelens.protocol import Batch, Cost, StepOutput, TargetFeatures, Task, ViewPlan
-from finelens.training.engine import Engine
 from finelens.training.losses import log_batch_marginal
 from finelens.training.marginal import ClassPrior
-from finelens.training.said import number
+from finelens.training.pseudo_labels import PseudoLabels, self_training_loss, split_by_decay
 from finelens.training.state import resize_on_load
+from finelens.training.step_log import number
 
 
 class Dpa(Task):

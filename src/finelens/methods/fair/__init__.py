@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from finelens.config import TrainingConfig
+from finelens.classes.heads import ClassHeads
+from finelens.engine.engine import Engine
 from finelens.methods.fair.config import FairConfig
 from finelens.methods.fair.task import Fair
-from finelens.methods.heads import ClassHeads
-from finelens.training.engine import Engine
+from finelens.training.config import TrainingConfig
 
 CONFIG = FairConfig
 

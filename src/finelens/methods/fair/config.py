@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from finelens.strict import require
+from finelens.core.options import require
 from finelens.training.marginal import Marginal
 
 

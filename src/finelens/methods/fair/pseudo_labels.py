@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from finelens.methods.common import PseudoLabels, ranking
+from finelens.training.pseudo_labels import PseudoLabels, ranking
 
 
 def ambiguity(posterior: Tensor, eta: float) -> Tensor:

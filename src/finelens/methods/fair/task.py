@@ -10,17 +10,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from finelens.engine.engine import Engine
 from finelens.errors import UserError
 from finelens.images.views import views_of_centre
-from finelens.methods.common import PseudoLabels, is_matrix, self_training_loss, split_by_decay
 from finelens.methods.fair.alignment import alignment_logits, class_logits, select_crops
 from finelens.methods.fair.anchors import kmeans_anchors
 from finelens.methods.fair.config import FairConfig
 from finelens.methods.fair.pseudo_labels import assign
-from finelens.methods.hinted import HintMemory
+from finelens.methods.parts.hint_memory import HintMemory
 from finelens.protocol import Batch, Cost, InferenceViews, StepOutput, TargetFeatures, Task, ViewPlan
-from finelens.training.engine import Engine
 from finelens.training.marginal import ClassPrior
+from finelens.training.pseudo_labels import PseudoLabels, is_matrix, self_training_loss, split_by_decay
 
 
 class Fair(Task):

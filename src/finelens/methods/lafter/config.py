@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from finelens.methods.student import StudentConfig
+from finelens.methods.parts.student import StudentConfig
 from finelens.methods.text_classifier import TextClassifierConfig
 
 

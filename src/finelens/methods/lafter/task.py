@@ -6,14 +6,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from finelens.methods.common import PseudoLabels
-from finelens.methods.heads import ClassHeads
-from finelens.methods.hinted import HintMemory
+from finelens.classes.heads import ClassHeads
+from finelens.engine.engine import Engine
 from finelens.methods.lafter.config import LafterConfig
-from finelens.methods.student import Student
+from finelens.methods.parts.hint_memory import HintMemory
+from finelens.methods.parts.student import Student
 from finelens.methods.text_classifier import train_text_head
 from finelens.protocol import Batch, Cost, StepOutput, TargetFeatures, ViewPlan
-from finelens.training.engine import Engine
+from finelens.training.pseudo_labels import PseudoLabels
 
 
 class Lafter(Student):

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from finelens.config import TrainingConfig
-from finelens.methods.heads import ClassHeads
+from finelens.classes.heads import ClassHeads
+from finelens.engine.engine import Engine
 from finelens.methods.microclip.config import MicroClipConfig
 from finelens.methods.microclip.task import MicroClip
-from finelens.training.engine import Engine
+from finelens.training.config import TrainingConfig
 
 CONFIG = MicroClipConfig
 

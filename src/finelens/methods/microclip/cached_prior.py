@@ -7,9 +7,9 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from finelens.engine.engine import Engine
 from finelens.methods.microclip.pseudo_labels import multi_view_feature
 from finelens.protocol import Batch
-from finelens.training.engine import Engine
 from finelens.training.state import resize_on_load
 
 

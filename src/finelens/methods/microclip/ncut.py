@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from finelens.threads import side_by_side
+from finelens.core.threads import side_by_side
 
 TAU = 0.2
 EPS = 1e-6

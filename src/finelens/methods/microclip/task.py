@@ -11,21 +11,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from finelens.classes.heads import ClassHeads
+from finelens.core.threads import ahead
+from finelens.engine.engine import Engine
 from finelens.images.randomness import generator
-from finelens.methods.common import is_matrix, split_by_decay
-from finelens.methods.heads import ClassHeads
-from finelens.methods.hinted import HintMemory
 from finelens.methods.microclip.cached_prior import CachedPrior, encode_crops
 from finelens.methods.microclip.config import MicroClipConfig
 from finelens.methods.microclip.ncut import Saliency, ncut_saliency
 from finelens.methods.microclip.pseudo_labels import aggregate, fuse_features, multi_view_feature
 from finelens.methods.microclip.soap import Soap, masked_mean
+from finelens.methods.parts.hint_memory import HintMemory
 from finelens.protocol import Batch, Cost, ImageTokens, StepOutput, TargetFeatures, Task, ViewPlan
-from finelens.training.ahead import ahead
-from finelens.training.engine import Engine
 from finelens.training.losses import running_log_marginal
 from finelens.training.marginal import ClassPrior
-from finelens.training.said import number
+from finelens.training.pseudo_labels import is_matrix, split_by_decay
+from finelens.training.step_log import number
 
 # Learning rate of SOAP's projections on a convolutional tower, as a share of the published one.
 CONVOLUTIONAL_LR_SCALE = 0.1

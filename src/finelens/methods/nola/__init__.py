@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from finelens.classes.heads import mean_description_head
-from finelens.config import TrainingConfig
-from finelens.methods.heads import ClassHeads
+from finelens.classes.heads import ClassHeads, mean_description_head
+from finelens.engine.engine import Engine
 from finelens.methods.nola.config import NolaConfig
 from finelens.methods.nola.second_encoder import check_second_encoder
 from finelens.methods.nola.task import Nola
-from finelens.training.engine import Engine
+from finelens.training.config import TrainingConfig
 
 CONFIG = NolaConfig
 

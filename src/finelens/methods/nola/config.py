@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from finelens.methods.student import StudentConfig
-from finelens.strict import require
+from finelens.core.options import require
+from finelens.methods.parts.student import StudentConfig
 
 FORMS = "self, embedded, timm:NAME or local:DIR"
 

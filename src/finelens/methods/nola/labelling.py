@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from finelens.console import Console
+from finelens.core.console import Console
 from finelens.images.randomness import generator, permutation, seed_for
 from finelens.methods.text_classifier import linear_start
 from finelens.protocol import Hints

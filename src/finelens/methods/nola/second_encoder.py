@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from torchvision.transforms.v2.functional import normalize
 
 from finelens.backbones.registry import load_backbone
+from finelens.core.options import nearest
+from finelens.engine.engine import Engine
 from finelens.errors import UserError
-from finelens.files import load_tensors
 from finelens.methods.nola.config import NolaConfig
 from finelens.protocol import Interpolation, Preprocess, TargetFeatures
-from finelens.strict import nearest
-from finelens.training.engine import Engine
+from finelens.storage.tensors import load_tensors
 
 
 def check_second_encoder(config: NolaConfig) -> None:

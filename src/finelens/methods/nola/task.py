@@ -7,16 +7,16 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from finelens.methods.common import PseudoLabels
-from finelens.methods.head_task import cosine_logits
-from finelens.methods.hinted import HintMemory
+from finelens.engine.engine import Engine
 from finelens.methods.nola.config import NolaConfig
 from finelens.methods.nola.labelling import LabellingNetwork, select_confident, with_hints
 from finelens.methods.nola.second_encoder import second_features
 from finelens.methods.nola.stopping import AgreementStop
-from finelens.methods.student import Student
+from finelens.methods.parts.frozen import cosine_logits
+from finelens.methods.parts.hint_memory import HintMemory
+from finelens.methods.parts.student import Student
 from finelens.protocol import Batch, Cost, StepOutput, TargetFeatures, ViewPlan
-from finelens.training.engine import Engine
+from finelens.training.pseudo_labels import PseudoLabels
 from finelens.training.state import resize_on_load
 
 

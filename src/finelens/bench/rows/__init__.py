@@ -1,0 +1,1 @@
+"""Rows of the benchmark: how each is made, one method on one set under one protocol."""

@@ -1,0 +1,67 @@
+"""What a run would say about itself without labels: the figures that its report rests on, beside what labels say."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from finelens.core.console import Console
+from finelens.core.options import to_plain
+from finelens.evaluation.collapse import pseudo_label_warning
+from finelens.evaluation.signals import Signals, nearest_images, signals_of
+from finelens.evaluation.verdict import Verdict, nothing_trained, verdict
+from finelens.methods.registry import find_method
+from finelens.protocol import ImageStore
+from finelens.runs.fit import Fitted, run_temperature
+from finelens.runs.predict import predict_store
+
+
+@dataclass(frozen=True)
+class Health:
+    """Found on the images that a method was fitted to.
+
+    Attributes:
+        temperature: What a run would divide the logits by.
+        signals: Label-free numbers.
+        verdict: What a report would open with.
+        untrained: Why nothing was trained though the method trains; None where it was.
+    """
+
+    temperature: float
+    signals: Signals
+    verdict: Verdict
+    untrained: str | None
+
+    def to_json(self) -> dict[str, Any]:
+        """For a line of results, which has the temperature among its measures."""
+        signals = {name: round(value, 4) if isinstance(value, float) else value for name, value in to_plain(self.signals).items()}
+        said = {} if self.untrained is None else {"untrained": self.untrained}
+        return {"verdict": self.verdict.level, **said, "signals": signals}
+
+
+def health_of(fitted: Fitted, store: ImageStore, quiet: Console, *, labelled: bool = False) -> Health | None:
+    """Ask a fitted model about its own images, after cost and time were taken; None for many views, which would be encoded again.
+
+    Args:
+        fitted: From :func:`finelens.runs.fit.fit`.
+        store: The images it was fitted to.
+        quiet: Says nothing.
+        labelled: Whether labels took part.
+    """
+    if find_method(fitted.model.method).family == "views":
+        return None
+    logits = predict_store(fitted.model, store, quiet, features=fitted.features)["logits"]
+    temperature = run_temperature(fitted, logits, nearest_images(fitted.looks, logits.shape[1]))
+    first, described = fitted.zero_shot_logits, fitted.described_logits
+    signals = signals_of((logits / temperature).softmax(1), first.softmax(1), described)
+    if fitted.untrained is not None:
+        return Health(temperature, signals, nothing_trained(signals, fitted.untrained), fitted.untrained)
+    alarm = pseudo_label_warning(_counts(logits), _counts(first), fitted.model.class_names)
+    return Health(temperature, signals, verdict(signals, [] if alarm is None else [alarm], labelled=labelled), None)
+
+
+def _counts(logits: Tensor) -> list[int]:
+    found: list[int] = logits.argmax(1).bincount(minlength=logits.shape[1]).tolist()
+    return found

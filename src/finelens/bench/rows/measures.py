@@ -1,0 +1,98 @@
+"""What a row measures, from logits of the method and of the unadapted model on the same images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from finelens.evaluation.metrics import accuracy, ece, evaluate_predictions, mcnemar, nll, paired_bootstrap
+from finelens.storage.predictions import softmax
+
+# Every measure that is one number, so that tables know its unit: shares are shown in per cent.
+SHARES = frozenset(
+    {
+        "accuracy",
+        "class_mean_accuracy",
+        "worst_10_percent",
+        "macro_f1",
+        "ece",
+        "calibrated_ece",
+        "zero_shot_ece",
+        "zero_shot_accuracy",
+        "zero_shot_class_mean_accuracy",
+        "description_ensemble_accuracy",
+        "difference",
+        "gain",
+        "agreement",
+    }
+)
+NUMBERS = frozenset({"nll", "calibrated_nll", "zero_shot_nll", "temperature", "mcnemar_p", "gain_mcnemar_p", "absent_classes", "n"})
+
+# Of what evaluate_predictions returns; class by class it would be far longer than all the rest.
+_KEPT = (
+    "accuracy",
+    "accuracy_interval",
+    "class_mean_accuracy",
+    "worst_10_percent",
+    "macro_f1",
+    "ece",
+    "nll",
+    "zero_shot_accuracy",
+    "zero_shot_class_mean_accuracy",
+    "difference",
+    "difference_interval",
+    "mcnemar_p",
+    "branches",
+    "n",
+)
+
+
+def measure(
+    targets: np.ndarray,
+    logits: Mapping[str, np.ndarray],
+    zero_shot: Mapping[str, np.ndarray],
+    class_names: Sequence[str],
+    temperature: float | None = None,
+) -> tuple[dict[str, Any], np.ndarray]:
+    """All measures of a row.
+
+    Args:
+        targets: Class of each test image, (N,).
+        logits: Of the method, (N, C), by branch; ``logits`` is its answer.
+        zero_shot: Of the unadapted model, (N, C): ``templates`` and ``descriptions``.
+        class_names: C names.
+        temperature: What a run would divide the logits by, found without labels; None where it was not asked.
+
+    Returns:
+        The measures: what :func:`finelens.evaluation.metrics.evaluate_predictions` says but for single classes; ``agreement`` with zero-shot;
+        ``description_ensemble_accuracy``; ``baseline``, the better of the two unadapted answers, with ``gain``, ``gain_interval`` and
+        ``gain_mcnemar_p`` against it; ``zero_shot_ece`` and ``zero_shot_nll``; with a ``temperature``, that and ``calibrated_ece`` and
+        ``calibrated_nll``. And whether each image is right, (N,).
+    """
+    probabilities = softmax(logits["logits"])
+    answers, first = probabilities.argmax(1), {name: values.argmax(1) for name, values in zero_shot.items()}
+    branches = {name: values.argmax(1) for name, values in logits.items() if name != "logits"}
+    full = evaluate_predictions(targets, probabilities, class_names, zero_shot=first["templates"], branches=branches)
+    baseline = max(("templates", "descriptions"), key=lambda name: (first[name] == targets).mean())
+    correct, correct_first = answers == targets, first[baseline] == targets
+    start = softmax(zero_shot["templates"])
+    return {name: full[name] for name in _KEPT} | {
+        "absent_classes": len(full["absent_classes"]),
+        "agreement": accuracy(first["templates"], answers),
+        "description_ensemble_accuracy": accuracy(targets, first["descriptions"]),
+        "baseline": baseline,
+        "gain": float(correct.mean() - correct_first.mean()),
+        "gain_interval": list(paired_bootstrap(correct, correct_first)),
+        "gain_mcnemar_p": mcnemar(correct, correct_first),
+        "zero_shot_ece": ece(targets, start),
+        "zero_shot_nll": nll(targets, start),
+    } | _calibrated(targets, logits["logits"], temperature), correct
+
+
+def _calibrated(targets: np.ndarray, logits: np.ndarray, temperature: float | None) -> dict[str, float]:
+    if temperature is None:
+        return {}
+    p = softmax(logits / temperature)
+    return {"temperature": temperature, "calibrated_ece": ece(targets, p), "calibrated_nll": nll(targets, p)}

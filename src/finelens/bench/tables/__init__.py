@@ -1,0 +1,1 @@
+"""What is read from the rows: tables, comparisons, the leaderboard."""

@@ -1,0 +1,116 @@
+"""Labels that a person gives on purpose for a few of the target images. They are an input of the run like the class list, never read from folders."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from finelens.classes.labels import read_labels
+from finelens.classes.names import nearest
+from finelens.classes.text_files import quote
+from finelens.core.schemas import LABEL_COLUMNS
+from finelens.errors import UserError
+from finelens.images.store import ImageRecord
+from finelens.protocol import Hints
+from finelens.storage.predictions import escape_cell
+
+NONE_OF_THESE = -1
+
+
+def read_hint_labels(path: Path, photos: Path, class_names: Sequence[str], names: Sequence[str] | None = None) -> dict[str, int]:
+    """Class, or -1 for none of them, by file name: all that can be checked before an image is read.
+
+    Args:
+        path: As for :func:`read_hints`.
+        photos: As for :func:`read_hints`.
+        class_names: C names.
+        names: Names that a feature file stored; None for a folder.
+
+    Raises:
+        UserError: The file cannot be read, names a file or class that does not exist, or contradicts itself.
+    """
+    return read_labels(photos, path, class_names, none_label=NONE_OF_THESE, names=names, what="hints file")
+
+
+def read_hints(path: Path, photos: Path, records: Sequence[ImageRecord], class_names: Sequence[str]) -> Hints:
+    """Read a hints file.
+
+    Args:
+        path: CSV file with the columns ``path`` (relative to ``photos``) and ``label``; an empty label says "none of these classes".
+        photos: Folder of the target photographs, or the feature file.
+        records: What became of each file.
+        class_names: C names.
+
+    Raises:
+        UserError: The file cannot be read, names a file or class that does not exist, contradicts itself, or no hinted image could be read.
+    """
+    labels = read_hint_labels(path, photos, class_names, None if photos.is_dir() else [record.name for record in records])
+    positions = {record.name: record.index for record in records}
+    unread = [name for name in labels if positions.get(name) is None]
+    if len(unread) == len(labels):
+        raise UserError(f"hints file {quote(str(path))}: none of its {len(labels)} files is an image that can be read (first: {quote(unread[0])})")
+    return _hints({index: label for name, label in labels.items() if (index := positions.get(name)) is not None})
+
+
+def hints_by_position(given: Mapping[int, str], records: Sequence[ImageRecord], class_names: Sequence[str]) -> Hints:
+    """Hints for images that come from Python.
+
+    Args:
+        given: Class names by position in the input; the empty name says "none of these classes".
+        records: One per input, in its order.
+        class_names: C names.
+
+    Raises:
+        UserError: A position or name that does not exist, or an image that could not be read.
+    """
+    found: dict[int, int] = {}
+    for position, name in given.items():
+        if not 0 <= position < len(records):
+            raise UserError(f"hints: there is no image at position {position}; there are {len(records)}")
+        index = records[position].index
+        if index is None:
+            raise UserError(f"hints: image {position} could not be read ({records[position].reason}); leave it out")
+        if name and name not in class_names:
+            near = nearest(name, class_names)
+            raise UserError(f"hints: unknown class {quote(name)} at position {position}" + (f"; did you mean {quote(near)}?" if near else ""))
+        found[index] = class_names.index(name) if name else NONE_OF_THESE
+    return _hints(found)
+
+
+def _hints(labels: Mapping[int, int]) -> Hints:
+    import torch
+
+    order = sorted(labels)
+    return Hints(torch.tensor(order, dtype=torch.int64), torch.tensor([labels[i] for i in order], dtype=torch.int64))
+
+
+def describe_hints(hints: Hints, class_names: Sequence[str]) -> str:
+    """How many images and classes the hints cover; one line."""
+    known = hints.label[hints.label >= 0]
+    text = f"hints: {len(hints.index)} images, {len(known.unique())} of {len(class_names)} classes"
+    none = len(hints.label) - len(known)
+    return text + (f", {none} belong to none of them" if none else "")
+
+
+def hints_digest(hints: Hints) -> str:
+    """Hash of positions and labels; the positions follow from the images' content."""
+    return hashlib.sha256(f"{hints.index.tolist()} {hints.label.tolist()}".encode()).hexdigest()
+
+
+def given_hints(hints: Hints, records: Sequence[ImageRecord], class_names: Sequence[str]) -> str:
+    """A hints file that says what the run was given, about the images that could be read."""
+    names = {record.index: record.name for record in records}
+    pairs = zip(hints.index.tolist(), hints.label.tolist(), strict=True)
+    return hints_csv({names[index]: class_names[label] if label >= 0 else "" for index, label in pairs})
+
+
+def hints_csv(hints: Mapping[str, str]) -> str:
+    """The content of a hints file: class names by path, the empty name for "none of these"."""
+    file = io.StringIO(newline="")
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(LABEL_COLUMNS)
+    writer.writerows([escape_cell(path), escape_cell(label)] for path, label in hints.items())
+    return file.getvalue()

@@ -1,0 +1,157 @@
+"""True classes of test images, from the folders they lie in or from a CSV file. Only ``evaluate`` reads labels."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Callable, Container, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+
+from finelens.classes.names import classes_of_folders, match, nearest
+from finelens.classes.names import folder_classes as find_folder_classes
+from finelens.classes.text_files import listing, quote, read_utf8
+from finelens.core.schemas import LABEL_COLUMNS
+from finelens.errors import UserError
+from finelens.images.discover import display_name
+from finelens.storage.predictions import unescape_cell
+
+FOLDERS = "folders"
+
+FolderClasses = Callable[[Path, Sequence[str]], Mapping[str, str]]
+
+
+def read_labels(
+    test_dir: Path | str,
+    labels: Path | str,
+    class_names: Sequence[str],
+    *,
+    folder_classes: FolderClasses = find_folder_classes,
+    none_label: int | None = None,
+    names: Sequence[str] | None = None,
+    what: str = "labels file",
+) -> dict[str, int]:
+    """Read the true class of the files below a folder.
+
+    Args:
+        test_dir: Folder TEST.
+        labels: ``folders``, where the first folder below TEST names the class, or the path of a CSV file with the columns ``path`` (relative to TEST)
+            and ``label``.
+        class_names: C names; labels and folders are matched to them by name, whatever the order.
+        folder_classes: Rule that gives the class name of each folder below TEST.
+        names: Paths that a feature file ``test_dir`` stored; None for a folder.
+        none_label: What an empty label in a CSV file stands for; None refuses it.
+        what: What messages call the CSV file.
+
+    Returns:
+        Path relative to TEST, spelled as image records spell it (``images.discover.display_name``) -> class index in [0, C). With ``folders`` every
+        file is included, image or not.
+
+    Raises:
+        UserError: TEST or the labels file cannot be read, or names a class or file that does not exist, contradicts itself, or leaves TEST.
+    """
+    test_dir = Path(test_dir)
+    if names is not None:
+        files = {name: PurePosixPath(name).parts[0] if "/" in name else "" for name in names}
+        if str(labels) == FOLDERS:
+            folders = classes_of_folders(test_dir, sorted({folder for folder in files.values() if folder}), class_names)
+            return _from_folders(test_dir, files, folders, class_names)
+        return _from_csv(test_dir, files, Path(labels), class_names, none_label, what)
+    if not os.path.isdir(test_dir):
+        raise UserError(f"test folder {quote(str(test_dir))} is not a folder; check the path")
+    if str(labels) == FOLDERS:
+        return _from_folders(test_dir, _files(test_dir), folder_classes(test_dir, class_names), class_names)
+    return _from_csv(test_dir, _files(test_dir), Path(labels), class_names, none_label, what)
+
+
+def _from_folders(test_dir: Path, files: Mapping[str, str], folders: Mapping[str, str], class_names: Sequence[str]) -> dict[str, int]:
+    index = {name: i for i, name in enumerate(class_names)}
+    result = {path: index[folders[folder]] for path, folder in files.items() if folder in folders}
+    if not result:
+        raise UserError(f"the class folders of {quote(str(test_dir))} hold no files; put the test images in them")
+    return result
+
+
+def _files(test_dir: Path) -> dict[str, str]:
+    """Every file below a folder: name as the table of predictions spells it -> first folder on the way, empty for a file at the top."""
+    result: dict[str, str] = {}
+    for parent, _, files in os.walk(test_dir):
+        parts = Path(parent).relative_to(test_dir).parts
+        result.update({display_name(Path(*parts, file)): parts[0] if parts else "" for file in files})
+    return dict(sorted(result.items()))
+
+
+def _from_csv(
+    test_dir: Path, files: Mapping[str, str], labels: Path, class_names: Sequence[str], none_label: int | None, what: str
+) -> dict[str, int]:
+    rows = _read_rows(labels, what)
+    named = f"{what} {quote(str(labels))}"
+    known = match({label for _, _, label in rows}, class_names)
+    positions = {name: i for i, name in enumerate(class_names)}
+    index = {label: positions[name] for label, name in known.items()} | ({} if none_label is None else {"": none_label})
+    unknown = {label: line for line, _, label in reversed(rows) if label not in index}
+    if unknown:
+        raise UserError(_unknown_labels(named, unknown, class_names))
+    result: dict[str, int] = {}
+    lines: dict[str, int] = {}
+    for line, cell, label in rows:
+        path = _find(files, test_dir, cell, f"{named}, line {line}")
+        target = index[label]
+        if result.setdefault(path, target) != target:
+            raise UserError(
+                f"{named}, line {line}: {quote(path)} is {quote(label)} here but "
+                f"{_label_of(result[path], class_names)} in line {lines[path]}; keep one of the two"
+            )
+        lines.setdefault(path, line)
+    return result
+
+
+def _label_of(target: int, class_names: Sequence[str]) -> str:
+    return quote(class_names[target]) if target in range(len(class_names)) else "none of the classes"
+
+
+def _read_rows(labels: Path, kind: str) -> list[tuple[int, str, str]]:
+    """Line number, path and label of each row."""
+    what = f"{kind} {quote(str(labels))}"
+    reader = csv.reader(io.StringIO(read_utf8(labels, kind), newline=""), strict=True)
+    rows: list[tuple[int, str, str]] = []
+    try:
+        header = [cell.strip() for cell in next(reader, [])]
+        missing = [column for column in LABEL_COLUMNS if column not in header]
+        if missing:
+            found = listing([quote(cell) for cell in header]) or "nothing"
+            raise UserError(
+                f"{what} lacks the column {missing[0]}; its first line must be {','.join(LABEL_COLUMNS)}, separated by commas, found {found}"
+            )
+        path_at, label_at = (header.index(column) for column in LABEL_COLUMNS)
+        for cells in reader:
+            if not any(cells):
+                continue
+            if len(cells) != len(header):
+                raise UserError(f"{what}, line {reader.line_num}: expected {len(header)} cells, got {len(cells)}; quote cells that hold commas")
+            rows.append((reader.line_num, cells[path_at], unescape_cell(cells[label_at].strip())))
+    except csv.Error as error:
+        raise UserError(f"{what}, line {reader.line_num}: {error}; save it as comma-separated values") from error
+    if not rows:
+        raise UserError(f"{what} has no rows; add one {','.join(LABEL_COLUMNS)} line for each image")
+    return rows
+
+
+def _find(files: Container[str], test_dir: Path, cell: str, where: str) -> str:
+    """The file that a cell names, relative to TEST, written by hand or copied from predictions.csv with its escapes and apostrophe."""
+    if PurePosixPath(cell).is_absolute() or Path(cell).is_absolute() or ".." in PurePosixPath(cell).parts:
+        raise UserError(f"{where}: {quote(cell)} leaves the folder of the images; give paths relative to {quote(str(test_dir))}")
+    for text in (cell, unescape_cell(cell)):
+        plain = PurePosixPath(text).as_posix()
+        for name in (plain, display_name(plain)):
+            if name in files:
+                return name
+    raise UserError(f"{where}: there is no file {quote(cell)} in {quote(str(test_dir))}; give paths relative to that folder")
+
+
+def _unknown_labels(named: str, unknown: Mapping[str, int], class_names: Sequence[str]) -> str:
+    first = min(unknown, key=lambda label: unknown[label])
+    near = nearest(first, class_names)
+    remedy = f"did you mean {quote(near)}?" if near else f"classes are: {listing([quote(name) for name in class_names])}"
+    more = f" ({len(unknown) - 1} more labels are unknown)" if len(unknown) > 1 else ""
+    return f"{named}, line {unknown[first]}: unknown label {quote(first)}; {remedy}{more}"

@@ -1,0 +1,75 @@
+"""Which float type the image tower computes in, and why."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import torch
+
+from finelens.errors import UserError
+
+
+@dataclass(frozen=True)
+class Precision:
+    """Float type of the image tower; norms, softmax, losses and prototypes stay in float32.
+
+    Attributes:
+        dtype: ``torch.float32`` or ``torch.bfloat16``.
+        reason: One line for the user.
+    """
+
+    dtype: torch.dtype
+    reason: str
+
+    @property
+    def name(self) -> str:
+        """``float32`` or ``bfloat16``, as the configuration calls it."""
+        return str(self.dtype).removeprefix("torch.")
+
+    def autocast(self, device: torch.device) -> AbstractContextManager[None]:
+        """Context in which the tower runs."""
+        return torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.dtype == torch.bfloat16)
+
+
+def choose_precision(wanted: str, device: torch.device) -> Precision:
+    """Resolve ``auto`` by what the processor can do, not by timing it: the same machine must give the same bits on a busy day.
+
+    Args:
+        wanted: ``auto``, ``float32`` or ``bfloat16``.
+        device: Where the tower runs.
+    """
+    if wanted != "auto":
+        return Precision(getattr(torch, wanted), f"{wanted} (training.precision)")
+    if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
+        return Precision(torch.bfloat16, f"bfloat16: {torch.cuda.get_device_name(device)} computes in it")
+    if device.type == "cpu":
+        units = [name for name, flag in (("AMX", "_is_amx_tile_supported"), ("AVX512-BF16", "_is_avx512_bf16_supported")) if _has(flag)]
+        if units:
+            return Precision(torch.bfloat16, f"bfloat16: this processor has {units[0]}")
+        return Precision(torch.float32, "float32: this processor has neither AMX nor AVX512-BF16")
+    return Precision(torch.float32, f"float32: {device.type} is not known to be faster in bfloat16")
+
+
+def _has(flag: str) -> bool:
+    check = getattr(torch.cpu, flag, None)
+    return bool(check and check())
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of that name.
+
+    Raises:
+        UserError: It is not known or not here.
+    """
+    try:
+        device: torch.device | None = torch.device(name)
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in ("cpu", "cuda", "mps"):
+        raise UserError(f"unknown device {name!r}; use cpu, cuda, cuda:0 or mps")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"device {name!r} is not available: this torch sees {torch.cuda.device_count() or 'no'} CUDA device(s); use --device cpu")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise UserError(f"device {name!r} is not available on this machine; use --device cpu")
+    return device

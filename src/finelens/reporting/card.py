@@ -1,0 +1,127 @@
+"""``MODEL_CARD.md``: what the model is, what it was made from, what is known about it and what it must not be used for."""
+
+from __future__ import annotations
+
+import re
+
+from finelens.methods.registry import find_method
+from finelens.reporting.record import RunRecord
+from finelens.reporting.sections.cost import command, options, versions
+
+# Characters that Markdown or the HTML inside it would read as markup.
+_MARKUP = re.compile(r"([\\`*_{}\[\]()#+!|~-])")
+LISTED = 200
+# Methods that share a page.
+PAGES = {"cupl": "zero-shot"}
+
+
+def page_of(method: str) -> str:
+    """Path of a method's documentation in the sources."""
+    return f"docs/methods/{PAGES.get(method, method)}.md"
+
+
+def model_card(record: RunRecord) -> str:
+    """The card as Markdown."""
+    config, method = record.config, find_method(record.config.method if record.untrained is None else "zero-shot")
+    signals, judged = record.measured.signals, record.verdict
+    changed = [f"- `{name}` = {plain(str(value))}" for name, value, different in options(config) if different] or [
+        "- none: all options are the defaults"
+    ]
+    digests = {name: record.event(name).get("digest", "unknown") for name in ("images", "classes", "start")}
+    names = [f"- {plain(name)}" for name in record.classes[:LISTED]]
+    if len(record.classes) > LISTED:
+        names.append(f"- and {len(record.classes) - LISTED} more")
+    lines = [
+        f"# Model card: {plain(record.title)} on {len(record.predicted)} unlabelled images",
+        "",
+        f"**Health, judged without labels:** {plain(judged.sentence)}",
+        "",
+        "## What it is",
+        "",
+        f"- Method: {method.name} ({method.family}). {method.summary}",
+        f"- Deviations from the paper: `{page_of(method.name)}` in the finelens sources",
+        f"- Starts from: {plain(config.backbone)}",
+        f"- Classes: {len(record.classes)}",
+        f"- Versions: {', '.join(f'{plain(k)} {plain(v)}' for k, v in versions(record).items())}",
+        "",
+        "## What it was made from",
+        "",
+        f"- Images: {len(record.rows)} files, {len(record.predicted)} readable; SHA-256 over their contents `{digests['images']}`",
+        f"- Class names and texts: SHA-256 `{digests['classes']}`",
+        f"- Weights before adaptation: SHA-256 `{digests['start']}`",
+        labels_line(record),
+        "",
+        "## Options that are not the default",
+        "",
+        *changed,
+        "",
+        "Command:",
+        "",
+        *(f"    {line}" for line in command(config, record.path).splitlines()),
+        "",
+        "## What is known about it without labels",
+        "",
+        f"- Agreement with the unadapted model: {signals.agreement:.1%}",
+        f"- Classes never predicted: {signals.unused} of {signals.classes} (unadapted: {signals.unused_zero_shot})",
+        f"- Largest class: {signals.largest:.1%} of the images (unadapted: {signals.largest_zero_shot:.1%})",
+        f"- Mean probability of the predicted class: {signals.confidence:.1%} (unadapted: {signals.confidence_zero_shot:.1%}); {record.calibration}",
+        "",
+        "## Measured",
+        "",
+        *_measured(record),
+        "",
+        "## Intended use",
+        "",
+        "Sorting images of the same kind as those it was fitted on into the classes below, with a person who looks at doubtful ones.",
+        "",
+        "## Limits",
+        "",
+        "- It always answers with one of the classes below, also for an image that shows none of them.",
+        "- Probabilities are estimates of the model, calibrated without labels at best; they are not promises about accuracy.",
+        *_adapted(record),
+        "- What the starting model learned about people, places and things, with its gaps and prejudices, is still in it.",
+        "- Not for decisions about people, nor where a wrong class does harm that nobody checks.",
+        "",
+        "## Classes",
+        "",
+        *names,
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _adapted(record: RunRecord) -> list[str]:
+    if record.untrained is not None:
+        return []
+    return ["- It was adapted to one collection. On images of another source it can be worse than the model it started from."]
+
+
+def _measured(record: RunRecord) -> list[str]:
+    found = record.evaluation
+    if found is None:
+        return ["Nothing: no labels were given. `finelens report RUN --labels FILE` measures it and writes this card again."]
+    low, high = found["accuracy_interval"]
+    return [
+        f"On {found['n']} labelled images, 95 % bootstrap interval in brackets:",
+        "",
+        f"- Accuracy: {found['accuracy']:.1%} [{low:.1%}, {high:.1%}]",
+        f"- Mean over classes: {found['class_mean_accuracy']:.1%}",
+        f"- Unadapted model, templates: {found['zero_shot_accuracy']:.1%}",
+        f"- Expected calibration error: {found['ece']:.1%}",
+    ]
+
+
+def plain(text: str) -> str:
+    """A text that Markdown shows as it is: no markup, no HTML, one line."""
+    text = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return _MARKUP.sub(r"\\\1", text)
+
+
+def labels_line(record: RunRecord) -> str:
+    """What labels had to do with the fit."""
+    if record.config.hints_file is None:
+        return "- Labels: none. No label was read while it was fitted."
+    count = record.event("hints").get("count", "some")
+    if record.untrained is not None:
+        return f"- Labels: {count} photographs that a person said are of no class (`--hints`), without effect; no other label was read."
+    return f"- Labels: {count} photographs labelled by a person (`--hints`); no other label was read."

@@ -1,0 +1,107 @@
+"""Everything a report is made from, read back from the files of a finished run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from finelens.core.schemas import MODEL_CONFIG_FILE
+from finelens.errors import UserError
+from finelens.evaluation.collapse import collapse_warning
+from finelens.evaluation.signals import Measured, read_measured
+from finelens.evaluation.verdict import Verdict, nothing_trained, verdict
+from finelens.runs.config import RunConfig
+from finelens.runs.folder import RunFolder
+from finelens.storage.files import read_json
+from finelens.storage.predictions import PredictionRow, read_predictions
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """A finished run as its files tell it.
+
+    Attributes:
+        path: The run folder.
+        config: What was asked.
+        classes: Class names.
+        rows: One line per file.
+        measured: Label-free measures.
+        events: What happened, in order.
+        evaluation: What labels said; None without labels.
+        temperature: What the model's logits are divided by; 1 in a run without calibration.
+    """
+
+    path: Path
+    config: RunConfig
+    classes: tuple[str, ...]
+    rows: tuple[PredictionRow, ...]
+    measured: Measured
+    events: tuple[Mapping[str, Any], ...]
+    evaluation: Mapping[str, Any] | None = None
+    temperature: float = 1.0
+
+    @property
+    def predicted(self) -> list[PredictionRow]:
+        """Rows with a prediction, in their order; ``measured`` has one entry for each."""
+        return [row for row in self.rows if row.label is not None]
+
+    @property
+    def verdict(self) -> Verdict:
+        """Whether to trust the run."""
+        if self.untrained is not None:
+            return nothing_trained(self.measured.signals, self.untrained)
+        alarm = collapse_warning(self.rows, self.classes)
+        labelled = self.config.hints_file is not None or bool(self.event("support"))
+        return verdict(self.measured.signals, [] if alarm is None else [alarm], labelled=labelled)
+
+    @property
+    def untrained(self) -> str | None:
+        """Why nothing was trained though the method trains; None where it was."""
+        reason = self.event("guard").get("reason")
+        return None if reason is None else str(reason)
+
+    @property
+    def title(self) -> str:
+        """The method that answers, and the one that was asked for if it is another."""
+        return self.config.method if self.untrained is None else f"zero-shot ({self.config.method} was kept from training)"
+
+    @property
+    def epochs(self) -> list[Mapping[str, Any]]:
+        """Epoch events."""
+        return [event for event in self.events if event["event"] == "epoch"]
+
+    @property
+    def calibration(self) -> str:
+        """Where the probabilities come from; half a sentence."""
+        if not self.config.calibration:
+            return "not calibrated"
+        return f"calibrated without labels, temperature {self.temperature:.3g}"
+
+    def event(self, name: str) -> Mapping[str, Any]:
+        """The last event of that name, empty if there is none."""
+        return next((event for event in reversed(self.events) if event["event"] == name), {})
+
+
+def read_run(folder: RunFolder) -> RunRecord:
+    """Read a finished run.
+
+    Raises:
+        UserError: Not finished, damaged, or its files do not belong together.
+    """
+    rows = tuple(read_predictions(folder.predictions_path))
+    measured = read_measured(folder.signals_path)
+    model = read_json(folder.model_dir / MODEL_CONFIG_FILE)
+    if not isinstance(model, Mapping) or not isinstance(names := model.get("class_names"), list):
+        raise UserError(f"{folder.model_dir / MODEL_CONFIG_FILE}: not the description of a finelens model; run it again")
+    found = sum(row.label is not None for row in rows)
+    if len(measured.ids) != found:
+        raise UserError(f"{folder.signals_path} is about {len(measured.ids)} images and {folder.predictions_path} about {found}; run it again")
+    evaluation = read_json(folder.evaluation_path) if folder.evaluation_path.is_file() else None
+    if evaluation is not None and not isinstance(evaluation, Mapping):
+        raise UserError(f"{folder.evaluation_path}: not the result of finelens evaluate; delete it")
+    temperature = model.get("temperature", 1.0)
+    if type(temperature) not in (int, float):
+        raise UserError(f"{folder.model_dir / MODEL_CONFIG_FILE}: temperature {temperature!r} is not a number; run it again")
+    return RunRecord(folder.path, folder.config, tuple(map(str, names)), rows, measured, tuple(folder.events()), evaluation, temperature)

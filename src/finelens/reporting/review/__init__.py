@@ -1,0 +1,1 @@
+"""The review sheet: photographs to be answered by keyboard, and the server that keeps the answers."""

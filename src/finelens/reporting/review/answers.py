@@ -1,0 +1,50 @@
+"""Answers of a person: what is in ``hints.csv``, and what an earlier round said."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+
+from finelens.classes.names import match
+from finelens.core.schemas import GIVEN_HINTS_FILE
+from finelens.errors import UserError
+from finelens.reporting.record import RunRecord
+from finelens.storage.predictions import unescape_cell
+
+
+def earlier_answers(record: RunRecord) -> dict[str, str]:
+    """The hints that a run was made with, so that its own review adds to them; those of the user's file where a run kept no copy."""
+    copy, file = record.path / GIVEN_HINTS_FILE, record.config.hints_file
+    if file is None:
+        return {}
+    return own_answers(record, read_answers(copy if copy.is_file() else Path(file)))
+
+
+def own_answers(record: RunRecord, answers: Mapping[str, str]) -> dict[str, str]:
+    """The answers about photographs and classes of this run, with the classes spelled as the run spells them."""
+    paths = {row.path for row in record.predicted}
+    names = match(set(answers.values()), record.classes) | {"": ""}
+    plain = ((PurePosixPath(path).as_posix(), label) for path, label in answers.items())
+    return {path: names[label] for path, label in plain if path in paths and label in names}
+
+
+def other_answers(record: RunRecord, answers: Mapping[str, str]) -> dict[str, str]:
+    """The answers about anything else, as they stand: a review adds to a file and takes nothing out of it."""
+    return {path: label for path, label in answers.items() if not own_answers(record, {path: label})}
+
+
+def read_answers(path: Path) -> dict[str, str]:
+    """Answers of an earlier review, so that a second one goes on from there; none without the file.
+
+    Raises:
+        UserError: The file is there and is not a hints file.
+    """
+    if not path.exists():
+        return {}
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file, strict=True)
+            return {unescape_cell(row["path"]): unescape_cell(row["label"] or "") for row in reader}
+    except (OSError, UnicodeDecodeError, csv.Error, KeyError, TypeError) as error:
+        raise UserError(f"{path} is there but is not a hints file ({error}); move it away or give another --hints") from error

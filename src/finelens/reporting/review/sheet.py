@@ -1,0 +1,121 @@
+"""The review sheet as one HTML file that works by keyboard, offline."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from finelens._version import __version__
+from finelens.core.options import to_plain
+from finelens.images.decode import DecodeLimits
+from finelens.methods.registry import find_method
+from finelens.reporting.page import render
+from finelens.reporting.record import RunRecord, read_run
+from finelens.reporting.review.answers import earlier_answers
+from finelens.reporting.review.order import looks
+from finelens.reporting.thumbnails import Photos, Thumbnails, from_folder
+from finelens.runs.folder import RunFolder
+from finelens.storage.files import write_text
+
+# Pictures are larger here than in the report: the person has to tell breeds apart.
+SIDE = 384
+LIMIT = 200
+CHOICES = 5
+
+
+def sheet_html(
+    record: RunRecord,
+    photos: Photos,
+    limit: int = LIMIT,
+    *,
+    token: str | None = None,
+    answers: Mapping[str, str] | None = None,
+    hints: str = "hints.csv",
+) -> str:
+    """The page.
+
+    Args:
+        record: A finished run.
+        photos: Where the pictures come from.
+        limit: Most photographs on the sheet.
+        token: Secret of the local server that takes the answers; None for a file that offers them as a download.
+        answers: Class names by path that were given before; the empty name for "none of these".
+        hints: File that the answers will be in.
+    """
+    chosen = looks(record, limit)
+    thumbnails = Thumbnails(photos, limit=limit, side=SIDE, crop=False)
+    place = {name: i for i, name in enumerate(record.classes)}
+    items: list[dict[str, Any]] = [
+        {
+            "path": look.row.path,
+            "label": place[look.row.label or ""],
+            "top": [[place[name], round(1000 * probability)] for name, probability in look.row.top5[:CHOICES]],
+            "why": look.why,
+            "picture": thumbnails.uri(look.row.path),
+        }
+        for look in chosen
+    ]
+    content = {
+        "title": f"Review of {record.path.absolute().name}",
+        "name": record.path.absolute().name,
+        "count": len(items),
+        "total": len(record.predicted),
+        "served": token is not None,
+        "command": adapt_command(record, hints),
+        "version": __version__,
+    }
+    sheet = {
+        "classes": list(record.classes),
+        "items": items,
+        # Answers that a browser keeps belong to these photographs and classes, whatever the folder is called.
+        "id": f"{record.event('images').get('digest')}:{record.event('classes').get('digest')}",
+        "token": token,
+        "answers": dict(answers or {}),
+    }
+    return render("review.html.j2", content, {"review-data": sheet}, script="review.js", answers=token is not None)
+
+
+def write_sheet(folder: RunFolder, target: Path, limit: int = LIMIT) -> int:
+    """Write the sheet of a finished run.
+
+    Returns:
+        Photographs on it.
+
+    Raises:
+        UserError: The run is not finished or damaged, or the file cannot be written.
+    """
+    record = read_run(folder)
+    write_text(target, sheet_html(record, photographs(record), limit, answers=earlier_answers(record)))
+    return min(limit, len(record.predicted))
+
+
+def adapt_command(record: RunRecord, hints: str = "hints.csv") -> str:
+    """The command that adapts again with the answers in a file; options of training and views are left to the person."""
+    config = record.config
+    # Hints have no effect on a method that does not adapt, and little on one that was kept from training.
+    method = config.method if find_method(config.method).adapts and record.untrained is None else "auto"
+    parts = ["finelens", "adapt", config.photos, "--classes", config.classes_file or "CLASSES", "--method", method]
+    if config.descriptions_file is not None:
+        parts += ["--descriptions", config.descriptions_file]
+    if config.backbone != "embedded":
+        parts += ["--backbone", config.backbone]
+    if config.seed:
+        parts += ["--seed", str(config.seed)]
+    for flag, value in (("--prototypes", config.prototypes_file), ("--row-names", config.row_names_file), ("--logit-scale", config.logit_scale)):
+        if value is not None:
+            parts += [flag, str(value)]
+    if method == "auto":
+        return shlex.join([*parts, "--hints", hints, "--out", f"{record.path.name}-2"])
+    usual = to_plain(find_method(config.method).config_class())
+    parts += [
+        text for name, value in config.method_options.items() if value != usual[name] for text in ("--set", f"method.{name}={json.dumps(value)}")
+    ]
+    return shlex.join([*parts, "--hints", hints, "--out", f"{record.path.name}-2"])
+
+
+def photographs(record: RunRecord) -> Photos:
+    """The run's photographs, read again."""
+    return from_folder(Path(record.config.photos), DecodeLimits(short_side=SIDE))

@@ -1,0 +1,71 @@
+"""From a finished run to ``report.html`` and ``MODEL_CARD.md``."""
+
+from __future__ import annotations
+
+from datetime import datetime, timezone
+from pathlib import Path
+
+from finelens._version import __version__
+from finelens.feature_store.files import FeatureFile
+from finelens.images.decode import DecodeLimits
+from finelens.images.store import LoadedImages
+from finelens.reporting import rows
+from finelens.reporting.card import model_card
+from finelens.reporting.page import render
+from finelens.reporting.record import RunRecord, read_run
+from finelens.reporting.sections import balance, changes, classes, confusions, cost, found, labelled, looked, training
+from finelens.reporting.thumbnails import Photos, Thumbnails, from_folder, from_store, no_photos
+from finelens.runs.folder import RunFolder
+from finelens.runs.model import Model
+from finelens.storage.files import write_text
+
+
+def write_report(folder: RunFolder, photos: Photos | None = None, model: Model | None = None) -> Path:
+    """Write the report and the model card of a finished run from its files.
+
+    Args:
+        folder: The run.
+        photos: Where the pictures come from; by default they are read again from the run's photographs. Where those are gone, the report has none.
+        model: The run's model, for what it looked at; None leaves that part out.
+
+    Returns:
+        Path of the report.
+
+    Raises:
+        UserError: The run is not finished or damaged, or the file cannot be written.
+    """
+    record = read_run(folder)
+    source = photos or from_folder(Path(record.config.photos), DecodeLimits())
+    write_text(folder.report_path, report_html(record, Thumbnails(source), model))
+    write_text(folder.card_path, model_card(record))
+    return folder.report_path
+
+
+def report_of_run(folder: RunFolder, model: Model, loaded: LoadedImages | FeatureFile) -> Path:
+    """The same for a run whose images are still in memory."""
+    if isinstance(loaded, FeatureFile):
+        return write_report(folder, no_photos, model)
+    positions = [(record.name, record.index) for record in loaded.records if record.index is not None]
+    return write_report(folder, from_store(positions, loaded.store), model)
+
+
+def report_html(record: RunRecord, thumbnails: Thumbnails, model: Model | None = None) -> str:
+    """The page."""
+    content = {
+        "title": f"{record.path.absolute().name}: {record.title}, {len(record.predicted)} images",
+        "record": record,
+        "signals": record.measured.signals,
+        "verdict": record.verdict,
+        "found": found.build(record),
+        "balance": balance.build(record),
+        "confusions": confusions.build(record, thumbnails),
+        "changes": changes.build(record, thumbnails),
+        "classes": classes.build(record, thumbnails),
+        "looked": looked.build(record, thumbnails, model),
+        "training": training.build(record),
+        "cost": cost.build(record),
+        "labelled": labelled.build(record),
+        "written": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+        "version": __version__,
+    }
+    return render("report.html.j2", content, {"table-data": rows.build(record)})

@@ -1,0 +1,78 @@
+"""What can go wrong quietly while a run adapts: each is found, named, said and logged."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from finelens.classes.text_files import listing, quote
+from finelens.errors import UserError
+from finelens.evaluation.collapse import pseudo_label_warning
+
+if TYPE_CHECKING:
+    from finelens.classes.heads import ClassHeads
+    from finelens.core.console import Console
+    from finelens.engine.engine import Engine
+    from finelens.training.loop import Hooks
+
+# Unit-norm features have norm 1; what cannot be normalised keeps 0.
+MIN_NORM = 0.5
+
+
+def watched(hooks: Hooks, engine: Engine, zero_shot: Tensor, class_names: Sequence[str], console: Console) -> Hooks:
+    """The hooks with a collapse alarm, and an engine that says when it goes on with less memory.
+
+    Args:
+        hooks: Hooks of the run.
+        engine: Runs the backbone.
+        zero_shot: Logits of the unadapted model on the target images, (N, C).
+        class_names: C names.
+        console: What to say.
+    """
+    before = torch.bincount(zero_shot.argmax(1), minlength=len(class_names)).tolist()
+
+    def say(line: str) -> None:
+        console.warn(line)
+        if hooks.run is not None:
+            hooks.run.log("warning", message=line)
+
+    def alarm(counts: Sequence[int]) -> str | None:
+        warning = pseudo_label_warning(counts, before, class_names)
+        if warning is not None:
+            console.warn(warning)
+        return warning
+
+    engine.micro.say = say
+    return replace(hooks, alarm=alarm, zero_shot=zero_shot.argmax(1))
+
+
+def check_image_features(features: Tensor, console: Console) -> None:
+    """Refuse features (N, E) that are not finite, and warn of features without a direction.
+
+    Raises:
+        UserError: NaN or infinity, which every method would spread over all images.
+    """
+    bad = int((~torch.isfinite(features).all(1)).sum())
+    if bad:
+        raise UserError(
+            f"the features of {bad} of {len(features)} images are not finite; use --set training.precision=float32, or another --backbone"
+        )
+    lost = int((features.norm(dim=1) < MIN_NORM).sum())
+    if lost:
+        console.warn(f"the features of {lost} of {len(features)} images are zero: the model sees nothing in them and all classes score the same")
+
+
+def check_text_features(heads: ClassHeads, class_names: Sequence[str]) -> None:
+    """Refuse text heads that are not finite or have a class without a direction, which no image could ever be given.
+
+    Raises:
+        UserError: There is such a class; the message names the first.
+    """
+    for head in (heads.templates, heads.descriptions, heads.weighted):
+        lost = [quote(name) for name, norm in zip(class_names, head.norm(dim=1).tolist(), strict=True) if not norm >= MIN_NORM]
+        if lost:
+            raise UserError(f"the text features of class {listing(lost)} are zero or not finite; change the names or descriptions, or the --backbone")

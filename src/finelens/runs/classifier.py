@@ -1,0 +1,132 @@
+"""A finished run in memory, ready to predict."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+
+from finelens.core.console import Console
+from finelens.errors import UserError
+from finelens.feature_store.extra import ExtraFiles, check_encoders, read_extra
+from finelens.feature_store.files import given_features, is_feature_path, is_matrix, read_features
+from finelens.images.decode import DecodeLimits
+from finelens.images.discover import discover
+from finelens.images.load import decode_limits
+from finelens.images.store import ImageItems
+from finelens.protocol import Preprocess
+from finelens.runs.config import RunConfig
+from finelens.runs.folder import RunFolder
+from finelens.runs.model import Model, load_model
+from finelens.runs.predict import Predictions, predict_features, predict_items
+from finelens.runs.sets import calibrate_on, sets_of
+from finelens.storage.predictions import softmax
+
+
+class Classifier:
+    """A finished run, ready to predict.
+
+    Attributes:
+        model: The loaded model.
+        classes: Class names, in the order of the columns of ``predict_proba``.
+        extra: Features of further encoders for the images that will be asked about; None where the model looks at none.
+    """
+
+    def __init__(self, model: Model, config: RunConfig, extra: ExtraFiles | None = None) -> None:
+        self.model = model
+        self.classes = list(model.class_names)
+        self.extra = extra
+        self._config = config
+
+    @property
+    def limits(self) -> DecodeLimits:
+        """What the run refuses and reduces when it decodes."""
+        return decode_limits(self._config.views, self._preprocess)
+
+    @property
+    def hinted(self) -> bool:
+        """Whether the run was given the classes of some photographs."""
+        return self._config.hints_file is not None
+
+    @property
+    def _preprocess(self) -> Preprocess:
+        return self.model.engine.backbone.preprocess
+
+    def predictions(self, images: str | Path | ImageItems, *, zero_shot: bool = True, console: Console | None = None) -> Predictions:
+        """Logits of a folder, of Python images or of a feature file, by branch and with the unadapted model's beside them."""
+        if isinstance(images, (str, Path)) and is_feature_path(images):
+            return predict_features(self.model, read_features(Path(images)), zero_shot=zero_shot, extra=self.extra)
+        if is_matrix(images):
+            return predict_features(self.model, given_features(cast(Any, images)), zero_shot=zero_shot, extra=self.extra)
+        source = discover(Path(images)) if isinstance(images, (str, Path)) else images
+        return predict_items(self.model, source, self.limits, console or Console(enabled=False), zero_shot=zero_shot, extra=self.extra)
+
+    def predict_proba(self, images: str | Path | ImageItems) -> np.ndarray:
+        """Class probabilities (N, C), one row per input in its order; a file that cannot be read gives a row of NaN.
+
+        Args:
+            images: A folder, a feature file, a sequence of paths, Pillow images, uint8 arrays or tensors, or features (N, D) in floating point.
+        """
+        found = self.predictions(images, zero_shot=False)
+        out = np.full((len(found.records), len(self.classes)), np.nan)
+        if found.logits:
+            probabilities = softmax(found.logits["logits"].numpy())
+            for row, record in enumerate(found.records):
+                if record.index is not None:
+                    out[row] = probabilities[record.index]
+        return out
+
+    def predict(self, images: str | Path | ImageItems) -> list[str | None]:
+        """Class names, one per input; None for a file that cannot be read."""
+        return [None if np.isnan(row[0]) else self.classes[int(row.argmax())] for row in self.predict_proba(images)]
+
+    def predict_sets(
+        self, images: str | Path | ImageItems, labelled: str | Path | ImageItems, labels: Sequence[str], *, coverage: float = 0.9
+    ) -> list[list[str]]:
+        """Conformal sets: classes that hold the true one with a wanted frequency, likeliest first; see docs/calibration.md.
+
+        Args:
+            images: What to classify.
+            labelled: Photographs with known classes that the model was not shown the classes of, drawn like ``images``.
+            labels: Their class names, in the order of ``labelled``; of a folder, sorted by path.
+            coverage: Wanted share of sets that hold the true class.
+
+        Returns:
+            Class names for each input; empty for one that cannot be read.
+
+        Raises:
+            UserError: Too few labels for the coverage, their number is not that of the photographs, or an unknown class.
+        """
+        seen = self.predictions(labelled, zero_shot=False)
+        unknown = sorted(set(labels) - set(self.classes))
+        if unknown or len(labels) != len(seen.records):
+            what = f"unknown class {unknown[0]!r}" if unknown else f"{len(labels)} labels for {len(seen.records)} photographs"
+            raise UserError(f"labels: {what}; give one of the run's classes for each photograph")
+        known = {record.name: self.classes.index(label) for record, label in zip(seen.records, labels, strict=True)}
+        rule = calibrate_on(seen, known, coverage, "labels")
+        return sets_of(self.predictions(images, zero_shot=False), self.classes, rule)
+
+
+def load_run(
+    run: str | Path, *, device: str = "cpu", extra: Sequence[str | Path] = (), extra_names: Sequence[str | Path] = (), source_named: bool = False
+) -> Classifier:
+    """Load a finished run.
+
+    Args:
+        run: The run folder.
+        device: Where to run it.
+        extra: Feature files of the further encoders that the run was made with, about the images that will be asked about.
+        extra_names: Text files of row names for those that are arrays of another origin: one for all, or one each.
+        source_named: Whether the user names the rows of the images' own feature file.
+
+    Raises:
+        UserError: Not a run, not finished, or damaged; or features of other encoders than the run's.
+    """
+    folder = RunFolder.open(run, lock=False)
+    files = read_extra(extra, extra_names, source_named=source_named)
+    model = load_model(folder.model_dir, device=device)
+    if files is not None:
+        check_encoders(model.extra, files)
+    return Classifier(model, folder.config, files)

@@ -1,0 +1,201 @@
+"""``finelens features``: one pass over photographs, and a file that stands for them."""
+
+from __future__ import annotations
+
+import json
+import os
+from contextlib import closing
+from dataclasses import asdict
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from finelens._version import __version__
+from finelens.backbones.registry import load_backbone
+from finelens.classes.heads import ClassHeads
+from finelens.classes.names import read_class_file
+from finelens.core.console import Console
+from finelens.core.schemas import SCHEMA_VERSION
+from finelens.engine.device import choose_device, choose_precision
+from finelens.engine.engine import Engine
+from finelens.errors import UserError
+from finelens.feature_store.crops import Crops
+from finelens.feature_store.encoder import FeatureEncoder, tower_digest
+from finelens.feature_store.files import FORMAT
+from finelens.images.discover import discover
+from finelens.images.load import decode_limits, load, status_counts
+from finelens.images.store import ImageRecord, LoadedImages
+from finelens.protocol import Backbone
+from finelens.runs.config import RunConfig
+from finelens.runs.prepare import prepare
+from finelens.storage.cache import spill_folder
+from finelens.storage.files import atomic_writer, json_text
+from finelens.storage.tensors import TensorFile, load_metadata
+
+
+def features(
+    photos: str | Path,
+    out: str | Path,
+    *,
+    backbone: str = "embedded",
+    device: str = "cpu",
+    classes: str | Path | None = None,
+    descriptions: str | Path | None = None,
+    patches: bool = False,
+    crops: int = 0,
+    seed: int = 0,
+    overwrite: bool = False,
+    console: Console | None = None,
+) -> list[ImageRecord]:
+    """Encode photographs and write a feature file. What was encoded before, or before an interruption, comes from the cache.
+
+    Args:
+        photos: Folder of photographs.
+        out: File to write, ``.safetensors``.
+        backbone: ``embedded``, ``open_clip:NAME/TAG``, ``hf-hub:ORG/REPO`` or ``local:DIR``.
+        device: ``cpu``, ``cuda`` or ``mps``.
+        classes: File of class names, to store their prototypes as well.
+        descriptions: JSON file {class: [sentence, ...]} for the prototypes.
+        patches: Whether to store patch tokens.
+        crops: Random crops of each image to encode and store.
+        seed: Seed of the crops.
+        overwrite: Whether an earlier feature file at ``out`` is replaced.
+        console: What is said on the way.
+
+    Returns:
+        One record per file of the folder, readable or not.
+
+    Raises:
+        UserError: Input that cannot be used, or a file that must not be replaced.
+    """
+    console = console or Console()
+    out = Path(out)
+    _check_out(out, Path(photos), overwrite)
+    if descriptions is not None and classes is None:
+        raise UserError("--descriptions is about classes: give --classes FILE as well")
+    files = discover(Path(photos))
+    config = RunConfig("zero-shot", str(photos), method="zero-shot", backbone=backbone, device=device, seed=seed)
+    engine, heads, names = _open(config, classes, descriptions, console)
+    encoder = FeatureEncoder(engine, (limits := decode_limits(config.views, engine.backbone.preprocess)).short_side)
+    loaded = load(files, limits, console, spill_folder())
+    if crops:
+        encoder.say_size(len(loaded.store), crops, console)
+    metadata = _metadata(engine, backbone)
+    if heads is not None:
+        metadata["classes"] = json.dumps(names)
+    if crops:
+        metadata["crops"] = json.dumps(asdict(Crops(crops, seed)))
+    _write(out, encoder, loaded, heads, metadata, patches, Crops(crops, seed) if crops else None, console)
+    counts = status_counts(loaded.records)
+    console.say(f"{len(loaded.records)} files: " + ", ".join(f"{count} {status}" for status, count in counts.items()))
+    console.say(f"{engine.no_grad_forwards} views encoded now, the others came from the cache; wrote {out}")
+    return loaded.records
+
+
+def _check_out(out: Path, photos: Path, overwrite: bool) -> None:
+    if out.suffix.lower() != ".safetensors":
+        raise UserError(f"{out}: features are written as .safetensors; give such a name")
+    if out.is_dir():
+        raise UserError(f"{out} is a folder; give the name of a file")
+    if not out.absolute().parent.is_dir():
+        raise UserError(f"{out.absolute().parent} does not exist; make that folder first")
+    if Path(os.path.realpath(photos)) in Path(os.path.realpath(out)).parents:
+        raise UserError(f"{out} lies inside the photographs {photos}, where it would be read as one; choose a place beside them")
+    if not out.exists():
+        return
+    if not overwrite:
+        raise UserError(f"{out} exists; give another name, or --overwrite to replace it")
+    if load_metadata(out).get("format") != FORMAT:
+        raise UserError(f"{out} was not written by finelens features; choose another name")
+
+
+def _open(
+    config: RunConfig, classes: str | Path | None, descriptions: str | Path | None, console: Console
+) -> tuple[Engine, ClassHeads | None, list[str]]:
+    if classes is not None:
+        names = read_class_file(Path(classes))
+        prepared = prepare(config, names, None if descriptions is None else Path(descriptions), console)
+        return prepared.engine, prepared.heads, names
+    place = choose_device(config.device)
+    backbone = load_backbone(config.backbone)
+    precision = choose_precision(config.training.precision, place)
+    console.say(f"backbone: {config.backbone}; precision: {precision.reason}")
+    return Engine(backbone, place, precision), None, []
+
+
+def _metadata(engine: Engine, spec: str) -> dict[str, str]:
+    backbone: Backbone = engine.backbone
+    scheme, _, rest = spec.partition(":")
+    return {
+        "format": FORMAT,
+        "schema_version": str(SCHEMA_VERSION),
+        "finelens_version": __version__,
+        "backbone": f"local:{Path(rest).expanduser().absolute()}" if scheme == "local" else spec,
+        "tower": tower_digest(backbone),
+        "preprocess": json.dumps(asdict(backbone.preprocess)),
+        "precision": engine.precision.name,
+        "logit_scale": repr(float(backbone.logit_scale)),
+        "logit_bias": repr(float(backbone.logit_bias)),
+    }
+
+
+def _write(
+    out: Path,
+    encoder: FeatureEncoder,
+    loaded: LoadedImages,
+    heads: ClassHeads | None,
+    metadata: dict[str, str],
+    patches: bool,
+    crops: Crops | None,
+    console: Console,
+) -> None:
+    backbone, count = encoder.engine.backbone, len(loaded.store)
+    records = json_text([[r.name, r.status, r.reason, r.sample_id] for r in loaded.records]).encode("utf-8", "backslashreplace")
+    shapes: dict[str, tuple[str, tuple[int, ...]]] = {"global": ("F32", (count, backbone.dim)), "cls": ("F32", (count, backbone.width))}
+    if patches:
+        rows, columns = backbone.grid
+        shapes["patches"] = ("F32", (count, rows * columns, backbone.width))
+    if crops is not None:
+        shapes["crops.global"] = ("F32", (count, crops.count, backbone.dim))
+        shapes["crops.cls"] = ("F32", (count, crops.count, backbone.width))
+    texts = {} if heads is None else _text_tensors(heads)
+    shapes |= {name: ("I64" if tensor.dtype is torch.int64 else "F32", tuple(tensor.shape)) for name, tensor in texts.items()}
+    shapes["records"] = ("U8", (len(records),))
+    # Rows follow the table of files, so that the k-th readable file is row k.
+    row = {cast(int, record.index): k for k, record in enumerate(record for record in loaded.records if record.index is not None)}
+    with atomic_writer(out) as stream:
+        file = TensorFile(stream, shapes, metadata)
+        file.put("records", 0, torch.frombuffer(bytearray(records), dtype=torch.uint8))
+        for name, tensor in texts.items():
+            file.put(name, 0, tensor)
+        with (
+            console.progress(count, "encode images") as bar,
+            closing(encoder.stream(loaded.store, console, patches=patches)) as found,
+        ):
+            for positions, values in found:
+                _put(file, row, positions, values)
+                bar.update(len(positions))
+        if crops is not None:
+            with console.progress(count, "encode crops") as bar, closing(encoder.stream_crops(loaded.store, crops, console)) as found:
+                for positions, values in found:
+                    _put(file, row, positions, {f"crops.{name}": value for name, value in values.items()})
+                    bar.update(len(positions))
+
+
+def _put(file: TensorFile, row: dict[int, int], positions: list[int], values: dict[str, Tensor]) -> None:
+    for name, tensor in values.items():
+        for i, position in enumerate(positions):
+            file.put(name, row[position], tensor[i : i + 1].float())
+
+
+def _text_tensors(heads: ClassHeads) -> dict[str, Tensor]:
+    owner = torch.cat([torch.full((len(features),), c, dtype=torch.int64) for c, features in enumerate(heads.sentences)])
+    sentences = torch.cat([features.cpu() for features in heads.sentences])
+    return {
+        "prototypes": heads.templates.float(),
+        "descriptions": heads.descriptions.float(),
+        "sentences": sentences.float(),
+        "sentence_class": owner,
+    }

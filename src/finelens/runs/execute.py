@@ -1,0 +1,221 @@
+"""One run, from its configuration to the files in its folder."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import PIL
+import torch
+from torch import Tensor
+
+from finelens.classes.hints import given_hints
+from finelens.core.console import Console, Mute, duration
+from finelens.core.schemas import CHECKPOINT_DIR, EVENTS_FILE
+from finelens.engine.flops import speed_line
+from finelens.errors import UserError
+from finelens.evaluation.collapse import balance, collapse_warning
+from finelens.evaluation.signals import Measured, measure, nearest_images, write_measured
+from finelens.feature_store.encoder import FeatureEncoder
+from finelens.feature_store.files import FeatureFile
+from finelens.images.load import decode_limits, status_counts
+from finelens.images.store import LoadedImages
+from finelens.methods.parts.views import ViewTask
+from finelens.runs.config import RunConfig, diff, from_json, to_json
+from finelens.runs.fit import Fitted, fit, run_temperature
+from finelens.runs.folder import RunFolder
+from finelens.runs.inputs import Inputs
+from finelens.runs.model import Model, save_model
+from finelens.runs.predict import predict_store
+from finelens.runs.prepare import release_text
+from finelens.storage.files import write_text
+from finelens.storage.predictions import PredictionRow, rows_from_logits, write_predictions
+from finelens.training.checkpoint import read_events_offset
+from finelens.training.loop import Hooks
+
+# Writes the report of a finished run from its folder, model and inputs; returns where it stands.
+Reporter = Callable[[RunFolder, Model, LoadedImages | FeatureFile], Path]
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a finished run says.
+
+    Attributes:
+        path: The run folder.
+        rows: The rows of ``predictions.csv``.
+        untrained: Why nothing was trained though the method trains (``training.guard``); None where it was.
+    """
+
+    path: Path
+    rows: list[PredictionRow]
+    untrained: str | None = None
+
+
+def execute(
+    run: RunFolder,
+    inputs: Inputs,
+    console: Console,
+    should_stop: Callable[[], bool] | None = None,
+    *,
+    resume: bool = False,
+    report: Reporter | None = None,
+) -> RunResult:
+    """Adapt, predict and write the run's files; of several processes, what the first one does.
+
+    Args:
+        run: The folder, locked.
+        inputs: What the run reads.
+        console: What to say.
+        should_stop: Asked after each training step.
+        resume: Go on from the checkpoint, if there is one.
+        report: Writes the report of the finished run; None writes none.
+
+    Raises:
+        UserError: The inputs are not those the run was started with.
+        Interrupted: ``should_stop`` said so.
+    """
+    offset = read_events_offset(run.checkpoint_dir) if resume else 0
+    fresh = offset == 0
+    if not fresh:
+        _refuse_changes(run, inputs)
+    if resume:
+        run.resume(offset)
+    loaded = inputs.loaded
+    counts = status_counts(loaded.records)
+    if fresh:
+        offset = _log_start(run, inputs, counts)
+    stop = should_stop or (lambda: False)
+    hooks = Hooks(run=run, checkpoints=run.checkpoint_dir, failures=run.failure_dir, events_offset=offset, should_stop=stop)
+    fitted, logits, nearest, rows = _answer(run.config, inputs, console, hooks, resume=not fresh)
+    if fitted.untrained is not None:
+        run.log("guard", reason=fitted.untrained)
+    with inputs.prepared.engine.stopwatch("write"):
+        save_model(run.model_dir, fitted.model)
+        write_predictions(run.predictions_path, rows)
+        write_measured(run.signals_path, _measure(fitted, logits, loaded, nearest))
+    run.log("predictions", rows=len(rows), counts=counts)
+    _finish(run, fitted.model, rows, console)
+    # The other processes may be gone by now.
+    with fitted.model.engine.alone():
+        _report(report, run, fitted.model, loaded, console)
+    return RunResult(run.path, rows, fitted.untrained)
+
+
+def follow(path: Path, config: RunConfig, inputs: Inputs, should_stop: Callable[[], bool] | None = None, *, resume: bool = False) -> RunResult:
+    """What the other processes do: the same work, and nothing is said or written.
+
+    Args:
+        path: The run folder; its checkpoint is read on resume.
+        config: The configuration of the run.
+        inputs: As for :func:`execute`, like all that follow.
+        should_stop: True in one process stops all.
+        resume: The same in all.
+    """
+    checkpoints = path / CHECKPOINT_DIR
+    hooks = Hooks(checkpoints=checkpoints, should_stop=should_stop or (lambda: False))
+    fitted, *_, rows = _answer(config, inputs, Mute(), hooks, resume=resume and read_events_offset(checkpoints) > 0)
+    return RunResult(path, rows, fitted.untrained)
+
+
+def _answer(config: RunConfig, inputs: Inputs, console: Console, hooks: Hooks, *, resume: bool) -> tuple[Fitted, Tensor, Tensor, list[PredictionRow]]:
+    """The fitted model, its calibrated logits (N, C), the nearest images (N, K) and a row for every file."""
+    prepared, loaded = inputs.prepared, inputs.loaded
+    release_text(prepared)
+    fitted = fit(prepared, loaded.store, config, console, hooks, hints=inputs.hints, resume=resume)
+    logits = predict_store(fitted.model, loaded.store, console, fitted.features, _view_encoder(fitted.model, loaded, config, console))["logits"]
+    nearest = nearest_images(fitted.looks, len(prepared.classes))
+    if config.calibration:
+        fitted.model.temperature = run_temperature(fitted, logits, nearest)
+        console.say(f"calibration: logits divided by {fitted.model.temperature:.3g}, found without labels")
+    logits = fitted.model.calibrated(logits)
+    rows = rows_from_logits(loaded.records, prepared.classes.names, logits.numpy(), fitted.zero_shot_logits.argmax(1).numpy())
+    return fitted, logits, nearest, rows
+
+
+def _view_encoder(model: Model, loaded: LoadedImages | FeatureFile, config: RunConfig, console: Console) -> FeatureEncoder | None:
+    """What keeps the views of a method that looks at many; None for another."""
+    if not isinstance(model.task, ViewTask) or isinstance(loaded, FeatureFile):
+        return None
+    encoder = FeatureEncoder(model.engine, decode_limits(config.views, model.engine.backbone.preprocess).short_side)
+    encoder.say_size(len(loaded.store), model.task.inference.count, console)
+    return encoder
+
+
+def _measure(fitted: Fitted, logits: Tensor, loaded: LoadedImages | FeatureFile, nearest: Tensor) -> Measured:
+    order = [record.index for record in loaded.records if record.index is not None]
+    heads = fitted.model.zero_shot_heads["templates"].cpu()
+    return measure(logits, fitted.zero_shot_logits, fitted.described_logits, fitted.looks, heads, loaded.store.ids, order, nearest)
+
+
+def _report(report: Reporter | None, run: RunFolder, model: Model, loaded: LoadedImages | FeatureFile, console: Console) -> None:
+    """The run is finished and saved: whatever goes wrong with its report must not take it back."""
+    if report is None:
+        return
+    try:
+        console.say(f"wrote {report(run, model, loaded)}")
+    except Exception as error:
+        console.warn(f"the report could not be written ({error}); the run itself is complete, finelens report {run.path} tries again")
+
+
+def versions() -> dict[str, str]:
+    """Versions of what the result depends on besides finelens."""
+    return {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__, "pillow": PIL.__version__}
+
+
+def _refuse_changes(run: RunFolder, inputs: Inputs) -> None:
+    what = {
+        "start": f"weights of backbone {run.config.backbone}",
+        "images": f"photographs in {run.config.photos}",
+        "classes": f"class names, templates or descriptions of {run.path}",
+        "hints": f"hints in {run.given_hints_path}",
+        "extra": f"features of further encoders in {', '.join(map(str, run.config.method_options.get('extra', [])))}",
+        "support": f"images, classes or captions of support set {run.config.method_options.get('support')}",
+    }
+    logged = {event["event"]: event for event in run.events() if "digest" in event}
+    if "start" in logged:
+        changes = diff(from_json(logged["start"].get("config"), EVENTS_FILE), run.config)
+        if changes:
+            raise UserError(f"{run.config_path} has changed since the run was started ({'; '.join(changes)}); restore it, or start a new run")
+    for name, digest in inputs.digests.items():
+        if name in logged and logged[name]["digest"] != digest:
+            raise UserError(f"the {what[name]} have changed since the run was started; start a new run with finelens adapt")
+
+
+def _log_start(run: RunFolder, inputs: Inputs, counts: dict[str, int]) -> int:
+    config, prepared, digests = run.config, inputs.prepared, inputs.digests
+    run.log("start", config=to_json(config), digest=digests["start"], versions=versions())
+    if inputs.choice is not None:
+        run.log("choice", method=config.method, reason=inputs.choice)
+    run.log("images", files=len(inputs.loaded.records), counts=counts, digest=digests["images"])
+    report = None if prepared.report is None else prepared.report.to_json()
+    classes = prepared.classes
+    if prepared.support is not None:
+        run.log("support", count=len(prepared.support.rows), digest=digests["support"])
+    if prepared.extra is not None:
+        run.log("extra", encoders=[str(encoder) for encoder in prepared.extra.encoders], digest=digests["extra"])
+    if inputs.hints is not None:
+        write_text(run.given_hints_path, given_hints(inputs.hints, inputs.loaded.records, classes.names))
+        run.log("hints", count=len(inputs.hints.index), digest=digests["hints"])
+    return run.log("classes", classes=len(classes), templates=list(classes.templates), descriptions=report, digest=digests["classes"])
+
+
+def _finish(run: RunFolder, model: Model, rows: list[PredictionRow], console: Console) -> None:
+    console.say(balance(rows, model.class_names))
+    warning = collapse_warning(rows, model.class_names)
+    if warning is not None:
+        console.warn(warning)
+        run.log("warning", message=warning)
+    engine = model.engine
+    stages = {name: round(seconds, 3) for name, seconds in engine.stopwatch.seconds.items()}
+    spent = ", ".join(f"{name} {duration(seconds)}" for name, seconds in sorted(stages.items(), key=lambda item: -item[1]))
+    console.say(f"time: {spent}")
+    speed = speed_line(engine)
+    if speed is not None:
+        console.say(speed)
+    console.say(f"wrote {run.predictions_path}")
+    spared = {"spared_prefixes": engine.spared_prefixes} if engine.spared_prefixes else {}
+    run.log("end", no_grad_forwards=engine.no_grad_forwards, grad_forwards=engine.grad_forwards, **spared, seconds=stages)

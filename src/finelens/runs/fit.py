@@ -1,0 +1,240 @@
+"""From images and classes to a model. It knows no run folder and no command line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from finelens.core.console import Console, duration
+from finelens.engine.compiled import worth_compiling
+from finelens.engine.engine import Engine
+from finelens.errors import UserError
+from finelens.evaluation.calibration import label_free_temperature
+from finelens.evaluation.weak_start import HARDLY, REMEDY
+from finelens.feature_store.encoder import target_features
+from finelens.feature_store.support import encode_support
+from finelens.images.batches import batches
+from finelens.images.load import BATCH, centre_views, decode_limits
+from finelens.images.subset import StoreSubset
+from finelens.methods.registry import check_hints, find_method
+from finelens.protocol import Batch, Cost, Hints, ImageStore, TargetFeatures, ViewPlan
+from finelens.runs.alarms import check_image_features, watched
+from finelens.runs.config import RunConfig
+from finelens.runs.model import Model, adapted_tensors
+from finelens.runs.prepare import Prepared, start_from, unadapted_logits
+from finelens.training.estimate import estimate
+from finelens.training.loop import Hooks, Trainer
+from finelens.training.prefix_cache import check_cached_prefix
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """An adapted model and what it was measured against.
+
+    Attributes:
+        model: The model.
+        zero_shot_logits: Logits of the unadapted model on the target images, (N, C), in store order.
+        features: Features of the target images by the unadapted model; None where the method needs pixels, and may have changed what it was given.
+        described_logits: The same with the descriptions, (N, C); None without descriptions.
+        looks: A copy of the unadapted model's unit-norm features, (N, E), float16 on the host: what the run's own measures rest on.
+        untrained: Why nothing was trained though the method trains; None where it was.
+    """
+
+    model: Model
+    zero_shot_logits: Tensor
+    features: TargetFeatures | None
+    described_logits: Tensor | None
+    looks: Tensor
+    untrained: str | None = None
+
+
+def fit(
+    prepared: Prepared,
+    store: ImageStore,
+    config: RunConfig,
+    console: Console,
+    hooks: Hooks | None = None,
+    *,
+    hints: Hints | None = None,
+    resume: bool = False,
+) -> Fitted:
+    """Adapt to the images; methods that do not use them prepare what they make of the texts.
+
+    A method that trains on answers of its own is not let loose where the starting model hardly knows the classes (``training.guard``).
+
+    Args:
+        prepared: From :func:`prepare`.
+        store: Unlabelled images.
+        config: The run.
+        console: What to say.
+        hooks: Log, checkpoints, interruption; progress is added here.
+        hints: Classes that the user gave for a few of the images.
+        resume: Go on from the checkpoint.
+
+    Raises:
+        UserError: The method learns from labelled photographs and there are none, hints are given to a method that does not look at images, or
+            the run cannot keep prefixes as it was asked to.
+    """
+    engine, method, task = prepared.engine, prepared.method, prepared.task
+    check_hints(method, given=hints is not None)
+    if config.training.cached_prefix:
+        check_cached_prefix(engine, task, config.training.scope)
+    features = raw = target_features(engine, store, decode_limits(config.views, engine.backbone.preprocess).short_side, console)
+    if prepared.extra is not None:
+        features = raw = replace(features, extra=prepared.extra.features)
+    check_image_features(features.global_, console)
+    zero_shot, described = unadapted_logits(prepared, features)
+    looks = features.global_.to("cpu", torch.float16, copy=True)
+    untrained = None
+    if method.trains and not method.few_shot and config.training.guard == "on" and not resume:
+        # Asked of the images that it would train on, and of all processes alike.
+        start = start_from(prepared, belonging(store, replace(features, hints=hints), zero_shot)[1])
+        weak = engine.processes.any(start.weak)
+        if weak and _labelled(hints):
+            console.warn(f"{HARDLY}: {start.account}. Training goes on, since photographs are labelled; --method auto makes more of few labels")
+        elif weak:
+            console.warn(f"nothing is trained, the answers are those of zero-shot; {HARDLY}: {start.account}. {REMEDY}")
+            untrained, method = start.account, find_method("zero-shot")
+            config = replace(config, method=method.name, method_options={})
+            task = method.build(engine, prepared.heads, method.config_class(), config.training, config.seed)
+    base: dict[str, Tensor] = {}
+    if method.adapts:
+        adapted = adapted_tensors(engine.backbone, config.training.scope)
+        base = {name: tensor.detach().cpu().clone() for name, tensor in adapted.items()}
+        features = replace(engine.centre(features), hints=hints)
+        if prepared.support is not None:
+            features = replace(features, support=encode_support(engine, prepared.support))
+    if method.trains:
+        learners, features, known = belonging(store, features, zero_shot)
+        features = replace(
+            features,
+            views=lambda preprocess: centre_views(learners, preprocess, console, "look with the second encoder"),
+            first_views=lambda plan: _first_views(engine, learners, plan, config, console),
+        )
+        hooks = watched(hooks or Hooks(), engine, known, prepared.classes.names, console)
+        _train(prepared, learners, config, console, hooks, features, resume)
+        engine.backbone.merge()
+    else:
+        with engine.stopwatch("solve"):
+            task.prepare(features)
+        for line in task.notes():
+            console.say(line)
+    model = Model(
+        engine=engine,
+        task=task,
+        class_names=prepared.classes.names,
+        method=method.name,
+        method_options=dict(config.method_options),
+        training=config.training,
+        zero_shot_heads={"templates": prepared.heads.templates, "descriptions": prepared.heads.descriptions},
+        base=base,
+        extra=() if prepared.extra is None else prepared.extra.encoders,
+    )
+    return Fitted(model, zero_shot, None if method.needs_pixels else raw, described, looks, untrained)
+
+
+def _labelled(hints: Hints | None) -> bool:
+    """Whether a person named the class of a photograph."""
+    return hints is not None and bool((hints.label >= 0).any())
+
+
+def belonging(store: ImageStore, features: TargetFeatures, zero_shot: Tensor) -> tuple[ImageStore, TargetFeatures, Tensor]:
+    """Leave out the images that a person said belong to no class: there is nothing to train them towards.
+
+    Args:
+        store: All images.
+        features: Of all images, with the hints.
+        zero_shot: Logits of all images, (N, C).
+
+    Returns:
+        The other images, their features and their logits; the arguments themselves where nobody said so.
+
+    Raises:
+        UserError: No image is left.
+    """
+    hints = features.hints
+    if hints is None or not (hints.label < 0).any():
+        return store, features, zero_shot
+    keep = torch.ones(len(store), dtype=torch.bool)
+    keep[hints.index[hints.label < 0]] = False
+    if not keep.any():
+        raise UserError("every photograph is hinted to belong to none of the classes: there is nothing to adapt to")
+    # The new position of an image is the number of kept ones before it.
+    place, named = keep.cumsum(0) - 1, hints.label >= 0
+    subset = StoreSubset(store, keep.nonzero()[:, 0].tolist())
+    kept = keep.to(features.global_.device)
+    left = Hints(place[hints.index[named]], hints.label[named])
+    return subset, replace(features, global_=features.global_[kept], cls=features.cls[kept], hints=left), zero_shot[keep]
+
+
+def run_temperature(fitted: Fitted, logits: Tensor, nearest: Tensor) -> float:
+    """The label-free temperature of a fitted model.
+
+    Args:
+        fitted: From :func:`fit`.
+        logits: Of the method on the same images, (N, C).
+        nearest: Nearest other images of each, (N, K).
+    """
+    described = [] if fitted.described_logits is None else [fitted.described_logits]
+    return label_free_temperature(logits, [fitted.zero_shot_logits, *described], nearest)
+
+
+def _train(prepared: Prepared, store: ImageStore, config: RunConfig, console: Console, hooks: Hooks, features: Any, resume: bool) -> None:
+    engine, task, training = prepared.engine, prepared.task, config.training
+    trainer = Trainer(task, engine, store, training, config.views, seed=config.seed, hooks=hooks)
+    if resume:
+        trainer.resume()
+        _say_estimate(trainer, console, prepared=True)
+    elif task.cost().once:
+        # Said before the long pass, not after it.
+        _say_estimate(trainer, console, prepared=False)
+        task.prepare(features)
+    else:
+        task.prepare(features)
+        _say_estimate(trainer, console, prepared=True)
+    epochs = training.epochs - trainer.position.epoch
+    done = trainer.position.images
+    with console.progress(trainer.count * epochs, f"adapt with {config.method}") as bar:
+        bar.update(done)
+        trainer.hooks = replace(hooks, on_images=lambda count: bar.update(count))
+        trainer.run()
+
+
+def _say_estimate(trainer: Trainer, console: Console, *, prepared: bool) -> None:
+    engine, cost, epochs = trainer.engine, trainer.task.cost(), trainer.config.epochs - trainer.position.epoch
+    work = f"{trainer.count} images x {epochs} {'epoch' if epochs == 1 else 'epochs'}"
+    if cost == Cost(0, 0):
+        console.say(f"training on {work}, without the image tower")
+        return
+    draws = 0 if trainer.prefixes is None else trainer.prefixes.draws
+    expected = estimate(trainer.task, engine, trainer.count, epochs, prepared=prepared, draws=draws)
+    forwards = f"{cost.no_grad_forwards:g} forwards + {cost.grad_forwards:g} with gradient = {expected.flops / 1e9:.3g} GFLOP"
+    once = f", and once {cost.once:g} forwards of each = {expected.flops_once / 1e9:.3g} GFLOP" if expected.flops_once else ""
+    first = trainer.position.epoch + draws + 1
+    later = f"; from epoch {first} on {expected.flops_kept / 1e9:.3g} GFLOP, behind the first blocks" if 0 < draws < epochs else ""
+    console.say(f"predicted time: about {duration(expected.seconds)} for {work} x ({forwards}{later}){once}")
+    engine.tower_flops = expected.tower
+    work_of_run = trainer.count * (trainer.config.epochs * expected.flops + cost.once * expected.tower.forward)
+    if not draws and worth_compiling(trainer.config.compile, engine.device, work_of_run):
+        console.say("compile: the image tower's forward (training.compile); the first steps take longer")
+        engine.compile()
+
+
+def _first_views(engine: Engine, store: ImageStore, plan: ViewPlan, config: RunConfig, console: Console) -> Iterator[Batch]:
+    """Views of the first epoch in store order; so many at a time that memory does not grow with the crops."""
+    size, order = max(1, 4 * BATCH // (1 + plan.crops)), np.arange(len(store))
+    stream = batches(store, engine.backbone.preprocess, plan, config.views, config.seed, 0, size, order)
+    with console.progress(len(store), "look once at the views") as bar, closing(stream):
+        while True:
+            with engine.stopwatch("wait for views"):
+                batch = next(stream, None)
+            if batch is None:
+                return
+            yield batch
+            bar.update(len(batch.index))

@@ -1,0 +1,164 @@
+"""From a model and images, or their features, to logits. Memory does not grow with the number of images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from finelens.core.console import Console
+from finelens.engine.engine import CPU_CHUNK
+from finelens.feature_store.encoder import FeatureEncoder
+from finelens.feature_store.extra import ExtraFiles, check_encoders
+from finelens.feature_store.files import FeatureFile
+from finelens.feature_store.store import FeatureStore, feature_rows
+from finelens.images.batches import centre_batches, inference_batches
+from finelens.images.decode import DecodeLimits
+from finelens.images.discover import ImageFile
+from finelens.images.load import BATCH, centre_views, count_images
+from finelens.images.store import ImageItems, ImageRecord, LoadedImages, load_folder, load_images
+from finelens.methods.parts.views import ViewTask
+from finelens.methods.registry import find_method
+from finelens.protocol import ImageStore, TargetFeatures
+from finelens.runs.model import Model
+from finelens.runs.sources import check_prediction, check_tower
+from finelens.runs.view_answers import predict_stored_views, predict_views
+
+# Files decoded at a time.
+GROUP = 512
+
+
+def predict_store(
+    model: Model, store: ImageStore, console: Console, features: TargetFeatures | None = None, encoder: FeatureEncoder | None = None
+) -> dict[str, Tensor]:
+    """Logits (N, C) by branch of a store, in its order; several processes share the images.
+
+    Args:
+        model: The model.
+        store: Its images, or their features.
+        console: Progress.
+        features: What the unadapted tower makes of the store: a method that needs no more costs no forwards then.
+        encoder: Of the unadapted tower: a method that looks at many views and trains nothing takes from the cache then what was encoded before.
+    """
+    if features is not None and not find_method(model.method).needs_pixels:
+        return _join([model.logits(rows) for rows in feature_rows(features, BATCH, extra=True)])
+    if isinstance(store, FeatureStore):
+        return predict_stored_views(model, store, console)
+    return model.engine.over_images(store, lambda part: _predict_images(model, part, console, encoder))
+
+
+def _predict_images(model: Model, store: ImageStore, console: Console, encoder: FeatureEncoder | None) -> dict[str, Tensor]:
+    if encoder is not None and isinstance(model.task, ViewTask):
+        return predict_views(model, store, encoder, console)
+    parts: list[dict[str, Tensor]] = []
+    with console.progress(len(store), "predict") as bar:
+        for centre, further in _prediction_views(model, store):
+            parts.append(model.logits(centre, further))
+            bar.update(len(centre))
+    return _join(parts)
+
+
+def _prediction_views(model: Model, store: ImageStore) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Centre views, and the further views that the model's method asks for."""
+    plan, preprocess = model.task.inference, model.engine.backbone.preprocess
+    if plan is None:
+        yield from ((centre, None) for _, centre in centre_batches(store, preprocess, BATCH))
+        return
+    # So many more pixels an image, so many fewer images at a time.
+    size = max(1, 4 * BATCH // (1 + plan.count))
+    yield from ((centre, further) for _, centre, further in inference_batches(store, preprocess, plan, size))
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Logits of many images, read in groups.
+
+    Attributes:
+        records: One per input; ``index`` is the row in the tensors.
+        logits: (N, C) by branch.
+        zero_shot: (N, C) of the unadapted model by text head; empty unless asked for.
+    """
+
+    records: list[ImageRecord]
+    logits: dict[str, Tensor]
+    zero_shot: dict[str, Tensor]
+
+
+def predict_items(
+    model: Model,
+    source: list[ImageFile] | ImageItems,
+    limits: DecodeLimits,
+    console: Console,
+    *,
+    zero_shot: bool = True,
+    extra: ExtraFiles | None = None,
+) -> Predictions:
+    """Predict files or Python objects; memory does not grow with their number.
+
+    Args:
+        model: The model.
+        source: Files or images.
+        limits: Decode limits of the run.
+        console: Progress.
+        zero_shot: Whether to ask the unadapted model as well.
+        extra: Features of further encoders, for a model that looks at them.
+
+    Raises:
+        UserError: The model has no image tower, or needs other features of further encoders.
+    """
+    check_tower(model)
+    check_encoders(model.extra, extra)
+    records: list[ImageRecord] = []
+    parts: list[Predictions] = []
+    rows = 0
+    count = count_images(source)
+    with model.unadapted():
+        encoder = FeatureEncoder(model.engine, limits.short_side)
+    if isinstance(model.task, ViewTask):
+        encoder.say_size(count, model.task.inference.count, console)
+    with console.progress(count, "predict") as bar:
+        for start in range(0, count, GROUP):
+            group = [source[i] for i in range(start, min(start + GROUP, count))]
+            loaded = load_folder(group, limits) if isinstance(group[0], ImageFile) else load_images(group, limits)
+            records += [replace(r, index=None if r.index is None else r.index + rows) for r in loaded.records]
+            rows += len(loaded.store)
+            if len(loaded.store):
+                parts.append(_predict_group(model, loaded, encoder, zero_shot, extra))
+            bar.update(len(group))
+    return Predictions(records, _join([part.logits for part in parts]), _join([part.zero_shot for part in parts]))
+
+
+def predict_features(model: Model, file: FeatureFile, *, zero_shot: bool = True, extra: ExtraFiles | None = None) -> Predictions:
+    """Predict the rows of a feature file.
+
+    Raises:
+        UserError: The model needs pixels, or features of another model.
+    """
+    check_prediction(model, file)
+    check_encoders(model.extra, extra)
+    features = _with_extra(file.store.features, file, extra)
+    first = [model.zero_shot_logits(rows) for rows in feature_rows(features, BATCH)] if zero_shot else []
+    return Predictions(file.records, predict_store(model, file.store, Console(enabled=False), features), _join(first))
+
+
+def _with_extra(features: TargetFeatures, source: LoadedImages | FeatureFile, extra: ExtraFiles | None) -> TargetFeatures:
+    return features if extra is None else replace(features, extra=tuple(rows.to(features.cls.device) for rows in extra.of(source).features))
+
+
+def _predict_group(model: Model, loaded: LoadedImages, encoder: FeatureEncoder, zero_shot: bool, extra: ExtraFiles | None) -> Predictions:
+    quiet, store = Console(enabled=False), loaded.store
+    features = None
+    if zero_shot or not find_method(model.method).needs_pixels:
+        with model.unadapted():
+            # Filling a chunk up and keeping the result is not worth it for a few images.
+            few = len(store) < CPU_CHUNK and not isinstance(model.task, ViewTask)
+            views = centre_views(store, model.engine.backbone.preprocess, quiet, "encode")
+            features = _with_extra(model.engine.features(views) if few else encoder.centre(store, quiet, "encode"), loaded, extra)
+    first = [model.zero_shot_logits(rows) for rows in feature_rows(features, BATCH)] if zero_shot and features is not None else []
+    return Predictions([], predict_store(model, store, quiet, features, encoder), _join(first))
+
+
+def _join(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]} if parts else {}

@@ -1,0 +1,67 @@
+"""From what the user gave to every option of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+from finelens.core.options import from_mapping, to_plain
+from finelens.engine.device import choose_device, choose_precision
+from finelens.errors import UserError
+from finelens.images.view_config import ViewConfig
+from finelens.methods.joint_gmm import CLS, JointGmmConfig
+from finelens.methods.parts.support import SupportConfig
+from finelens.methods.registry import find_method
+from finelens.runs.config import RunConfig, TextConfig
+from finelens.training.config import TrainingConfig
+
+# Values by section and key, as ``--set`` gives them.
+Assignments = Mapping[str, Mapping[str, Any]]
+
+
+def make_config(verb: str, photos: str, method: str, assignments: Assignments, **given: Any) -> RunConfig:
+    """Resolve every option of a run.
+
+    Args:
+        verb: ``adapt`` or ``zero-shot``.
+        photos: Folder of photographs, or what to call images that come from Python.
+        method: Name of the method.
+        assignments: Values by section and key, as ``--set`` gives them.
+        given: Further fields of :class:`~finelens.runs.config.RunConfig`.
+
+    Raises:
+        UserError: An unknown or ill-typed option; the message names the nearest.
+    """
+    found = find_method(method)
+    training = assignments.get("training", {})
+    idle = sorted(set(training) - {"precision"})
+    if idle and not found.trains:
+        raise UserError(f"training.{idle[0]} has no effect: method {method} does not train; choose another --method or leave it out")
+    if training.get("cached_prefix") and found.training_defaults.get("scope") == "none":
+        raise UserError(f"training.cached_prefix has no effect: method {method} leaves the image tower as it is; leave it out")
+    text = from_mapping(TextConfig, assignments.get("text", {}), "text")
+    options: Any = from_mapping(found.config_class, assignments.get("method", {}), "method")
+    wanted = from_mapping(TrainingConfig, {**found.training_with(options), **training}, "training")
+    if isinstance(options, SupportConfig) and options.support is not None:
+        options = replace(options, support=absolute(options.support))
+    if isinstance(options, JointGmmConfig):
+        views = tuple(entry if entry == CLS else absolute(entry) for entry in options.extra)
+        options = replace(options, extra=views, extra_names=tuple(map(absolute, options.extra_names)))
+    precision = choose_precision(wanted.precision, choose_device(given.get("device", "cpu"))).name
+    return RunConfig(
+        verb=cast(Any, verb),
+        photos=photos,
+        method=method,
+        training=replace(wanted, precision=cast(Any, precision)),
+        views=from_mapping(ViewConfig, assignments.get("views", {}), "views"),
+        text=text if text.templates is None else replace(text, templates=absolute(text.templates)),
+        method_options=to_plain(options),
+        **given,
+    )
+
+
+def absolute(path: str | Path) -> str:
+    """A run can be resumed from any folder."""
+    return str(Path(path).absolute())

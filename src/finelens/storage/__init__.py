@@ -1,0 +1,1 @@
+"""Files that survive a kill: atomic writing, safetensors, the cache, locks, and ``predictions.csv``."""

@@ -1,0 +1,103 @@
+"""Results that cost more to compute than to read, kept in the user's cache folder under the hash of everything they depend on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from finelens.errors import UserError
+from finelens.storage.tensors import load_metadata, load_tensors, save_tensors
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+ENVIRONMENT_VARIABLE = "FINELENS_CACHE"
+# Part of every key: raise it when the meaning of stored tensors changes.
+CACHE_SCHEMA = 1
+
+
+def cache_folder() -> Path:
+    """``$FINELENS_CACHE`` if set, else ``finelens`` in the platform's folder for caches. It need not exist."""
+    if chosen := os.environ.get(ENVIRONMENT_VARIABLE):
+        return Path(chosen)
+    if sys.platform == "win32":
+        parent = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
+    elif sys.platform == "darwin":
+        parent = Path.home() / "Library" / "Caches"
+    else:
+        parent = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return parent / "finelens"
+
+
+def cached_tensors(key_parts: Sequence[str], compute: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Tensors from the cache, or computed and put there.
+
+    A file that is missing, damaged or not what its name says is computed again and replaced. A cache that cannot be written is no error: the result
+    is returned all the same.
+
+    Args:
+        key_parts: Everything that the result depends on: digests of weights, texts, settings. Their order counts, never a name or a date.
+        compute: Gives the tensors, which are read back bit for bit.
+
+    Returns:
+        The tensors by name, on the CPU.
+    """
+    key = hashlib.sha256(json.dumps([CACHE_SCHEMA, *key_parts]).encode()).hexdigest()
+    # A home folder that cannot be found is a cache that cannot be used.
+    try:
+        path = cache_folder() / "tensors" / f"{key}.safetensors"
+    except RuntimeError:
+        return dict(compute())
+    stored = _read(path, key)
+    if stored is not None:
+        return stored
+    tensors = dict(compute())
+    with suppress(OSError, UserError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_tensors(path, tensors, {"key": key, "content": _digest(tensors)})
+    return tensors
+
+
+def _read(path: Path, key: str) -> dict[str, Tensor] | None:
+    try:
+        metadata, tensors = load_metadata(path), load_tensors(path)
+        return tensors if metadata == {"key": key, "content": _digest(tensors)} else None
+    except UserError:
+        return None
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    import torch
+
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def state_digest(state: Mapping[str, Tensor]) -> str:
+    """Hash of names and values of tensors."""
+    import torch
+
+    total = hashlib.sha256()
+    for name, tensor in sorted(state.items()):
+        total.update(name.encode())
+        total.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return total.hexdigest()
+
+
+def spill_folder() -> Path | None:
+    """Where pixels beyond the memory budget go; None keeps them in memory where the cache cannot be written."""
+    folder = cache_folder()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return None
+    return folder if os.access(folder, os.W_OK) else None

@@ -1,0 +1,183 @@
+"""Writing files so that a reader finds the old content or the new, never a part; and tensors as safetensors."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import math
+import os
+import uuid
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from finelens.errors import UserError
+
+# Files of this form are ours and left over from a killed process: nothing else may be deleted as rubbish.
+TEMPORARY_PREFIX = ".finelens-"
+TEMPORARY_SUFFIX = ".tmp"
+
+_REMEDIES = {
+    errno.ENOSPC: "free some space and run the same command again",
+    errno.EDQUOT: "your quota is used up: free some space and run the same command again",
+    errno.EACCES: "make the folder writable or choose another one",
+    errno.EPERM: "make the folder writable or choose another one",
+    errno.EROFS: "the file system is read-only: choose another folder",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.ENOENT: "create the folder first or choose another one",
+    errno.ENOTDIR: "choose a path whose parents are folders",
+    errno.EISDIR: "a folder stands where the file belongs: choose another path",
+}
+
+
+def write_error(path: Path, error: OSError) -> UserError:
+    """The line a user reads when a file cannot be written: the file, the system's reason, the remedy."""
+    reason = error.strerror or str(error)
+    return UserError(f"cannot write {path}: {reason}; {_REMEDIES.get(error.errno or 0, 'check the disk and run the same command again')}")
+
+
+@contextmanager
+def atomic_writer(path: Path) -> Iterator[BinaryIO]:
+    """A binary file that takes the place of ``path`` when the block ends without an error, and leaves no trace otherwise.
+
+    The content goes to a temporary file in the same folder, is synchronised to disk, and is renamed; the folder is synchronised after that, so that
+    the new name survives a power cut.
+
+    Raises:
+        UserError: The file cannot be written; what stood at ``path`` is untouched.
+    """
+    path = Path(path)
+    temporary = path.parent / f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}{TEMPORARY_SUFFIX}"
+    try:
+        with open(temporary, "x+b") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise write_error(path, error) from error
+    finally:
+        # After a successful rename there is nothing left to remove.
+        with suppress(OSError):
+            temporary.unlink()
+    sync_folder(path.parent)
+
+
+HTML_START = "<!doctype html><!-- finelens -->"
+"""How every page that finelens writes begins."""
+
+
+def check_target(path: Path, start: str) -> None:
+    """Refuse, before the work, a file that could not be written after it, or that something else wrote.
+
+    Args:
+        path: The file to be.
+        start: How files that finelens wrote there begin; such a file is replaced.
+
+    Raises:
+        UserError: No such parent folder, a folder in its place, or a file that begins otherwise.
+    """
+    if path.is_dir():
+        raise UserError(f"{path} is a folder; give the name of a file")
+    if not path.absolute().parent.is_dir():
+        raise UserError(f"{path.absolute().parent} does not exist; make that folder first")
+    if not path.exists():
+        return
+    try:
+        with path.open("rb") as file:
+            ours = file.read(len(start.encode())) in (start.encode(), b"")
+    except OSError as error:
+        raise write_error(path, error) from error
+    if not ours:
+        raise UserError(f"{path} exists and was not written by finelens; choose another name")
+
+
+def check_json_target(path: Path, keys: Collection[str]) -> None:
+    """As :func:`check_target` for a JSON object of ours, known by its keys.
+
+    Raises:
+        UserError: As there, or a document without these keys.
+    """
+    check_target(path, "{")
+    if path.exists() and path.stat().st_size and not set(keys) <= set(read_json(path)):
+        raise UserError(f"{path} exists and was not written by finelens; choose another name")
+
+
+def sync_folder(folder: Path) -> None:
+    """Make names created in or removed from a folder survive a power cut."""
+    if os.name != "posix":
+        return
+    # Some network file systems refuse to synchronise a folder; the rename has happened all the same.
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal.
+
+    Raises:
+        UserError: It cannot be read.
+    """
+    digest = hashlib.sha256()
+    try:
+        with open(path, "rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}; check the path and its permissions") from error
+    return digest.hexdigest()
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Replace a file atomically. Raises UserError, see :func:`atomic_writer`."""
+    with atomic_writer(path) as file:
+        file.write(data)
+
+
+def write_text(path: Path, text: str) -> None:
+    r"""Replace a text file atomically, in UTF-8 with line ends as given; bytes of undecodable file names appear as ``\udcXX``."""
+    write_bytes(path, text.encode("utf-8", "backslashreplace"))
+
+
+def write_json(path: Path, document: Any) -> None:
+    """Replace a JSON file atomically, indented, in the order of the keys. Raises UserError, see :func:`atomic_writer`."""
+    write_text(path, json_text(document, indent=2) + "\n")
+
+
+def json_text(document: Any, indent: int | None = None) -> str:
+    """Strict JSON: numpy scalars become numbers, paths texts, and numbers that JSON lacks the texts ``nan``, ``inf`` and ``-inf``."""
+    return json.dumps(_jsonable(document), indent=indent, ensure_ascii=False, allow_nan=False)
+
+
+def _jsonable(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _jsonable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_jsonable(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(float(value))
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if hasattr(value, "item") and not isinstance(value, type):
+        return _jsonable(value.item())
+    return value
+
+
+def read_json(path: Path) -> Any:
+    """Parse a JSON file.
+
+    Raises:
+        UserError: The file is missing, unreadable or not JSON.
+    """
+    try:
+        return json.loads(Path(path).read_bytes().decode("utf-8-sig"))
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}; check the path and its permissions") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not valid JSON ({error}); restore it or delete it and run again") from error

@@ -1,0 +1,215 @@
+"""``predictions.csv``: N files in, N rows out."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from finelens.core.schemas import PREDICTION_COLUMNS, STATUSES
+from finelens.errors import UserError
+from finelens.storage.files import write_text
+
+TOP = 5
+
+# A cell that a spreadsheet would compute gets one apostrophe more; counting the apostrophes that are there already keeps the rule reversible.
+_FORMULA = re.compile(r"'*[=+\-@\t\r]")
+_ESCAPED = re.compile(r"'+[=+\-@\t\r]")
+
+
+class ImageRecord(Protocol):
+    """What is known of one input file, readable or not."""
+
+    @property
+    def name(self) -> str:
+        """Path relative to PHOTOS, forward slashes."""
+        ...
+
+    @property
+    def status(self) -> str:
+        """One of ``schemas.STATUSES``."""
+        ...
+
+    @property
+    def reason(self) -> str:
+        """Why there is no image; for ``ok`` the notes of its conversion, if any."""
+        ...
+
+    @property
+    def index(self) -> int | None:
+        """Position in the store, and so the row of its logits; None for a file without an image."""
+        ...
+
+
+@dataclass(frozen=True)
+class PredictionRow:
+    """One line of ``predictions.csv``.
+
+    Attributes:
+        path: Path relative to PHOTOS, forward slashes.
+        label: Predicted class (column ``class``); None without a prediction, as are the next four.
+        probability: Probability of that class.
+        margin: Probability of the first class minus that of the second.
+        top5: The five likeliest classes with their probabilities, likeliest first; fewer if there are fewer classes.
+        zero_shot_class: What the unadapted model says; None where it was not asked.
+        status: One of ``schemas.STATUSES``.
+        reason: Why there is no prediction; for ``ok`` notes on how the file was read, if any.
+    """
+
+    path: str
+    label: str | None = None
+    probability: float | None = None
+    margin: float | None = None
+    top5: tuple[tuple[str, float], ...] = ()
+    zero_shot_class: str | None = None
+    status: str = "ok"
+    reason: str = ""
+
+
+def softmax(logits: ArrayLike) -> np.ndarray:
+    """Probabilities of logits (N, C) by row, float64."""
+    x = np.asarray(logits, dtype=np.float64)
+    x = np.exp(x - x.max(axis=1, keepdims=True))
+    return x / x.sum(axis=1, keepdims=True)
+
+
+def rows_from_logits(
+    records: Sequence[ImageRecord], class_names: Sequence[str], logits: ArrayLike, zero_shot_argmax: ArrayLike | None = None
+) -> list[PredictionRow]:
+    """Rows of ``predictions.csv`` from scaled logits (N, C); see :func:`rows_from_probabilities`.
+
+    Raises:
+        UserError: A logit is not finite.
+    """
+    values = np.asarray(logits)
+    bad = np.flatnonzero(~np.isfinite(values).all(axis=1))
+    if len(bad):
+        names = [record.name for record in records if record.index == bad[0]] or [f"row {bad[0]}"]
+        raise UserError(f"the scores of {len(bad)} image(s) are not finite, first {names[0]}; try --set training.precision=float32")
+    return rows_from_probabilities(records, class_names, softmax(values), zero_shot_argmax)
+
+
+def rows_from_probabilities(
+    records: Sequence[ImageRecord], class_names: Sequence[str], probabilities: ArrayLike, zero_shot_argmax: ArrayLike | None = None
+) -> list[PredictionRow]:
+    """Rows of ``predictions.csv``, one for every input, in the order of the records (path order for a folder).
+
+    Probabilities are given to six significant digits. Of classes with equal probability the first in the user's order wins.
+
+    Args:
+        records: All inputs.
+        class_names: C names.
+        probabilities: (N, C), rows in store order.
+        zero_shot_argmax: (N,) class index that the unadapted model gives, or None.
+
+    Returns:
+        As many rows as records; a file without an image keeps its status and reason, and its other cells are empty.
+    """
+    p = np.asarray(probabilities, dtype=np.float64)  # (N, C)
+    if p.ndim != 2 or p.shape[1] != len(class_names):
+        raise ValueError(f"probabilities of shape {p.shape} do not fit {len(class_names)} classes")
+    zero_shot = None if zero_shot_argmax is None else np.asarray(zero_shot_argmax)
+    rows = []
+    for record in records:
+        if record.status != "ok" or record.index is None:
+            rows.append(PredictionRow(path=record.name, status=record.status, reason=record.reason))
+            continue
+        first = None if zero_shot is None else class_names[int(zero_shot[record.index])]
+        rows.append(_predicted_row(record, class_names, p[record.index], first))
+    return rows
+
+
+def _predicted_row(record: ImageRecord, class_names: Sequence[str], p: np.ndarray, zero_shot_class: str | None) -> PredictionRow:
+    order = np.argsort(-p, kind="stable")[:TOP]
+    top5 = tuple((class_names[int(c)], _round(p[c])) for c in order)
+    second = p[order[1]] if len(order) > 1 else 0.0
+    return PredictionRow(record.name, top5[0][0], top5[0][1], _round(p[order[0]] - second), top5, zero_shot_class, record.status, record.reason)
+
+
+def _round(value: float) -> float:
+    return float(f"{value:.6g}")
+
+
+def write_predictions(path: Path, rows: Iterable[PredictionRow]) -> None:
+    """Write ``predictions.csv`` atomically, in the order given.
+
+    Raises:
+        UserError: The file cannot be written.
+    """
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(PREDICTION_COLUMNS)
+    writer.writerows(_cells(row) for row in rows)
+    write_text(path, text.getvalue())
+
+
+def _cells(row: PredictionRow) -> list[str]:
+    top5 = json.dumps(row.top5, ensure_ascii=False) if row.top5 else ""
+    texts = [row.path, row.label or "", _number(row.probability), _number(row.margin), top5, row.zero_shot_class or "", row.status, row.reason]
+    return [escape_cell(text) for text in texts]
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else repr(float(value))
+
+
+def escape_cell(cell: str) -> str:
+    """A text as a cell that no spreadsheet computes; :func:`unescape_cell` gives it back."""
+    # Older csv readers refuse the null character; no file name and no sensible class holds one.
+    cell = cell.replace("\0", "\N{REPLACEMENT CHARACTER}")
+    return "'" + cell if _FORMULA.match(cell) else cell
+
+
+def unescape_cell(cell: str) -> str:
+    """The text that a cell was written from: without the apostrophe that keeps a spreadsheet from computing it."""
+    return cell[1:] if _ESCAPED.match(cell) else cell
+
+
+def read_predictions(path: Path) -> list[PredictionRow]:
+    """Read what :func:`write_predictions` wrote.
+
+    Raises:
+        UserError: The file is missing, unreadable, or not a predictions file; the message names the line.
+    """
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file, strict=True)
+            header = next(reader, [])
+            if tuple(header) != PREDICTION_COLUMNS:
+                raise UserError(f"{path}: expected the columns {', '.join(PREDICTION_COLUMNS)}; give the predictions.csv of a finelens run")
+            return [_parse(cells, f"{path}, line {reader.line_num}") for cells in reader]
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}; check the path and its permissions") from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path} is not a CSV file in UTF-8 ({error}); write it again with finelens predict") from error
+
+
+def _parse(cells: Sequence[str], where: str) -> PredictionRow:
+    if len(cells) != len(PREDICTION_COLUMNS):
+        raise UserError(f"{where}: expected {len(PREDICTION_COLUMNS)} cells, got {len(cells)}; write the file again with finelens predict")
+    path, label, probability, margin, top5, zero_shot, status, reason = map(unescape_cell, cells)
+    if status not in STATUSES:
+        raise UserError(f"{where}: unknown status {status!r}; known are {', '.join(STATUSES)}")
+    try:
+        pairs = tuple((_text(name), float(p)) for name, p in json.loads(top5)) if top5 else ()
+        return PredictionRow(path, label or None, _float(probability), _float(margin), pairs, zero_shot or None, status, reason)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{where}: {error}; write the file again with finelens predict") from error
+
+
+def _float(cell: str) -> float | None:
+    return float(cell) if cell else None
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"top5 names a class {value!r} that is not a text")
+    return value
