@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from finelens.core.options import nearest
 from finelens.errors import UserError
@@ -19,6 +19,12 @@ if TYPE_CHECKING:
     Builder = Callable[[Engine, ClassHeads, Any, TrainingConfig, int], Task]
 
 
+# ``pixels``: the image tower, not only what it gave for the centre views. ``views``: further views of each image that it answers for. ``support``: a
+# folder of images of the classes (``options.support``). ``extra``: it can look at features of further encoders (``options.files``). ``hints``: labelled
+# photographs. ``stream``: it answers each image when it comes.
+Need = Literal["pixels", "views", "support", "extra", "hints", "stream"]
+
+
 @dataclass(frozen=True)
 class Method:
     """One line of the registry. Naming a method imports nothing; its module is loaded when it is used.
@@ -30,7 +36,7 @@ class Method:
         module: Where ``CONFIG`` (a frozen dataclass) and ``build(engine, heads, config, training, seed)`` live.
         trains: Whether it runs the training loop.
         adapts: Whether it uses the target images at all; training methods and solvers do.
-        few_shot: Whether it learns from labelled photographs (``--hints``) and cannot run without.
+        needs: What it takes besides texts and features of the centre views, see :data:`Need`.
     """
 
     name: str
@@ -39,12 +45,17 @@ class Method:
     module: str
     trains: bool
     adapts: bool
-    few_shot: bool = False
+    needs: frozenset[Need] = frozenset()
+
+    @property
+    def few_shot(self) -> bool:
+        """Whether it learns from labelled photographs (``--hints``) and cannot run without."""
+        return "hints" in self.needs
 
     @property
     def needs_pixels(self) -> bool:
         """Whether features of the centre views by the unadapted tower are not all it takes."""
-        return self.trains or self.family == "views"
+        return "pixels" in self.needs
 
     @property
     def config_class(self) -> type:
@@ -116,6 +127,7 @@ METHODS = (
         "finelens.methods.wca",
         trains=False,
         adapts=False,
+        needs=frozenset({"pixels", "views"}),
     ),
     Method(
         "mta",
@@ -124,6 +136,7 @@ METHODS = (
         "finelens.methods.mta",
         trains=False,
         adapts=False,
+        needs=frozenset({"pixels", "views"}),
     ),
     Method(
         "zero",
@@ -132,6 +145,7 @@ METHODS = (
         "finelens.methods.zero",
         trains=False,
         adapts=False,
+        needs=frozenset({"pixels", "views"}),
     ),
     Method(
         "text-classifier",
@@ -148,7 +162,7 @@ METHODS = (
         "finelens.methods.gda",
         trains=False,
         adapts=True,
-        few_shot=True,
+        needs=frozenset({"hints"}),
     ),
     Method(
         "gda-em",
@@ -205,6 +219,7 @@ METHODS = (
         "finelens.methods.joint_gmm",
         trains=False,
         adapts=True,
+        needs=frozenset({"extra"}),
     ),
     Method(
         "tip-adapter",
@@ -229,6 +244,7 @@ METHODS = (
         "finelens.methods.sus_x",
         trains=False,
         adapts=True,
+        needs=frozenset({"support"}),
     ),
     Method(
         "caps-adapter",
@@ -237,6 +253,7 @@ METHODS = (
         "finelens.methods.caps_adapter",
         trains=False,
         adapts=True,
+        needs=frozenset({"support"}),
     ),
     Method(
         "onzeta",
@@ -245,6 +262,7 @@ METHODS = (
         "finelens.methods.onzeta",
         trains=False,
         adapts=True,
+        needs=frozenset({"stream"}),
     ),
     Method(
         "tda",
@@ -253,6 +271,7 @@ METHODS = (
         "finelens.methods.tda",
         trains=False,
         adapts=True,
+        needs=frozenset({"stream"}),
     ),
     Method(
         "online-gda",
@@ -261,6 +280,7 @@ METHODS = (
         "finelens.methods.online_gda",
         trains=False,
         adapts=True,
+        needs=frozenset({"stream"}),
     ),
     Method(
         "microclip",
@@ -269,6 +289,7 @@ METHODS = (
         "finelens.methods.microclip",
         trains=True,
         adapts=True,
+        needs=frozenset({"pixels"}),
     ),
     Method(
         "fair",
@@ -277,6 +298,7 @@ METHODS = (
         "finelens.methods.fair",
         trains=True,
         adapts=True,
+        needs=frozenset({"pixels"}),
     ),
     Method(
         "dpa",
@@ -285,6 +307,7 @@ METHODS = (
         "finelens.methods.dpa",
         trains=True,
         adapts=True,
+        needs=frozenset({"pixels"}),
     ),
     Method(
         "lafter",
@@ -293,6 +316,7 @@ METHODS = (
         "finelens.methods.lafter",
         trains=True,
         adapts=True,
+        needs=frozenset({"pixels"}),
     ),
     Method(
         "nola",
@@ -301,6 +325,7 @@ METHODS = (
         "finelens.methods.nola",
         trains=True,
         adapts=True,
+        needs=frozenset({"pixels"}),
     ),
     Method(
         "upl",
@@ -309,6 +334,7 @@ METHODS = (
         "finelens.methods.upl",
         trains=True,
         adapts=True,
+        needs=frozenset({"pixels"}),
     ),
     Method(
         "coop",
@@ -317,7 +343,7 @@ METHODS = (
         "finelens.methods.coop",
         trains=True,
         adapts=True,
-        few_shot=True,
+        needs=frozenset({"pixels", "hints"}),
     ),
 )
 
