@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     Builder = Callable[[Engine, ClassHeads, Any, TrainingConfig, int], Task]
 
 
-# ``pixels``: the image tower, not only what it gave for the centre views. ``views``: further views of each image that it answers for. ``support``: a
-# folder of images of the classes (``options.support``). ``extra``: it can look at features of further encoders (``options.files``). ``hints``: labelled
-# photographs. ``stream``: it answers each image when it comes.
+# ``pixels``: the image tower, not only what it gave for the centre views. ``views``: further views of each image that it answers for. ``support``:
+# a folder of images of the classes (``options.support``). ``extra``: it can look at features of further encoders (``options.files``). ``hints``:
+# labelled photographs. ``stream``: it answers each image when it comes.
 Need = Literal["pixels", "views", "support", "extra", "hints", "stream"]
 
 
