@@ -17,6 +17,7 @@ test: $(VENV)/.installed
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m mypy
+	$(BIN)/lint-imports
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
 # Lines of what stands between a run and its loss: decoding, run state, checkpoints. One process, about five minutes.
