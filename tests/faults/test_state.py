@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import sys
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -171,7 +171,7 @@ def test_configuration_changed_before_resume_is_refused_with_what_changed(adapt,
 
 def test_a_clock_that_goes_backwards_changes_nothing(adapt, tmp_path, monkeypatch):
     adapt(tmp_path / "whole")
-    now = [datetime(2030, 1, 1, tzinfo=timezone.utc)]
+    now = [datetime(2030, 1, 1, tzinfo=UTC)]
 
     class Clock(datetime):
         @classmethod

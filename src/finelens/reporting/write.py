@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 
 from finelens._version import __version__
@@ -65,7 +65,7 @@ def report_html(record: RunRecord, thumbnails: Thumbnails, model: Model | None =
         "training": training.build(record),
         "cost": cost.build(record),
         "labelled": labelled.build(record),
-        "written": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+        "written": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "version": __version__,
     }
     return render("report.html.j2", content, {"table-data": rows.build(record)})

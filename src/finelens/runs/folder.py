@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -221,7 +221,7 @@ class RunFolder:
             raise ValueError(f"unknown event {event!r}; known are {', '.join(EVENTS)}")
         if not self._lock.held:
             raise RuntimeError(f"{self.path} was opened for reading or is closed; open it with its lock to log")
-        line = json_text({"time": datetime.now(timezone.utc).isoformat(timespec="milliseconds"), "event": event, **fields}) + "\n"
+        line = json_text({"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event, **fields}) + "\n"
         return _append(self.events_path, line.encode("utf-8", "backslashreplace"), durable=event in DURABLE)
 
     def resume(self, offset: int, **fields: Any) -> None:
