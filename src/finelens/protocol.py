@@ -288,7 +288,7 @@ class StepOutput:
 
     Attributes:
         loss: Scalar with gradient.
-        log: Numbers of which the loop takes the mean over the images of an epoch; scalars on a device stay there, see ``training.said.number``.
+        log: Numbers of which the loop takes the mean over the images of an epoch; scalars on a device stay there, see ``training.step_log.number``.
         pseudo_labels: Class that each image was trained towards, (B,), int64, for the collapse alarm; None for a method without.
     """
 

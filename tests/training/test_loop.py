@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import math
 
 import pytest
@@ -9,6 +11,7 @@ import torch
 
 from finelens.errors import UserError
 from finelens.images.view_config import ViewConfig
+from finelens.training import loop
 from finelens.training.checkpoint import Position, load_checkpoint, named_trainable, read_events_offset, save_checkpoint
 from finelens.training.config import TrainingConfig
 from finelens.training.loop import Hooks, Interrupted, Trainer
@@ -228,3 +231,15 @@ def test_optimizer_leaves_empty_groups_out():
             return [{"params": [], "weight_decay": 0.0}, {"params": [("w", self.w)], "weight_decay": 0.0}]
 
     assert len(build_optimizer(Bare(make_engine()), 0.1).param_groups) == 1
+
+
+# The code.
+
+
+def test_one_step_is_one_short_function_in_the_order_of_the_work():
+    tree = ast.parse(inspect.getsource(loop))
+    step = next(node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name == "_step")
+    assert step.end_lineno - step.lineno < 50
+    work = ("task.step", "output.loss.backward", "engine.processes.average_gradients", "optimizer.step", "StepLog.of")
+    calls = sorted((node.lineno, name) for node in ast.walk(step) if isinstance(node, ast.Call) and (name := ast.unparse(node.func)) in work)
+    assert [name for _, name in calls] == list(work)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,7 +25,7 @@ from finelens.training.failure import first_not_finite, save_failure
 from finelens.training.memory import PseudoLabelMemory
 from finelens.training.prefix_cache import PrefixCache
 from finelens.training.schedule import build_optimizer, learning_rate, set_lr
-from finelens.training.step_log import Said
+from finelens.training.step_log import StepLog, StepStart
 
 
 class Interrupted(Exception):
@@ -89,7 +89,7 @@ class Trainer:
         self._offset = self.hooks.events_offset
         # Steps that are queued on the device before the numbers of one are read, and looked at: none on a CPU, where nothing is gained by it.
         self.lag = 1 if engine.device.type == "cuda" else 0
-        self._said: deque[Said] = deque()
+        self._unread: deque[StepLog] = deque()
 
     @property
     def count(self) -> int:
@@ -168,88 +168,102 @@ class Trainer:
         return batch if batch is None or self.prefixes is None else self.prefixes.rows(batch, self.position.epoch)
 
     def _step(self, batch: Batch) -> None:
-        position, config, engine = self.position, self.config, self.engine
-        step = position.epoch * self.steps + position.step
-        set_lr(self.optimizer, learning_rate(step, self.steps, config, self.task.optimisation.warmup_epochs))
-        before, counts = BufferSnapshot(self.task), engine.counts
+        """One training step: forward, backward, gradients averaged over the processes, update, log.
 
-        def undo() -> None:
-            before.restore()
-            engine.counts = counts
+        Inside of the forward the engine divides the rows of the image tower among the processes and into micro-batches. Where memory runs out before
+        the update, all up to there is done again with micro-batches of half the size.
 
-        try:
-            output, gradients = until_it_fits(lambda: self._gradient(batch, before), lambda: self._shrink(len(batch.index)), undo)
+        Raises:
+            UserError: The loss or a gradient is not finite, or memory ran out with the smallest micro-batches.
+        """
+        task, engine, optimizer, position = self.task, self.engine, self.optimizer, self.position
+        iteration = position.epoch * self.steps + position.step
+        set_lr(optimizer, learning_rate(iteration, self.steps, self.config, task.optimisation.warmup_epochs))
+        start = StepStart(batch, position.epoch, position.step, BufferSnapshot(task), engine.counts)
+
+        def forward_and_backward() -> tuple[StepOutput, dict[str, Tensor]]:
+            optimizer.zero_grad(set_to_none=True)
+            with engine.stopwatch("method"):
+                output = task.step(batch, position.epoch, position.step)
+            if not self.lag:
+                self._require_finite(start, output.log, output.loss.item())
+            with engine.stopwatch("backward"):
+                output.loss.backward()
+            trained = named_trainable(task)
+            if engine.processes.count > 1:
+                with engine.stopwatch("exchange"):
+                    engine.processes.average_gradients(trained.values())
+            gradients = {name: parameter.grad for name, parameter in trained.items() if parameter.grad is not None}
+            if not self.lag:
+                self._require_finite(start, output.log, bad_gradient=first_not_finite(gradients))
+            return output, gradients
+
+        with self._memory_may_run_out():
+            output, gradients = until_it_fits(forward_and_backward, lambda: self._shrink(batch), lambda: self._undo(start))
             # Not to be repeated: a part of the parameters may have moved.
             with engine.stopwatch("update"):
-                self.optimizer.step()
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            where = _place(position.epoch, position.step)
-            tried = f", even with micro-batches of {engine.micro.size}" if engine.processes.count == 1 else ""
-            raise UserError(
-                f"out of memory in {where}{tried}; the last checkpoint is intact. "
-                "Start again with a smaller training.batch_size, or fewer method.crops"
-            ) from error
-        self._said.append(Said.of(batch, before, position.epoch, position.step, output, gradients if self.lag else {}))
+                optimizer.step()
+        self._unread.append(StepLog.of(start, output, gradients if self.lag else {}))
         position.step += 1
         position.images += len(batch.index)
         self._read(self.lag)
 
+    def _shrink(self, batch: Batch) -> bool:
+        # A step is repeated by all processes or by none, and only this one knows. What the tower encodes is not part of this: it repeats on its own.
+        return self.engine.processes.count == 1 and self.engine.micro.halve(len(batch.index), with_gradient=True)
+
+    def _undo(self, start: StepStart) -> None:
+        start.buffers.restore()
+        self.engine.counts = start.counts
+
+    @contextmanager
+    def _memory_may_run_out(self) -> Iterator[None]:
+        """Tell the user where memory ran out, and what helps."""
+        try:
+            yield
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            where = _place(self.position.epoch, self.position.step)
+            tried = f", even with micro-batches of {self.engine.micro.size}" if self.engine.processes.count == 1 else ""
+            raise UserError(
+                f"out of memory in {where}{tried}; the last checkpoint is intact. "
+                "Start again with a smaller training.batch_size, or fewer method.crops"
+            ) from error
+
     def _read(self, left: int = 0) -> None:
-        """Take in what all steps but the last ``left`` said.
+        """Take in the logs of all steps but the last ``left``.
 
         Raises:
             UserError: One of them was not finite and has not been looked at before. Nothing has been saved since.
         """
         position = self.position
-        while len(self._said) > left:
-            said = self._said.popleft()
-            log, bad = said.log(), said.bad_gradient()
-            if not math.isfinite(log["loss"]) or bad is not None:
-                what = f"the gradient of {bad} is not finite" if math.isfinite(log["loss"]) else f"the loss became {log['loss']}"
-                raise self._failed(what, said.batch, said.before, log, (said.epoch, said.step), late=True)
-            labels = None if said.labels is None else said.labels.read()
-            self.memory.remember(said.batch.index, labels)
+        while len(self._unread) > left:
+            step_log = self._unread.popleft()
+            log, index = step_log.log(), step_log.start.batch.index
+            self._require_finite(step_log.start, log, log["loss"], step_log.bad_gradient(), late=True)
+            labels = None if step_log.labels is None else step_log.labels.read()
+            self.memory.remember(index, labels)
             position.pseudo_labels = _added(position.pseudo_labels, labels)
             for name, value in log.items():
-                position.sums[name] = position.sums.get(name, 0.0) + value * len(said.batch.index)
+                position.sums[name] = position.sums.get(name, 0.0) + value * len(index)
 
-    def _shrink(self, images: int) -> bool:
-        # A step is repeated by all processes or by none, and only this one knows. What the tower encodes is not part of this: it repeats on its own.
-        return self.engine.processes.count == 1 and self.engine.micro.halve(images, with_gradient=True)
-
-    def _gradient(self, batch: Batch, before: BufferSnapshot) -> tuple[StepOutput, dict[str, Tensor]]:
-        """What the step said, and the gradients of all trained parameters."""
-        self.optimizer.zero_grad(set_to_none=True)
-        with self.engine.stopwatch("method"):
-            output = self.task.step(batch, self.position.epoch, self.position.step)
-        where = (self.position.epoch, self.position.step)
-        if not self.lag and not math.isfinite(loss := output.loss.item()):
-            raise self._failed(f"the loss became {loss}", batch, before, output.log, where)
-        with self.engine.stopwatch("backward"):
-            output.loss.backward()
-        trained = named_trainable(self.task)
-        if self.engine.processes.count > 1:
-            with self.engine.stopwatch("exchange"):
-                self.engine.processes.average_gradients(trained.values())
-        gradients = {name: p.grad for name, p in trained.items() if p.grad is not None}
-        if not self.lag and (bad := first_not_finite(gradients)) is not None:
-            raise self._failed(f"the gradient of {bad} is not finite", batch, before, output.log, where)
-        return output, gradients
-
-    def _failed(
-        self, what: str, batch: Batch, before: BufferSnapshot, log: Mapping[str, float | Tensor], where: tuple[int, int], *, late: bool = False
-    ) -> UserError:
-        epoch, step = where
+    def _require_finite(
+        self, start: StepStart, log: Mapping[str, float | Tensor], loss: float = 0.0, bad_gradient: str | None = None, *, late: bool = False
+    ) -> None:
+        """Refuse a step whose loss or gradient is not finite, and save what it started from; ``late`` where the weights have moved on since."""
+        if math.isfinite(loss) and bad_gradient is None:
+            return
+        reason = f"the gradient of {bad_gradient} is not finite" if math.isfinite(loss) else f"the loss became {loss}"
         remedy = "Try a lower training.lr, or training.precision=float32"
-        said = f"{what} in {_place(epoch, step)}; the last checkpoint is intact. {remedy}"
-        if self.hooks.failures is None:
-            return UserError(said)
-        before.restore()
-        numbers = {name: float(value) for name, value in log.items() if name != "loss"}
-        facts = {"reason": what, "epoch": epoch, "step": step, "seed": self.seed, "log": numbers}
-        return UserError(f"{said}. {save_failure(self.hooks.failures, self.task, self.engine.backbone, batch, self.store.ids, facts, late=late)}")
+        message = f"{reason} in {_place(start.epoch, start.step)}; the last checkpoint is intact. {remedy}"
+        if self.hooks.failures is not None:
+            start.buffers.restore()
+            numbers = {name: float(value) for name, value in log.items() if name != "loss"}
+            facts = {"reason": reason, "epoch": start.epoch, "step": start.step, "seed": self.seed, "log": numbers}
+            saved = save_failure(self.hooks.failures, self.task, self.engine.backbone, start.batch, self.store.ids, facts, late=late)
+            message = f"{message}. {saved}"
+        raise UserError(message)
 
     def _save(self) -> None:
         self._read()

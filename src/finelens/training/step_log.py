@@ -1,4 +1,4 @@
-"""What a step says, taken from the device without making it wait.
+"""The log of a step, taken from the device without making it wait.
 
 To ask a GPU for a number is to wait until it has done everything before it, and then it has nothing to do. So numbers are copied while it goes on,
 and read when the next step has been queued behind them. On a CPU they are there at once.
@@ -44,14 +44,30 @@ class HostCopy:
 
 
 @dataclass(frozen=True)
-class Said:
-    """One step, finished as far as the host is concerned.
+class StepStart:
+    """What a step starts from.
 
     Attributes:
         batch: Its views.
-        before: The task's buffers before it.
         epoch: Its epoch, from 0.
         step: Its number in the epoch, from 0.
+        buffers: The task's buffers before it.
+        counts: The engine's counts before it.
+    """
+
+    batch: Batch
+    epoch: int
+    step: int
+    buffers: BufferSnapshot
+    counts: tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class StepLog:
+    """Log of one step, finished as far as the host is concerned.
+
+    Attributes:
+        start: What the step started from.
         plain: Numbers that the host knew at once.
         names: Names of the others.
         numbers: Their values, (K,).
@@ -60,10 +76,7 @@ class Said:
         labels: Pseudo-labels (B,), or None.
     """
 
-    batch: Batch
-    before: BufferSnapshot
-    epoch: int
-    step: int
+    start: StepStart
     plain: dict[str, float]
     names: tuple[str, ...]
     numbers: HostCopy | None
@@ -72,16 +85,13 @@ class Said:
     labels: HostCopy | None
 
     @classmethod
-    def of(cls, batch: Batch, before: BufferSnapshot, epoch: int, step: int, output: StepOutput, gradients: Mapping[str, Tensor]) -> Said:
+    def of(cls, start: StepStart, output: StepOutput, gradients: Mapping[str, Tensor]) -> StepLog:
         """Start the copies of a step's numbers; ``gradients`` are those that have not been checked."""
         log: dict[str, float | Tensor] = {"loss": number(output.loss), **output.log}
         late = {name: _wide(value).reshape(()) for name, value in log.items() if isinstance(value, Tensor)}
         checked = {name: gradient for name, gradient in gradients.items() if gradient.numel()}
         return cls(
-            batch,
-            before,
-            epoch,
-            step,
+            start,
             {name: value for name, value in log.items() if not isinstance(value, Tensor)},
             tuple(late),
             HostCopy(torch.stack(list(late.values()))) if late else None,

@@ -15,7 +15,7 @@ from finelens.training import loop
 from finelens.training.loop import Interrupted, Trainer
 from finelens.training.marginal import ClassPrior
 from finelens.training.pseudo_labels import PseudoLabels, self_training_loss
-from finelens.training.step_log import HostCopy, Said, number
+from finelens.training.step_log import HostCopy, StepLog, number
 from tests.methods.tiny import random_heads, tiny_engine
 from tests.toy import Log, stop_after
 from tests.training.test_loop import assert_same, make_trainer, state
@@ -101,9 +101,9 @@ def test_a_bad_gradient_is_found_late_and_named(tmp_path):
 
 def test_numbers_keep_their_value():
     output = StepOutput(torch.tensor(0.1), {"plain": 0.3, "late": torch.tensor(0.7), "wide": torch.tensor(1 / 3, dtype=torch.float64)})
-    said = Said.of(None, None, 0, 0, output, {})
-    assert said.log() == {"loss": torch.tensor(0.1).item(), "plain": 0.3, "late": torch.tensor(0.7).item(), "wide": 1 / 3}
-    assert said.bad_gradient() is None
+    step_log = StepLog.of(None, output, {})
+    assert step_log.log() == {"loss": torch.tensor(0.1).item(), "plain": 0.3, "late": torch.tensor(0.7).item(), "wide": 1 / 3}
+    assert step_log.bad_gradient() is None
     assert HostCopy(torch.arange(3)).read().tolist() == [0, 1, 2]
 
 
@@ -121,7 +121,7 @@ class OnApple(torch.Tensor):
 
 def test_numbers_of_a_device_without_float64():
     output = StepOutput(torch.tensor(0.1).as_subclass(OnApple), {"late": number(torch.tensor(0.7).as_subclass(OnApple))})
-    assert Said.of(None, None, 0, 0, output, {}).log() == {"loss": torch.tensor(0.1).item(), "late": torch.tensor(0.7).item()}
+    assert StepLog.of(None, output, {}).log() == {"loss": torch.tensor(0.1).item(), "late": torch.tensor(0.7).item()}
 
 
 # The meta device has no values: whoever asks for one fails, as a GPU would be made to wait.
