@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,10 +16,14 @@ from PIL import Image
 from finelens.cli import _graceful_stop, main
 from tests.toy import digest, events, picture
 
-EPOCHS = 8
+EPOCHS = 3
+# Of three steps an epoch.
+STEP = 4
 LONG = ("--set", f"training.epochs={EPOCHS}", "--set", "training.batch_size=8", "--set", "training.lr=0.001")
 RESULTS = ("model/model.safetensors", "model/zero_shot.safetensors", "predictions.csv")
-PATIENCE = 60.0
+HELD = Path(__file__).with_name("held.py")
+# Not how long anything takes: when to give up on a process that does not come.
+PATIENCE = 600.0
 
 
 @pytest.fixture(scope="module")
@@ -39,10 +42,17 @@ def arguments(world: Path, out: Path) -> list[str]:
 
 
 def start(world: Path, out: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "finelens", *arguments(world, out)]
+    """A run that stands still in its second epoch."""
+    command = [sys.executable, HELD, str(STEP), held_file(out), *arguments(world, out)]
     # As many threads as the tests have, or the bits would differ.
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    wait_until_held(out, process)
+    return process
+
+
+def held_file(out: Path) -> Path:
+    return out.with_name(f"{out.name}-held")
 
 
 def finished_epochs(out: Path) -> int:
@@ -52,12 +62,13 @@ def finished_epochs(out: Path) -> int:
         return 0
 
 
-def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+def wait_until_held(out: Path, process: subprocess.Popen[str]) -> None:
+    """Until the run has finished an epoch and stands still."""
     deadline = time.monotonic() + PATIENCE
-    while not condition():
+    while not (held_file(out).exists() and finished_epochs(out) >= 1):
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
-        time.sleep(0.002)
+        time.sleep(0.02)
 
 
 def assert_equal_runs(a: Path, b: Path) -> None:
@@ -69,7 +80,6 @@ def assert_equal_runs(a: Path, b: Path) -> None:
 def test_ctrl_c_saves_and_says_how_to_go_on(world, whole, tmp_path, run):
     out = tmp_path / "run"
     process = start(world, out)
-    wait_for(lambda: finished_epochs(out) >= 1, process)
     process.send_signal(signal.SIGINT)
     said = process.communicate(timeout=PATIENCE)[1]
     assert process.returncode == 130, said
@@ -85,7 +95,6 @@ def test_ctrl_c_saves_and_says_how_to_go_on(world, whole, tmp_path, run):
 def test_killed_run_resumes_to_the_same_bits(world, whole, tmp_path, run):
     out = tmp_path / "run"
     process = start(world, out)
-    wait_for(lambda: finished_epochs(out) >= 2, process)
     process.kill()
     process.communicate(timeout=PATIENCE)
     assert process.returncode == -signal.SIGKILL
@@ -102,7 +111,7 @@ def stopped(run, given, tmp_path, monkeypatch) -> Path:
     steps = iter(range(100))
 
     def interrupt_in_step_5(optimizer, lr):
-        if next(steps) == 4:
+        if next(steps) == STEP:
             signal.raise_signal(signal.SIGINT)
 
     with monkeypatch.context() as patch:

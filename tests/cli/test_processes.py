@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,14 +15,15 @@ import pytest
 from finelens import cli
 from finelens.storage.predictions import read_predictions
 from finelens.training import loop
-from tests.cli.test_interrupt import finished_epochs
+from tests.cli.test_interrupt import HELD, PATIENCE, finished_epochs, held_file, wait_until_held
 from tests.toy import events, write_noise
 from tests.training import shared_work
 
-EPOCHS = 6
+EPOCHS = 3
+# In the second epoch: of four steps an epoch.
+STEP = 5
 FLOAT32 = ("--set", "training.precision=float32", "--set", "training.lr=0.0001")
 OPTIONS = (*FLOAT32, "--set", f"training.epochs={EPOCHS}", "--set", "training.batch_size=7", "--set", "method.crops=2")
-PATIENCE = 400.0
 
 Process = subprocess.Popen[str]
 
@@ -47,12 +47,9 @@ def start(*commands: list[str]) -> list[Process]:
     return shared_work.start(*(["-m", "finelens", *command] for command in commands))
 
 
-def after_an_epoch(out: Path, process: Process) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while finished_epochs(out) < 1:
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
+def held(world: Path, out: Path) -> list[str]:
+    """The arguments of Python for a run whose second process stands still in its second epoch."""
+    return [str(HELD), str(STEP), str(held_file(out)), *arguments(world, out)]
 
 
 def end(processes: list[Process], *codes: int) -> list[str]:
@@ -117,8 +114,8 @@ def test_a_run_that_is_kept_from_training(world, tmp_path, started):
 
 def test_stopped_in_two_processes_and_resumed_in_one(world, whole, tmp_path, run, started):
     out = tmp_path / "run"
-    started += start(*[arguments(world, out)] * 2)
-    after_an_epoch(out, started[0])
+    started += shared_work.start(*[held(world, out)] * 2)
+    wait_until_held(out, started[0])
     # One of them is asked; both stop at the same step.
     started[1].send_signal(signal.SIGINT)
     first, second = end(started, cli.INTERRUPTED, cli.INTERRUPTED)
@@ -148,10 +145,10 @@ def test_stopped_in_one_process_and_resumed_in_two(world, whole, tmp_path, run, 
 
 def test_a_killed_process_ends_the_others(world, whole, tmp_path, run, started):
     out = tmp_path / "run"
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "finelens", *arguments(world, out)]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *held(world, out)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     started.append(subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}, **pipes))
-    after_an_epoch(out, started[0])
+    wait_until_held(out, started[0])
     workers = subprocess.run(["ps", "-o", "pid=", "--ppid", str(started[0].pid)], capture_output=True, text=True, check=True).stdout.split()
     assert len(workers) == 2
     os.kill(int(workers[1]), signal.SIGKILL)
