@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from finelens.backbones.registry import load_backbone
-from finelens.engine import device as precision_module
+from finelens.core import private_torch
 from finelens.engine import engine as engine_module
 from finelens.engine.device import Precision, choose_precision
 from finelens.engine.engine import Engine
@@ -105,7 +105,7 @@ def test_asked_for_precision_is_given(wanted):
 
 @pytest.mark.parametrize(("units", "dtype"), [((), torch.float32), (("_is_amx_tile_supported",), torch.bfloat16)])
 def test_automatic_precision_depends_on_the_processor(monkeypatch, units, dtype):
-    monkeypatch.setattr(precision_module, "_has", lambda flag: flag in units)
+    monkeypatch.setattr(private_torch, "_says_yes", lambda flag: flag in units)
     precision = choose_precision("auto", CPU)
     assert precision.dtype is dtype
     assert "this processor has" in precision.reason

@@ -24,8 +24,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.nn.utils import parametrize
 
+from finelens.core.private_torch import fused_convolution, fused_convolution_takes_bfloat16, parametrization_cache
 from finelens.core.threads import side_by_side
 
 # Bytes of an element times images in one go: the largest activation then stays near the last-level cache and below the size (32 MiB) from which the C
@@ -107,25 +107,16 @@ class Layer:
 Blocks: TypeAlias = "list[tuple[list[Layer], bool]]"
 
 
-def _has_fused_kernel() -> bool:
-    # The operator is private to torch (its compiler emits it), so nothing depends on its being there.
-    return (
-        torch.backends.mkldnn.is_available()
-        and "AVX" in torch.backends.cpu.get_cpu_capability()
-        and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
-    )
-
-
-FUSED_TYPES = {torch.float32, torch.bfloat16} if _has_fused_kernel() else set()
-if FUSED_TYPES and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-    FUSED_TYPES.discard(torch.bfloat16)
+FUSED_TYPES = {torch.float32} if fused_convolution is not None and "AVX" in torch.backends.cpu.get_cpu_capability() else set()
+if FUSED_TYPES and fused_convolution_takes_bfloat16():
+    FUSED_TYPES.add(torch.bfloat16)
 
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int, groups: int, relu6: bool) -> Tensor:
     """Convolution, and ReLU6 if wanted, without gradient."""
-    if x.dtype in FUSED_TYPES:
+    if fused_convolution is not None and x.dtype in FUSED_TYPES:
         activation, bounds = ("hardtanh", [0.0, 6.0]) if relu6 else ("none", [])
-        fused: Tensor = torch.ops.mkldnn._convolution_pointwise(x, weight, bias, [padding] * 2, [stride] * 2, [1, 1], groups, activation, bounds, "")
+        fused: Tensor = fused_convolution(x, weight, bias, [padding] * 2, [stride] * 2, [1, 1], groups, activation, bounds, "")
         return fused
     y = F.conv2d(x, weight, None if bias is None else bias.to(x.dtype), stride, padding, 1, groups)
     return F.hardtanh_(y, 0.0, 6.0) if relu6 else y
@@ -244,8 +235,8 @@ def _chunks(blocks: Blocks, images: Tensor) -> Sequence[Tensor]:
 
 def _folded(tower: nn.Module, dtype: torch.dtype) -> Blocks:
     """The folded layers: made once inside ``parametrize.cached()``, which the engine opens around the chunks of a batch, else every time."""
-    # Private to torch; without it everything is folded for each chunk.
-    kept: dict[Any, Any] | None = getattr(parametrize, "_cache", None) if getattr(parametrize, "_cache_enabled", 0) else None
+    kept = parametrization_cache()
+    # Without it everything is folded for each chunk.
     if kept is None:
         return _fold_all(tower, dtype)
     key = (id(tower), f"lite0 {dtype}")

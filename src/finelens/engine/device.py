@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from finelens.core.private_torch import bfloat16_units
 from finelens.errors import UserError
 
 
@@ -44,16 +45,10 @@ def choose_precision(wanted: str, device: torch.device) -> Precision:
     if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
         return Precision(torch.bfloat16, f"bfloat16: {torch.cuda.get_device_name(device)} computes in it")
     if device.type == "cpu":
-        units = [name for name, flag in (("AMX", "_is_amx_tile_supported"), ("AVX512-BF16", "_is_avx512_bf16_supported")) if _has(flag)]
-        if units:
+        if units := bfloat16_units():
             return Precision(torch.bfloat16, f"bfloat16: this processor has {units[0]}")
         return Precision(torch.float32, "float32: this processor has neither AMX nor AVX512-BF16")
     return Precision(torch.float32, f"float32: {device.type} is not known to be faster in bfloat16")
-
-
-def _has(flag: str) -> bool:
-    check = getattr(torch.cpu, flag, None)
-    return bool(check and check())
 
 
 def choose_device(name: str) -> torch.device:

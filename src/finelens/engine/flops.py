@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count, sdpa_backward_flop_count, sdpa_flop_count
 
+from finelens.core import private_torch
 from finelens.core.threads import threads_of_its_own
 from finelens.engine.engine import CPU_CHUNK, Engine, TowerFlops
 
@@ -29,12 +30,12 @@ def _convolution(x: Any, weight: Any, *_: Any, out_shape: Any, **__: Any) -> int
 
 
 # The counter knows the kernels of GPUs only.
-_CPU_KERNELS = {
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
+_CPU_KERNELS: dict[Any, Callable[..., int]] = {
+    private_torch.CPU_ATTENTION: _attention,
+    private_torch.CPU_ATTENTION_BACKWARD: _attention_backward,
 }
-if torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_convolution_pointwise"):
-    _CPU_KERNELS[torch.ops.mkldnn._convolution_pointwise] = _convolution
+if private_torch.fused_convolution is not None:
+    _CPU_KERNELS[private_torch.fused_convolution] = _convolution
 
 
 def count(work: Callable[[], object]) -> int:

@@ -14,6 +14,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from finelens.core.private_torch import own_buffers
+
 T = TypeVar("T")
 
 # Neither the CPU allocator nor Apple's has an error type of its own.
@@ -99,9 +101,9 @@ class BufferSnapshot:
     """
 
     def __init__(self, module: nn.Module) -> None:
-        self._buffers: list[tuple[nn.Module, str, Tensor | None]] = [(m, name, b) for m in module.modules() for name, b in m._buffers.items()]
+        self._saved: list[tuple[nn.Module, str, Tensor | None]] = [(m, name, b) for m in module.modules() for name, b in own_buffers(m).items()]
 
     def restore(self) -> None:
         """Put the buffers back."""
-        for module, name, buffer in self._buffers:
-            module._buffers[name] = buffer
+        for module, name, buffer in self._saved:
+            own_buffers(module)[name] = buffer

@@ -19,6 +19,7 @@ from finelens.bench.rows.health import Health, health_of
 from finelens.bench.rows.memory import peak_megabytes, reset_peak
 from finelens.bench.rows.protocols import Protocol, SkippedError, Split
 from finelens.bench.sets.sealed import RuleBroken, method_runs
+from finelens.core.private_torch import version
 from finelens.engine.device import Precision
 from finelens.engine.engine import Engine, TowerFlops
 from finelens.feature_store.cache import LIMIT_VARIABLE, cache_limit
@@ -269,7 +270,7 @@ def _joined(parts: Sequence[dict[str, Tensor]]) -> dict[str, np.ndarray]:
 def _versions(backbone: Backbone) -> list[int]:
     """Counts of in-place changes of every tensor but those that fitting may set."""
     own = {id(tensor) for tensor in backbone.fitted_state().values()}
-    return [tensor._version for tensor in (*backbone.parameters(), *backbone.buffers()) if id(tensor) not in own]
+    return [version(tensor) for tensor in (*backbone.parameters(), *backbone.buffers()) if id(tensor) not in own]
 
 
 def _cost(context: Context, engine: Engine, config: RunConfig | None) -> dict[str, Any]:
