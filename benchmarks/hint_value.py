@@ -28,9 +28,8 @@ from finelens.bench.sets.sealed import method_runs
 from finelens.core.console import Console
 from finelens.evaluation.signals import measure
 from finelens.images.randomness import generator, permutation
-from finelens.images.store import ImageRecord
 from finelens.methods.registry import find_method
-from finelens.protocol import Hints
+from finelens.protocol import Hints, ImageRecord
 from finelens.reporting.record import RunRecord
 from finelens.reporting.review.order import looks
 from finelens.runs.config import RunConfig, parse_assignments

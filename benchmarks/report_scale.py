@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from finelens.evaluation.signals import measure, write_measured
-from finelens.images.store import ImageRecord
+from finelens.protocol import ImageRecord
 from finelens.reporting.thumbnails import Photo
 from finelens.reporting.write import write_report
 from finelens.runs.config import to_json

@@ -11,7 +11,8 @@ import pytest
 import finelens
 from finelens import api
 from finelens.errors import UserError
-from finelens.images.store import ImageRecord, LoadedImages, PixelStore
+from finelens.images.store import LoadedImages, PixelStore
+from finelens.protocol import ImageRecord
 from finelens.runs import execute as execution
 from finelens.runs.config import RunConfig
 from finelens.runs.folder import RunFolder

@@ -14,9 +14,8 @@ from finelens.errors import UserError
 from finelens.images.decode import DecodeLimits
 from finelens.images.discover import discover
 from finelens.images.load import load
-from finelens.images.store import ImageRecord
 from finelens.methods.registry import check_hints, find_method
-from finelens.protocol import Hints
+from finelens.protocol import Hints, ImageRecord
 from tests.toy import CLASSES, QUIET, digest, events, options_for, write_classes, write_photos
 
 

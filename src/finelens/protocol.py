@@ -252,6 +252,25 @@ class Batch:
     centre: Tensor | None = None
 
 
+@dataclass(frozen=True)
+class ImageRecord:
+    """What became of one input.
+
+    Attributes:
+        name: Path relative to the folder, or ``[i]`` for the i-th item in memory.
+        status: One of ``schemas.STATUSES``.
+        reason: Why there is no image; for ``ok`` the notes of the conversion, empty when there are none.
+        sample_id: Identity by content; None unless ``ok``.
+        index: Position in the store; None unless ``ok``.
+    """
+
+    name: str
+    status: str
+    reason: str = ""
+    sample_id: str | None = None
+    index: int | None = None
+
+
 class ImageStore(Protocol):
     """Decoded originals without labels, ordered by sample id."""
 

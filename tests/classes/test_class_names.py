@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finelens.classes.names import check_names, folder_classes, match, name_warnings, nearest, normalise, read_class_file
+from finelens.classes.names import check_names, folder_classes, match, name_warnings, normalise, read_class_file
+from finelens.core.options import nearest
 from finelens.errors import UserError
 
 ODD_NAMES = [
@@ -186,8 +187,8 @@ def test_match_prefers_the_exact_name_and_ignores_order():
     assert match(["A-B", "x", "a b"], ["a b", "A-B"]) == {"A-B": "A-B", "a b": "a b"}
     assert match(["a-b"], ["A b", "a_b"]) == {"a-b": "A b"}
     assert match(["RED_fox"], ["cat", "red fox"]) == {"RED_fox": "red fox"}
-    assert nearest("sunglass", ["missile", "Sun_Glasses", "sunglasses"]) == "sunglasses"
-    assert nearest("sunglass", ["missile"]) is None
+    assert nearest("sunglass", ["missile", "Sun_Glasses", "sunglasses"], normalise) == "sunglasses"
+    assert nearest("sunglass", ["missile"], normalise) is None
 
 
 def make_folders(root, names):

@@ -79,4 +79,4 @@ def test_work_that_fails_does_not_claim_to_have_ended(monkeypatch):
 
 
 def test_durations():
-    assert [module._duration(s) for s in (0, 89, 100, 3000, 9000)] == ["0 s", "89 s", "2 min", "50 min", "2.5 h"]
+    assert [module.duration(s, rough=True) for s in (0, 89, 100, 3000, 9000)] == ["0 s", "89 s", "2 min", "50 min", "2.5 h"]

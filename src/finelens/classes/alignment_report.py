@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from finelens.classes.names import nearest
+from finelens.classes.names import normalise
 from finelens.classes.text_files import counted, listing, quote
+from finelens.core.options import nearest
 
 _HINTED = 5
 
@@ -92,7 +93,7 @@ class DescriptionReport:
     def _missing_with_hints(self) -> list[str]:
         hints = []
         for name in self.missing[:_HINTED]:
-            near = nearest(name, self.extra)
+            near = nearest(name, self.extra, normalise)
             hints.append(quote(name) + (f" (did you mean {quote(near)} in the file?)" if near else ""))
         return hints + [quote(name) for name in self.missing[_HINTED:]]
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from finelens.classes.alignment_report import DescriptionReport, TruncatedText
 from finelens.classes.names import normalise
-from finelens.classes.text_files import control_character, listing, quote, read_json
+from finelens.classes.text_files import control_character, listing, quote, read_user_json
 from finelens.errors import UserError
 
 MAX_TEXT_LENGTH = 20_000
@@ -59,7 +59,7 @@ def load_descriptions(source: str | Path | Mapping[str, Any]) -> RawDescriptions
     if isinstance(source, Mapping):
         label, content = "descriptions", dict(source)
     else:
-        label, content = f"{_WHAT} {quote(str(source))}", read_json(source, _WHAT)
+        label, content = f"{_WHAT} {quote(str(source))}", read_user_json(source, _WHAT)
     if not isinstance(content, dict):
         raise UserError(f"{label} must be a JSON object {{class: [sentence, ...]}}, not a {_kind(content)}")
     classes = content.get("classes")

@@ -9,12 +9,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from finelens.classes.labels import read_labels
-from finelens.classes.names import nearest
+from finelens.classes.names import normalise
 from finelens.classes.text_files import quote
+from finelens.core.options import nearest
 from finelens.core.schemas import LABEL_COLUMNS
 from finelens.errors import UserError
-from finelens.images.store import ImageRecord
-from finelens.protocol import Hints
+from finelens.protocol import Hints, ImageRecord
 from finelens.storage.predictions import escape_cell
 
 NONE_OF_THESE = -1
@@ -74,7 +74,7 @@ def hints_by_position(given: Mapping[int, str], records: Sequence[ImageRecord], 
         if index is None:
             raise UserError(f"hints: image {position} could not be read ({records[position].reason}); leave it out")
         if name and name not in class_names:
-            near = nearest(name, class_names)
+            near = nearest(name, class_names, normalise)
             raise UserError(f"hints: unknown class {quote(name)} at position {position}" + (f"; did you mean {quote(near)}?" if near else ""))
         found[index] = class_names.index(name) if name else NONE_OF_THESE
     return _hints(found)

@@ -8,9 +8,10 @@ import os
 from collections.abc import Callable, Container, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
-from finelens.classes.names import classes_of_folders, match, nearest
+from finelens.classes.names import classes_of_folders, match, normalise
 from finelens.classes.names import folder_classes as find_folder_classes
 from finelens.classes.text_files import listing, quote, read_utf8
+from finelens.core.options import nearest
 from finelens.core.schemas import LABEL_COLUMNS
 from finelens.errors import UserError
 from finelens.images.discover import display_name
@@ -151,7 +152,7 @@ def _find(files: Container[str], test_dir: Path, cell: str, where: str) -> str:
 
 def _unknown_labels(named: str, unknown: Mapping[str, int], class_names: Sequence[str]) -> str:
     first = min(unknown, key=lambda label: unknown[label])
-    near = nearest(first, class_names)
+    near = nearest(first, class_names, normalise)
     remedy = f"did you mean {quote(near)}?" if near else f"classes are: {listing([quote(name) for name in class_names])}"
     more = f" ({len(unknown) - 1} more labels are unknown)" if len(unknown) > 1 else ""
     return f"{named}, line {unknown[first]}: unknown label {quote(first)}; {remedy}{more}"

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from finelens.classes.text_files import control_character, counted, listing, quote, read_json, read_lines
+from finelens.classes.text_files import control_character, counted, listing, quote, read_lines, read_user_json
+from finelens.core.options import nearest
 from finelens.errors import UserError
 
 MAX_NAME_LENGTH = 200
@@ -57,13 +57,6 @@ def match(names: Iterable[str], candidates: Iterable[str]) -> dict[str, str]:
     return {name: candidate for name, candidate in found.items() if candidate is not None}
 
 
-def nearest(name: str, candidates: Iterable[str]) -> str | None:
-    """The candidate that looks most like the name, or None when none is close: for hints in messages, never for matching."""
-    by_form = {normalise(candidate): candidate for candidate in candidates}
-    close = difflib.get_close_matches(normalise(name), by_form, n=1)
-    return by_form[close[0]] if close else None
-
-
 def read_class_file(path: str | Path) -> list[str]:
     """Read class names in the file's order.
 
@@ -73,7 +66,7 @@ def read_class_file(path: str | Path) -> list[str]:
         UserError: The file cannot be read, or its names do not pass :func:`check_names`.
     """
     if Path(path).suffix.lower() == ".json":
-        names = _names_in_json(read_json(path, _WHAT), path)
+        names = _names_in_json(read_user_json(path, _WHAT), path)
         return check_names(names, source=f"{_WHAT} {quote(str(path))}")
     lines = read_lines(path, _WHAT)
     return check_names([line for _, line in lines], source=f"{_WHAT} {quote(str(path))}", places=[f"line {number}" for number, _ in lines])
@@ -213,7 +206,7 @@ def _names_of_folders(test_dir: Path, classes_json: str | Path | None) -> dict[s
     """The ``dir`` to ``name`` table of a classes.json; empty when there is none or its entries have no ``dir``."""
     places = [Path(classes_json)] if classes_json is not None else [test_dir / CLASSES_JSON, test_dir.resolve().parent / CLASSES_JSON]
     path = next((place for place in places if classes_json is not None or place.is_file()), None)
-    content = [] if path is None else read_json(path, _WHAT)
+    content = [] if path is None else read_user_json(path, _WHAT)
     if path is None or isinstance(content, list):
         return {}
     _names_in_json(content, path)
@@ -231,7 +224,7 @@ def _names_of_folders(test_dir: Path, classes_json: str | Path | None) -> dict[s
 def _unmatched_message(test_dir: Path, unmatched: Sequence[str], class_names: Sequence[str]) -> str:
     hints = []
     for folder in unmatched[:5]:
-        near = nearest(folder, class_names)
+        near = nearest(folder, class_names, normalise)
         hints.append(quote(folder) + (f" (nearest class: {quote(near)})" if near else ""))
     more = f" and {len(unmatched) - 5} more" if len(unmatched) > 5 else ""
     return (

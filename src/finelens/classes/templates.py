@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from finelens.classes.text_files import control_character, quote, read_json, read_lines
+from finelens.classes.text_files import control_character, quote, read_lines, read_user_json
 from finelens.errors import UserError
 
 DEFAULT_TEMPLATES = (
@@ -67,7 +67,7 @@ def read_templates(path: str | Path) -> tuple[str, ...]:
     """
     source = f"{_WHAT} {quote(str(path))}"
     if Path(path).suffix.lower() == ".json":
-        content = read_json(path, _WHAT)
+        content = read_user_json(path, _WHAT)
         if not isinstance(content, list):
             raise UserError(f"{source} must be a JSON list of templates")
         return check_templates(content, source)

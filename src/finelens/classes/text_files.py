@@ -92,7 +92,7 @@ def read_lines(path: str | Path, what: str) -> list[tuple[int, str]]:
     return [(number, line[1:] if line.startswith("\\#") else line) for number, line in content]
 
 
-def read_json(path: str | Path, what: str) -> Any:
+def read_user_json(path: str | Path, what: str) -> Any:
     """Read a UTF-8 JSON file; a key that an object repeats is an error, because all but its last value would be lost.
 
     Raises:

@@ -46,8 +46,10 @@ class Mute(Console):
         """Nothing."""
 
 
-def duration(seconds: float) -> str:
-    """Seconds as a person says them: ``8 s``, ``2 min 40 s``, ``3 h 5 min``."""
+def duration(seconds: float, *, rough: bool = False) -> str:
+    """Seconds as a person says them: ``8 s``, ``2 min 40 s``, ``3 h 5 min``; ``rough`` for a guess: ``80 s``, ``3 min``, ``3.1 h``."""
+    if rough:
+        return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"
@@ -116,20 +118,11 @@ class _Lines:
             self._last = now
             left = (now - self._start) * max(self._total - self._done, 0) / self._done
             share = f"{100 * self._done / self._total:.0f} %, " if self._total else ""
-            self._write(f"{self._done:.0f}/{self._total} {self._unit}s, {share}about {_duration(left)} left")
+            self._write(f"{self._done:.0f}/{self._total} {self._unit}s, {share}about {duration(left, rough=True)} left")
 
     def finish(self) -> None:
         if self._last > self._start:
-            self._write(f"{self._done:.0f} {self._unit}s in {_duration(self._clock() - self._start)}")
+            self._write(f"{self._done:.0f} {self._unit}s in {duration(self._clock() - self._start, rough=True)}")
 
     def _write(self, text: str) -> None:
         print(f"{self._desc}: {text}", file=self._stream, flush=True)
-
-
-def _duration(seconds: float) -> str:
-    """A time span as a person says it."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if seconds < 90 * 60:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"

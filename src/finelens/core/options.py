@@ -7,7 +7,7 @@ import difflib
 import sys
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from typing import Any, Literal, TypeVar, Union
 
@@ -34,11 +34,17 @@ def require(condition: bool, key: str, rule: str, got: object) -> None:
         raise UserError(f"{key} must be {rule}, got {got!r}")
 
 
-def nearest(name: str, known: typing.Iterable[str]) -> str | None:
-    """The known name most like a mistyped one, or None when nothing is near. Case is ignored."""
-    by_lower = {k.lower(): k for k in known}
-    found = difflib.get_close_matches(name.lower(), list(by_lower), n=1)
-    return by_lower[found[0]] if found else None
+def nearest(name: str, known: Iterable[str], form: Callable[[str], str] = str.lower) -> str | None:
+    """The known name most like a mistyped one, or None when nothing is near: for hints in messages, never for matching.
+
+    Args:
+        name: The mistyped name.
+        known: The names that there are.
+        form: What of the names is compared.
+    """
+    by_form = {form(candidate): candidate for candidate in known}
+    found = difflib.get_close_matches(form(name), by_form, n=1)
+    return by_form[found[0]] if found else None
 
 
 def from_mapping(cls: type[T], mapping: Mapping[str, Any], where: str) -> T:

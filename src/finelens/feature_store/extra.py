@@ -13,7 +13,8 @@ from torch import Tensor
 from finelens.classes.text_files import counted, quote
 from finelens.errors import UserError
 from finelens.feature_store.files import FeatureFile, feature_metadata, is_feature_path, read_features
-from finelens.images.store import ImageRecord, LoadedImages
+from finelens.images.store import LoadedImages
+from finelens.protocol import ImageRecord
 
 
 @dataclass(frozen=True)

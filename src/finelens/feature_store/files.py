@@ -20,8 +20,7 @@ from finelens.core.schemas import SCHEMA_VERSION, STATUSES
 from finelens.errors import UserError
 from finelens.feature_store.crops import Crops, StoredCrops
 from finelens.feature_store.store import FeatureStore
-from finelens.images.store import ImageRecord
-from finelens.protocol import TargetFeatures
+from finelens.protocol import ImageRecord, TargetFeatures
 from finelens.storage.tensors import load_metadata, load_tensors
 
 FORMAT = "finelens-features"

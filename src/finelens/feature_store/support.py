@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from finelens.classes.labels import FOLDERS, read_labels
-from finelens.classes.names import match, nearest
+from finelens.classes.names import match, normalise
 from finelens.classes.text_files import listing, quote, read_utf8
 from finelens.core.console import Console
+from finelens.core.options import nearest
 from finelens.engine.engine import Engine
 from finelens.errors import UserError
 from finelens.images.batches import centre_batches
@@ -124,7 +125,7 @@ def _from_metadata(path: Path, files: Mapping[str, ImageFile], class_names: Sequ
         if name in result:
             raise UserError(f"{what}, line {line}: {quote(name)} is listed twice; keep one of the lines")
         if row["label"] not in known:
-            near = nearest(row["label"], class_names)
+            near = nearest(row["label"], class_names, normalise)
             remedy = f"did you mean {quote(near)}?" if near else f"classes are: {listing([quote(c) for c in class_names])}"
             raise UserError(f"{what}, line {line}: unknown class {quote(row['label'])}; {remedy}")
         result[name] = SupportRow(position[known[row["label"]]], " ".join(row.get("caption", "").split()))

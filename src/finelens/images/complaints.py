@@ -14,7 +14,7 @@ from types import TracebackType
 
 from finelens.core.console import Console
 from finelens.images.discover import ImageFile
-from finelens.images.store import ImageRecord
+from finelens.protocol import ImageRecord
 
 PREFIX = "decoded with warnings: "
 PATIENCE_SECONDS = 120.0

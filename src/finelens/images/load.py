@@ -12,9 +12,9 @@ from finelens.errors import UserError
 from finelens.images.batches import centre_batches
 from finelens.images.decode import DecodeLimits
 from finelens.images.discover import ImageFile
-from finelens.images.store import ImageItems, ImageRecord, LoadedImages, load_folder, load_images
+from finelens.images.store import ImageItems, LoadedImages, load_folder, load_images
 from finelens.images.view_config import ViewConfig
-from finelens.protocol import ImageStore, Preprocess
+from finelens.protocol import ImageRecord, ImageStore, Preprocess
 
 BATCH = 64
 

@@ -20,6 +20,7 @@ from finelens.errors import UserError
 from finelens.images.decode import DecodedImage, DecodeLimits, Failure, decode, decode_bytes, decode_open_image, from_pixels
 from finelens.images.discover import ImageFile, display_name
 from finelens.images.spill import PixelBuffer
+from finelens.protocol import ImageRecord
 
 DEFAULT_WORKERS = min(8, os.cpu_count() or 2)
 MEMORY_BUDGET = 2 << 30
@@ -50,25 +51,6 @@ class EncodedImage:
 
     data: bytes
     name: str
-
-
-@dataclass(frozen=True)
-class ImageRecord:
-    """What became of one input.
-
-    Attributes:
-        name: Path relative to the folder, or ``[i]`` for the i-th item in memory.
-        status: One of ``schemas.STATUSES``.
-        reason: Why there is no image; for ``ok`` the notes of the conversion, empty when there are none.
-        sample_id: Identity by content; None unless ``ok``.
-        index: Position in the store; None unless ``ok``.
-    """
-
-    name: str
-    status: str
-    reason: str = ""
-    sample_id: str | None = None
-    index: int | None = None
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from finelens.classes.heads import ClassHeads
 from finelens.classes.templates import DEFAULT_TEMPLATES, fill
-from finelens.classes.text_files import quote, read_json
+from finelens.classes.text_files import quote, read_user_json
 from finelens.core.options import require
 from finelens.engine.engine import Engine
 from finelens.errors import UserError
@@ -140,7 +140,7 @@ def read_factors(path: Path) -> Factors:
     Raises:
         UserError: The file cannot be read, has another form, or has too many combinations.
     """
-    content = read_json(path, "factors file")
+    content = read_user_json(path, "factors file")
     where = f"factors file {quote(str(path))}"
     if not isinstance(content, dict) or not content or not all(_is_factor(values) for values in content.values()):
         raise UserError(f"{where} must be a JSON object {{factor: {{value: [phrase, ...]}}}}, each with at least one value and one phrase")

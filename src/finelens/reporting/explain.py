@@ -24,9 +24,9 @@ from finelens.feature_store.store import feature_rows
 from finelens.images.decode import DecodedImage, decode
 from finelens.images.discover import discover
 from finelens.images.load import BATCH, load
-from finelens.images.store import ImageRecord, load_images
+from finelens.images.store import load_images
 from finelens.images.views import centre_view
-from finelens.protocol import ClassSet
+from finelens.protocol import ClassSet, ImageRecord
 from finelens.runs.config import RunConfig
 from finelens.runs.folder import RunFolder
 from finelens.runs.model import Model

@@ -26,8 +26,8 @@ from finelens.feature_store.encoder import FeatureEncoder, tower_digest
 from finelens.feature_store.files import FORMAT
 from finelens.images.discover import discover
 from finelens.images.load import decode_limits, load, status_counts
-from finelens.images.store import ImageRecord, LoadedImages
-from finelens.protocol import Backbone
+from finelens.images.store import LoadedImages
+from finelens.protocol import Backbone, ImageRecord
 from finelens.runs.config import RunConfig
 from finelens.runs.prepare import prepare
 from finelens.storage.cache import spill_folder

@@ -18,10 +18,10 @@ from finelens.images.batches import centre_batches, inference_batches
 from finelens.images.decode import DecodeLimits
 from finelens.images.discover import ImageFile
 from finelens.images.load import BATCH, centre_views, count_images
-from finelens.images.store import ImageItems, ImageRecord, LoadedImages, load_folder, load_images
+from finelens.images.store import ImageItems, LoadedImages, load_folder, load_images
 from finelens.methods.parts.views import ViewTask
 from finelens.methods.registry import find_method
-from finelens.protocol import ImageStore, TargetFeatures
+from finelens.protocol import ImageRecord, ImageStore, TargetFeatures
 from finelens.runs.model import Model
 from finelens.runs.sources import check_prediction, check_tower
 from finelens.runs.view_answers import predict_stored_views, predict_views

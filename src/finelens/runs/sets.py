@@ -14,9 +14,10 @@ from finelens.classes.text_files import quote
 from finelens.core.schemas import SET_COLUMNS
 from finelens.errors import UserError
 from finelens.evaluation.conformal import Conformal, calibrate
+from finelens.protocol import ImageRecord
 from finelens.runs.predict import Predictions
 from finelens.storage.files import write_text
-from finelens.storage.predictions import ImageRecord, escape_cell, softmax
+from finelens.storage.predictions import escape_cell, softmax
 
 
 def sets_path(csv_file: Path) -> Path:

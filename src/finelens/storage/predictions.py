@@ -9,13 +9,15 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
+import scipy.special
 from numpy.typing import ArrayLike
 
 from finelens.core.schemas import PREDICTION_COLUMNS, STATUSES
 from finelens.errors import UserError
+from finelens.protocol import ImageRecord
 from finelens.storage.files import write_text
 
 TOP = 5
@@ -23,30 +25,6 @@ TOP = 5
 # A cell that a spreadsheet would compute gets one apostrophe more; counting the apostrophes that are there already keeps the rule reversible.
 _FORMULA = re.compile(r"'*[=+\-@\t\r]")
 _ESCAPED = re.compile(r"'+[=+\-@\t\r]")
-
-
-class ImageRecord(Protocol):
-    """What is known of one input file, readable or not."""
-
-    @property
-    def name(self) -> str:
-        """Path relative to PHOTOS, forward slashes."""
-        ...
-
-    @property
-    def status(self) -> str:
-        """One of ``schemas.STATUSES``."""
-        ...
-
-    @property
-    def reason(self) -> str:
-        """Why there is no image; for ``ok`` the notes of its conversion, if any."""
-        ...
-
-    @property
-    def index(self) -> int | None:
-        """Position in the store, and so the row of its logits; None for a file without an image."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -76,9 +54,7 @@ class PredictionRow:
 
 def softmax(logits: ArrayLike) -> np.ndarray:
     """Probabilities of logits (N, C) by row, float64."""
-    x = np.asarray(logits, dtype=np.float64)
-    x = np.exp(x - x.max(axis=1, keepdims=True))
-    return x / x.sum(axis=1, keepdims=True)
+    return np.asarray(scipy.special.softmax(np.asarray(logits, dtype=np.float64), axis=1))
 
 
 def rows_from_logits(

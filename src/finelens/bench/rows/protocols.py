@@ -13,7 +13,8 @@ from typing import Literal, cast, get_args
 
 import numpy as np
 
-from finelens.classes.names import match, nearest
+from finelens.classes.names import match, normalise
+from finelens.core.options import nearest
 from finelens.errors import UserError
 from finelens.images.randomness import generator, permutation
 
@@ -75,7 +76,7 @@ def parse_protocol(text: str) -> Protocol:
         return Protocol(name, cast(Setting, setting), "partial", HALF)
     if known and change in _TAKES_NUMBER and number.isascii() and number.isdigit() and int(number) >= 1:
         return Protocol(name, cast(Setting, setting), cast(Change, change), int(number))
-    near = nearest(name, [example.strip() for example in EXAMPLES.split(";")[0].split(",")])
+    near = nearest(name, [example.strip() for example in EXAMPLES.split(";")[0].split(",")], normalise)
     raise UserError(f"unknown protocol {name!r}; " + (f"did you mean {near}?" if near else f"there are {EXAMPLES}"))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.stats import rankdata
 
 from finelens.reporting.record import RunRecord
 from finelens.storage.predictions import PredictionRow
@@ -44,11 +45,7 @@ def looks(record: RunRecord, limit: int) -> list[Look]:
 
 def ranks(values: np.ndarray) -> np.ndarray:
     """Ranks in [0, 1), equal values sharing their mean rank."""
-    if not len(values):
-        return np.zeros(0)
-    _, position, count = np.unique(values, return_inverse=True, return_counts=True)
-    before = np.cumsum(count) - count
-    return (before + (count - 1) / 2)[position] / len(values)
+    return np.asarray((rankdata(values) - 1) / len(values))
 
 
 def reason(row: PredictionRow, support: float) -> str:
