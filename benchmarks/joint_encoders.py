@@ -27,7 +27,6 @@ from finelens.bench.rows.protocols import Split
 from finelens.bench.rows.runner import zero_shot
 from finelens.bench.sets.data import read_folder
 from finelens.core.console import Console
-from finelens.core.options import from_mapping
 from finelens.images.batches import centre_batches
 from finelens.methods.joint_gmm import JointTask
 from finelens.methods.nola.second_encoder import TimmEncoder
@@ -70,7 +69,7 @@ def run(context: Context, what: str, extra: tuple[str, ...], second: Tensor) -> 
     """One row."""
     engine, names, method = context.start.fresh_engine(), context.data.class_names, find_method("joint-gmm")
     config = context.config("joint-gmm", 0, {"method": {"extra": list(extra)}})
-    options: Any = from_mapping(method.config_class, config.method_options, "method")
+    options = config.method_options
     task = method.build(engine, context.heads(names), options, config.training, 0)
     assert isinstance(task, JointTask)
     features = engine.centre(context.test.features)

@@ -28,7 +28,6 @@ from finelens.bench.rows.runner import zero_shot
 from finelens.bench.sets.data import read_folder
 from finelens.classes.templates import DEFAULT_TEMPLATES, fill
 from finelens.core.console import Console
-from finelens.core.options import from_mapping
 from finelens.feature_store.store import feature_rows
 from finelens.images.randomness import generator, permutation
 from finelens.methods.parts.support import SupportTask
@@ -69,8 +68,7 @@ def run(context: Context, method: str, count: int, seed: int) -> dict[str, Any]:
     """One row: support from the training part, fit and answers on the test part."""
     engine, names = context.start.fresh_engine(), context.data.class_names
     config = context.config(method, seed, {})
-    options: Any = from_mapping(find_method(method).config_class, config.method_options, "method")
-    task = find_method(method).build(engine, context.heads(names), options, config.training, seed)
+    task = find_method(method).build(engine, context.heads(names), config.method_options, config.training, seed)
     assert isinstance(task, SupportTask)
     truth, labels = context.test.truth().labels, context.train.truth().labels
     chosen = support_rows(labels, count, seed)

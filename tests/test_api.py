@@ -15,6 +15,7 @@ from finelens.images.store import LoadedImages, PixelStore
 from finelens.protocol import ImageRecord
 from finelens.runs import execute as execution
 from finelens.runs.config import RunConfig
+from finelens.runs.evaluate import summary
 from finelens.runs.folder import RunFolder
 from finelens.runs.inputs import images_digest
 from finelens.runs.resolve import make_config
@@ -47,8 +48,8 @@ def test_options_are_resolved_into_the_configuration():
     config = make_config("adapt", "p", "microclip", options, seed=4, backbone="local:somewhere")
     assert isinstance(config, RunConfig)
     assert (config.training.epochs, config.training.lr, config.views.rand_layers, config.seed) == (3, 1e-4, 1, 4)
-    assert config.method_options["gamma"] == 1.0
-    assert config.method_options["query"] == "saliency"
+    assert config.method_options.gamma == 1.0
+    assert config.method_options.query == "saliency"
 
 
 @pytest.mark.parametrize("option", [{"epochs": 1}, {"lr": 1e-3}, {"scope": "all"}])
@@ -113,7 +114,7 @@ def test_evaluation_of_a_run(finished, photos, tmp_path):
     assert scores["n"] == 24
     # Without descriptions the templates stand in one by one, so both text heads say the same.
     assert scores["description_ensemble_accuracy"] == scores["zero_shot_accuracy"]
-    line = api.summary(scores)
+    line = summary(scores)
     assert "\n" not in line
     assert f"accuracy {scores['accuracy']:.1%}" in line
     assert "24 images" in line

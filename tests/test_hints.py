@@ -85,7 +85,7 @@ def test_the_digest_follows_what_the_hints_say():
 def test_a_method_that_does_not_adapt_takes_no_hints_and_a_few_shot_method_needs_them():
     with pytest.raises(UserError, match="no effect"):
         check_hints(find_method("zero-shot"), given=True)
-    few_shot = replace(find_method("stata"), few_shot=True)
+    few_shot = replace(find_method("stata"), needs=frozenset({"hints"}))
     with pytest.raises(UserError, match=r"--hints FILE\.csv"):
         check_hints(few_shot, given=False)
     check_hints(few_shot, given=True)

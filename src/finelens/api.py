@@ -2,41 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from finelens.classes.labels import read_labels
 from finelens.core.console import Console, Mute
 from finelens.core.launch import launched
-from finelens.core.schemas import EVALUATION_KEYS, PREDICTION_COLUMNS, SET_COLUMNS
+from finelens.core.schemas import PREDICTION_COLUMNS, SET_COLUMNS
 from finelens.engine.distributed import Processes, join
 from finelens.errors import UserError
-from finelens.evaluation.metrics import accuracy, evaluate_predictions
-from finelens.feature_store.files import FeatureFile, is_feature_path, read_features
-from finelens.images.complaints import note_complaints
-from finelens.images.discover import ImageFile, discover
 from finelens.images.load import status_counts
-from finelens.images.store import LoadedImages
 from finelens.methods.auto import AUTO
-from finelens.methods.joint_gmm import CLS, JointGmmConfig
 from finelens.methods.registry import find_method
+from finelens.protocol import Loaded
 from finelens.runs.auto import choose, starting_method
 from finelens.runs.classifier import Classifier, load_run
 from finelens.runs.config import RunConfig
+from finelens.runs.evaluate import evaluate
 from finelens.runs.execute import RunResult, execute, follow
 from finelens.runs.folder import RunFolder
-from finelens.runs.inputs import read_inputs
+from finelens.runs.inputs import further_encoders, read_inputs
 from finelens.runs.model import Model
-from finelens.runs.predict import Predictions, predict_features, predict_items
+from finelens.runs.predict import Predictions
 from finelens.runs.resolve import Assignments, absolute, make_config
 from finelens.runs.sets import calibrate_on, sets_of, sets_path, write_sets
-from finelens.runs.sources import choose_backbone
-from finelens.storage.files import HTML_START, check_json_target, check_target, write_json, write_text
-from finelens.storage.predictions import PredictionRow, rows_from_logits, softmax, write_predictions
+from finelens.runs.sources import Source, source_of
+from finelens.storage.files import HTML_START, check_target, write_text
+from finelens.storage.predictions import PredictionRow, rows_from_logits, write_predictions
 
 if TYPE_CHECKING:
     from finelens.reporting.explain import Explanation
@@ -101,6 +96,7 @@ def adapt(
     """
     processes = join(device)
     console = _voice(processes, console)
+    source = source_of(photos, strict=strict, row_names=row_names, logit_scale=logit_scale)
     options = _with_extra(method, options or {}, extra, extra_names)
     config = make_config(
         verb,
@@ -115,7 +111,7 @@ def adapt(
         prototypes_file=None if prototypes is None else absolute(prototypes),
         row_names_file=None if row_names is None else absolute(row_names),
         logit_scale=logit_scale,
-        backbone=_absolute_backbone(choose_backbone(photos, backbone, prototypes)),
+        backbone=_absolute_backbone(source.backbone(backbone, prototypes)),
         seed=seed,
         device=device,
     )
@@ -125,7 +121,7 @@ def adapt(
     inputs = read_inputs(config, console, processes=processes)
     config = _pinned(config, inputs.prepared.engine.backbone.name)
     if method == AUTO:
-        choice = choose(inputs.prepared, inputs.loaded.store, config, inputs.hints, minutes, console)
+        choice = choose(inputs.prepared, inputs.loaded, config, inputs.hints, minutes, console)
         config, inputs = choice.config, replace(inputs, prepared=choice.prepared, choice=choice.reason)
     if not processes.first:
         return follow(Path(out), config, inputs, should_stop)
@@ -137,7 +133,7 @@ def _with_extra(method: str, options: Assignments, extra: Sequence[str | Path], 
     """The options with ``--extra`` among those of the method."""
     if not extra and not names:
         return options
-    if method != AUTO and not issubclass(find_method(method).config_class, JointGmmConfig):
+    if method != AUTO and "extra" not in find_method(method).needs:
         raise UserError(f"--extra has an effect with --method joint-gmm only, and the method is {method}; leave it out")
     if "extra" in options.get("method", {}):
         raise UserError("--extra and --set method.extra say the same thing; give one of them")
@@ -200,7 +196,7 @@ def _go_on(folder: RunFolder, processes: Processes, console: Console, should_sto
     return execute(folder, inputs, console, should_stop, resume=True, report=_write_report)
 
 
-def _write_report(run: RunFolder, model: Model, loaded: LoadedImages | FeatureFile) -> Path:
+def _write_report(run: RunFolder, model: Model, loaded: Loaded) -> Path:
     from finelens.reporting.write import report_of_run
 
     return report_of_run(run, model, loaded)
@@ -246,18 +242,14 @@ def predict(
         check_target(sets_path(Path(csv)), ",".join(SET_COLUMNS))
     elif calibrate_photos is not None or coverage is not None:
         raise UserError("--coverage and --calibrate-photos have an effect with --calibrate only: give labelled photographs, or leave them out")
-    source = _source(photos, row_names, strict)
+    source = source_of(photos, strict=strict, row_names=row_names)
     classifier = load_run(run, device=device, extra=extra, extra_names=extra_names, source_named=row_names is not None)
-    if isinstance(source, FeatureFile):
-        found = predict_features(classifier.model, source, extra=classifier.extra)
-    else:
-        found = predict_items(classifier.model, source, classifier.limits, console, extra=classifier.extra)
-        if strict:
-            found = replace(found, records=note_complaints(source, found.records, console))
+    found = source.answers(classifier.model, classifier.limits, console, extra=classifier.extra)
     rows = _rows(found, classifier.classes)
-    sets = (
-        None if calibrate is None else _sets(classifier, found, photos, calibrate, calibrate_photos, 0.9 if coverage is None else coverage, console)
-    )
+    sets = None
+    if calibrate is not None:
+        labelled = None if calibrate_photos is None else source_of(calibrate_photos)
+        sets = _sets(classifier, found, source, calibrate, labelled, 0.9 if coverage is None else coverage, console)
     write_predictions(Path(csv), rows)
     counts = status_counts(found.records)
     console.say(f"{len(rows)} files: " + ", ".join(f"{count} {status}" for status, count in counts.items()))
@@ -269,20 +261,11 @@ def predict(
 
 
 def _sets(
-    classifier: Classifier,
-    found: Predictions,
-    photos: str | Path,
-    labels: str | Path,
-    labelled_photos: str | Path | None,
-    coverage: float,
-    console: Console,
+    classifier: Classifier, found: Predictions, source: Source, labels: str | Path, labelled: Source | None, coverage: float, console: Console
 ) -> list[list[str]]:
     """Class names in the set of each input. Whatever is refused is refused before anything is written."""
-    labelled, place = found, Path(photos)
-    if labelled_photos is not None:
-        labelled, place = classifier.predictions(labelled_photos, zero_shot=False, console=console), Path(labelled_photos)
-    names = None if place.is_dir() else [record.name for record in labelled.records]
-    rule = calibrate_on(labelled, read_labels(place, labels, classifier.classes, names=names), coverage, str(labels))
+    seen = found if labelled is None else labelled.answers(classifier.model, classifier.limits, console, zero_shot=False, extra=classifier.extra)
+    rule = calibrate_on(seen, (labelled or source).labels(labels, classifier.classes), coverage, str(labels))
     if classifier.hinted:
         console.warn("the run was adapted with hints: if any of the labels are among them, the sets hold the true class less often than they promise")
     sets = sets_of(found, classifier.classes, rule)
@@ -292,84 +275,10 @@ def _sets(
     return sets
 
 
-def _source(photos: str | Path, row_names: str | Path | None, strict: bool = False) -> list[ImageFile] | FeatureFile:
-    if is_feature_path(photos):
-        if strict:
-            raise UserError(f"--strict looks into photographs, and {photos} holds features; leave it out")
-        return read_features(Path(photos), None if row_names is None else Path(row_names))
-    if row_names is not None:
-        raise UserError(f"--row-names has an effect on feature files only, and {photos} is none; leave it out")
-    return discover(Path(photos))
-
-
 def _rows(found: Predictions, classes: Sequence[str]) -> list[PredictionRow]:
     if not found.logits:
         return rows_from_logits(found.records, classes, np.zeros((0, len(classes))))
     return rows_from_logits(found.records, classes, found.logits["logits"].numpy(), found.zero_shot["templates"].argmax(1).numpy())
-
-
-def evaluate(
-    run: str | Path,
-    test: str | Path,
-    labels: str | Path = "folders",
-    *,
-    device: str = "cpu",
-    json_file: str | Path | None = None,
-    row_names: str | Path | None = None,
-    extra: Sequence[str | Path] = (),
-    extra_names: Sequence[str | Path] = (),
-    console: Console | None = None,
-) -> dict[str, Any]:
-    """Score a finished run on labelled photographs; the only place where labels meet the code.
-
-    Args:
-        run: The run folder.
-        test: Folder of test photographs, or a feature file of them.
-        labels: ``folders`` (the first sub-folder names the class, on the stored paths too) or a CSV file with the columns ``path`` and ``label``.
-        device: Where to run it.
-        json_file: Where to write the result.
-        row_names: As in :func:`adapt`.
-        extra: Feature files of the further encoders that the run was made with, in that order, about these images; see docs/features.md.
-        extra_names: Text files of row names for those of another origin: one for all, or one each.
-        console: Progress.
-
-    Returns:
-        What :func:`finelens.evaluation.metrics.evaluate_predictions` returns, and ``description_ensemble_accuracy``, the unadapted model with the
-        mean of each class's descriptions.
-
-    Raises:
-        UserError: Labels that cannot be matched, or no labelled image that can be read.
-    """
-    console = console or Console()
-    if json_file is not None:
-        check_json_target(Path(json_file), EVALUATION_KEYS)
-    classifier = load_run(run, device=device, extra=extra, extra_names=extra_names, source_named=row_names is not None)
-    source = _source(test, row_names) if is_feature_path(test) else None
-    if isinstance(source, FeatureFile):
-        truth = read_labels(Path(test), labels, classifier.classes, names=[record.name for record in source.records])
-        found = predict_features(classifier.model, source, extra=classifier.extra)
-        found = replace(found, records=[record for record in found.records if record.name in truth])
-    else:
-        truth = read_labels(Path(test), labels, classifier.classes)
-        files = [file for file in discover(Path(test)) if file.name in truth]
-        found = predict_items(classifier.model, files, classifier.limits, console, extra=classifier.extra)
-    kept = [record for record in found.records if record.index is not None]
-    if not kept:
-        raise UserError(f"none of the {len(found.records)} labelled files in {test} is an image that can be read")
-    targets = np.array([truth[record.name] for record in kept])
-    order = [cast(int, record.index) for record in kept]
-    result = evaluate_predictions(
-        targets,
-        softmax(found.logits["logits"].numpy()[order]),
-        classifier.classes,
-        zero_shot=found.zero_shot["templates"].numpy()[order].argmax(1),
-        branches={name: logits.numpy()[order].argmax(1) for name, logits in found.logits.items()},
-        n_failed=len(found.records) - len(kept),
-    )
-    result["description_ensemble_accuracy"] = accuracy(targets, found.zero_shot["descriptions"].numpy()[order].argmax(1))
-    if json_file is not None:
-        write_json(Path(json_file), result)
-    return result
 
 
 def report(
@@ -399,7 +308,7 @@ def report(
     Raises:
         UserError: Not a finished run, labels that cannot be matched, or a file that cannot be written.
     """
-    from finelens.reporting.thumbnails import from_folder, no_photos
+    from finelens.reporting.thumbnails import from_folder
     from finelens.reporting.write import write_report
 
     console = console or Console()
@@ -409,20 +318,16 @@ def report(
         if labels is not None:
             given: dict[str, Any] = {"extra": extra, "extra_names": extra_names} if test is not None else own_features(folder.config)
             evaluate(run, test or folder.config.photos, labels, device=device, json_file=folder.evaluation_path, console=console, **given)
-        if is_feature_path(folder.config.photos):
-            path = write_report(folder, no_photos)
-        else:
-            classifier = load_run(run, device=device)
-            path = write_report(folder, from_folder(Path(folder.config.photos), classifier.limits), classifier.model)
+        classifier = load_run(run, device=device)
+        path = write_report(folder, from_folder(Path(folder.config.photos), classifier.limits), classifier.model)
     console.say(f"wrote {path}")
     return path
 
 
 def own_features(config: RunConfig) -> dict[str, Any]:
     """``extra``, ``extra_names`` and ``row_names`` that a run was made with, as :func:`evaluate` takes them."""
-    options = config.method_options
-    files = [entry for entry in options.get("extra", []) if entry != CLS]
-    return {"extra": files, "extra_names": options.get("extra_names", []), "row_names": config.row_names_file}
+    further = further_encoders(config)
+    return {"extra": further["paths"], "extra_names": further["names_files"], "row_names": config.row_names_file}
 
 
 def explain(run: str | Path, image: str | Path, out: str | Path | None = None, *, device: str = "cpu", console: Console | None = None) -> Explanation:
@@ -497,13 +402,3 @@ def review_server(run: str | Path, hints: str | Path | None = None, *, limit: in
 
     folder = RunFolder.open(run, lock=False)
     return ReviewServer(read_run(folder), folder.hints_path if hints is None else Path(hints), port, limit)
-
-
-def summary(result: Mapping[str, Any]) -> str:
-    """An evaluation in one line."""
-    low, high = result["accuracy_interval"]
-    text = (
-        f"accuracy {result['accuracy']:.1%} (95 % interval {low:.1%} to {high:.1%}), class mean {result['class_mean_accuracy']:.1%}, "
-        f"zero-shot {result['zero_shot_accuracy']:.1%}, description ensemble {result['description_ensemble_accuracy']:.1%}, {result['n']} images"
-    )
-    return text + (f", {result['n_failed']} could not be read" if result["n_failed"] else "")

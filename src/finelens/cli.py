@@ -139,9 +139,10 @@ def predict(run: Path, photos: Path, csv_file: Path, **given: Any) -> None:
 @_extra_names
 def evaluate(run: Path, test: Path, labels: str, **given: Any) -> None:
     """Score the finished run in RUN on the labelled photographs in TEST, a folder or a feature file."""
-    from finelens import api
+    from finelens.runs.evaluate import evaluate as score
+    from finelens.runs.evaluate import summary
 
-    click.echo(api.summary(api.evaluate(run, test, labels, **given)))
+    click.echo(summary(score(run, test, labels, **given)))
 
 
 @cli.command()

@@ -16,21 +16,18 @@ from finelens.classes.hints import hints_by_position
 from finelens.classes.names import read_class_file
 from finelens.core.console import Console
 from finelens.errors import UserError
-from finelens.feature_store.files import given_features, is_matrix
-from finelens.feature_store.prototypes import check_width, given_prototypes
-from finelens.images.discover import discover
-from finelens.images.load import decode_limits, load
+from finelens.feature_store.files import is_matrix
+from finelens.feature_store.prototypes import given_prototypes
+from finelens.images.load import decode_limits
 from finelens.images.store import ImageItems
 from finelens.methods.auto import AUTO
 from finelens.methods.registry import find_method
 from finelens.runs.auto import choose, starting_method
 from finelens.runs.classifier import Classifier
-from finelens.runs.config import RunConfig
-from finelens.runs.fit import Fitted, fit
+from finelens.runs.fit import fit
 from finelens.runs.prepare import prepare, release_text
 from finelens.runs.resolve import make_config
-from finelens.runs.sources import refuse_pixels_method
-from finelens.storage.cache import spill_folder
+from finelens.runs.sources import source_of
 
 Features = Tensor | np.ndarray
 
@@ -103,50 +100,33 @@ class LabelFreeClassifier(ClassifierMixin, BaseEstimator):
         Raises:
             UserError: Input that cannot be used.
         """
-        if is_matrix(X) or prototypes is not None:
-            return self._fit_features(X, prototypes, logit_scale, hints)
-        if logit_scale is not None:
+        source, names, texts = source_of(X), self._names(), None
+        if is_matrix(X) != (prototypes is not None):
+            raise UserError("features and prototypes go together: give fit features (N, D) in floating point and prototypes=(C, D)")
+        if prototypes is not None:
+            if self.descriptions is not None:
+                raise UserError("descriptions have no effect beside prototypes, which stand for the texts; leave one of the two out")
+            texts = given_prototypes(prototypes, names or [str(c) for c in range(len(prototypes))])
+        elif logit_scale is not None:
             raise UserError("logit_scale has an effect beside features only: a model of photographs has its own; leave it out")
         console = Console(enabled=self.verbose)
-        names = self._names()
         start = starting_method(self.method, self.options or {}, self.minutes)
-        config = make_config("adapt", "(images from Python)", start, self.options or {}, backbone=self.backbone, seed=self.seed, device=self.device)
-        prepared = prepare(config, names, self.descriptions, console)
-        source = discover(Path(X)) if isinstance(X, (str, Path)) else X
-        loaded = load(source, decode_limits(config.views, prepared.engine.backbone.preprocess), console, spill_folder())
-        given = None if hints is None else hints_by_position(hints, loaded.records, names)
+        source.check(find_method(start))
+        told = {"backbone": self.backbone if texts is None else KIND, "seed": self.seed, "device": self.device, "logit_scale": logit_scale}
+        config = make_config("adapt", source.name, start, self.options or {}, **told)
+        prepared = prepare(config, names if texts is None else texts.classes.names, self.descriptions, console, source, texts)
+        loaded = source.load(decode_limits(config.views, prepared.engine.backbone.preprocess), console)
+        known = None if hints is None else hints_by_position(hints, loaded.records, prepared.classes.names)
         if self.method == AUTO:
-            choice = choose(prepared, loaded.store, config, given, self.minutes, console)
+            choice = choose(prepared, loaded, config, known, self.minutes, console)
             config, prepared = choice.config, choice.prepared
         release_text(prepared)
-        self._keep(fit(prepared, loaded.store, config, console, hints=given), config)
-        self.classes_ = np.array(names)
-        return self
-
-    def _fit_features(self, X: Any, prototypes: Features | None, logit_scale: float | None, hints: Mapping[int, str] | None) -> LabelFreeClassifier:
-        if not is_matrix(X) or prototypes is None:
-            raise UserError("features and prototypes go together: give fit features (N, D) in floating point and prototypes=(C, D)")
-        if self.descriptions is not None:
-            raise UserError("descriptions have no effect beside prototypes, which stand for the texts; leave one of the two out")
-        console, file, options = Console(enabled=self.verbose), given_features(X), self.options or {}
-        names, given = self._names(), given_prototypes(prototypes, self._names() or [str(c) for c in range(len(prototypes))])
-        check_width(given, file.dim, "features have")
-        start = starting_method(self.method, options, self.minutes)
-        refuse_pixels_method(find_method(start), "the array")
-        told = {"backbone": KIND, "seed": self.seed, "device": self.device, "logit_scale": logit_scale}
-        config = make_config("adapt", "(features from Python)", start, options, **told)
-        prepared = prepare(config, given.classes.names, None, console, file, given)
-        known = None if hints is None else hints_by_position(hints, file.records, given.classes.names)
-        if self.method == AUTO:
-            choice = choose(prepared, file.store, config, known, self.minutes, console)
-            config, prepared = choice.config, choice.prepared
-        self._keep(fit(prepared, file.store, config, console, hints=known), config)
-        self.classes_ = np.array(names) if names else np.arange(len(given.classes))
-        self.n_features_in_ = file.dim
-        return self
-
-    def _keep(self, fitted: Fitted, config: RunConfig) -> None:
+        fitted = fit(prepared, loaded.store, config, console, hints=known)
         self.classifier_, self.untrained_ = Classifier(fitted.model, config), fitted.untrained
+        self.classes_ = np.array(names) if names or texts is None else np.arange(len(prepared.classes))
+        if texts is not None:
+            self.n_features_in_ = texts.dim
+        return self
 
     def _names(self) -> list[str]:
         return read_class_file(Path(self.classes)) if isinstance(self.classes, (str, Path)) else list(self.classes)

@@ -286,6 +286,30 @@ class ImageStore(Protocol):
         ...
 
 
+class Loaded(Protocol):
+    """Images that a method can be fitted to: one record per input, and the good ones in a store."""
+
+    @property
+    def store(self) -> ImageStore:
+        """The good ones, ordered by sample id."""
+        ...
+
+    @property
+    def records(self) -> list[ImageRecord]:
+        """One per input, in its order."""
+        ...
+
+    @property
+    def by_content(self) -> bool:
+        """Whether sample ids are hashes of the photographs' bytes."""
+        ...
+
+    @property
+    def pictures(self) -> dict[str, int]:
+        """Positions of the images that can be shown, by name."""
+        ...
+
+
 @dataclass(frozen=True)
 class Cost:
     """Work of one image, in forwards of the image tower.

@@ -19,6 +19,7 @@ from finelens.methods.registry import METHODS, find_method
 from finelens.protocol import Hints
 from finelens.runs.fit import fit
 from finelens.runs.model import load_model, save_model
+from finelens.runs.prepare import with_method
 from finelens.training import loop
 from finelens.training.loop import Hooks, Interrupted
 from tests.toy import (
@@ -87,9 +88,7 @@ def with_useful_heads(prepared, config, store, names):
     cosines = features @ head.T
     engine.backbone.logit_scale = 2 / (cosines - cosines.mean(0)).std().item()
     heads = replace(prepared.heads, templates=head, descriptions=head, weighted=head, texts=tuple(head[:, None]))
-    options = from_mapping(prepared.method.config_class, config.method_options, "method")
-    task = prepared.method.build(engine, heads, options, config.training, config.seed)
-    return replace(prepared, heads=heads, task=task)
+    return with_method(replace(prepared, heads=heads), config)
 
 
 @pytest.mark.parametrize("method", TRAINING)

@@ -13,7 +13,6 @@ import torch.nn.functional as F
 
 from finelens.classes.heads import build_heads
 from finelens.classes.phrases import as_clause, random_phrases
-from finelens.core.options import to_plain
 from finelens.errors import UserError
 from finelens.images.batches import centre_batches
 from finelens.images.decode import DecodeLimits
@@ -211,7 +210,7 @@ def test_a_loaded_model_needs_no_texts(prepared, tmp_path, method):
     options = line.config_class(**({"crops": 2} if method == "wca" else {}))
     task = line.build(found.engine, heads, options, config.training, 5)
     store = load(pictures(1), DecodeLimits(), QUIET).store
-    config = replace(config, method=method, method_options=to_plain(options))
+    config = replace(config, method=method, method_options=options)
     model = fit(replace(found, method=line, heads=heads, task=task), store, config, QUIET).model
     save_model(tmp_path, model)
     images = pixels(found)

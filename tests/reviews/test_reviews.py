@@ -276,5 +276,5 @@ def test_kept_answers_belong_to_the_photographs_and_classes(record):
 
 
 def test_the_second_round_of_a_method_that_does_not_adapt_is_auto(record):
-    words = adapt_command(replace(record, config=replace(record.config, method="cupl", method_options={}))).split()
+    words = adapt_command(replace(record, config=replace(record.config, method="cupl", method_options=None))).split()
     assert words[words.index("--method") + 1] == "auto"

@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 
 from finelens.core.options import from_mapping
 from finelens.errors import UserError
+from finelens.methods.joint_gmm import JointGmmConfig
+from finelens.methods.microclip.config import MicroClipConfig
 from finelens.runs.config import RunConfig, TextConfig, diff, from_json, parse_assignments, to_json
 from finelens.storage.files import json_text
 from finelens.training.config import TrainingConfig
@@ -177,7 +179,7 @@ training = st.builds(
     precision=st.sampled_from(["auto", "float32", "bfloat16"]),
     compile=st.sampled_from(["auto", "on", "off"]),
 )
-options = st.dictionaries(st.text(min_size=1), st.none() | st.booleans() | st.integers() | st.text() | st.tuples(st.integers(), st.text()))
+options = st.none() | st.builds(MicroClipConfig, crops=st.integers(1, 256), projection_lr_scale=st.none() | st.floats(0, 2), train_head=st.booleans())
 runs = st.builds(
     RunConfig,
     verb=st.sampled_from(["zero-shot", "adapt", "predict"]),
@@ -204,15 +206,11 @@ def test_diff_is_empty_exactly_for_equal_configurations(a, b):
 
 
 def test_diff_names_options_as_the_user_sets_them():
-    a = RunConfig("adapt", "p", method_options={"heads": 4, "old": (1, 2)})
-    b = replace(a, training=TrainingConfig(epochs=3), method_options={"heads": 8, "new": "x"}, seed=1)
-    assert diff(a, b) == [
-        "seed: 0 -> 1",
-        "training.epochs: 15 -> 3",
-        "method.heads: 4 -> 8",
-        "method.old: [1, 2] -> (absent)",
-        'method.new: (absent) -> "x"',
-    ]
+    a = RunConfig("adapt", "p", method="joint-gmm", method_options=JointGmmConfig(extra=("cls", "a.npy"), rounds=4))
+    b = replace(a, training=TrainingConfig(epochs=3), method_options=replace(a.method_options, rounds=8), seed=1)
+    assert diff(a, b) == ["seed: 0 -> 1", "training.epochs: 15 -> 3", "method.rounds: 4 -> 8"]
+    other = diff(a, replace(a, method="microclip", method_options=MicroClipConfig()))
+    assert {'method.extra: ["cls", "a.npy"] -> (absent)', 'method.query: (absent) -> "saliency"'} <= set(other)
 
 
 def test_newer_version_is_refused_politely():

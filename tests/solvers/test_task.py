@@ -7,13 +7,12 @@ import torch
 import torch.nn.functional as F
 
 from finelens.classes.heads import ClassHeads
-from finelens.core.options import from_mapping
 from finelens.errors import UserError
 from finelens.images.batches import centre_batches
 from finelens.methods.registry import find_method
 from finelens.protocol import ClassSet, Hints
 from finelens.runs.fit import fit
-from finelens.runs.prepare import Prepared
+from finelens.runs.prepare import assemble
 from finelens.runs.resolve import make_config
 from tests.solvers.data import ALONE as SOLVERS
 from tests.toy import QUIET
@@ -26,11 +25,9 @@ each = pytest.mark.parametrize("name", SOLVERS)
 
 
 def fitted(name, hints=None, **options):
-    engine, method = make_engine(), find_method(name)
+    engine = make_engine()
     config = make_config("adapt", "(toy)", name, {"method": options}, backbone="mean", seed=0, device="cpu")
-    settings = from_mapping(method.config_class, config.method_options, "method")
-    task = method.build(engine, HEADS, settings, config.training, 0)
-    prepared = Prepared(method, ClassSet(tuple("abcd"), ("{}",), ((),) * 4), None, engine, HEADS, task)
+    prepared = assemble(config, engine, HEADS, ClassSet(tuple("abcd"), ("{}",), ((),) * 4))
     return fit(prepared, STORE, config, QUIET, hints=hints)
 
 

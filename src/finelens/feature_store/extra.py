@@ -13,8 +13,7 @@ from torch import Tensor
 from finelens.classes.text_files import counted, quote
 from finelens.errors import UserError
 from finelens.feature_store.files import FeatureFile, feature_metadata, is_feature_path, read_features
-from finelens.images.store import LoadedImages
-from finelens.protocol import ImageRecord
+from finelens.protocol import ImageRecord, Loaded
 
 
 @dataclass(frozen=True)
@@ -69,7 +68,7 @@ class ExtraFile:
         """What made it."""
         return ExtraEncoder(self.file.dim, self.file.tower, self.file.backbone)
 
-    def rows(self, source: LoadedImages | FeatureFile, named: bool) -> Tensor:
+    def rows(self, source: Loaded, named: bool) -> Tensor:
         """Features (N, D) of the images of a store, in its order; the file may hold others as well.
 
         Args:
@@ -80,7 +79,7 @@ class ExtraFile:
             UserError: The file lacks an image, or nothing but positions could match the two.
         """
         path = self.file.path
-        content = bool(self.file.tower) and (isinstance(source, LoadedImages) or bool(source.tower))
+        content = self.file.by_content and source.by_content
         if not content and not self.named:
             raise UserError(f"{path}: its rows have no names, and rows of several files are never matched by position; give --extra-names FILE")
         if not content and not named:
@@ -115,13 +114,13 @@ class ExtraFiles:
     files: tuple[ExtraFile, ...]
     source_named: bool = False
 
-    def of(self, source: LoadedImages | FeatureFile) -> Extra:
+    def of(self, source: Loaded) -> Extra:
         """The features that belong to a store.
 
         Raises:
             UserError: They do not fit.
         """
-        named = self.source_named or isinstance(source, LoadedImages) or bool(source.tower)
+        named = self.source_named or source.by_content
         return Extra(tuple(file.rows(source, named) for file in self.files), tuple(file.encoder for file in self.files))
 
 

@@ -56,6 +56,16 @@ class FeatureFile:
     logit_bias: float = 0.0
 
     @property
+    def by_content(self) -> bool:
+        """Whether sample ids are hashes of the photographs' bytes: where finelens encoded them."""
+        return bool(self.tower)
+
+    @property
+    def pictures(self) -> dict[str, int]:
+        """Positions of the images that can be shown, by name: none, there are no pixels."""
+        return {}
+
+    @property
     def dim(self) -> int:
         """Feature width."""
         return self.store.features.global_.shape[1]

@@ -60,6 +60,16 @@ class LoadedImages:
     store: PixelStore
     records: list[ImageRecord]
 
+    @property
+    def by_content(self) -> bool:
+        """Sample ids are hashes of the photographs' bytes."""
+        return True
+
+    @property
+    def pictures(self) -> dict[str, int]:
+        """Positions of the images that can be shown, by name."""
+        return {record.name: record.index for record in self.records if record.index is not None}
+
 
 class PixelStore:
     """Decoded originals by position, ordered by sample id.

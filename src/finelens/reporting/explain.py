@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -18,19 +17,16 @@ from finelens.classes.heads import encode_descriptions
 from finelens.classes.templates import fill, read_templates
 from finelens.core.console import Console
 from finelens.errors import UserError
-from finelens.feature_store.encoder import FeatureEncoder, tower_digest
-from finelens.feature_store.files import is_feature_path, read_features
-from finelens.feature_store.store import feature_rows
+from finelens.feature_store.encoder import FeatureEncoder
 from finelens.images.decode import DecodedImage, decode
-from finelens.images.discover import discover
-from finelens.images.load import BATCH, load
 from finelens.images.store import load_images
 from finelens.images.views import centre_view
-from finelens.protocol import ClassSet, ImageRecord
+from finelens.protocol import ClassSet
 from finelens.runs.config import RunConfig
 from finelens.runs.folder import RunFolder
 from finelens.runs.model import Model
 from finelens.runs.predict import predict_items
+from finelens.runs.sources import source_of_run
 from finelens.storage.predictions import read_predictions, softmax
 
 if TYPE_CHECKING:
@@ -133,7 +129,8 @@ def _nearest(
     """Photographs of the run with each of the classes that are most like the image; exact copies of it say nothing."""
     given = {row.path: row.label for row in read_predictions(folder.predictions_path)}
     try:
-        records, ids, features = _features(folder.config, given, names, classifier, encoder, console)
+        source, limits = source_of_run(folder.config), classifier.limits
+        records, ids, features = source.joint_features(encoder, limits, lambda name: given.get(name) in names, console)
     except UserError as error:
         console.warn(f"the run's photographs are not shown: {error}")
         return [() for _ in names]
@@ -144,23 +141,6 @@ def _nearest(
         if record.index is not None and label in found and ids[record.index].partition("-")[0] != digest:
             found[label].append((record.name, float(cosines[record.index])))
     return [tuple(sorted(found[name], key=lambda item: -item[1])[:NEAREST]) for name in names]
-
-
-def _features(
-    config: RunConfig, given: Mapping[str, str | None], names: Sequence[str], classifier: Classifier, encoder: FeatureEncoder, console: Console
-) -> tuple[Sequence[ImageRecord], Sequence[str], Tensor]:
-    """Records of the run's photographs, at least of those with one of the classes, and ids and features (N, E) at the positions that they name."""
-    if is_feature_path(config.photos):
-        file = read_features(Path(config.photos))
-        if file.tower != tower_digest(encoder.engine.backbone):
-            raise UserError(f"{file.path} was written again with other weights or preprocessing than the run's")
-        rows = [encoder.engine.encode_frozen(part).global_ for part in feature_rows(file.store.features, BATCH)]
-        return file.records, file.store.ids, torch.cat(rows)
-    files = [file for file in discover(Path(config.photos)) if given.get(file.name) in names]
-    if not files:
-        return [], [], torch.zeros(0, encoder.engine.backbone.dim)
-    loaded = load(files, classifier.limits, console)
-    return loaded.records, loaded.store.ids, encoder.centre(loaded.store, console, "look at the run's photographs").global_
 
 
 def _texts(config: RunConfig, classes: Sequence[str], wanted: Sequence[int], own: Tensor) -> tuple[list[tuple[tuple[str, float], ...]], bool]:

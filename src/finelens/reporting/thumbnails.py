@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,7 +78,7 @@ def no_photos(name: str) -> None:
 
 
 def from_folder(photos: Path, limits: DecodeLimits) -> Photos:
-    """Read photographs by their name relative to a folder, through the one decode boundary. A folder that is gone has none."""
+    """Read photographs by their name relative to a folder, through the one decode boundary. A folder that is gone, or a feature file, has none."""
     try:
         paths = {file.name: file.path for file in discover(photos)}
     except UserError:
@@ -92,9 +92,8 @@ def from_folder(photos: Path, limits: DecodeLimits) -> Photos:
     return photo
 
 
-def from_store(names: Sequence[tuple[str, int]], store: ImageStore) -> Photos:
-    """Take decoded images from memory: file names with their positions in the store."""
-    positions = dict(names)
+def from_store(positions: Mapping[str, int], store: ImageStore) -> Photos:
+    """Take decoded images from memory, by file name at their positions in the store."""
     return lambda name: Photo(store[positions[name]], store.ids[positions[name]]) if name in positions else None
 
 

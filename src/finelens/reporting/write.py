@@ -6,15 +6,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from finelens._version import __version__
-from finelens.feature_store.files import FeatureFile
 from finelens.images.decode import DecodeLimits
-from finelens.images.store import LoadedImages
+from finelens.protocol import Loaded
 from finelens.reporting import rows
 from finelens.reporting.card import model_card
 from finelens.reporting.page import render
 from finelens.reporting.record import RunRecord, read_run
 from finelens.reporting.sections import balance, changes, classes, confusions, cost, found, labelled, looked, training
-from finelens.reporting.thumbnails import Photos, Thumbnails, from_folder, from_store, no_photos
+from finelens.reporting.thumbnails import Photos, Thumbnails, from_folder, from_store
 from finelens.runs.folder import RunFolder
 from finelens.runs.model import Model
 from finelens.storage.files import write_text
@@ -41,12 +40,9 @@ def write_report(folder: RunFolder, photos: Photos | None = None, model: Model |
     return folder.report_path
 
 
-def report_of_run(folder: RunFolder, model: Model, loaded: LoadedImages | FeatureFile) -> Path:
-    """The same for a run whose images are still in memory."""
-    if isinstance(loaded, FeatureFile):
-        return write_report(folder, no_photos, model)
-    positions = [(record.name, record.index) for record in loaded.records if record.index is not None]
-    return write_report(folder, from_store(positions, loaded.store), model)
+def report_of_run(folder: RunFolder, model: Model, loaded: Loaded) -> Path:
+    """Write the report and the model card of a run whose images are still in memory."""
+    return write_report(folder, from_store(loaded.pictures, loaded.store), model)
 
 
 def report_html(record: RunRecord, thumbnails: Thumbnails, model: Model | None = None) -> str:

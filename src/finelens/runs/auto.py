@@ -8,17 +8,16 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from finelens.core.console import Console
-from finelens.core.options import from_mapping, to_plain
+from finelens.core.options import from_mapping
 from finelens.errors import UserError
 from finelens.evaluation.weak_start import HARDLY
 from finelens.feature_store.encoder import target_features
-from finelens.feature_store.store import FeatureStore
 from finelens.images.load import decode_limits
 from finelens.methods.auto import AUTO, Facts, choose_method
 from finelens.methods.registry import find_method
-from finelens.protocol import Hints, ImageStore
+from finelens.protocol import Hints, Loaded
 from finelens.runs.config import RunConfig
-from finelens.runs.prepare import Prepared, start_from, unadapted_logits
+from finelens.runs.prepare import Prepared, start_from, unadapted_logits, with_method
 from finelens.training.config import TrainingConfig
 from finelens.training.estimate import estimate
 
@@ -60,28 +59,28 @@ def starting_method(method: str, options: Mapping[str, Mapping[str, Any]], minut
     return PROVISIONAL
 
 
-def choose(prepared: Prepared, store: ImageStore, config: RunConfig, hints: Hints | None, minutes: float | None, console: Console) -> Choice:
+def choose(prepared: Prepared, loaded: Loaded, config: RunConfig, hints: Hints | None, minutes: float | None, console: Console) -> Choice:
     """Choose the method of a run and say why.
 
     The images are encoded for it, once: the run finds their features in the cache.
 
     Args:
         prepared: Made with the provisional method.
-        store: The readable images, or their features.
+        loaded: The images.
         config: The configuration with the provisional method.
         hints: What the user gave.
         minutes: Time that training may take.
         console: Told the choice.
     """
     engine = prepared.engine
-    features = target_features(engine, store, decode_limits(config.views, engine.backbone.preprocess).short_side, console)
+    features = target_features(engine, loaded.store, decode_limits(config.views, engine.backbone.preprocess).short_side, console)
     first, start = unadapted_logits(prepared, features)[0], start_from(prepared, features)
     known = None if hints is None else hints.label[hints.label >= 0]
     facts = Facts(
-        images=len(store),
+        images=len(loaded.store),
         classes=len(prepared.classes),
         named=len(first.argmax(1).unique()),
-        photographs=not isinstance(store, FeatureStore),
+        photographs=bool(loaded.pictures),
         descriptions=prepared.report is not None,
         hints=0 if hints is None else len(hints.index),
         hinted=0 if known is None else len(known.unique()),
@@ -90,7 +89,7 @@ def choose(prepared: Prepared, store: ImageStore, config: RunConfig, hints: Hint
     )
     if facts.against_training is None:
         trained = _with_method(prepared, config, TRAINED, "")
-        expected = estimate(trained.prepared.task, engine, len(store), trained.config.training.epochs)
+        expected = estimate(trained.prepared.task, engine, len(loaded.store), trained.config.training.epochs)
         facts = replace(facts, training=expected.seconds / 60)
     name, reason = choose_method(facts)
     console.say(f"method: {name}, because {reason}")
@@ -100,7 +99,5 @@ def choose(prepared: Prepared, store: ImageStore, config: RunConfig, hints: Hint
 def _with_method(prepared: Prepared, config: RunConfig, name: str, reason: str) -> Choice:
     method = find_method(name)
     training = from_mapping(TrainingConfig, {**method.training_defaults, "precision": config.training.precision}, "training")
-    options = method.config_class()
-    changed = replace(config, method=name, training=training, method_options=to_plain(options))
-    task = method.build(prepared.engine, prepared.heads, options, training, config.seed)
-    return Choice(changed, replace(prepared, method=method, task=task), reason)
+    changed = replace(config, method=name, training=training, method_options=None)
+    return Choice(changed, with_method(prepared, changed), reason)

@@ -4,24 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
 
 import numpy as np
 
 from finelens.core.console import Console
 from finelens.errors import UserError
 from finelens.feature_store.extra import ExtraFiles, check_encoders, read_extra
-from finelens.feature_store.files import given_features, is_feature_path, is_matrix, read_features
 from finelens.images.decode import DecodeLimits
-from finelens.images.discover import discover
 from finelens.images.load import decode_limits
 from finelens.images.store import ImageItems
 from finelens.protocol import Preprocess
 from finelens.runs.config import RunConfig
 from finelens.runs.folder import RunFolder
 from finelens.runs.model import Model, load_model
-from finelens.runs.predict import Predictions, predict_features, predict_items
+from finelens.runs.predict import Predictions
 from finelens.runs.sets import calibrate_on, sets_of
+from finelens.runs.sources import source_of
 from finelens.storage.predictions import softmax
 
 
@@ -56,12 +54,8 @@ class Classifier:
 
     def predictions(self, images: str | Path | ImageItems, *, zero_shot: bool = True, console: Console | None = None) -> Predictions:
         """Logits of a folder, of Python images or of a feature file, by branch and with the unadapted model's beside them."""
-        if isinstance(images, (str, Path)) and is_feature_path(images):
-            return predict_features(self.model, read_features(Path(images)), zero_shot=zero_shot, extra=self.extra)
-        if is_matrix(images):
-            return predict_features(self.model, given_features(cast(Any, images)), zero_shot=zero_shot, extra=self.extra)
-        source = discover(Path(images)) if isinstance(images, (str, Path)) else images
-        return predict_items(self.model, source, self.limits, console or Console(enabled=False), zero_shot=zero_shot, extra=self.extra)
+        quiet = Console(enabled=False)
+        return source_of(images).answers(self.model, self.limits, console or quiet, zero_shot=zero_shot, extra=self.extra)
 
     def predict_proba(self, images: str | Path | ImageItems) -> np.ndarray:
         """Class probabilities (N, C), one row per input in its order; a file that cannot be read gives a row of NaN.

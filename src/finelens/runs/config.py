@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
 from finelens._version import __version__
@@ -15,6 +15,7 @@ from finelens.core.options import from_mapping, nearest, require, to_plain
 from finelens.core.schemas import CONFIG_SECTIONS, SCHEMA_VERSION
 from finelens.errors import UserError
 from finelens.images.view_config import ViewConfig
+from finelens.methods.registry import find_method
 from finelens.training.config import TrainingConfig
 
 FORMAT = "finelens-run"
@@ -58,8 +59,7 @@ class RunConfig:
         training: The optimisation.
         views: The image views (``finelens.images.view_config.ViewConfig``).
         text: The prompts.
-        method_options: All options of the method's own dataclass, resolved, as JSON holds them (sequences are lists); the method reads them back with
-            ``from_mapping(MethodConfig, method_options, "method")``.
+        method_options: The method's own dataclass of options; None takes its defaults.
     """
 
     verb: Verb
@@ -79,14 +79,14 @@ class RunConfig:
     training: TrainingConfig = field(default_factory=TrainingConfig)
     views: ViewConfig = field(default_factory=ViewConfig)
     text: TextConfig = field(default_factory=TextConfig)
-    method_options: Mapping[str, Any] = field(default_factory=dict)
+    method_options: Any = None
 
     def __post_init__(self) -> None:
         require(0 <= self.seed < 2**63, "seed", "between 0 and 2^63 - 1", self.seed)
         for name in ("photos", "backbone", "method", "device"):
             require(bool(getattr(self, name)), name, "given", getattr(self, name))
-        # The same form before and after config.json, so that equality means equal options.
-        object.__setattr__(self, "method_options", to_plain(self.method_options))
+        if self.method_options is None:
+            object.__setattr__(self, "method_options", find_method(self.method).config_class())
 
 
 def parse_assignments(assignments: Iterable[str]) -> dict[str, dict[str, Any]]:
@@ -162,8 +162,9 @@ def from_json(document: Any, where: str) -> RunConfig:
 
 
 def _run_from_values(values: dict[str, Any]) -> RunConfig:
-    views = from_mapping(ViewConfig, values.pop("views", {}), "views")
-    return from_mapping(RunConfig, {**values, "views": views}, "")
+    options = values.pop("method_options", {})
+    config = from_mapping(RunConfig, values, "")
+    return replace(config, method_options=from_mapping(find_method(config.method).config_class, options, "method"))
 
 
 def diff(a: RunConfig, b: RunConfig) -> list[str]:

@@ -20,10 +20,9 @@ from finelens.errors import UserError
 from finelens.evaluation.collapse import balance, collapse_warning
 from finelens.evaluation.signals import Measured, measure, nearest_images, write_measured
 from finelens.feature_store.encoder import FeatureEncoder
-from finelens.feature_store.files import FeatureFile
 from finelens.images.load import decode_limits, status_counts
-from finelens.images.store import LoadedImages
 from finelens.methods.parts.views import ViewTask
+from finelens.protocol import Loaded
 from finelens.runs.config import RunConfig, diff, from_json, to_json
 from finelens.runs.fit import Fitted, fit, run_temperature
 from finelens.runs.folder import RunFolder
@@ -37,7 +36,7 @@ from finelens.training.checkpoint import read_events_offset
 from finelens.training.loop import Hooks
 
 # Writes the report of a finished run from its folder, model and inputs; returns where it stands.
-Reporter = Callable[[RunFolder, Model, LoadedImages | FeatureFile], Path]
+Reporter = Callable[[RunFolder, Model, Loaded], Path]
 
 
 @dataclass(frozen=True)
@@ -136,22 +135,22 @@ def _answer(config: RunConfig, inputs: Inputs, console: Console, hooks: Hooks, *
     return fitted, logits, nearest, rows
 
 
-def _view_encoder(model: Model, loaded: LoadedImages | FeatureFile, config: RunConfig, console: Console) -> FeatureEncoder | None:
-    """What keeps the views of a method that looks at many; None for another."""
-    if not isinstance(model.task, ViewTask) or isinstance(loaded, FeatureFile):
+def _view_encoder(model: Model, loaded: Loaded, config: RunConfig, console: Console) -> FeatureEncoder | None:
+    """What keeps the views of a method that looks at many of each picture; None for another."""
+    if not isinstance(model.task, ViewTask) or not loaded.pictures:
         return None
     encoder = FeatureEncoder(model.engine, decode_limits(config.views, model.engine.backbone.preprocess).short_side)
     encoder.say_size(len(loaded.store), model.task.inference.count, console)
     return encoder
 
 
-def _measure(fitted: Fitted, logits: Tensor, loaded: LoadedImages | FeatureFile, nearest: Tensor) -> Measured:
+def _measure(fitted: Fitted, logits: Tensor, loaded: Loaded, nearest: Tensor) -> Measured:
     order = [record.index for record in loaded.records if record.index is not None]
     heads = fitted.model.zero_shot_heads["templates"].cpu()
     return measure(logits, fitted.zero_shot_logits, fitted.described_logits, fitted.looks, heads, loaded.store.ids, order, nearest)
 
 
-def _report(report: Reporter | None, run: RunFolder, model: Model, loaded: LoadedImages | FeatureFile, console: Console) -> None:
+def _report(report: Reporter | None, run: RunFolder, model: Model, loaded: Loaded, console: Console) -> None:
     """The run is finished and saved: whatever goes wrong with its report must not take it back."""
     if report is None:
         return
@@ -167,13 +166,14 @@ def versions() -> dict[str, str]:
 
 
 def _refuse_changes(run: RunFolder, inputs: Inputs) -> None:
+    options = run.config.method_options
     what = {
         "start": f"weights of backbone {run.config.backbone}",
         "images": f"photographs in {run.config.photos}",
         "classes": f"class names, templates or descriptions of {run.path}",
         "hints": f"hints in {run.given_hints_path}",
-        "extra": f"features of further encoders in {', '.join(map(str, run.config.method_options.get('extra', [])))}",
-        "support": f"images, classes or captions of support set {run.config.method_options.get('support')}",
+        "extra": f"features of further encoders in {', '.join(getattr(options, 'extra', ()))}",
+        "support": f"images, classes or captions of support set {getattr(options, 'support', None)}",
     }
     logged = {event["event"]: event for event in run.events() if "digest" in event}
     if "start" in logged:

@@ -22,12 +22,12 @@ from finelens.feature_store.support import encode_support
 from finelens.images.batches import batches
 from finelens.images.load import BATCH, centre_views, decode_limits
 from finelens.images.subset import StoreSubset
-from finelens.methods.registry import check_hints, find_method
+from finelens.methods.registry import check_hints
 from finelens.protocol import Batch, Cost, Hints, ImageStore, TargetFeatures, ViewPlan
 from finelens.runs.alarms import check_image_features, watched
 from finelens.runs.config import RunConfig
 from finelens.runs.model import Model, adapted_tensors
-from finelens.runs.prepare import Prepared, start_from, unadapted_logits
+from finelens.runs.prepare import Prepared, start_from, unadapted_logits, with_method
 from finelens.training.estimate import estimate
 from finelens.training.loop import Hooks, Trainer
 from finelens.training.prefix_cache import check_cached_prefix
@@ -81,62 +81,95 @@ def fit(
         UserError: The method learns from labelled photographs and there are none, hints are given to a method that does not look at images, or
             the run cannot keep prefixes as it was asked to.
     """
-    engine, method, task = prepared.engine, prepared.method, prepared.task
-    check_hints(method, given=hints is not None)
+    seen = _look(prepared, store, config, console, hints)
+    untrained = None if resume else _guard(prepared, store, seen, config, console)
+    if untrained is not None:
+        config = replace(config, method="zero-shot", method_options=None)
+        prepared = with_method(prepared, config)
+    base = _learn(prepared, store, seen, config, console, hooks or Hooks(), resume)
+    return _wrap(prepared, config, seen, base, untrained)
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """The images as the unadapted model sees them.
+
+    Attributes:
+        features: What a method is fitted to, hints among them.
+        zero_shot: Logits (N, C) on the host with templates.
+        described: Those with descriptions; None without.
+        looks: A copy of the unit-norm features, (N, E), float16 on the host: a method may change what it is given.
+    """
+
+    features: TargetFeatures
+    zero_shot: Tensor
+    described: Tensor | None
+    looks: Tensor
+
+
+def _look(prepared: Prepared, store: ImageStore, config: RunConfig, console: Console, hints: Hints | None) -> _Seen:
+    """Encode the images with the unadapted model and let it answer."""
+    engine = prepared.engine
+    check_hints(prepared.method, given=hints is not None)
     if config.training.cached_prefix:
-        check_cached_prefix(engine, task, config.training.scope)
-    features = raw = target_features(engine, store, decode_limits(config.views, engine.backbone.preprocess).short_side, console)
-    if prepared.extra is not None:
-        features = raw = replace(features, extra=prepared.extra.features)
+        check_cached_prefix(engine, prepared.task, config.training.scope)
+    features = target_features(engine, store, decode_limits(config.views, engine.backbone.preprocess).short_side, console)
     check_image_features(features.global_, console)
+    features = replace(features, hints=hints, extra=() if prepared.extra is None else prepared.extra.features)
     zero_shot, described = unadapted_logits(prepared, features)
-    looks = features.global_.to("cpu", torch.float16, copy=True)
-    untrained = None
-    if method.trains and not method.few_shot and config.training.guard == "on" and not resume:
-        # Asked of the images that it would train on, and of all processes alike.
-        start = start_from(prepared, belonging(store, replace(features, hints=hints), zero_shot)[1])
-        weak = engine.processes.any(start.weak)
-        if weak and _labelled(hints):
-            console.warn(f"{HARDLY}: {start.account}. Training goes on, since photographs are labelled; --method auto makes more of few labels")
-        elif weak:
-            console.warn(f"nothing is trained, the answers are those of zero-shot; {HARDLY}: {start.account}. {REMEDY}")
-            untrained, method = start.account, find_method("zero-shot")
-            config = replace(config, method=method.name, method_options={})
-            task = method.build(engine, prepared.heads, method.config_class(), config.training, config.seed)
-    base: dict[str, Tensor] = {}
+    return _Seen(features, zero_shot, described, features.global_.to("cpu", torch.float16, copy=True))
+
+
+def _guard(prepared: Prepared, store: ImageStore, seen: _Seen, config: RunConfig, console: Console) -> str | None:
+    """Why the method must not train from this start; None where it may, or does not train on answers of its own."""
+    method, hints = prepared.method, seen.features.hints
+    if not method.trains or method.few_shot or config.training.guard == "off":
+        return None
+    # Asked of the images that it would train on, and of all processes alike.
+    start = start_from(prepared, belonging(store, seen.features, seen.zero_shot)[1])
+    if not prepared.engine.processes.any(start.weak):
+        return None
+    if _labelled(hints):
+        console.warn(f"{HARDLY}: {start.account}. Training goes on, since photographs are labelled; --method auto makes more of few labels")
+        return None
+    console.warn(f"nothing is trained, the answers are those of zero-shot; {HARDLY}: {start.account}. {REMEDY}")
+    return start.account
+
+
+def _learn(prepared: Prepared, store: ImageStore, seen: _Seen, config: RunConfig, console: Console, hooks: Hooks, resume: bool) -> dict[str, Tensor]:
+    """Let the method learn; returns what the adapted tensors of the backbone were before."""
+    engine, method, features, base = prepared.engine, prepared.method, seen.features, {}
     if method.adapts:
         adapted = adapted_tensors(engine.backbone, config.training.scope)
         base = {name: tensor.detach().cpu().clone() for name, tensor in adapted.items()}
-        features = replace(engine.centre(features), hints=hints)
+        features = engine.centre(features)
         if prepared.support is not None:
             features = replace(features, support=encode_support(engine, prepared.support))
-    if method.trains:
-        learners, features, known = belonging(store, features, zero_shot)
-        features = replace(
-            features,
-            views=lambda preprocess: centre_views(learners, preprocess, console, "look with the second encoder"),
-            first_views=lambda plan: _first_views(engine, learners, plan, config, console),
-        )
-        hooks = watched(hooks or Hooks(), engine, known, prepared.classes.names, console)
-        _train(prepared, learners, config, console, hooks, features, resume)
-        engine.backbone.merge()
-    else:
+    if not method.trains:
         with engine.stopwatch("solve"):
-            task.prepare(features)
-        for line in task.notes():
-            console.say(line)
-    model = Model(
-        engine=engine,
-        task=task,
-        class_names=prepared.classes.names,
-        method=method.name,
-        method_options=dict(config.method_options),
-        training=config.training,
-        zero_shot_heads={"templates": prepared.heads.templates, "descriptions": prepared.heads.descriptions},
-        base=base,
-        extra=() if prepared.extra is None else prepared.extra.encoders,
+            prepared.task.prepare(features)
+            for line in prepared.task.notes():
+                console.say(line)
+        return base
+    learners, features, known = belonging(store, features, seen.zero_shot)
+    features = replace(
+        features,
+        views=lambda preprocess: centre_views(learners, preprocess, console, "look with the second encoder"),
+        first_views=lambda plan: _first_views(engine, learners, plan, config, console),
     )
-    return Fitted(model, zero_shot, None if method.needs_pixels else raw, described, looks, untrained)
+    _train(prepared, learners, config, console, watched(hooks, engine, known, prepared.classes.names, console), features, resume)
+    engine.backbone.merge()
+    return base
+
+
+def _wrap(prepared: Prepared, config: RunConfig, seen: _Seen, base: dict[str, Tensor], untrained: str | None) -> Fitted:
+    """The model, and what it is measured against."""
+    heads = {"templates": prepared.heads.templates, "descriptions": prepared.heads.descriptions}
+    further = () if prepared.extra is None else prepared.extra.encoders
+    options = config.method_options
+    model = Model(prepared.engine, prepared.task, prepared.classes.names, config.method, options, config.training, heads, base, extra=further)
+    features = None if prepared.method.needs_pixels else replace(seen.features, hints=None)
+    return Fitted(model, seen.zero_shot, features, seen.described, seen.looks, untrained)
 
 
 def _labelled(hints: Hints | None) -> bool:

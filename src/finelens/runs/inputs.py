@@ -4,28 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from finelens.classes.descriptions import load_descriptions
 from finelens.classes.hints import describe_hints, hints_digest, read_hint_labels, read_hints
 from finelens.classes.names import read_class_file
 from finelens.core.console import Console
-from finelens.core.options import from_mapping, to_plain
+from finelens.core.options import to_plain
 from finelens.engine.distributed import ALONE, Processes
 from finelens.feature_store.extra import ExtraFiles, read_extra
-from finelens.feature_store.files import FeatureFile
-from finelens.images.complaints import note_complaints
-from finelens.images.load import decode_limits, load, status_counts
-from finelens.images.store import LoadedImages
-from finelens.methods.joint_gmm import JointGmmConfig
+from finelens.images.load import decode_limits, status_counts
 from finelens.methods.registry import check_hints, find_method
-from finelens.protocol import ClassSet, Hints
+from finelens.protocol import ClassSet, Hints, Loaded
 from finelens.runs.config import RunConfig, to_json
 from finelens.runs.prepare import Prepared, prepare
-from finelens.runs.sources import open_source
-from finelens.storage.cache import spill_folder, state_digest
+from finelens.runs.sources import Source, source_of_run
+from finelens.storage.cache import state_digest
 
 # What a process has read, by the event that logs its hash.
 _READ = {
@@ -51,13 +47,13 @@ class Inputs:
     """
 
     prepared: Prepared
-    loaded: LoadedImages | FeatureFile
+    loaded: Loaded
     hints: Hints | None
     digests: dict[str, str]
     choice: str | None = None
 
 
-def images_digest(loaded: LoadedImages | FeatureFile) -> str:
+def images_digest(loaded: Loaded) -> str:
     """Hash of the readable images' contents."""
     return hashlib.sha256("\n".join(loaded.store.ids).encode()).hexdigest()
 
@@ -87,56 +83,69 @@ def read_inputs(config: RunConfig, console: Console, hints_copy: Path | None = N
         UserError: Any of them cannot be used, or the processes have read different things.
     """
     processes.check_same({"options": json.dumps(to_json(config), sort_keys=True)})
-    check_hints(find_method(config.method), given=config.hints_file is not None)
     if processes.count > 1:
         console.say(f"processes: {processes.count} share the images; this is the first")
-    names = read_class_file(Path(str(config.classes_file)))
-    descriptions = None if config.descriptions_file is None else Path(config.descriptions_file)
-    if descriptions is not None:
-        load_descriptions(descriptions)
-    hints_file = hints_copy or (None if config.hints_file is None else Path(config.hints_file))
-    if hints_file is not None and Path(config.photos).is_dir():
-        read_hint_labels(hints_file, Path(config.photos), names)
-    further = extra_files(config)
-    source = open_source(config, find_method(config.method))
-    if isinstance(source, FeatureFile):
-        prepared = prepare(config, names, descriptions, console, source, processes=processes)
-        loaded: LoadedImages | FeatureFile = source
-    else:
-        prepared = prepare(config, names, descriptions, console, processes=processes)
-        with prepared.engine.stopwatch("decode"):
-            loaded = load(source, decode_limits(config.views, prepared.engine.backbone.preprocess), console, spill_folder())
-        if config.strict:
-            loaded = replace(loaded, records=note_complaints(source, loaded.records, console))
-    if further is not None:
-        prepared = replace(prepared, extra=further.of(loaded))
+    given = _Given.of(config, hints_copy)
+    prepared = prepare(config, given.names, given.descriptions, console, given.source, processes=processes)
+    with prepared.engine.stopwatch("decode"):
+        loaded = given.source.load(decode_limits(config.views, prepared.engine.backbone.preprocess), console)
+    if given.extra is not None:
+        prepared = replace(prepared, extra=given.extra.of(loaded))
     counts = status_counts(loaded.records)
     console.say(f"images: {len(loaded.records)} files, " + ", ".join(f"{count} {status}" for status, count in counts.items()))
+    hints = None if given.hints is None else read_hints(given.hints, Path(given.source.name), loaded.records, prepared.classes.names)
+    if hints is not None:
+        console.say(describe_hints(hints, prepared.classes.names))
+    digests = _digests(prepared, loaded, hints, texts=config.prototypes_file is None)
+    processes.check_same({_READ[name]: digest for name, digest in digests.items()})
+    return Inputs(prepared, loaded, hints, digests)
+
+
+@dataclass(frozen=True)
+class _Given:
+    """What the user's files hold, as far as it can be checked before a model is loaded or an image read."""
+
+    source: Source
+    names: list[str]
+    descriptions: Path | None
+    hints: Path | None
+    extra: ExtraFiles | None
+
+    @classmethod
+    def of(cls, config: RunConfig, hints_copy: Path | None) -> _Given:
+        """Read and check them."""
+        method, source = find_method(config.method), source_of_run(config)
+        check_hints(method, given=config.hints_file is not None)
+        names = read_class_file(Path(str(config.classes_file)))
+        descriptions = None if config.descriptions_file is None else Path(config.descriptions_file)
+        if descriptions is not None:
+            load_descriptions(descriptions)
+        hints = hints_copy or (None if config.hints_file is None else Path(config.hints_file))
+        if hints is not None and Path(source.name).is_dir():
+            read_hint_labels(hints, Path(source.name), names)
+        extra = read_extra(**further_encoders(config), source_named=config.row_names_file is not None)
+        source.check(method)
+        return cls(source, names, descriptions, hints, extra)
+
+
+def _digests(prepared: Prepared, loaded: Loaded, hints: Hints | None, *, texts: bool) -> dict[str, str]:
+    """Hashes of what was read, by the event that logs them."""
     digests = {
         "start": state_digest(prepared.engine.backbone.image_state()),
         "images": images_digest(loaded),
-        "classes": classes_digest(prepared.classes) if config.prototypes_file is None else prototypes_digest(prepared),
+        "classes": classes_digest(prepared.classes) if texts else prototypes_digest(prepared),
     }
     if prepared.support is not None:
         digests["support"] = prepared.support.digest
     if prepared.extra is not None:
         digests["extra"] = prepared.extra.digest
-    hints = None
-    if hints_file is not None:
-        hints = read_hints(hints_file, Path(config.photos), loaded.records, prepared.classes.names)
+    if hints is not None:
         digests["hints"] = hints_digest(hints)
-        console.say(describe_hints(hints, prepared.classes.names))
-    processes.check_same({_READ[name]: digest for name, digest in digests.items()})
-    return Inputs(prepared, loaded, hints, digests)
+    return digests
 
 
-def extra_files(config: RunConfig) -> ExtraFiles | None:
-    """Feature files of further encoders that a run names among its method's options; None where it names none.
-
-    Raises:
-        UserError: They cannot be read.
-    """
-    options: Any = from_mapping(find_method(config.method).config_class, config.method_options, "method")
-    if not isinstance(options, JointGmmConfig):
-        return None
-    return read_extra(options.files, options.extra_names, source_named=config.row_names_file is not None)
+def further_encoders(config: RunConfig) -> dict[str, Sequence[str]]:
+    """Feature files of further encoders that a run names among its method's options, and their row names: ``paths`` and ``names_files``."""
+    options = config.method_options
+    takes = "extra" in find_method(config.method).needs
+    return {"paths": options.files if takes else (), "names_files": options.extra_names if takes else ()}

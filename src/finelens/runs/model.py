@@ -42,7 +42,7 @@ class Model:
         task: The method's heads and projections.
         class_names: C names.
         method: Name of the method.
-        method_options: Its options, as JSON holds them.
+        method_options: Its options, an instance of its dataclass.
         training: Optimisation settings; the scope says which tensors were adapted.
         zero_shot_heads: Text heads (C, E) of the unadapted model: ``templates`` and ``descriptions``.
         base: Values that the adapted tensors of the backbone had before, by name; empty where nothing was adapted.
@@ -54,7 +54,7 @@ class Model:
     task: Task
     class_names: tuple[str, ...]
     method: str
-    method_options: dict[str, Any]
+    method_options: Any
     training: TrainingConfig
     zero_shot_heads: dict[str, Tensor]
     base: dict[str, Tensor]
@@ -117,7 +117,7 @@ def save_model(folder: Path, model: Model) -> None:
         "schema_version": SCHEMA_VERSION,
         "finelens_version": __version__,
         "method": model.method,
-        "method_options": model.method_options,
+        "method_options": to_plain(model.method_options),
         "training": to_plain(model.training),
         "class_names": list(model.class_names),
         "temperature": model.temperature,
@@ -189,7 +189,7 @@ def _rebuild(folder: Path, document: dict[str, Any], device: str, precision: str
     if not 0 < temperature < math.inf:
         raise ValueError(f"temperature {temperature}")
     extra = tuple(from_mapping(ExtraEncoder, own, "extra") for own in document.get("extra", []))
-    return Model(engine, task, names, method.name, document["method_options"], training, heads, base, temperature, extra)
+    return Model(engine, task, names, method.name, options, training, heads, base, temperature, extra)
 
 
 def strip_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

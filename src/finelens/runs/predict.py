@@ -8,9 +8,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from finelens.backbones.features_only import FeatureBackbone
 from finelens.core.console import Console
 from finelens.engine.engine import CPU_CHUNK
-from finelens.feature_store.encoder import FeatureEncoder
+from finelens.errors import UserError
+from finelens.feature_store.encoder import FeatureEncoder, tower_digest
 from finelens.feature_store.extra import ExtraFiles, check_encoders
 from finelens.feature_store.files import FeatureFile
 from finelens.feature_store.store import FeatureStore, feature_rows
@@ -21,9 +23,8 @@ from finelens.images.load import BATCH, centre_views, count_images
 from finelens.images.store import ImageItems, LoadedImages, load_folder, load_images
 from finelens.methods.parts.views import ViewTask
 from finelens.methods.registry import find_method
-from finelens.protocol import ImageRecord, ImageStore, TargetFeatures
+from finelens.protocol import ImageRecord, ImageStore, Loaded, TargetFeatures
 from finelens.runs.model import Model
-from finelens.runs.sources import check_prediction, check_tower
 from finelens.runs.view_answers import predict_stored_views, predict_views
 
 # Files decoded at a time.
@@ -108,7 +109,7 @@ def predict_items(
     Raises:
         UserError: The model has no image tower, or needs other features of further encoders.
     """
-    check_tower(model)
+    _check_tower(model)
     check_encoders(model.extra, extra)
     records: list[ImageRecord] = []
     parts: list[Predictions] = []
@@ -136,14 +137,14 @@ def predict_features(model: Model, file: FeatureFile, *, zero_shot: bool = True,
     Raises:
         UserError: The model needs pixels, or features of another model.
     """
-    check_prediction(model, file)
+    _check_features(model, file)
     check_encoders(model.extra, extra)
     features = _with_extra(file.store.features, file, extra)
     first = [model.zero_shot_logits(rows) for rows in feature_rows(features, BATCH)] if zero_shot else []
     return Predictions(file.records, predict_store(model, file.store, Console(enabled=False), features), _join(first))
 
 
-def _with_extra(features: TargetFeatures, source: LoadedImages | FeatureFile, extra: ExtraFiles | None) -> TargetFeatures:
+def _with_extra(features: TargetFeatures, source: Loaded, extra: ExtraFiles | None) -> TargetFeatures:
     return features if extra is None else replace(features, extra=tuple(rows.to(features.cls.device) for rows in extra.of(source).features))
 
 
@@ -162,3 +163,33 @@ def _predict_group(model: Model, loaded: LoadedImages, encoder: FeatureEncoder, 
 
 def _join(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]} if parts else {}
+
+
+def _check_tower(model: Model) -> None:
+    """Refuse photographs for a model that knows features only."""
+    backbone = model.engine.backbone
+    if isinstance(backbone, FeatureBackbone):
+        backbone.refuse_pixels()
+
+
+def _check_features(model: Model, file: FeatureFile) -> None:
+    """Refuse features that the model cannot classify.
+
+    Raises:
+        UserError: The model's tower was trained, or the features are of another model.
+    """
+    backbone = model.engine.backbone
+    if find_method(model.method).trains:
+        raise UserError(f"the run's method {model.method} needs photographs, and {file.path} holds features; give the folder of photographs")
+    if isinstance(backbone, FeatureBackbone):
+        if file.dim != backbone.dim:
+            raise UserError(f"{file.path} has features of {file.dim} columns, the run was made on {backbone.dim}; use features of the same model")
+        fits = not file.tower or not backbone.tower or file.tower == backbone.tower
+    else:
+        with model.unadapted():
+            fits = file.tower == tower_digest(backbone)
+    if not fits:
+        raise UserError(
+            f"{file.path} holds features of another model than the run's ({backbone.name}); "
+            "write it with finelens features and that --backbone, or give the photographs"
+        )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,26 +14,21 @@ from finelens.classes.class_set import build_class_set
 from finelens.classes.heads import ClassHeads, build_heads
 from finelens.classes.templates import read_templates
 from finelens.core.console import Console
-from finelens.core.options import from_mapping
 from finelens.engine.device import choose_device, choose_precision
 from finelens.engine.distributed import ALONE, Processes
 from finelens.engine.engine import Engine
 from finelens.errors import UserError
 from finelens.evaluation.weak_start import Start, start_of
-from finelens.feature_store.crops import crops_for
 from finelens.feature_store.extra import Extra
-from finelens.feature_store.files import FeatureFile
-from finelens.feature_store.prototypes import Prototypes
+from finelens.feature_store.prototypes import Prototypes, read_prototypes
 from finelens.feature_store.support import SupportImages, read_support
 from finelens.images.load import decode_limits
 from finelens.methods.parts.frozen import cosine_logits
-from finelens.methods.parts.support import SupportConfig
-from finelens.methods.parts.views import ViewTask
 from finelens.methods.registry import Method, find_method
 from finelens.protocol import Backbone, ClassSet, TargetFeatures, Task
 from finelens.runs.alarms import check_text_features
 from finelens.runs.config import RunConfig
-from finelens.runs.sources import open_backbone, prototypes_of_run
+from finelens.runs.sources import PHOTOGRAPHS, Source
 
 
 @dataclass(frozen=True)
@@ -66,7 +61,7 @@ def prepare(
     names: Sequence[str],
     descriptions: str | Path | Mapping[str, Any] | None,
     console: Console,
-    features: FeatureFile | None = None,
+    source: Source = PHOTOGRAPHS,
     prototypes: Prototypes | None = None,
     processes: Processes = ALONE,
 ) -> Prepared:
@@ -77,24 +72,18 @@ def prepare(
         names: Class names.
         descriptions: Sentences about the classes.
         console: What to say.
-        features: The feature file of a run without photographs.
+        source: Where the images come from.
         prototypes: What stands for the texts; by default what the configuration names.
         processes: Those that share the work of the image tower.
 
     Raises:
         UserError: Whatever the user can mend: backbone, device, texts, options.
     """
-    method = find_method(config.method)
-    options: Any = from_mapping(method.config_class, config.method_options, "method")
     # Refused before anything is loaded.
-    folder = options.folder(method.name) if isinstance(options, SupportConfig) else None
-    if folder is not None and features is not None:
-        raise UserError(
-            f"method {method.name} encodes a support set with the model of the photographs, which a feature file lacks; give the photographs"
-        )
+    folder = support_folder(config)
     device = processes.device(choose_device(config.device))
-    prototypes = prototypes_of_run(config, names, features) if prototypes is None else prototypes
-    backbone = open_backbone(config, features, prototypes, console)
+    prototypes = _prototypes(config, names) if prototypes is None else prototypes
+    backbone = source.open_backbone(config, prototypes, console)
     if config.backbone == "embedded":
         console.say("backbone: embedded (EfficientNet-Lite0 + MiniLM, a stand-in that knows what is near ImageNet); --backbone takes a CLIP model")
     if prototypes is None:
@@ -110,14 +99,48 @@ def prepare(
     with engine.stopwatch("texts"):
         heads = build_heads(backbone, classes) if prototypes is None else prototypes.heads.to(device)
     check_text_features(heads, classes.names)
-    task = method.build(engine, heads, options, config.training, config.seed)
-    if features is not None and isinstance(task, ViewTask):
-        crops_for(features.store.crops, task.inference, method.name)
-    support = None
-    if folder is not None:
-        limits = decode_limits(config.views, backbone.preprocess)
-        support = read_support(Path(folder), classes.names, limits, console, captions=options.needs_captions)
-    return Prepared(method, classes, report, engine, heads, task, support)
+    prepared = assemble(config, engine, heads, classes, report)
+    source.check_views(prepared.task.inference, config.method)
+    if folder is None:
+        return prepared
+    limits = decode_limits(config.views, backbone.preprocess)
+    return replace(prepared, support=read_support(folder, classes.names, limits, console, captions=config.method_options.needs_captions))
+
+
+def assemble(config: RunConfig, engine: Engine, heads: ClassHeads, classes: ClassSet, report: DescriptionReport | None = None) -> Prepared:
+    """Everything that the configuration's method starts from, around an engine and text heads that are there already."""
+    method = find_method(config.method)
+    task = method.build(engine, heads, config.method_options, config.training, config.seed)
+    return Prepared(method, classes, report, engine, heads, task)
+
+
+def with_method(prepared: Prepared, config: RunConfig) -> Prepared:
+    """The method that the configuration names, with what was loaded for another."""
+    own = assemble(config, prepared.engine, prepared.heads, prepared.classes, prepared.report)
+    return replace(prepared, method=own.method, task=own.task)
+
+
+def support_folder(config: RunConfig) -> Path | None:
+    """Folder of the support set of a method that needs one; None for another method.
+
+    Raises:
+        UserError: It needs one, and there is none.
+    """
+    return Path(config.method_options.folder(config.method)) if "support" in find_method(config.method).needs else None
+
+
+def _prototypes(config: RunConfig, names: Sequence[str]) -> Prototypes | None:
+    """The user's prototypes; None where texts are encoded.
+
+    Raises:
+        UserError: They cannot be read, or options contradict them.
+    """
+    if config.prototypes_file is None:
+        return None
+    for name, value in (("--descriptions", config.descriptions_file), ("text.templates", config.text.templates)):
+        if value is not None:
+            raise UserError(f"{name} has no effect beside --prototypes, which stand for the texts; leave one of the two out")
+    return read_prototypes(Path(config.prototypes_file), names)
 
 
 def release_text(prepared: Prepared) -> None:

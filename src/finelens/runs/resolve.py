@@ -7,12 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
-from finelens.core.options import from_mapping, to_plain
+from finelens.core.options import from_mapping
 from finelens.engine.device import choose_device, choose_precision
 from finelens.errors import UserError
 from finelens.images.view_config import ViewConfig
-from finelens.methods.joint_gmm import CLS, JointGmmConfig
-from finelens.methods.parts.support import SupportConfig
 from finelens.methods.registry import find_method
 from finelens.runs.config import RunConfig, TextConfig
 from finelens.training.config import TrainingConfig
@@ -44,10 +42,10 @@ def make_config(verb: str, photos: str, method: str, assignments: Assignments, *
     text = from_mapping(TextConfig, assignments.get("text", {}), "text")
     options: Any = from_mapping(found.config_class, assignments.get("method", {}), "method")
     wanted = from_mapping(TrainingConfig, {**found.training_with(options), **training}, "training")
-    if isinstance(options, SupportConfig) and options.support is not None:
+    if "support" in found.needs and options.support is not None:
         options = replace(options, support=absolute(options.support))
-    if isinstance(options, JointGmmConfig):
-        views = tuple(entry if entry == CLS else absolute(entry) for entry in options.extra)
+    if "extra" in found.needs:
+        views = tuple(absolute(entry) if entry in options.files else entry for entry in options.extra)
         options = replace(options, extra=views, extra_names=tuple(map(absolute, options.extra_names)))
     precision = choose_precision(wanted.precision, choose_device(given.get("device", "cpu"))).name
     return RunConfig(
@@ -57,7 +55,7 @@ def make_config(verb: str, photos: str, method: str, assignments: Assignments, *
         training=replace(wanted, precision=cast(Any, precision)),
         views=from_mapping(ViewConfig, assignments.get("views", {}), "views"),
         text=text if text.templates is None else replace(text, templates=absolute(text.templates)),
-        method_options=to_plain(options),
+        method_options=options,
         **given,
     )
 

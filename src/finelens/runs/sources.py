@@ -1,144 +1,333 @@
-"""What a run on features may and may not do: which model it has, which methods it takes, what it can predict."""
+"""Where images come from: photographs or rows of features. Which of the two is asked once, by :func:`source_of`; what differs stands behind it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Container, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
+from typing import Any, Protocol, cast
 
-from finelens.backbones.features_only import KIND, FeatureBackbone
+import torch
+from torch import Tensor
+
+from finelens.backbones.features_only import KIND
 from finelens.backbones.registry import load_backbone
+from finelens.classes.labels import read_labels
 from finelens.core.console import Console
 from finelens.errors import UserError
-from finelens.feature_store.crops import StoredCrops
-from finelens.feature_store.encoder import tower_digest
-from finelens.feature_store.files import FeatureFile, feature_metadata, is_feature_path, read_features
-from finelens.feature_store.prototypes import Prototypes, check_width, feature_backbone, read_prototypes
+from finelens.feature_store.crops import crops_for
+from finelens.feature_store.encoder import FeatureEncoder, tower_digest
+from finelens.feature_store.extra import ExtraFiles
+from finelens.feature_store.files import FeatureFile, feature_metadata, given_features, is_feature_path, is_matrix, read_features
+from finelens.feature_store.prototypes import Prototypes, check_width, feature_backbone
+from finelens.feature_store.store import feature_rows
+from finelens.images.complaints import note_complaints
+from finelens.images.decode import DecodeLimits
 from finelens.images.discover import ImageFile, discover
-from finelens.methods.registry import METHODS, Method, find_method
-from finelens.protocol import Backbone
+from finelens.images.load import BATCH, load
+from finelens.images.store import ImageItems, ImageRecord
+from finelens.methods.registry import METHODS, Method
+from finelens.protocol import Backbone, InferenceViews, Loaded
 from finelens.runs.config import RunConfig
 from finelens.runs.model import Model
+from finelens.runs.predict import Predictions, predict_features, predict_items
+from finelens.storage.cache import spill_folder
+
+FROM_PYTHON = "(images from Python)"
+FEATURES_FROM_PYTHON = "(features from Python)"
 
 
-def choose_backbone(source: str | Path, backbone: str | None, prototypes: str | Path | None) -> str:
-    """Specification of the model of a run.
+class Source(Protocol):
+    """Images of a run or of a question, before anything is read. Each method reads what it needs, once."""
+
+    @property
+    def name(self) -> str:
+        """What messages and the configuration call it."""
+        ...
+
+    def backbone(self, wanted: str | None, prototypes: str | Path | None) -> str:
+        """Specification of the model of a run, as ``load_backbone`` takes it; ``features`` where features and prototypes are all that is needed.
+
+        Args:
+            wanted: What the user asked for; None for what a feature file says, else ``embedded``.
+            prototypes: The user's prototypes file.
+
+        Raises:
+            UserError: The source cannot be used so.
+        """
+        ...
+
+    def check(self, method: Method) -> None:
+        """Refuse a method that needs what is not there, and a source that is not there itself."""
+        ...
+
+    def check_views(self, views: InferenceViews | None, method: str) -> None:
+        """Refuse a method whose further views of an image cannot be had."""
+        ...
+
+    def open_backbone(self, config: RunConfig, prototypes: Prototypes | None, console: Console) -> Backbone:
+        """The backbone of a run, checked against the source and the prototypes.
+
+        Raises:
+            UserError: It cannot be loaded or does not fit.
+        """
+        ...
+
+    def load(self, limits: DecodeLimits, console: Console) -> Loaded:
+        """The images, decoded where they are photographs.
+
+        Raises:
+            UserError: None can be read.
+        """
+        ...
+
+    def labels(self, labels: str | Path, classes: Sequence[str]) -> dict[str, int]:
+        """True classes by name of the image, see :func:`finelens.classes.labels.read_labels`."""
+        ...
+
+    def only(self, names: Container[str]) -> Source:
+        """The same source, of which only inputs with one of the names are told of."""
+        ...
+
+    def answers(
+        self, model: Model, limits: DecodeLimits, console: Console, *, zero_shot: bool = True, extra: ExtraFiles | None = None
+    ) -> Predictions:
+        """Logits by branch, and with the unadapted model's beside them unless that is not asked for.
+
+        Raises:
+            UserError: The model cannot classify these images.
+        """
+        ...
+
+    def joint_features(
+        self, encoder: FeatureEncoder, limits: DecodeLimits, wanted: Callable[[str], bool], console: Console
+    ) -> tuple[Sequence[ImageRecord], Sequence[str], Tensor]:
+        """Records of the inputs, at least of those with a wanted name, and ids and unit-norm features (N, E) at the positions that they name."""
+        ...
+
+
+def source_of(
+    images: object, *, strict: bool = False, row_names: str | Path | None = None, logit_scale: float | None = None
+) -> PhotoSource | FeatureSource:
+    """The door: photographs or features?
 
     Args:
-        source: Folder of photographs or feature file.
-        backbone: What the user asked for; None for what the feature file says, else ``embedded``.
-        prototypes: The user's prototypes file.
-
-    Returns:
-        As ``load_backbone`` takes it, or ``features`` where features and prototypes are all that is needed.
+        images: A folder or feature file, a sequence or data set of images, or features (N, D) in floating point.
+        strict: Whether photographs that decode although the image library complained get a note.
+        row_names: Text file of row names for a feature file of another origin.
+        logit_scale: What the user says of the features' model; only refused here where it could have no effect.
 
     Raises:
-        UserError: The source cannot be used so.
+        UserError: An option has no effect on this kind of source.
     """
-    if not is_feature_path(source):
-        return backbone or "embedded"
-    known = feature_metadata(Path(source)).get("backbone")
-    if prototypes is not None:
-        return KIND
-    if not known and backbone is not None:
-        raise UserError(f"{source} was not written by finelens features, so --backbone {backbone} cannot be checked against it; give --prototypes")
-    if not known:
-        raise UserError(f"{source} does not name the model of its features: give that model's class prototypes with --prototypes FILE")
-    return backbone or known
-
-
-def open_source(config: RunConfig, method: Method) -> list[ImageFile] | FeatureFile:
-    """The photographs of a run, listed, or its feature file, read.
-
-    Raises:
-        UserError: Neither is there, or the method cannot use the features.
-    """
-    if not is_feature_path(config.photos):
-        for name, value in (("--row-names", config.row_names_file), ("--logit-scale", config.logit_scale)):
-            if value is not None:
-                raise UserError(f"{name} has an effect on feature files only, and {config.photos} is none; leave it out")
-        return discover(Path(config.photos))
-    if config.strict:
-        raise UserError(f"--strict looks into photographs, and {config.photos} holds features; leave it out")
-    file = read_features(Path(config.photos), None if config.row_names_file is None else Path(config.row_names_file))
-    refuse_pixels_method(method, config.photos, file.store.crops)
-    return file
-
-
-def refuse_pixels_method(method: Method, what: str, crops: StoredCrops | None = None) -> None:
-    """Refuse a method that looks at more of a photograph than there is: features of the whole, and perhaps of its crops."""
-    if method.trains or (method.needs_pixels and crops is None):
-        names = ", ".join(method.name for method in METHODS if not method.needs_pixels)
-        raise UserError(
-            f"method {method.name} needs photographs, and {what} holds features; methods that take features: {names}; "
-            "and wca where finelens features --crops 60 wrote them"
-        )
-
-
-def prototypes_of_run(config: RunConfig, names: Sequence[str], features: FeatureFile | None) -> Prototypes | None:
-    """The user's prototypes; None where texts are encoded.
-
-    Raises:
-        UserError: They cannot be read, or options contradict them.
-    """
-    if config.prototypes_file is None:
-        return None
-    for name, value in (("--descriptions", config.descriptions_file), ("text.templates", config.text.templates)):
+    if is_matrix(images):
+        return FeatureSource(FEATURES_FROM_PYTHON, given=given_features(cast(Any, images)))
+    path = images if isinstance(images, (str, Path)) else None
+    if path is not None and is_feature_path(path):
+        if strict:
+            raise UserError(f"--strict looks into photographs, and {path} holds features; leave it out")
+        return FeatureSource(str(path), Path(path), None if row_names is None else Path(row_names))
+    for name, value in (("--row-names", row_names), ("--logit-scale", logit_scale)):
         if value is not None:
-            raise UserError(f"{name} has no effect beside --prototypes, which stand for the texts; leave one of the two out")
-    found = read_prototypes(Path(config.prototypes_file), names)
-    if features is not None:
-        check_width(found, features.dim, f"{features.path} has")
-    return found
+            raise UserError(f"{name} has an effect on feature files only, and {images if path else FROM_PYTHON} is none; leave it out")
+    return PhotoSource(FROM_PYTHON, items=cast(ImageItems, images)) if path is None else PhotoSource(str(path), Path(path), strict=strict)
 
 
-def open_backbone(config: RunConfig, features: FeatureFile | None, prototypes: Prototypes | None, console: Console) -> Backbone:
-    """The backbone of a run, checked against its features and prototypes.
+def source_of_run(config: RunConfig) -> PhotoSource | FeatureSource:
+    """The source that a run's configuration names."""
+    return source_of(config.photos, strict=config.strict, row_names=config.row_names_file, logit_scale=config.logit_scale)
 
-    Raises:
-        UserError: It cannot be loaded or does not fit.
+
+@dataclass(frozen=True)
+class PhotoSource:
+    """Photographs: a folder of them, or what Python gives.
+
+    Attributes:
+        name: The folder as the user wrote it.
+        folder: Where they are; None where they come from Python.
+        items: What Python gave.
+        strict: Whether files that decode with complaints get a note.
+        kept: Names to which the source was narrowed; None for all.
     """
-    if config.backbone == KIND:
-        if features is None or prototypes is None:
+
+    name: str = FROM_PYTHON
+    folder: Path | None = None
+    items: ImageItems = ()
+    strict: bool = False
+    kept: Container[str] | None = None
+
+    @cached_property
+    def files(self) -> list[ImageFile]:
+        """The folder's files that may be photographs."""
+        found = [] if self.folder is None else discover(self.folder)
+        return found if self.kept is None else [file for file in found if file.name in self.kept]
+
+    @property
+    def _inputs(self) -> list[ImageFile] | ImageItems:
+        return self.items if self.folder is None else self.files
+
+    def backbone(self, wanted: str | None, prototypes: str | Path | None) -> str:
+        """See :class:`Source`."""
+        return wanted or "embedded"
+
+    def check(self, method: Method) -> None:
+        """The folder has to be there; any method can use it."""
+        _ = self.files
+
+    def check_views(self, views: InferenceViews | None, method: str) -> None:
+        """Any view can be had of a photograph."""
+
+    def open_backbone(self, config: RunConfig, prototypes: Prototypes | None, console: Console) -> Backbone:
+        """See :class:`Source`."""
+        if config.backbone == KIND:
             raise UserError("--backbone features is what a run on a feature file and --prototypes gets; with photographs give a model")
-        return feature_backbone(features, prototypes, config.logit_scale, console)
+        return _load_backbone(config, prototypes)
+
+    def load(self, limits: DecodeLimits, console: Console) -> Loaded:
+        """See :class:`Source`."""
+        loaded = load(self._inputs, limits, console, spill_folder())
+        return replace(loaded, records=note_complaints(self.files, loaded.records, console)) if self.strict else loaded
+
+    def labels(self, labels: str | Path, classes: Sequence[str]) -> dict[str, int]:
+        """See :class:`Source`."""
+        return read_labels(self.name, labels, classes)
+
+    def only(self, names: Container[str]) -> PhotoSource:
+        """See :class:`Source`."""
+        return replace(self, kept=names)
+
+    def answers(
+        self, model: Model, limits: DecodeLimits, console: Console, *, zero_shot: bool = True, extra: ExtraFiles | None = None
+    ) -> Predictions:
+        """See :class:`Source`."""
+        found = predict_items(model, self._inputs, limits, console, zero_shot=zero_shot, extra=extra)
+        return replace(found, records=note_complaints(self.files, found.records, console)) if self.strict else found
+
+    def joint_features(
+        self, encoder: FeatureEncoder, limits: DecodeLimits, wanted: Callable[[str], bool], console: Console
+    ) -> tuple[Sequence[ImageRecord], Sequence[str], Tensor]:
+        """See :class:`Source`."""
+        files = [file for file in self.files if wanted(file.name)]
+        if not files:
+            return [], [], torch.zeros(0, encoder.engine.backbone.dim)
+        loaded = load(files, limits, console)
+        return loaded.records, loaded.store.ids, encoder.centre(loaded.store, console, "look at the run's photographs").global_
+
+
+@dataclass(frozen=True)
+class FeatureSource:
+    """Rows of features: a file, or an array from Python.
+
+    Attributes:
+        name: The file as the user wrote it.
+        path: The file; None for an array.
+        row_names: Text file of row names.
+        given: The array.
+        kept: Names to which the source was narrowed; None for all.
+    """
+
+    name: str
+    path: Path | None = None
+    row_names: Path | None = None
+    given: FeatureFile | None = field(default=None, compare=False)
+    kept: Container[str] | None = None
+
+    @cached_property
+    def file(self) -> FeatureFile:
+        """The rows, read."""
+        if self.given is not None:
+            return self.given
+        assert self.path is not None
+        return read_features(self.path, self.row_names)
+
+    def backbone(self, wanted: str | None, prototypes: str | Path | None) -> str:
+        """See :class:`Source`."""
+        known = None if self.path is None else feature_metadata(self.path).get("backbone")
+        if prototypes is not None:
+            return KIND
+        if not known and wanted is not None:
+            raise UserError(
+                f"{self.name} was not written by finelens features, so --backbone {wanted} cannot be checked against it; give --prototypes"
+            )
+        if not known:
+            raise UserError(f"{self.name} does not name the model of its features: give that model's class prototypes with --prototypes FILE")
+        return wanted or known
+
+    def check(self, method: Method) -> None:
+        """Refuse a method that looks at more of a photograph than there is: features of the whole, and perhaps of its crops."""
+        crops = self.file.store.crops
+        if method.trains or (method.needs_pixels and crops is None):
+            names = ", ".join(other.name for other in METHODS if not other.needs_pixels)
+            raise UserError(
+                f"method {method.name} needs photographs, and {self.name if self.path else 'the array'} holds features; "
+                f"methods that take features: {names}; and wca where finelens features --crops 60 wrote them"
+            )
+        if "support" in method.needs:
+            raise UserError(
+                f"method {method.name} encodes a support set with the model of the photographs, which a feature file lacks; give the photographs"
+            )
+
+    def check_views(self, views: InferenceViews | None, method: str) -> None:
+        """Refuse a method whose crops the file does not hold."""
+        if views is not None:
+            crops_for(self.file.store.crops, views, method)
+
+    def open_backbone(self, config: RunConfig, prototypes: Prototypes | None, console: Console) -> Backbone:
+        """See :class:`Source`."""
+        file = self.file
+        if prototypes is not None:
+            check_width(prototypes, file.dim, "features have" if self.path is None else f"{file.path} has")
+        if config.backbone == KIND:
+            if prototypes is None:
+                raise UserError("--backbone features is what a run on a feature file and --prototypes gets; with photographs give a model")
+            return feature_backbone(file, prototypes, config.logit_scale, console)
+        backbone = _load_backbone(config, prototypes)
+        if file.tower != tower_digest(backbone):
+            raise UserError(
+                f"{file.path} was made with other weights or preprocessing than backbone {config.backbone} has now; "
+                "write it again with finelens features, or give the --backbone it was made with"
+            )
+        return backbone
+
+    def load(self, limits: DecodeLimits, console: Console) -> Loaded:
+        """See :class:`Source`."""
+        return self.file
+
+    def labels(self, labels: str | Path, classes: Sequence[str]) -> dict[str, int]:
+        """See :class:`Source`; folders are those of the stored paths."""
+        return read_labels(self.name, labels, classes, names=[record.name for record in self.file.records])
+
+    def only(self, names: Container[str]) -> FeatureSource:
+        """See :class:`Source`."""
+        return replace(self, given=self.file, kept=names)
+
+    def answers(
+        self, model: Model, limits: DecodeLimits, console: Console, *, zero_shot: bool = True, extra: ExtraFiles | None = None
+    ) -> Predictions:
+        """See :class:`Source`."""
+        found = predict_features(model, self.file, zero_shot=zero_shot, extra=extra)
+        return found if self.kept is None else replace(found, records=[record for record in found.records if record.name in self.kept])
+
+    def joint_features(
+        self, encoder: FeatureEncoder, limits: DecodeLimits, wanted: Callable[[str], bool], console: Console
+    ) -> tuple[Sequence[ImageRecord], Sequence[str], Tensor]:
+        """See :class:`Source`."""
+        file = self.file
+        if file.tower != tower_digest(encoder.engine.backbone):
+            raise UserError(f"{file.path} was written again with other weights or preprocessing than the run's")
+        rows = [encoder.engine.encode_frozen(part).global_ for part in feature_rows(file.store.features, BATCH)]
+        return file.records, file.store.ids, torch.cat(rows)
+
+
+# Of which nothing more is known: enough to prepare a run whose images are loaded elsewhere.
+PHOTOGRAPHS: Source = PhotoSource()
+
+
+def _load_backbone(config: RunConfig, prototypes: Prototypes | None) -> Backbone:
     if config.logit_scale is not None:
         raise UserError(f"--logit-scale has no effect: backbone {config.backbone} has its own; leave it out")
     backbone = load_backbone(config.backbone)
     if prototypes is not None:
         check_width(prototypes, backbone.dim, f"features of backbone {config.backbone}")
-    if features is not None and features.tower != tower_digest(backbone):
-        raise UserError(
-            f"{features.path} was made with other weights or preprocessing than backbone {config.backbone} has now; "
-            "write it again with finelens features, or give the --backbone it was made with"
-        )
     return backbone
-
-
-def check_tower(model: Model) -> None:
-    """Refuse photographs for a model that knows features only."""
-    backbone = model.engine.backbone
-    if isinstance(backbone, FeatureBackbone):
-        backbone.refuse_pixels()
-
-
-def check_prediction(model: Model, file: FeatureFile) -> None:
-    """Refuse features that the model cannot classify.
-
-    Raises:
-        UserError: The model's tower was trained, or the features are of another model.
-    """
-    backbone = model.engine.backbone
-    if find_method(model.method).trains:
-        raise UserError(f"the run's method {model.method} needs photographs, and {file.path} holds features; give the folder of photographs")
-    if isinstance(backbone, FeatureBackbone):
-        if file.dim != backbone.dim:
-            raise UserError(f"{file.path} has features of {file.dim} columns, the run was made on {backbone.dim}; use features of the same model")
-        fits = not file.tower or not backbone.tower or file.tower == backbone.tower
-    else:
-        with model.unadapted():
-            fits = file.tower == tower_digest(backbone)
-    if not fits:
-        raise UserError(
-            f"{file.path} holds features of another model than the run's ({backbone.name}); "
-            "write it with finelens features and that --backbone, or give the photographs"
-        )

@@ -20,16 +20,15 @@ from finelens.bench.sets.data import DataSet
 from finelens.classes.class_set import build_class_set
 from finelens.classes.heads import ClassHeads, build_heads
 from finelens.core.console import Console
-from finelens.core.options import from_mapping, to_plain
+from finelens.core.options import to_plain
 from finelens.engine.device import choose_device, choose_precision
 from finelens.engine.engine import Engine
 from finelens.engine.flops import tower_flops
 from finelens.feature_store.encoder import FeatureEncoder
 from finelens.images.load import decode_limits
-from finelens.methods.registry import find_method
 from finelens.protocol import Backbone, ClassSet
 from finelens.runs.config import RunConfig
-from finelens.runs.prepare import Prepared
+from finelens.runs.prepare import Prepared, assemble
 from finelens.runs.resolve import make_config
 from finelens.storage.cache import cached_tensors, state_digest
 
@@ -139,12 +138,8 @@ class Context:
 
     def prepared(self, config: RunConfig, names: Sequence[str], engine: Engine) -> Prepared:
         """What :func:`finelens.runs.prepare.prepare` makes, with texts that were encoded before and the engine given."""
-        method = find_method(config.method)
         classes, report, _ = self._texts_of(tuple(names))
-        heads = self.heads(names)
-        options: Any = from_mapping(method.config_class, config.method_options, "method")
-        task = method.build(engine, heads, options, config.training, config.seed)
-        return Prepared(method, classes, report, engine, heads, task)
+        return assemble(config, engine, self.heads(names), classes, report)
 
     def _texts_of(self, names: tuple[str, ...]) -> tuple[ClassSet, Any, ClassHeads]:
         if names not in self._texts:

@@ -27,8 +27,7 @@ from finelens.feature_store.encoder import FeatureEncoder
 from finelens.feature_store.store import feature_rows
 from finelens.images.load import BATCH
 from finelens.methods.parts.frozen import cosine_logits
-from finelens.methods.parts.solver import SolverTask, StreamConfig
-from finelens.methods.parts.support import SupportConfig
+from finelens.methods.parts.solver import SolverTask
 from finelens.methods.parts.views import ViewTask
 from finelens.methods.registry import Method, find_method
 from finelens.protocol import Backbone, Hints
@@ -73,9 +72,9 @@ def refuse(method: Method, protocol: Protocol) -> None:
     """
     if method.few_shot and protocol.change != "fewshot":
         raise SkippedError("the method learns from labelled images, and the protocol gives none")
-    if issubclass(method.config_class, SupportConfig):
+    if "support" in method.needs:
         raise SkippedError("the method needs a support set, and the protocol gives none")
-    if protocol.setting == "online" and method.adapts and not issubclass(method.config_class, StreamConfig):
+    if protocol.setting == "online" and method.adapts and "stream" not in method.needs:
         raise SkippedError("the method sees all images before it answers; online takes methods for streams and methods that do not adapt")
 
 

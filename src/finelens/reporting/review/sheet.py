@@ -111,7 +111,10 @@ def adapt_command(record: RunRecord, hints: str = "hints.csv") -> str:
         return shlex.join([*parts, "--hints", hints, "--out", f"{record.path.name}-2"])
     usual = to_plain(find_method(config.method).config_class())
     parts += [
-        text for name, value in config.method_options.items() if value != usual[name] for text in ("--set", f"method.{name}={json.dumps(value)}")
+        text
+        for name, value in to_plain(config.method_options).items()
+        if value != usual[name]
+        for text in ("--set", f"method.{name}={json.dumps(value)}")
     ]
     return shlex.join([*parts, "--hints", hints, "--out", f"{record.path.name}-2"])
 

@@ -49,19 +49,18 @@ def versions(record: RunRecord) -> dict[str, str]:
 
 def options(config: RunConfig) -> list[tuple[str, Any, bool]]:
     """Every option by the name that ``--set`` knows it by, its value, and whether that is not the method's default."""
-    found_method = find_method(config.method)
-    chosen: Any = from_mapping(found_method.config_class, config.method_options, "method")
-    training = from_mapping(TrainingConfig, found_method.training_with(chosen), "training")
+    method = find_method(config.method)
+    training = from_mapping(TrainingConfig, method.training_with(config.method_options), "training")
     defaults = {"training": training, "views": ViewConfig(), "text": TextConfig()}
     found: list[tuple[str, Any, bool]] = [(name, getattr(config, name), False) for name in ("backbone", "method", "seed", "device")]
     for section, default in defaults.items():
         values, usual = to_plain(getattr(config, section)), to_plain(default)
         found += [(f"{section}.{key}", value, value != usual[key]) for key, value in values.items()]
-    usual = to_plain(found_method.config_class())
-    given = {key: value for key, value in config.method_options.items() if value != usual.get(key)}
+    own, usual = to_plain(config.method_options), to_plain(method.config_class())
+    given = {key: value for key, value in own.items() if value != usual.get(key)}
     # One option may decide what another is by default.
-    usual = to_plain(from_mapping(found_method.config_class, given, "method"))
-    return found + [(f"method.{key}", value, key in given or value != usual.get(key)) for key, value in config.method_options.items()]
+    usual = to_plain(from_mapping(method.config_class, given, "method"))
+    return found + [(f"method.{key}", value, key in given or value != usual.get(key)) for key, value in own.items()]
 
 
 def command(config: RunConfig, out: Path) -> str:

@@ -1,0 +1,86 @@
+"""A finished run against labels: the only place where labels meet the code."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+
+from finelens.core.console import Console
+from finelens.core.schemas import EVALUATION_KEYS
+from finelens.errors import UserError
+from finelens.evaluation.metrics import accuracy, evaluate_predictions
+from finelens.runs.classifier import load_run
+from finelens.runs.sources import source_of
+from finelens.storage.files import check_json_target, write_json
+from finelens.storage.predictions import softmax
+
+
+def evaluate(
+    run: str | Path,
+    test: str | Path,
+    labels: str | Path = "folders",
+    *,
+    device: str = "cpu",
+    json_file: str | Path | None = None,
+    row_names: str | Path | None = None,
+    extra: Sequence[str | Path] = (),
+    extra_names: Sequence[str | Path] = (),
+    console: Console | None = None,
+) -> dict[str, Any]:
+    """Score a finished run on labelled photographs; the only place where labels meet the code.
+
+    Args:
+        run: The run folder.
+        test: Folder of test photographs, or a feature file of them.
+        labels: ``folders`` (the first sub-folder names the class, on the stored paths too) or a CSV file with the columns ``path`` and ``label``.
+        device: Where to run it.
+        json_file: Where to write the result.
+        row_names: As in :func:`adapt`.
+        extra: Feature files of the further encoders that the run was made with, in that order, about these images; see docs/features.md.
+        extra_names: Text files of row names for those of another origin: one for all, or one each.
+        console: Progress.
+
+    Returns:
+        What :func:`finelens.evaluation.metrics.evaluate_predictions` returns, and ``description_ensemble_accuracy``, the unadapted model with the
+        mean of each class's descriptions.
+
+    Raises:
+        UserError: Labels that cannot be matched, or no labelled image that can be read.
+    """
+    console = console or Console()
+    if json_file is not None:
+        check_json_target(Path(json_file), EVALUATION_KEYS)
+    source = source_of(test, row_names=row_names)
+    classifier = load_run(run, device=device, extra=extra, extra_names=extra_names, source_named=row_names is not None)
+    truth = source.labels(labels, classifier.classes)
+    found = source.only(truth).answers(classifier.model, classifier.limits, console, extra=classifier.extra)
+    kept = [record for record in found.records if record.index is not None]
+    if not kept:
+        raise UserError(f"none of the {len(found.records)} labelled files in {test} is an image that can be read")
+    targets = np.array([truth[record.name] for record in kept])
+    order = [cast(int, record.index) for record in kept]
+    result = evaluate_predictions(
+        targets,
+        softmax(found.logits["logits"].numpy()[order]),
+        classifier.classes,
+        zero_shot=found.zero_shot["templates"].numpy()[order].argmax(1),
+        branches={name: logits.numpy()[order].argmax(1) for name, logits in found.logits.items()},
+        n_failed=len(found.records) - len(kept),
+    )
+    result["description_ensemble_accuracy"] = accuracy(targets, found.zero_shot["descriptions"].numpy()[order].argmax(1))
+    if json_file is not None:
+        write_json(Path(json_file), result)
+    return result
+
+
+def summary(result: Mapping[str, Any]) -> str:
+    """An evaluation in one line."""
+    low, high = result["accuracy_interval"]
+    text = (
+        f"accuracy {result['accuracy']:.1%} (95 % interval {low:.1%} to {high:.1%}), class mean {result['class_mean_accuracy']:.1%}, "
+        f"zero-shot {result['zero_shot_accuracy']:.1%}, description ensemble {result['description_ensemble_accuracy']:.1%}, {result['n']} images"
+    )
+    return text + (f", {result['n_failed']} could not be read" if result["n_failed"] else "")
