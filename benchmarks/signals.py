@@ -32,11 +32,10 @@ import torch.nn.functional as F
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
-from finelens.evaluation import verdict
 from finelens.evaluation.collapse import collapse_warning
 from finelens.evaluation.metrics import paired_bootstrap
 from finelens.evaluation.signals import Signals, signals_of
-from finelens.evaluation.verdict import COLLAPSE
+from finelens.evaluation.verdict import COLLAPSE, verdict
 from finelens.evaluation.weak_start import Start
 from finelens.methods.registry import find_method
 from finelens.reporting.record import read_run

@@ -16,9 +16,9 @@ from finelens.bench.tables.leaderboard import leaderboard
 from finelens.bench.tables.table import markdown_tables
 from finelens.core.options import from_mapping
 from finelens.errors import UserError
-from finelens.evaluation import verdict
 from finelens.evaluation import weak_start as start
 from finelens.evaluation.signals import Signals
+from finelens.evaluation.verdict import verdict
 from finelens.evaluation.weak_start import LEAST_DESCRIPTIONS, LEAST_TEMPLATES, Start, information, start_of
 from finelens.images.batches import centre_batches
 from finelens.images.decode import DecodeLimits

@@ -6,10 +6,10 @@ import math
 import pytest
 import torch
 
-from finelens.evaluation import verdict
 from finelens.evaluation.collapse import balance, collapse_warning
 from finelens.evaluation.confusion import estimate_confusion
 from finelens.evaluation.signals import Signals, class_typicality, measure, read_measured, signals_of, write_measured
+from finelens.evaluation.verdict import verdict
 from finelens.storage.predictions import PredictionRow
 
 CLASSES = ("a", "b", "c", "d")

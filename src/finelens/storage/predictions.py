@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import scipy.special
@@ -17,8 +17,10 @@ from numpy.typing import ArrayLike
 
 from finelens.core.schemas import PREDICTION_COLUMNS, STATUSES
 from finelens.errors import UserError
-from finelens.protocol import ImageRecord
 from finelens.storage.files import write_text
+
+if TYPE_CHECKING:
+    from finelens.protocol import ImageRecord
 
 TOP = 5
 
