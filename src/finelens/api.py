@@ -29,7 +29,7 @@ from finelens.runs.model import Model
 from finelens.runs.predict import Predictions
 from finelens.runs.resolve import Assignments, absolute, make_config
 from finelens.runs.sets import calibrate_on, sets_of, sets_path, write_sets
-from finelens.runs.sources import Source, source_of
+from finelens.runs.sources import Source, source_at
 from finelens.storage.files import HTML_START, check_target, write_text
 from finelens.storage.predictions import PredictionRow, rows_from_logits, write_predictions
 
@@ -96,7 +96,7 @@ def adapt(
     """
     processes = join(device)
     console = _voice(processes, console)
-    source = source_of(photos, strict=strict, row_names=row_names, logit_scale=logit_scale)
+    source = source_at(photos, strict=strict, row_names=row_names, logit_scale=logit_scale)
     options = _with_extra(method, options or {}, extra, extra_names)
     config = make_config(
         verb,
@@ -242,13 +242,13 @@ def predict(
         check_target(sets_path(Path(csv)), ",".join(SET_COLUMNS))
     elif calibrate_photos is not None or coverage is not None:
         raise UserError("--coverage and --calibrate-photos have an effect with --calibrate only: give labelled photographs, or leave them out")
-    source = source_of(photos, strict=strict, row_names=row_names)
+    source = source_at(photos, strict=strict, row_names=row_names)
     classifier = load_run(run, device=device, extra=extra, extra_names=extra_names, source_named=row_names is not None)
     found = source.answers(classifier.model, classifier.limits, console, extra=classifier.extra)
     rows = _rows(found, classifier.classes)
     sets = None
     if calibrate is not None:
-        labelled = None if calibrate_photos is None else source_of(calibrate_photos)
+        labelled = None if calibrate_photos is None else source_at(calibrate_photos)
         sets = _sets(classifier, found, source, calibrate, labelled, 0.9 if coverage is None else coverage, console)
     write_predictions(Path(csv), rows)
     counts = status_counts(found.records)

@@ -18,7 +18,6 @@ from finelens.core.console import Console
 from finelens.errors import UserError
 from finelens.feature_store.files import is_matrix
 from finelens.feature_store.prototypes import given_prototypes
-from finelens.images.load import decode_limits
 from finelens.images.store import ImageItems
 from finelens.methods.auto import AUTO
 from finelens.methods.registry import find_method
@@ -115,7 +114,7 @@ class LabelFreeClassifier(ClassifierMixin, BaseEstimator):
         told = {"backbone": self.backbone if texts is None else KIND, "seed": self.seed, "device": self.device, "logit_scale": logit_scale}
         config = make_config("adapt", source.name, start, self.options or {}, **told)
         prepared = prepare(config, names if texts is None else texts.classes.names, self.descriptions, console, source, texts)
-        loaded = source.load(decode_limits(config.views, prepared.engine.backbone.preprocess), console)
+        loaded = source.load(prepared.limits, console)
         known = None if hints is None else hints_by_position(hints, loaded.records, prepared.classes.names)
         if self.method == AUTO:
             choice = choose(prepared, loaded, config, known, self.minutes, console)

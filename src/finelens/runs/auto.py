@@ -12,7 +12,6 @@ from finelens.core.options import from_mapping
 from finelens.errors import UserError
 from finelens.evaluation.weak_start import HARDLY
 from finelens.feature_store.encoder import target_features
-from finelens.images.load import decode_limits
 from finelens.methods.auto import AUTO, Facts, choose_method
 from finelens.methods.registry import find_method
 from finelens.protocol import Hints, Loaded
@@ -73,7 +72,7 @@ def choose(prepared: Prepared, loaded: Loaded, config: RunConfig, hints: Hints |
         console: Told the choice.
     """
     engine = prepared.engine
-    features = target_features(engine, loaded.store, decode_limits(config.views, engine.backbone.preprocess).short_side, console)
+    features = target_features(engine, loaded.store, prepared.limits.short_side, console)
     first, start = unadapted_logits(prepared, features)[0], start_from(prepared, features)
     known = None if hints is None else hints.label[hints.label >= 0]
     facts = Facts(

@@ -15,7 +15,7 @@ from finelens.core.options import from_mapping, nearest, require, to_plain
 from finelens.core.schemas import CONFIG_SECTIONS, SCHEMA_VERSION
 from finelens.errors import UserError
 from finelens.images.view_config import ViewConfig
-from finelens.methods.registry import find_method
+from finelens.methods.registry import Method, find_method
 from finelens.training.config import TrainingConfig
 
 FORMAT = "finelens-run"
@@ -86,7 +86,16 @@ class RunConfig:
         for name in ("photos", "backbone", "method", "device"):
             require(bool(getattr(self, name)), name, "given", getattr(self, name))
         if self.method_options is None:
-            object.__setattr__(self, "method_options", find_method(self.method).config_class())
+            object.__setattr__(self, "method_options", self.entry.config_class())
+
+    @property
+    def entry(self) -> Method:
+        """The method as the registry knows it: what it needs and can.
+
+        Raises:
+            UserError: There is no method of that name.
+        """
+        return find_method(self.method)
 
 
 def parse_assignments(assignments: Iterable[str]) -> dict[str, dict[str, Any]]:
@@ -164,7 +173,7 @@ def from_json(document: Any, where: str) -> RunConfig:
 def _run_from_values(values: dict[str, Any]) -> RunConfig:
     options = values.pop("method_options", {})
     config = from_mapping(RunConfig, values, "")
-    return replace(config, method_options=from_mapping(find_method(config.method).config_class, options, "method"))
+    return replace(config, method_options=from_mapping(config.entry.config_class, options, "method"))
 
 
 def diff(a: RunConfig, b: RunConfig) -> list[str]:

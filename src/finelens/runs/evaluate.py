@@ -13,7 +13,7 @@ from finelens.core.schemas import EVALUATION_KEYS
 from finelens.errors import UserError
 from finelens.evaluation.metrics import accuracy, evaluate_predictions
 from finelens.runs.classifier import load_run
-from finelens.runs.sources import source_of
+from finelens.runs.sources import source_at
 from finelens.storage.files import check_json_target, write_json
 from finelens.storage.predictions import softmax
 
@@ -53,7 +53,7 @@ def evaluate(
     console = console or Console()
     if json_file is not None:
         check_json_target(Path(json_file), EVALUATION_KEYS)
-    source = source_of(test, row_names=row_names)
+    source = source_at(test, row_names=row_names)
     classifier = load_run(run, device=device, extra=extra, extra_names=extra_names, source_named=row_names is not None)
     truth = source.labels(labels, classifier.classes)
     found = source.only(truth).answers(classifier.model, classifier.limits, console, extra=classifier.extra)

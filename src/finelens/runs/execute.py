@@ -20,7 +20,7 @@ from finelens.errors import UserError
 from finelens.evaluation.collapse import balance, collapse_warning
 from finelens.evaluation.signals import Measured, measure, nearest_images, write_measured
 from finelens.feature_store.encoder import FeatureEncoder
-from finelens.images.load import decode_limits, status_counts
+from finelens.images.load import status_counts
 from finelens.methods.parts.views import ViewTask
 from finelens.protocol import Loaded
 from finelens.runs.config import RunConfig, diff, from_json, to_json
@@ -29,7 +29,7 @@ from finelens.runs.folder import RunFolder
 from finelens.runs.inputs import Inputs
 from finelens.runs.model import Model, save_model
 from finelens.runs.predict import predict_store
-from finelens.runs.prepare import release_text
+from finelens.runs.prepare import Prepared, release_text
 from finelens.storage.files import write_text
 from finelens.storage.predictions import PredictionRow, rows_from_logits, write_predictions
 from finelens.training.checkpoint import read_events_offset
@@ -125,7 +125,7 @@ def _answer(config: RunConfig, inputs: Inputs, console: Console, hooks: Hooks, *
     prepared, loaded = inputs.prepared, inputs.loaded
     release_text(prepared)
     fitted = fit(prepared, loaded.store, config, console, hooks, hints=inputs.hints, resume=resume)
-    logits = predict_store(fitted.model, loaded.store, console, fitted.features, _view_encoder(fitted.model, loaded, config, console))["logits"]
+    logits = predict_store(fitted.model, loaded.store, console, fitted.features, _view_encoder(prepared, fitted.model, loaded, console))["logits"]
     nearest = nearest_images(fitted.looks, len(prepared.classes))
     if config.calibration:
         fitted.model.temperature = run_temperature(fitted, logits, nearest)
@@ -135,11 +135,11 @@ def _answer(config: RunConfig, inputs: Inputs, console: Console, hooks: Hooks, *
     return fitted, logits, nearest, rows
 
 
-def _view_encoder(model: Model, loaded: Loaded, config: RunConfig, console: Console) -> FeatureEncoder | None:
+def _view_encoder(prepared: Prepared, model: Model, loaded: Loaded, console: Console) -> FeatureEncoder | None:
     """What keeps the views of a method that looks at many of each picture; None for another."""
     if not isinstance(model.task, ViewTask) or not loaded.pictures:
         return None
-    encoder = FeatureEncoder(model.engine, decode_limits(config.views, model.engine.backbone.preprocess).short_side)
+    encoder = FeatureEncoder(model.engine, prepared.limits.short_side)
     encoder.say_size(len(loaded.store), model.task.inference.count, console)
     return encoder
 

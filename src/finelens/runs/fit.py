@@ -20,7 +20,7 @@ from finelens.evaluation.weak_start import HARDLY, REMEDY
 from finelens.feature_store.encoder import target_features
 from finelens.feature_store.support import encode_support
 from finelens.images.batches import batches
-from finelens.images.load import BATCH, centre_views, decode_limits
+from finelens.images.load import BATCH, centre_views
 from finelens.images.subset import StoreSubset
 from finelens.methods.registry import check_hints
 from finelens.protocol import Batch, Cost, Hints, ImageStore, TargetFeatures, ViewPlan
@@ -113,7 +113,7 @@ def _look(prepared: Prepared, store: ImageStore, config: RunConfig, console: Con
     check_hints(prepared.method, given=hints is not None)
     if config.training.cached_prefix:
         check_cached_prefix(engine, prepared.task, config.training.scope)
-    features = target_features(engine, store, decode_limits(config.views, engine.backbone.preprocess).short_side, console)
+    features = target_features(engine, store, prepared.limits.short_side, console)
     check_image_features(features.global_, console)
     features = replace(features, hints=hints, extra=() if prepared.extra is None else prepared.extra.features)
     zero_shot, described = unadapted_logits(prepared, features)

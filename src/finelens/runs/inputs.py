@@ -15,8 +15,8 @@ from finelens.core.console import Console
 from finelens.core.options import to_plain
 from finelens.engine.distributed import ALONE, Processes
 from finelens.feature_store.extra import ExtraFiles, read_extra
-from finelens.images.load import decode_limits, status_counts
-from finelens.methods.registry import check_hints, find_method
+from finelens.images.load import status_counts
+from finelens.methods.registry import check_hints
 from finelens.protocol import ClassSet, Hints, Loaded
 from finelens.runs.config import RunConfig, to_json
 from finelens.runs.prepare import Prepared, prepare
@@ -88,7 +88,7 @@ def read_inputs(config: RunConfig, console: Console, hints_copy: Path | None = N
     given = _Given.of(config, hints_copy)
     prepared = prepare(config, given.names, given.descriptions, console, given.source, processes=processes)
     with prepared.engine.stopwatch("decode"):
-        loaded = given.source.load(decode_limits(config.views, prepared.engine.backbone.preprocess), console)
+        loaded = given.source.load(prepared.limits, console)
     if given.extra is not None:
         prepared = replace(prepared, extra=given.extra.of(loaded))
     counts = status_counts(loaded.records)
@@ -114,8 +114,8 @@ class _Given:
     @classmethod
     def of(cls, config: RunConfig, hints_copy: Path | None) -> _Given:
         """Read and check them."""
-        method, source = find_method(config.method), source_of_run(config)
-        check_hints(method, given=config.hints_file is not None)
+        source = source_of_run(config)
+        check_hints(config.entry, given=config.hints_file is not None)
         names = read_class_file(Path(str(config.classes_file)))
         descriptions = None if config.descriptions_file is None else Path(config.descriptions_file)
         if descriptions is not None:
@@ -124,7 +124,7 @@ class _Given:
         if hints is not None and Path(source.name).is_dir():
             read_hint_labels(hints, Path(source.name), names)
         extra = read_extra(**further_encoders(config), source_named=config.row_names_file is not None)
-        source.check(method)
+        source.check(config.entry)
         return cls(source, names, descriptions, hints, extra)
 
 
@@ -147,5 +147,5 @@ def _digests(prepared: Prepared, loaded: Loaded, hints: Hints | None, *, texts: 
 def further_encoders(config: RunConfig) -> dict[str, Sequence[str]]:
     """Feature files of further encoders that a run names among its method's options, and their row names: ``paths`` and ``names_files``."""
     options = config.method_options
-    takes = "extra" in find_method(config.method).needs
+    takes = "extra" in config.entry.needs
     return {"paths": options.files if takes else (), "names_files": options.extra_names if takes else ()}

@@ -22,7 +22,7 @@ from finelens.engine.engine import Engine
 from finelens.errors import UserError
 from finelens.feature_store.extra import ExtraEncoder
 from finelens.methods.parts.frozen import cosine_logits
-from finelens.methods.registry import find_method
+from finelens.methods.registry import Method, find_method
 from finelens.protocol import Backbone, Task
 from finelens.storage.files import file_digest, read_json, write_json
 from finelens.storage.tensors import load_tensors, save_tensors
@@ -60,6 +60,11 @@ class Model:
     base: dict[str, Tensor]
     temperature: float = 1.0
     extra: tuple[ExtraEncoder, ...] = ()
+
+    @property
+    def entry(self) -> Method:
+        """The method as the registry knows it."""
+        return find_method(self.method)
 
     def logits(self, images: Tensor, views: Tensor | None = None) -> dict[str, Tensor]:
         """Logits (B, C) by branch of uint8 centre views (B, 3, S, S) and, for a method that asks for them, further views (B, M, 3, S, S).

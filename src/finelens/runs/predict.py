@@ -22,7 +22,6 @@ from finelens.images.discover import ImageFile
 from finelens.images.load import BATCH, centre_views, count_images
 from finelens.images.store import ImageItems, LoadedImages, load_folder, load_images
 from finelens.methods.parts.views import ViewTask
-from finelens.methods.registry import find_method
 from finelens.protocol import ImageRecord, ImageStore, Loaded, TargetFeatures
 from finelens.runs.model import Model
 from finelens.runs.view_answers import predict_stored_views, predict_views
@@ -43,7 +42,7 @@ def predict_store(
         features: What the unadapted tower makes of the store: a method that needs no more costs no forwards then.
         encoder: Of the unadapted tower: a method that looks at many views and trains nothing takes from the cache then what was encoded before.
     """
-    if features is not None and not find_method(model.method).needs_pixels:
+    if features is not None and not model.entry.needs_pixels:
         return _join([model.logits(rows) for rows in feature_rows(features, BATCH, extra=True)])
     if isinstance(store, FeatureStore):
         return predict_stored_views(model, store, console)
@@ -151,7 +150,7 @@ def _with_extra(features: TargetFeatures, source: Loaded, extra: ExtraFiles | No
 def _predict_group(model: Model, loaded: LoadedImages, encoder: FeatureEncoder, zero_shot: bool, extra: ExtraFiles | None) -> Predictions:
     quiet, store = Console(enabled=False), loaded.store
     features = None
-    if zero_shot or not find_method(model.method).needs_pixels:
+    if zero_shot or not model.entry.needs_pixels:
         with model.unadapted():
             # Filling a chunk up and keeping the result is not worth it for a few images.
             few = len(store) < CPU_CHUNK and not isinstance(model.task, ViewTask)
@@ -179,7 +178,7 @@ def _check_features(model: Model, file: FeatureFile) -> None:
         UserError: The model's tower was trained, or the features are of another model.
     """
     backbone = model.engine.backbone
-    if find_method(model.method).trains:
+    if model.entry.trains:
         raise UserError(f"the run's method {model.method} needs photographs, and {file.path} holds features; give the folder of photographs")
     if isinstance(backbone, FeatureBackbone):
         if file.dim != backbone.dim:

@@ -22,9 +22,10 @@ from finelens.evaluation.weak_start import Start, start_of
 from finelens.feature_store.extra import Extra
 from finelens.feature_store.prototypes import Prototypes, read_prototypes
 from finelens.feature_store.support import SupportImages, read_support
+from finelens.images.decode import DecodeLimits
 from finelens.images.load import decode_limits
 from finelens.methods.parts.frozen import cosine_logits
-from finelens.methods.registry import Method, find_method
+from finelens.methods.registry import Method
 from finelens.protocol import Backbone, ClassSet, TargetFeatures, Task
 from finelens.runs.alarms import check_text_features
 from finelens.runs.config import RunConfig
@@ -42,6 +43,7 @@ class Prepared:
         engine: Runs the backbone.
         heads: Text heads.
         task: The method's task, not prepared yet.
+        limits: What decoding refuses and reduces.
         support: Images of the classes from outside the target set; None where the method takes none.
         extra: Features of further encoders for the target images, in store order; None in a run without.
     """
@@ -52,6 +54,7 @@ class Prepared:
     engine: Engine
     heads: ClassHeads
     task: Task
+    limits: DecodeLimits
     support: SupportImages | None = None
     extra: Extra | None = None
 
@@ -103,15 +106,14 @@ def prepare(
     source.check_views(prepared.task.inference, config.method)
     if folder is None:
         return prepared
-    limits = decode_limits(config.views, backbone.preprocess)
-    return replace(prepared, support=read_support(folder, classes.names, limits, console, captions=config.method_options.needs_captions))
+    return replace(prepared, support=read_support(folder, classes.names, prepared.limits, console, captions=config.method_options.needs_captions))
 
 
 def assemble(config: RunConfig, engine: Engine, heads: ClassHeads, classes: ClassSet, report: DescriptionReport | None = None) -> Prepared:
     """Everything that the configuration's method starts from, around an engine and text heads that are there already."""
-    method = find_method(config.method)
-    task = method.build(engine, heads, config.method_options, config.training, config.seed)
-    return Prepared(method, classes, report, engine, heads, task)
+    task = config.entry.build(engine, heads, config.method_options, config.training, config.seed)
+    limits = decode_limits(config.views, engine.backbone.preprocess)
+    return Prepared(config.entry, classes, report, engine, heads, task, limits)
 
 
 def with_method(prepared: Prepared, config: RunConfig) -> Prepared:
@@ -126,7 +128,7 @@ def support_folder(config: RunConfig) -> Path | None:
     Raises:
         UserError: It needs one, and there is none.
     """
-    return Path(config.method_options.folder(config.method)) if "support" in find_method(config.method).needs else None
+    return Path(config.method_options.folder(config.method)) if "support" in config.entry.needs else None
 
 
 def _prototypes(config: RunConfig, names: Sequence[str]) -> Prototypes | None:

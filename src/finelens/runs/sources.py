@@ -1,4 +1,4 @@
-"""Where images come from: photographs or rows of features. Which of the two is asked once, by :func:`source_of`; what differs stands behind it."""
+"""Where images come from: photographs or rows of features. Which of the two is asked once, at the door; what differs stands behind it."""
 
 from __future__ import annotations
 
@@ -107,36 +107,42 @@ class Source(Protocol):
         ...
 
 
-def source_of(
-    images: object, *, strict: bool = False, row_names: str | Path | None = None, logit_scale: float | None = None
+def source_of(images: object) -> PhotoSource | FeatureSource:
+    """The door for what Python gives: a path as for :func:`source_at`, a sequence or data set of images, or features (N, D) in floating point."""
+    if isinstance(images, (str, Path)):
+        return source_at(images)
+    if is_matrix(images):
+        return FeatureSource(FEATURES_FROM_PYTHON, given=given_features(cast(Any, images)))
+    return PhotoSource(items=cast(ImageItems, images))
+
+
+def source_at(
+    path: str | Path, *, strict: bool = False, row_names: str | Path | None = None, logit_scale: float | None = None
 ) -> PhotoSource | FeatureSource:
-    """The door: photographs or features?
+    """The door for paths: photographs or features?
 
     Args:
-        images: A folder or feature file, a sequence or data set of images, or features (N, D) in floating point.
+        path: A folder or a feature file.
         strict: Whether photographs that decode although the image library complained get a note.
         row_names: Text file of row names for a feature file of another origin.
-        logit_scale: What the user says of the features' model; only refused here where it could have no effect.
+        logit_scale: What the user says of the features' model; only refused here, where it could have no effect.
 
     Raises:
         UserError: An option has no effect on this kind of source.
     """
-    if is_matrix(images):
-        return FeatureSource(FEATURES_FROM_PYTHON, given=given_features(cast(Any, images)))
-    path = images if isinstance(images, (str, Path)) else None
-    if path is not None and is_feature_path(path):
+    if is_feature_path(path):
         if strict:
             raise UserError(f"--strict looks into photographs, and {path} holds features; leave it out")
         return FeatureSource(str(path), Path(path), None if row_names is None else Path(row_names))
     for name, value in (("--row-names", row_names), ("--logit-scale", logit_scale)):
         if value is not None:
-            raise UserError(f"{name} has an effect on feature files only, and {images if path else FROM_PYTHON} is none; leave it out")
-    return PhotoSource(FROM_PYTHON, items=cast(ImageItems, images)) if path is None else PhotoSource(str(path), Path(path), strict=strict)
+            raise UserError(f"{name} has an effect on feature files only, and {path} is none; leave it out")
+    return PhotoSource(str(path), Path(path), strict=strict)
 
 
 def source_of_run(config: RunConfig) -> PhotoSource | FeatureSource:
     """The source that a run's configuration names."""
-    return source_of(config.photos, strict=config.strict, row_names=config.row_names_file, logit_scale=config.logit_scale)
+    return source_at(config.photos, strict=config.strict, row_names=config.row_names_file, logit_scale=config.logit_scale)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,6 @@ from finelens.core.options import to_plain
 from finelens.evaluation.collapse import pseudo_label_warning
 from finelens.evaluation.signals import Signals, nearest_images, signals_of
 from finelens.evaluation.verdict import Verdict, nothing_trained, verdict
-from finelens.methods.registry import find_method
 from finelens.protocol import ImageStore
 from finelens.runs.fit import Fitted, run_temperature
 from finelens.runs.predict import predict_store
@@ -50,7 +49,7 @@ def health_of(fitted: Fitted, store: ImageStore, quiet: Console, *, labelled: bo
         quiet: Says nothing.
         labelled: Whether labels took part.
     """
-    if find_method(fitted.model.method).family == "views":
+    if fitted.model.entry.family == "views":
         return None
     logits = predict_store(fitted.model, store, quiet, features=fitted.features)["logits"]
     temperature = run_temperature(fitted, logits, nearest_images(fitted.looks, logits.shape[1]))

@@ -29,7 +29,7 @@ from finelens.images.load import BATCH
 from finelens.methods.parts.frozen import cosine_logits
 from finelens.methods.parts.solver import SolverTask
 from finelens.methods.parts.views import ViewTask
-from finelens.methods.registry import Method, find_method
+from finelens.methods.registry import Method
 from finelens.protocol import Backbone, Hints
 from finelens.runs.config import RunConfig
 from finelens.runs.fit import Fitted, fit
@@ -84,7 +84,7 @@ def answer(context: Context, config: RunConfig, protocol: Protocol, split: Split
     Raises:
         RuleBroken: The method was caught.
     """
-    method = find_method(config.method)
+    method = config.entry
     run = _from_pixels if method.needs_pixels else _from_features
     if method.family == "views" and cache_limit():
         run = _from_views
@@ -283,7 +283,7 @@ def _cost(context: Context, engine: Engine, config: RunConfig | None) -> dict[st
         "flops_with_gradient": tower.with_gradient,
         "tower_flops": engine.flops,
         **spared,
-        "epochs": config.training.epochs if config is not None and find_method(config.method).trains else 0,
+        "epochs": config.training.epochs if config is not None and config.entry.trains else 0,
     }
 
 

@@ -11,7 +11,6 @@ from typing import Any
 from finelens._version import __version__
 from finelens.core.options import to_plain
 from finelens.images.decode import DecodeLimits
-from finelens.methods.registry import find_method
 from finelens.reporting.page import render
 from finelens.reporting.record import RunRecord, read_run
 from finelens.reporting.review.answers import earlier_answers
@@ -96,7 +95,7 @@ def adapt_command(record: RunRecord, hints: str = "hints.csv") -> str:
     """The command that adapts again with the answers in a file; options of training and views are left to the person."""
     config = record.config
     # Hints have no effect on a method that does not adapt, and little on one that was kept from training.
-    method = config.method if find_method(config.method).adapts and record.untrained is None else "auto"
+    method = config.method if config.entry.adapts and record.untrained is None else "auto"
     parts = ["finelens", "adapt", config.photos, "--classes", config.classes_file or "CLASSES", "--method", method]
     if config.descriptions_file is not None:
         parts += ["--descriptions", config.descriptions_file]
@@ -109,7 +108,7 @@ def adapt_command(record: RunRecord, hints: str = "hints.csv") -> str:
             parts += [flag, str(value)]
     if method == "auto":
         return shlex.join([*parts, "--hints", hints, "--out", f"{record.path.name}-2"])
-    usual = to_plain(find_method(config.method).config_class())
+    usual = to_plain(config.entry.config_class())
     parts += [
         text
         for name, value in to_plain(config.method_options).items()

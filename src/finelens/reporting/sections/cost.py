@@ -10,7 +10,6 @@ from typing import Any
 from finelens.core.console import duration
 from finelens.core.options import from_mapping, to_plain
 from finelens.images.view_config import ViewConfig
-from finelens.methods.registry import find_method
 from finelens.reporting import figures
 from finelens.reporting.record import RunRecord
 from finelens.runs.config import RunConfig, TextConfig
@@ -49,7 +48,7 @@ def versions(record: RunRecord) -> dict[str, str]:
 
 def options(config: RunConfig) -> list[tuple[str, Any, bool]]:
     """Every option by the name that ``--set`` knows it by, its value, and whether that is not the method's default."""
-    method = find_method(config.method)
+    method = config.entry
     training = from_mapping(TrainingConfig, method.training_with(config.method_options), "training")
     defaults = {"training": training, "views": ViewConfig(), "text": TextConfig()}
     found: list[tuple[str, Any, bool]] = [(name, getattr(config, name), False) for name in ("backbone", "method", "seed", "device")]
@@ -80,7 +79,7 @@ def command(config: RunConfig, out: Path) -> str:
     if not config.calibration:
         parts.append("--no-calibration")
     for name, value, changed in options(config):
-        trained = name == "training.precision" or not name.startswith("training.") or find_method(config.method).trains
+        trained = name == "training.precision" or not name.startswith("training.") or config.entry.trains
         if changed and trained:
             parts += ["--set", f"{name}={value if isinstance(value, str) else json.dumps(value)}"]
     return shlex.join(parts)
