@@ -78,11 +78,11 @@ def choose(prepared: Prepared, loaded: Loaded, config: RunConfig, hints: Hints |
     facts = Facts(
         images=len(loaded.store),
         classes=len(prepared.classes),
-        named=len(first.argmax(1).unique()),
+        named=len(set(first.argmax(1).tolist())),
         photographs=bool(loaded.pictures),
         descriptions=prepared.report is not None,
         hints=0 if hints is None else len(hints.index),
-        hinted=0 if known is None else len(known.unique()),
+        hinted=0 if known is None else len(set(known.tolist())),
         budget=minutes,
         weak_start=f"{HARDLY}: {start.account}" if start.weak else None,
     )

@@ -26,9 +26,9 @@ from finelens.images.complaints import note_complaints
 from finelens.images.decode import DecodeLimits
 from finelens.images.discover import ImageFile, discover
 from finelens.images.load import BATCH, load
-from finelens.images.store import ImageItems, ImageRecord
+from finelens.images.store import ImageItems
 from finelens.methods.registry import METHODS, Method
-from finelens.protocol import Backbone, InferenceViews, Loaded
+from finelens.protocol import Backbone, ImageRecord, InferenceViews, Loaded
 from finelens.runs.config import RunConfig
 from finelens.runs.model import Model
 from finelens.runs.predict import Predictions, predict_features, predict_items
