@@ -174,7 +174,7 @@ class PhotoSource:
         return self.items if self.folder is None else self.files
 
     def backbone(self, wanted: str | None, prototypes: str | Path | None) -> str:
-        """See :class:`Source`."""
+        """What the user wants, else the embedded model."""
         return wanted or "embedded"
 
     def check(self, method: Method) -> None:
@@ -185,35 +185,35 @@ class PhotoSource:
         """Any view can be had of a photograph."""
 
     def open_backbone(self, config: RunConfig, prototypes: Prototypes | None, console: Console) -> Backbone:
-        """See :class:`Source`."""
+        """Load the model; photographs need one."""
         if config.backbone == KIND:
             raise UserError("--backbone features is what a run on a feature file and --prototypes gets; with photographs give a model")
         return _load_backbone(config, prototypes)
 
     def load(self, limits: DecodeLimits, console: Console) -> Loaded:
-        """See :class:`Source`."""
+        """Decode them, with notes where the run is strict."""
         loaded = load(self._inputs, limits, console, spill_folder())
         return replace(loaded, records=note_complaints(self.files, loaded.records, console)) if self.strict else loaded
 
     def labels(self, labels: str | Path, classes: Sequence[str]) -> dict[str, int]:
-        """See :class:`Source`."""
+        """By folder or from a file, about whatever lies in the folder."""
         return read_labels(self.name, labels, classes)
 
     def only(self, names: Container[str]) -> PhotoSource:
-        """See :class:`Source`."""
+        """The files of those names."""
         return replace(self, kept=names)
 
     def answers(
         self, model: Model, limits: DecodeLimits, console: Console, *, zero_shot: bool = True, extra: ExtraFiles | None = None
     ) -> Predictions:
-        """See :class:`Source`."""
+        """Decode and encode group by group."""
         found = predict_items(model, self._inputs, limits, console, zero_shot=zero_shot, extra=extra)
         return replace(found, records=note_complaints(self.files, found.records, console)) if self.strict else found
 
     def joint_features(
         self, encoder: FeatureEncoder, limits: DecodeLimits, wanted: Callable[[str], bool], console: Console
     ) -> tuple[Sequence[ImageRecord], Sequence[str], Tensor]:
-        """See :class:`Source`."""
+        """Encode those with a wanted name."""
         files = [file for file in self.files if wanted(file.name)]
         if not files:
             return [], [], torch.zeros(0, encoder.engine.backbone.dim)
@@ -248,7 +248,7 @@ class FeatureSource:
         return read_features(self.path, self.row_names)
 
     def backbone(self, wanted: str | None, prototypes: str | Path | None) -> str:
-        """See :class:`Source`."""
+        """The model that the file names; none beside prototypes."""
         known = None if self.path is None else feature_metadata(self.path).get("backbone")
         if prototypes is not None:
             return KIND
@@ -280,7 +280,7 @@ class FeatureSource:
             crops_for(self.file.store.crops, views, method)
 
     def open_backbone(self, config: RunConfig, prototypes: Prototypes | None, console: Console) -> Backbone:
-        """See :class:`Source`."""
+        """The features themselves, or the model that the file was made with, checked against it."""
         file = self.file
         if prototypes is not None:
             check_width(prototypes, file.dim, "features have" if self.path is None else f"{file.path} has")
@@ -297,28 +297,28 @@ class FeatureSource:
         return backbone
 
     def load(self, limits: DecodeLimits, console: Console) -> Loaded:
-        """See :class:`Source`."""
+        """The rows, as they were read."""
         return self.file
 
     def labels(self, labels: str | Path, classes: Sequence[str]) -> dict[str, int]:
-        """See :class:`Source`; folders are those of the stored paths."""
+        """By stored path or from a file."""
         return read_labels(self.name, labels, classes, names=[record.name for record in self.file.records])
 
     def only(self, names: Container[str]) -> FeatureSource:
-        """See :class:`Source`."""
+        """The rows of those names."""
         return replace(self, given=self.file, kept=names)
 
     def answers(
         self, model: Model, limits: DecodeLimits, console: Console, *, zero_shot: bool = True, extra: ExtraFiles | None = None
     ) -> Predictions:
-        """See :class:`Source`."""
+        """From the rows; nothing is encoded."""
         found = predict_features(model, self.file, zero_shot=zero_shot, extra=extra)
         return found if self.kept is None else replace(found, records=[record for record in found.records if record.name in self.kept])
 
     def joint_features(
         self, encoder: FeatureEncoder, limits: DecodeLimits, wanted: Callable[[str], bool], console: Console
     ) -> tuple[Sequence[ImageRecord], Sequence[str], Tensor]:
-        """See :class:`Source`."""
+        """All rows, as the centred backbone gives them."""
         file = self.file
         if file.tower != tower_digest(encoder.engine.backbone):
             raise UserError(f"{file.path} was written again with other weights or preprocessing than the run's")
