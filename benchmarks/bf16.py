@@ -30,7 +30,7 @@ from finelens.core.console import Console
 from finelens.images.batches import centre_batches
 from finelens.images.decode import DecodeLimits
 from finelens.images.discover import discover
-from finelens.images.store import load_folder
+from finelens.images.store import load_images
 from finelens.images.view_config import ViewConfig
 from finelens.protocol import Backbone, TargetFeatures
 
@@ -54,7 +54,7 @@ def main() -> None:
 
 def encode(folder: Path, backbone: Backbone) -> tuple[list[str], dict[str, TargetFeatures]]:
     """Names of the readable images, and their features in both precisions, in that order."""
-    loaded = load_folder(discover(folder), DecodeLimits(short_side=max(ViewConfig().store_short_side, backbone.preprocess.resize_size)))
+    loaded = load_images(discover(folder), DecodeLimits(short_side=max(ViewConfig().store_short_side, backbone.preprocess.resize_size)))
     positions = {record.index: record.name for record in loaded.records if record.index is not None}
     engines = {precision: engine_of(backbone, precision) for precision in ("float32", "bfloat16")}
     parts: dict[str, list[Any]] = {precision: [] for precision in engines}

@@ -15,7 +15,7 @@ from finelens.errors import UserError
 from finelens.feature_store.support import read_support
 from finelens.images.decode import DecodeLimits
 from finelens.images.discover import discover
-from finelens.images.store import load_folder
+from finelens.images.store import load_images
 from tests.toy import CLASSES, QUIET, events, picture, write_classes, write_photos
 
 
@@ -51,7 +51,7 @@ def test_sub_folders_name_the_classes(folder):
     labels = {sample: row.label for sample, row in by_content(found).items()}
     # Ids are sorted by content, so labels must have been carried along with their images.
     for kind, name in enumerate(CLASSES):
-        assert {labels[i] for i in load_folder(discover(folder / name), DecodeLimits()).store.ids} == {kind}
+        assert {labels[i] for i in load_images(discover(folder / name), DecodeLimits()).store.ids} == {kind}
 
 
 def test_metadata_gives_classes_and_captions(flat):

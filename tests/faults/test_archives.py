@@ -14,7 +14,7 @@ import pytest
 from finelens.errors import UserError
 from finelens.images.discover import discover
 from finelens.images.signatures import archive_kind
-from finelens.images.store import load_folder
+from finelens.images.store import load_images
 
 
 def zipped(path: Path, members: dict[str, bytes], *, twice: str | None = None) -> Path:
@@ -81,7 +81,7 @@ def test_archive_among_photographs_is_one_row(kind, tmp_path):
     folder = tmp_path / "in" / "deep"
     folder.mkdir(parents=True)
     archive = HOSTILE[kind](folder)
-    (record,) = load_folder(discover(folder)).records
+    (record,) = load_images(discover(folder)).records
     assert (record.name, record.status) == (archive.name, "unsupported")
     assert "archive, which is not read" in record.reason
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == [archive]

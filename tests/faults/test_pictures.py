@@ -17,7 +17,7 @@ from finelens import api
 from finelens.errors import UserError
 from finelens.images.decode import DecodeLimits, Failure, decode
 from finelens.images.discover import discover
-from finelens.images.store import load_folder
+from finelens.images.store import load_images
 from finelens.storage.predictions import read_predictions
 from tests.toy import CLASSES, QUIET, digest, fit_toy, picture, pictures, quick, write_classes
 
@@ -60,7 +60,7 @@ def test_file_changed_between_scan_and_read(tmp_path, kind):
         path.symlink_to(tmp_path / "nowhere")
     elif kind == "replaced by a picture":
         Image.fromarray(picture(2, 2)).save(path)
-    loaded = load_folder(files)
+    loaded = load_images(files)
     expected = {"gone": "vanished", "replaced by a text": "corrupt", "replaced by a link": "vanished", "replaced by a picture": "ok"}
     assert [record.status for record in loaded.records] == [expected.get(kind, "unsupported"), "ok"]
     if kind == "replaced by a picture":
@@ -92,7 +92,7 @@ def test_a_file_that_grows_is_not_read_beyond_the_budget(tmp_path, monkeypatch):
 def test_unreadable_file_is_a_row(tmp_path):
     Image.fromarray(picture(0, 0)).save(tmp_path / "a.png")
     os.chmod(tmp_path / "a.png", 0)
-    assert load_folder(discover(tmp_path)).records[0].status == "unreadable"
+    assert load_images(discover(tmp_path)).records[0].status == "unreadable"
 
 
 def test_everything_at_once_is_one_row_each(tiny_vit, tmp_path):
@@ -167,5 +167,5 @@ def test_the_run_inside_the_photographs_is_refused(tiny_vit, tmp_path):
 def test_broken_links_to_one_place_keep_a_row_each(tmp_path):
     for name in ("a.jpg", "b.jpg"):
         (tmp_path / name).symlink_to("nowhere")
-    loaded = load_folder(discover(tmp_path))
+    loaded = load_images(discover(tmp_path))
     assert [(record.name, record.status) for record in loaded.records] == [("a.jpg", "vanished"), ("b.jpg", "vanished")]

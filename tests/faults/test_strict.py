@@ -18,7 +18,7 @@ from finelens.images import complaints as strict
 from finelens.images.complaints import PREFIX, SecondOpinion, note_complaints
 from finelens.images.discover import discover
 from finelens.images.second_opinion import complaints
-from finelens.images.store import load_folder
+from finelens.images.store import load_images
 from finelens.storage.predictions import read_predictions
 from tests.toy import QUIET, picture, write_classes
 
@@ -57,7 +57,7 @@ def folder(tmp_path_factory) -> Path:
 
 def test_flipped_bytes_are_accepted_and_noted(folder, capsys):
     files = discover(folder)
-    records = load_folder(files).records
+    records = load_images(files).records
     assert [record.status for record in records] == ["ok", "ok", "ok", "corrupt"]
     assert not any(PREFIX in record.reason for record in records)
     noted = note_complaints(files, records, Console())

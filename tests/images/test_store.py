@@ -15,7 +15,7 @@ from PIL import Image
 from finelens.errors import UserError
 from finelens.images.decode import DecodeLimits
 from finelens.images.discover import ImageFile, discover
-from finelens.images.store import load_folder, load_images
+from finelens.images.store import load_images
 
 from .helpers import picture, save, tensor
 
@@ -35,7 +35,7 @@ def folder(tmp_path):
 def test_n_files_in_n_records_out(folder):
     done = []
     files = discover(folder)
-    loaded = load_folder(files, workers=2, progress=done.append)
+    loaded = load_images(files, workers=2, progress=done.append)
     assert [r.name for r in loaded.records] == [f.name for f in files]
     assert [r.status for r in loaded.records] == ["ok"] * 3 + ["corrupt"] + ["ok"] * 3 + ["unsupported"]
     assert done == list(range(1, 9))
@@ -57,19 +57,19 @@ def same(a, b) -> bool:
 
 
 def test_store_does_not_depend_on_names_folders_order_or_workers(folder, tmp_path):
-    reference = load_folder(discover(folder)).store
+    reference = load_images(discover(folder)).store
     for i, file in enumerate(reversed(discover(folder))):
         target = tmp_path / "other" / f"x{i % 3}" / f"{i:02d}{file.path.suffix}"
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(file.path, target)
-    assert same(load_folder(discover(tmp_path / "other"), workers=1).store, reference)
-    assert same(load_folder(list(reversed(discover(folder))), workers=3).store, reference)
+    assert same(load_images(discover(tmp_path / "other"), workers=1).store, reference)
+    assert same(load_images(list(reversed(discover(folder))), workers=3).store, reference)
 
 
 def test_exact_duplicates_have_ordinals_and_share_pixels(folder):
     for name in ("dup1.png", "dup2.png"):
         shutil.copy(folder / "class0" / "0.png", folder / name)
-    loaded = load_folder(discover(folder))
+    loaded = load_images(discover(folder))
     digest = hashlib.sha256((folder / "dup1.png").read_bytes()).hexdigest()
     by_name = {r.name: r for r in loaded.records}
     ids = [by_name[name].sample_id for name in ("class0/0.png", "dup1.png", "dup2.png")]
@@ -82,7 +82,7 @@ def test_exact_duplicates_have_ordinals_and_share_pixels(folder):
 def test_file_replaced_by_another_is_not_confused(folder):
     files = discover(folder)
     (folder / "class0" / "0.png").unlink()
-    loaded = load_folder(files)
+    loaded = load_images(files)
     assert loaded.records[0].status == "vanished"
     assert len(loaded.store) == 5
 
@@ -92,8 +92,8 @@ def test_spilled_pixels_are_the_same(folder, tmp_path, budget):
     spill = tmp_path / "spill"
     spill.mkdir()
     files = discover(folder)
-    loaded = load_folder(files, memory_budget=budget, spill_dir=spill)
-    assert same(loaded.store, load_folder(files).store)
+    loaded = load_images(files, memory_budget=budget, spill_dir=spill)
+    assert same(loaded.store, load_images(files).store)
     assert list(spill.iterdir()) == []  # nothing to clean up, even after a kill
     loaded.store[0].zero_()  # copy on write: does not crash
 
@@ -105,7 +105,7 @@ def test_disk_full_while_spilling_names_the_remedy(folder, tmp_path, monkeypatch
 
     monkeypatch.setattr("finelens.images.spill.tempfile.TemporaryFile", lambda **kwargs: Full())
     with pytest.raises(UserError, match="No space left on device; free some space"):
-        load_folder(discover(folder), memory_budget=0, spill_dir=tmp_path)
+        load_images(discover(folder), memory_budget=0, spill_dir=tmp_path)
     assert not [t for t in threading.enumerate() if t.name.startswith("finelens-decode")]
 
 
@@ -115,14 +115,14 @@ def test_memory_is_flat_when_spilling(tmp_path):
         Image.fromarray(picture(i, 300, 400)).save(tmp_path / f"{i}.bmp")
         files.append(ImageFile(tmp_path / f"{i}.bmp", f"{i}.bmp"))
     tracemalloc.start()
-    load_folder(files, memory_budget=0, spill_dir=tmp_path, workers=1)
+    load_images(files, memory_budget=0, spill_dir=tmp_path, workers=1)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 8 * 300 * 400 * 3  # file bytes of the few images in flight, of 30
 
 
 def test_short_side_is_capped(folder):
-    loaded = load_folder(discover(folder), DecodeLimits(short_side=32))
+    loaded = load_images(discover(folder), DecodeLimits(short_side=32))
     assert {min(loaded.store[i].shape[1:]) for i in range(len(loaded.store))} == {32}
 
 

@@ -43,11 +43,14 @@ class ImageTower(nn.Module, ABC):
 
     def prefix(self, images: Tensor, last_blocks: int) -> Tensor:
         """Activations (B, ...) before the last so many blocks; see :meth:`finelens.protocol.Backbone.encode_prefix`."""
-        raise NotAvailableError(f"an image tower of kind {self.kind!r} cannot be entered in the middle; leave training.cached_prefix at 0")
+        raise self._not_in_the_middle()
 
     def suffix(self, prefix: Tensor, last_blocks: int, *, patches: bool = False) -> ImageTokens:
         """Tokens from what :meth:`prefix` gave; see :meth:`finelens.protocol.Backbone.encode_suffix`."""
-        raise NotAvailableError(f"an image tower of kind {self.kind!r} cannot be entered in the middle; leave training.cached_prefix at 0")
+        raise self._not_in_the_middle()
+
+    def _not_in_the_middle(self) -> NotAvailableError:
+        return NotAvailableError(f"an image tower of kind {self.kind!r} cannot be entered in the middle; leave training.cached_prefix at 0")
 
     @abstractmethod
     def project(self, tokens: Tensor) -> Tensor:

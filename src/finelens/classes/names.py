@@ -8,7 +8,7 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from finelens.classes.text_files import control_character, counted, listing, quote, read_lines, read_user_json
+from finelens.classes.text_files import counted, listing, plain_line, quote, read_lines, read_user_json
 from finelens.core.options import nearest
 from finelens.errors import UserError
 
@@ -110,16 +110,11 @@ def check_names(names: Sequence[str], *, source: str = "class names", places: Se
 
 
 def _check_name(name: object, where: str) -> str:
-    if not isinstance(name, str):
-        raise UserError(f"{where}: {quote(str(name))} is not text; put the name in quotation marks")
-    name = name.strip()
-    if len(name) > MAX_NAME_LENGTH:
-        raise UserError(f"{where}: the name {quote(name)} has {len(name)} characters, at most {MAX_NAME_LENGTH} are allowed; is this a class list?")
-    if bad := control_character(name):
-        raise UserError(f"{where}: the name {quote(name)} contains the control character {bad}; write one plain name a line")
-    if not normalise(name):
+    doubt, form = "; is this a class list?", "one plain name a line"
+    line = plain_line(name, where, called="name", named="the name ", most=MAX_NAME_LENGTH, doubt=doubt, form=form)
+    if not normalise(line):
         raise UserError(f"{where}: the name has no visible character; write a name or remove the entry")
-    return name
+    return line
 
 
 def _refuse_duplicates(names: Sequence[str], places: Sequence[str], source: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from finelens.classes.text_files import control_character, quote, read_lines, read_user_json
+from finelens.classes.text_files import plain_line, quote, read_lines, read_user_json
 from finelens.errors import UserError
 
 DEFAULT_TEMPLATES = (
@@ -31,13 +31,7 @@ def check_template(text: str, where: str = "template") -> str:
     Raises:
         UserError: Not text, too long, with control characters, or with anything but exactly one ``{}`` in the way of braces.
     """
-    if not isinstance(text, str):
-        raise UserError(f"{where}: {quote(str(text))} is not text; put the template in quotation marks")
-    text = text.strip()
-    if len(text) > MAX_TEMPLATE_LENGTH:
-        raise UserError(f"{where}: {quote(text)} has {len(text)} characters, at most {MAX_TEMPLATE_LENGTH} are allowed")
-    if bad := control_character(text):
-        raise UserError(f"{where}: {quote(text)} contains the control character {bad}; write it as one plain line")
+    text = plain_line(text, where, called="template", named="", most=MAX_TEMPLATE_LENGTH, form="it as one plain line")
     if text.count("{}") != 1:
         raise UserError(f"{where}: {quote(text)} must contain {{}} exactly once, where the class name goes")
     if set(text.replace("{}", "")) & {"{", "}"}:

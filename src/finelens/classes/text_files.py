@@ -92,6 +92,31 @@ def read_lines(path: str | Path, what: str) -> list[tuple[int, str]]:
     return [(number, line[1:] if line.startswith("\\#") else line) for number, line in content]
 
 
+def plain_line(text: object, where: str, *, called: str, named: str, most: int, doubt: str = "", form: str) -> str:
+    """A text without surrounding white space.
+
+    Args:
+        text: The text.
+        where: Where it stands, for messages, like all that follow but ``most``.
+        called: What such a text is called.
+        named: What stands before it.
+        most: Characters that are allowed.
+        doubt: What a longer one may come from.
+        form: How it should be written.
+
+    Raises:
+        UserError: Not text, too long, or with control characters.
+    """
+    if not isinstance(text, str):
+        raise UserError(f"{where}: {quote(str(text))} is not text; put the {called} in quotation marks")
+    text = text.strip()
+    if len(text) > most:
+        raise UserError(f"{where}: {named}{quote(text)} has {len(text)} characters, at most {most} are allowed{doubt}")
+    if bad := control_character(text):
+        raise UserError(f"{where}: {named}{quote(text)} contains the control character {bad}; write {form}")
+    return text
+
+
 def read_user_json(path: str | Path, what: str) -> Any:
     """Read a UTF-8 JSON file; a key that an object repeats is an error, because all but its last value would be lost.
 

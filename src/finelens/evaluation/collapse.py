@@ -30,36 +30,27 @@ def collapse_warning(rows: Sequence[PredictionRow], classes: Sequence[str]) -> s
     """A warning where one class has taken over the predictions, else None. With two classes or fewer there is nothing to tell it by."""
     predicted = [row for row in rows if row.label is not None]
     now, before = Counter(row.label for row in predicted), Counter(row.zero_shot_class for row in predicted)
-    name = _taken_over_by(now, before, len(classes))
-    if name is None:
-        return None
-    return (
-        f"{now[name]} of {len(predicted)} images went to class {name!r} (zero-shot: {before[name]}): training has probably collapsed; "
-        "prefer finelens zero-shot, or lower training.lr"
-    )
+    remedy = "training has probably collapsed; prefer finelens zero-shot, or lower training.lr"
+    return _warning(now, before, len(classes), "images went to class", remedy)
 
 
 def pseudo_label_warning(counts: Sequence[int], zero_shot: Sequence[int], classes: Sequence[str]) -> str | None:
-    """The same for the pseudo-labels of an epoch, while there is still time to stop.
+    """A warning where one class has taken over the pseudo-labels of an epoch, while there is still time to stop; else None.
 
     Args:
         counts: Images trained towards each class, in class order, up to the last class seen.
         zero_shot: Images that the unadapted model gives each class.
         classes: Class names.
     """
-    now, before = Counter(dict(enumerate(counts))), Counter(dict(enumerate(zero_shot)))
-    found = _taken_over_by(now, before, len(classes))
-    if found is None:
-        return None
-    return (
-        f"{now[found]} of {now.total()} pseudo-labels are class {classes[found]!r} (zero-shot: {before[found]}): training is collapsing; "
-        "stop it with Ctrl-C, and lower training.lr or prefer finelens zero-shot"
-    )
+    now, before = (Counter(dict(zip(classes, images, strict=False))) for images in (counts, zero_shot))
+    remedy = "training is collapsing; stop it with Ctrl-C, and lower training.lr or prefer finelens zero-shot"
+    return _warning(now, before, len(classes), "pseudo-labels are class", remedy)
 
 
-def _taken_over_by(now: Counter[T], before: Counter[T], classes: int) -> T | None:
+def _warning(now: Counter[T], before: Counter[T], classes: int, what: str, remedy: str) -> str | None:
     if classes < 3 or not now.total():
         return None
     name, count = now.most_common(1)[0]
-    took_over = count >= COLLAPSE_SHARE * now.total() and count >= COLLAPSE_GROWTH * before[name]
-    return name if took_over else None
+    if count < COLLAPSE_SHARE * now.total() or count < COLLAPSE_GROWTH * before[name]:
+        return None
+    return f"{count} of {now.total()} {what} {name!r} (zero-shot: {before[name]}): {remedy}"

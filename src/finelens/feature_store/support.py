@@ -24,7 +24,7 @@ from finelens.errors import UserError
 from finelens.images.batches import centre_batches
 from finelens.images.decode import DecodeLimits
 from finelens.images.discover import ImageFile, discover, display_name
-from finelens.images.store import LoadedImages, load_folder
+from finelens.images.store import LoadedImages, load_images
 from finelens.protocol import ImageStore, Support
 
 METADATA = ("metadata.csv", "metadata.jsonl")
@@ -82,7 +82,7 @@ def read_support(folder: Path, class_names: Sequence[str], limits: DecodeLimits,
         def advance(done: int) -> None:
             bar.update(1)
 
-        loaded = load_folder(wanted, limits, progress=advance)
+        loaded = load_images(wanted, limits, progress=advance)
     return _kept(loaded, rows, class_names, where, console)
 
 

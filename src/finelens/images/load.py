@@ -12,7 +12,7 @@ from finelens.errors import UserError
 from finelens.images.batches import centre_batches
 from finelens.images.decode import DecodeLimits
 from finelens.images.discover import ImageFile
-from finelens.images.store import ImageItems, LoadedImages, load_folder, load_images
+from finelens.images.store import ImageItems, LoadedImages, load_images
 from finelens.images.view_config import ViewConfig
 from finelens.protocol import ImageRecord, ImageStore, Preprocess
 
@@ -37,10 +37,7 @@ def load(source: list[ImageFile] | ImageItems, limits: DecodeLimits, console: Co
         def advance(done: int) -> None:
             bar.update(1)
 
-        if isinstance(source, list) and source and isinstance(source[0], ImageFile):
-            loaded = load_folder(source, limits, progress=advance, spill_dir=spill_dir)
-        else:
-            loaded = load_images(source, limits, progress=advance, spill_dir=spill_dir)
+        loaded = load_images(source, limits, progress=advance, spill_dir=spill_dir)
     if not len(loaded.store):
         reasons = "; ".join(f"{record.name}: {record.status}, {record.reason}" for record in loaded.records[:3])
         raise UserError(f"none of the {len(loaded.records)} files is an image that can be read ({reasons})")

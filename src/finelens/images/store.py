@@ -93,32 +93,6 @@ class PixelStore:
         return self._images[index]
 
 
-def load_folder(
-    files: list[ImageFile],
-    limits: DecodeLimits | None = None,
-    workers: int = DEFAULT_WORKERS,
-    progress: Callable[[int], None] | None = None,
-    memory_budget: int = MEMORY_BUDGET,
-    spill_dir: Path | None = None,
-) -> LoadedImages:
-    """Decode files in a thread pool.
-
-    Args:
-        files: What :func:`finelens.images.discover.discover` found.
-        limits: What to refuse and what to reduce.
-        workers: Decoding threads.
-        progress: Called with the number of files done so far, in the calling thread.
-        memory_budget: Bytes of pixels to keep in memory.
-        spill_dir: Folder for the pixels beyond the budget, in one unnamed temporary file that goes with the process; None keeps all in memory.
-
-    Raises:
-        UserError: The spill file cannot be written.
-    """
-    limits = limits or DecodeLimits()
-    jobs = ((file.name, _decode_job(file.path, limits)) for file in files)
-    return _load(jobs, workers, progress, PixelBuffer(memory_budget, spill_dir))
-
-
 def load_images(
     items: ImageItems,
     limits: DecodeLimits | None = None,
@@ -127,16 +101,17 @@ def load_images(
     memory_budget: int = MEMORY_BUDGET,
     spill_dir: Path | None = None,
 ) -> LoadedImages:
-    """Take images from Python objects. Labels are never touched: of a tuple only the first element is read, of an object only ``.image``.
+    """Decode images in a thread pool. Labels are never touched: of a tuple only the first element is read, of an object only ``.image``.
 
     Args:
-        items: A sequence or data set of paths, Pillow images, uint8 arrays (H, W, 3) or (H, W), uint8 tensors (3, H, W), tuples whose first element
-            is one of these, or objects with an ``image`` attribute. Items are fetched one after another in the calling thread.
-        limits: As in :func:`load_folder`, like all that follow.
+        items: A sequence or data set of what :func:`finelens.images.discover.discover` found, paths, Pillow images, uint8 arrays (H, W, 3) or (H, W),
+            uint8 tensors (3, H, W), tuples whose first element is one of these, or objects with an ``image`` attribute. Items are fetched one after
+            another in the calling thread.
+        limits: What to refuse and what to reduce.
         workers: Decoding threads.
-        progress: Called with the number of items done so far.
+        progress: Called with the number of items done so far, in the calling thread.
         memory_budget: Bytes of pixels to keep in memory.
-        spill_dir: Folder for the pixels beyond the budget.
+        spill_dir: Folder for the pixels beyond the budget, in one unnamed temporary file that goes with the process; None keeps all in memory.
 
     Raises:
         UserError: ``items`` or one of them is of no such kind, or the spill file cannot be written.
@@ -156,6 +131,8 @@ def _decode_job(path: Path, limits: DecodeLimits) -> Job:
 
 
 def _item_job(position: int, item: Any, limits: DecodeLimits) -> tuple[str, Job]:
+    if isinstance(item, ImageFile):
+        return item.name, _decode_job(item.path, limits)
     image = _image_of(item)
     if isinstance(image, (str, bytes, os.PathLike)):
         path = Path(os.fsdecode(image))

@@ -20,7 +20,7 @@ from finelens.images.batches import centre_batches, inference_batches
 from finelens.images.decode import DecodeLimits
 from finelens.images.discover import ImageFile
 from finelens.images.load import BATCH, centre_views, count_images
-from finelens.images.store import ImageItems, LoadedImages, load_folder, load_images
+from finelens.images.store import ImageItems, LoadedImages, load_images
 from finelens.methods.parts.views import ViewTask
 from finelens.protocol import ImageRecord, ImageStore, Loaded, TargetFeatures
 from finelens.runs.model import Model
@@ -121,7 +121,7 @@ def predict_items(
     with console.progress(count, "predict") as bar:
         for start in range(0, count, GROUP):
             group = [source[i] for i in range(start, min(start + GROUP, count))]
-            loaded = load_folder(group, limits) if isinstance(group[0], ImageFile) else load_images(group, limits)
+            loaded = load_images(group, limits)
             records += [replace(r, index=None if r.index is None else r.index + rows) for r in loaded.records]
             rows += len(loaded.store)
             if len(loaded.store):
