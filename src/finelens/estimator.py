@@ -1,4 +1,4 @@
-"""The same in scikit-learn's grammar."""
+"""Adaptation and prediction as a scikit-learn classifier."""
 
 from __future__ import annotations
 

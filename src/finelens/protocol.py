@@ -394,7 +394,7 @@ class Task(nn.Module, ABC):
         """Logits (B, C), float32, of uint8 centre views (B, 3, S, S), by branch; ``logits`` is the method's answer, other keys are its parts."""
 
     def predict_from_views(self, images: Tensor, views: Tensor) -> dict[str, Tensor]:
-        """The same with further uint8 views (B, M, 3, S, S) of each image; a task that sets ``inference`` answers here."""
+        """Logits by branch, (B, C), from centre views and further uint8 views (B, M, 3, S, S); a task that sets ``inference`` answers here."""
         raise NotImplementedError(f"{type(self).__name__} answers from the centre view alone")
 
     def attention_maps(self, images: Tensor) -> dict[str, Tensor]:

@@ -448,7 +448,7 @@ def test_the_weak_view_is_cut_beside_the_crops_and_the_step_stays_the_same(tiny_
     monkeypatch.setattr(after, "_cut_ahead", lambda tokens, batch: nullcontext())
     ours, plain = (task.step(make_batch(), 0, 0) for task in (beside, after))
     main = threading.current_thread().name
-    assert where == ["finelens-ahead", main, main, main]
+    assert where == ["finelens-prefetch", main, main, main]
     assert torch.equal(ours.loss, plain.loss)
     assert ours.log == plain.log
     assert beside.engine.stopwatch.seconds["eigen"] > 0
@@ -461,7 +461,7 @@ def test_a_cut_that_fails_beside_the_crops_fails_the_step(tiny_vit, monkeypatch)
     monkeypatch.setattr(task_module, "ncut_saliency", fails)
     with pytest.raises(RuntimeError, match="the cut failed"):
         make_task(tiny_vit).step(make_batch(), 0, 0)
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("finelens-ahead")]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("finelens-prefetch")]
 
 
 def test_labels_come_from_no_gradient(tiny_vit, monkeypatch):

@@ -110,7 +110,7 @@ class EmbeddedBackbone(Backbone):
         return torch.linalg.solve(gram, b.T @ w).to(self.imagenet_texts)
 
     def encode_image(self, images: Tensor, *, patches: bool = False, prompts: Tensor | None = None) -> ImageTokens:
-        """See :meth:`Backbone.encode_image`; patches are the 49 cells of the last feature map."""
+        """Encode normalised images (B, 3, S, S); patches are the 49 cells of the last feature map."""
         if prompts is not None:
             raise NotAvailableError("the embedded backbone is convolutional and has no token sequence: visual prompts are not available")
         return self._tokens(lite0.forward_features(self.tower, images), patches)
@@ -163,7 +163,7 @@ class EmbeddedBackbone(Backbone):
         return self._project_text(self.text_tower.encode_embeddings(embeddings.to(host.device), host.ne(0).long()))
 
     def release_text(self) -> None:
-        """See :meth:`Backbone.release_text`; the next text loads the sentence encoder again."""
+        """Give up the sentence encoder; the next text loads it again."""
         self.__dict__.pop("text_tower", None)
 
     def _project_text(self, sentences: Tensor) -> Tensor:
@@ -176,11 +176,11 @@ class EmbeddedBackbone(Backbone):
         return select_parameters(self, scope, trunk=self.tower, blocks=self._blocks, final=[self.tower.bn2])
 
     def adapted(self, scope: str) -> dict[str, Tensor]:
-        """See :meth:`Backbone.adapted`."""
+        """Adapted tensors of a scope; names are those of :meth:`image_state`."""
         return select_adapted(self, scope, trunk=self.tower, blocks=self._blocks, final=[self.tower.bn2])
 
     def merge(self) -> None:
-        """See :meth:`Backbone.merge`."""
+        """Write tuned weights into the tower."""
         merge(self.tower)
 
     @property
@@ -196,11 +196,11 @@ class EmbeddedBackbone(Backbone):
         return {"centre": self.centre}
 
     def image_config(self) -> dict[str, Any]:
-        """See :meth:`Backbone.image_config`."""
+        """JSON description of the image side."""
         return {"kind": "embedded", "name": self.name}
 
     def image_state(self) -> dict[str, Tensor]:
-        """See :meth:`Backbone.image_state`."""
+        """Tensors of the image side, without parametrizations."""
         return plain_state(self)
 
 

@@ -77,7 +77,7 @@ class FeatureBackbone(Backbone):
         return {}
 
     def image_config(self) -> dict[str, Any]:
-        """See :meth:`Backbone.image_config`."""
+        """JSON description of what computed the features."""
         return {
             "kind": KIND,
             "name": self.name,

@@ -124,11 +124,11 @@ class OpenClipBackbone(Backbone):
         return self.visual.tokens(images, patches=patches, prompts=prompts)
 
     def encode_prefix(self, images: Tensor, last_blocks: int) -> Tensor:
-        """See :meth:`Backbone.encode_prefix`; timm's towers have none."""
+        """Activations (B, ...) before the last so many blocks; timm's towers have none."""
         return self.visual.prefix(images, last_blocks)
 
     def encode_suffix(self, prefix: Tensor, last_blocks: int, *, patches: bool = False) -> ImageTokens:
-        """See :meth:`Backbone.encode_suffix`."""
+        """Tokens from what :meth:`encode_prefix` gave."""
         return self.visual.suffix(prefix, last_blocks, patches=patches)
 
     def project(self, tokens: Tensor) -> Tensor:
@@ -156,21 +156,21 @@ class OpenClipBackbone(Backbone):
         return unit(self._text_tower.encode_embeddings(embeddings, tokens))
 
     def release_text(self) -> None:
-        """See :meth:`Backbone.release_text`; texts then raise."""
+        """Give up the text tower; texts then raise."""
         self.text = None
 
     def tunable(self, scope: str) -> dict[str, nn.Parameter]:
-        """See :meth:`Backbone.tunable`; names begin as those of :meth:`image_state` do."""
+        """Parameters of a scope; names begin as those of :meth:`image_state` do."""
         blocks, final = self.visual.depth_groups()
         return select_parameters(self, scope, trunk=self.visual, blocks=blocks, final=final)
 
     def adapted(self, scope: str) -> dict[str, Tensor]:
-        """See :meth:`Backbone.adapted`; names are those of :meth:`image_state`."""
+        """Adapted tensors of a scope; names are those of :meth:`image_state`."""
         blocks, final = self.visual.depth_groups()
         return select_adapted(self, scope, trunk=self.visual, blocks=blocks, final=final)
 
     def merge(self) -> None:
-        """See :meth:`Backbone.merge`."""
+        """Write tuned weights into the tower."""
         merge(self.visual)
 
     def image_config(self) -> dict[str, Any]:

@@ -1,1 +1,1 @@
-"""See the modules of this package."""
+"""Class names, texts and heads; the labels and hints that speak of classes."""

@@ -124,7 +124,7 @@ class ClassHeads:
     texts: tuple[Tensor, ...] = ()
 
     def to(self, device: torch.device) -> ClassHeads:
-        """The same on a device."""
+        """These heads on a device."""
         sentences, texts = (tuple(features.to(device) for features in rows) for rows in (self.sentences, self.texts))
         return ClassHeads(self.templates.to(device), self.descriptions.to(device), self.weighted.to(device), sentences, self.classes, texts)
 

@@ -166,7 +166,7 @@ def folder_classes(test_dir: str | Path, class_names: Sequence[str], *, classes_
 def classes_of_folders(
     test_dir: str | Path, folders: Sequence[str], class_names: Sequence[str], *, classes_json: str | Path | None = None
 ) -> dict[str, str]:
-    """The same for folders that are known by name; ``test_dir`` may be a feature file, beside which a ``classes.json`` may lie.
+    """Class of each folder, for folders that are known by name; ``test_dir`` may be a feature file, beside which a ``classes.json`` may lie.
 
     Raises:
         UserError: There are no folders, one belongs to no class, or ``classes.json`` is malformed.

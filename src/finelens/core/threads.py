@@ -85,7 +85,7 @@ def _pool(cores: int, process: int) -> ThreadPoolExecutor:
 
 
 @contextmanager
-def ahead(work: Callable[[], T], device: torch.device) -> Iterator[Callable[[], T]]:
+def prefetch(work: Callable[[], T], device: torch.device) -> Iterator[Callable[[], T]]:
     """Run ``work`` in a thread beside the block. What the block is given waits for the result, or raises what ``work`` raised.
 
     The thread is gone when the block ends, however it ends. On a CPU it takes one core, as the block wants the others; on CUDA it works in a stream
@@ -111,6 +111,6 @@ def ahead(work: Callable[[], T], device: torch.device) -> Iterator[Callable[[], 
             torch.cuda.current_stream(device).wait_stream(stream)
         return found
 
-    with ThreadPoolExecutor(1, thread_name_prefix="finelens-ahead") as pool:
+    with ThreadPoolExecutor(1, thread_name_prefix="finelens-prefetch") as pool:
         future = pool.submit(run)
         yield result

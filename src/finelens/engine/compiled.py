@@ -46,7 +46,7 @@ class CompiledTower:
         self._say = say
 
     def __call__(self, images: Tensor, *, patches: bool = False, prompts: Tensor | None = None) -> ImageTokens:
-        """See :meth:`Backbone.encode_image`."""
+        """Tokens of normalised images (B, 3, S, S)."""
         try:
             return ImageTokens(*self._compiled(images, patches, prompts))
         except RuntimeError as error:

@@ -1,1 +1,1 @@
-"""See the modules of this package."""
+"""What predictions are worth: metrics with labels, and without any calibration, conformal sets, signals, confusions and the verdict."""

@@ -85,7 +85,7 @@ def reliability(targets: ArrayLike, probabilities: ArrayLike, bins: int = 15) ->
 
 def _bins(confidence: np.ndarray, bins: int) -> np.ndarray:
     """Equal-width bin of each confidence; bins are open on the left and closed on the right, as in the paper."""
-    return np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+    return np.asarray(np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1))
 
 
 def nll(targets: ArrayLike, probabilities: ArrayLike) -> float:
@@ -225,7 +225,8 @@ def _check_shapes(y: np.ndarray, p: np.ndarray, first: np.ndarray, n_classes: in
 
 def _nonzero(matrix: np.ndarray) -> list[list[int]]:
     rows, columns = np.nonzero(matrix)
-    return np.column_stack([rows, columns, matrix[rows, columns]]).tolist()
+    cells: list[list[int]] = np.column_stack([rows, columns, matrix[rows, columns]]).tolist()
+    return cells
 
 
 def _per_class(y: np.ndarray, predictions: np.ndarray, first: np.ndarray, class_names: Sequence[str]) -> list[dict[str, Any]]:

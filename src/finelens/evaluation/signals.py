@@ -38,19 +38,19 @@ class Signals:
         classes: Classes, C.
         agreement: Share of images that keep their zero-shot class.
         largest: Share of the most predicted class.
-        largest_zero_shot: The same.
+        largest_zero_shot: Largest share with zero-shot.
         unused: Classes never predicted.
-        unused_zero_shot: The same.
+        unused_zero_shot: Classes that zero-shot never predicts.
         spread: Perplexity of the predicted classes over C: 1 when all are equally frequent.
-        spread_zero_shot: The same.
+        spread_zero_shot: Spread of the zero-shot classes.
         confidence: Mean probability of the predicted class.
-        confidence_zero_shot: The same.
+        confidence_zero_shot: Mean probability of the zero-shot class.
         margin: Mean probability of the first class minus that of the second.
         kept: Share that keep their zero-shot class among the half of the images on which the unadapted model is surest.
         text_agreement: Share of images on which templates and descriptions name the same class, both unadapted; None without descriptions.
         templates_information: What the unadapted model knows of the classes with templates, see ``weak_start.Start``; None in runs
             of before.
-        descriptions_information: The same with descriptions; None without descriptions.
+        descriptions_information: What it knows of them with descriptions; None without descriptions.
     """
 
     images: int

@@ -29,7 +29,7 @@ class Start:
     Attributes:
         images: Images it was asked about, N.
         templates: :func:`information` of its answers with templates.
-        descriptions: The same with descriptions; None without any.
+        descriptions: :func:`information` of its answers with descriptions; None without any.
     """
 
     images: int
@@ -57,7 +57,7 @@ def start_of(templates: Tensor, descriptions: Tensor | None) -> Start:
 
     Args:
         templates: Posteriors (N, C) of the unadapted model with templates.
-        descriptions: The same with descriptions; None without any.
+        descriptions: Its posteriors (N, C) with descriptions; None without any.
     """
     return Start(len(templates), information(templates), None if descriptions is None else information(descriptions))
 

@@ -1,1 +1,1 @@
-"""See the modules of this package."""
+"""From files and Python objects to decoded images, views and batches."""

@@ -99,7 +99,7 @@ def decode(path: Path, limits: DecodeLimits) -> DecodedImage | Failure:
 
 
 def decode_bytes(data: bytes, name: str, limits: DecodeLimits) -> DecodedImage | Failure:
-    """The same for the bytes of a file that lies in an archive or a table; ``name`` is what the file is called."""
+    """Decode the bytes of a file that lies in an archive or a table, as :func:`decode` does; ``name`` is what the file is called."""
     try:
         if len(data) > limits.max_bytes:
             raise _RefusedError("too_large", f"{len(data) / 1e6:.0f} MB exceed the budget of {limits.max_bytes / 1e6:.0f} MB; save a smaller copy")
@@ -114,7 +114,7 @@ def _decoded(data: bytes, path: Path, limits: DecodeLimits) -> DecodedImage:
 
 
 def decode_open_image(image: Image.Image, limits: DecodeLimits) -> DecodedImage | Failure:
-    """The same for an image that Pillow has opened already; that image keeps its size and orientation."""
+    """Decode an image that Pillow has opened already, as :func:`decode` does; that image keeps its size and orientation."""
     try:
         refused = check_geometry(image.width, image.height, limits)
         if refused is not None:
@@ -128,7 +128,7 @@ def decode_open_image(image: Image.Image, limits: DecodeLimits) -> DecodedImage 
 
 
 def from_pixels(pixels: Tensor, limits: DecodeLimits, notes: tuple[str, ...] = ()) -> DecodedImage | Failure:
-    """The same for (3, H, W) uint8 in memory. The digest is of the full size: large pictures that shrink to equal pixels stay different."""
+    """Take pixels (3, H, W) uint8. The digest is of the full size: large pictures that shrink to equal pixels stay different."""
     refused = check_geometry(pixels.shape[2], pixels.shape[1], limits)
     if refused is not None:
         return refused

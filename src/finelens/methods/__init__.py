@@ -1,1 +1,1 @@
-"""See the modules of this package."""
+"""The methods, one module or folder each, with their registry; what several of them share is in ``parts``."""

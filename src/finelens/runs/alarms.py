@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 MIN_NORM = 0.5
 
 
-def watched(hooks: Hooks, engine: Engine, zero_shot: Tensor, class_names: Sequence[str], console: Console) -> Hooks:
+def with_alarms(hooks: Hooks, engine: Engine, zero_shot: Tensor, class_names: Sequence[str], console: Console) -> Hooks:
     """The hooks with a collapse alarm, and an engine that says when it goes on with less memory.
 
     Args:

@@ -24,7 +24,7 @@ from finelens.images.load import BATCH, centre_views
 from finelens.images.subset import StoreSubset
 from finelens.methods.registry import check_hints
 from finelens.protocol import Batch, Cost, Hints, ImageStore, TargetFeatures, ViewPlan
-from finelens.runs.alarms import check_image_features, watched
+from finelens.runs.alarms import check_image_features, with_alarms
 from finelens.runs.config import RunConfig
 from finelens.runs.model import Model, adapted_tensors
 from finelens.runs.prepare import Prepared, start_from, unadapted_logits, with_method
@@ -157,7 +157,7 @@ def _learn(prepared: Prepared, store: ImageStore, seen: _Seen, config: RunConfig
         views=lambda preprocess: centre_views(learners, preprocess, console, "look with the second encoder"),
         first_views=lambda plan: _first_views(engine, learners, plan, config, console),
     )
-    _train(prepared, learners, config, console, watched(hooks, engine, known, prepared.classes.names, console), features, resume)
+    _train(prepared, learners, config, console, with_alarms(hooks, engine, known, prepared.classes.names, console), features, resume)
     engine.backbone.merge()
     return base
 

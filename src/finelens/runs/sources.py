@@ -87,7 +87,7 @@ class Source(Protocol):
         ...
 
     def only(self, names: Container[str]) -> Source:
-        """The same source, of which only inputs with one of the names are told of."""
+        """This source, of which only inputs with one of the names are told of."""
         ...
 
     def answers(

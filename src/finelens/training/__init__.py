@@ -1,1 +1,1 @@
-"""See the modules of this package."""
+"""The training loop and what it keeps: configuration, schedule, checkpoints, step log, pseudo-labels, cached prefixes, failures."""

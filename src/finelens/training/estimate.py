@@ -25,9 +25,9 @@ class Estimate:
     Attributes:
         seconds: Predicted time.
         flops: Counted work of one image in one epoch, in floating-point operations of the image tower.
-        flops_kept: The same in an epoch that finds the outputs of the first blocks kept; equal to ``flops`` where none are.
+        flops_kept: That work in an epoch that finds the outputs of the first blocks kept; equal to ``flops`` where none are.
         tower: Work of one image in the tower.
-        flops_once: The same as ``flops``, of one image before the first epoch.
+        flops_once: Counted work of one image before the first epoch.
     """
 
     seconds: float

@@ -30,7 +30,7 @@ KINDS = ("weak", "strong", "crops", "centre")
 
 
 def check_cached_prefix(engine: Engine, task: Task, scope: str) -> None:
-    """See before the work whether a run can keep prefixes.
+    """Check before the work whether a run can keep prefixes.
 
     Raises:
         UserError: The tower cannot be entered in the middle, visual prompts enter before the first block, or several processes share the run.

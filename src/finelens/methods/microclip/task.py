@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from finelens.classes.heads import ClassHeads
-from finelens.core.threads import ahead
+from finelens.core.threads import prefetch
 from finelens.engine.engine import Engine
 from finelens.images.randomness import generator
 from finelens.methods.microclip.cached_prior import CachedPrior, encode_crops
@@ -254,7 +254,7 @@ class MicroClip(Task):
         patches = tokens.patches
         if patches is None or batch.crops is None or not self._needs_saliency:
             return nullcontext()
-        return ahead(lambda: self._cut(patches), patches.device)
+        return prefetch(lambda: self._cut(patches), patches.device)
 
     def _draw(self, epoch: int, step_in_epoch: int, count: int) -> Tensor | None:
         if self.config.query != "random-token":
