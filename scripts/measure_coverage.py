@@ -9,12 +9,12 @@ import subprocess
 import sys
 
 MODULES = (
-    *("images", "runs", "locks", "files", "predictions", "execution", "cache", "watch"),
-    *("training.checkpoint", "training.failure", "training.loop", "training.microbatch"),
+    *("images", "storage", "runs.folder", "runs.execute", "runs.alarms"),
+    *("training.checkpoint", "training.failure", "training.loop", "engine.microbatch"),
 )
 TESTS = (
-    *("tests/images", "tests/runs", "tests/faults", "tests/features", "tests/test_cache.py", "tests/test_api.py", "tests/test_hints.py", "tests/cli"),
-    *("tests/training/test_loop.py", "tests/training/test_engine.py"),
+    *("tests/images", "tests/runs", "tests/storage", "tests/faults", "tests/feature_store", "tests/classes/test_hints.py"),
+    *("tests/test_api.py", "tests/cli", "tests/training/test_loop.py", "tests/engine/test_engine.py"),
 )
 BAR = 95
 

@@ -16,8 +16,8 @@ from finelens import cli
 from finelens.storage.predictions import read_predictions
 from finelens.training import loop
 from tests.cli.test_interrupt import HELD, PATIENCE, finished_epochs, held_file, wait_until_held
+from tests.engine import shared_work
 from tests.toy import events, write_noise
-from tests.training import shared_work
 
 EPOCHS = 3
 # In the second epoch: of four steps an epoch.

@@ -16,7 +16,7 @@ from finelens.errors import UserError
 from finelens.runs.encode import features
 from finelens.storage.predictions import read_predictions
 from tests.backbones.checkpoints import write_tiny_vit
-from tests.report.html import Page
+from tests.reporting.html import Page
 from tests.toy import CLASSES, QUIET, write_classes
 
 

@@ -11,7 +11,7 @@ from finelens.images.views import crop_regions, crop_views
 from finelens.protocol import Preprocess
 from finelens.reporting.sections.looked import DIM, dimmed, framed
 from finelens.reporting.thumbnails import Photo, Thumbnails, from_folder, square
-from tests.report.html import Page
+from tests.reporting.html import Page
 
 
 def test_regions_are_those_of_the_crops():

@@ -13,9 +13,9 @@ from torch import Tensor
 from finelens.core.launch import launched
 from finelens.engine.distributed import ALONE, Processes, join
 from finelens.errors import UserError
+from tests.engine import shared_work
 from tests.methods.tiny import tiny_engine
 from tests.toy import TRAINING
-from tests.training import shared_work
 from tests.training.test_loop import make_trainer
 
 PATIENCE = 240
@@ -32,7 +32,7 @@ def small(tmp_path_factory) -> Path:
 def both(tmp_path_factory, tiny_vit, small) -> list[dict[str, Tensor]]:
     """What each of two processes found."""
     out = tmp_path_factory.mktemp("both")
-    started = shared_work.start(*[["-m", "tests.training.shared_work", out, tiny_vit, small]] * 2)
+    started = shared_work.start(*[["-m", "tests.engine.shared_work", out, tiny_vit, small]] * 2)
     said = [process.communicate(timeout=PATIENCE)[1] for process in started]
     assert [process.returncode for process in started] == [0, 0], "\n".join(said)
     return [load_file(out / f"{rank}.safetensors") for rank in range(2)]

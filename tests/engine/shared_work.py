@@ -1,4 +1,4 @@
-"""What the tests of several processes compute: in the test itself as one process, and by ``python -m tests.training.shared_work`` as two."""
+"""What the tests of several processes compute: in the test itself as one process, and by ``python -m tests.engine.shared_work`` as two."""
 
 from __future__ import annotations
 

@@ -19,8 +19,8 @@ from finelens.methods.registry import METHODS
 from finelens.reporting import page as page_module
 from finelens.reporting.card import page_of, plain
 from finelens.reporting.page import script_json
-from tests.report.conftest import FILES, HOSTILE, make_run
-from tests.report.html import Page
+from tests.reporting.conftest import FILES, HOSTILE, make_run
+from tests.reporting.html import Page
 from tests.toy import CLASSES, QUIET, events
 
 

@@ -26,7 +26,7 @@ from finelens.reporting.review.server import ReviewServer
 from finelens.reporting.review.sheet import adapt_command, sheet_html
 from finelens.reporting.thumbnails import no_photos, whole
 from finelens.runs.folder import RunFolder
-from tests.reviews.browser import available, browser
+from tests.reporting.browser import available, browser
 from tests.toy import QUIET, options_for, write_classes, write_photos
 
 # Names that would do harm where they are taken for markup, script, or a formula.
