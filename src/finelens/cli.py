@@ -19,7 +19,7 @@ from finelens.core.launch import launched
 from finelens.core.schemas import CONFIG_FILE
 from finelens.errors import UserError
 from finelens.methods import auto
-from finelens.methods.registry import METHODS
+from finelens.methods.registry import all_methods
 
 F = TypeVar("F", bound=Callable[..., Any])
 INTERRUPTED = 130
@@ -219,7 +219,7 @@ def review(run: Path, out: Path | None, limit: int, serve: bool, hints: Path | N
 @cli.command()
 def methods() -> None:
     """List the methods: name, family, one sentence."""
-    lines = [(auto.AUTO, auto.FAMILY, auto.SUMMARY), *((method.name, method.family, method.summary) for method in METHODS)]
+    lines = [(auto.AUTO, auto.FAMILY, auto.SUMMARY), *((method.name, method.family, method.summary) for method in all_methods())]
     name_width = max(len(name) for name, _, _ in lines)
     family_width = max(len(family) for _, family, _ in lines)
     for name, family, summary in lines:

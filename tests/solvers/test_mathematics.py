@@ -152,7 +152,12 @@ def test_sinkhorn_estimated_prior_is_the_toolkits():
     assert p.mean(0)[4] < 1 / C
 
 
-@pytest.mark.parametrize("prior", ["even", [1, 1], [1, 1, 1, 1, 0], [1, 1, 1, 1, float("nan")]])
+def test_a_word_that_is_no_prior_is_refused():
+    with pytest.raises(UserError, match=r"The 'prior' parameter of SinkhornOt must be a str among .* or an array-like\. Got 'even' instead"):
+        SinkhornOt(prior="even").fit(X, prototypes=W)
+
+
+@pytest.mark.parametrize("prior", [[1, 1], [1, 1, 1, 1, 0], [1, 1, 1, 1, float("nan")]])
 def test_unusable_prior_is_refused(prior):
     with pytest.raises(UserError, match="prior must"):
         SinkhornOt(prior=prior).fit(X, prototypes=W)

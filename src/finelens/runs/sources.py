@@ -27,7 +27,7 @@ from finelens.images.decode import DecodeLimits
 from finelens.images.discover import ImageFile, discover
 from finelens.images.load import BATCH, load
 from finelens.images.store import ImageItems
-from finelens.methods.registry import METHODS, Method
+from finelens.methods.registry import Method, all_methods
 from finelens.protocol import Backbone, ImageRecord, InferenceViews, Loaded
 from finelens.runs.config import RunConfig
 from finelens.runs.model import Model
@@ -264,7 +264,7 @@ class FeatureSource:
         """Refuse a method that looks at more of a photograph than there is: features of the whole, and perhaps of its crops."""
         crops = self.file.store.crops
         if method.trains or (method.needs_pixels and crops is None):
-            names = ", ".join(other.name for other in METHODS if not other.needs_pixels)
+            names = ", ".join(other.name for other in all_methods() if not other.needs_pixels)
             raise UserError(
                 f"method {method.name} needs photographs, and {self.name if self.path else 'the array'} holds features; "
                 f"methods that take features: {names}; and wca where finelens features --crops 60 wrote them"

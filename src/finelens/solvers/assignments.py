@@ -35,7 +35,8 @@ def update_assignments(log_prior: Tensor, likelihood: Tensor, graph: Tensor, z: 
     fixed = log_prior + likelihood
     for _ in range(steps - 1):
         z = torch.sparse.addmm(fixed, graph, z, alpha=neighbour_weight).softmax(1)
-    return torch.sparse.addmm(fixed, graph, z, alpha=neighbour_weight).log_softmax(1)
+    log_z: Tensor = torch.sparse.addmm(fixed, graph, z, alpha=neighbour_weight).log_softmax(1)
+    return log_z
 
 
 def weighted_sums(x: Tensor, z: Tensor, chunk_size: int, *, squares: bool = False) -> Tensor:

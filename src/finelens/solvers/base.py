@@ -10,24 +10,28 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.utils._param_validation import InvalidParameterError
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from finelens.errors import UserError
 from finelens.protocol import Hints
 from finelens.solvers.known import Known, split_hints
+from finelens.solvers.parameters import Constraints, ParameterError, checked
 
 Self = TypeVar("Self", bound="Solver")
 Features = Tensor | ArrayLike
 
 
-class Solver(ClassifierMixin, BaseEstimator, ABC):
+class Solver(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc]
     """Classifies images from their features and one text prototype a class, with the statistics of the unlabelled images.
 
     ``fit`` and ``predict_proba`` are the inductive use (new images), ``fit_predict_proba`` the transductive one (the images of the fit themselves,
     which may use more than the fitted state). Rows of features and prototypes are brought to unit norm; a zero row stays zero.
 
-    A subclass names its fitted tensors in ``state_names`` and writes ``_fit`` and ``_log_proba``. Tensors stay on the device of the features.
+    A subclass names its fitted tensors in ``state_names``, says in ``_parameter_constraints`` what its parameters may be, and writes ``_fit`` and
+    ``_log_proba``. Tensors stay on the device of the features. As a method it has its parameters as options, save those in ``internal``, which say
+    how to compute and not what.
 
     Attributes:
         classes_: Class indices 0 to C - 1, in the order of the prototypes.
@@ -35,6 +39,8 @@ class Solver(ClassifierMixin, BaseEstimator, ABC):
     """
 
     state_names: ClassVar[tuple[str, ...]]
+    _parameter_constraints: ClassVar[Constraints]
+    internal: ClassVar[frozenset[str]] = frozenset({"chunk_size", "tol", "seed"})
 
     @abstractmethod
     def _fit(self, x: Tensor, prototypes: Tensor, scale: float, known: Known) -> Tensor:
@@ -47,6 +53,7 @@ class Solver(ClassifierMixin, BaseEstimator, ABC):
     def _log_proba(self, x: Tensor) -> Tensor:
         """Log-probabilities (M, C) of new rows (M, D) by the fitted tensors; each row counts for itself."""
 
+    @checked
     def fit(self: Self, X: Features, y: object = None, *, prototypes: Features, logit_scale: float = 100.0, hints: Hints | None = None) -> Self:
         """Take the statistics of unlabelled images.
 
@@ -59,11 +66,13 @@ class Solver(ClassifierMixin, BaseEstimator, ABC):
                 out of the statistics.
 
         Raises:
+            ParameterError: A parameter of the solver has a value that it cannot have.
             UserError: Shapes do not fit, a value is not finite, hints name what is not there, or there is nothing to fit.
         """
         self._run(X, prototypes, logit_scale, hints)
         return self
 
+    @checked
     def fit_predict_proba(
         self, X: Features, y: object = None, *, prototypes: Features, logit_scale: float = 100.0, hints: Hints | None = None
     ) -> Any:
@@ -112,6 +121,12 @@ class Solver(ClassifierMixin, BaseEstimator, ABC):
         self.classes_ = np.arange(classes)
         self.n_features_in_ = features
         return self
+
+    def _validate_params(self) -> None:
+        try:
+            super()._validate_params()
+        except InvalidParameterError as error:
+            raise ParameterError(str(error)) from None
 
     def _new_rows(self, X: Features) -> Tensor:
         x = unit_rows(X, "X")

@@ -14,6 +14,7 @@ from finelens.errors import UserError
 from finelens.solvers.base import Solver
 from finelens.solvers.gaussians import discriminant, linear_log_proba, second_moment, text_means, text_share
 from finelens.solvers.known import Known
+from finelens.solvers.parameters import COUNT, Constraints
 
 
 class Gda(Solver):
@@ -33,6 +34,7 @@ class Gda(Solver):
     """
 
     state_names: ClassVar[tuple[str, ...]] = ("coef_", "intercept_")
+    _parameter_constraints: ClassVar[Constraints] = {"chunk_size": COUNT}
 
     def __init__(self, *, chunk_size: int = 4096) -> None:
         self.chunk_size = chunk_size

@@ -14,6 +14,7 @@ from torch import Tensor
 from finelens.solvers.base import Solver
 from finelens.solvers.gaussians import TINY, discriminant, linear_log_proba, second_moment, text_means, text_share
 from finelens.solvers.known import Known
+from finelens.solvers.parameters import COUNT, NOT_NEGATIVE, Constraints
 
 
 @dataclass
@@ -52,6 +53,7 @@ class GdaEm(Solver):
     """
 
     state_names: ClassVar[tuple[str, ...]] = ("coef_", "intercept_")
+    _parameter_constraints: ClassVar[Constraints] = {"anchor": NOT_NEGATIVE, "max_iter": COUNT, "tol": NOT_NEGATIVE, "chunk_size": COUNT}
 
     def __init__(self, *, anchor: float = 1.0, max_iter: int = 10, tol: float = 1e-3, chunk_size: int = 4096) -> None:
         self.anchor = anchor

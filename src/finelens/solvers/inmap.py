@@ -10,6 +10,7 @@ from torch import Tensor
 from finelens.solvers.base import Solver
 from finelens.solvers.gaussians import TINY
 from finelens.solvers.known import Known
+from finelens.solvers.parameters import COUNT, FRACTION, POSITIVE, PRIOR, Constraints
 from finelens.solvers.sinkhorn import Prior, balance, class_prior
 
 
@@ -36,6 +37,14 @@ class InMap(Solver):
     state_names: ClassVar[tuple[str, ...]] = ("coef_",)
     # Sinkhorn rounds of the published code.
     BALANCE_ROUNDS: ClassVar[int] = 20
+
+    _parameter_constraints: ClassVar[Constraints] = {
+        "prior": PRIOR,
+        "threshold": FRACTION,
+        "softness": POSITIVE,
+        "max_iter": COUNT,
+        "chunk_size": COUNT,
+    }
 
     def __init__(
         self, *, prior: Prior = "estimated", threshold: float = 0.6, softness: float = 4.0, max_iter: int = 50, chunk_size: int = 4096

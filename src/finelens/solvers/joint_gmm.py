@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
+from sklearn.utils._param_validation import StrOptions
 from torch import Tensor
 
 from finelens.errors import UserError
@@ -18,6 +19,7 @@ from finelens.solvers.assignments import likelihood_weight, mean_square, weighte
 from finelens.solvers.base import Features, Solver, unit_rows
 from finelens.solvers.gaussians import text_means
 from finelens.solvers.known import Known
+from finelens.solvers.parameters import COUNT, NOT_NEGATIVE, POSITIVE, Constraints
 from finelens.solvers.sinkhorn import balance, class_prior
 from finelens.solvers.transclip import confident_means, floor_variance, shared_log_likelihood
 
@@ -52,6 +54,14 @@ class JointGmm(Solver):
     """
 
     state_names: ClassVar[tuple[str, ...]] = ("text_", "means_", "variances_", "weights_", "potentials_", "widths_")
+    _parameter_constraints: ClassVar[Constraints] = {
+        "prior": [StrOptions({"free", "estimated", "uniform"}), "array-like"],
+        "anchor": NOT_NEGATIVE,
+        "confident": COUNT,
+        "temperature": POSITIVE,
+        "rounds": COUNT,
+        "chunk_size": COUNT,
+    }
 
     def __init__(
         self,

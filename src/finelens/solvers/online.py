@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from finelens.errors import UserError
 from finelens.protocol import Hints
 from finelens.solvers.base import Features, Self, Solver, unit_rows
 from finelens.solvers.known import Known
+from finelens.solvers.parameters import COUNT, SEED, Constraints, checked
 
 
 class OnlineSolver(Solver):
@@ -31,6 +32,8 @@ class OnlineSolver(Solver):
         chunk_size: New images in work at a time.
     """
 
+    _parameter_constraints: ClassVar[Constraints] = {"seed": SEED, "chunk_size": COUNT}
+
     def __init__(self, *, seed: int = 0, chunk_size: int = 4096) -> None:
         self.seed = seed
         self.chunk_size = chunk_size
@@ -43,6 +46,7 @@ class OnlineSolver(Solver):
     def _arrive(self, x: Tensor, label: int | None) -> Tensor:
         """Take one image (D,), float64, into the state and return its log-probabilities (C,); ``label`` where a person gave it."""
 
+    @checked
     def begin(self: Self, *, prototypes: Features, logit_scale: float = 100.0) -> Self:
         """Set the state before the first image.
 
@@ -73,6 +77,7 @@ class OnlineSolver(Solver):
                 p = self._arrive(row.double(), None).exp().to(row)
             yield p if isinstance(X, Tensor) else p.cpu().numpy()
 
+    @checked
     def partial_fit(
         self: Self, X: Features, y: object = None, *, prototypes: Features | None = None, logit_scale: float = 100.0, hints: Hints | None = None
     ) -> Self:

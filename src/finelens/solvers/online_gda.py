@@ -9,6 +9,7 @@ from torch import Tensor
 
 from finelens.solvers.gaussians import TINY, discriminant, text_means, text_share
 from finelens.solvers.online import OnlineSolver
+from finelens.solvers.parameters import NOT_NEGATIVE, Constraints
 
 
 class OnlineGda(OnlineSolver):
@@ -32,6 +33,7 @@ class OnlineGda(OnlineSolver):
     """
 
     state_names: ClassVar[tuple[str, ...]] = ("text_", "coef_", "intercept_", "mass_", "sums_", "second_", "seen_", "scale_")
+    _parameter_constraints: ClassVar[Constraints] = {**OnlineSolver._parameter_constraints, "anchor": NOT_NEGATIVE}
 
     def __init__(self, *, anchor: float = 1.0, seed: int = 0, chunk_size: int = 4096) -> None:
         super().__init__(seed=seed, chunk_size=chunk_size)

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from finelens.solvers.online import OnlineSolver
+from finelens.solvers.parameters import FRACTION, Constraints
 
 # Published steps and temperatures; those of the visual side are relative to the text temperature (0.04 against 0.01).
 LABEL_STEP = 20.0
@@ -34,6 +35,7 @@ class OnZeta(OnlineSolver):
     """
 
     state_names: ClassVar[tuple[str, ...]] = ("text_", "proxies_", "rho_", "seen_", "scale_")
+    _parameter_constraints: ClassVar[Constraints] = {**OnlineSolver._parameter_constraints, "balance": FRACTION, "share": FRACTION}
 
     def __init__(self, *, balance: float = 1.0, share: float = 0.8, seed: int = 0, chunk_size: int = 4096) -> None:
         super().__init__(seed=seed, chunk_size=chunk_size)

@@ -13,6 +13,7 @@ from finelens.errors import UserError
 from finelens.solvers.base import Solver
 from finelens.solvers.gaussians import linear_log_proba
 from finelens.solvers.known import Known
+from finelens.solvers.parameters import COUNT, NOT_NEGATIVE, PRIOR, Constraints
 from finelens.solvers.prior import estimate_prior
 
 Prior = Literal["estimated", "uniform"] | Sequence[float]
@@ -38,6 +39,8 @@ class SinkhornOt(Solver):
     """
 
     state_names: ClassVar[tuple[str, ...]] = ("text_", "potentials_")
+    internal: ClassVar[frozenset[str]] = Solver.internal | {"max_iter"}
+    _parameter_constraints: ClassVar[Constraints] = {"prior": PRIOR, "max_iter": COUNT, "tol": NOT_NEGATIVE, "chunk_size": COUNT}
 
     def __init__(self, *, prior: Prior = "estimated", max_iter: int = 100, tol: float = 1e-3, chunk_size: int = 4096) -> None:
         self.prior = prior
@@ -65,16 +68,14 @@ def class_prior(wanted: Prior, logits: Tensor, known: Known) -> Tensor:
         known: Rows whose class is given.
 
     Raises:
-        UserError: None of the three.
+        UserError: The numbers are no prior of these classes.
     """
     classes = logits.shape[1]
     if not isinstance(wanted, str):
         return _given_prior(wanted, logits)
     if wanted == "uniform":
         return torch.full((classes,), 1 / classes, dtype=torch.float64, device=logits.device)
-    if wanted == "estimated":
-        return estimate_prior(known.clamp(logits).softmax(1)).to(logits.device)
-    raise UserError(f"prior must be 'estimated', 'uniform' or one number a class, got {wanted!r}")
+    return estimate_prior(known.clamp(logits).softmax(1)).to(logits.device)
 
 
 def _given_prior(values: Sequence[float], logits: Tensor) -> Tensor:

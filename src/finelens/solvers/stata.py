@@ -12,6 +12,7 @@ from finelens.solvers.assignments import likelihood_weight, mean_square, update_
 from finelens.solvers.base import Solver
 from finelens.solvers.known import Known
 from finelens.solvers.neighbours import symmetric_affinity
+from finelens.solvers.parameters import COUNT, POSITIVE, Constraints
 from finelens.solvers.transclip import floor_variance
 
 
@@ -35,6 +36,15 @@ class StatA(Solver):
     """
 
     state_names: ClassVar[tuple[str, ...]] = ("means_", "variances_", "text_")
+    internal: ClassVar[frozenset[str]] = Solver.internal | {"inner_rounds"}
+    _parameter_constraints: ClassVar[Constraints] = {
+        "anchor": POSITIVE,
+        "neighbours": COUNT,
+        "temperature": POSITIVE,
+        "rounds": COUNT,
+        "inner_rounds": COUNT,
+        "chunk_size": COUNT,
+    }
 
     def __init__(
         self,

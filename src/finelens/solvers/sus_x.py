@@ -12,6 +12,7 @@ from finelens.protocol import Support
 from finelens.solvers.base import Solver, unit_rows
 from finelens.solvers.keys import affinities, centred_square, class_votes, matching_weight, one_hot, sharpness_rate
 from finelens.solvers.known import Known
+from finelens.solvers.parameters import COUNT, FRACTION, NOT_NEGATIVE, POSITIVE, Constraints
 
 # The released temperature 0.5 in units of CLIP's 0.01.
 FLATTER = 50.0
@@ -38,6 +39,9 @@ class SusX(Solver):
     """
 
     state_names: ClassVar[tuple[str, ...]] = ("keys_", "labels_", "text_", "log_signatures_", "weights_", "beta_")
+    internal: ClassVar[frozenset[str]] = Solver.internal | {"support"}
+    needs_captions: ClassVar[bool] = False
+    _parameter_constraints: ClassVar[Constraints] = {"support": [Support, None], "sharpness": POSITIVE, "blend": NOT_NEGATIVE, "chunk_size": COUNT}
 
     def __init__(self, *, support: Support | None = None, sharpness: float = 1.0, blend: float = 1.0, chunk_size: int = 4096) -> None:
         self.support = support
@@ -104,19 +108,22 @@ class CapsAdapter(SusX):
 
     Args:
         support: With captions.
-        caption_share: delta, the captions' part of a key.
         sharpness: See :class:`SusX`.
         blend: See there.
+        caption_share: delta, the captions' part of a key.
         chunk_size: See there.
     """
+
+    needs_captions: ClassVar[bool] = True
+    _parameter_constraints: ClassVar[Constraints] = {**SusX._parameter_constraints, "caption_share": FRACTION}
 
     def __init__(
         self,
         *,
         support: Support | None = None,
-        caption_share: float = 0.5,
         sharpness: float = 1.0,
         blend: float = 1.0,
+        caption_share: float = 0.5,
         chunk_size: int = 4096,
     ) -> None:
         super().__init__(support=support, sharpness=sharpness, blend=blend, chunk_size=chunk_size)

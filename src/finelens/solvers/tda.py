@@ -10,6 +10,7 @@ from torch import Tensor
 
 from finelens.solvers.keys import affinities, centred_square, matching_weight
 from finelens.solvers.online import OnlineSolver
+from finelens.solvers.parameters import NOT_NEGATIVE, POSITIVE, Constraints
 
 POSITIVE_SLOTS, NEGATIVE_SLOTS = 3, 2
 # Entropies, as shares of log C, between which an image says what it is not.
@@ -45,6 +46,7 @@ class TDA(OnlineSolver):
     """
 
     state_names: ClassVar[tuple[str, ...]] = ("text_", "keys_", "entropy_", "doubtful_", "doubt_", "mask_", "total_", "squares_", "seen_")
+    _parameter_constraints: ClassVar[Constraints] = {**OnlineSolver._parameter_constraints, "sharpness": POSITIVE, "blend": NOT_NEGATIVE}
 
     def __init__(self, *, sharpness: float = 5.0, blend: float = 1.0, seed: int = 0, chunk_size: int = 4096) -> None:
         super().__init__(seed=seed, chunk_size=chunk_size)

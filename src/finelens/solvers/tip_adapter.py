@@ -11,6 +11,7 @@ from torch import Tensor
 from finelens.solvers.base import Solver
 from finelens.solvers.keys import affinities, centred_square, class_votes, matching_weight, one_hot, sharpness_rate
 from finelens.solvers.known import Known
+from finelens.solvers.parameters import COUNT, NOT_NEGATIVE, POSITIVE, SEED, Constraints
 
 # Width of the ViT features at which the published learning rate was set.
 REFERENCE_WIDTH = 512
@@ -37,6 +38,7 @@ class TipAdapter(Solver):
     """
 
     state_names: ClassVar[tuple[str, ...]] = ("keys_", "labels_", "text_", "alpha_", "beta_")
+    _parameter_constraints: ClassVar[Constraints] = {"shots": COUNT, "sharpness": POSITIVE, "blend": NOT_NEGATIVE, "chunk_size": COUNT}
 
     def __init__(self, *, shots: int = 16, sharpness: float = 1.0, blend: float = 1.0, chunk_size: int = 4096) -> None:
         self.shots = shots
@@ -96,6 +98,15 @@ class TipAdapterF(TipAdapter):
         seed: Order of the keys.
         chunk_size: Images in work at a time.
     """
+
+    internal: ClassVar[frozenset[str]] = Solver.internal | {"batch_size"}
+    _parameter_constraints: ClassVar[Constraints] = {
+        **TipAdapter._parameter_constraints,
+        "epochs": COUNT,
+        "lr": POSITIVE,
+        "batch_size": COUNT,
+        "seed": SEED,
+    }
 
     def __init__(
         self,

@@ -12,6 +12,7 @@ from finelens.solvers.assignments import likelihood_weight, mean_square, update_
 from finelens.solvers.base import Solver
 from finelens.solvers.known import Known
 from finelens.solvers.neighbours import symmetric_affinity
+from finelens.solvers.parameters import COUNT, POSITIVE, Constraints
 
 TINY = 1e-12
 
@@ -36,6 +37,15 @@ class TransClip(Solver):
     """
 
     state_names: ClassVar[tuple[str, ...]] = ("means_", "variance_", "text_")
+    internal: ClassVar[frozenset[str]] = Solver.internal | {"inner_rounds"}
+    _parameter_constraints: ClassVar[Constraints] = {
+        "neighbours": COUNT,
+        "temperature": POSITIVE,
+        "confident": COUNT,
+        "rounds": COUNT,
+        "inner_rounds": COUNT,
+        "chunk_size": COUNT,
+    }
 
     def __init__(
         self,

@@ -11,6 +11,7 @@ from torch import Tensor
 from finelens.solvers.base import Solver
 from finelens.solvers.known import Known
 from finelens.solvers.neighbours import sparse_rows, top_neighbours
+from finelens.solvers.parameters import COUNT, INNER_FRACTION, NOT_NEGATIVE, POSITIVE, Constraints
 
 # Classes solved for at a time: what keeps the memory of the solver linear in N with a small factor.
 COLUMNS = 128
@@ -41,6 +42,13 @@ class ZLaP(Solver):
     """
 
     state_names: ClassVar[tuple[str, ...]] = ("features_", "text_", "text_range_", "spread_")
+    _parameter_constraints: ClassVar[Constraints] = {
+        "neighbours": COUNT,
+        "gamma": POSITIVE,
+        "alpha": INNER_FRACTION,
+        "tol": NOT_NEGATIVE,
+        "chunk_size": COUNT,
+    }
 
     def __init__(self, *, neighbours: int = 5, gamma: float = 5.0, alpha: float = 0.3, tol: float = 1e-6, chunk_size: int = 1024) -> None:
         self.neighbours = neighbours

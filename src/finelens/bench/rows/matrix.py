@@ -20,7 +20,7 @@ from finelens.bench.sets.sealed import RuleBroken
 from finelens.core.console import Console
 from finelens.core.options import nearest, to_plain
 from finelens.errors import UserError
-from finelens.methods.registry import METHODS, Method, find_method
+from finelens.methods.registry import Method, all_methods, find_method
 from finelens.runs.config import parse_assignments
 
 # Most images that are adapted to, and what training methods change.
@@ -81,15 +81,15 @@ def choose_methods(texts: Sequence[str]) -> tuple[str, ...]:
     wanted: set[str] = set()
     for text in texts:
         if text in GROUPS:
-            wanted |= {method.name for method in METHODS if GROUPS[text](method)}
-        elif text in {method.name for method in METHODS}:
+            wanted |= {method.name for method in all_methods() if GROUPS[text](method)}
+        elif text in {method.name for method in all_methods()}:
             wanted.add(text)
         else:
-            near = nearest(text, [*GROUPS, *(method.name for method in METHODS)])
+            near = nearest(text, [*GROUPS, *(method.name for method in all_methods())])
             raise UserError(
                 f"unknown method {text!r}; " + (f"did you mean {near}?" if near else f"groups are {', '.join(GROUPS)}; see finelens methods")
             )
-    return tuple(method.name for method in METHODS if method.name in wanted)
+    return tuple(method.name for method in all_methods() if method.name in wanted)
 
 
 def run(plan: Plan, data_sets: Sequence[Callable[[], DataSet]], names: Sequence[str], out: ResultsFile, console: Console) -> int:

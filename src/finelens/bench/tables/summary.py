@@ -23,7 +23,7 @@ from finelens.bench.tables.paired import (
 )
 from finelens.errors import UserError
 from finelens.methods.auto import AUTO, Facts, choose_method
-from finelens.methods.registry import METHODS
+from finelens.methods.registry import all_methods
 from finelens.runs.config import RunConfig
 
 # What finelens adapt takes where nothing is said.
@@ -187,7 +187,7 @@ def findings(table: Sequence[Standing], rows: Sequence[Result], zero_shot: Seque
         rows: Rows of one backbone, profile and options.
         zero_shot: Rows of zero-shot with this backbone, where it was run with another profile.
     """
-    adapting = {method.name for method in METHODS if method.adapts}
+    adapting = {method.name for method in all_methods() if method.adapts}
     full = [one for one in table if one.complete and one.method != BASELINE]
     shared = common(rows)
     lines = [_best_mean([*zero_shot, *rows], table, name, one) for name, one in shared.items()]

@@ -14,7 +14,7 @@ from finelens.engine.engine import Engine
 from finelens.errors import UserError
 from finelens.methods.coop.config import CoopConfig
 from finelens.methods.coop.context import Prompts, encode_prompts, initial_context, place_context
-from finelens.methods.registry import METHODS
+from finelens.methods.registry import all_methods
 from finelens.protocol import Batch, Cost, NotAvailableError, Optimisation, StepOutput, TargetFeatures, Task, ViewPlan
 from finelens.training.state import resize_on_load
 from finelens.training.step_log import number
@@ -149,7 +149,7 @@ def check_backbone(engine: Engine, heads: ClassHeads, method: str, scope: str) -
     try:
         engine.backbone.embed_tokens(engine.backbone.tokenize(["a"]).to(engine.device))
     except NotAvailableError as error:
-        others = ", ".join(other.name for other in METHODS if other.adapts and other.name not in ("coop", "upl"))
+        others = ", ".join(other.name for other in all_methods() if other.adapts and other.name not in ("coop", "upl"))
         raise UserError(
             f"method {method} learns text context, and the text tower of {engine.backbone.name} takes none ({error}); use a CLIP model with a "
             f"standard text tower, or another --method: {others}"

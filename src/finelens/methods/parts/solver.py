@@ -2,43 +2,83 @@
 
 from __future__ import annotations
 
+import inspect
 import math
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Sequence
+from dataclasses import dataclass, make_dataclass
+from functools import cache, reduce
+from operator import or_
+from types import UnionType
+from typing import Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
 
 import torch
+from sklearn.utils._param_validation import Interval, make_constraint
 from torch import Tensor
 
 from finelens.classes.heads import ClassHeads
 from finelens.core.options import require
 from finelens.engine.engine import Engine
 from finelens.methods.parts.frozen import FrozenTask
-from finelens.protocol import ImageTokens, TargetFeatures, ViewPlan
+from finelens.protocol import ImageTokens, TargetFeatures
 from finelens.solvers import Solver
+from finelens.solvers.parameters import rule
 from finelens.training.state import resize_on_load
 
 
 @dataclass(frozen=True)
 class SolverConfig:
-    """Options that all solvers share (``--set method.key=value``).
+    """Options that all solvers share (``--set method.key=value``); :func:`solver_options` adds the parameters of one of them.
 
     Attributes:
         head: Text prototypes: mean of each class's ``descriptions`` (templates stand in for a class without), or the ensemble of ``templates``.
     """
 
+    solver: ClassVar[type[Solver]]
+
     head: Literal["descriptions", "templates"] = "descriptions"
 
+    def __post_init__(self) -> None:
+        for name in _parameters(self.solver):
+            _require(f"method.{name}", self.solver._parameter_constraints[name], getattr(self, name))
 
-@dataclass(frozen=True)
-class StreamConfig(SolverConfig):
-    """Options that all solvers share which answer each image when it arrives: their solver is an ``OnlineSolver``."""
+    def new_solver(self, seed: int) -> Solver:
+        """The solver with these parameters, not fitted; one that draws numbers gets the seed of the run."""
+        own = {name: getattr(self, name) for name in _parameters(self.solver)}
+        seeded = {"seed": seed} if "seed" in inspect.signature(self.solver).parameters else {}
+        return self.solver(**own, **seeded)
 
 
-def require_prior(prior: str | tuple[float, ...]) -> None:
-    """Refuse a list of class shares that cannot be a prior; words are checked with the option's type."""
-    if not isinstance(prior, str):
-        usable = bool(prior) and all(0 < share < math.inf for share in prior)
-        require(usable, "method.prior", "estimated, uniform, or finite numbers above 0, one a class", list(prior))
+@cache
+def solver_options(solver: type[Solver], base: type[SolverConfig] = SolverConfig) -> type[SolverConfig]:
+    """Options of a solver method as a frozen dataclass: those of ``base``, then the solver's parameters with its defaults and constraints."""
+    hints = get_type_hints(solver.__init__)
+    fields = [(name, _as_option(hints[name]), default) for name, default in _parameters(solver).items()]
+    namespace = {"solver": solver, "__doc__": solver.__doc__, "__module__": solver.__module__}
+    return make_dataclass(f"{solver.__name__}Config", fields, bases=(base,), namespace=namespace, frozen=True)
+
+
+def _parameters(solver: type[Solver]) -> dict[str, Any]:
+    """Names and defaults of the parameters that are options."""
+    parameters = inspect.signature(solver).parameters
+    return {name: parameter.default for name, parameter in parameters.items() if name not in solver.internal}
+
+
+def _as_option(hint: Any) -> Any:
+    """The type of a parameter as options are read: a tuple where any sequence will do."""
+    if get_origin(hint) in (Union, UnionType):
+        return reduce(or_, map(_as_option, get_args(hint)))
+    as_read: Any = tuple
+    return as_read[*get_args(hint), ...] if get_origin(hint) is Sequence else hint
+
+
+def _require(key: str, constraints: list[Any], value: Any) -> None:
+    """Refuse a value that breaks a solver's constraints."""
+    found = [make_constraint(constraint) for constraint in constraints]
+    rules = " or ".join(rule(one) if isinstance(one, Interval) else str(one) for one in found)
+    require(any(one.is_satisfied_by(value) for one in found), key, rules, value)
+    if isinstance(value, tuple):
+        usable = bool(value) and all(0 < share < math.inf for share in value)
+        require(usable, key, "estimated, uniform, or finite numbers above 0, one a class", list(value))
 
 
 class SolverTask(FrozenTask):
@@ -50,8 +90,6 @@ class SolverTask(FrozenTask):
         solver: Not fitted yet.
         config: Options.
     """
-
-    views = ViewPlan(weak=False, strong=False)
 
     def __init__(self, engine: Engine, heads: ClassHeads, solver: Solver, config: SolverConfig) -> None:
         super().__init__()

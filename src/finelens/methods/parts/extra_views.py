@@ -1,0 +1,71 @@
+"""A solver that takes several feature spaces: the joint-space feature, the tower's pooled token, features of further encoders from files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from finelens.core.options import require
+from finelens.errors import UserError
+from finelens.feature_store.files import SUFFIXES
+from finelens.methods.parts.solver import SolverConfig, SolverTask
+from finelens.protocol import FeatureRows, ImageTokens, TargetFeatures
+
+# The built-in second view: the tower's pooled token before the projection.
+CLS = "cls"
+
+
+@dataclass(frozen=True)
+class ExtraConfig(SolverConfig):
+    """Options of methods with several views.
+
+    Attributes:
+        extra: Views beside the joint-space feature: ``cls`` is the tower's pooled token before the projection, anything else the path of a feature
+            file of a further encoder; an empty list leaves the first alone.
+        extra_names: Text files of row names, for feature files that are arrays of another origin: one for all, or one each.
+    """
+
+    extra: tuple[str, ...] = (CLS,)
+    extra_names: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        usable = self.extra.count(CLS) <= 1 and all(Path(path).suffix.lower() in SUFFIXES for path in self.files)
+        require(usable, "method.extra", "[], or cls and feature files (.safetensors, .npy)", list(self.extra))
+        super().__post_init__()
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The feature files among the views."""
+        return tuple(entry for entry in self.extra if entry != CLS)
+
+
+class ExtraTask(SolverTask):
+    """Gives the solver a list of feature matrices; it names ``widths_`` (V,), the columns of each, among its fitted tensors."""
+
+    config: ExtraConfig
+    widths_: Tensor
+
+    def rows(self, tokens: ImageTokens | TargetFeatures) -> Tensor | list[Tensor]:
+        """The joint-space feature and the other views."""
+        return self._views(tokens, tokens.extra if isinstance(tokens, TargetFeatures) else ())
+
+    def seen(self, images: Tensor) -> Tensor | list[Tensor]:
+        """The same of pixels or rows; features of further encoders are the last columns of the rows."""
+        if not isinstance(images, FeatureRows):
+            return self._views(self.engine.encode_frozen(images), ())
+        own = self.engine.backbone.dim + self.engine.backbone.width
+        further = images[:, own:].as_subclass(Tensor)
+        widths = [width for entry, width in zip(self.config.extra, self.widths_[1:].tolist(), strict=True) if entry != CLS]
+        parts = further.split(widths, 1) if widths and further.shape[1] == sum(widths) else ()
+        return self._views(self.engine.encode_frozen(images[:, :own]), parts)
+
+    def _views(self, tokens: ImageTokens | TargetFeatures, further: Sequence[Tensor]) -> list[Tensor]:
+        count = len(self.config.files)
+        if len(further) != count:
+            raise UserError(f"features of {count} further encoders are needed with the images, got {len(further)}; give them with --extra FILE")
+        left = iter(further)
+        views = [tokens.cls if entry == CLS else next(left) for entry in self.config.extra]
+        return [view.to(self.place) for view in (tokens.global_, *views)]

@@ -1,0 +1,71 @@
+"""Methods of other packages: what the entry points of the group ``finelens.methods`` name."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+from finelens.methods.method import Method
+
+GROUP = "finelens.methods"
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Plugins:
+    """What was found.
+
+    Attributes:
+        methods: In the order of packages and entry points.
+        problems: What was left out and why, one line each, naming the package.
+    """
+
+    methods: tuple[Method, ...] = ()
+    problems: tuple[str, ...] = ()
+
+
+@cache
+def find_plugins(taken: frozenset[str]) -> Plugins:
+    """Look at the installed packages, once in a process. What cannot be used is left out and said.
+
+    Args:
+        taken: Names that belong to finelens.
+    """
+    owners, methods, problems = dict.fromkeys(taken, "finelens"), [], []
+    for entry in sorted(entry_points(group=GROUP), key=lambda entry: (_package(entry), entry.name)):
+        package = _package(entry)
+        try:
+            found = _listed(entry.load())
+        # A package that cannot be imported must not take finelens with it, whatever it raises.
+        except (Exception, SystemExit) as error:
+            problems.append(f"package {package}: its methods ({entry.value}) are left out: {type(error).__name__}: {error}")
+            continue
+        for method in found:
+            owner = owners.setdefault(method.name, package)
+            if owner == package and method not in methods:
+                methods.append(method)
+            elif owner != package:
+                problems.append(f"package {package}: its method {method.name} is left out: {owner} has one of that name")
+    lines = tuple(" ".join(problem.split()) for problem in problems)
+    for line in lines:
+        logger.warning("%s", line)
+    return Plugins(tuple(methods), lines)
+
+
+def _package(entry: EntryPoint) -> str:
+    return entry.dist.name if entry.dist is not None else entry.module
+
+
+def _listed(loaded: Any) -> list[Method]:
+    """The methods of an entry point: one, several, or a function that gives them."""
+    given = loaded() if callable(loaded) else loaded
+    methods = [given] if isinstance(given, Method) else list(given) if isinstance(given, Iterable) else [given]
+    for method in methods:
+        if not isinstance(method, Method):
+            raise TypeError(f"expected finelens.methods.registry.Method or a list of them, got {method!r}")
+    return methods
