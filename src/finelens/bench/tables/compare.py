@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from finelens.bench.rows.results import Result
+from finelens.bench.tables import markdown
 from finelens.bench.tables.paired import BASELINE, Difference, by_data, grouped, mean_difference, paired_difference, title, zero_shot_rows
 from finelens.errors import UserError
 
-HEADER = ("| set | A | B | A - B | 95 % interval | p | seeds |", "|---|---|---|---|---|---|---|")
+COLUMNS = ("set", "A", "B", "A - B", "95 % interval", "p", "seeds")
 
 
 def compare_methods(results: Iterable[Result], a: str, b: str) -> str:
@@ -59,11 +60,12 @@ def _table(a: Iterable[Result], b: Iterable[Result]) -> list[str]:
     pairs = {name: difference for name, difference in found.items() if difference is not None}
     if not pairs:
         return []
-    lines = [*HEADER, *(_line(name, difference) for name, difference in pairs.items())]
-    return [*lines, _line("mean", mean_difference(list(pairs.values())))] if len(pairs) > 1 else lines
+    if len(pairs) > 1:
+        pairs["mean"] = mean_difference(list(pairs.values()))
+    return markdown.table(COLUMNS, [_cells(name, difference) for name, difference in pairs.items()])
 
 
-def _line(name: str, d: Difference) -> str:
+def _cells(name: str, d: Difference) -> tuple[str, ...]:
     p = "" if d.p is None else f"{d.p:.3g}"
     interval = f"{100 * d.low:+.1f} to {100 * d.high:+.1f}"
-    return f"| {name} | {100 * d.a:.1f} | {100 * d.b:.1f} | {100 * d.difference:+.1f} | {interval} | {p} | {d.seeds} |"
+    return name, f"{100 * d.a:.1f}", f"{100 * d.b:.1f}", f"{100 * d.difference:+.1f}", interval, p, str(d.seeds)

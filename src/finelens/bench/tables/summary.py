@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from statistics import mean
 
 from finelens.bench.rows.results import Result
+from finelens.bench.tables import markdown
 from finelens.bench.tables.paired import (
     BASELINE,
     Place,
@@ -264,11 +265,12 @@ def baseline_of(setting: Setting, results: Iterable[Result]) -> list[Result]:
 def _text(setting: Setting, rows: Sequence[Result], zero_shot: Sequence[Result]) -> str:
     protocols, table = common(rows), standings(rows)
     lines = [f"### {setting_title(setting)}", "", *(f"- {line}" for line in findings(table, rows, zero_shot)), ""]
-    lines += ["| method | " + " | ".join(f"{name} ({one.title})" for name, one in protocols.items()) + " | furthest below zero-shot | wholly below |"]
-    lines.append("|---" * (len(protocols) + 3) + "|")
+    columns = ["method", *(f"{name} ({one.title})" for name, one in protocols.items()), "furthest below zero-shot", "wholly below"]
+    body = []
     for one in table:
         cells = [f"{100 * one.means[name]:.1f}" if name in one.means else "-" for name in protocols]
-        lines.append(f"| `{one.method}` | " + " | ".join(cells) + f" | {one.worst} | {one.below} of {one.rows} |")
+        body.append([f"`{one.method}`", *cells, one.worst, f"{one.below} of {one.rows}"])
+    lines += markdown.table(columns, body)
     return "\n".join([*lines, "", NOTE, ""])
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from finelens.bench.rows.measures import SHARES
 from finelens.bench.rows.results import Result
+from finelens.bench.tables import markdown
 from finelens.bench.tables.paired import Group, applicable, forwards_per_image, grouped, mixed_seeds, run_seconds, title
 from finelens.bench.tables.published import beside
 from finelens.errors import UserError
@@ -56,7 +57,7 @@ def _runs(group: Group, rows: Sequence[Result]) -> str:
     branches = list(dict.fromkeys(name for row in rows for name in row.measures.get("branches", {})))
     columns = ["method", "set", "seed", "fit / test images", "zero-shot", "descriptions", "accuracy", *branches, "gain", "95 % interval", "s"]
     lines = [f"### {title(group)}", "", "per cent; gain and interval against the better of zero-shot and descriptions", ""]
-    lines += ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
+    body = []
     for row in rows:
         measures, key = row.measures, row.key
         low, high = (100 * end for end in measures["gain_interval"])
@@ -65,8 +66,8 @@ def _runs(group: Group, rows: Sequence[Result]) -> str:
         shares = ["-" if value is None else _format(value, "accuracy") for value in accuracies]
         cells = [key.method, key.data, key.seed, f"{row.split['fit']} / {row.split['test']}", *shares]
         cells += [f"{100 * measures['gain']:+.1f}", f"{low:+.1f} to {high:+.1f}", f"{run_seconds(row):.0f}"]
-        lines.append("| " + " | ".join(str(cell) for cell in cells) + " |")
-    return "\n".join(lines) + "\n"
+        body.append(cells)
+    return "\n".join([*lines, *markdown.table(columns, body)]) + "\n"
 
 
 def _table(group: Group, rows: Sequence[Result], measure: str) -> str:
@@ -74,7 +75,7 @@ def _table(group: Group, rows: Sequence[Result], measure: str) -> str:
     methods = list(dict.fromkeys(row.key.method for row in rows))
     lines = [f"### {title(group)}", "", f"{measure}, {_unit(measure)}", ""]
     columns = ["method", *sets, "mean", "worst gain", "forwards", "s"]
-    lines += ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
+    body = []
     for method in methods:
         own = [row for row in rows if row.key.method == method]
         cells = [_cell([row for row in own if row.key.data == name], measure) for name in sets]
@@ -83,9 +84,8 @@ def _table(group: Group, rows: Sequence[Result], measure: str) -> str:
         average = _format(mean(map(mean, values)), measure) if len(values) == len(sets) > 0 else "-"
         worst = f"{100 * min(map(mean, gains)):+.1f}" if len(gains) == len(sets) > 0 else "-"
         forwards = forwards_per_image(done)
-        cells = [method, *cells, average, worst, "-" if forwards is None else f"{forwards:.1f}", _seconds(done)]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n" + _reasons(rows) + _untrained(rows) + _seeds(rows)
+        body.append([method, *cells, average, worst, "-" if forwards is None else f"{forwards:.1f}", _seconds(done)])
+    return "\n".join([*lines, *markdown.table(columns, body)]) + "\n" + _reasons(rows) + _untrained(rows) + _seeds(rows)
 
 
 def _unit(measure: str) -> str:
@@ -159,8 +159,8 @@ def _published(rows: Sequence[Result]) -> str:
         return "\nNo published number is known on these data sets.\n"
     sets = list(dict.fromkeys(row.key.data for row in rows if any(row.key.data in one.values for one in found)))
     lines = ["", "#### Published by others, top-1 in per cent: not our measurements", ""]
-    lines += ["| method | source | backbone | protocol | " + " | ".join(sets) + " | comparable |", "|---" * (len(sets) + 5) + "|"]
+    body = []
     for one in found:
         cells = [f"{one.values[name]:g}" if name in one.values else "-" for name in sets]
-        lines.append(f"| {one.method} | {one.source} | {one.backbone} | {one.protocol} | " + " | ".join(cells) + f" | {one.mark} |")
-    return "\n".join(lines) + "\n"
+        body.append([one.method, one.source, one.backbone, one.protocol, *cells, one.mark])
+    return "\n".join([*lines, *markdown.table(["method", "source", "backbone", "protocol", *sets, "comparable"], body)]) + "\n"
