@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
-import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -57,6 +56,8 @@ class EmbeddedBackbone(Backbone):
         self.preprocess = Preprocess(image_size=224, resize_size=256, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
         self.width, self.dim, self.grid = WIDTH, DIM, (7, 7)
         self.logit_scale, self.logit_bias, self.context_length = LOGIT_SCALE, 0.0, CONTEXT_LENGTH
+        import timm
+
         self.tower = timm.create_model(ARCHITECTURE, pretrained=False)
         self.classifier = nn.Linear(WIDTH, IMAGENET_CLASSES)
         self.tower.reset_classifier(0)

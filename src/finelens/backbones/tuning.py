@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import timm.layers
 from torch import Tensor, nn
 
 from finelens.backbones.low_rank import LoraDelta, Matrix, SingularValueDelta, find_matrices, install
 from finelens.errors import UserError
 
-NORM_TYPES: tuple[type[nn.Module], ...] = (nn.LayerNorm, nn.BatchNorm1d, nn.BatchNorm2d, nn.GroupNorm, nn.RMSNorm, timm.layers.RmsNorm)
+NORM_TYPES: tuple[type[nn.Module], ...] = (nn.LayerNorm, nn.BatchNorm1d, nn.BatchNorm2d, nn.GroupNorm, nn.RMSNorm)
 
 _LAST_K = re.compile(r"last-([1-9]\d*)-norm")
 _LORA = re.compile(r"lora-([1-9]\d{0,3})")
@@ -75,7 +75,10 @@ def last_blocks(scope: str) -> int:
 
 def norm_parameters(module: nn.Module) -> list[nn.Parameter]:
     """Affine parameters of all normalisation layers inside ``module``, in registration order."""
-    return [p for layer in module.modules() if isinstance(layer, NORM_TYPES) for p in layer.parameters(recurse=False)]
+    # A layer of timm's own can be there only where timm has been imported.
+    timm_layers = sys.modules.get("timm.layers")
+    types = NORM_TYPES if timm_layers is None else (*NORM_TYPES, timm_layers.RmsNorm)
+    return [p for layer in module.modules() if isinstance(layer, types) for p in layer.parameters(recurse=False)]
 
 
 def select_parameters(

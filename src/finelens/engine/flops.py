@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode, conv_flop_count, sdpa_backward_flop_count, sdpa_flop_count
 
 from finelens.core import private_torch
 from finelens.core.threads import threads_of_its_own
@@ -17,30 +16,19 @@ from finelens.engine.engine import CPU_CHUNK, Engine, TowerFlops
 MATRIX_SIDE = 1024
 
 
-def _attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
-    return sdpa_flop_count(query, key, value)
-
-
-def _attention_backward(grad: Any, query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
-    return sdpa_backward_flop_count(grad, query, key, value)
-
-
-def _convolution(x: Any, weight: Any, *_: Any, out_shape: Any, **__: Any) -> int:
-    return conv_flop_count(x, weight, out_shape)
-
-
-# The counter knows the kernels of GPUs only.
-_CPU_KERNELS: dict[Any, Callable[..., int]] = {
-    private_torch.CPU_ATTENTION: _attention,
-    private_torch.CPU_ATTENTION_BACKWARD: _attention_backward,
-}
-if private_torch.fused_convolution is not None:
-    _CPU_KERNELS[private_torch.fused_convolution] = _convolution
-
-
 def count(work: Callable[[], object]) -> int:
     """Operations of a piece of work, forward and backward."""
-    counter = FlopCounterMode(display=False, custom_mapping=_CPU_KERNELS)
+    # Not at the top: it brings Triton along.
+    from torch.utils.flop_counter import FlopCounterMode, conv_flop_count, sdpa_backward_flop_count, sdpa_flop_count
+
+    # The counter knows the kernels of GPUs only.
+    cpu_kernels: dict[Any, Callable[..., int]] = {
+        private_torch.CPU_ATTENTION: lambda query, key, value, *_, **__: sdpa_flop_count(query, key, value),
+        private_torch.CPU_ATTENTION_BACKWARD: lambda grad, query, key, value, *_, **__: sdpa_backward_flop_count(grad, query, key, value),
+    }
+    if private_torch.fused_convolution is not None:
+        cpu_kernels[private_torch.fused_convolution] = lambda x, weight, *_, out_shape, **__: conv_flop_count(x, weight, out_shape)
+    counter = FlopCounterMode(display=False, custom_mapping=cpu_kernels)
     # What other threads do is not counted.
     with threads_of_its_own(1, torch.get_num_threads()), counter:
         work()

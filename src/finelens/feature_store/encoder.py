@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import PIL
 import torch
-import torchvision
 from torch import Tensor
 
 from finelens.core.console import Console
@@ -76,7 +75,7 @@ class FeatureEncoder:
             f"short side {short_side}, views {VIEWS_SCHEMA}",
             f"{engine.precision.name}, {next(engine.backbone.parameters()).dtype}",
             _place(engine.device),
-            f"torch {torch.__version__}, torchvision {torchvision.__version__}, pillow {PIL.__version__}",
+            f"torch {torch.__version__}, pillow {PIL.__version__}",
         ]
 
     def centre(self, store: ImageStore, console: Console, what: str) -> TargetFeatures:

@@ -13,11 +13,10 @@ from pathlib import Path
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
-from torchvision.transforms.v2 import InterpolationMode
-from torchvision.transforms.v2 import functional as F
 
 from finelens.images.discover import display_name
 from finelens.images.pixels import UnsupportedModeError, to_rgb
+from finelens.images.resize import resize
 from finelens.images.signatures import foreign_format, is_camera_raw, promises_image
 
 # What Pillow may try. MPO (several JPEGs in one file, from phones) comes with JPEG. Nothing here starts another program.
@@ -152,7 +151,7 @@ def check_geometry(width: int, height: int, limits: DecodeLimits) -> Failure | N
 def reduce_to_short_side(pixels: Tensor, short_side: int) -> Tensor:
     """Shrink (3, H, W) uint8 to a short side; smaller images pass unchanged. The result has its channels last in memory."""
     if min(pixels.shape[1:]) > short_side:
-        pixels = F.resize(pixels, [short_side], interpolation=InterpolationMode.BICUBIC, antialias=True)
+        pixels = resize(pixels, [short_side])
     return pixels.permute(1, 2, 0).contiguous().permute(2, 0, 1)  # (3, H, W), strides of (H, W, 3)
 
 

@@ -11,15 +11,13 @@ import math
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.transforms.v2 import InterpolationMode
-from torchvision.transforms.v2 import functional as F
 
 from finelens.images.randaugment import rand_augment
 from finelens.images.randomness import below, coin, generator, uniform
+from finelens.images.resize import centre_crop, resize
 from finelens.images.view_config import ViewConfig
 from finelens.protocol import InferenceViews, Preprocess
 
-_FILTERS = {"bicubic": InterpolationMode.BICUBIC, "bilinear": InterpolationMode.BILINEAR, "nearest": InterpolationMode.NEAREST}
 _STRONG_RATIO = (3 / 4, 4 / 3)
 _STRONG_ATTEMPTS = 10
 # Views that answers rest on do not depend on the seed of a run.
@@ -43,7 +41,7 @@ def centre_view(image: Tensor, preprocess: Preprocess) -> Tensor:
     if preprocess.resize_mode == "squash":
         return _resize(image, [side, side], preprocess)
     resized = _resize(image, [preprocess.resize_size], preprocess)
-    return F.center_crop(resized, [side, side]).contiguous()
+    return centre_crop(resized, side, side).contiguous()
 
 
 def views_of_centre(views: Tensor, preprocess: Preprocess, plan: InferenceViews) -> Tensor:
@@ -151,7 +149,7 @@ def crop_regions(
 
 def _resize(image: Tensor, size: list[int], preprocess: Preprocess) -> Tensor:
     """Resize (3, H, W) uint8; one number means the short side. Antialiased, as training pipelines are."""
-    return F.resize(image, size, interpolation=_FILTERS[preprocess.interpolation], antialias=True).contiguous()
+    return resize(image, size, preprocess.interpolation).contiguous()
 
 
 def _random_region(height: int, width: int, scale_low: float, scale_high: float, rng: np.random.Generator) -> tuple[int, int, int, int]:

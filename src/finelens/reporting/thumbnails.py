@@ -10,12 +10,11 @@ from pathlib import Path
 
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms.v2 import InterpolationMode
-from torchvision.transforms.v2 import functional as F
 
 from finelens.errors import UserError
 from finelens.images.decode import DecodedImage, DecodeLimits, decode
 from finelens.images.discover import discover
+from finelens.images.resize import centre_crop, resize
 from finelens.protocol import ImageStore
 
 SIDE = 128
@@ -100,7 +99,7 @@ def from_store(positions: Mapping[str, int], store: ImageStore) -> Photos:
 def square(image: Tensor, side: int) -> Tensor:
     """The central square of (3, H, W), resized to (3, side, side)."""
     short = min(image.shape[1:])
-    return F.resize(F.center_crop(image, [short, short]), [side, side], interpolation=InterpolationMode.BICUBIC, antialias=True)
+    return resize(centre_crop(image, short, short), [side, side])
 
 
 def whole(image: Tensor, side: int) -> Tensor:
@@ -108,7 +107,7 @@ def whole(image: Tensor, side: int) -> Tensor:
     height, width = image.shape[1:]
     scale = min(1.0, side / max(height, width))
     size = [max(1, round(height * scale)), max(1, round(width * scale))]
-    return F.resize(image, size, interpolation=InterpolationMode.BICUBIC, antialias=True)
+    return resize(image, size)
 
 
 def jpeg_uri(image: Tensor) -> str:

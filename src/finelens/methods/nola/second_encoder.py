@@ -7,11 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
 
-import timm
 import torch
-from timm.data import resolve_model_data_config
 from torch import Tensor, nn
-from torchvision.transforms.v2.functional import normalize
 
 from finelens.backbones.registry import load_backbone
 from finelens.core.options import nearest
@@ -33,6 +30,8 @@ def check_second_encoder(config: NolaConfig) -> None:
         raise UserError(f"method.second_encoder={config.second_encoder}: no such folder; give one with a model in open_clip's saved layout")
     if scheme != "timm":
         return
+    import timm
+
     if not timm.is_model(rest):
         near = nearest(rest, timm.list_models())
         remedy = f"did you mean timm:{near}?" if near else "take a name from timm.list_models()"
@@ -76,6 +75,9 @@ class TimmEncoder(nn.Module):
 
     def __init__(self, name: str, checkpoint: Path) -> None:
         super().__init__()
+        import timm
+        from timm.data import resolve_model_data_config
+
         self.model: Any = timm.create_model(name, pretrained=False, num_classes=0)
         self.preprocess = _preprocess(name, resolve_model_data_config(self.model))
         tensors = load_tensors(checkpoint)
@@ -92,6 +94,8 @@ class TimmEncoder(nn.Module):
     @torch.no_grad()
     def encode_all(self, views: Iterator[Tensor], engine: Engine) -> Tensor:
         """Pooled features (N, D2) of uint8 batches (B, 3, S, S), on the engine's device and in its precision."""
+        from torchvision.transforms.v2.functional import normalize
+
         parts = []
         for batch in views:
             pixels = normalize(batch.to(engine.device).float() / 255, self.preprocess.mean, self.preprocess.std)

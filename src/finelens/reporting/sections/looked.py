@@ -8,9 +8,8 @@ from typing import Any
 import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
-from torchvision.transforms.v2 import InterpolationMode
-from torchvision.transforms.v2 import functional as F
 
+from finelens.images.resize import resize
 from finelens.images.views import centre_view, crop_regions, crop_views
 from finelens.reporting.record import RunRecord
 from finelens.reporting.thumbnails import Photo, Thumbnails, picture_uri, square
@@ -65,8 +64,7 @@ def _figures(record: RunRecord, model: Model, row: PredictionRow, photo: Photo) 
 
 def dimmed(view: Tensor, grid: Tensor, *, smooth: bool) -> Tensor:
     """A view (3, S, S) uint8 darkened where a map (1, h, w) in [0, 1] is low."""
-    mode = InterpolationMode.BILINEAR if smooth else InterpolationMode.NEAREST
-    weight = F.resize(grid, list(view.shape[1:]), interpolation=mode, antialias=False).clamp(0, 1)  # (1, S, S)
+    weight = resize(grid, list(view.shape[1:]), "bilinear" if smooth else "nearest", antialias=False).clamp(0, 1)  # (1, S, S)
     return (view * (DIM + (1 - DIM) * weight)).to(torch.uint8)
 
 

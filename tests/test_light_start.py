@@ -1,0 +1,59 @@
+"""What is not imported where it is not needed: torchvision alone brings torch's compiler along, which takes longer than a run on features."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import finelens
+from tests.solvers.data import cloud
+from tests.toy import CLASSES, write_classes
+
+# Slow to import, and none of them is needed before a tower is built, a text encoded or a page of the hub read.
+LIBRARIES = ("torchvision", "timm", "transformers", "open_clip", "tokenizers", "huggingface_hub")
+HEAVY = (*LIBRARIES, "torch._dynamo", "torch._inductor", "sympy", "triton")
+PACKAGE = Path(finelens.__file__).parent
+MODULES = sorted(".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__") for path in PACKAGE.rglob("*.py"))
+# Loaded with the backbone that they are about.
+OF_A_TOWER = [f"finelens.backbones.{name}" for name in ("hub", "open_clip_loader", "open_clip_source", "open_clip_text", "resnet", "timm_tower")]
+
+
+def imported(code: str, *names: str) -> list[str]:
+    """Those of the modules that a new interpreter has imported after ``code``."""
+    told = f"import sys\n{code}\nprint('\\n' + ' '.join(name for name in {names!r} if name in sys.modules))"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, env=environment, check=True)
+    return done.stdout.splitlines()[-1].split()
+
+
+def run_command(*words: str) -> str:
+    """Code that runs the command line."""
+    call = f"sys.argv = {['finelens', *words]!r}\nfrom finelens.cli import main"
+    return f"{call}\ntry:\n    main()\nexcept SystemExit as stop:\n    assert not stop.code"
+
+
+def test_no_module_imports_what_it_may_not_need():
+    light = [name for name in MODULES if name not in OF_A_TOWER and name != "finelens.__main__"]
+    assert imported("\n".join(f"import {name}" for name in light), *LIBRARIES) == []
+
+
+@pytest.mark.parametrize("method", ["joint-gmm", "zero-shot"])
+def test_a_solver_on_cached_features(tmp_path, method):
+    """The command of a second run: features and prototypes are there, only the method is another."""
+    features, prototypes, _ = cloud([20, 15, 25, 0], 12)
+    np.save(tmp_path / "X.npy", features)
+    np.save(tmp_path / "W.npy", prototypes)
+    write_classes(tmp_path / "classes.txt", CLASSES)
+    command = ["adapt", "X.npy", "--prototypes", "W.npy", "--classes", "classes.txt", "--method", method, "--out", "run"]
+    command = [str(tmp_path / word) if "." in word or word == "run" else word for word in command]
+    assert imported(run_command(*command), "torch", *HEAVY) == ["torch"]
+    assert (tmp_path / "run" / "predictions.csv").exists()
+
+
+def test_help_needs_no_library_of_numbers():
+    assert imported(run_command("--help"), "torch", "numpy", "scipy", "sklearn", "PIL", *HEAVY) == []
