@@ -65,15 +65,8 @@ class LabelFreeClassifier(ClassifierMixin, BaseEstimator):
         options: Mapping[str, Mapping[str, Any]] | None = None,
         verbose: bool = False,
     ) -> None:
-        self.classes = classes
-        self.method = method
-        self.minutes = minutes
-        self.descriptions = descriptions
-        self.backbone = backbone
-        self.seed = seed
-        self.device = device
-        self.options = options
-        self.verbose = verbose
+        self.classes, self.method, self.minutes, self.descriptions, self.backbone, self.seed = classes, method, minutes, descriptions, backbone, seed
+        self.device, self.options, self.verbose = device, options, verbose
 
     def fit(
         self,

@@ -50,7 +50,7 @@ CONFIG = DescriptionsConfig
 
 
 def build(engine: Engine, heads: ClassHeads, config: DescriptionsConfig, training: TrainingConfig, seed: int) -> Descriptions:
-    """See :class:`finelens.methods.registry.Method`."""
+    """The task of this method; arguments are those of :class:`finelens.methods.registry.Method`."""
     task = Descriptions(engine, config)
     if heads.classes is not None:
         task.write(heads)

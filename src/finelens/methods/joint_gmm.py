@@ -27,5 +27,5 @@ class JointTask(ExtraTask):
 
 
 def build(engine: Engine, heads: ClassHeads, config: ExtraConfig, training: TrainingConfig, seed: int) -> JointTask:
-    """See :class:`finelens.methods.registry.Method`."""
+    """The task of this method; arguments are those of :class:`finelens.methods.registry.Method`."""
     return JointTask(engine, heads, config.new_solver(seed), config)

@@ -57,7 +57,7 @@ CONFIG = MtaConfig
 
 
 def build(engine: Engine, heads: ClassHeads, config: MtaConfig, training: TrainingConfig, seed: int) -> Mta:
-    """See :class:`finelens.methods.registry.Method`."""
+    """The task of this method; arguments are those of :class:`finelens.methods.registry.Method`."""
     return Mta(engine, getattr(heads, config.head), config)
 
 

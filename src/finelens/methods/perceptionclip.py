@@ -66,7 +66,7 @@ CONFIG = PerceptionClipConfig
 
 
 def build(engine: Engine, heads: ClassHeads, config: PerceptionClipConfig, training: TrainingConfig, seed: int) -> PerceptionClip:
-    """See :class:`finelens.methods.registry.Method`."""
+    """The task of this method; arguments are those of :class:`finelens.methods.registry.Method`."""
     task = PerceptionClip(engine, config)
     if heads.classes is not None:
         task.write(heads.classes.names)

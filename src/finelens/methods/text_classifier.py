@@ -51,7 +51,7 @@ CONFIG = TextClassifierConfig
 
 
 def build(engine: Engine, heads: ClassHeads, config: TextClassifierConfig, training: TrainingConfig, seed: int) -> TextClassifier:
-    """See :class:`finelens.methods.registry.Method`."""
+    """The task of this method; arguments are those of :class:`finelens.methods.registry.Method`."""
     return TextClassifier(engine, heads, config, seed=seed)
 
 

@@ -93,6 +93,6 @@ def select_confident(posteriors: Tensor, per_class: int, hints: Hints | None = N
 
 
 def build(engine: Engine, heads: ClassHeads, config: UplConfig, training: TrainingConfig, seed: int) -> Upl:
-    """See :class:`finelens.methods.registry.Method`."""
+    """The task of this method; arguments are those of :class:`finelens.methods.registry.Method`."""
     check_backbone(engine, heads, "upl", training.scope)
     return Upl(engine, heads, config, weight_decay=training.weight_decay, seed=seed)

@@ -35,7 +35,7 @@ CONFIG = WaffleConfig
 
 
 def build(engine: Engine, heads: ClassHeads, config: WaffleConfig, training: TrainingConfig, seed: int) -> HeadTask:
-    """See :class:`finelens.methods.registry.Method`."""
+    """The task of this method; arguments are those of :class:`finelens.methods.registry.Method`."""
     # A loaded model brings its own head.
     head = heads.templates if heads.classes is None else waffle_head(engine.backbone, heads.classes.names, config, seed)
     return HeadTask(engine, head)

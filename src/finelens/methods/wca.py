@@ -44,7 +44,7 @@ CONFIG = WcaConfig
 
 
 def build(engine: Engine, heads: ClassHeads, config: WcaConfig, training: TrainingConfig, seed: int) -> Wca:
-    """See :class:`finelens.methods.registry.Method`."""
+    """The task of this method; arguments are those of :class:`finelens.methods.registry.Method`."""
     # A loaded model brings its own head.
     return Wca(engine, heads.templates if heads.classes is None else class_vectors(engine.backbone, heads, config.text_scale), config)
 

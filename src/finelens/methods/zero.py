@@ -44,7 +44,7 @@ CONFIG = ZeroConfig
 
 
 def build(engine: Engine, heads: ClassHeads, config: ZeroConfig, training: TrainingConfig, seed: int) -> Zero:
-    """See :class:`finelens.methods.registry.Method`."""
+    """The task of this method; arguments are those of :class:`finelens.methods.registry.Method`."""
     return Zero(engine, getattr(heads, config.head), config)
 
 

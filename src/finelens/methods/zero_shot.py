@@ -11,5 +11,5 @@ CONFIG = NoOptions
 
 
 def build(engine: Engine, heads: ClassHeads, config: NoOptions, training: TrainingConfig, seed: int) -> HeadTask:
-    """See :class:`finelens.methods.registry.Method`."""
+    """The task of this method; arguments are those of :class:`finelens.methods.registry.Method`."""
     return HeadTask(engine, heads.templates)

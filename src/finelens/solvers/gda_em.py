@@ -56,10 +56,7 @@ class GdaEm(Solver):
     _parameter_constraints: ClassVar[Constraints] = {"anchor": NOT_NEGATIVE, "max_iter": COUNT, "tol": NOT_NEGATIVE, "chunk_size": COUNT}
 
     def __init__(self, *, anchor: float = 1.0, max_iter: int = 10, tol: float = 1e-3, chunk_size: int = 4096) -> None:
-        self.anchor = anchor
-        self.max_iter = max_iter
-        self.tol = tol
-        self.chunk_size = chunk_size
+        self.anchor, self.max_iter, self.tol, self.chunk_size = anchor, max_iter, tol, chunk_size
 
     def _fit(self, x: Tensor, prototypes: Tensor, scale: float, known: Known) -> Tensor:
         w = prototypes.double()

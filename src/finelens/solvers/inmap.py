@@ -49,11 +49,7 @@ class InMap(Solver):
     def __init__(
         self, *, prior: Prior = "estimated", threshold: float = 0.6, softness: float = 4.0, max_iter: int = 50, chunk_size: int = 4096
     ) -> None:
-        self.prior = prior
-        self.threshold = threshold
-        self.softness = softness
-        self.max_iter = max_iter
-        self.chunk_size = chunk_size
+        self.prior, self.threshold, self.softness, self.max_iter, self.chunk_size = prior, threshold, softness, max_iter, chunk_size
 
     def _fit(self, x: Tensor, prototypes: Tensor, scale: float, known: Known) -> Tensor:
         logits = (scale * x) @ prototypes.T  # (N, C)

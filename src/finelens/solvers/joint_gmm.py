@@ -73,11 +73,7 @@ class JointGmm(Solver):
         rounds: int = 10,
         chunk_size: int = 4096,
     ) -> None:
-        self.prior = prior
-        self.anchor = anchor
-        self.confident = confident
-        self.temperature = temperature
-        self.rounds = rounds
+        self.prior, self.anchor, self.confident, self.temperature, self.rounds = prior, anchor, confident, temperature, rounds
         self.chunk_size = chunk_size
 
     def _run(self, X: Any, prototypes: Features, logit_scale: float, hints: Hints | None) -> Tensor:

@@ -43,10 +43,7 @@ class SinkhornOt(Solver):
     _parameter_constraints: ClassVar[Constraints] = {"prior": PRIOR, "max_iter": COUNT, "tol": NOT_NEGATIVE, "chunk_size": COUNT}
 
     def __init__(self, *, prior: Prior = "estimated", max_iter: int = 100, tol: float = 1e-3, chunk_size: int = 4096) -> None:
-        self.prior = prior
-        self.max_iter = max_iter
-        self.tol = tol
-        self.chunk_size = chunk_size
+        self.prior, self.max_iter, self.tol, self.chunk_size = prior, max_iter, tol, chunk_size
 
     def _fit(self, x: Tensor, prototypes: Tensor, scale: float, known: Known) -> Tensor:
         self.text_ = scale * prototypes.double()

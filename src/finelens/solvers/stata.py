@@ -47,20 +47,9 @@ class StatA(Solver):
     }
 
     def __init__(
-        self,
-        *,
-        anchor: float = 1.0,
-        neighbours: int = 3,
-        temperature: float = 50.0,
-        rounds: int = 10,
-        inner_rounds: int = 5,
-        chunk_size: int = 1024,
+        self, *, anchor: float = 1.0, neighbours: int = 3, temperature: float = 50.0, rounds: int = 10, inner_rounds: int = 5, chunk_size: int = 1024
     ) -> None:
-        self.anchor = anchor
-        self.neighbours = neighbours
-        self.temperature = temperature
-        self.rounds = rounds
-        self.inner_rounds = inner_rounds
+        self.anchor, self.neighbours, self.temperature, self.rounds, self.inner_rounds = anchor, neighbours, temperature, rounds, inner_rounds
         self.chunk_size = chunk_size
 
     def _fit(self, x: Tensor, prototypes: Tensor, scale: float, known: Known) -> Tensor:

@@ -44,10 +44,7 @@ class SusX(Solver):
     _parameter_constraints: ClassVar[Constraints] = {"support": [Support, None], "sharpness": POSITIVE, "blend": NOT_NEGATIVE, "chunk_size": COUNT}
 
     def __init__(self, *, support: Support | None = None, sharpness: float = 1.0, blend: float = 1.0, chunk_size: int = 4096) -> None:
-        self.support = support
-        self.sharpness = sharpness
-        self.blend = blend
-        self.chunk_size = chunk_size
+        self.support, self.sharpness, self.blend, self.chunk_size = support, sharpness, blend, chunk_size
 
     def _keys(self, support: Support, x: Tensor) -> tuple[Tensor, Tensor]:
         """Image features of the support set and what images are compared with, both (K, D)."""
@@ -118,13 +115,7 @@ class CapsAdapter(SusX):
     _parameter_constraints: ClassVar[Constraints] = {**SusX._parameter_constraints, "caption_share": FRACTION}
 
     def __init__(
-        self,
-        *,
-        support: Support | None = None,
-        sharpness: float = 1.0,
-        blend: float = 1.0,
-        caption_share: float = 0.5,
-        chunk_size: int = 4096,
+        self, *, support: Support | None = None, sharpness: float = 1.0, blend: float = 1.0, caption_share: float = 0.5, chunk_size: int = 4096
     ) -> None:
         super().__init__(support=support, sharpness=sharpness, blend=blend, chunk_size=chunk_size)
         self.caption_share = caption_share

@@ -41,10 +41,7 @@ class TipAdapter(Solver):
     _parameter_constraints: ClassVar[Constraints] = {"shots": COUNT, "sharpness": POSITIVE, "blend": NOT_NEGATIVE, "chunk_size": COUNT}
 
     def __init__(self, *, shots: int = 16, sharpness: float = 1.0, blend: float = 1.0, chunk_size: int = 4096) -> None:
-        self.shots = shots
-        self.sharpness = sharpness
-        self.blend = blend
-        self.chunk_size = chunk_size
+        self.shots, self.sharpness, self.blend, self.chunk_size = shots, sharpness, blend, chunk_size
 
     def _fit(self, x: Tensor, prototypes: Tensor, scale: float, known: Known) -> Tensor:
         self.text_ = scale * prototypes.double()
@@ -121,10 +118,7 @@ class TipAdapterF(TipAdapter):
         chunk_size: int = 4096,
     ) -> None:
         super().__init__(shots=shots, sharpness=sharpness, blend=blend, chunk_size=chunk_size)
-        self.epochs = epochs
-        self.lr = lr
-        self.batch_size = batch_size
-        self.seed = seed
+        self.epochs, self.lr, self.batch_size, self.seed = epochs, lr, batch_size, seed
 
     def _train_keys(self, text: Tensor) -> None:
         images, labels, classes = self.keys_, self.labels_, len(self.text_)

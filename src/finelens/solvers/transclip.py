@@ -48,20 +48,9 @@ class TransClip(Solver):
     }
 
     def __init__(
-        self,
-        *,
-        neighbours: int = 3,
-        temperature: float = 50.0,
-        confident: int = 8,
-        rounds: int = 10,
-        inner_rounds: int = 5,
-        chunk_size: int = 1024,
+        self, *, neighbours: int = 3, temperature: float = 50.0, confident: int = 8, rounds: int = 10, inner_rounds: int = 5, chunk_size: int = 1024
     ) -> None:
-        self.neighbours = neighbours
-        self.temperature = temperature
-        self.confident = confident
-        self.rounds = rounds
-        self.inner_rounds = inner_rounds
+        self.neighbours, self.temperature, self.confident, self.rounds, self.inner_rounds = neighbours, temperature, confident, rounds, inner_rounds
         self.chunk_size = chunk_size
 
     def _fit(self, x: Tensor, prototypes: Tensor, scale: float, known: Known) -> Tensor:

@@ -51,11 +51,7 @@ class ZLaP(Solver):
     }
 
     def __init__(self, *, neighbours: int = 5, gamma: float = 5.0, alpha: float = 0.3, tol: float = 1e-6, chunk_size: int = 1024) -> None:
-        self.neighbours = neighbours
-        self.gamma = gamma
-        self.alpha = alpha
-        self.tol = tol
-        self.chunk_size = chunk_size
+        self.neighbours, self.gamma, self.alpha, self.tol, self.chunk_size = neighbours, gamma, alpha, tol, chunk_size
 
     def _fit(self, x: Tensor, prototypes: Tensor, scale: float, known: Known) -> Tensor:
         self.features_, self.text_ = x, prototypes

@@ -14,6 +14,6 @@ CONFIG = CoopConfig
 
 
 def build(engine: Engine, heads: ClassHeads, config: CoopConfig, training: TrainingConfig, seed: int) -> Coop:
-    """See :class:`finelens.methods.registry.Method`."""
+    """The task of this method; arguments are those of :class:`finelens.methods.registry.Method`."""
     check_backbone(engine, heads, "coop", training.scope)
     return Coop(engine, heads, config, weight_decay=training.weight_decay, seed=seed)

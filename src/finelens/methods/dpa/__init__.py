@@ -12,5 +12,5 @@ CONFIG = DpaConfig
 
 
 def build(engine: Engine, heads: ClassHeads, config: DpaConfig, training: TrainingConfig, seed: int) -> Dpa:
-    """See :class:`finelens.methods.registry.Method`."""
+    """The task of this method; arguments are those of :class:`finelens.methods.registry.Method`."""
     return Dpa(engine, heads.templates, config, scope=training.scope, weight_decay=training.weight_decay)

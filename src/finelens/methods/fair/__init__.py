@@ -12,5 +12,5 @@ CONFIG = FairConfig
 
 
 def build(engine: Engine, heads: ClassHeads, config: FairConfig, training: TrainingConfig, seed: int) -> Fair:
-    """See :class:`finelens.methods.registry.Method`."""
+    """The task of this method; arguments are those of :class:`finelens.methods.registry.Method`."""
     return Fair(engine, heads.descriptions, config, sentences=heads.sentences, scope=training.scope, weight_decay=training.weight_decay, seed=seed)

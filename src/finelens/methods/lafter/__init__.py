@@ -12,5 +12,5 @@ CONFIG = LafterConfig
 
 
 def build(engine: Engine, heads: ClassHeads, config: LafterConfig, training: TrainingConfig, seed: int) -> Lafter:
-    """See :class:`finelens.methods.registry.Method`."""
+    """The task of this method; arguments are those of :class:`finelens.methods.registry.Method`."""
     return Lafter(engine, heads, config, scope=training.scope, weight_decay=training.weight_decay, seed=seed)

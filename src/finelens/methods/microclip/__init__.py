@@ -12,5 +12,5 @@ CONFIG = MicroClipConfig
 
 
 def build(engine: Engine, heads: ClassHeads, config: MicroClipConfig, training: TrainingConfig, seed: int) -> MicroClip:
-    """See :class:`finelens.methods.registry.Method`."""
+    """The task of this method; arguments are those of :class:`finelens.methods.registry.Method`."""
     return MicroClip(engine, heads, config, scope=training.scope, weight_decay=training.weight_decay, seed=seed)

@@ -13,7 +13,7 @@ CONFIG = NolaConfig
 
 
 def build(engine: Engine, heads: ClassHeads, config: NolaConfig, training: TrainingConfig, seed: int) -> Nola:
-    """See :class:`finelens.methods.registry.Method`."""
+    """The task of this method; arguments are those of :class:`finelens.methods.registry.Method`."""
     start = heads.templates
     # A model that was loaded has no texts and needs no second encoder.
     if heads.texts:

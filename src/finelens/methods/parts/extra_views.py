@@ -53,7 +53,7 @@ class ExtraTask(SolverTask):
         return self._views(tokens, tokens.extra if isinstance(tokens, TargetFeatures) else ())
 
     def seen(self, images: Tensor) -> Tensor | list[Tensor]:
-        """The same of pixels or rows; features of further encoders are the last columns of the rows."""
+        """The joint-space feature and the other views, of pixels or rows; features of further encoders are the last columns of the rows."""
         if not isinstance(images, FeatureRows):
             return self._views(self.engine.encode_frozen(images), ())
         own = self.engine.backbone.dim + self.engine.backbone.width

@@ -30,5 +30,5 @@ class SolverMethod:
         self.CONFIG = solver_options(solver, base)
 
     def build(self, engine: Engine, heads: ClassHeads, config: Any, training: TrainingConfig, seed: int) -> SolverTask:
-        """See :class:`finelens.methods.registry.Method`."""
+        """The task of this method; arguments are those of :class:`finelens.methods.registry.Method`."""
         return self.task(engine, heads, config.new_solver(seed), config)
