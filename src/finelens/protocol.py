@@ -331,7 +331,7 @@ class StepOutput:
 
     Attributes:
         loss: Scalar with gradient.
-        log: Numbers of which the loop takes the mean over the images of an epoch; scalars on a device stay there, see ``training.step_log.number``.
+        log: Numbers of which the loop takes the mean over the images of an epoch; scalars may stay on their device, and keep their graph.
         pseudo_labels: Class that each image was trained towards, (B,), int64, for the collapse alarm; None for a method without.
     """
 
@@ -358,6 +358,9 @@ class Task(nn.Module, ABC):
 
     A task registers its own parameters and buffers as usual, so ``state_dict`` covers what it learns; the backbone is held outside the module tree.
 
+    Args:
+        engine: The :class:`~finelens.engine.engine.Engine` that runs the backbone.
+
     Attributes:
         views: Views each step needs.
         inference: Views an answer needs besides the centre view; None for most methods.
@@ -369,6 +372,12 @@ class Task(nn.Module, ABC):
     inference: InferenceViews | None = None
     optimisation: Optimisation = Optimisation()
     needs_text: bool = False
+    engine: Any
+
+    def __init__(self, engine: Any) -> None:
+        super().__init__()
+        # Held outside the module tree: the backbone is saved on its own.
+        object.__setattr__(self, "engine", engine)
 
     @abstractmethod
     def prepare(self, features: TargetFeatures) -> None:

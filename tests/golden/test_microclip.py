@@ -266,8 +266,8 @@ def test_trajectory_of_losses(golden, backbone, monkeypatch, dtype):
     for step, output in run_steps(task, golden, dtype):
         rel = (1e-9, 1e-7, 1e-7)[step] if double else (1e-5, 1e-4, 1e-4)[step]
         assert output.loss.item() == pytest.approx(g["loss"][step].item(), rel=rel)
-        assert output.log["ce"] == pytest.approx(g[f"step{step}.ce"].item(), rel=rel)
-        assert output.log["marginal"] == pytest.approx(g[f"step{step}.loss_fair"].item(), rel=rel)
+        assert output.log["ce"].item() == pytest.approx(g[f"step{step}.ce"].item(), rel=rel)
+        assert output.log["marginal"].item() == pytest.approx(g[f"step{step}.loss_fair"].item(), rel=rel)
         atol = (1e-9, 1e-7, 1e-7)[step] if double else (1e-6, 1e-5, 1e-5)[step]
         assert_close(task.log_marginal.exp(), g[f"step{step}.pbar"], atol)
 

@@ -157,7 +157,7 @@ def test_loss_is_the_cross_entropy_of_each_set(tiny_vit):
     expected = sum(F.cross_entropy(task.engine.backbone.logit_scale * x @ prototypes[s].T, torch.tensor([0, 0, 1])) for s in range(3))
     out = task.step(batch, 0, 0)
     torch.testing.assert_close(out.loss, expected)
-    assert out.log["ce"] == pytest.approx(expected.item() / 3, rel=1e-5)
+    assert out.log["ce"].item() == pytest.approx(expected.item() / 3, rel=1e-5)
     # Every set learns as if it were alone.
     (gradient,) = torch.autograd.grad(out.loss, task.context)
     alone = F.cross_entropy(task.engine.backbone.logit_scale * x @ task.text_features()[1].T, torch.tensor([0, 0, 1]))

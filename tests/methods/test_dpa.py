@@ -228,7 +228,7 @@ def test_options_scale_their_terms(engine):
     torch.testing.assert_close(total, alone + 3 * log["marginal"] + 0.5 * log["align"])
     task = prepared(engine, DpaConfig(), batch)
     scale = 0.25 * engine.backbone.logit_scale
-    assert log["align"] == pytest.approx(alignment_loss(task.image_prototypes, F.normalize(task.prototypes, dim=-1), scale).item())
+    assert log["align"].item() == pytest.approx(alignment_loss(task.image_prototypes, F.normalize(task.prototypes, dim=-1), scale).item())
     estimated = prepared(engine, DpaConfig(marginal="prior", align_weight=0.0), batch)
     term = marginal_loss(log_batch_marginal(estimated.logits(strong)), estimated.class_prior.prior)
     torch.testing.assert_close(estimated.loss(strong, pseudo)[0], alone + term)

@@ -238,7 +238,7 @@ def test_loss_is_the_weighted_sum_it_says(tiny_vit, marginal, ce_weight, margina
         torch.testing.assert_close(second, loss, atol=1e-5, rtol=1e-5)
         task.log_marginal = torch.full((C,), 1 / C).log()
         _, log = task.loss(weak, pseudo, first=False)
-        assert log["marginal"] == pytest.approx(-2 * (0.5 * (1 / C + p.mean(0))).log().mean().item(), rel=1e-5)
+        assert log["marginal"].item() == pytest.approx(-2 * (0.5 * (1 / C + p.mean(0))).log().mean().item(), rel=1e-5)
 
 
 def test_uniform_prior_is_the_published_term(tiny_vit):

@@ -64,8 +64,7 @@ class LeastSquares(Task):
     views = ViewPlan(weak=True, strong=False)
 
     def __init__(self, engine: Engine, start: float = 0.0) -> None:
-        super().__init__()
-        object.__setattr__(self, "engine", engine)
+        super().__init__(engine)
         self.w = nn.Parameter(torch.full((3,), start))
         self.idle = nn.Parameter(torch.ones(2))
         self.frozen = nn.Parameter(torch.ones(1), requires_grad=False)

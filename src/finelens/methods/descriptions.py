@@ -66,9 +66,7 @@ class Descriptions(FrozenTask):
     """
 
     def __init__(self, engine: Engine, config: DescriptionsConfig) -> None:
-        super().__init__()
-        object.__setattr__(self, "engine", engine)
-        self.engine: Engine
+        super().__init__(engine)
         self.config = config
         self.texts: Tensor
         self.weights: Tensor

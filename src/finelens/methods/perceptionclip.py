@@ -82,9 +82,7 @@ class PerceptionClip(FrozenTask):
     """
 
     def __init__(self, engine: Engine, config: PerceptionClipConfig) -> None:
-        super().__init__()
-        object.__setattr__(self, "engine", engine)
-        self.engine: Engine
+        super().__init__(engine)
         self.config = config
         self.head: Tensor
         self.generic: Tensor

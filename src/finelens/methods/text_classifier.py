@@ -69,9 +69,7 @@ class TextClassifier(FrozenTask):
     """
 
     def __init__(self, engine: Engine, heads: ClassHeads, config: TextClassifierConfig, *, seed: int) -> None:
-        super().__init__()
-        object.__setattr__(self, "engine", engine)
-        self.engine: Engine
+        super().__init__(engine)
         self.texts, self.config, self.seed = heads.texts, config, seed
         self.register_buffer("head", heads.templates.clone())
         self.head: Tensor

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from finelens.training.losses import log_batch_marginal
 from finelens.training.marginal import ClassPrior
-from finelens.training.step_log import number
 
 
 @dataclass(frozen=True)
@@ -67,15 +66,15 @@ def self_training_loss(
         The scalar loss and numbers to log.
     """
     loss = weighted_cross_entropy(logits, pseudo.labels, pseudo.weights, smoothing)
-    log = {
-        "ce": number(loss),
-        "pseudo_confidence": number(pseudo.posterior.amax(-1).mean()),
-        "pseudo_weight": number(pseudo.weights.mean()),
-        "agreement": number((logits.argmax(-1) == pseudo.labels).float().mean()),
+    log: dict[str, float | Tensor] = {
+        "ce": loss,
+        "pseudo_confidence": pseudo.posterior.amax(-1).mean(),
+        "pseudo_weight": pseudo.weights.mean(),
+        "agreement": (logits.argmax(-1) == pseudo.labels).float().mean(),
     }
     term = class_prior.loss(log_batch_marginal(logits))
     if term is not None:
-        log["marginal"] = number(term)
+        log["marginal"] = term
         loss = loss + marginal_weight * term
     return loss, log
 

@@ -87,7 +87,7 @@ class StepLog:
     @classmethod
     def of(cls, start: StepStart, output: StepOutput, gradients: Mapping[str, Tensor]) -> StepLog:
         """Start the copies of a step's numbers; ``gradients`` are those that have not been checked."""
-        log: dict[str, float | Tensor] = {"loss": number(output.loss), **output.log}
+        log = {name: number(value) if isinstance(value, Tensor) else value for name, value in [("loss", output.loss), *output.log.items()]}
         late = {name: _wide(value).reshape(()) for name, value in log.items() if isinstance(value, Tensor)}
         checked = {name: gradient for name, gradient in gradients.items() if gradient.numel()}
         return cls(

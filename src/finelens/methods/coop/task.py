@@ -17,7 +17,6 @@ from finelens.methods.coop.context import Prompts, encode_prompts, initial_conte
 from finelens.methods.registry import all_methods
 from finelens.protocol import Batch, Cost, NotAvailableError, Optimisation, StepOutput, TargetFeatures, Task, ViewPlan
 from finelens.training.state import resize_on_load
-from finelens.training.step_log import number
 
 # What the loop uses for these methods unless the user says otherwise (CoOp and UPL).
 TRAINING = {"epochs": 50, "batch_size": 32, "lr": 2e-3, "min_lr": 0.0, "weight_decay": 5e-4, "scope": "none"}
@@ -42,15 +41,13 @@ class Coop(Task):
         sets: Prompt sets S that are trained side by side.
     """
 
+    engine: Engine
     views = ViewPlan(weak=False, strong=False)
     optimisation = Optimisation("sgd", warmup_epochs=1)
     needs_text = True
 
     def __init__(self, engine: Engine, heads: ClassHeads, config: CoopConfig, *, weight_decay: float, seed: int, sets: int = 1) -> None:
-        super().__init__()
-        # Held outside the module tree: the backbone is saved on its own.
-        object.__setattr__(self, "engine", engine)
-        self.engine: Engine
+        super().__init__(engine)
         self.config = config
         self.weight_decay = weight_decay
         self.prompts: Prompts | None = None
@@ -118,7 +115,7 @@ class Coop(Task):
         logits = self.logits(self.features[rows], self.text_features())  # (S, B, C)
         losses = torch.stack([F.cross_entropy(one, labels) for one in logits])
         right = (logits.mean(0).argmax(-1) == labels).float().mean()
-        return StepOutput(losses.sum(), {"ce": number(losses.mean()), "agreement": number(right)})
+        return StepOutput(losses.sum(), {"ce": losses.mean(), "agreement": right})
 
     @torch.no_grad()
     def end_epoch(self, epoch: int) -> Mapping[str, float]:

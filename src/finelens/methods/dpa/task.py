@@ -14,15 +14,14 @@ from finelens.methods.dpa.config import DpaConfig
 from finelens.methods.dpa.prototypes import alignment_loss, image_prototypes
 from finelens.methods.dpa.pseudo_labels import align_distribution, assign
 from finelens.methods.parts.hint_memory import HintMemory
-from finelens.protocol import Batch, Cost, StepOutput, TargetFeatures, Task, ViewPlan
+from finelens.methods.parts.self_training import SelfTraining
+from finelens.protocol import Batch, Cost, StepOutput, TargetFeatures, ViewPlan
 from finelens.training.losses import log_batch_marginal
-from finelens.training.marginal import ClassPrior
 from finelens.training.pseudo_labels import PseudoLabels, self_training_loss, split_by_decay
 from finelens.training.state import resize_on_load
-from finelens.training.step_log import number
 
 
-class Dpa(Task):
+class Dpa(SelfTraining):
     """The method as a task of the training loop.
 
     Attributes:
@@ -43,14 +42,8 @@ class Dpa(Task):
     views = ViewPlan(weak=True, strong=True)
 
     def __init__(self, engine: Engine, start: Tensor, config: DpaConfig, *, scope: str = "norm", weight_decay: float = 0.1) -> None:
-        super().__init__()
-        # Held outside the module tree: the backbone is saved on its own.
-        object.__setattr__(self, "engine", engine)
-        self.engine: Engine
-        self.config = config
+        super().__init__(engine, start, config, scope=scope, weight_decay=weight_decay)
         self.strengths = config.strengths
-        self.tuned = engine.backbone.tunable(scope)
-        self.weight_decay = weight_decay
         self.prototypes = nn.Parameter(start.clone())  # Z, (C, E)
         classes, dim = start.shape
         self.register_buffer("image_prototypes", start.clone())  # P, (C, E)
@@ -62,13 +55,8 @@ class Dpa(Task):
         self.memory_labels: Tensor
         self.log_means: Tensor
         resize_on_load(self, "memory_features", "memory_labels", "log_means")
-        self.class_prior = ClassPrior(config.marginal, classes, start.dtype)
         self.hints = HintMemory()
         self.to(engine.device)
-
-    @property
-    def _scale(self) -> float:
-        return self.engine.backbone.logit_scale
 
     def prepare(self, features: TargetFeatures) -> None:
         """Label every image by its text prototype, remember it, and start the image prototypes."""
@@ -145,13 +133,13 @@ class Dpa(Task):
         """
         loss, log = self_training_loss(self.logits(strong), pseudo, self.class_prior, self.strengths.marginal_weight)
         align = alignment_loss(self.image_prototypes, F.normalize(self.prototypes, dim=-1), self.strengths.align_scale * self._scale)
-        return loss + self.strengths.align_weight * align, {**log, "align": number(align)}
+        return loss + self.strengths.align_weight * align, {**log, "align": align}
 
     def end_epoch(self, epoch: int) -> Mapping[str, float]:
         """Renew the image prototypes from the memory, and the estimated prior."""
         self._renew_image_prototypes()
         empty = len(self.prototypes) - len(self.memory_labels.unique())
-        return {"classes_without_image": float(empty), **self.class_prior.end_epoch()}
+        return {"classes_without_image": float(empty), **super().end_epoch(epoch)}
 
     def prediction_state(self) -> dict[str, Tensor]:
         """The text prototypes; everything else serves training only."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,12 +18,12 @@ from finelens.methods.fair.anchors import kmeans_anchors
 from finelens.methods.fair.config import FairConfig
 from finelens.methods.fair.pseudo_labels import assign
 from finelens.methods.parts.hint_memory import HintMemory
-from finelens.protocol import Batch, Cost, InferenceViews, StepOutput, TargetFeatures, Task, ViewPlan
-from finelens.training.marginal import ClassPrior
+from finelens.methods.parts.self_training import SelfTraining
+from finelens.protocol import Batch, Cost, InferenceViews, StepOutput, TargetFeatures, ViewPlan
 from finelens.training.pseudo_labels import PseudoLabels, is_matrix, self_training_loss, split_by_decay
 
 
-class Fair(Task):
+class Fair(SelfTraining):
     """The method as a task of the training loop. Numbers in comments are the steps on the method's page.
 
     Args:
@@ -47,26 +47,14 @@ class Fair(Task):
         weight_decay: float = 0.1,
         seed: int = 0,
     ) -> None:
-        super().__init__()
-        # Held outside the module tree: the backbone is saved on its own.
-        object.__setattr__(self, "engine", engine)
-        self.engine: Engine
-        self.config = config
+        super().__init__(engine, start, config, scope=scope, weight_decay=weight_decay, seed=seed)
         self.sentences = sentences
-        self.tuned = engine.backbone.tunable(scope)
-        self.weight_decay = weight_decay
-        self.seed = seed
         self.views = ViewPlan(weak=True, strong=True, crops=config.crops)
         self.inference = InferenceViews(config.crops) if config.inference == "las" else None
         # 1. Class Description Anchors
         self.anchors = nn.Parameter(start[:, None].repeat(1, config.anchors, 1), requires_grad=config.train_anchors)  # (C, J, E)
-        self.class_prior = ClassPrior(config.marginal, len(start), start.dtype)
         self.hints = HintMemory()
         self.to(engine.device)
-
-    @property
-    def _scale(self) -> float:
-        return self.engine.backbone.logit_scale
 
     def prepare(self, features: TargetFeatures) -> None:
         """Start several anchors from a k-means, and the class prior from the zero-shot posteriors.
@@ -140,10 +128,6 @@ class Fair(Task):
             The scalar loss and numbers to log.
         """
         return self_training_loss(self.logits(strong), pseudo, self.class_prior, self.config.marginal_weight)
-
-    def end_epoch(self, epoch: int) -> Mapping[str, float]:
-        """Renew the estimated prior from this epoch's posteriors."""
-        return self.class_prior.end_epoch()
 
     def prediction_state(self) -> dict[str, Tensor]:
         """The anchors; the memories of training stay behind."""

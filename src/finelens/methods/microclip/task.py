@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -21,11 +21,10 @@ from finelens.methods.microclip.ncut import Saliency, ncut_saliency
 from finelens.methods.microclip.pseudo_labels import aggregate, fuse_features, multi_view_feature
 from finelens.methods.microclip.soap import Soap, masked_mean
 from finelens.methods.parts.hint_memory import HintMemory
-from finelens.protocol import Batch, Cost, ImageTokens, StepOutput, TargetFeatures, Task, ViewPlan
+from finelens.methods.parts.self_training import SelfTraining
+from finelens.protocol import Batch, Cost, ImageTokens, StepOutput, TargetFeatures, ViewPlan
 from finelens.training.losses import running_log_marginal
-from finelens.training.marginal import ClassPrior
 from finelens.training.pseudo_labels import is_matrix, split_by_decay
-from finelens.training.step_log import number
 
 # Learning rate of SOAP's projections on a convolutional tower, as a share of the published one.
 CONVOLUTIONAL_LR_SCALE = 0.1
@@ -48,7 +47,7 @@ class Features:
     saliency: Saliency | None = None
 
 
-class MicroClip(Task):
+class MicroClip(SelfTraining):
     """The method as a task of the training loop.
 
     Args:
@@ -63,23 +62,14 @@ class MicroClip(Task):
     def __init__(
         self, engine: Engine, heads: ClassHeads, config: MicroClipConfig, *, scope: str = "norm", weight_decay: float = 0.1, seed: int = 0
     ) -> None:
-        super().__init__()
-        # Held outside the module tree: the backbone is saved on its own.
-        object.__setattr__(self, "engine", engine)
-        self.engine: Engine
-        self.config = config
-        self.tuned = engine.backbone.tunable(scope)
-        self.weight_decay = weight_decay
-        self.seed = seed
         start = heads.descriptions if config.head_init == "descriptions" else heads.templates
+        super().__init__(engine, start, config, scope=scope, weight_decay=weight_decay, seed=seed)
         cached = self._uses_crops and config.prior_views == "cached"
         self.cached_prior = CachedPrior(start.shape[1], start.dtype) if cached else None
         self.views = ViewPlan(weak=True, strong=True, crops=config.crops if self._uses_crops and not cached else 0)
         self.head = nn.Parameter(start.clone(), requires_grad=config.train_head)  # W*, (C, E)
         self.register_buffer("frozen_head", heads.weighted.clone())  # W_LLM, (C, E)
-        classes = len(start)
-        self.register_buffer("log_marginal", torch.zeros(classes, dtype=start.dtype))
-        self.class_prior = ClassPrior(config.marginal, classes, start.dtype)
+        self.register_buffer("log_marginal", torch.zeros(len(start), dtype=start.dtype))
         self.hints = HintMemory()
         self.frozen_head: Tensor
         self.log_marginal: Tensor
@@ -92,10 +82,6 @@ class MicroClip(Task):
     @property
     def _uses_crops(self) -> bool:
         return self.config.teacher.startswith("multi-view") or (self.config.teacher == "aggregated" and self.config.gamma > 0)
-
-    @property
-    def _scale(self) -> float:
-        return self.engine.backbone.logit_scale
 
     def prepare(self, features: TargetFeatures) -> None:
         """Take the hints, estimate the class prior from the zero-shot posteriors where the marginal term needs one, cache the multi-view prior."""
@@ -244,7 +230,7 @@ class MicroClip(Task):
         loss, log = self.loss(strong, pseudo, first=step_in_epoch == 0)
         self.class_prior.remember(batch.index, (self._scale * pseudo).softmax(-1))
         if weak.saliency is not None:
-            log["saliency_share"] = number(weak.saliency.mask.float().mean())
+            log["saliency_share"] = weak.saliency.mask.float().mean()
             log["edge_density"] = weak.saliency.density.mean().item()
             log["ncut_fallback"] = weak.saliency.fallback.float().mean().item()
         return StepOutput(loss, log, pseudo.argmax(-1))
@@ -272,19 +258,15 @@ class MicroClip(Task):
         logits = self.branch_logits(strong)["logits"]
         ce = F.cross_entropy(logits, pseudo.argmax(-1))
         loss = self.config.ce_weight * ce
-        log = {"ce": number(ce), "pseudo_confidence": number((self._scale * pseudo).softmax(-1).amax(-1).mean())}
-        log["agreement"] = number((logits.argmax(-1) == pseudo.argmax(-1)).float().mean())
+        log: dict[str, float | Tensor] = {"ce": ce, "pseudo_confidence": (self._scale * pseudo).softmax(-1).amax(-1).mean()}
+        log["agreement"] = (logits.argmax(-1) == pseudo.argmax(-1)).float().mean()
         log_marginal = running_log_marginal(logits, None if first else self.log_marginal)
         self.log_marginal = log_marginal.detach()
         term = self.class_prior.loss(log_marginal)
         if term is not None:
-            log["marginal"] = number(term / 0.5)
+            log["marginal"] = term / 0.5
             loss = loss + self.config.marginal_weight * term / 0.5
         return loss, log
-
-    def end_epoch(self, epoch: int) -> Mapping[str, float]:
-        """Refresh the estimated prior from this epoch's pseudo-label posteriors."""
-        return self.class_prior.end_epoch()
 
     def prediction_state(self) -> dict[str, Tensor]:
         """Heads and projections; the memories of training stay behind."""

@@ -20,6 +20,7 @@ class NoOptions:
 class FrozenTask(Task):
     """A task without training: what it knows, it knows after ``prepare``."""
 
+    engine: Engine
     views = ViewPlan(weak=False, strong=False)
 
     def prepare(self, features: TargetFeatures) -> None:
@@ -47,9 +48,7 @@ class HeadTask(FrozenTask):
     """
 
     def __init__(self, engine: Engine, head: Tensor) -> None:
-        super().__init__()
-        object.__setattr__(self, "engine", engine)
-        self.engine: Engine
+        super().__init__(engine)
         self.register_buffer("head", head.clone())
         self.head: Tensor
         self.to(engine.device)

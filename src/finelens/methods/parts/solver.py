@@ -92,9 +92,7 @@ class SolverTask(FrozenTask):
     """
 
     def __init__(self, engine: Engine, heads: ClassHeads, solver: Solver, config: SolverConfig) -> None:
-        super().__init__()
-        object.__setattr__(self, "engine", engine)
-        self.engine: Engine
+        super().__init__(engine)
         self.solver = solver
         self.config = config
         self.prototypes = getattr(heads, config.head)

@@ -6,7 +6,6 @@ Shapes: B images, C classes, E joint width, W token width, P prompts.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +15,9 @@ from torch import Tensor, nn
 from finelens.core.options import require
 from finelens.engine.engine import Engine
 from finelens.images.randomness import seed_for
-from finelens.protocol import Backbone, TargetFeatures, Task
-from finelens.training.marginal import ClassPrior, Marginal
+from finelens.methods.parts.self_training import SelfTraining
+from finelens.protocol import Backbone, TargetFeatures
+from finelens.training.marginal import Marginal
 from finelens.training.pseudo_labels import PseudoLabels, self_training_loss, split_by_decay
 
 # CLIP's projected features have norms around a tenth of its logit scale (10 and 100).
@@ -48,7 +48,7 @@ class StudentConfig:
         require(0 <= self.marginal_weight < math.inf, "method.marginal_weight", "at least 0 and finite", self.marginal_weight)
 
 
-class Student(Task):
+class Student(SelfTraining):
     """Prompts, norms and head, their loss and their prediction. Where the pseudo-labels come from is the subclass's business.
 
     Attributes:
@@ -70,19 +70,12 @@ class Student(Task):
     def __init__(
         self, engine: Engine, start: Tensor, config: StudentConfig, *, scope: str = "norm", weight_decay: float = 0.1, seed: int = 0
     ) -> None:
-        super().__init__()
-        # Held outside the module tree: the backbone is saved on its own.
-        object.__setattr__(self, "engine", engine)
-        self.engine: Engine
-        self.config = config
-        self.seed, self.weight_decay = seed, weight_decay
-        self.tuned = engine.backbone.tunable(scope)
+        super().__init__(engine, start, config, scope=scope, weight_decay=weight_decay, seed=seed)
         self.head = nn.Parameter(start.clone())  # (C, E)
         wanted = config.prompts > 0 and engine.backbone.has_token_sequence
         self.prompts = nn.Parameter(start_prompts(engine.backbone, config.prompts, seed).to(start.dtype)) if wanted else None  # (P, W)
         self.register_buffer("feature_scale", torch.ones((), dtype=start.dtype))
         self.feature_scale: Tensor
-        self.class_prior = ClassPrior(config.marginal, len(start), start.dtype)
 
     def prepare(self, features: TargetFeatures) -> None:
         """Say what the tower cannot do, and see whether its features have norms of their own."""
@@ -127,10 +120,6 @@ class Student(Task):
             The scalar loss and numbers to log.
         """
         return self_training_loss(logits, pseudo, self.class_prior, self.config.marginal_weight, self.config.label_smoothing)
-
-    def end_epoch(self, epoch: int) -> Mapping[str, float]:
-        """Renew the estimated prior."""
-        return self.class_prior.end_epoch()
 
     def prediction_state(self) -> dict[str, Tensor]:
         """Head, prompts and the feature's scale; teachers and memories stay behind."""

@@ -23,9 +23,7 @@ class ViewTask(FrozenTask):
     """
 
     def __init__(self, engine: Engine, head: Tensor, inference: InferenceViews) -> None:
-        super().__init__()
-        object.__setattr__(self, "engine", engine)
-        self.engine: Engine
+        super().__init__(engine)
         self.inference: InferenceViews = inference
         self.register_buffer("head", head.clone())
         self.head: Tensor
