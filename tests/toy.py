@@ -104,12 +104,12 @@ def quick(**training: Any) -> dict[str, dict[str, Any]]:
 
 def options_for(method: str, **training: Any) -> Mapping[str, Any]:
     """:func:`quick`, or nothing but the precision for a method that does not train."""
-    return with_support(method, CLASSES, quick(**training) if method in TRAINING else {"training": {"precision": "float32"}})
+    return with_support(method, CLASSES, quick(**training) if find_method(method).trains else {"training": {"precision": "float32"}})
 
 
 def with_support(method: str, names: Sequence[str], options: Mapping[str, Any]) -> Mapping[str, Any]:
     """The options with a support set of one captioned picture a class, where the method needs one."""
-    if method not in WITH_SUPPORT:
+    if "support" not in find_method(method).needs:
         return options
     return {**options, "method": {**options.get("method", {}), "support": str(_support_folder(tuple(names)))}}
 

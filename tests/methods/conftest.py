@@ -20,3 +20,10 @@ def folder(tmp_path_factory) -> Path:
 def engine(folder) -> Engine:
     """A fresh engine around it."""
     return tiny_engine(folder)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """See :mod:`tests.methods.every`."""
+    kind = getattr(metafunc.function, "of_methods", None)
+    if kind is not None:
+        metafunc.parametrize("method", [method.name for method in metafunc.module.METHODS if kind(method)])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from functools import partial
+from operator import attrgetter
 
 import pytest
 import torch
@@ -15,18 +16,17 @@ from finelens.core.options import from_mapping
 from finelens.feature_store.store import feature_rows
 from finelens.images.batches import batches, centre_batches
 from finelens.images.load import decode_limits, load
-from finelens.methods.registry import METHODS, find_method
+from finelens.methods.registry import all_methods, find_method
 from finelens.protocol import Hints
 from finelens.runs.fit import fit
 from finelens.runs.model import load_model, save_model
 from finelens.runs.prepare import with_method
 from finelens.training import loop
 from finelens.training.loop import Hooks, Interrupted
+from tests.methods.every import every
 from tests.toy import (
-    ALL,
     CLASSES,
     QUIET,
-    TRAINING,
     Log,
     digest,
     events,
@@ -41,6 +41,7 @@ from tests.toy import (
     stop_after,
 )
 
+TRAINS = attrgetter("trains")
 EDGE_CASES = {
     "one class": (pictures(1), CLASSES[:1]),
     "two classes": (pictures(2), CLASSES[:2]),
@@ -65,13 +66,14 @@ def learned(model) -> dict[str, torch.Tensor]:
     return {**model.engine.backbone.image_state(), **model.task.prediction_state()}
 
 
-def test_names_are_lower_case_hyphenated_and_unique():
-    assert len(set(ALL)) == len(ALL)
-    for method in METHODS:
-        assert method.name.replace("-", "").isalnum()
-        assert method.name == method.name.lower()
-        assert method.summary.endswith(".")
-        assert method.summary.count(".") == 1 or "et al." in method.summary
+@every()
+def test_names_are_lower_case_hyphenated_and_unique(method):
+    entry = find_method(method)
+    assert [other.name for other in all_methods()].count(method) == 1
+    assert method.replace("-", "").isalnum()
+    assert method == method.lower()
+    assert entry.summary.endswith(".")
+    assert entry.summary.count(".") == 1 or "et al." in entry.summary
 
 
 def with_useful_heads(prepared, config, store, names):
@@ -91,7 +93,7 @@ def with_useful_heads(prepared, config, store, names):
     return with_method(replace(prepared, heads=heads), config)
 
 
-@pytest.mark.parametrize("method", TRAINING)
+@every(TRAINS)
 def test_loss_falls_on_separable_pictures(tiny_vit, method):
     options = {**quick(epochs=8, batch_size=24), "views": {"rand_layers": 0, "strong_scale_low": 0.7}}
     config, prepared = prepare_toy(tiny_vit, method, options=options)
@@ -108,7 +110,7 @@ def test_loss_falls_on_separable_pictures(tiny_vit, method):
     assert sum(log.losses[-3:]) / 3 < 0.995 * log.losses[0]
 
 
-@pytest.mark.parametrize("method", ALL)
+@every()
 def test_only_declared_parameters_change(backbone, method):
     config, prepared = prepare_toy(backbone, method)
     store = load(pictures(), decode_limits(config.views, prepared.engine.backbone.preprocess), QUIET).store
@@ -123,13 +125,13 @@ def test_only_declared_parameters_change(backbone, method):
     moved_own = changed(task, {name: p.detach() for name, p in own.items()})
     assert {id(own[name]) for name in moved_own} <= declared
     assert all(not p.requires_grad for name, p in prepared.engine.backbone.named_parameters() if id(p) not in declared)
-    if method in TRAINING:
+    if find_method(method).trains:
         assert moved | moved_own
     else:
         assert not declared
 
 
-@pytest.mark.parametrize("method", ALL)
+@every()
 def test_saved_model_gives_the_same_bits(backbone, method, tmp_path):
     config, untouched = prepare_toy(backbone, method)
     store = load(pictures(), decode_limits(config.views, untouched.engine.backbone.preprocess), QUIET).store
@@ -152,7 +154,7 @@ def test_saved_model_gives_the_same_bits(backbone, method, tmp_path):
         assert torch.equal(again.zero_shot_logits(rows)["templates"], fitted.zero_shot_logits)
 
 
-@pytest.mark.parametrize("method", TRAINING)
+@every(TRAINS)
 def test_interrupted_and_resumed_run_ends_in_the_same_bits(backbone, method, photos, classes, tmp_path):
     given = {"backbone": f"local:{backbone}", "method": method, "options": quick(batch_size=4), "console": QUIET}
     whole, broken = tmp_path / "whole", tmp_path / "broken"
@@ -171,7 +173,7 @@ def test_interrupted_and_resumed_run_ends_in_the_same_bits(backbone, method, pho
 
 
 @pytest.mark.parametrize("case", EDGE_CASES)
-@pytest.mark.parametrize("method", ALL)
+@every()
 def test_unusual_numbers_of_images_and_classes(backbone, method, case):
     images, names = EDGE_CASES[case]
     prepared, fitted, log = fit_toy(backbone, method, images, names, options_for(method, epochs=1))
@@ -184,7 +186,7 @@ def test_unusual_numbers_of_images_and_classes(backbone, method, case):
     assert torch.isfinite(logits).all()
 
 
-@pytest.mark.parametrize("method", TRAINING)
+@every(TRAINS)
 def test_number_of_view_threads_does_not_change_a_bit(backbone, method, monkeypatch):
     models = []
     for workers in (1, 4):
@@ -194,14 +196,14 @@ def test_number_of_view_threads_does_not_change_a_bit(backbone, method, monkeypa
     assert changed(*models) == set()
 
 
-@pytest.mark.parametrize("method", TRAINING)
+@every(TRAINS)
 def test_seed_decides_and_nothing_else_does(tiny_vit, method):
     first, again, other = (learned(fit_toy(tiny_vit, method, pictures(), options=quick(epochs=1), seed=seed)[1].model) for seed in (0, 0, 1))
     assert changed(first, again) == set()
     assert changed(first, other) != set()
 
 
-@pytest.mark.parametrize("method", TRAINING)
+@every(TRAINS)
 def test_cost_declares_the_forwards_that_a_step_makes(tiny_vit, method):
     config, prepared = prepare_toy(tiny_vit, method, options=quick(epochs=3))
     store = load(pictures(), decode_limits(config.views, prepared.engine.backbone.preprocess), QUIET).store
@@ -212,7 +214,7 @@ def test_cost_declares_the_forwards_that_a_step_makes(tiny_vit, method):
     assert engine.no_grad_forwards - n == 3 * n * cost.no_grad_forwards
 
 
-@pytest.mark.parametrize("method", [method.name for method in METHODS if method.adapts])
+@every(attrgetter("adapts"))
 def test_hints_are_not_ignored(tiny_vit, method):
     _, first, _ = fit_toy(tiny_vit, method, pictures(3), options=options_for(method, epochs=1))
     config, prepared = prepare_toy(tiny_vit, method, options=options_for(method, epochs=1))
@@ -225,12 +227,12 @@ def test_hints_are_not_ignored(tiny_vit, method):
     assert changed(learned(first.model), learned(second.model)) != set()
 
 
-@pytest.mark.parametrize("method", ALL)
+@every()
 def test_a_method_that_answers_from_further_views_says_that_it_needs_pixels(tiny_vit, method):
     task = prepare_toy(tiny_vit, method)[1].task
     assert task.inference is None or find_method(method).needs_pixels
 
 
-def test_options_of_every_method_have_defaults():
-    for method in METHODS:
-        assert from_mapping(find_method(method.name).config_class, {}, "method") is not None
+@every()
+def test_options_of_every_method_have_defaults(method):
+    assert from_mapping(find_method(method).config_class, {}, "method") is not None
