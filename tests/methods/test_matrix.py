@@ -16,7 +16,7 @@ from finelens.core.options import from_mapping
 from finelens.feature_store.store import feature_rows
 from finelens.images.batches import batches, centre_batches
 from finelens.images.load import decode_limits, load
-from finelens.methods.registry import all_methods, find_method
+from finelens.methods.registry import METHODS, all_methods, find_method  # noqa: F401 - the tests run for each of METHODS
 from finelens.protocol import Hints
 from finelens.runs.fit import fit
 from finelens.runs.model import load_model, save_model
