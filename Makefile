@@ -3,7 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test coverage lint clean
+LOWEST := .venv-lowest
+
+.PHONY: demo test test-lowest coverage lint clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -20,6 +22,15 @@ test: $(VENV)/.installed
 	$(BIN)/lint-imports
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
+# The lowest versions that pyproject.toml allows, on Python 3.11, under the tests that need no more than they.
+test-lowest:
+	$(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/python -m pip install --quiet uv
+	$(LOWEST)/bin/uv pip compile --quiet --python-version 3.11 --resolution lowest-direct --extra parquet --output-file $(LOWEST)/lowest.txt pyproject.toml
+	$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python --requirement $(LOWEST)/lowest.txt pytest hypothesis import-linter
+	$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python --no-deps --editable .
+	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest tests/core tests/storage tests/solvers tests/evaluation tests/classes tests/runs
+
 # Lines of what stands between a run and its loss: decoding, run state, checkpoints. One process, about five minutes.
 coverage: $(VENV)/.installed
 	$(BIN)/python scripts/measure_coverage.py
@@ -29,4 +40,4 @@ lint: $(VENV)/.installed
 	$(BIN)/python -m ruff format .
 
 clean:
-	rm -rf $(VENV) build dist src/*.egg-info
+	rm -rf $(VENV) $(LOWEST) build dist src/*.egg-info
