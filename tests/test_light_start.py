@@ -56,4 +56,4 @@ def test_a_solver_on_cached_features(tmp_path, method):
 
 
 def test_help_needs_no_library_of_numbers():
-    assert imported(run_command("--help"), "torch", "numpy", "scipy", "sklearn", "PIL", *HEAVY) == []
+    assert imported(run_command("--help"), "importlib.metadata", "torch", "numpy", "scipy", "sklearn", "PIL", *HEAVY) == []

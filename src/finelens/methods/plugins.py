@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
-from importlib.metadata import EntryPoint, entry_points
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from finelens.methods.method import Method
 
-GROUP = "finelens.methods"
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
-logger = logging.getLogger(__name__)
+GROUP = "finelens.methods"
 
 
 @dataclass(frozen=True)
@@ -36,6 +35,10 @@ def find_plugins(taken: frozenset[str]) -> Plugins:
     Args:
         taken: Names that belong to finelens.
     """
+    # Not at the top: ``--help`` gets as far as there.
+    import logging
+    from importlib.metadata import entry_points
+
     owners, methods, problems = dict.fromkeys(taken, "finelens"), [], []
     for entry in sorted(entry_points(group=GROUP), key=lambda entry: (_package(entry), entry.name)):
         package = _package(entry)
@@ -53,7 +56,7 @@ def find_plugins(taken: frozenset[str]) -> Plugins:
                 problems.append(f"package {package}: its method {method.name} is left out: {owner} has one of that name")
     lines = tuple(" ".join(problem.split()) for problem in problems)
     for line in lines:
-        logger.warning("%s", line)
+        logging.getLogger(__name__).warning("%s", line)
     return Plugins(tuple(methods), lines)
 
 
