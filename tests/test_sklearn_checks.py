@@ -13,6 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from sklearn.base import clone
+from sklearn.model_selection import KFold, cross_val_predict, cross_val_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 from sklearn.utils import estimator_checks as checks
 
 import finelens
@@ -98,7 +102,7 @@ def test_features_from_python_do_what_a_file_does(tmp_path, method):
     """Above all, for a researcher with features of any model: the same answers as the command gives."""
     model = LabelFreeClassifier(CLASSES, method=method).fit(X, Y, prototypes=W, logit_scale=20.0)
     assert model.n_features_in_ == 12
-    assert list(model.classes_) == list(CLASSES)
+    assert list(model.classes_) == sorted(CLASSES)
     np.save(tmp_path / "X.npy", X)
     np.save(tmp_path / "W.npy", W)
     (tmp_path / "classes.txt").write_text("\n".join(CLASSES) + "\n")
@@ -130,6 +134,69 @@ def test_classes_without_names_are_numbers():
     assert np.isnan(model.predict_proba(rows)).all(1).tolist() == [False, False, True]
     assert model.predict(rows).tolist()[2] == -1
     assert model.classifier_.predict(X[:1]) == [str(model.predict(X[:1])[0])]
+
+
+NAMES = np.array(["tabby", "siamese", "persian", "ocicat"])
+
+
+def test_scorers_that_use_probabilities_take_the_columns_as_they_are():
+    """Every scorer of scikit-learn that asks for probabilities assumes sorted classes and does not look at ``classes_``."""
+    y = NAMES[Y]
+    x, y = X[y != "ocicat"], y[y != "ocicat"]
+    model = LabelFreeClassifier(list(NAMES[:3]), method="gda-em", prototypes=W[:3])
+    scores = {name: cross_val_score(model, x, y, scoring=name).mean() for name in ("accuracy", "roc_auc_ovr", "neg_log_loss", "neg_brier_score")}
+    assert scores["accuracy"] == 1
+    assert scores["roc_auc_ovr"] == 1
+    assert scores["neg_log_loss"] > -0.05
+    assert scores["neg_brier_score"] > -0.05
+    fitted = model.fit(x)
+    assert list(fitted.classes_) == sorted(NAMES[:3])
+    # The class of a column is told by classes_, whatever order the user gave.
+    np.testing.assert_array_equal(fitted.predict_proba(x), fitted.classifier_.predict_proba(x)[:, [2, 1, 0]])
+    turned = LabelFreeClassifier(list(NAMES[2::-1]), method="gda-em", prototypes=W[2::-1]).fit(x)
+    np.testing.assert_allclose(turned.predict_proba(x), fitted.predict_proba(x), atol=1e-6)
+
+
+def test_prototypes_of_the_constructor_are_not_divided_among_folds():
+    """A parameter of ``fit`` with as many rows as samples is; that of the constructor is the same for each fold."""
+    prototypes, names = np.eye(12), np.array([f"class {i:02d}" for i in range(12)])
+    rows = prototypes + 0.01
+    model = clone(LabelFreeClassifier(names.tolist(), method="zero-shot", prototypes=prototypes))
+    assert (cross_val_predict(model, rows, names, cv=KFold(3)) == names).all()
+    with pytest.raises(UserError, match="8 prototypes for 12 classes"):
+        cross_val_predict(model, rows, names, cv=KFold(3), params={"prototypes": prototypes})
+    # What fit is given goes first.
+    assert (model.fit(rows, prototypes=prototypes[::-1]).predict(rows) == names[::-1]).all()
+
+
+class Table:
+    """What a table of another library looks like: columns with names, and an array on demand."""
+
+    def __init__(self, values: np.ndarray, columns: list[str]) -> None:
+        self.values, self.columns, self.shape = values, columns, values.shape
+
+    def __array__(self, dtype=None, copy=None) -> np.ndarray:
+        return np.asarray(self.values, dtype)
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+
+def test_tables_are_features():
+    model = LabelFreeClassifier(CLASSES, method="gda-em")
+    plain = model.fit(X, prototypes=W).predict_proba(X)
+    np.testing.assert_array_equal(model.fit(Table(X, ["a"] * 12), prototypes=Table(W, ["a"] * 12)).predict_proba(Table(X, ["a"] * 12)), plain)
+
+
+def test_columns_of_a_frame_have_names_that_must_stay():
+    pandas = pytest.importorskip("pandas")
+    columns = [f"f{i}" for i in range(12)]
+    frame = pandas.DataFrame(X, columns=columns)
+    model = make_pipeline(StandardScaler(with_std=False).set_output(transform="pandas"), LabelFreeClassifier(CLASSES, method="stata", prototypes=W))
+    assert list(model.fit(frame)[-1].feature_names_in_) == columns
+    assert model.predict_proba(frame).shape == (len(X), 4)
+    with pytest.raises(UserError, match="order"):
+        model[-1].predict_proba(frame[columns[::-1]])
 
 
 def test_several_prototypes_and_hints():

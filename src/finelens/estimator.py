@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin
-from sklearn.utils.validation import check_is_fitted
+from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
 from finelens.backbones.features_only import KIND
@@ -44,12 +44,15 @@ class LabelFreeClassifier(ClassifierMixin, BaseEstimator):
         device: ``cpu``, ``cuda`` or ``mps``.
         options: Values by section and key, e.g. ``{"training": {"epochs": 3}}``.
         verbose: Whether to show lines and progress bars.
+        prototypes: As for :meth:`fit`, which uses these where it is given none. For cross-validation, which takes a parameter of ``fit`` with as many
+            rows as there are samples for something to be divided among the folds.
 
     Attributes:
-        classes_: Class names, in the order of the columns of :meth:`predict_proba`.
+        classes_: Class names, sorted as scikit-learn's scorers assume; the columns of :meth:`predict_proba` have this order.
         classifier_: The fitted :class:`~finelens.runs.classifier.Classifier`.
         untrained_: Why nothing was trained though the method trains (``training.guard``); None where it was.
         n_features_in_: Feature width D, after a fit on features.
+        feature_names_in_: Names of the columns, after a fit on a table that names them.
     """
 
     def __init__(
@@ -64,9 +67,10 @@ class LabelFreeClassifier(ClassifierMixin, BaseEstimator):
         device: str = "cpu",
         options: Mapping[str, Mapping[str, Any]] | None = None,
         verbose: bool = False,
+        prototypes: Features | None = None,
     ) -> None:
         self.classes, self.method, self.minutes, self.descriptions, self.backbone, self.seed = classes, method, minutes, descriptions, backbone, seed
-        self.device, self.options, self.verbose = device, options, verbose
+        self.device, self.options, self.verbose, self.prototypes = device, options, verbose, prototypes
 
     def fit(
         self,
@@ -84,7 +88,7 @@ class LabelFreeClassifier(ClassifierMixin, BaseEstimator):
                 Or features (N, D) in floating point, with ``prototypes``.
             y: Ignored, present by convention; labels never reach the methods.
             prototypes: One prototype a class, (C, D), or several, (C, K, D), in the order of ``classes``: what stands for the texts beside features.
-                Without ``classes`` the classes are called 0 to C - 1.
+                Without ``classes`` the classes are called 0 to C - 1. By default those that this object was made with.
             logit_scale: The model's multiplier of cosines, beside features; by default 100, as CLIP models have it.
             hints: Class names of a few images by their position in ``X``, given on purpose: what few-shot methods learn from, and fixed labels for
                 the others. The empty name says "none of these classes".
@@ -92,6 +96,7 @@ class LabelFreeClassifier(ClassifierMixin, BaseEstimator):
         Raises:
             UserError: Input that cannot be used.
         """
+        prototypes = self.prototypes if prototypes is None else prototypes
         source, names, texts = source_of(X), self._names(), None
         if is_matrix(X) != (prototypes is not None):
             raise UserError("features and prototypes go together: give fit features (N, D) in floating point and prototypes=(C, D)")
@@ -115,18 +120,26 @@ class LabelFreeClassifier(ClassifierMixin, BaseEstimator):
         release_text(prepared)
         fitted = fit(prepared, loaded.store, config, console, hints=known)
         self.classifier_, self.untrained_ = Classifier(fitted.model, config), fitted.untrained
-        self.classes_ = np.array(names) if names or texts is None else np.arange(len(prepared.classes))
+        given = np.array(names) if names or texts is None else np.arange(len(prepared.classes))
+        self._order = np.argsort(given)
+        self.classes_ = given[self._order]
         if texts is not None:
-            self.n_features_in_ = texts.dim
+            validate_data(self, X, skip_check_array=True)
         return self
 
     def _names(self) -> list[str]:
         return read_class_file(Path(self.classes)) if isinstance(self.classes, (str, Path)) else list(self.classes)
 
     def predict_proba(self, X: str | Path | ImageItems | Features) -> np.ndarray:
-        """Class probabilities (N, C); NaN in the row of an image that cannot be read, or of a feature of length 0."""
+        """Class probabilities (N, C) by ``classes_``; NaN in the row of an image that cannot be read, or of a feature of length 0."""
         check_is_fitted(self)
-        return self.classifier_.predict_proba(X)
+        if is_matrix(X) and hasattr(self, "feature_names_in_"):
+            try:
+                validate_data(self, X, reset=False, skip_check_array=True)
+            except ValueError as error:
+                # Columns in another order are other features.
+                raise UserError(str(error)) from error
+        return self.classifier_.predict_proba(X)[:, self._order]
 
     def predict(self, X: str | Path | ImageItems | Features) -> np.ndarray:
         """Classes (N,); what has no probabilities gives the empty string, or -1 where classes are numbers."""

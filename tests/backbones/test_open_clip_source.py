@@ -210,3 +210,29 @@ def test_coca_is_refused(folder):
     edit_config(folder, model_cfg={**config, "multimodal_cfg": {}})
     with pytest.raises(UserError, match="CoCa"):
         load_backbone(f"local:{folder}")
+
+
+def resized(folder, name, size):
+    """The configuration says another length than the weights have; open_clip itself would interpolate."""
+    config = json.loads((folder / "open_clip_config.json").read_text())
+    config["model_cfg"][name].update(size)
+    edit_config(folder, model_cfg=config["model_cfg"])
+    return f"local:{folder}"
+
+
+@pytest.mark.parametrize("length", [32, 78, 248])
+@pytest.mark.parametrize("model", [{}, {"custom_text": True}])
+def test_text_positions_that_do_not_fit_the_configuration_are_refused(tmp_path, length, model):
+    folder = write_tiny_vit(tmp_path / "model", **model)
+    with pytest.raises(UserError, match=rf"context_length is {length} and open_clip_model\.safetensors holds positions for 77 tokens; set .* 77"):
+        load_backbone(resized(folder, "text_cfg", {"context_length": length}))
+
+
+def test_another_context_length_than_clip_s_is_read(tmp_path):
+    folder = write_tiny_vit(tmp_path / "model", text={"context_length": 32})
+    assert load_backbone(f"local:{folder}").context_length == 32
+
+
+def test_image_positions_that_are_interpolated_are_warned_of(folder, caplog):
+    assert load_backbone(resized(folder, "vision_cfg", {"image_size": 96})).grid == (6, 6)
+    assert "image positions for 37 tokens are interpolated from the 17 of the weights" in caplog.text

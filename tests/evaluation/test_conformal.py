@@ -153,3 +153,32 @@ def test_predict_refuses_before_it_writes(run):
         classifier.predict_sets(paths, paths, ["zebra"] * len(paths))
     with pytest.raises(UserError, match="3 labels for 24"):
         classifier.predict_sets(paths, paths, [CLASSES[0]] * 3)
+
+
+def test_ties_are_relative_and_small_probabilities_keep_their_digits():
+    # The smallest case: as a difference both are the same, as probabilities one is four times the other.
+    p = np.array([[1 - 9e-10, 9e-10], [1 - 2e-10, 2e-10]])
+    assert calibrate(p[:1], [1], 0.5).contains(p).tolist() == [[True, True], [True, False]]
+    # One minus such a probability is one: the threshold is kept as the probability it is.
+    tiny = np.array([[1 - 3e-20, 3e-20], [1 - 1e-20, 1e-20]])
+    rule = calibrate(tiny[:1], [1], 0.5)
+    assert rule.threshold == 3e-20
+    assert rule.contains(tiny).tolist() == [[True, True], [True, False]]
+    # What only rounds differently is a tie.
+    assert calibrate(tiny[:1], [1], 0.5).contains(tiny[:1] * [1, 1 - 1e-7]).all()
+
+
+def test_peaked_probabilities_give_the_sets_of_the_rule():
+    rng = np.random.default_rng(6)
+    z = rng.normal(size=(450, 37))
+    y = (softmax(z).cumsum(1) > rng.random((450, 1))).argmax(1)
+    p = softmax(100 * z)
+    rule = calibrate(p[:50], y[:50], 0.9)
+    # Written out in logarithms, where nothing is lost: the 46th largest of the 50.
+    logs = 100 * z - 100 * z.max(1, keepdims=True)
+    logs -= np.log(np.exp(logs).sum(1, keepdims=True))
+    least = np.sort(logs[np.arange(50), y[:50]])[::-1][45]
+    expected = (logs[50:] >= least - 1e-6) | (logs[50:] == logs[50:].max(1, keepdims=True))
+    assert least < math.log(1e-12)
+    assert (rule.contains(p[50:]) == expected).all()
+    assert expected.sum(1).mean() < 37

@@ -167,9 +167,9 @@ def test_features_that_are_not_finite_are_refused(value):
 def test_class_without_a_text_feature_is_named(value):
     good, bad = unit_rows(3, 8, seed=0), unit_rows(3, 8, seed=0)
     bad[1] = value
-    check_text_features(ClassHeads(good, good, good), ("a", "b", "c"))
+    check_text_features(ClassHeads(good, good, good), ("a", "b", "c"), Console())
     with pytest.raises(UserError, match="the text features of class 'b' are zero or not finite"):
-        check_text_features(ClassHeads(good, bad, good), ("a", "b", "c"))
+        check_text_features(ClassHeads(good, bad, good), ("a", "b", "c"), Console())
 
 
 def test_bfloat16_overflow_is_refused_by_name(tiny_vit):
@@ -223,3 +223,15 @@ def test_events_of_a_quiet_run_have_no_warnings(tiny_vit):
     log: Log
     _, _, log = fit_toy(tiny_vit, "dpa", pictures(2), options=quick(epochs=1))
     assert {event["event"] for event in log.events} == {"epoch"}
+
+
+def test_classes_with_the_same_vector_are_named(capsys):
+    head = unit_rows(200, 8, seed=0)
+    head[7], head[150] = head[3], head[3] * (1 - 1e-7)
+    names = [f"class {c}" for c in range(200)]
+    check_text_features(ClassHeads(head, head, head), names, Console())
+    said = capsys.readouterr().err
+    assert "'class 3' and 'class 7' and 'class 150'" in said
+    assert said.count("class") < 8
+    check_text_features(ClassHeads(head[:7], head[:7], head[:7]), names[:7], Console())
+    assert capsys.readouterr().err == ""

@@ -491,3 +491,85 @@ def test_csv_of_a_run_has_a_row_for_each_row(own, classes):
     finelens.zero_shot(own / "X.npy", classes, own / "run", prototypes=own / "P.npy", console=QUIET)
     with open(own / "run/predictions.csv", newline="") as file:
         assert len(list(csv.DictReader(file))) == N
+
+
+# Numbers of others that look like features and are not: read, warned of or refused, never used in silence.
+
+
+def warnings_of(run, *arguments: object) -> str:
+    code, _, err = run(*arguments)
+    assert code == 0
+    return " ".join(line for line in err.splitlines() if line.startswith("warning:"))
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.int32, np.float32])
+def test_whole_numbers_are_doubted(own, classes, run, dtype):
+    features = data()[0]
+    low, high = features.min(0), features.max(0)
+    np.save(own / "Q.npy", ((features - low) / (high - low) * 100).round().astype(dtype))
+    base = ["--prototypes", own / "P.npy", "--classes", classes]
+    assert "whole numbers" in (said := warnings_of(run, "zero-shot", own / "Q.npy", *base, "--out", own / "q"))
+    assert "Q.npy" in said
+    assert "whole numbers" not in warnings_of(run, "zero-shot", own / "X.npy", *base, "--out", own / "x")
+    # A clean run does not make later rows clean.
+    assert "Q.npy" in warnings_of(run, "predict", own / "x", own / "Q.npy", "--csv", own / "q.csv")
+    np.save(own / "W.npy", (20 * data()[1]).round().astype(dtype if dtype is not np.uint8 else np.int16))
+    assert "W.npy: all prototypes are whole" in warnings_of(
+        run, "zero-shot", own / "X.npy", "--prototypes", own / "W.npy", "--classes", classes, "--out", own / "w"
+    )
+
+
+def test_transposed_prototypes_are_refused_or_doubted(own, classes, run, fails, tmp_path):
+    features, prototypes = data()
+    np.save(own / "T.npy", np.ascontiguousarray(prototypes.T))
+    base = ["zero-shot", own / "X.npy", "--classes", classes, "--out", own / "t", "--prototypes"]
+    assert "12 prototypes for 4 classes; give one each, in order (they look transposed" in fails(*base, own / "T.npy")
+    # As many classes as columns: both fit.
+    features, prototypes = data(D)
+    np.save(own / "X.npy", features)
+    np.save(own / "S.npy", prototypes)
+    np.save(own / "ST.npy", np.ascontiguousarray(prototypes.T))
+    (tmp_path / "twelve.txt").write_text("\n".join(f"class {i}" for i in range(D)))
+    base[3] = tmp_path / "twelve.txt"
+    assert "transposed" in warnings_of(run, *base, own / "ST.npy")
+    assert "transposed" not in warnings_of(run, *base, own / "S.npy", "--overwrite")
+
+
+@pytest.mark.parametrize("features", ["image_embeds", "image_features"])
+@pytest.mark.parametrize("texts", ["text_embeds", "text_features"])
+def test_names_of_other_tools_and_scales_in_tensors(own, classes, features, texts):
+    """What a CLIP model of another library returns, saved as it is: one file serves as features and as prototypes."""
+    x, w = data()
+    save_file({features: x, texts: w, "logit_scale": np.array(23.5, np.float32), "logits_per_image": x @ w.T}, own / "M.safetensors")
+    finelens.zero_shot(own / "M.safetensors", classes, own / "m", prototypes=own / "M.safetensors", console=QUIET)
+    given = {"prototypes": own / "P.npy", "logit_scale": 23.5, "console": QUIET}
+    finelens.zero_shot(own / "X.npy", classes, own / "x", **given)
+    assert (own / "m/predictions.csv").read_bytes() == (own / "x/predictions.csv").read_bytes()
+
+
+def test_the_other_side_of_a_model_is_not_taken(own, classes, fails):
+    x, w = data()
+    save_file({"text_embeds": w}, own / "texts.safetensors")
+    save_file({"image_embeds": x}, own / "images.safetensors")
+    base = ["--classes", classes, "--out", own / "r", "--prototypes"]
+    assert "cannot tell which tensor holds the features (found: text_embeds)" in fails("zero-shot", own / "texts.safetensors", *base, own / "P.npy")
+    assert "cannot tell which tensor holds the prototypes (found: image_embeds)" in fails("zero-shot", own / "X.npy", *base, own / "images.safetensors")
+
+
+def test_a_logarithm_in_place_of_the_scale_is_doubted(own, classes, run):
+    save_file({"features": data()[0]}, own / "L.safetensors", {"logit_scale": "4.6052"})
+    save_file({"features": data()[0], "logit_scale": np.array([4.6052], np.float32)}, own / "T.safetensors")
+    for name in ("L", "T"):
+        said = warnings_of(run, "zero-shot", own / f"{name}.safetensors", "--classes", classes, "--prototypes", own / "P.npy", "--out", own / name)
+        assert "is it the logarithm, as models keep it? Then give --logit-scale 100" in said
+
+
+def test_memory_order_does_not_matter(own, classes):
+    """Our reader: what the file says in Fortran order or as a view is what the array said. Writers differ, see the page."""
+    x = data()[0]
+    np.save(own / "F.npy", np.asfortranarray(x))
+    np.save(own / "V.npy", np.repeat(x, 2, axis=1)[:, ::2])
+    save_file({"features": np.ascontiguousarray(np.asfortranarray(x))}, own / "C.safetensors")
+    expected = read_features(own / "X.npy").store.features.global_
+    for name in ("F.npy", "V.npy", "C.safetensors"):
+        assert torch.equal(read_features(own / name).store.features.global_, expected)

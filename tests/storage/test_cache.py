@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from finelens.storage.cache import ENVIRONMENT_VARIABLE, cache_folder, cached_tensors
+from finelens.storage import cache
+from finelens.storage.cache import ENVIRONMENT_VARIABLE, cache_folder, cache_key, cached_tensors
 
 
 class Counter:
@@ -93,3 +94,50 @@ def test_default_folder_follows_the_platform(monkeypatch, tmp_path):
     assert cache_folder() == tmp_path / "finelens"
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert cache_folder() == Path.home() / ".cache" / "finelens"
+
+
+def test_precision_versions_and_processor_count(folder, monkeypatch):
+    """What decides the last bits is part of every key, whoever asks: a text vector of another precision is never served to a clean run."""
+    key = cache_key(["k"])
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("medium")
+        assert cache_key(["k"]) != key
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert cache_key(["k"]) == key
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+        assert cache_key(["k"]) != key
+    with monkeypatch.context() as patch:
+        patch.setattr(cache, "_versions", lambda: ("torch 1.0",))
+        assert cache_key(["k"]) != key
+    with monkeypatch.context() as patch:
+        patch.setenv("ONEDNN_DEFAULT_FPMATH_MODE", "BF16")
+        assert cache_key(["k"]) != key
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert cache_key(["k"]) != key
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads + 1)
+        assert cache_key(["k"]) != key
+    finally:
+        torch.set_num_threads(threads)
+    assert any(line.startswith(f"torch ['{torch.__version__.partition('+')[0]}") for line in cache._versions())
+
+
+def test_texts_encoded_in_another_precision_are_not_served(folder):
+    """The case: prototypes were off by 5e-4 in a clean run after one with ``medium``."""
+    from finelens.backbones.embedded import EmbeddedBackbone
+
+    texts = [f"a photo of a bird called {i}" for i in range(3)]
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("medium")
+        EmbeddedBackbone().encode_text(texts)
+    finally:
+        torch.set_float32_matmul_precision(before)
+    served = EmbeddedBackbone().encode_text(texts)
+    for path in folder.iterdir():
+        path.unlink()
+    assert torch.equal(served, EmbeddedBackbone().encode_text(texts))

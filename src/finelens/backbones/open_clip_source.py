@@ -16,7 +16,7 @@ from typing import Any
 
 import open_clip
 from open_clip.pretrained import download_pretrained_from_hf
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from finelens.backbones.hub import constants, hub_reachable, offline_if_unreachable
@@ -134,6 +134,7 @@ def build(source: Source) -> tuple[Any, Any]:
     if source.weights.suffix in PICKLE_SUFFIXES:
         logger.warning("%s: %s is a pickle; only its tensors are read (weights_only)", source.name, source.weights.name)
     try:
+        _check_positions(source, model)
         with _root_logger_kept():
             open_clip.load_checkpoint(model, str(source.weights), weights_only=True)
     except (SafetensorError, UnpicklingError, RuntimeError, KeyError, OSError) as error:
@@ -146,6 +147,31 @@ def build(source: Source) -> tuple[Any, Any]:
     except Exception as error:  # tokenizer back ends raise anything from OSError to their own types
         raise UserError(f"{source.name}: cannot load its tokenizer: {_first_line(error)}; {OFFLINE_REMEDY}") from error
     return model, tokenizer
+
+
+def _check_positions(source: Source, model: nn.Module) -> None:
+    """open_clip resizes a table of positions that does not fit the configuration, in silence, and the model is another one then.
+
+    Raises:
+        UserError: The text side's table does not fit. That of the image side is warned of: larger pictures by interpolated positions are in use.
+    """
+    if source.weights.suffix in PICKLE_SUFFIXES:
+        return
+    with safe_open(source.weights, framework="pt") as file:
+        stored = {name: file.get_slice(name).get_shape()[0] for name in file.keys() if name.endswith("positional_embedding")}  # noqa: SIM118
+    wanted = {name: len(table) for name, table in model.named_parameters() if name.endswith("positional_embedding")}
+    # A text tower may stand in the weights with or without its prefix.
+    for name, count in wanted.items():
+        found = stored.get(name, stored.get(name.removeprefix("text."), count))
+        if found == count:
+            continue
+        if name.startswith("visual."):
+            logger.warning("%s: image positions for %d tokens are interpolated from the %d of the weights", source.name, count, found)
+            continue
+        raise UserError(
+            f"{source.name}: text_cfg.context_length is {count} and {source.weights.name} holds positions for {found} tokens; "
+            f"set context_length to {found} in {CONFIG_NAME}, as the weights were trained"
+        )
 
 
 def _hub_for_text(source: Source) -> AbstractContextManager[None]:

@@ -16,6 +16,9 @@ from torch import Tensor
 from finelens.classes.templates import fill
 from finelens.protocol import Backbone, ClassSet
 
+# Vectors are the same where their components along so many random directions agree in so fine a step; encoders give about seven digits.
+SHADOW, SAME = 8, 1e-4
+
 PromptNorm = Literal["unit", "frobenius"]
 
 
@@ -127,6 +130,22 @@ class ClassHeads:
         """These heads on a device."""
         sentences, texts = (tuple(features.to(device) for features in rows) for rows in (self.sentences, self.texts))
         return ClassHeads(self.templates.to(device), self.descriptions.to(device), self.weighted.to(device), sentences, self.classes, texts)
+
+
+def same_vectors(head: Tensor) -> list[list[int]]:
+    """Groups of classes whose rows of a head (C, E) are equal up to rounding: in each only the first class can ever be predicted."""
+    rng = torch.Generator().manual_seed(0)
+    shadow = head.detach().double().cpu() @ torch.randn(head.shape[1], SHADOW, generator=rng, dtype=torch.float64)  # (C, 8)
+    # Of two that round differently one may fall into the next step; half a step further on both are in the same.
+    return max((_equal_rows((shadow / SAME + shift).floor()) for shift in (0, 0.5)), key=lambda groups: sum(map(len, groups)))
+
+
+def _equal_rows(rows: Tensor) -> list[list[int]]:
+    _, inverse, counts = rows.unique(dim=0, return_inverse=True, return_counts=True)
+    groups: dict[int, list[int]] = {}
+    for c in (counts > 1)[inverse].nonzero().flatten().tolist():
+        groups.setdefault(int(inverse[c]), []).append(c)
+    return list(groups.values())
 
 
 @torch.no_grad()

@@ -8,6 +8,7 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from finelens.classes.class_lists import TABLE_SUFFIXES, names_in_table, refuse_other_than_names
 from finelens.classes.text_files import counted, listing, plain_line, quote, read_lines, read_user_json
 from finelens.core.options import nearest
 from finelens.errors import UserError
@@ -17,6 +18,8 @@ CLASSES_JSON = "classes.json"
 
 _HYPHENS = re.compile("[\u2010-\u2014\ufe58]")
 _OUTER_HYPHENS = re.compile(r"(-*)(.*?)(-*)", re.DOTALL)
+# A hyphen after a blank and before a digit is the sign of a number.
+_INNER_HYPHEN = re.compile(r"(?<! )-|-(?!\d)")
 _WHAT = "class file"
 
 
@@ -25,7 +28,7 @@ def normalise(name: str) -> str:
 
     Compatibility composition (NFKC) and case folding as in the Unicode Standard, D146; invisible characters dropped; underscores, and hyphens between
     other characters, become spaces; white space is collapsed. Other punctuation stays, so ``C++``, ``C#`` and ``C`` differ; hyphens at either end
-    stay, so ``-5`` and ``5`` differ.
+    stay, so ``-5`` and ``5`` differ, and so do signs of numbers, ``at -5`` and ``at 5``.
 
     Returns:
         The normal form; applying the function again changes nothing. Empty only for a name without a visible character.
@@ -40,7 +43,7 @@ def normalise(name: str) -> str:
     outer = _OUTER_HYPHENS.fullmatch(spaced)
     assert outer is not None  # every string matches
     left, inner, right = outer.groups()
-    return " ".join(f"{left}{inner.replace('-', ' ')}{right}".split())
+    return " ".join(f"{left}{_INNER_HYPHEN.sub(' ', inner)}{right}".split())
 
 
 def match(names: Iterable[str], candidates: Iterable[str]) -> dict[str, str]:
@@ -60,16 +63,26 @@ def match(names: Iterable[str], candidates: Iterable[str]) -> dict[str, str]:
 def read_class_file(path: str | Path) -> list[str]:
     """Read class names in the file's order.
 
-    The file is text with one name a line, or, when it ends in ``.json``, a list of names or ``{"classes": [{"name": ..., "dir": ...}]}``.
+    The file is text with one name a line, or, when it ends in ``.json``, a list of names or ``{"classes": [{"name": ..., "dir": ...}]}``, or a table,
+    when it ends in ``.csv`` or ``.tsv``.
 
     Raises:
-        UserError: The file cannot be read, or its names do not pass :func:`check_names`.
+        UserError: The file cannot be read, its lines are evidently no plain names, or do not pass :func:`check_names`.
     """
-    if Path(path).suffix.lower() == ".json":
+    suffix = Path(path).suffix.lower()
+    if suffix == ".json":
         names = _names_in_json(read_user_json(path, _WHAT), path)
         return check_names(names, source=f"{_WHAT} {quote(str(path))}")
-    lines = read_lines(path, _WHAT)
-    return check_names([line for _, line in lines], source=f"{_WHAT} {quote(str(path))}", places=[f"line {number}" for number, _ in lines])
+    source = f"{_WHAT} {quote(str(path))}"
+    if suffix in (".yaml", ".yml"):
+        raise UserError(f"{source}: class lists are not read from YAML; write one plain name a line in a .txt file, or a list in a .json file")
+    if suffix in TABLE_SUFFIXES:
+        names, places = names_in_table(path, _WHAT)
+    else:
+        lines = read_lines(path, _WHAT)
+        names, places = [line for _, line in lines], [f"line {number}" for number, _ in lines]
+    refuse_other_than_names(names, source)
+    return check_names(names, source=source, places=places)
 
 
 def _names_in_json(content: object, path: str | Path) -> list[str]:
@@ -124,7 +137,10 @@ def _refuse_duplicates(names: Sequence[str], places: Sequence[str], source: str)
     repeated = [", ".join(f"{quote(names[i])} ({places[i]})" for i in group) for group in groups.values() if len(group) > 1]
     if repeated:
         shown = "; ".join(repeated[:5]) + (f"; and {len(repeated) - 5} more" if len(repeated) > 5 else "")
-        raise UserError(f"{source}: names that are equal up to case, spaces, hyphens and underscores: {shown}; keep one of each")
+        raise UserError(
+            f"{source}: names that are equal up to case, spaces, hyphens and underscores: {shown}; keep one of each; "
+            "if they are different classes, write what tells them apart into the names ('capital A', 'small a'): models hardly see it otherwise"
+        )
 
 
 def name_warnings(names: Sequence[str]) -> list[str]:

@@ -81,6 +81,11 @@ def read_utf8(path: str | Path, what: str) -> str:
         raise UserError(f"{what} {quote(str(path))} is not UTF-8 at byte offset {error.start} ({found}); save it as UTF-8") from None
 
 
+def is_comment(line: str) -> bool:
+    """Whether a line without surrounding white space is a comment."""
+    return _COMMENT.match(line) is not None
+
+
 def read_lines(path: str | Path, what: str) -> list[tuple[int, str]]:
     """Read the content lines of a text file, without surrounding white space, each with its number counted from 1.
 
@@ -88,7 +93,7 @@ def read_lines(path: str | Path, what: str) -> list[tuple[int, str]]:
         UserError: As :func:`read_utf8`.
     """
     lines = [line.strip() for line in _LINE_END.split(read_utf8(path, what))]
-    content = [(number, line) for number, line in enumerate(lines, start=1) if line and not _COMMENT.match(line)]
+    content = [(number, line) for number, line in enumerate(lines, start=1) if line and not is_comment(line)]
     return [(number, line[1:] if line.startswith("\\#") else line) for number, line in content]
 
 

@@ -10,8 +10,9 @@ from numpy.typing import ArrayLike
 
 from finelens.errors import UserError
 
-# Probabilities that differ by less are the same: those of predictions on another day round differently.
-TIE = 1e-9
+# Probabilities whose ratio differs from 1 by less are the same: float32 logits of another day round so differently. Never a difference: the true
+# class of a peaked prediction may have any small probability, and an absolute tie would let all classes in.
+TIE = 1e-6
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Conformal:
     def contains(self, probabilities: ArrayLike) -> np.ndarray:
         """Which classes are in the set of each image, (N, C) bool, from probabilities (N, C). The likeliest class always is: no set is empty."""
         p = np.asarray(probabilities, dtype=np.float64)
-        inside = p >= self.threshold - TIE
+        inside = p >= self.threshold * (1 - TIE)
         inside[np.arange(len(p)), p.argmax(1)] = True
         return inside
 
@@ -52,7 +53,8 @@ def calibrate(probabilities: ArrayLike, targets: ArrayLike, coverage: float) -> 
     """Least ambiguous set-valued classifier (LAC: Sadinle, Lei and Wasserman, 2019) by split conformal calibration.
 
     The score of a labelled image is one minus the probability of its true class; the threshold is the ``ceil((n + 1) coverage)``-th smallest score
-    (Vovk et al., 2005), so that the sets of exchangeable new images hold the true class with probability at least ``coverage``.
+    (Vovk et al., 2005), so that the sets of exchangeable new images hold the true class with probability at least ``coverage``. It is kept as the
+    probability it is of, the ``ceil((n + 1) coverage)``-th largest: one minus a probability below 1e-16 has lost it.
 
     Args:
         probabilities: Of the labelled images, (n, C).
@@ -68,7 +70,7 @@ def calibrate(probabilities: ArrayLike, targets: ArrayLike, coverage: float) -> 
     n, needed = len(y), labels_needed(coverage)
     if n < needed:
         raise UserError(f"{n} labelled photographs are too few for coverage {coverage:g}: {needed} are needed; label more, or lower --coverage")
-    scores = np.sort(1 - p[np.arange(n), y])
+    own = np.sort(p[np.arange(n), y])[::-1]
     rank = math.ceil(round((n + 1) * coverage, 9))
     # The likeliest rounding of a share such as 0.9 must not ask for a label more than there is.
-    return Conformal(float(1 - scores[min(rank, n) - 1]), coverage, n)
+    return Conformal(float(own[min(rank, n) - 1]), coverage, n)

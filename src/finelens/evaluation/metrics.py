@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy.sparse import coo_array, csr_array
 from scipy.special import bdtr
 
 from finelens.errors import UserError
@@ -26,17 +27,17 @@ def accuracy(targets: ArrayLike, predictions: ArrayLike) -> float:
     return float(np.mean(np.asarray(targets) == np.asarray(predictions)))
 
 
-def confusion(targets: ArrayLike, predictions: ArrayLike, n_classes: int) -> np.ndarray:
-    """Counts (C, C): rows are true classes, columns predicted ones."""
-    flat = np.asarray(targets) * n_classes + np.asarray(predictions)
-    return np.bincount(flat, minlength=n_classes * n_classes).reshape(n_classes, n_classes)
+def confusion(targets: ArrayLike, predictions: ArrayLike, n_classes: int) -> csr_array:
+    """Counts (C, C): rows are true classes, columns predicted ones. Sparse: a dense matrix of 20,000 classes would take 3 GB."""
+    pairs = np.asarray(targets), np.asarray(predictions)
+    return coo_array((np.ones(len(pairs[0]), dtype=np.int64), pairs), shape=(n_classes, n_classes)).tocsr()
 
 
 def class_accuracies(targets: ArrayLike, predictions: ArrayLike, n_classes: int) -> np.ndarray:
     """Recall of each class, (C,); NaN for a class without an image."""
     matrix = confusion(targets, predictions, n_classes)
     support = matrix.sum(axis=1)
-    return np.where(support > 0, np.diag(matrix) / np.maximum(support, 1), np.nan)
+    return np.where(support > 0, matrix.diagonal() / np.maximum(support, 1), np.nan)
 
 
 def class_mean_accuracy(targets: ArrayLike, predictions: ArrayLike, n_classes: int) -> float:
@@ -55,7 +56,7 @@ def f1_scores(targets: ArrayLike, predictions: ArrayLike, n_classes: int) -> np.
     """F1 of each class, (C,): 0 for a class never predicted, NaN for a class without an image."""
     matrix = confusion(targets, predictions, n_classes)
     support, predicted = matrix.sum(axis=1), matrix.sum(axis=0)
-    return np.where(support > 0, 2 * np.diag(matrix) / np.maximum(support + predicted, 1), np.nan)
+    return np.where(support > 0, 2 * matrix.diagonal() / np.maximum(support + predicted, 1), np.nan)
 
 
 def macro_f1(targets: ArrayLike, predictions: ArrayLike, n_classes: int) -> float:
@@ -223,9 +224,9 @@ def _check_shapes(y: np.ndarray, p: np.ndarray, first: np.ndarray, n_classes: in
         raise ValueError(f"shapes do not agree: targets {y.shape}, probabilities {p.shape}, zero_shot {first.shape}, {n_classes} classes")
 
 
-def _nonzero(matrix: np.ndarray) -> list[list[int]]:
-    rows, columns = np.nonzero(matrix)
-    cells: list[list[int]] = np.column_stack([rows, columns, matrix[rows, columns]]).tolist()
+def _nonzero(matrix: csr_array) -> list[list[int]]:
+    found = matrix.tocoo()
+    cells: list[list[int]] = np.column_stack([found.row, found.col, found.data]).tolist()
     return cells
 
 

@@ -131,8 +131,8 @@ def measure(
     confidence = first.amax(1)
     return Measured(
         signals=signals_of(probabilities, first, described),
-        confusion=estimate_confusion(probabilities)[:PAIRS],
-        similar=similar_pairs(heads)[:PAIRS],
+        confusion=estimate_confusion(probabilities, PAIRS),
+        similar=similar_pairs(heads, PAIRS),
         ids=tuple(ids[i].partition("-")[0][:ID_LENGTH] for i in order),
         zero_shot_probability=tuple(round(confidence[i].item(), 4) for i in order),
         typicality=tuple(None if math.isnan(value := typicality[i].item()) else round(value, 4) for i in order),

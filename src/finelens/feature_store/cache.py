@@ -8,7 +8,6 @@ needs no lock. Shards are memory-mapped; each row carries a checksum and is chec
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import time
 import uuid
@@ -20,7 +19,7 @@ import torch
 from torch import Tensor
 
 from finelens.errors import UserError
-from finelens.storage.cache import CACHE_SCHEMA, cache_folder
+from finelens.storage.cache import cache_folder, cache_key
 from finelens.storage.files import TEMPORARY_PREFIX, TEMPORARY_SUFFIX
 from finelens.storage.tensors import load_tensors, save_tensors
 
@@ -57,7 +56,7 @@ class FeatureCache:
     """
 
     def __init__(self, key_parts: Sequence[str]) -> None:
-        key = hashlib.sha256(json.dumps([CACHE_SCHEMA, *key_parts]).encode()).hexdigest()
+        key = cache_key(key_parts)
         self._limit = cache_limit()
         # A home folder that cannot be found is a cache that cannot be used.
         self.folder: Path | None = None

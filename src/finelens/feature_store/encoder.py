@@ -7,10 +7,8 @@ import json
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict
-from typing import Any
 
 import numpy as np
-import PIL
 import torch
 from torch import Tensor
 
@@ -65,7 +63,7 @@ class FeatureEncoder:
         short_side: Short side at which originals are kept (``DecodeLimits.short_side``); it shows in the views.
 
     Attributes:
-        key: Everything but the images that decides what comes out.
+        key: Everything but the images and the place (``storage.cache.cache_key``) that decides what comes out.
     """
 
     def __init__(self, engine: Engine, short_side: int) -> None:
@@ -74,8 +72,7 @@ class FeatureEncoder:
             tower_digest(engine.backbone),
             f"short side {short_side}, views {VIEWS_SCHEMA}",
             f"{engine.precision.name}, {next(engine.backbone.parameters()).dtype}",
-            _place(engine.device),
-            f"torch {torch.__version__}, pillow {PIL.__version__}",
+            torch.cuda.get_device_name(engine.device) if engine.device.type == "cuda" else engine.device.type,
         ]
 
     def centre(self, store: ImageStore, console: Console, what: str) -> TargetFeatures:
@@ -224,11 +221,3 @@ def _kind(crops: Crops) -> str:
 
 def _on(device: torch.device, features: TargetFeatures) -> TargetFeatures:
     return TargetFeatures(features.global_.to(device), features.cls.to(device))
-
-
-def _place(device: torch.device) -> str:
-    """What the last bits depend on besides the versions."""
-    if device.type == "cuda":
-        return f"cuda {torch.cuda.get_device_name(device)}"
-    capability: Any = torch.backends.cpu.get_cpu_capability() if device.type == "cpu" else ""
-    return f"{device.type} {capability} {torch.get_num_threads()} threads"

@@ -114,6 +114,11 @@ class ExtraFiles:
     files: tuple[ExtraFile, ...]
     source_named: bool = False
 
+    @property
+    def doubts(self) -> tuple[str, ...]:
+        """What their numbers look like that they should not be; lines to warn of."""
+        return tuple(doubt for file in self.files for doubt in file.file.doubts)
+
     def of(self, source: Loaded) -> Extra:
         """The features that belong to a store.
 

@@ -27,7 +27,9 @@ FORMAT = "finelens-features"
 SUFFIXES = (".npy", ".safetensors")
 # Files that hold features for others; they are named in the refusal rather than taken for a mistyped folder.
 _FOREIGN = (".npz", ".pt", ".pth", ".pkl", ".pickle", ".h5", ".hdf5", ".parquet", ".csv", ".mat", ".bin")
-_KEYS = ("global", "features", "image_features", "embeddings")
+_KEYS = ("global", "features", "image_features", "image_embeds", "embeddings")
+# What other tools call the two sides of a model: a lone matrix of the other side is not taken.
+_SIDES = {"features": "text_", "prototypes": "image_"}
 _TINY = 1e-12
 # What messages call an array that came from Python.
 IN_MEMORY = Path("array")
@@ -45,6 +47,7 @@ class FeatureFile:
         tower: Digest of that model's image side; empty where it is not known.
         logit_scale: The model's multiplier of cosines; None where it is not known.
         logit_bias: The model's additive term.
+        doubts: What the numbers look like that they should not be; lines to warn of.
     """
 
     path: Path
@@ -54,6 +57,7 @@ class FeatureFile:
     tower: str = ""
     logit_scale: float | None = None
     logit_bias: float = 0.0
+    doubts: tuple[str, ...] = ()
 
     @property
     def by_content(self) -> bool:
@@ -108,7 +112,7 @@ def read_features(path: Path, names_file: Path | None = None) -> FeatureFile:
 
     Args:
         path: What ``finelens features`` wrote, or an array (N, D) of any model: ``.npy`` (never pickled objects), or ``.safetensors`` with the key
-            ``global``, ``features``, ``image_features`` or ``embeddings``, or with one matrix only.
+            ``global``, ``features``, ``image_features``, ``image_embeds`` or ``embeddings``, or with one matrix only.
         names_file: Text file with one row name a line, for an array of another origin; by default ``row-000000`` and on.
 
     Raises:
@@ -120,15 +124,18 @@ def read_features(path: Path, names_file: Path | None = None) -> FeatureFile:
             raise UserError(f"{path} names its rows itself; leave --row-names out")
         return _read_own(path, metadata)
     matrix = read_matrix(path, _KEYS, "features")
-    scale, bias = metadata_number(metadata, "logit_scale", path), metadata_number(metadata, "logit_bias", path)
+    scale, bias = stored_scale(path, metadata)
     return matrix_file(matrix, _row_names(names_file, len(matrix)), path, scale, bias or 0.0)
 
 
 def is_matrix(value: object) -> bool:
-    """Whether Python gave features, an array (N, D) of floating-point numbers, rather than images."""
+    """Whether Python gave features, an array or table (N, D) of floating-point numbers, rather than images."""
     if isinstance(value, Tensor):
         return value.ndim == 2 and value.is_floating_point()
-    return isinstance(value, np.ndarray) and value.ndim == 2 and value.dtype.kind == "f"
+    # A table of another library (pandas, polars) has a shape and becomes an array; a picture or a data set has no such shape.
+    if not hasattr(value, "__array__") or len(getattr(value, "shape", ())) != 2:
+        return False
+    return np.asarray(value).dtype.kind == "f"
 
 
 def given_features(value: Tensor | np.ndarray) -> FeatureFile:
@@ -161,7 +168,18 @@ def matrix_file(matrix: Tensor, names: Sequence[str], path: Path, scale: float |
         for i, name in enumerate(names)
     ]
     rows = global_[order]
-    return FeatureFile(path, FeatureStore([ids[kept[i]] for i in order], TargetFeatures(rows, rows)), records, "", "", scale, bias)
+    store = FeatureStore([ids[kept[i]] for i in order], TargetFeatures(rows, rows))
+    return FeatureFile(path, store, records, "", "", scale, bias, quantised(matrix, path, "features"))
+
+
+def quantised(matrix: Tensor, path: Path, what: str) -> tuple[str, ...]:
+    """A line about a matrix of whole numbers beyond 1, which may be codes of a quantised one: their cosines say little; none about another."""
+    if not len(matrix) or matrix.abs().max() <= 1 or not bool((matrix == matrix.round()).all()):
+        return ()
+    return (
+        f"{path}: all {what} are whole numbers. If they are quantised codes, their angles mean nothing: dequantise them first "
+        "(lowest + code * step, column by column), or give the floating-point numbers they were made from",
+    )
 
 
 def _read_own(path: Path, metadata: dict[str, str]) -> FeatureFile:
@@ -267,7 +285,7 @@ def _tensor(path: Path, tensors: dict[str, Tensor], keys: Sequence[str], what: s
     for key in keys:
         if key in tensors:
             return tensors[key]
-    matrices = [tensor for tensor in tensors.values() if tensor.ndim == 2]
+    matrices = [tensor for name, tensor in tensors.items() if tensor.ndim == 2 and not name.startswith(_SIDES.get(what, " "))]
     if len(matrices) == 1:
         return matrices[0]
     names = ", ".join(sorted(tensors)) or "none"
@@ -283,6 +301,15 @@ def metadata_number(metadata: dict[str, Any], name: str, path: Path) -> float | 
     if value is not None and not abs(value) < float("inf"):
         raise UserError(f"{path}: {name} in its header is not a number ({metadata[name]!r}); give --logit-scale, or write the file again")
     return value
+
+
+def stored_scale(path: Path, metadata: dict[str, Any]) -> tuple[float | None, float | None]:
+    """The logit scale and bias of a file, from its header or from tensors of that name that hold one number; None where it has none."""
+    tensors = {} if path.suffix.lower() == ".npy" else load_tensors(path)
+    names = ("logit_scale", "logit_bias")
+    single = {name: tensors[name].item() for name in names if name in tensors and tensors[name].numel() == 1}
+    scale, bias = (metadata_number(single | metadata, name, path) for name in names)
+    return scale, bias
 
 
 def _row_names(path: Path | None, count: int) -> list[str]:

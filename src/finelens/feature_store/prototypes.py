@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,12 +20,26 @@ from finelens.classes.names import check_names
 from finelens.classes.text_files import counted
 from finelens.core.console import Console
 from finelens.errors import UserError
-from finelens.feature_store.files import FORMAT, IN_MEMORY, SUFFIXES, FeatureFile, check_matrix, feature_metadata, metadata_number, read_matrix
+from finelens.feature_store.files import (
+    FORMAT,
+    IN_MEMORY,
+    SUFFIXES,
+    FeatureFile,
+    check_matrix,
+    feature_metadata,
+    quantised,
+    read_matrix,
+    stored_scale,
+)
 from finelens.protocol import ClassSet
 from finelens.storage.tensors import load_tensors
 
 DEFAULT_SCALE = 100.0
-_KEYS = ("prototypes", "text_features", "weights")
+# Below this a scale is likelier the logarithm in which models keep it than one that a model has learned.
+LEAST_SCALE = 10.0
+# The transpose of square prototypes is doubted where the features are so many times nearer to its rows.
+NEARER = 1.5
+_KEYS = ("prototypes", "text_features", "text_embeds", "weights")
 
 
 @dataclass(frozen=True)
@@ -36,12 +51,14 @@ class Prototypes:
         heads: For the methods; their class set has names and no words, and the rows stand for the features of its texts.
         logit_scale: The model's multiplier of cosines; None where the file does not say.
         logit_bias: The model's additive term; None where the file does not say.
+        doubts: What the numbers look like that they should not be; lines to warn of.
     """
 
     path: Path
     heads: ClassHeads
     logit_scale: float | None
     logit_bias: float | None
+    doubts: tuple[str, ...] = ()
 
     @property
     def classes(self) -> ClassSet:
@@ -79,7 +96,7 @@ def read_prototypes(path: Path, class_names: Sequence[str]) -> Prototypes:
             f"{path}: its prototypes are of other classes, or in another order, than the class file; give the class file they were made with"
         )
     own = check_matrix(tensors["descriptions"], path, "descriptions") if "descriptions" in tensors else None
-    scale, bias = metadata_number(metadata, "logit_scale", path), metadata_number(metadata, "logit_bias", path)
+    scale, bias = stored_scale(path, metadata)
     return _prototypes(path, names, _groups(path, tensors, len(names)), _sentences(path, tensors, len(names)), own, scale, bias)
 
 
@@ -104,8 +121,10 @@ def _prototypes(
     logit_bias: float | None,
 ) -> Prototypes:
     if len(groups) != len(names):
+        turned = " (they look transposed: save their transpose)" if groups[0].shape[1] == len(names) else ""
         raise UserError(
-            f"{path}: {counted(len(groups), 'prototype', 'prototypes')} for {counted(len(names), 'class', 'classes')}; give one each, in order"
+            f"{path}: {counted(len(groups), 'prototype', 'prototypes')} for {counted(len(names), 'class', 'classes')}; "
+            f"give one each, in order{turned}"
         )
     empty = [name for name, group in zip(names, groups, strict=True) if not len(group)]
     if empty:
@@ -123,6 +142,7 @@ def _prototypes(
         ClassHeads(mean, described, weighted, tuple(sentences), classes, texts=tuple(sentences)),
         logit_scale,
         logit_bias,
+        quantised(torch.cat(groups), path, "prototypes"),
     )
 
 
@@ -163,8 +183,27 @@ def feature_backbone(file: FeatureFile, prototypes: Prototypes, logit_scale: flo
         console.say(f"logit scale: {DEFAULT_SCALE:g}, as CLIP models have it, because no file names one; --logit-scale says otherwise")
     elif not 0 < known < float("inf"):
         raise UserError(f"--logit-scale must be above 0 and finite, got {known:g}")
+    elif known < LEAST_SCALE:
+        console.warn(f"the logit scale is {known:g}: is it the logarithm, as models keep it? Then give --logit-scale {math.exp(known):.4g}")
+    for doubt in (*file.doubts, *prototypes.doubts, *_turned(file, prototypes)):
+        console.warn(doubt)
     bias = file.logit_bias if prototypes.logit_bias is None else prototypes.logit_bias
     return FeatureBackbone(file.dim, known or DEFAULT_SCALE, bias, file.backbone, file.tower)
+
+
+def _turned(file: FeatureFile, prototypes: Prototypes) -> tuple[str, ...]:
+    """A line about square prototypes (C, C) whose columns are nearer to the features than their rows."""
+    heads_ = prototypes.heads.templates
+    if len(heads_) != file.dim or len(heads_) < 2 or heads_.shape[1] != file.dim:
+        return ()
+    rows = file.store.features.global_[:1000]
+    nearest, turned = ((rows @ F.normalize(head, dim=1).T).amax(1).mean().item() for head in (heads_, heads_.T))
+    if turned <= NEARER * max(nearest, 0):
+        return ()
+    return (
+        f"{prototypes.path}: the features are nearer to the columns of the prototypes (cosine {turned:.2g}) than to their rows ({nearest:.2g}): "
+        "they look transposed; give one row a class",
+    )
 
 
 def check_width(prototypes: Prototypes, dim: int, what: str) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from finelens.classes.heads import same_vectors
 from finelens.classes.text_files import listing, quote
 from finelens.errors import UserError
 from finelens.evaluation.collapse import pseudo_label_warning
@@ -66,8 +67,8 @@ def check_image_features(features: Tensor, console: Console) -> None:
         console.warn(f"the features of {lost} of {len(features)} images are zero: the model sees nothing in them and all classes score the same")
 
 
-def check_text_features(heads: ClassHeads, class_names: Sequence[str]) -> None:
-    """Refuse text heads that are not finite or have a class without a direction, which no image could ever be given.
+def check_text_features(heads: ClassHeads, class_names: Sequence[str], console: Console) -> None:
+    """Refuse text heads that are not finite or have a class without a direction, which no image could ever be given; warn of equal ones.
 
     Raises:
         UserError: There is such a class; the message names the first.
@@ -76,3 +77,7 @@ def check_text_features(heads: ClassHeads, class_names: Sequence[str]) -> None:
         lost = [quote(name) for name, norm in zip(class_names, head.norm(dim=1).tolist(), strict=True) if not norm >= MIN_NORM]
         if lost:
             raise UserError(f"the text features of class {listing(lost)} are zero or not finite; change the names or descriptions, or the --backbone")
+    groups = same_vectors(heads.descriptions)
+    if groups:
+        shown = [" and ".join(quote(class_names[c]) for c in group) for group in groups]
+        console.warn(f"classes with the same vector, of which only the first can be told from the others: {listing(shown)}; write them differently")

@@ -90,6 +90,8 @@ def read_inputs(config: RunConfig, console: Console, hints_copy: Path | None = N
     with prepared.engine.stopwatch("decode"):
         loaded = given.source.load(prepared.limits, console)
     if given.extra is not None:
+        for doubt in given.extra.doubts:
+            console.warn(doubt)
         prepared = replace(prepared, extra=given.extra.of(loaded))
     counts = status_counts(loaded.records)
     console.say(f"images: {len(loaded.records)} files, " + ", ".join(f"{count} {status}" for status, count in counts.items()))

@@ -101,7 +101,7 @@ def prepare(
     engine.processes = processes
     with engine.stopwatch("texts"):
         heads = build_heads(backbone, classes) if prototypes is None else prototypes.heads.to(device)
-    check_text_features(heads, classes.names)
+    check_text_features(heads, classes.names, console)
     prepared = assemble(config, engine, heads, classes, report)
     source.check_views(prepared.task.inference, config.method)
     if folder is None:

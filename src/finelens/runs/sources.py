@@ -312,6 +312,8 @@ class FeatureSource:
         self, model: Model, limits: DecodeLimits, console: Console, *, zero_shot: bool = True, extra: ExtraFiles | None = None
     ) -> Predictions:
         """From the rows; nothing is encoded."""
+        for doubt in self.file.doubts:
+            console.warn(doubt)
         found = predict_features(model, self.file, zero_shot=zero_shot, extra=extra)
         return found if self.kept is None else replace(found, records=[record for record in found.records if record.name in self.kept])
 

@@ -8,6 +8,8 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import cache
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +22,10 @@ if TYPE_CHECKING:
 ENVIRONMENT_VARIABLE = "FINELENS_CACHE"
 # Part of every key: raise it when the meaning of stored tensors changes.
 CACHE_SCHEMA = 1
+# What computes what is cached: another version may round otherwise.
+_COMPUTED_BY = ("torch", "torchvision", "pillow", "transformers", "tokenizers", "open_clip_torch", "timm")
+# By these the libraries below torch choose other instructions.
+_ARITHMETIC_VARIABLES = ("ONEDNN_MAX_CPU_ISA", "ONEDNN_DEFAULT_FPMATH_MODE", "MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS")
 
 
 def cache_folder() -> Path:
@@ -35,6 +41,36 @@ def cache_folder() -> Path:
     return parent / "finelens"
 
 
+def cache_key(parts: Sequence[str]) -> str:
+    """Hash of everything a result depends on: what the caller names, and what decides the last bits of any arithmetic here and now."""
+    return hashlib.sha256(json.dumps([CACHE_SCHEMA, *_arithmetic(), *parts]).encode()).hexdigest()
+
+
+def _arithmetic() -> list[str]:
+    """Versions of what computes, the processor, its threads, and every switch by which float32 may be computed in something less."""
+    import torch
+
+    # Instruction sets, name and cache sizes; torch before 2.9 tells the first only, and that below.
+    processor = [f"{name}={value}" for name, value in sorted(getattr(torch.cpu, "get_capabilities", dict)().items())]
+    switches = [str(torch.get_default_dtype()), str(torch.is_autocast_enabled("cpu"))]
+    for backend in (torch.backends.mkldnn, torch.backends.cuda, torch.backends.cudnn):
+        for part in (backend, *(getattr(backend, name, backend) for name in ("matmul", "conv", "rnn"))):
+            # A part without a precision of its own has that of the whole; torch before 2.9 knows the flag alone.
+            chosen = [getattr(level, "fp32_precision", "none") for level in (part, backend, torch.backends)]
+            precision = next((name for name in chosen if name != "none"), "ieee")
+            switches.append(f"{precision} {getattr(part, 'allow_tf32', None)} {getattr(part, 'enabled', None)}")
+    switches.append(torch.get_float32_matmul_precision())
+    environment = [f"{name}={os.environ[name]}" for name in _ARITHMETIC_VARIABLES if name in os.environ]
+    place = [torch.backends.cpu.get_cpu_capability(), f"{torch.get_num_threads()} threads"]
+    return [*_versions(), *place, *processor, *switches, *environment]
+
+
+@cache
+def _versions() -> tuple[str, ...]:
+    installed = {name: [found.version for found in distributions(name=name)] for name in _COMPUTED_BY}
+    return tuple(f"{name} {found}" for name, found in installed.items())
+
+
 def cached_tensors(key_parts: Sequence[str], compute: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:
     """Tensors from the cache, or computed and put there.
 
@@ -48,7 +84,7 @@ def cached_tensors(key_parts: Sequence[str], compute: Callable[[], Mapping[str, 
     Returns:
         The tensors by name, on the CPU.
     """
-    key = hashlib.sha256(json.dumps([CACHE_SCHEMA, *key_parts]).encode()).hexdigest()
+    key = cache_key(key_parts)
     # A home folder that cannot be found is a cache that cannot be used.
     try:
         path = cache_folder() / "tensors" / f"{key}.safetensors"
