@@ -130,11 +130,6 @@ def test_the_way_out_leads_out(tmp_path):
     assert read_class_file(written(tmp_path, json.dumps(names), "list.json")) == names
 
 
-def test_yaml_files_are_refused_by_their_name(tmp_path):
-    with pytest.raises(UserError, match="not read from YAML; write one plain name a line"):
-        read_class_file(written(tmp_path, "cat\ndog\n", "data.yaml"))
-
-
 def test_names_that_differ_in_a_sign_are_two_and_those_that_differ_in_case_have_a_way_out(tmp_path):
     for names in (["temp -5", "temp 5"], ["-5", "5"], ["at -5 to -3", "at 5 to 3"], ["Rh+", "Rh-"]):
         assert read_class_file(written(tmp_path, "\n".join(names), "list.txt")) == names

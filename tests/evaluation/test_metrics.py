@@ -65,7 +65,9 @@ def test_class_means_agree_with_scikit_learn(case):
     assert macro_f1(targets, predictions, n_classes) == pytest.approx(
         f1_score(targets, predictions, labels=present, average="macro", zero_division=0)
     )
-    np.testing.assert_array_equal(confusion(targets, predictions, n_classes).toarray(), confusion_matrix(targets, predictions, labels=range(n_classes)))
+    np.testing.assert_array_equal(
+        confusion(targets, predictions, n_classes).toarray(), confusion_matrix(targets, predictions, labels=range(n_classes))
+    )
 
 
 def test_ece_by_hand():

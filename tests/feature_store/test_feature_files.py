@@ -553,7 +553,9 @@ def test_the_other_side_of_a_model_is_not_taken(own, classes, fails):
     save_file({"image_embeds": x}, own / "images.safetensors")
     base = ["--classes", classes, "--out", own / "r", "--prototypes"]
     assert "cannot tell which tensor holds the features (found: text_embeds)" in fails("zero-shot", own / "texts.safetensors", *base, own / "P.npy")
-    assert "cannot tell which tensor holds the prototypes (found: image_embeds)" in fails("zero-shot", own / "X.npy", *base, own / "images.safetensors")
+    assert "cannot tell which tensor holds the prototypes (found: image_embeds)" in fails(
+        "zero-shot", own / "X.npy", *base, own / "images.safetensors"
+    )
 
 
 def test_a_logarithm_in_place_of_the_scale_is_doubted(own, classes, run):

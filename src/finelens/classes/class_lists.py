@@ -43,7 +43,7 @@ def refuse_other_than_names(names: Sequence[str], source: str) -> None:
         raise UserError(f"{source}: the first line, {quote(first)}, is the header of a table: remove it, or call the file .csv; {WAY_OUT}")
     if first[0] in "[{" and names[-1][-1] in "]}":
         raise UserError(f"{source}: this is a list of a programming language: call the file .json if it is JSON, or write one plain name a line")
-    if _YAML_KEY.fullmatch(first) and all(map(_YAML_ITEM.match, rest)) or all(re.match(r"-\s", name) for name in names):
+    if (_YAML_KEY.fullmatch(first) and all(map(_YAML_ITEM.match, rest))) or all(re.match(r"-\s", name) for name in names):
         raise UserError(f"{source}: this is YAML: write one plain name a line, without keys, numbers and dashes; {WAY_OUT}")
     for found, what, remedy in (
         (all(map(_QUOTED.fullmatch, names)), "stands in quotation marks", "remove them, or call the file .csv"),

@@ -5,9 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import os
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
+from finelens.classes.file_names import FileNames, leaves
 from finelens.classes.names import classes_of_folders, match, normalise
 from finelens.classes.names import folder_classes as find_folder_classes
 from finelens.classes.text_files import listing, quote, read_utf8
@@ -19,7 +20,7 @@ from finelens.storage.predictions import unescape_cell
 
 FOLDERS = "folders"
 
-FolderClasses = Callable[[Path, Sequence[str]], Mapping[str, str]]
+FolderClasses = Callable[..., Mapping[str, str]]
 
 
 def read_labels(
@@ -31,6 +32,7 @@ def read_labels(
     none_label: int | None = None,
     names: Sequence[str] | None = None,
     what: str = "labels file",
+    left_out: list[str] | None = None,
 ) -> dict[str, int]:
     """Read the true class of the files below a folder.
 
@@ -43,6 +45,7 @@ def read_labels(
         names: Paths that a feature file ``test_dir`` stored; None for a folder.
         none_label: What an empty label in a CSV file stands for; None refuses it.
         what: What messages call the CSV file.
+        left_out: Takes a line for each file that does not exist and each folder of no class; None refuses the first.
 
     Returns:
         Path relative to TEST, spelled as image records spell it (``images.discover.display_name``) -> class index in [0, C). With ``folders`` every
@@ -55,14 +58,15 @@ def read_labels(
     if names is not None:
         files = {name: PurePosixPath(name).parts[0] if "/" in name else "" for name in names}
         if str(labels) == FOLDERS:
-            folders = classes_of_folders(test_dir, sorted({folder for folder in files.values() if folder}), class_names)
+            folders = classes_of_folders(test_dir, sorted({folder for folder in files.values() if folder}), class_names, left_out=left_out)
             return _from_folders(test_dir, files, folders, class_names)
-        return _from_csv(test_dir, files, Path(labels), class_names, none_label, what)
+        return _from_csv(test_dir, files, Path(labels), class_names, none_label, what, left_out)
     if not os.path.isdir(test_dir):
         raise UserError(f"test folder {quote(str(test_dir))} is not a folder; check the path")
     if str(labels) == FOLDERS:
-        return _from_folders(test_dir, _files(test_dir), folder_classes(test_dir, class_names), class_names)
-    return _from_csv(test_dir, _files(test_dir), Path(labels), class_names, none_label, what)
+        told = {} if left_out is None else {"left_out": left_out}
+        return _from_folders(test_dir, _files(test_dir), folder_classes(test_dir, class_names, **told), class_names)
+    return _from_csv(test_dir, _files(test_dir), Path(labels), class_names, none_label, what, left_out)
 
 
 def _from_folders(test_dir: Path, files: Mapping[str, str], folders: Mapping[str, str], class_names: Sequence[str]) -> dict[str, int]:
@@ -83,7 +87,13 @@ def _files(test_dir: Path) -> dict[str, str]:
 
 
 def _from_csv(
-    test_dir: Path, files: Mapping[str, str], labels: Path, class_names: Sequence[str], none_label: int | None, what: str
+    test_dir: Path,
+    files: Mapping[str, str],
+    labels: Path,
+    class_names: Sequence[str],
+    none_label: int | None,
+    what: str,
+    left_out: list[str] | None,
 ) -> dict[str, int]:
     rows = _read_rows(labels, what)
     named = f"{what} {quote(str(labels))}"
@@ -95,8 +105,12 @@ def _from_csv(
         raise UserError(_unknown_labels(named, unknown, class_names))
     result: dict[str, int] = {}
     lines: dict[str, int] = {}
+    names, missing = FileNames(files, test_dir), []
     for line, cell, label in rows:
-        path = _find(files, test_dir, cell, f"{named}, line {line}")
+        path = _find(names, test_dir, cell, f"{named}, line {line}")
+        if path is None:
+            missing.append(f"{named}, line {line}: there is no file {quote(cell)} in {quote(str(test_dir))}; give paths relative to that folder")
+            continue
         target = index[label]
         if result.setdefault(path, target) != target:
             raise UserError(
@@ -104,6 +118,10 @@ def _from_csv(
                 f"{_label_of(result[path], class_names)} in line {lines[path]}; keep one of the two"
             )
         lines.setdefault(path, line)
+    if missing and (left_out is None or not result):
+        raise UserError(missing[0])
+    if left_out is not None:
+        left_out += missing
     return result
 
 
@@ -138,16 +156,14 @@ def _read_rows(labels: Path, kind: str) -> list[tuple[int, str, str]]:
     return rows
 
 
-def _find(files: Container[str], test_dir: Path, cell: str, where: str) -> str:
-    """The file that a cell names, relative to TEST, written by hand or copied from predictions.csv with its escapes and apostrophe."""
-    if PurePosixPath(cell).is_absolute() or Path(cell).is_absolute() or ".." in PurePosixPath(cell).parts:
+def _find(files: FileNames, test_dir: Path, cell: str, where: str) -> str | None:
+    """The file that a cell names, relative to TEST, written by hand or copied from predictions.csv; None where there is no such file."""
+    found = files.find(cell)
+    if len(found) > 1:
+        raise UserError(f"{where}: {quote(cell)} may be any of {listing([quote(name) for name in found])}; write the path as the file system has it")
+    if not found and leaves(cell):
         raise UserError(f"{where}: {quote(cell)} leaves the folder of the images; give paths relative to {quote(str(test_dir))}")
-    for text in (cell, unescape_cell(cell)):
-        plain = PurePosixPath(text).as_posix()
-        for name in (plain, display_name(plain)):
-            if name in files:
-                return name
-    raise UserError(f"{where}: there is no file {quote(cell)} in {quote(str(test_dir))}; give paths relative to that folder")
+    return found[0] if found else None
 
 
 def _unknown_labels(named: str, unknown: Mapping[str, int], class_names: Sequence[str]) -> str:

@@ -74,8 +74,6 @@ def read_class_file(path: str | Path) -> list[str]:
         names = _names_in_json(read_user_json(path, _WHAT), path)
         return check_names(names, source=f"{_WHAT} {quote(str(path))}")
     source = f"{_WHAT} {quote(str(path))}"
-    if suffix in (".yaml", ".yml"):
-        raise UserError(f"{source}: class lists are not read from YAML; write one plain name a line in a .txt file, or a list in a .json file")
     if suffix in TABLE_SUFFIXES:
         names, places = names_in_table(path, _WHAT)
     else:
@@ -159,7 +157,9 @@ def name_warnings(names: Sequence[str]) -> list[str]:
     return warnings
 
 
-def folder_classes(test_dir: str | Path, class_names: Sequence[str], *, classes_json: str | Path | None = None) -> dict[str, str]:
+def folder_classes(
+    test_dir: str | Path, class_names: Sequence[str], *, classes_json: str | Path | None = None, left_out: list[str] | None = None
+) -> dict[str, str]:
     """Find the class of each folder in ``test_dir``.
 
     A folder belongs to the class that a ``classes.json`` gives it (in ``test_dir``, else beside it; ``{"classes": [{"dir": ..., "name": ...}]}``), or
@@ -169,6 +169,7 @@ def folder_classes(test_dir: str | Path, class_names: Sequence[str], *, classes_
         test_dir: Folder of class folders. Hidden folders, ``__MACOSX`` and symbolic links are skipped.
         class_names: Checked class names.
         classes_json: Such a file in another place.
+        left_out: Takes a line for each folder of no class; None refuses them, as does a set of folders of which none has a class.
 
     Returns:
         Folder name to class name, in order of folder names.
@@ -176,11 +177,16 @@ def folder_classes(test_dir: str | Path, class_names: Sequence[str], *, classes_
     Raises:
         UserError: ``test_dir`` cannot be read or has no folders, a folder belongs to no class, or ``classes.json`` is malformed.
     """
-    return classes_of_folders(test_dir, _folders(Path(test_dir)), class_names, classes_json=classes_json)
+    return classes_of_folders(test_dir, _folders(Path(test_dir)), class_names, classes_json=classes_json, left_out=left_out)
 
 
 def classes_of_folders(
-    test_dir: str | Path, folders: Sequence[str], class_names: Sequence[str], *, classes_json: str | Path | None = None
+    test_dir: str | Path,
+    folders: Sequence[str],
+    class_names: Sequence[str],
+    *,
+    classes_json: str | Path | None = None,
+    left_out: list[str] | None = None,
 ) -> dict[str, str]:
     """Class of each folder, for folders that are known by name; ``test_dir`` may be a feature file, beside which a ``classes.json`` may lie.
 
@@ -195,8 +201,10 @@ def classes_of_folders(
     by_file, by_name = match(named.values(), class_names), match(folders, class_names)
     result = {folder: by_file.get(named.get(folder, ""), by_name.get(folder)) for folder in folders}
     unmatched = [folder for folder, name in result.items() if name is None]
-    if unmatched:
+    if unmatched and (left_out is None or len(unmatched) == len(result)):
         raise UserError(_unmatched_message(Path(test_dir), unmatched, class_names))
+    if left_out is not None:
+        left_out += [f"folder {quote(folder)} is of no class" for folder in unmatched]
     return {folder: name for folder, name in result.items() if name is not None}
 
 

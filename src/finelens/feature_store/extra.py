@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from finelens.classes.file_names import FileNames
 from finelens.classes.text_files import counted, quote
 from finelens.errors import UserError
 from finelens.feature_store.files import FeatureFile, feature_metadata, is_feature_path, read_features
@@ -88,7 +89,9 @@ class ExtraFile:
             )
         known = {_key(record, content): record.index for record in self.file.records if record.index is not None}
         wanted = [record for record in source.records if record.index is not None]
-        missing = [record.name for record in wanted if _key(record, content) not in known]
+        names = FileNames(known)
+        places = [known[found[0]] if len(found := names.find(_key(record, content))) == 1 else None for record in wanted]
+        missing = [record.name for record, place in zip(wanted, places, strict=True) if place is None]
         if missing and len(missing) == len(wanted):
             raise UserError(
                 f"{path} holds none of the {counted(len(wanted), 'image', 'images')}: it was made from others; write it from the same ones"
@@ -97,8 +100,8 @@ class ExtraFile:
             more = f" and of {len(missing) - 1} more" if len(missing) > 1 else ""
             raise UserError(f"{path} has no feature of {quote(missing[0])}{more}; write it again from the same images")
         order = torch.empty(len(wanted), dtype=torch.int64)
-        for record in wanted:
-            order[record.index] = known[_key(record, content)]
+        for record, place in zip(wanted, places, strict=True):
+            order[record.index] = place
         return self.file.store.features.global_[order]
 
 

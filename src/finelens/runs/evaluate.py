@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import numpy as np
 
+from finelens.classes.text_files import counted
 from finelens.core.console import Console
 from finelens.core.schemas import EVALUATION_KEYS
 from finelens.errors import UserError
@@ -44,8 +45,8 @@ def evaluate(
         console: Progress.
 
     Returns:
-        What :func:`finelens.evaluation.metrics.evaluate_predictions` returns, and ``description_ensemble_accuracy``, the unadapted model with the
-        mean of each class's descriptions.
+        What :func:`finelens.evaluation.metrics.evaluate_predictions` returns, ``description_ensemble_accuracy``, the unadapted model with the mean of
+        each class's descriptions, and ``labels_left_out``, labels of files that do not exist and folders of no class.
 
     Raises:
         UserError: Labels that cannot be matched, or no labelled image that can be read.
@@ -55,7 +56,10 @@ def evaluate(
         check_json_target(Path(json_file), EVALUATION_KEYS)
     source = source_at(test, row_names=row_names)
     classifier = load_run(run, device=device, extra=extra, extra_names=extra_names, source_named=row_names is not None)
-    truth = source.labels(labels, classifier.classes)
+    left_out: list[str] = []
+    truth = source.labels(labels, classifier.classes, left_out)
+    if left_out:
+        console.warn(f"{counted(len(left_out), 'label is', 'labels are')} left out of the evaluation, the first because: {left_out[0]}")
     found = source.only(truth).answers(classifier.model, classifier.limits, console, extra=classifier.extra)
     kept = [record for record in found.records if record.index is not None]
     if not kept:
@@ -71,6 +75,7 @@ def evaluate(
         n_failed=len(found.records) - len(kept),
     )
     result["description_ensemble_accuracy"] = accuracy(targets, found.zero_shot["descriptions"].numpy()[order].argmax(1))
+    result["labels_left_out"] = len(left_out)
     if json_file is not None:
         write_json(Path(json_file), result)
     return result
@@ -83,4 +88,6 @@ def summary(result: Mapping[str, Any]) -> str:
         f"accuracy {result['accuracy']:.1%} (95 % interval {low:.1%} to {high:.1%}), class mean {result['class_mean_accuracy']:.1%}, "
         f"zero-shot {result['zero_shot_accuracy']:.1%}, description ensemble {result['description_ensemble_accuracy']:.1%}, {result['n']} images"
     )
+    if result["labels_left_out"]:
+        text += f", {counted(result['labels_left_out'], 'label', 'labels')} left out"
     return text + (f", {result['n_failed']} could not be read" if result["n_failed"] else "")

@@ -82,7 +82,7 @@ class Source(Protocol):
         """
         ...
 
-    def labels(self, labels: str | Path, classes: Sequence[str]) -> dict[str, int]:
+    def labels(self, labels: str | Path, classes: Sequence[str], left_out: list[str] | None = None) -> dict[str, int]:
         """True classes by name of the image, see :func:`finelens.classes.labels.read_labels`."""
         ...
 
@@ -195,9 +195,9 @@ class PhotoSource:
         loaded = load(self._inputs, limits, console, spill_folder())
         return replace(loaded, records=note_complaints(self.files, loaded.records, console)) if self.strict else loaded
 
-    def labels(self, labels: str | Path, classes: Sequence[str]) -> dict[str, int]:
+    def labels(self, labels: str | Path, classes: Sequence[str], left_out: list[str] | None = None) -> dict[str, int]:
         """By folder or from a file, about whatever lies in the folder."""
-        return read_labels(self.name, labels, classes)
+        return read_labels(self.name, labels, classes, left_out=left_out)
 
     def only(self, names: Container[str]) -> PhotoSource:
         """The files of those names."""
@@ -300,9 +300,9 @@ class FeatureSource:
         """The rows, as they were read."""
         return self.file
 
-    def labels(self, labels: str | Path, classes: Sequence[str]) -> dict[str, int]:
+    def labels(self, labels: str | Path, classes: Sequence[str], left_out: list[str] | None = None) -> dict[str, int]:
         """By stored path or from a file."""
-        return read_labels(self.name, labels, classes, names=[record.name for record in self.file.records])
+        return read_labels(self.name, labels, classes, names=[record.name for record in self.file.records], left_out=left_out)
 
     def only(self, names: Container[str]) -> FeatureSource:
         """The rows of those names."""
