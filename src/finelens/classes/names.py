@@ -169,7 +169,8 @@ def folder_classes(
         test_dir: Folder of class folders. Hidden folders, ``__MACOSX`` and symbolic links are skipped.
         class_names: Checked class names.
         classes_json: Such a file in another place.
-        left_out: Takes a line for each folder of no class; None refuses them, as does a set of folders of which none has a class.
+        left_out: Takes a line for each folder of no class; None refuses them. Refused all the same are folders of which none has a class, and names
+            that are nearly those of classes without a folder.
 
     Returns:
         Folder name to class name, in order of folder names.
@@ -201,7 +202,9 @@ def classes_of_folders(
     by_file, by_name = match(named.values(), class_names), match(folders, class_names)
     result = {folder: by_file.get(named.get(folder, ""), by_name.get(folder)) for folder in folders}
     unmatched = [folder for folder, name in result.items() if name is None]
-    if unmatched and (left_out is None or len(unmatched) == len(result)):
+    # A name that is nearly that of a class without a folder is a slip, not an extra folder.
+    slips = [folder for folder in unmatched if (near := nearest(folder, class_names, normalise)) is not None and near not in result.values()]
+    if unmatched and (left_out is None or slips or len(unmatched) == len(result)):
         raise UserError(_unmatched_message(Path(test_dir), unmatched, class_names))
     if left_out is not None:
         left_out += [f"folder {quote(folder)} is of no class" for folder in unmatched]

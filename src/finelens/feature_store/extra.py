@@ -100,8 +100,7 @@ class ExtraFile:
             more = f" and of {len(missing) - 1} more" if len(missing) > 1 else ""
             raise UserError(f"{path} has no feature of {quote(missing[0])}{more}; write it again from the same images")
         order = torch.empty(len(wanted), dtype=torch.int64)
-        for record, place in zip(wanted, places, strict=True):
-            order[record.index] = place
+        order[[record.index for record in wanted]] = torch.tensor(places)
         return self.file.store.features.global_[order]
 
 
