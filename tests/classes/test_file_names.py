@@ -103,7 +103,7 @@ def test_an_extra_folder_is_counted(photos):
     with pytest.raises(UserError, match="3 folders of no class"):
         read_labels(photos, "folders", ["horse"], left_out=[])
     (photos / "cat").rename(photos / "cats")
-    with pytest.raises(UserError, match="'cats' .nearest class: 'cat'."):
+    with pytest.raises(UserError, match=r"'cats' .nearest class: 'cat'."):
         read_labels(photos, "folders", CLASSES, left_out=[])
     names = ["cat/1.jpg", "misc/1.jpg"]
     assert read_labels(photos / "f.npy", "folders", CLASSES, names=names, left_out=left_out) == {"cat/1.jpg": 0}
