@@ -52,6 +52,8 @@ below. All come from the Debian package `{package}` {version} (GCompris, an educ
 * Adapted photographs under a ShareAlike licence stay under that same licence here.
 * Images with GPL terms only, with unnamed terms, or of recent architecture and sculpture in countries without freedom of panorama were left out.
   No endorsement by any author is implied.
+* `labels.csv` and `boxes.csv`, the boxes around the objects of 60 photographs, are not from GCompris: they were made for finelens, by hand, and are
+  under its licence.
 
 Licences: [CC0 1.0](https://creativecommons.org/publicdomain/zero/1.0/), [CC BY 2.0](https://creativecommons.org/licenses/by/2.0/),
 [CC BY 3.0](https://creativecommons.org/licenses/by/3.0/), [CC BY 4.0](https://creativecommons.org/licenses/by/4.0/),

@@ -117,6 +117,14 @@ def test_tables_follow_from_the_list_of_sources(script: ModuleType, tmp_path: Pa
         assert (tmp_path / name).read_text(encoding="utf-8") == (demo.photos_dir().parent / name).read_text(encoding="utf-8"), name
 
 
+def test_boxes_lie_in_photographs_that_are_there() -> None:
+    boxes = demo.object_boxes()
+    assert len(boxes) == 60
+    assert set(boxes) <= {path.name for path in photos()}
+    for own in boxes.values():
+        assert all(0 <= left < right <= 1 and 0 <= top < bottom <= 1 for left, top, right, bottom in own)
+
+
 def qt_resource(files: dict[str, tuple[bytes, bool]]) -> bytes:
     """A version-1 Qt resource with the given files in one folder ``d``; the flag says whether to compress."""
     names, data, offsets = b"", b"", {}

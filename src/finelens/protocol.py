@@ -74,6 +74,7 @@ class Backbone(nn.Module, ABC):
         logit_bias: Additive term of the logits (0 unless the model is sigmoid-trained).
         context_length: Longest text in tokens, special tokens included.
         has_token_sequence: Whether visual prompt tokens can be inserted.
+        is_convolutional: Whether patches are cells of a feature map.
     """
 
     name: str
@@ -85,6 +86,7 @@ class Backbone(nn.Module, ABC):
     logit_bias: float
     context_length: int
     has_token_sequence: bool = False
+    is_convolutional: bool = False
 
     def normalise(self, images: Tensor) -> Tensor:
         """Turn uint8 pixels into network input on the device the pixels are on.

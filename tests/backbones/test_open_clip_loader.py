@@ -50,6 +50,7 @@ def test_vit_equals_open_clip_in_both_activations(tmp_path, quick_gelu):
         torch.testing.assert_close(F.normalize(backbone.project(tokens.cls), dim=-1), tokens.global_, atol=1e-6, rtol=0)
     assert (tokens.cls.shape, tokens.patches.shape) == ((3, 64), (3, 16, 64))
     assert (backbone.width, backbone.dim, backbone.grid, backbone.has_token_sequence) == (64, 48, (4, 4), True)
+    assert not backbone.is_convolutional
     assert backbone.visual.config.quick_gelu is quick_gelu
 
 
@@ -64,6 +65,7 @@ def test_resnet_pools_as_open_clip_and_projects_cells(resnet, resnet_folder):
         pool = model.visual.attnpool
         torch.testing.assert_close(resnet.project(tokens.patches), pool.c_proj(pool.v_proj(tokens.patches)))
     assert (resnet.width, resnet.dim, resnet.grid, resnet.has_token_sequence) == (256, 48, (2, 2), False)
+    assert resnet.is_convolutional
 
 
 def test_resnet_has_no_prompts(resnet):

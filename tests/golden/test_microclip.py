@@ -75,7 +75,7 @@ def set_projections(task: MicroClip, golden) -> None:
 def supply_masks(monkeypatch, *masks: Tensor) -> None:
     queue = [mask.flatten(1) for mask in masks]
 
-    def supplied(tokens: Tensor, *, released_code: bool) -> Saliency:
+    def supplied(tokens: Tensor, *, side: str, released_code: bool) -> Saliency:
         mask = queue.pop(0)
         return Saliency(mask, mask.double(), torch.zeros(len(mask), dtype=torch.bool), torch.zeros(len(mask)))
 

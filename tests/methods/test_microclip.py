@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import threading
 from contextlib import nullcontext
@@ -17,6 +18,7 @@ from finelens.backbones.open_clip_loader import OpenClipBackbone
 from finelens.backbones.registry import load_backbone
 from finelens.backbones.vit import VisionTransformer, ViTConfig
 from finelens.classes.heads import ClassHeads
+from finelens.core.options import to_plain
 from finelens.engine.device import Precision
 from finelens.engine.engine import Engine
 from finelens.errors import UserError
@@ -25,7 +27,11 @@ from finelens.methods.microclip.config import MicroClipConfig
 from finelens.methods.microclip.ncut import ncut_saliency
 from finelens.methods.microclip.pseudo_labels import multi_view_feature
 from finelens.methods.microclip.task import MicroClip
+from finelens.methods.registry import find_method
 from finelens.protocol import Batch, Preprocess, TargetFeatures
+from finelens.runs.config import from_json, to_json
+from finelens.runs.model import load_model, save_model
+from finelens.runs.resolve import make_config
 from finelens.solvers.prior import estimate_prior
 from finelens.training.schedule import build_optimizer
 from tests.methods.tiny import unit_rows
@@ -274,6 +280,43 @@ def test_released_code_decays_everything_and_cuts_by_its_own_rule(tiny_vit):
     assert not torch.equal(ours.mask, released.mask)
 
 
+def test_a_convolutional_tower_takes_the_mean_like_side_and_a_transformer_the_decided(tiny_vit, tiny_resnet):
+    for folder, side in ((tiny_vit, "decided"), (tiny_resnet, "mean-like")):
+        patches = torch.randn(24, 16, 32, generator=torch.Generator().manual_seed(0)) + 0.3
+        usual, other = (make_task(folder, salient_side=value)._cut(patches).mask for value in (None, side))
+        assert torch.equal(usual, other)
+        assert torch.equal(usual, ncut_saliency(patches, side=side).mask)
+    assert not torch.equal(ncut_saliency(patches, side="decided").mask, usual)
+
+
+def test_files_without_the_salient_side_mean_the_rule_of_their_time():
+    method, document = find_method("microclip"), to_plain(MicroClipConfig())
+    assert method.options_of_file(document) == MicroClipConfig()
+    assert method.options_of_file({**document, "salient_side": "mean-like"}).salient_side == "mean-like"
+    del document["salient_side"]
+    assert method.options_of_file(document) == MicroClipConfig(salient_side="as-solved")
+    config = to_json(make_config("adapt", "photos", "microclip", {}))
+    assert from_json(config, "config.json").method_options == MicroClipConfig()
+    del config["method_options"]["salient_side"]
+    assert from_json(config, "config.json").method_options == MicroClipConfig(salient_side="as-solved")
+
+
+def test_a_saved_model_without_the_salient_side_predicts_by_the_rule_of_its_time(tiny_resnet, tmp_path):
+    model = fit_toy(tiny_resnet, "microclip", pictures(2), options=quick(epochs=1))[1].model
+    views = make_batch().weak
+    tokens = torch.rand(6, 49, model.engine.backbone.width, generator=torch.Generator().manual_seed(1))
+    save_model(tmp_path, model)
+    new = load_model(tmp_path)
+    assert torch.equal(new.task._cut(tokens).mask, ncut_saliency(tokens, side="mean-like").mask)
+    assert torch.equal(new.logits(views)["logits"], model.logits(views)["logits"])
+    path = tmp_path / "model.json"
+    document = json.loads(path.read_text())
+    del document["method_options"]["salient_side"]
+    path.write_text(json.dumps(document))
+    old = load_model(tmp_path)
+    assert torch.equal(old.task._cut(tokens).mask, ncut_saliency(tokens, side="as-solved").mask)
+
+
 # One test at least compares each value with the default; this list fails when an option gets a value that no test knows.
 COMPARED = {
     "marginal": {"uniform", "prior", "none"},
@@ -295,6 +338,7 @@ VALUES = [
         ("marginal_weight", 0.5),
         ("train_head", False),
         ("projection_lr_scale", 0.5),
+        ("salient_side", "mean-like"),
         ("released_code", True),
     ],
 ]

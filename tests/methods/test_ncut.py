@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
@@ -93,3 +95,73 @@ def test_complete_graph_selects_all_tokens(n):
     result = ncut_saliency(torch.ones(2, n, 8) + 0.01 * unit_rows(2, n, 8))
     assert result.fallback.all()
     assert result.mask.all()
+
+
+def rule_of_before(tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """The decided side as it was taken before ties were settled, and the images (B,) bool on which rounding had no say in it."""
+    unit = torch.nn.functional.normalize(tokens, dim=-1)
+    degree, values, vectors = ncut_module._eigen(unit @ unit.transpose(1, 2) > ncut_module.TAU)
+    vector = vectors[..., 1] / degree.sqrt()
+    vector = vector * vector.gather(1, vector.abs().argmax(1, keepdim=True)).sign()
+    separated = values[:, 2] - values[:, 1] > ncut_module.MIN_GAP
+    no_tie = (vector.amax(1) + vector.amin(1) > 1e-9) & ((vector - vector.mean(1, keepdim=True)).abs().amin(1) > 1e-9)
+    return (vector > vector.mean(1, keepdim=True)) | ~separated[:, None], no_tie | ~separated
+
+
+@pytest.mark.parametrize("n", [9, 16, 49, 196])
+def test_the_decided_side_is_what_it_was_wherever_it_was_determined(n):
+    tokens = torch.cat([*(two_kinds(n, n // 4, seed) for seed in range(8)), unit_rows(8, n, 32, seed=n) + 0.1])
+    before, determined = rule_of_before(tokens)
+    assert determined.sum() >= 13
+    assert torch.equal(ncut_saliency(tokens).mask[determined], before[determined])
+    assert torch.equal(ncut_saliency(tokens, side="as-solved").mask, before)
+
+
+def test_the_mean_like_side_is_that_of_the_many():
+    for seed in range(5):
+        tokens = two_kinds(49, 12, seed, noise=0.3)
+        decided, like = ncut_saliency(tokens), ncut_saliency(tokens, side="mean-like")
+        assert torch.equal(decided.mask[0], torch.arange(49) < 12)
+        assert torch.equal(like.mask, ~decided.mask)
+        torch.testing.assert_close(like.vector, -decided.vector)
+
+
+def masks_by_rounding(monkeypatch, tokens: Tensor, side: str) -> list[Tensor]:
+    """Masks (N,) of one image for solvers that differ in sign and in the last digits."""
+    solve, found = ncut_module._eigen, []
+    for sign in (1, -1):
+        for seed in range(4):
+            noise = 1e-12 * unit_rows(1, tokens.shape[1], tokens.shape[1], seed=seed).double()
+
+            def rounded(adjacent, sign=sign, noise=noise):
+                degree, values, vectors = solve(adjacent)
+                return degree, values, sign * vectors + noise
+
+            monkeypatch.setattr(ncut_module, "_eigen", rounded)
+            found.append(ncut_saliency(tokens, side=side).mask[0])
+    return found
+
+
+@pytest.mark.parametrize(("side", "longer", "first"), [("decided", 0, True), ("decided", 1, True), ("mean-like", 0, True), ("mean-like", 1, False)])
+def test_two_sides_that_tie_are_told_apart_whatever_the_solver_rounds(monkeypatch, side, longer, first):
+    # Two kinds of as many patches: the largest entries of either sign are equal. The mean leans to the longer tokens, or to neither.
+    tokens = torch.zeros(1, 16, 8)
+    tokens[0, :8, 0], tokens[0, 8:, 1] = 1.0, 1.0 + longer
+    assert all(torch.equal(mask, (torch.arange(16) < 8) == first) for mask in masks_by_rounding(monkeypatch, tokens, side))
+
+
+def test_patches_at_the_mean_are_not_salient_whatever_the_solver_rounds(monkeypatch):
+    # Three kinds in a row, each joined to the next: the middle one is on neither side.
+    tokens = torch.zeros(1, 9, 2)
+    for kind, angle in enumerate((0.0, 1.2, 2.4)):
+        tokens[0, 3 * kind : 3 * kind + 3] = torch.tensor([math.cos(angle), math.sin(angle)])
+    assert all(torch.equal(mask, torch.arange(9) < 3) for mask in masks_by_rounding(monkeypatch, tokens, "decided"))
+    assert len({tuple(mask.tolist()) for mask in masks_by_rounding(monkeypatch, tokens, "as-solved")}) > 1
+
+
+def test_likeness_that_is_not_finite_leaves_the_decided_patch_to_decide():
+    vector = torch.tensor([[0.1, -0.9, 0.2, 0.3]], dtype=torch.float64)
+    likeness = torch.full_like(vector, torch.nan)
+    for side in ("decided", "mean-like"):
+        assert ncut_module._sign(vector, likeness, side, ncut_module.TIE).item() == -1
+        assert ncut_module._sign(torch.zeros_like(vector), likeness, side, ncut_module.TIE).item() == 0

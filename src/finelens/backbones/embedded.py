@@ -52,7 +52,7 @@ class EmbeddedBackbone(Backbone):
 
     def __init__(self, *, text: bool = True) -> None:
         super().__init__()
-        self.name = "embedded"
+        self.name, self.is_convolutional = "embedded", True
         self.preprocess = Preprocess(image_size=224, resize_size=256, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
         self.width, self.dim, self.grid = WIDTH, DIM, (7, 7)
         self.logit_scale, self.logit_bias, self.context_length = LOGIT_SCALE, 0.0, CONTEXT_LENGTH

@@ -65,7 +65,7 @@ class OpenClipBackbone(Backbone):
         self.text = text
         self.logit_scale, self.logit_bias, self.context_length = logit_scale, logit_bias, context_length
         self.width, self.dim, self.grid = tower.width, tower.dim, tower.grid
-        self.has_token_sequence = tower.has_token_sequence
+        self.has_token_sequence, self.is_convolutional = tower.has_token_sequence, tower.is_convolutional
         self.requires_grad_(False)
         self.eval()
 

@@ -46,6 +46,7 @@ class ResNetTower(ModifiedResNet, ImageTower):
     """
 
     kind: ClassVar[str] = "open_clip_resnet"
+    is_convolutional = True
     stem: Callable[[Tensor], Tensor]
     layer1: nn.Sequential
     layer2: nn.Sequential

@@ -67,6 +67,7 @@ class TimmTower(TimmModel, ImageTower):
         with torch.no_grad():
             features = self.trunk.forward_features(torch.zeros(1, 3, self.image_size, self.image_size))
         self.is_sequence = features.ndim == 3
+        self.is_convolutional = not self.is_sequence
         self._check_supported()
         self.grid = tuple(self.trunk.patch_embed.grid_size) if self.is_sequence else self._map_size(features)
         with torch.no_grad():

@@ -28,10 +28,12 @@ class ImageTower(nn.Module, ABC):
         dim: Joint width E.
         grid: Rows and columns of patch tokens.
         has_token_sequence: Whether visual prompts can be inserted.
+        is_convolutional: Whether patches are cells of a feature map.
     """
 
     kind: ClassVar[str]
     has_token_sequence: ClassVar[bool] = False
+    is_convolutional: bool = False
     image_size: int
     width: int
     dim: int

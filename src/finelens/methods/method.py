@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Set
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Set
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from finelens.core.options import from_mapping
 
 if TYPE_CHECKING:
     from finelens.classes.heads import ClassHeads
@@ -89,6 +91,19 @@ class Method:
         """Frozen dataclass of the method's options."""
         config: type = self._load().CONFIG
         return config
+
+    def options_of_file(self, document: Mapping[str, Any]) -> Any:
+        """Options that a file holds. One that is not in it is newer than the file and takes what ``BEFORE`` of the module says, else its default.
+
+        Args:
+            document: All options that there were, as JSON holds them.
+
+        Raises:
+            UserError: An unknown or ill-typed option; the message names it.
+        """
+        options: Any = from_mapping(self.config_class, document, "method")
+        before = getattr(self._load(), "BEFORE", {})
+        return replace(options, **{name: value for name, value in before.items() if name not in document})
 
     @property
     def training_defaults(self) -> dict[str, Any]:

@@ -173,7 +173,7 @@ def from_json(document: Any, where: str) -> RunConfig:
 def _run_from_values(values: dict[str, Any]) -> RunConfig:
     options = values.pop("method_options", {})
     config = from_mapping(RunConfig, values, "")
-    return replace(config, method_options=from_mapping(config.entry.config_class, options, "method"))
+    return replace(config, method_options=config.entry.options_of_file(options))
 
 
 def diff(a: RunConfig, b: RunConfig) -> list[str]:

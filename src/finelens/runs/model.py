@@ -177,7 +177,7 @@ def _rebuild(folder: Path, document: dict[str, Any], device: str, precision: str
     place = choose_device(device)
     engine = Engine(backbone, place, choose_precision(precision or training.precision, place))
     method = find_method(document["method"])
-    options: Any = from_mapping(method.config_class, document["method_options"], "method")
+    options: Any = method.options_of_file(document["method_options"])
     heads = {name: head.to(place) for name, head in strip_prefix(zero_shot, "head.").items()}
     names = tuple(document["class_names"])
     # The heads only give the shapes here; what was learned is loaded over them. Nothing trains any more, so no scope is in use.

@@ -9,6 +9,7 @@ from finelens.methods.microclip.task import MicroClip
 from finelens.training.config import TrainingConfig
 
 CONFIG = MicroClipConfig
+BEFORE = {"salient_side": "as-solved"}
 
 
 def build(engine: Engine, heads: ClassHeads, config: MicroClipConfig, training: TrainingConfig, seed: int) -> MicroClip:

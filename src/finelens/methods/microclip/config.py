@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from finelens.errors import UserError
+from finelens.methods.microclip.ncut import SalientSide
 from finelens.training.marginal import Marginal
 
 
@@ -32,6 +33,9 @@ class MicroClipConfig:
         train_head: Whether the learnable head is trained.
         projection_lr_scale: Learning rate of SOAP's projections as a share of ``training.lr``. None takes 1, as published, for a tower with a token
             sequence and 0.1 for a convolutional one, where the published rate can wreck short runs: see the method's page.
+        salient_side: Which side of the cut is salient: that of the most ``decided`` patch, or of the patches more like their mean (``mean-like``);
+            ``as-solved`` is ``decided`` where ties are the solver's, for files of before. None takes ``decided`` for a transformer and ``mean-like``
+            for a convolutional tower: see the method's page. ``released_code`` has a rule of its own.
         released_code: Reproduce the rules of the released code: NCut on raw dot products with its threshold and sign rule, and weight decay on
             every trained tensor.
     """
@@ -51,6 +55,7 @@ class MicroClipConfig:
     head_init: Literal["descriptions", "templates"] = "descriptions"
     train_head: bool = True
     projection_lr_scale: float | None = None
+    salient_side: SalientSide | None = None
     released_code: bool = False
 
     def __post_init__(self) -> None:

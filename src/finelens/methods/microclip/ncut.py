@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,10 @@ EPS = 1e-6
 # Below this difference the second eigenvector is not determined by the graph.
 MIN_GAP = 1e-9
 MAX_SOLVERS = 8
+# Entries that differ by less than this share of the largest count as equal: which is larger would be the solver's rounding.
+TIE = 1e-6
+
+SalientSide = Literal["decided", "mean-like", "as-solved"]
 
 
 @dataclass(frozen=True)
@@ -36,20 +41,24 @@ class Saliency:
 
 
 @torch.no_grad()
-def ncut_saliency(tokens: Tensor, *, released_code: bool = False) -> Saliency:
-    """Cut each image's patches in two and keep the side of the most decided patch.
+def ncut_saliency(tokens: Tensor, *, side: SalientSide = "decided", released_code: bool = False) -> Saliency:
+    """Cut each image's patches in two and keep one side.
 
     The graph joins patches whose similarity exceeds ``TAU`` (weight 1, others ``EPS``); the cut is the second eigenvector of the normalised
-    Laplacian, solved in float64. Default form: cosine similarity, eigenvector mapped back by ``D^-1/2``, sign fixed so that the seed (largest
-    absolute entry) is positive, mask above the mean. A graph that is complete, or whose second eigenvalue is not separated from the third,
-    determines no cut: all patches are salient and ``fallback`` says so. So does a graph whose eigenproblem the solver gives up on.
+    Laplacian, solved in float64. Default form: cosine similarity, eigenvector mapped back by ``D^-1/2``, sign fixed by ``side``, mask above the
+    mean. A graph that is complete, or whose second eigenvalue is not separated from the third, determines no cut: all patches are salient and
+    ``fallback`` says so. So does a graph whose eigenproblem the solver gives up on.
 
     Args:
         tokens: Patch tokens (B, N, W).
+        side: Which side is salient. ``decided``: that of the seed, the largest absolute entry ("TokenCut"). ``mean-like``: that of the patches more
+            like their mean, by the covariance of entries and cosines; that of the seed where it is zero. ``as-solved``: ``decided`` with ties left to
+            the solver's rounding, which is what files of before mean.
         released_code: Reproduce the rule of the released microCLIP code: raw dot products, no ``D^-1/2``, threshold at the standard deviation, sign
             fixed after thresholding, no fallback.
     """
     tokens = tokens.detach()
+    likeness = F.cosine_similarity(tokens.float(), tokens.float().mean(1, keepdim=True), dim=-1).cpu()  # (B, N)
     if not released_code:
         tokens = F.normalize(tokens.float(), dim=-1)
     # The small eigenproblems are solved on the host in float64, which not every device has.
@@ -68,12 +77,31 @@ def ncut_saliency(tokens: Tensor, *, released_code: bool = False) -> Saliency:
         fallback = unsolved
     else:
         vector = vector / degree.sqrt()
-        seed = vector.abs().argmax(1, keepdim=True)
-        vector = vector * vector.gather(1, seed).sign()
+        tie = 0.0 if side == "as-solved" else TIE
+        vector = vector * _sign(vector, likeness.double(), side, tie)
         fallback = unsolved | adjacent.flatten(1).all(1) | (values[:, 2] - values[:, 1] < MIN_GAP)
-        mask = vector > vector.mean(1, keepdim=True)
+        mask = vector > vector.mean(1, keepdim=True) + tie * vector.abs().amax(1, keepdim=True)
     # The released rule knows no fallback but for an eigenproblem without a solution.
     return Saliency((mask | fallback[:, None]).to(device), vector, fallback, density)
+
+
+def _sign(vector: Tensor, likeness: Tensor, side: SalientSide, tie: float) -> Tensor:
+    """1 or -1 (B, 1) that makes the salient side of eigenvectors (B, N) positive, whatever sign the solver gave; 0 for a vector of zeros.
+
+    Args:
+        vector: Eigenvectors, mapped back.
+        likeness: Cosines of the patches with their mean (B, N), of float32 accuracy.
+        side: As for :func:`ncut_saliency`.
+        tie: Share of the largest entry by which entries that count as equal may differ.
+    """
+    largest = vector.abs().amax(1, keepdim=True)  # (B, 1)
+    # The first of those that tie for the largest.
+    seed = (vector.abs() >= (1 - tie) * largest).byte().argmax(1, keepdim=True)
+    decided = vector.gather(1, seed).sign()
+    if side != "mean-like":
+        return decided
+    lean = (vector * (likeness - likeness.mean(1, keepdim=True))).mean(1, keepdim=True)  # (B, 1)
+    return torch.where(lean.abs() > tie * largest, lean.sign(), decided)
 
 
 def released_sign_rule(vector: Tensor) -> tuple[Tensor, Tensor]:

@@ -17,7 +17,7 @@ from finelens.engine.engine import Engine
 from finelens.images.randomness import generator
 from finelens.methods.microclip.cached_prior import CachedPrior, encode_crops
 from finelens.methods.microclip.config import MicroClipConfig
-from finelens.methods.microclip.ncut import Saliency, ncut_saliency
+from finelens.methods.microclip.ncut import Saliency, SalientSide, ncut_saliency
 from finelens.methods.microclip.pseudo_labels import aggregate, fuse_features, multi_view_feature
 from finelens.methods.microclip.soap import Soap, masked_mean
 from finelens.methods.parts.hint_memory import HintMemory
@@ -146,7 +146,8 @@ class MicroClip(SelfTraining):
         return self.config.pooling == "saliency-mean" or (self.config.pooling == "soap" and self.config.query == "saliency")
 
     def _cut(self, patches: Tensor) -> Saliency:
-        return ncut_saliency(patches, released_code=self.config.released_code)
+        usual: SalientSide = "mean-like" if self.engine.backbone.is_convolutional else "decided"
+        return ncut_saliency(patches, side=self.config.salient_side or usual, released_code=self.config.released_code)
 
     def _query(self, tokens: ImageTokens, saliency: Saliency | None, draw: Tensor | None) -> Tensor:
         """SOAP query (B, W)."""
