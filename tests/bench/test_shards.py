@@ -117,7 +117,26 @@ def test_webdataset_without_training_shards(tmp_path):
     assert labels(find_data(str(tmp_path), None)[1]().train) == []
 
 
+@pytest.mark.parametrize("ending", ["tar", "tar.gz"])
+def test_names_with_dots_are_samples_of_their_own(tmp_path, ending):
+    """A part with seven images has seven rows, whatever they are called; what is no sample is counted and one is named."""
+    stems = ["000", "cam1.2021-05-01", "cam1.2021-05-02", "d.d/a.b.c", "d.d/a.b.d", "v1.0", "v1"]
+    content = [(f"{stem}.{kind}", data) for i, stem in enumerate(stems) for kind, data in (("jpg", jpeg(i)), ("cls", str(i % 2).encode()))]
+    content += [("000.txt", b"of a sample"), ("000.seg.npy", b"of a sample"), ("000.mask.png", jpeg(8)), ("000.meta.json", b"{}")]
+    content += [("._000.jpg", b"of a system"), ("notes.txt", b"of no sample"), ("d.d/._a.b.c.jpg", b"of a system")]
+    write_tar(tmp_path / f"test-0.{ending}", content, "w" if ending == "tar" else "w:gz")
+    (tmp_path / "classes.txt").write_text("cat\ndog\n")
+    data = find_data(str(tmp_path), None)[1]()
+    assert [name.partition("/")[2] for name in data.test.names()] == [f"{stem}.jpg" for stem in stems]
+    assert labels(data.test) == [0, 1, 0, 1, 0, 1, 0]
+    assert [image.data for image in data.test.images] == [jpeg(i) for i in range(7)]
+    assert data.split == f"0 train and 1 test shards; 5 members left out, first test-0.{ending}/._000.jpg"
+
+
 BAD_SHARDS = {
+    "an image with dots and without label": ([("a.1.jpg", b"x"), ("a.2.jpg", b"x"), ("a.2.cls", b"0")], r"sample a\.1 has no label"),
+    "two images for one label": ([("0.left.jpg", b"x"), ("0.right.jpg", b"x"), ("0.cls", b"0")], r"sample 0.left has no label"),
+    "a member twice": ([("0.jpg", b"x"), ("0.cls", b"0"), ("0.jpg", b"y")], "two files"),
     "a sample without label": ([("0.jpg", b"x")], "sample 0 has no label"),
     "a sample without image": ([("0.cls", b"0")], "sample 0 has no image"),
     "a class that is none": ([("0.jpg", b"x"), ("0.cls", b"2")], "names none of the 2 classes"),

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from finelens import api
+from finelens.engine.engine import Engine
 from finelens.errors import UserError
 from finelens.images.decode import DecodeLimits, Failure, decode
 from finelens.images.discover import discover
@@ -130,7 +131,7 @@ def test_everything_at_once_is_one_row_each(tiny_vit, tmp_path):
     assert len(os.fsencode(deep)) > 255
     options = {"training": {"precision": "float32"}}
     run = api.zero_shot(photos, write_classes(tmp_path / "names.txt"), tmp_path / "run", backbone=f"local:{tiny_vit}", options=options, console=QUIET)
-    assert len(run.rows) == len(discover(photos)) == 13
+    assert len(run.rows) == len(discover(photos)) == 14
     assert {row.status for row in run.rows} == {"ok"}
     assert read_predictions(tmp_path / "run" / "predictions.csv") == run.rows
     assert "deep/latin-\\xe9.png" in [row.path for row in run.rows]
@@ -169,3 +170,28 @@ def test_broken_links_to_one_place_keep_a_row_each(tmp_path):
         (tmp_path / name).symlink_to("nowhere")
     loaded = load_images(discover(tmp_path))
     assert [(record.name, record.status) for record in loaded.records] == [("a.jpg", "vanished"), ("b.jpg", "vanished")]
+
+
+def test_links_and_copies_of_one_content_are_rows_and_encoded_once(tiny_vit, tmp_path, monkeypatch):
+    """Folders as the hub, DVC and git-annex keep them: links to one content, symbolic and hard, in linked folders; and equal copies."""
+    blobs, photos = tmp_path / "blobs", tmp_path / "photos"
+    blobs.mkdir()
+    (photos / "a").mkdir(parents=True)
+    for i in range(3):
+        Image.fromarray(picture(i, i)).save(blobs / f"{i}", "PNG")
+        (photos / "a" / f"{i}.png").symlink_to(f"../../blobs/{i}")
+    (photos / "b").symlink_to(blobs)
+    os.link(blobs / "0", photos / "a" / "hard.png")
+    shutil.copy(blobs / "1", photos / "copy.png")
+    encoded: list[int] = []
+    original = Engine.encode_each
+    monkeypatch.setattr(Engine, "encode_each", lambda self, images, **given: encoded.append(len(images)) or original(self, images, **given))
+    options = {"training": {"precision": "float32"}}
+    run = api.zero_shot(photos, write_classes(tmp_path / "names.txt"), tmp_path / "run", backbone=f"local:{tiny_vit}", options=options, console=QUIET)
+    assert [row.path for row in run.rows] == ["a/0.png", "a/1.png", "a/2.png", "a/hard.png", "b/0", "b/1", "b/2", "copy.png"]
+    answers = {row.path: (row.status, row.label, row.probability) for row in run.rows}
+    assert answers["a/0.png"] == answers["a/hard.png"] == answers["b/0"]
+    assert answers["a/1.png"] == answers["copy.png"] == answers["b/1"]
+    assert sum(encoded) == 3
+    predicted = api.predict(tmp_path / "run", photos, tmp_path / "out.csv", console=QUIET)
+    assert [row.path for row in predicted] == [row.path for row in run.rows]

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from finelens.errors import UserError
-from finelens.images.discover import discover
+from finelens.images.discover import discover, visible_files
 
 
 def touch(path) -> None:
@@ -34,20 +34,57 @@ def test_relative_root(tmp_path, monkeypatch):
     assert file.path == tmp_path / "photos" / "a.jpg"
 
 
-def test_folder_links_are_not_followed_and_loops_end(tmp_path):
-    touch(tmp_path / "a" / "one.jpg")
-    (tmp_path / "a" / "loop").symlink_to(tmp_path, target_is_directory=True)
-    assert names(discover(tmp_path)) == ["a/one.jpg"]
+def test_loops_end(tmp_path):
+    touch(tmp_path / "photos" / "a" / "one.jpg")
+    touch(tmp_path / "secret.jpg")
+    for name, target in (("loop", tmp_path / "photos"), ("up", tmp_path), ("beside", tmp_path / "photos" / "a")):
+        (tmp_path / "photos" / "a" / name).symlink_to(target, target_is_directory=True)
+    files = discover(tmp_path / "photos")
+    assert names(files) == ["a/one.jpg"]
+    assert files.remarks == ("linked folders: 3 not followed, as they lead back or are read already (first a/beside)",)
 
 
-def test_file_reached_by_several_links_is_counted_once(tmp_path):
+def test_linked_folders_are_followed_once(tmp_path):
+    touch(tmp_path / "photos" / "siteA" / "a.jpg")
+    for name in ("b.jpg", "deep/c.jpg"):
+        touch(tmp_path / "store" / "siteB" / name)
+    (tmp_path / "store" / "siteB" / "deep" / "back").symlink_to(tmp_path / "store" / "siteB")
+    (tmp_path / "photos" / "siteB").symlink_to("../store/siteB")
+    (tmp_path / "photos" / "siteC").symlink_to("../store/siteB")
+    (tmp_path / "photos" / "siteD").symlink_to("../store/siteB/deep")
+    (tmp_path / "photos" / "whole").symlink_to("../store")
+    files = discover(tmp_path / "photos")
+    assert names(files) == ["siteA/a.jpg", "siteB/b.jpg", "siteB/deep/c.jpg"]
+    assert files.remarks == (
+        "linked folders: 3 not followed, as they lead back or are read already (first siteB/deep/back)",
+        "linked folders: 2 followed (first siteB)",
+    )
+    assert names(visible_files(tmp_path / "photos")) == names(files)
+
+
+def test_each_link_to_one_content_is_a_row(tmp_path):
+    """The store of a hub, of DVC or of git-annex: folders of links to files named by their digest."""
     touch(tmp_path / "photos" / "m.jpg")
-    touch(tmp_path / "elsewhere.jpg")
+    touch(tmp_path / "blobs" / "0123")
     (tmp_path / "photos" / "a.jpg").symlink_to(tmp_path / "photos" / "m.jpg")
     for name in ("x.jpg", "y.jpg"):
-        (tmp_path / "photos" / name).symlink_to(tmp_path / "elsewhere.jpg")
-    # The real entry wins over an earlier link; of two links outwards the first.
-    assert names(discover(tmp_path / "photos")) == ["m.jpg", "x.jpg"]
+        (tmp_path / "photos" / name).symlink_to(tmp_path / "blobs" / "0123")
+    os.link(tmp_path / "blobs" / "0123", tmp_path / "photos" / "z.jpg")
+    files = discover(tmp_path / "photos")
+    assert names(files) == ["a.jpg", "m.jpg", "x.jpg", "y.jpg", "z.jpg"]
+    assert files.remarks == ()
+
+
+LEFT = ("@eaDir/1.jpg/SYNOPHOTO_THUMB_M.jpg", "#recycle/a.jpg", "@Recycle/a.jpg", "$RECYCLE.BIN/S-1/$R1.JPG", "System Volume Information/x.dat")
+LEFT += ("lost+found/1.jpg", "FOUND.000/FILE0000.CHK", "LOST.DIR/1", "#snapshot/a.jpg", ".Trashes/a.jpg", "site/@eaDir/b.jpg", "ehthumbs.db")
+
+
+def test_leftovers_of_storage_and_recycle_bins_are_counted(tmp_path):
+    for name in ("1.jpg", "found/2.jpg", "recycle/3.jpg", "site/4.jpg", *LEFT):
+        touch(tmp_path / name)
+    files = discover(tmp_path)
+    assert names(files) == ["1.jpg", "found/2.jpg", "recycle/3.jpg", "site/4.jpg"]
+    assert files.remarks == ("left out: 12 hidden or left by a system (first #recycle)",)
 
 
 def test_broken_link_keeps_its_row(tmp_path):
@@ -76,7 +113,9 @@ def test_path_over_255_bytes(tmp_path):
 def test_pipes_are_not_read(tmp_path):
     touch(tmp_path / "a.jpg")
     os.mkfifo(tmp_path / "pipe.jpg")
-    assert names(discover(tmp_path)) == ["a.jpg"]
+    files = discover(tmp_path)
+    assert names(files) == ["a.jpg"]
+    assert files.remarks == ("left out: 1 pipes, sockets or devices (first pipe.jpg)",)
 
 
 def test_run_folder_inside_is_excluded(tmp_path):

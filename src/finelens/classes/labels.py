@@ -15,7 +15,7 @@ from finelens.classes.text_files import listing, quote, read_utf8
 from finelens.core.options import nearest
 from finelens.core.schemas import LABEL_COLUMNS
 from finelens.errors import UserError
-from finelens.images.discover import display_name
+from finelens.images.discover import display_name, visible_files
 from finelens.storage.predictions import unescape_cell
 
 FOLDERS = "folders"
@@ -79,11 +79,7 @@ def _from_folders(test_dir: Path, files: Mapping[str, str], folders: Mapping[str
 
 def _files(test_dir: Path) -> dict[str, str]:
     """Every file below a folder: name as the table of predictions spells it -> first folder on the way, empty for a file at the top."""
-    result: dict[str, str] = {}
-    for parent, _, files in os.walk(test_dir):
-        parts = Path(parent).relative_to(test_dir).parts
-        result.update({display_name(Path(*parts, file)): parts[0] if parts else "" for file in files})
-    return dict(sorted(result.items()))
+    return {file.name: file.name.partition("/")[0] if "/" in file.name else "" for file in visible_files(test_dir)}
 
 
 def _from_csv(

@@ -12,6 +12,7 @@ from finelens.classes.class_lists import TABLE_SUFFIXES, names_in_table, refuse_
 from finelens.classes.text_files import counted, listing, plain_line, quote, read_lines, read_user_json
 from finelens.core.options import nearest
 from finelens.errors import UserError
+from finelens.images.discover import display_name, is_leftover, visible_files
 
 MAX_NAME_LENGTH = 200
 CLASSES_JSON = "classes.json"
@@ -166,7 +167,7 @@ def folder_classes(
     else to the class of the same name. The order of folders and of names plays no part.
 
     Args:
-        test_dir: Folder of class folders. Hidden folders, ``__MACOSX`` and symbolic links are skipped.
+        test_dir: Folder of class folders. Hidden folders and leftovers of systems are skipped.
         class_names: Checked class names.
         classes_json: Such a file in another place.
         left_out: Takes a line for each folder of no class; None refuses them. Refused all the same are folders of which none has a class, and names
@@ -214,11 +215,14 @@ def classes_of_folders(
 def _folders(test_dir: Path) -> list[str]:
     try:
         with os.scandir(test_dir) as entries:
-            folders = sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
+            found = [entry for entry in entries if entry.is_dir() and not is_leftover(entry.name)]
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise UserError(f"test folder {quote(str(test_dir))} cannot be listed: {reason}") from None
-    folders = [name for name in folders if not name.startswith(".") and name != "__MACOSX"]
+    # Of linked folders those count that are followed: one that leads back is no class.
+    linked = any(entry.is_symlink() for entry in found)
+    followed = {file.name.partition("/")[0] for file in visible_files(test_dir)} if linked else set()
+    folders = sorted(entry.name for entry in found if not entry.is_symlink() or display_name(entry.name) in followed)
     if not folders:
         raise UserError(f"test folder {quote(str(test_dir))} has no class folders; put the images of each class in a folder of its name")
     return folders

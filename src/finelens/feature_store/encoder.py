@@ -25,7 +25,7 @@ from finelens.storage.cache import state_digest
 
 BATCH = 64
 # Part of every key: raise it when centre or crop views of the same file change, or what a tower makes of them.
-VIEWS_SCHEMA = 2
+VIEWS_SCHEMA = 3
 CENTRE = "centre"
 
 Rows = tuple[list[int], dict[str, Tensor]]
@@ -206,11 +206,19 @@ class FeatureEncoder:
             for position, row in cache.read(names):
                 missing[position] = False
                 yield [position], {name: tensor[None] for name, tensor in row.items()}
-            for positions, pixels in views(np.flatnonzero(missing)):
+            # Copies and links to one content are encoded once.
+            copies: dict[str, list[int]] = {}
+            for position in np.flatnonzero(missing).tolist():
+                copies.setdefault(names[position], []).append(position)
+            for positions, pixels in views(np.array([own[0] for own in copies.values()], dtype=np.int64)):
                 rows = {name: tensor.cpu() for name, tensor in encode(pixels).items()}
                 if keep:
                     cache.add([names[position] for position in positions], rows)
-                yield positions, rows
+                counts = [len(copies[names[position]]) for position in positions]
+                yield (
+                    [copy for position in positions for copy in copies[names[position]]],
+                    {name: tensor.repeat_interleave(torch.tensor(counts), 0) if max(counts) > 1 else tensor for name, tensor in rows.items()},
+                )
         if cache.error is not None:
             console.warn(f"features are not kept for the next run: {cache.error}")
 

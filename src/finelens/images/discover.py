@@ -1,18 +1,48 @@
-"""Find the files of a photograph folder: every regular file once, in an order that depends on names only."""
+"""Find the files of a photograph folder: every file is a row, in an order that depends on names only, and what is left out is counted."""
 
 from __future__ import annotations
 
 import os
+import re
 import unicodedata
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from finelens.errors import UserError
 from finelens.images.signatures import archive_kind
 
-# Left behind by operating systems and archivers; nobody means them as photographs.
-IGNORED_NAMES = frozenset({"__macosx", "thumbs.db", "desktop.ini"})
+# Left behind by operating systems, archivers, network storage and recycle bins; nobody means them as photographs. Lower case.
+LEFTOVERS = frozenset(
+    {
+        "__macosx",
+        "thumbs.db",
+        "ehthumbs.db",
+        "ehthumbs_vista.db",
+        "desktop.ini",
+        "picasa.ini",
+        "zbthumbnail.info",
+        "icon\r",
+        "@eadir",
+        "@tmp",
+        "@recycle",
+        "@recently-snapshot",
+        "@sharesnap",
+        "#recycle",
+        "#snapshot",
+        "~snapshot",
+        "$recycle.bin",
+        "recycler",
+        "recycled",
+        "system volume information",
+        "network trash folder",
+        "temporary items",
+        "lost+found",
+        "lost.dir",
+    }
+)
+_RECOVERED = re.compile(r"found\.\d{3}", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -28,17 +58,35 @@ class ImageFile:
     name: str
 
 
+class FoundFiles(list[ImageFile]):
+    """The files of a folder.
+
+    Attributes:
+        remarks: What was left out or followed on the way, a line each with a count and a first example; for the terminal.
+    """
+
+    def __init__(self, files: Iterable[ImageFile], remarks: Iterable[str] = ()) -> None:
+        super().__init__(files)
+        self.remarks = tuple(remarks)
+
+
 def display_name(path: str | os.PathLike[str]) -> str:
     """A path as one line of valid text: forward slashes, bytes that are not UTF-8 and control characters escaped, all else untouched."""
     text = os.fsencode(path).decode("utf-8", "backslashreplace").replace(os.sep, "/")
     return "".join(c.encode("unicode_escape").decode("ascii") if unicodedata.category(c) == "Cc" else c for c in text)
 
 
-def discover(root: Path, exclude: Path | None = None) -> list[ImageFile]:
+def is_leftover(name: str) -> bool:
+    """Whether a file or folder of this name is hidden, or something that a system left behind."""
+    return name.startswith(".") or name.lower() in LEFTOVERS or _RECOVERED.fullmatch(name) is not None
+
+
+def discover(root: Path, exclude: Path | None = None) -> FoundFiles:
     """List all regular files under ``root``, sorted by name.
 
-    Sub-folder names mean nothing. Hidden files and folders and operating-system leftovers are ignored; links to folders are not followed; a file that
-    several links reach is listed once, under its own name if it lies in the folder and else under the first link in sort order.
+    Sub-folder names mean nothing. A link to a file is a row of its own, as a copy would be: stores of contents (of the Hugging Face hub, DVC,
+    git-annex) hold every file so. A link to a folder is followed, each real folder once; one that leads back, to what is listed anyway or to a folder
+    around ``root``, is not. Hidden files and leftovers of systems are no photographs. What was left out or followed is in ``remarks``.
 
     Args:
         root: The folder.
@@ -55,44 +103,83 @@ def discover(root: Path, exclude: Path | None = None) -> list[ImageFile]:
         if kind is not None:
             raise UserError(f"{display_name(root)} is {kind}, which is not unpacked; unpack it into a new folder and give that folder")
         raise UserError(f"{display_name(root)} is a file; give the folder that holds the photographs, here {display_name(root.parent)}")
-    root = Path(os.path.abspath(root))
-    excluded = None if exclude is None else os.path.realpath(exclude)
-    found = [ImageFile(Path(path), display_name(os.path.relpath(path, root))) for path in _walk(root, excluded)]
-    files = _drop_aliases(sorted(found, key=lambda file: (file.name, os.fsencode(file.path))))
-    if not files:
-        raise UserError(f"no photographs in {display_name(root)}: it holds no visible file; give a folder with images")
-    return files
+    walk = _Walk(Path(os.path.abspath(root)), exclude)
+    if not walk.files:
+        seen = "".join(f"; {remark}" for remark in walk.remarks())
+        raise UserError(f"no photographs in {display_name(root)}: it holds no visible file; give a folder with images{seen}")
+    return FoundFiles(_sorted(walk.files), walk.remarks())
 
 
-def _walk(root: Path, excluded: str | None) -> Iterator[str]:
-    def fail(error: OSError) -> None:
-        raise UserError(f"cannot list folder {display_name(error.filename or root)}: {error.strerror}; make it readable or move it away") from error
+def visible_files(root: Path) -> list[ImageFile]:
+    """The files that :func:`discover` finds in a folder; none is no error.
 
-    for folder, subfolders, names in os.walk(root, followlinks=False, onerror=fail):
-        subfolders[:] = [name for name in subfolders if not _ignored(name) and os.path.realpath(os.path.join(folder, name)) != excluded]
-        for name in names:
-            path = os.path.join(folder, name)
-            if not _ignored(name) and _is_candidate(path):
-                yield path
+    Raises:
+        UserError: A folder cannot be listed.
+    """
+    return _sorted(_Walk(Path(os.path.abspath(root)), None).files)
 
 
-def _ignored(name: str) -> bool:
-    return name.startswith(".") or name.lower() in IGNORED_NAMES
+def _sorted(files: list[ImageFile]) -> list[ImageFile]:
+    return sorted(files, key=lambda file: (file.name, os.fsencode(file.path)))
 
 
-def _is_candidate(path: str) -> bool:
-    """Regular files, and links that are broken: those get a row that says so. Pipes, sockets and devices are no files to read."""
-    return os.path.isfile(path) or (os.path.islink(path) and not os.path.exists(path))
+class _Walk:
+    """One look through a folder.
 
+    Args:
+        root: The folder, absolute.
+        exclude: See :func:`discover`.
+    """
 
-def _drop_aliases(files: list[ImageFile]) -> list[ImageFile]:
-    """Keep one name per file: real entries first, then the first link in sort order. ``files`` is sorted by name and stays so."""
-    seen: set[str] = set()
-    kept: set[Path] = set()
-    for file in sorted(files, key=lambda file: file.path.is_symlink()):
-        # Links that lead nowhere are no aliases of a file: each keeps its row.
-        target = os.path.realpath(file.path) if file.path.exists() else os.fspath(file.path)
-        if target not in seen:
-            seen.add(target)
-            kept.add(file.path)
-    return [file for file in files if file.path in kept]
+    def __init__(self, root: Path, exclude: Path | None) -> None:
+        self._root, self.files = root, list[ImageFile]()
+        self._hidden, self._special, self._back, self._followed = list[str](), list[str](), list[str](), list[str]()
+        self._seen = set[str]() if exclude is None else {os.path.realpath(exclude)}
+        self._links: deque[str] = deque()
+        self._below(os.fspath(root))
+        # Linked folders after all real ones, in the order of their names: what lies in the folder itself keeps its own name.
+        while self._links:
+            link = self._links.popleft()
+            target = os.path.realpath(link)
+            if target in self._seen or Path(os.path.realpath(root)).is_relative_to(target):
+                self._back.append(link)
+            else:
+                self._followed.append(link)
+                self._below(link)
+
+    def _below(self, start: str) -> None:
+        for folder, subfolders, names in os.walk(start, followlinks=False, onerror=self._fail):
+            self._seen.add(os.path.realpath(folder))
+            self._hidden += [os.path.join(folder, name) for name in (*subfolders, *names) if is_leftover(name)]
+            visible = sorted(name for name in subfolders if not is_leftover(name))
+            self._links.extend(path for name in visible if os.path.islink(path := os.path.join(folder, name)))
+            real = [name for name in visible if not os.path.islink(os.path.join(folder, name))]
+            # A folder may be reached by a link to it as well as by one to a folder around it.
+            subfolders[:] = [name for name in real if os.path.realpath(os.path.join(folder, name)) not in self._seen]
+            for name in names:
+                if not is_leftover(name):
+                    self._take(os.path.join(folder, name))
+
+    def _take(self, path: str) -> None:
+        # Links that lead nowhere get a row that says so. Pipes, sockets and devices are no files to read.
+        if os.path.isfile(path) or (os.path.islink(path) and not os.path.exists(path)):
+            self.files.append(ImageFile(Path(path), self._name(path)))
+        else:
+            self._special.append(path)
+
+    def _name(self, path: str) -> str:
+        return display_name(os.path.relpath(path, self._root))
+
+    def _fail(self, error: OSError) -> None:
+        where = display_name(error.filename or self._root)
+        raise UserError(f"cannot list folder {where}: {error.strerror}; make it readable or move it away") from error
+
+    def remarks(self) -> list[str]:
+        """A line for each kind of entry that is no plain file, with its number and the first by name."""
+        kinds = (
+            (self._hidden, "left out: {} hidden or left by a system"),
+            (self._special, "left out: {} pipes, sockets or devices"),
+            (self._back, "linked folders: {} not followed, as they lead back or are read already"),
+            (self._followed, "linked folders: {} followed"),
+        )
+        return [f"{what.format(len(found))} (first {min(map(self._name, found))})" for found, what in kinds if found]

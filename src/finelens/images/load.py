@@ -11,7 +11,7 @@ from finelens.core.console import Console
 from finelens.errors import UserError
 from finelens.images.batches import centre_batches
 from finelens.images.decode import DecodeLimits
-from finelens.images.discover import ImageFile
+from finelens.images.discover import FoundFiles, ImageFile
 from finelens.images.store import ImageItems, LoadedImages, load_images
 from finelens.images.view_config import ViewConfig
 from finelens.protocol import ImageRecord, ImageStore, Preprocess
@@ -32,6 +32,7 @@ def load(source: list[ImageFile] | ImageItems, limits: DecodeLimits, console: Co
     """
     if not count_images(source):
         raise UserError("there is no image to adapt to: the sequence is empty")
+    say_remarks(source, console)
     with console.progress(len(source), "read images") as bar:
 
         def advance(done: int) -> None:
@@ -42,6 +43,12 @@ def load(source: list[ImageFile] | ImageItems, limits: DecodeLimits, console: Co
         reasons = "; ".join(f"{record.name}: {record.status}, {record.reason}" for record in loaded.records[:3])
         raise UserError(f"none of the {len(loaded.records)} files is an image that can be read ({reasons})")
     return loaded
+
+
+def say_remarks(source: list[ImageFile] | ImageItems, console: Console) -> None:
+    """Say what was left out of a folder, or followed in it."""
+    for remark in source.remarks if isinstance(source, FoundFiles) else ():
+        console.say(remark)
 
 
 def count_images(source: list[ImageFile] | ImageItems) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-_IMAGE_SUFFIXES = frozenset(
+IMAGE_SUFFIXES = frozenset(
     {
         ".jpg",
         ".jpeg",
@@ -53,7 +53,7 @@ _BRANDS = {b"avif": "AVIF", b"avis": "AVIF", b"heic": "HEIC", b"heix": "HEIC", b
 
 def promises_image(path: Path) -> bool:
     """Whether the file name says that this is an image of a kind that is read; case is ignored."""
-    return path.suffix.lower() in _IMAGE_SUFFIXES
+    return path.suffix.lower() in IMAGE_SUFFIXES
 
 
 def is_camera_raw(path: Path) -> bool:

@@ -19,7 +19,7 @@ from finelens.feature_store.store import FeatureStore, feature_rows
 from finelens.images.batches import centre_batches, inference_batches
 from finelens.images.decode import DecodeLimits
 from finelens.images.discover import ImageFile
-from finelens.images.load import BATCH, centre_views, count_images
+from finelens.images.load import BATCH, centre_views, count_images, say_remarks
 from finelens.images.store import ImageItems, LoadedImages, load_images
 from finelens.methods.parts.views import ViewTask
 from finelens.protocol import ImageRecord, ImageStore, Loaded, TargetFeatures
@@ -114,6 +114,7 @@ def predict_items(
     parts: list[Predictions] = []
     rows = 0
     count = count_images(source)
+    say_remarks(source, console)
     with model.unadapted():
         encoder = FeatureEncoder(model.engine, limits.short_side)
     if isinstance(model.task, ViewTask):

@@ -14,7 +14,7 @@ from finelens.bench.sets.sealed import Labels
 from finelens.classes.labels import read_labels
 from finelens.classes.names import check_names, read_class_file
 from finelens.errors import UserError
-from finelens.images.discover import ImageFile, discover
+from finelens.images.discover import ImageFile, discover, is_leftover
 from finelens.images.store import ImageItems
 
 
@@ -115,7 +115,7 @@ def _class_names(folder: Path, test: str) -> list[str]:
     for file in ("classes.txt", "classes.json"):
         if (folder / file).is_file():
             return read_class_file(folder / file)
-    found = sorted(path.name for path in (folder / test).iterdir() if path.is_dir() and not path.name.startswith("."))
+    found = sorted(path.name for path in (folder / test).iterdir() if path.is_dir() and not is_leftover(path.name))
     return check_names([name.replace("_", " ") for name in found], source=f"folders of {folder / test}")
 
 
@@ -124,7 +124,7 @@ def _part(folder: Path, names: Sequence[str], *, must_have_labels: bool = False)
     try:
         truth = read_labels(folder, "folders", names)
     except UserError:
-        if must_have_labels or any(path.is_dir() for path in folder.iterdir()):
+        if must_have_labels or any(path.is_dir() and not is_leftover(path.name) for path in folder.iterdir()):
             raise
         truth = {}
     return Part(images, Labels(np.array([truth.get(image.name, -1) for image in images])))

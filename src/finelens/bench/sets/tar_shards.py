@@ -78,13 +78,14 @@ class Archives:
             self._open = None
 
 
-def members(shard: Path, wanted: Collection[str], most: int) -> Iterator[tuple[str, int, int, bytes]]:
+def members(shard: Path, wanted: Collection[str], most: int, others: list[str] | None = None) -> Iterator[tuple[str, int, int, bytes]]:
     """Regular members of a tar file in one pass. Nothing is unpacked.
 
     Args:
         shard: Plain or gzip-compressed tar file.
         wanted: Endings of names, without dot, whose content is read on the way.
         most: Bytes of a content at most; the rest is left out.
+        others: Takes the names of links, devices and sparse files, which are no samples.
 
     Yields:
         Name; first byte of the content in the file, as it is without compression; its size; the content, empty for other endings.
@@ -99,8 +100,9 @@ def members(shard: Path, wanted: Collection[str], most: int) -> Iterator[tuple[s
         mode: Any = "r|" if packed else "r:"
         with tarfile.open(str(shard), mode, fileobj=cast(IO[bytes], file), tarinfo=_Member) as archive:
             for member in archive:
-                # Links, devices and sparse files are no samples.
                 if not member.isreg() or member.issparse():
+                    if others is not None and not member.isdir():
+                        others.append(member.name)
                     continue
                 if end is not None and member.offset_data + member.size > end:
                     raise UserError(f"{shard} ends inside {member.name}; download it again")

@@ -1,9 +1,14 @@
-"""WebDataset shards: tar files, plain or compressed with gzip, whose members of one sample share a name up to its first dot. Nothing is unpacked."""
+"""WebDataset shards: tar files, plain or compressed with gzip, whose members of one sample share a name. Nothing is unpacked.
+
+WebDataset itself ends that name at the first dot, so that names with dots (``cam0.2021-05-01.jpg``) fall apart there. Here it ends at the last dot
+before an image or a label. What is then an image without a label beside a whole sample, as ``0.mask.png`` is beside ``0.jpg`` and ``0.cls``, is a
+further file of that sample; any other image or label without its partner is an error that names it. What is left out is counted.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +20,11 @@ from finelens.bench.sets.sealed import Labels
 from finelens.bench.sets.tar_shards import GZIP, OTHERS, PLAIN, Archives, members
 from finelens.classes.names import check_names, match, read_class_file
 from finelens.errors import UserError
+from finelens.images.discover import display_name, is_leftover
+from finelens.images.signatures import IMAGE_SUFFIXES
 from finelens.images.store import EncodedImage
 
-IMAGES = ("jpg", "jpeg", "png", "webp")
+IMAGES = ("jpg", "jpeg", "png", "webp", *sorted(suffix[1:] for suffix in IMAGE_SUFFIXES - {".jpg", ".jpeg", ".png", ".webp"}))
 LABELS = ("cls", "json")
 NAME_FILES = ("classes.txt", "classnames.txt")
 # A label is a number or a name; whatever is larger is none.
@@ -86,38 +93,62 @@ def read_webdataset(folder: Path) -> DataSet:
     shards = {part: shards_of(folder, part) for part in ("train", "test")}
     if not shards["test"]:
         raise UserError(f"{folder}: there are no test shards (test*.tar or test/*.tar, or the same with .tar.gz)")
-    parts = [_part(shards[part], names) for part in ("train", "test")]
-    return folder_set(folder, names, *parts, layout="webdataset", split=f"{len(shards['train'])} train and {len(shards['test'])} test shards")
+    read = [_part(shards[part], names) for part in ("train", "test")]
+    left_out = [name for _, others in read for name in others]
+    split = f"{len(shards['train'])} train and {len(shards['test'])} test shards"
+    if left_out:
+        split += f"; {len(left_out)} members left out, first {display_name(left_out[0])}"
+    return folder_set(folder, names, *(part for part, _ in read), layout="webdataset", split=split)
 
 
-def _part(shards: Sequence[Path], names: Sequence[str]) -> Part:
+def _part(shards: Sequence[Path], names: Sequence[str]) -> tuple[Part, list[str]]:
+    """A part, and the members of its shards that belong to no sample."""
     places: list[tuple[Path, Member]] = []
     labels: list[int] = []
+    left_out: list[str] = []
     for shard in shards:
-        for key, found in _samples(shard).items():
+        samples, others = _samples(shard)
+        left_out += [f"{shard.name}/{name}" for name in others]
+        for key, found in samples.items():
             image = next((found[kind] for kind in IMAGES if kind in found), None)
             label = next(((kind, found[kind].content) for kind in LABELS if kind in found), None)
             if image is None or label is None:
-                raise UserError(f"{shard}: sample {key} has no {'image (' + ', '.join(IMAGES) + ')' if image is None else 'label (cls, json)'}")
+                lacking = f"image ({', '.join(IMAGES[:4])}, ...)" if image is None else "label (cls, json)"
+                raise UserError(f"{shard}: sample {key} has no {lacking}")
             places.append((shard, image))
             labels.append(_label(f"{shard}: sample {key}", *label, names))
-    return Part(Pictures(places), Labels(np.array(labels, dtype=np.int64)))
+    return Part(Pictures(places), Labels(np.array(labels, dtype=np.int64))), left_out
 
 
-def _samples(shard: Path) -> dict[str, dict[str, Member]]:
-    """Members by sample and kind."""
+def _samples(shard: Path) -> tuple[dict[str, dict[str, Member]], list[str]]:
+    """Images and labels by sample and kind, and the names of what belongs to no sample."""
     if shard.name.endswith(OTHERS):
         raise UserError(f"{shard}: of compressed shards only .tar.gz is read; decompress it, for example zstd -d, xz -d or bzip2 -d")
     samples: dict[str, dict[str, Member]] = {}
-    for name, start, size, content in members(shard, LABELS, MOST_LABEL_BYTES):
-        folder, slash, base = name.rpartition("/")
-        stem, _, kind = base.partition(".")
-        if not stem:
-            continue
-        own = samples.setdefault(folder + slash + stem, {})
-        if own.setdefault(kind.lower(), Member(name, start, size, content)).name != name:
-            raise UserError(f"{shard}: sample {folder + slash + stem} has two files .{kind.lower()}")
-    return {key: found for key, found in samples.items() if set(found) & {*IMAGES, *LABELS}}
+    others: list[str] = []
+    for name, start, size, content in members(shard, LABELS, MOST_LABEL_BYTES, others):
+        key, _, kind = name.rpartition(".")
+        kind = kind.lower()
+        if is_leftover(name.rpartition("/")[2]) or kind not in (*IMAGES, *LABELS):
+            others.append(name)
+        elif samples.setdefault(key, {}).setdefault(kind, member := Member(name, start, size, content)) is not member:
+            raise UserError(f"{shard}: sample {key} has two files .{kind}")
+    # Texts and embeddings beside an image are part of its sample; a second image or label is as well, but its owner may not have meant it so.
+    left_out = [name for name in others if not _belongs(name, samples)]
+    for key in [key for key, found in samples.items() if not _is_whole(found) and _belongs(key, samples)]:
+        left_out += [member.name for member in samples.pop(key).values()]
+    return samples, left_out
+
+
+def _is_whole(found: Collection[str]) -> bool:
+    return not (set(IMAGES).isdisjoint(found) or set(LABELS).isdisjoint(found))
+
+
+def _belongs(name: str, samples: Mapping[str, Mapping[str, Member]]) -> bool:
+    """Whether a file is a further one of a whole sample: the sample's name, a dot, and more."""
+    folder, slash, base = name.rpartition("/")
+    stems = (folder + slash + base[:end] for end, letter in enumerate(base) if letter == ".")
+    return any(_is_whole(samples.get(stem, ())) for stem in stems)
 
 
 def _label(where: str, kind: str, content: bytes, names: Sequence[str]) -> int:

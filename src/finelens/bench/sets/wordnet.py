@@ -13,6 +13,7 @@ from finelens.bench.sets.data import DataSet, Part
 from finelens.bench.sets.sealed import Labels
 from finelens.classes.names import check_names, normalise
 from finelens.errors import UserError
+from finelens.images.discover import is_leftover
 
 OWN_NAMES = "classnames.txt"
 # The later ones win.
@@ -129,7 +130,7 @@ def class_folders(root: Path) -> list[str]:
     Raises:
         UserError: There is none.
     """
-    found = sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+    found = sorted(path.name for path in root.iterdir() if path.is_dir() and not is_leftover(path.name))
     if not found:
         raise UserError(f"{root} holds no class folder; sort the images into folders named by WordNet id")
     return found
