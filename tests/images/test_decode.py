@@ -77,9 +77,13 @@ def test_16_bit_gray_is_scaled_not_clipped(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.tif"])
-def test_dark_16_bit_picture_stays_dark(tmp_path, name):
-    Image.fromarray(ramp(2570, np.uint16)).save(tmp_path / name)
-    assert int(good(tmp_path / name).pixels.max()) == 10
+@pytest.mark.parametrize(("top", "brightest"), [(2570, 160), (3890, 242), (900, 224), (12000, 187), (20000, 78), (200, 200)])
+def test_16_bit_words_of_fewer_bits_are_as_bright_as_they_are(tmp_path, name, top, brightest):
+    """Cameras of 10, 12 and 14 bits write 16-bit words: the smallest full scale that holds the largest value is theirs, and the row says so."""
+    Image.fromarray(ramp(top, np.uint16)).save(tmp_path / name)
+    result = good(tmp_path / name)
+    assert int(result.pixels.max()) == brightest
+    assert any(str(top) in note or (top == 20000 and "16-bit" in note) for note in result.notes)
 
 
 @pytest.mark.parametrize("top", [255, 65535, 2**31 - 1])
@@ -281,7 +285,10 @@ def test_text_and_svg_called_jpg(tmp_path):
     assert "SVG" in bad(tmp_path / "b.jpg", "corrupt").reason
 
 
-@pytest.mark.parametrize(("name", "data"), [("notes.txt", b"hello"), ("a.svg", b"<svg/>"), ("a.heic", b"\0\0\0\x18ftypheic"), ("README", b"x")])
+OTHERS = {"notes.txt": b"hello", "a.svg": b"<svg/>", "a.psd": b"8BPS\0\1", "a.cr3": b"\0\0\0\x18ftypcrx ", "a.mp4": b"\0\0\0\x18ftypisom", "README": b"x"}
+
+
+@pytest.mark.parametrize(("name", "data"), OTHERS.items())
 def test_other_files_are_unsupported(tmp_path, name, data):
     (tmp_path / name).write_bytes(data)
     bad(tmp_path / name, "unsupported")

@@ -4,23 +4,30 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import io
 import os
 import stat
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.ExifTags import Base
 from torch import Tensor
 
+from finelens.images.containers import brighten_png, is_upright, jxl_size, open_image
+from finelens.images.dicom import is_dicom, read_dicom
 from finelens.images.discover import display_name
 from finelens.images.pixels import UnsupportedModeError, to_rgb
+from finelens.images.raw import developed, is_raw, preview
 from finelens.images.resize import resize
 from finelens.images.signatures import foreign_format, is_camera_raw, promises_image
+from finelens.images.tiff import Page, choose_page, pages, read_tiff, sub_pages, turned
 
-# What Pillow may try. MPO (several JPEGs in one file, from phones) comes with JPEG. Nothing here starts another program.
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+# Behind a JPEG that ends early: bytes that are pixels wherever the reader still waits for some, and every restart marker it may wait for.
+_MORE = b"".join(bytes((0xFF, marker)) + b"\x53\xa9\x1d\x66" * 64 for marker in range(0xD0, 0xD8))[2:]
+_END = b"\xff\xd9"
 
 
 @dataclass(frozen=True)
@@ -136,11 +143,12 @@ def from_pixels(pixels: Tensor, limits: DecodeLimits, notes: tuple[str, ...] = (
     return DecodedImage(reduce_to_short_side(pixels, limits.short_side), digest.hexdigest(), notes)
 
 
-def check_geometry(width: int, height: int, limits: DecodeLimits) -> Failure | None:
-    """The failure for a size beyond the limits, None for a good one."""
+def check_geometry(width: int, height: int, limits: DecodeLimits, decoded: int | None = None) -> Failure | None:
+    """The failure for a size beyond the limits, None for a good one; ``decoded`` is the number of pixels that are decoded of it, if not all."""
     short, long = min(width, height), max(width, height)
-    if width * height > limits.max_pixels:
-        return Failure("too_large", f"{width} x {height} pixels exceed the budget of {limits.max_pixels / 1e6:g} million; save a smaller copy")
+    if (width * height if decoded is None else decoded) > limits.max_pixels:
+        remedy = "save a smaller copy, or raise the budget with --set views.max_megapixels=NUMBER"
+        return Failure("too_large", f"{width} x {height} pixels exceed the budget of {limits.max_pixels / 1e6:g} million; {remedy}")
     if short < limits.min_side:
         return Failure("degenerate", f"{width} x {height} pixels: the short side is under {limits.min_side}")
     if long > limits.max_aspect * short:
@@ -173,14 +181,64 @@ def _open_without_waiting(path: str, flags: int) -> int:
 
 
 def _decode_bytes(data: bytes, path: Path, limits: DecodeLimits) -> tuple[Tensor, tuple[str, ...]]:
-    if is_camera_raw(path):
-        # Such files are TIFF outside: a reader would take the tiny preview for the photograph.
-        raise _RefusedError("unsupported", "camera raw; export it as JPEG")
+    def check(width: int, height: int) -> None:
+        _refuse(check_geometry(width, height, limits))
+
+    found = pages(data)
+    below = [page for top in found for page in sub_pages(data, top)]
+    if is_camera_raw(path) or is_raw(data, [*found, *below]):
+        # Such files are TIFF outside: a reader would take the first thumbnail for the photograph.
+        return _decode_raw(data, [*found, *below], limits)
+    if is_dicom(data):
+        return _tensor(*read_dicom(data, check))
+    if (size := jxl_size(data)) is not None:
+        check(*size)
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            return _decode_image(image, limits)
+        if found:
+            return _decode_tiff(data, found, limits)
+        with open_image(data) as image:
+            return _decode_image(image, limits, data)
     except UnidentifiedImageError:
         raise _unidentified(data, path) from None
+    except OSError as error:
+        if not (data[:2] == b"\xff\xd8" and "truncated" in str(error)):
+            raise
+        return _decode_without_end(data, limits, error)
+
+
+def _decode_tiff(data: bytes, found: list[Page], limits: DecodeLimits) -> tuple[Tensor, tuple[str, ...]]:
+    page, notes = choose_page(data, found)
+    _refuse(check_geometry(page.width, page.height, limits))
+    read = read_tiff(data, found, page)
+    if read is not None:
+        return _tensor(read[0], [*notes, *read[1]])
+    with open_image(data) as image:
+        return _decode_image(image, limits)
+
+
+def _decode_raw(data: bytes, found: list[Page], limits: DecodeLimits) -> tuple[Tensor, tuple[str, ...]]:
+    inside = preview(data, found)
+    if inside is None:
+        rgb, notes = developed(data)
+        _refuse(check_geometry(rgb.shape[1], rgb.shape[0], limits))
+        return _tensor(rgb, notes)
+    jpeg, orientation, note = inside
+    with open_image(jpeg) as image:
+        own = image.getexif().get(Base.Orientation)
+        pixels, more = _decode_image(image, limits)
+    if own is None:
+        pixels = torch.from_numpy(turned(pixels.permute(1, 2, 0).numpy(), orientation)).permute(2, 0, 1)  # (3, H, W)
+    return pixels, (note, *more)
+
+
+def _decode_without_end(data: bytes, limits: DecodeLimits, error: OSError) -> tuple[Tensor, tuple[str, ...]]:
+    """A JPEG without its end marker. Whether pixels are missing shows in what further bytes would change."""
+    whole = data[:-1] if data.endswith(b"\xff") else data
+    with open_image(whole + _END) as image, open_image(whole + _MORE + _END) as other:
+        pixels, notes = _decode_image(image, limits)
+        if not torch.equal(pixels, _decode_image(other, limits)[0]):
+            raise error
+    return pixels, ("the JPEG's end marker is missing, but none of its pixels", *notes)
 
 
 def _unidentified(data: bytes, path: Path) -> _RefusedError:
@@ -195,24 +253,35 @@ def _unidentified(data: bytes, path: Path) -> _RefusedError:
     return _RefusedError(status, f"damaged, or not an image of a kind that is read ({suffix}, {len(data)} bytes)")
 
 
-def _decode_image(image: Image.Image, limits: DecodeLimits) -> tuple[Tensor, tuple[str, ...]]:
+def _refuse(failure: Failure | None) -> None:
+    if failure is not None:
+        raise _RefusedError(failure.status, failure.reason)
+
+
+def _tensor(rgb: np.ndarray, notes: Sequence[str]) -> tuple[Tensor, tuple[str, ...]]:
+    writeable = rgb if rgb.flags.writeable else rgb.copy()
+    return torch.from_numpy(writeable).permute(2, 0, 1), tuple(notes)  # (3, H, W)
+
+
+def _decode_image(image: Image.Image, limits: DecodeLimits, data: bytes = b"") -> tuple[Tensor, tuple[str, ...]]:
     width, height = image.size
-    refused = check_geometry(width, height, limits)
-    if refused is not None:
-        raise _RefusedError(refused.status, refused.reason)
     notes = ["several frames or pages: only the first is used"] if getattr(image, "is_animated", False) else []
     if image.format in ("JPEG", "MPO"):
         # The decoder halves sides in the frequency domain, down to the smallest size that still covers the request: 8 times faster at 12 MP.
         scale = limits.short_side / min(width, height)
         image.draft(None, (max(1, round(width * scale)), max(1, round(height * scale))))
+    # A progressive JPEG is held whole, whatever size it is shown at.
+    judged = (width, height) if image.info.get("progressive") else image.size
+    _refuse(check_geometry(width, height, limits, judged[0] * judged[1]))
     image.load()
-    try:
-        ImageOps.exif_transpose(image, in_place=True)
-    except Exception:
-        notes.append("EXIF data damaged: orientation not applied")
+    notes += brighten_png(image, data)
+    if not is_upright(image):
+        try:
+            ImageOps.exif_transpose(image, in_place=True)
+        except Exception:
+            notes.append("EXIF data damaged: orientation not applied")
     rgb, conversion_notes = to_rgb(image)
-    pixels = torch.from_numpy(rgb.copy() if not rgb.flags.writeable else rgb).permute(2, 0, 1)  # (3, H, W)
-    return pixels, (*notes, *conversion_notes)
+    return _tensor(rgb, [*notes, *conversion_notes])
 
 
 def _failure(error: Exception) -> Failure:

@@ -21,7 +21,7 @@ BATCH = 64
 
 def decode_limits(views: ViewConfig, preprocess: Preprocess) -> DecodeLimits:
     """Limits of a run: originals are kept at least as large as the tower's resize."""
-    return DecodeLimits(short_side=max(views.store_short_side, preprocess.resize_size))
+    return DecodeLimits(max_pixels=round(views.max_megapixels * 1e6), short_side=max(views.store_short_side, preprocess.resize_size))
 
 
 def load(source: list[ImageFile] | ImageItems, limits: DecodeLimits, console: Console, spill_dir: Path | None = None) -> LoadedImages:

@@ -15,6 +15,7 @@ import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import BinaryIO
 
 MAX_COMPLAINTS = 5
@@ -23,26 +24,23 @@ MAX_COMPLAINTS = 5
 def complaints(path: str) -> list[str]:
     """Warnings of Pillow and of libjpeg about one file, without repetitions."""
     import torch
-    from PIL import Image
     from torchvision.io import decode_jpeg
 
-    from finelens.images.decode import FORMATS
+    from finelens.images.decode import DecodeLimits, Failure, decode
 
     with tempfile.TemporaryFile() as captured, warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         try:
             with _standard_error(captured), open(path, "rb") as file:
                 data = file.read()
-                file.seek(0)
-                with Image.open(file, formats=FORMATS) as image:
-                    image.load()
+                result = decode(Path(path), DecodeLimits())
                 if data[:2] == b"\xff\xd8":
                     decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8))
         except Exception as error:
             # Readable for the boundary, not for this reader: worth a word as well.
             said_last = [f"{type(error).__name__}: {error}"]
         else:
-            said_last = []
+            said_last = [result.reason] if isinstance(result, Failure) else []
         captured.seek(0)
         lines = captured.read().decode("utf-8", "replace").splitlines()
     found = [str(warning.message) for warning in said if not issubclass(warning.category, DeprecationWarning)] + lines + said_last

@@ -24,6 +24,12 @@ IMAGE_SUFFIXES = frozenset(
         ".pbm",
         ".pnm",
         ".pfm",
+        ".avif",
+        ".heic",
+        ".heif",
+        ".hif",
+        ".jxl",
+        ".dcm",
     }
 )
 _RAW_SUFFIXES = frozenset({".nef", ".cr2", ".cr3", ".crw", ".arw", ".dng", ".orf", ".rw2", ".pef", ".srw", ".raf", ".raw", ".nrw", ".3fr", ".iiq"})
