@@ -14,7 +14,7 @@ from finelens.core.launch import launched
 from finelens.core.schemas import PREDICTION_COLUMNS, SET_COLUMNS
 from finelens.engine.distributed import Processes, join
 from finelens.errors import UserError
-from finelens.images.load import status_counts
+from finelens.images.load import say_notes, status_counts
 from finelens.methods.auto import AUTO
 from finelens.methods.registry import find_method
 from finelens.protocol import Loaded
@@ -253,6 +253,7 @@ def predict(
     write_predictions(Path(csv), rows)
     counts = status_counts(found.records)
     console.say(f"{len(rows)} files: " + ", ".join(f"{count} {status}" for status, count in counts.items()))
+    say_notes(found.records, console)
     console.say(f"wrote {csv}")
     if sets is not None:
         write_sets(sets_path(Path(csv)), found.records, sets)

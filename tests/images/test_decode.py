@@ -285,7 +285,8 @@ def test_text_and_svg_called_jpg(tmp_path):
     assert "SVG" in bad(tmp_path / "b.jpg", "corrupt").reason
 
 
-OTHERS = {"notes.txt": b"hello", "a.svg": b"<svg/>", "a.psd": b"8BPS\0\1", "a.cr3": b"\0\0\0\x18ftypcrx ", "a.mp4": b"\0\0\0\x18ftypisom", "README": b"x"}
+OTHERS = {"notes.txt": b"hello", "a.svg": b"<svg/>", "a.psd": b"8BPS\0\1", "a.mp4": b"\0\0\0\x18ftypisom", "README": b"x"}
+OTHERS["a.cr3"] = b"\0\0\0\x18ftypcrx "
 
 
 @pytest.mark.parametrize(("name", "data"), OTHERS.items())

@@ -7,7 +7,7 @@ import struct
 from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError, features
 
 from finelens.images.pixels import UnsupportedModeError, eight_bits
 from finelens.images.signatures import foreign_format
@@ -40,6 +40,8 @@ def open_image(data: bytes) -> Image.Image:
             return factory(io.BytesIO(data), "")
         except (SyntaxError, IndexError, TypeError, struct.error):
             continue
+    if kind == "AVIF" and features.check("avif"):
+        raise ValueError("the AVIF file is damaged or ends early")
     if kind == "AVIF":
         raise UnsupportedModeError("AVIF, which this Pillow is built without; install Pillow's own wheel, or convert it to JPEG")
     raise UnidentifiedImageError

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from finelens.images.view_config import ViewConfig
 from finelens.protocol import ImageRecord, ImageStore, Preprocess
 
 BATCH = 64
+_MOST_NOTES = 8
 
 
 def decode_limits(views: ViewConfig, preprocess: Preprocess) -> DecodeLimits:
@@ -65,6 +68,20 @@ def status_counts(records: Sequence[ImageRecord]) -> dict[str, int]:
     for record in records:
         counts[record.status] = counts.get(record.status, 0) + 1
     return counts
+
+
+def say_notes(records: Sequence[ImageRecord], console: Console) -> None:
+    """Say how many readable files were noted, and why: each kind of note with its number and a first file, the most frequent first."""
+    noted = [(note, record.name) for record in records if record.status == "ok" and record.reason for note in record.reason.split("; ")]
+    if not noted:
+        return
+    # Notes that differ in their numbers are of one kind.
+    kinds = [re.sub(r"\d[\d.e+-]*", "#", note) for note, _ in noted]
+    files = sum(record.status == "ok" and bool(record.reason) for record in records)
+    console.say(f"noted: {files} of {len(records)} files were read with a note (column reason)")
+    for kind, count in Counter(kinds).most_common(_MOST_NOTES):
+        note, name = noted[kinds.index(kind)]
+        console.say(f"  {count} x {note} (first {name})")
 
 
 def centre_views(store: ImageStore, preprocess: Preprocess, console: Console, what: str) -> Iterator[Tensor]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import io
 import json
+import lzma
 import re
 import struct
 import zlib
@@ -22,16 +23,18 @@ from PIL import Image, TiffImagePlugin
 
 from finelens.images.pixels import UnsupportedModeError, blend, eight_bits
 
-MAGICS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-# Compressions that keep samples as they are: none, LZW, deflate (two numbers), PackBits, zstd. All others are left to Pillow.
-_NONE, _LZW, _DEFLATE, _PACKBITS, _ZSTD = 1, 5, (8, 32946), 32773, 50000
-_PLAIN = (_NONE, _LZW, *_DEFLATE, _PACKBITS, _ZSTD)
+_BIG_MOTOROLA = b"MM\0+"
+MAGICS = (b"II*\0", b"MM\0*", b"II+\0", _BIG_MOTOROLA)
+# Compressions that keep samples as they are: none, LZW, deflate (two numbers), PackBits, LZMA, zstd. All others are left to Pillow.
+_NONE, _LZW, _DEFLATE, _PACKBITS, _LZMA, _ZSTD = 1, 5, (8, 32946), 32773, 34925, 50000
+_PLAIN = (_NONE, _LZW, *_DEFLATE, _PACKBITS, _LZMA, _ZSTD)
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE, _MASK, _CMYK, _YCBCR = range(7)
 RAW_COLOURS = (32803, 34892)  # colour filter array, linear raw
 _MAX_PAGES = 4096
+_LZMA_MEMORY = 256 << 20
 _BLOCK = 1 << 20  # samples unpacked at a time
 
-Tags = TiffImagePlugin.ImageFileDirectory_v2
+Tags = Any  # Pillow's dictionary of tags
 
 
 def is_tiff(data: bytes) -> bool:
@@ -111,7 +114,12 @@ def _pages(data: bytes, start: int | None) -> Iterator[Page]:
 
 
 def _tags(data: bytes) -> Tags:
-    return Tags(data[:16] if 43 in data[2:4] else data[:8])
+    if data[:4] == _BIG_MOTOROLA:
+        # Pillow looks for the mark of BigTIFF where little-endian files have it.
+        tags: Tags = TiffImagePlugin.ImageFileDirectory_v2(b"MM\0*\0\0\0\0")
+        tags._bigtiff, tags.next = True, int.from_bytes(data[8:16], "big")
+        return tags
+    return TiffImagePlugin.ImageFileDirectory_v2(data[:16] if 43 in data[2:4] else data[:8])
 
 
 def choose_page(data: bytes, found: list[Page]) -> tuple[Page, list[str]]:
@@ -149,8 +157,11 @@ def read_tiff(data: bytes, found: list[Page], page: Page) -> tuple[np.ndarray, l
         ValueError: The file ends early or its tags contradict each other.
     """
     channels = [] if page is not found[0] else _channels(found)
-    if page.compression not in _PLAIN or not (channels or page is not found[0] or _is_odd(page)):
+    unread = data[:4] == _BIG_MOTOROLA
+    if page.compression not in _PLAIN or not (channels or page is not found[0] or unread or _is_odd(page)):
         _refuse(page, keeps_samples=page.compression in _PLAIN)
+        if unread:
+            raise UnsupportedModeError(f"big-endian BigTIFF in compression {page.compression} is not read; save it as a plain TIFF")
         return None
     _refuse(page, keeps_samples=True)
     if channels:
@@ -190,7 +201,7 @@ def _refuse(page: Page, *, keeps_samples: bool) -> None:
         raise UnsupportedModeError("YCbCr in planes or of more than 8 bits is not read; save it as an RGB TIFF")
     if page.photometric == _PALETTE and (page.samples != 1 or page.bits > 16) and keeps_samples:
         raise UnsupportedModeError(f"a palette with {page.samples} samples a pixel is not read; save it as an RGB TIFF")
-    if not keeps_samples and (page.samples > 4 or page.bits > 8):
+    if not keeps_samples and (page.bits > 8 or page.samples > {_RGB: 3, _YCBCR: 3, _CMYK: 4}.get(page.photometric, 1)):
         what = f"{page.samples} samples of {page.bits} bits in compression {page.compression}"
         raise UnsupportedModeError(f"{what} are not read; save it as an RGB TIFF")
 
@@ -279,7 +290,7 @@ def _nodata(page: Page) -> float | None:
 
 def _samples(data: bytes, page: Page, count: int) -> np.ndarray:
     """The first samples of each pixel, (H, W, count)."""
-    order = ">" if data[:2] == b"MM" else "<"
+    big = data[:2] == b"MM"
     whole = page.bits in (8, 16, 32, 64)
     kind = {2: "i", 3: "f"}.get(page.format, "u")
     dtype = np.dtype(f"{kind}{page.bits // 8}" if whole else np.uint16 if page.bits <= 16 else np.uint64)
@@ -307,7 +318,7 @@ def _samples(data: bytes, page: Page, count: int) -> np.ndarray:
         if not starts[number] and not size:
             continue  # a hole, by the convention of GDAL
         block = _unpacked(data[starts[number] : starts[number] + size], page, need, rows)
-        values = _decode_block(block, page, (rows, wide, each), order, dtype)
+        values = _decode_block(block, page, (rows, wide, each), big, dtype)
         part = values[: page.height - y, : page.width - x, : 1 if page.planar else count]
         result[y : y + part.shape[0], x : x + part.shape[1], plane if page.planar else slice(None)] = part[:, :, 0] if page.planar else part
     return result
@@ -319,6 +330,8 @@ def _unpacked(block: bytes, page: Page, need: int, rows: int) -> bytes:
         block = np.packbits(np.unpackbits(np.frombuffer(block, np.uint8)).reshape(-1, 8)[:, ::-1]).tobytes()
     if page.compression in _DEFLATE:
         block = zlib.decompressobj().decompress(block, need)
+    elif page.compression == _LZMA:
+        block = lzma.LZMADecompressor(memlimit=_LZMA_MEMORY).decompress(block, need)
     elif page.compression != _NONE:
         block = _by_libtiff(block, page.compression, need // rows, rows)
     if len(block) < need:
@@ -334,7 +347,7 @@ def _by_libtiff(block: bytes, compression: int, width: int, height: int) -> byte
         return image.tobytes()
 
 
-def _decode_block(block: bytes, page: Page, shape: tuple[int, int, int], order: str, dtype: np.dtype[Any]) -> np.ndarray:
+def _decode_block(block: bytes, page: Page, shape: tuple[int, int, int], big: bool, dtype: np.dtype[Any]) -> np.ndarray:
     rows, wide, each = shape
     predictor = page.number(317, 1) if page.compression != _NONE else 1
     if page.bits not in (8, 16, 32, 64):
@@ -346,7 +359,7 @@ def _decode_block(block: bytes, page: Page, shape: tuple[int, int, int], order: 
         raw = np.frombuffer(block, np.uint8).reshape(rows, -1, each)
         raw = np.cumsum(raw, axis=1, dtype=np.uint8).reshape(rows, dtype.itemsize, wide * each)
         return np.ascontiguousarray(raw.transpose(0, 2, 1)).view(dtype.newbyteorder(">")).reshape(shape).astype(dtype)
-    values = np.frombuffer(block, dtype.newbyteorder(order)).reshape(shape)
+    values = np.frombuffer(block, dtype.newbyteorder(">" if big else "<")).reshape(shape)
     if predictor == 2:
         unsigned = values.astype(dtype).view(f"u{dtype.itemsize}")
         return np.cumsum(unsigned, axis=1, dtype=unsigned.dtype).view(dtype)

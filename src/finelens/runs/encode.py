@@ -25,7 +25,7 @@ from finelens.feature_store.crops import Crops
 from finelens.feature_store.encoder import FeatureEncoder, tower_digest
 from finelens.feature_store.files import FORMAT
 from finelens.images.discover import discover
-from finelens.images.load import decode_limits, load, status_counts
+from finelens.images.load import decode_limits, load, say_notes, status_counts
 from finelens.images.store import LoadedImages
 from finelens.protocol import Backbone, ImageRecord
 from finelens.runs.config import RunConfig
@@ -90,6 +90,7 @@ def features(
     _write(out, encoder, loaded, heads, metadata, patches, Crops(crops, seed) if crops else None, console)
     counts = status_counts(loaded.records)
     console.say(f"{len(loaded.records)} files: " + ", ".join(f"{count} {status}" for status, count in counts.items()))
+    say_notes(loaded.records, console)
     console.say(f"{engine.no_grad_forwards} views encoded now, the others came from the cache; wrote {out}")
     return loaded.records
 

@@ -20,7 +20,7 @@ from finelens.errors import UserError
 from finelens.evaluation.collapse import balance, collapse_warning
 from finelens.evaluation.signals import Measured, measure, nearest_images, write_measured
 from finelens.feature_store.encoder import FeatureEncoder
-from finelens.images.load import status_counts
+from finelens.images.load import say_notes, status_counts
 from finelens.methods.parts.views import ViewTask
 from finelens.protocol import Loaded
 from finelens.runs.config import RunConfig, diff, from_json, to_json
@@ -101,6 +101,7 @@ def execute(
     # The other processes may be gone by now.
     with fitted.model.engine.alone():
         _report(report, run, fitted.model, loaded, console)
+    say_notes(loaded.records, console)
     return RunResult(run.path, rows, fitted.untrained)
 
 
