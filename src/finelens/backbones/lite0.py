@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from finelens.core.private_torch import fused_convolution, fused_convolution_takes_bfloat16, parametrization_cache
+from finelens.core.private_torch import fused_convolution, fused_convolution_takes_bfloat16, outside_compiler, parametrization_cache
 from finelens.core.threads import side_by_side
 
 # Bytes of an element times images in one go: the largest activation then stays near the last-level cache and below the size (32 MiB) from which the C
@@ -211,7 +211,7 @@ def _forward(tower: nn.Module, x: Tensor, part: slice) -> Tensor:
     return _features(tower, x, dtype, part)
 
 
-@torch.compiler.disable
+@outside_compiler
 def _features(tower: nn.Module, x: Tensor, dtype: torch.dtype, part: slice) -> Tensor:
     with torch.no_grad():
         blocks = _folded(tower, dtype)[part]

@@ -15,7 +15,7 @@ from finelens.classes.text_files import listing, quote, read_utf8
 from finelens.core.options import nearest
 from finelens.core.schemas import LABEL_COLUMNS
 from finelens.errors import UserError
-from finelens.images.discover import display_name, visible_files
+from finelens.images.discover import visible_files
 from finelens.storage.predictions import unescape_cell
 
 FOLDERS = "folders"

@@ -31,6 +31,11 @@ CPU_ATTENTION_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_
 fused_convolution = _in(torch.ops.mkldnn, "_convolution_pointwise") if torch.backends.mkldnn.is_available() else None
 
 
+# Keeps a function out of what torch compiles, as ``torch.compiler.disable`` does, which imports the compiler where a module is loaded: half of all
+# import time. This one waits for the first call.
+outside_compiler: Callable[[Any], Any] = _in(torch._compile, "_disable_dynamo") or torch.compiler.disable
+
+
 def fused_convolution_takes_bfloat16() -> bool:
     """Whether this processor computes :data:`fused_convolution` in bfloat16."""
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
