@@ -115,6 +115,7 @@ def test_photographs_of_phones_under_any_name(kind, name):
     assert np.abs(result.pixels.permute(1, 2, 0).numpy().astype(int) - picture(0, 300, 400)).mean() < 8
     for cut in (30, len(data) // 2, len(data) - 5):
         assert refused(data[:cut], name).status == "corrupt"
+    assert {"AVIF": "AVIF", "HEIF": "HEIC"}[kind] in refused(data[:30], name).reason
     assert refused(data, name, DecodeLimits(max_pixels=1000)).status == "too_large"
 
 

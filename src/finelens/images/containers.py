@@ -41,7 +41,7 @@ def open_image(data: bytes) -> Image.Image:
         except (SyntaxError, IndexError, TypeError, struct.error):
             continue
     if kind == "AVIF" and features.check("avif"):
-        raise ValueError("the AVIF file is damaged or ends early")
+        raise ValueError("the content is AVIF, which is damaged or ends early")
     if kind == "AVIF":
         raise UnsupportedModeError("AVIF, which this Pillow is built without; install Pillow's own wheel, or convert it to JPEG")
     raise UnidentifiedImageError
@@ -52,7 +52,10 @@ def _open_heif(data: bytes) -> Image.Image:
         from pillow_heif import HeifImageFile
     except ImportError:
         raise UnsupportedModeError("HEIC; pip install pillow-heif, or convert it to JPEG") from None
-    return HeifImageFile(io.BytesIO(data), "")
+    try:
+        return HeifImageFile(io.BytesIO(data), "")
+    except (SyntaxError, ValueError, OSError, EOFError, RuntimeError) as error:
+        raise ValueError(f"the content is HEIC, which is damaged or ends early ({error})") from error
 
 
 def _open_jxl(data: bytes) -> Image.Image:
