@@ -28,8 +28,8 @@ from finelens.bench.rows.runner import zero_shot
 from finelens.bench.sets.data import read_folder
 from finelens.core.console import Console
 from finelens.images.batches import centre_batches
-from finelens.methods.joint_gmm import JointTask
 from finelens.methods.nola.second_encoder import TimmEncoder
+from finelens.methods.parts.extra_views import ExtraTask
 from finelens.methods.registry import find_method
 
 QUIET = Console(enabled=False)
@@ -71,7 +71,7 @@ def run(context: Context, what: str, extra: tuple[str, ...], second: Tensor) -> 
     config = context.config("joint-gmm", 0, {"method": {"extra": list(extra)}})
     options = config.method_options
     task = method.build(engine, context.heads(names), options, config.training, 0)
-    assert isinstance(task, JointTask)
+    assert isinstance(task, ExtraTask)
     features = engine.centre(context.test.features)
     task.prepare(replace(features, extra=(second,) * len(options.files)))
     truth = context.test.truth().labels

@@ -16,7 +16,7 @@ from finelens.engine.distributed import Processes, join
 from finelens.errors import UserError
 from finelens.images.load import say_notes, status_counts
 from finelens.methods.auto import AUTO
-from finelens.methods.registry import find_method
+from finelens.methods.registry import DEFAULT_METHOD, METHODS, find_method
 from finelens.protocol import Loaded
 from finelens.runs.auto import choose, starting_method
 from finelens.runs.classifier import Classifier, load_run
@@ -52,7 +52,7 @@ def adapt(
     extra_names: Sequence[str | Path] = (),
     logit_scale: float | None = None,
     backbone: str | None = None,
-    method: str = "microclip",
+    method: str = DEFAULT_METHOD,
     minutes: float | None = None,
     seed: int = 0,
     device: str = "cpu",
@@ -75,8 +75,8 @@ def adapt(
         strict: Whether photographs that decode although the image library complained get a note in their row.
         prototypes: ``.npy`` or ``.safetensors`` of class prototypes in the place of texts, rows in the order of the classes.
         row_names: Text file of row names for a feature file of another origin.
-        extra: Feature files of further encoders about the same images, matched by content or name, for ``joint-gmm``: the same as its option
-            ``method.extra``, see docs/features.md. ``cls`` stands for the model's own pooled token.
+        extra: Feature files of further encoders about the same images, matched by content or name, for ``consensus`` and ``joint-gmm``: the same as
+            their option ``method.extra``, see docs/features.md. ``cls`` stands for the model's own pooled token.
         extra_names: Text files of row names for those of another origin: one for all, or one each.
         logit_scale: Multiplier of cosines for features of another origin; by default what a file says, else 100.
         backbone: ``embedded``, ``open_clip:NAME/TAG``, ``hf-hub:ORG/REPO`` or ``local:DIR``; by default ``embedded``, or what the feature file says.
@@ -134,7 +134,8 @@ def _with_extra(method: str, options: Assignments, extra: Sequence[str | Path], 
     if not extra and not names:
         return options
     if method != AUTO and "extra" not in find_method(method).needs:
-        raise UserError(f"--extra has an effect with --method joint-gmm only, and the method is {method}; leave it out")
+        able = " or ".join(entry.name for entry in METHODS if "extra" in entry.needs)
+        raise UserError(f"--extra has an effect with --method {able} only, and the method is {method}; leave it out")
     if "extra" in options.get("method", {}):
         raise UserError("--extra and --set method.extra say the same thing; give one of them")
     if not extra:

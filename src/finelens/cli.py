@@ -19,7 +19,7 @@ from finelens.core.launch import launched
 from finelens.core.schemas import CONFIG_FILE
 from finelens.errors import UserError
 from finelens.methods import auto
-from finelens.methods.registry import all_methods
+from finelens.methods.registry import DEFAULT_METHOD, all_methods
 
 F = TypeVar("F", bound=Callable[..., Any])
 INTERRUPTED = 130
@@ -40,7 +40,9 @@ def cli(context: click.Context) -> None:
 
 BACKBONES = "embedded, open_clip:NAME/TAG, hf-hub:ORG/REPO or local:DIR."
 _row_names = click.option("--row-names", type=click.Path(path_type=Path), help="Text file, a name for each row of a feature file of another origin.")
-_extra = click.option("--extra", multiple=True, help="Feature file of a further encoder about the same images, for joint-gmm; repeatable.")
+_extra = click.option(
+    "--extra", multiple=True, help="Feature file of a further encoder about the same images, for consensus and joint-gmm; repeatable."
+)
 _extra_names = click.option("--extra-names", multiple=True, type=click.Path(path_type=Path), help="Row names of an --extra array of another origin.")
 
 
@@ -69,7 +71,7 @@ def _run_options(command: F) -> F:
 
 @cli.command()
 @_run_options
-@click.option("--method", default="microclip", show_default=True, help="See: finelens methods. auto chooses one and says why.")
+@click.option("--method", default=DEFAULT_METHOD, show_default=True, help="See: finelens methods. auto chooses one and says why.")
 @click.option("--minutes", type=float, help="Time that training may take, for --method auto.  [default: none, so auto trains nothing]")
 @click.option("--hints", type=click.Path(path_type=Path), help="CSV file path,label for a few of PHOTOS; few-shot methods need it.")
 @_extra

@@ -20,7 +20,7 @@ from finelens.feature_store.files import is_matrix
 from finelens.feature_store.prototypes import given_prototypes
 from finelens.images.store import ImageItems
 from finelens.methods.auto import AUTO
-from finelens.methods.registry import find_method
+from finelens.methods.registry import DEFAULT_METHOD, find_method
 from finelens.runs.auto import choose, starting_method
 from finelens.runs.classifier import Classifier
 from finelens.runs.fit import fit
@@ -59,7 +59,7 @@ class LabelFreeClassifier(ClassifierMixin, BaseEstimator):
         self,
         classes: Sequence[str] | str | Path = (),
         *,
-        method: str = "microclip",
+        method: str = DEFAULT_METHOD,
         minutes: float | None = None,
         descriptions: Mapping[str, Sequence[str]] | str | Path | None = None,
         backbone: str = "embedded",

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from finelens.core.options import from_mapping
 from finelens.errors import UserError
-from finelens.methods.joint_gmm import JointGmmConfig
 from finelens.methods.microclip.config import MicroClipConfig
+from finelens.methods.registry import find_method
 from finelens.runs.config import RunConfig, TextConfig, diff, from_json, parse_assignments, to_json
 from finelens.storage.files import json_text
 from finelens.training.config import TrainingConfig
@@ -206,7 +206,7 @@ def test_diff_is_empty_exactly_for_equal_configurations(a, b):
 
 
 def test_diff_names_options_as_the_user_sets_them():
-    a = RunConfig("adapt", "p", method="joint-gmm", method_options=JointGmmConfig(extra=("cls", "a.npy"), rounds=4))
+    a = RunConfig("adapt", "p", method="joint-gmm", method_options=find_method("joint-gmm").config_class(extra=("cls", "a.npy"), rounds=4))
     b = replace(a, training=TrainingConfig(epochs=3), method_options=replace(a.method_options, rounds=8), seed=1)
     assert diff(a, b) == ["seed: 0 -> 1", "training.epochs: 15 -> 3", "method.rounds: 4 -> 8"]
     other = diff(a, replace(a, method="microclip", method_options=MicroClipConfig()))

@@ -9,8 +9,7 @@ from scipy.special import softmax
 
 from finelens.protocol import Hints
 from finelens.solvers import TipAdapter, TipAdapterF
-from finelens.solvers.keys import class_votes, one_hot
-from finelens.solvers.tip_adapter import confident_rows
+from finelens.solvers.keys import class_votes, confident_rows, one_hot
 from tests.solvers.data import SCALE, cloud
 
 X, W, Y = cloud([20, 25, 15, 22, 0], tilt=0.4)

@@ -10,8 +10,8 @@ from scipy.special import log_softmax, softmax
 from finelens.errors import UserError
 from finelens.protocol import Hints
 from finelens.solvers import JointGmm, StatA
-from finelens.solvers.assignments import mean_square
 from finelens.solvers.known import Known
+from finelens.solvers.mixture import Mixture, MixtureFit
 from tests.solvers.data import SCALE, cloud, unit
 
 X, W, Y = cloud([9, 12, 7, 11], tilt=0.5)
@@ -78,27 +78,28 @@ def test_objective_never_falls_for_given_weights(prior):
     views = [torch.tensor(unit(rng.normal(size=(60, d)))) for d in (6, 4)]
     x = torch.cat(views, 1)
     log_y = torch.tensor(rng.normal(size=(60, C))).log_softmax(1)
-    solver, anchors = JointGmm(anchor=2.0), torch.tensor(rng.normal(size=(C, 10)))
-    solver.widths_, solver.weights_ = torch.tensor([6, 4]), torch.tensor([1.4, 0.6], dtype=torch.float64)
-    solver.means_, solver.variances_ = anchors, torch.ones(10, dtype=torch.float64)
-    solver.potentials_ = torch.zeros(C, dtype=torch.float64)
+    fit = MixtureFit(x, log_y, torch.zeros(C, 6), NOBODY, widths=[6, 4], anchor=2.0, confident=8, temperature=50.0, chunk_size=16)
+    fit.anchors = anchors = torch.tensor(rng.normal(size=(C, 10)))
+    weights, potentials = torch.tensor([1.4, 0.6], dtype=torch.float64), torch.zeros(C, dtype=torch.float64)
+    mixture = Mixture(anchors, torch.ones(10, dtype=torch.float64), weights, potentials, [6, 4], 50.0)
 
     def objective(z):
         value = (z * log_y).sum() - torch.xlogy(z, z).sum()
-        parts = zip(views, solver.means_.split([6, 4], 1), solver.variances_.split([6, 4]), anchors.split([6, 4], 1), (1.4, 0.6), strict=True)
+        parts = zip(views, mixture.means.split([6, 4], 1), mixture.variances.split([6, 4]), anchors.split([6, 4], 1), (1.4, 0.6), strict=True)
         for own, means, variance, held, weight in parts:
             normal = torch.distributions.Normal(means, variance.sqrt())
             data = (z * normal.log_prob(own[:, None]).sum(-1)).sum() + 2.0 * normal.log_prob(held).sum()
             value = value + weight * 512 / (50 * own.shape[1]) * data
         return float(value)
 
-    squares, values = mean_square(x, 16), []
+    dual, values = potentials, []
     for _ in range(15):
-        z = solver._assign(log_y, solver._likelihoods(views), prior, NOBODY).exp()
+        logits, dual = fit._assign(mixture, mixture.likelihoods(x), prior, dual, 1.0, 100)
+        z = logits.softmax(1)
         if prior is not None:
             np.testing.assert_allclose(z.mean(0), prior, rtol=2e-3)
         values.append(objective(z))
-        solver._m_step(x, z, squares, anchors)
+        fit.update(mixture, z)
         values.append(objective(z))
     # Sinkhorn stops at 0.1 % of a class's mass: that much the feasible set moves.
     assert (np.diff(values) >= (-1e-9 if prior is None else -0.05)).all()

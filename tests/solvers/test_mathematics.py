@@ -10,13 +10,13 @@ from scipy.special import logsumexp, softmax
 from finelens.errors import UserError
 from finelens.solvers import GdaEm, SinkhornOt, StatA, TransClip, ZLaP
 from finelens.solvers.assignments import update_assignments
+from finelens.solvers.conjugate_gradient import conjugate_gradient
 from finelens.solvers.gaussians import discriminant
 from finelens.solvers.gda_em import _moments
 from finelens.solvers.neighbours import symmetric_affinity, top_neighbours
 from finelens.solvers.prior import estimate_prior
 from finelens.solvers.sinkhorn import plan_mass
 from finelens.solvers.stata import class_log_likelihood
-from finelens.solvers.zlap import conjugate_gradient
 from tests.solvers.data import SCALE, cloud, unit
 
 X, W, _ = cloud([9, 12, 7, 11, 0])

@@ -37,7 +37,7 @@ def views(engine):
 
 def seen(name, tokens):
     """What the solver is given of the images."""
-    return [tokens.global_, tokens.cls] if name == "joint-gmm" else tokens.global_
+    return [tokens.global_, tokens.cls] if name in ("joint-gmm", "consensus") else tokens.global_
 
 
 @each

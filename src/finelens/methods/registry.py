@@ -7,7 +7,9 @@ from finelens.errors import UserError
 from finelens.methods.method import Method
 from finelens.methods.plugins import find_plugins
 
-__all__ = ["METHODS", "Method", "all_methods", "check_hints", "find_method"]
+__all__ = ["DEFAULT_METHOD", "METHODS", "Method", "all_methods", "check_hints", "find_method"]
+
+DEFAULT_METHOD = "consensus"
 
 METHODS = (
     Method("zero-shot", "text", "The unadapted model with a template ensemble: where every comparison starts."),
@@ -51,6 +53,14 @@ METHODS = (
         "joint-gmm",
         "solver",
         "Gaussian mixtures in several feature spaces that share one posterior an image; ours, after a published idea.",
+        "finelens.solvers:JointGmm",
+        needs={"extra"},
+    ),
+    Method(
+        "consensus",
+        "solver",
+        "Mixtures, a cache and a linear head together, with a test whether all classes are present and a way back to the text; ours.",
+        "finelens.solvers:Consensus",
         needs={"extra"},
     ),
     Method(

@@ -15,7 +15,7 @@ from finelens.core.options import from_mapping, nearest, require, to_plain
 from finelens.core.schemas import CONFIG_SECTIONS, SCHEMA_VERSION
 from finelens.errors import UserError
 from finelens.images.view_config import ViewConfig
-from finelens.methods.registry import Method, find_method
+from finelens.methods.registry import DEFAULT_METHOD, Method, find_method
 from finelens.training.config import TrainingConfig
 
 FORMAT = "finelens-run"
@@ -73,7 +73,7 @@ class RunConfig:
     row_names_file: str | None = None
     logit_scale: float | None = None
     backbone: str = "embedded"
-    method: str = "microclip"
+    method: str = DEFAULT_METHOD
     seed: int = 0
     device: str = "cpu"
     training: TrainingConfig = field(default_factory=TrainingConfig)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from finelens.solvers.base import Solver
+from finelens.solvers.consensus import Consensus
 from finelens.solvers.gda import Gda
 from finelens.solvers.gda_em import GdaEm
 from finelens.solvers.inmap import InMap
@@ -27,6 +28,7 @@ SOLVERS: dict[str, type[Solver]] = {
     "zlap": ZLaP,
     "inmap": InMap,
     "joint-gmm": JointGmm,
+    "consensus": Consensus,
     "tip-adapter": TipAdapter,
     "tip-adapter-f": TipAdapterF,
     "sus-x": SusX,
@@ -41,6 +43,7 @@ __all__ = [
     "SOLVERS",
     "TDA",
     "CapsAdapter",
+    "Consensus",
     "Gda",
     "GdaEm",
     "InMap",

@@ -53,6 +53,47 @@ def class_votes(affinity: Tensor, values: Tensor, own: Tensor | None = None) -> 
     return votes.where(present, mean)
 
 
+def cache_votes(x: Tensor, keys: Tensor, labels: Tensor, beta: Tensor, classes: int, *, chunk_size: int, rows: Tensor | None = None) -> Tensor:
+    """Votes (N, C) of keys (M, D) of classes ``labels`` (M,), a part of the images at a time.
+
+    Args:
+        x: Unit rows (N, D).
+        keys: Unit rows (M, D).
+        labels: Class of each key, (M,).
+        beta: Rate of the affinity.
+        classes: C.
+        chunk_size: Images in work at a time.
+        rows: Those of x that the keys were made of, (M,), which do not vote for themselves.
+    """
+    values = one_hot(labels, classes, x)
+    own = None
+    if rows is not None:
+        own = torch.full((len(x),), -1, device=x.device)
+        own[rows] = torch.arange(len(rows), device=x.device)
+    parts = []
+    for start in range(0, len(x), chunk_size):
+        chunk = slice(start, start + chunk_size)
+        affinity = affinities(x[chunk], keys, beta)  # (chunk, M)
+        parts.append(class_votes(affinity, values, None if own is None else own[chunk]))
+    return torch.cat(parts)
+
+
+def confident_rows(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Rows of the ``count`` largest posteriors among the images that each class is the answer for, and their classes; both (M,), by class.
+
+    Args:
+        logits: (N, C).
+        count: Most rows of a class.
+    """
+    confidence, answer = logits.log_softmax(1).max(1)
+    order = confidence.argsort(descending=True, stable=True)
+    order = order[answer[order].argsort(stable=True)]  # by class, then by confidence
+    labels = answer[order]
+    first = torch.searchsorted(labels, labels)  # (N,) where each class begins
+    kept = torch.arange(len(order), device=logits.device) - first < count
+    return order[kept], labels[kept]
+
+
 def centred_square(logits: Tensor) -> Tensor:
     """Sum of squares after centring over the classes, which a softmax does not see; float64."""
     return (logits - logits.mean(-1, keepdim=True)).square().sum(dtype=torch.float64)

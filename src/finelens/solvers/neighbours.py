@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from finelens.solvers.views import split_views
 
-def top_neighbours(queries: Tensor, keys: Tensor, k: int, *, chunk_size: int, same: bool = False) -> tuple[Tensor, Tensor]:
+
+def top_neighbours(
+    queries: Tensor, keys: Tensor, k: int, *, chunk_size: int, same: bool = False, rows: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """The k keys of largest cosine for every query.
 
     Args:
@@ -15,21 +22,40 @@ def top_neighbours(queries: Tensor, keys: Tensor, k: int, *, chunk_size: int, sa
         k: Neighbours wanted; fewer are returned where there are fewer keys.
         chunk_size: Queries compared at a time.
         same: Whether queries are the keys; then no row is its own neighbour, while its exact duplicates are.
+        rows: Positions (N,) of the keys among the queries, rising, where they are some of them: no query is its own neighbour.
 
     Returns:
-        Cosines (M, k') and key positions (M, k') with k' = min(k, N) or, for ``same``, min(k, N - 1).
+        Cosines (M, k') and key positions (M, k') with k' = min(k, N) or, where queries may be keys, min(k, N - 1).
     """
-    k = min(k, len(keys) - int(same))
+    rows = torch.arange(len(keys), device=keys.device) if same else rows
+    k = min(k, len(keys) - int(rows is not None))
     values = queries.new_empty(len(queries), k)
     index = torch.empty(len(queries), k, dtype=torch.long, device=queries.device)
     for start in range(0, len(queries), chunk_size) if k else ():
-        rows = slice(start, start + chunk_size)
-        cosines = queries[rows] @ keys.T  # (chunk, N)
-        if same:
-            own = torch.arange(len(cosines), device=queries.device)
-            cosines[own, own + start] = -torch.inf
-        values[rows], index[rows] = cosines.topk(k, dim=1)
+        chunk = slice(start, start + chunk_size)
+        cosines = queries[chunk] @ keys.T  # (chunk, N)
+        if rows is not None:
+            own = ((rows >= start) & (rows < start + chunk_size)).nonzero()[:, 0]
+            cosines[rows[own] - start, own] = -torch.inf
+        values[chunk], index[chunk] = cosines.topk(k, dim=1)
     return values, index
+
+
+def smoothed(x: Tensor, keys: Tensor, near: Tensor, widths: Sequence[int]) -> Tensor:
+    """Each view of the images averaged by half with the mean of their neighbours, unit rows.
+
+    Args:
+        x: Unit views side by side, (M, D_1 + ... + D_V) or the first alone.
+        keys: Views of the images that the neighbours are among, (N, D_1 + ... + D_V).
+        near: Their positions, (M, k); with k = 0 nothing is changed.
+        widths: D_1 to D_V.
+    """
+    if not near.shape[1]:
+        return x
+    mean = torch.zeros_like(x)
+    for column in near.T:
+        mean += keys[column, : x.shape[1]]
+    return torch.cat([F.normalize(view, dim=1) for view in split_views(x + mean / near.shape[1], widths)], 1)
 
 
 def sparse_rows(values: Tensor, index: Tensor, columns: int) -> Tensor:

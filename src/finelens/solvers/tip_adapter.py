@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from finelens.solvers.base import Solver
-from finelens.solvers.keys import affinities, centred_square, class_votes, matching_weight, one_hot, sharpness_rate
+from finelens.solvers.keys import affinities, cache_votes, centred_square, class_votes, confident_rows, matching_weight, one_hot, sharpness_rate
 from finelens.solvers.known import Known
 from finelens.solvers.parameters import COUNT, NOT_NEGATIVE, POSITIVE, SEED, Constraints
 
@@ -66,17 +66,7 @@ class TipAdapter(Solver):
 
     def _votes(self, x: Tensor, rows: Tensor | None = None) -> Tensor:
         """Votes (N, C); ``rows`` are those of x that the keys were made of, which do not vote for themselves."""
-        values = one_hot(self.labels_, len(self.text_), x)
-        own = None
-        if rows is not None:
-            own = torch.full((len(x),), -1, device=x.device)
-            own[rows] = torch.arange(len(rows), device=x.device)
-        parts = []
-        for start in range(0, len(x), self.chunk_size):
-            chunk = slice(start, start + self.chunk_size)
-            affinity = affinities(x[chunk], self.keys_.to(x), self.beta_)  # (chunk, M)
-            parts.append(class_votes(affinity, values, None if own is None else own[chunk]))
-        return torch.cat(parts)
+        return cache_votes(x, self.keys_.to(x), self.labels_, self.beta_, len(self.text_), chunk_size=self.chunk_size, rows=rows)
 
     def _log_proba(self, x: Tensor) -> Tensor:
         return (x @ self.text_.to(x).T + self.alpha_.to(x) * self._votes(x)).log_softmax(1)
@@ -138,19 +128,3 @@ class TipAdapterF(TipAdapter):
                     optimiser.step()
                     schedule.step()
         self.keys_ = keys.detach()
-
-
-def confident_rows(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Rows of the ``count`` largest posteriors among the images that each class is the answer for, and their classes; both (M,), by class.
-
-    Args:
-        logits: (N, C).
-        count: Most rows of a class.
-    """
-    confidence, answer = logits.log_softmax(1).max(1)
-    order = confidence.argsort(descending=True, stable=True)
-    order = order[answer[order].argsort(stable=True)]  # by class, then by confidence
-    labels = answer[order]
-    first = torch.searchsorted(labels, labels)  # (N,) where each class begins
-    kept = torch.arange(len(order), device=logits.device) - first < count
-    return order[kept], labels[kept]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from finelens.solvers.base import Solver
+from finelens.solvers.conjugate_gradient import conjugate_gradient
 from finelens.solvers.known import Known
 from finelens.solvers.neighbours import sparse_rows, top_neighbours
 from finelens.solvers.parameters import COUNT, INNER_FRACTION, NOT_NEGATIVE, POSITIVE, Constraints
@@ -105,28 +105,3 @@ def _log_shares(scores: Tensor) -> Tensor:
     c = scores.shape[1]
     shares = torch.where(total > 0, positive / total.clamp_min(torch.finfo(scores.dtype).tiny), 1 / c)
     return ((shares + UNREACHED) / (1 + c * UNREACHED)).log()
-
-
-def conjugate_gradient(matvec: Callable[[Tensor], Tensor], b: Tensor, tol: float, max_iter: int = 100) -> Tensor:
-    """Solve ``A x = b`` for every column of b (N, K), A symmetric positive definite.
-
-    Args:
-        matvec: ``A v`` for v (N, K).
-        b: Right sides.
-        tol: Largest norm of a column's residual, as a share of the column's norm.
-        max_iter: Most rounds.
-    """
-    x, residual = torch.zeros_like(b), b.clone()
-    direction, square = residual.clone(), residual.square().sum(0)
-    limit = square * tol**2
-    for _ in range(max_iter):
-        if (square <= limit).all():
-            break
-        image = matvec(direction)
-        # A column that is solved has no direction left.
-        step = torch.where(square > limit, square / (direction * image).sum(0), 0.0)
-        x += step * direction
-        residual -= step * image
-        before, square = square, residual.square().sum(0)
-        direction = residual + torch.where(before > limit, square / before, 0.0) * direction
-    return x

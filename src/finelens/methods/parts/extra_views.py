@@ -13,6 +13,7 @@ from finelens.errors import UserError
 from finelens.feature_store.files import SUFFIXES
 from finelens.methods.parts.solver import SolverConfig, SolverTask
 from finelens.protocol import FeatureRows, ImageTokens, TargetFeatures
+from finelens.solvers.views import ViewsSolver
 
 # The built-in second view: the tower's pooled token before the projection.
 CLS = "cls"
@@ -43,10 +44,17 @@ class ExtraConfig(SolverConfig):
 
 
 class ExtraTask(SolverTask):
-    """Gives the solver a list of feature matrices; it names ``widths_`` (V,), the columns of each, among its fitted tensors."""
+    """Gives the solver a list of feature matrices, and says how much each of them counts."""
 
+    solver: ViewsSolver
     config: ExtraConfig
     widths_: Tensor
+
+    def notes(self) -> list[str]:
+        """What the solver decided, and how much each view weighs."""
+        names = ["joint space", *("pooled token" if entry == CLS else Path(entry).name for entry in self.config.extra)]
+        weights = ", ".join(f"{name} {weight:.2f}" for name, weight in zip(names, self.solver.weights_.tolist(), strict=True))
+        return [*super().notes(), f"weights of the views, found without labels: {weights}"]
 
     def rows(self, tokens: ImageTokens | TargetFeatures) -> Tensor | list[Tensor]:
         """The joint-space feature and the other views."""

@@ -1,0 +1,297 @@
+"""Several label-free opinions that fail differently, put on one scale, and one linear head that learns from all of them. Ours.
+
+Where the parts come from: docs/methods/consensus.md.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from finelens.solvers.keys import cache_votes, centred_square, confident_rows, matching_weight, sharpness_rate
+from finelens.solvers.known import Known
+from finelens.solvers.mixture import Mixture, MixtureFit
+from finelens.solvers.neighbours import smoothed, top_neighbours
+from finelens.solvers.parameters import COUNT, FRACTION, NOT_NEGATIVE, POSITIVE, Constraints
+from finelens.solvers.presence import all_present, asked_neighbours, neighbour_agreement
+from finelens.solvers.return_rule import ReturnRule
+from finelens.solvers.ridge import ridge_head
+from finelens.solvers.views import ViewsSolver, centred_views
+
+TINY = 1e-12
+# Shares of Sinkhorn's potentials that are tried, the most even first.
+EVENNESS = {
+    1.0: "even: neighbours agree as before, so all classes seem to be present",
+    0.5: "drawn half-way to even",
+    0.0: "left as the images have them",
+}
+# Of the answer's logits over those of the text, in root mean square.
+SHARPER = 2.0
+STATISTICS = ("means", "variances", "weights", "potentials")
+
+
+class Consensus(ViewsSolver):
+    """Answers by two mixtures, a cache and a head together, with class masses only as even as neighbours allow.
+
+    ``X`` is one feature matrix, or a list of them with the same images in the same rows; the first is the one that the prototypes belong to. New
+    images may come with the first matrix alone: the others then keep silent.
+
+    With unit views x_v and text logits ``s x_1 W^T``:
+
+    1. n(i), the k nearest images of the fit by the mean cosine of the centred views; ``x~_i = unit((x_i + mean_n(i) x_j) / 2)`` in every view.
+    2. A joint mixture (:class:`~finelens.solvers.JointGmm`), first with free masses. From there even masses (Sinkhorn) are tried, then half of
+       their potentials: the first is taken for which the neighbour agreement kappa keeps the share ``tolerance`` (:mod:`~finelens.solvers.presence`).
+       With fewer than two images a class the masses stay free.
+    3. The same mixture with that choice on x~.
+    4. A cache of each class's images of largest text posterior (:class:`~finelens.solvers.TipAdapter`), beside the text logits with the potentials.
+    5. The three, centred over the classes and divided by their root mean square over the fit, are averaged. A ridge head on the centred views learns
+       from the softmax of the average; the answer is the mean of both at one scale. Where the kappa of the answer is below ``enough``, the text
+       logits get the share ``1 - kappa / enough``.
+    6. Gains over the text that the images do not support go back, by the share ``give_back`` (:mod:`~finelens.solvers.return_rule`).
+
+    Args:
+        neighbours: k.
+        tolerance: Share of the neighbour agreement that even masses must keep.
+        anchor: Pseudo-images that hold each mean of the mixtures at its first value.
+        confident: Images per class of the first means in the views without text.
+        temperature: Divisor of a log-likelihood at 512 coordinates; it grows with the width.
+        rounds: Rounds of the free mixture, and of the smoothed one.
+        further: Rounds from there with even masses.
+        shots: Keys of a class, fewer where all would exceed ``bank``.
+        ridge: Penalty of the head, in units of the mean squared length of a centred image.
+        enough: Neighbour agreement from which on the text needs no share of its own.
+        give_back: Part of the unsupported gains that is returned.
+        bank: Most images that neighbours are looked for among; they are part of the model.
+        balance_steps: Most Sinkhorn steps of a round; each round goes on from the potentials of the last.
+        head_steps: Steps of conjugate gradients for the head.
+        chunk_size: Images in work at a time.
+
+    Attributes:
+        text_: Scaled prototypes (C, D_1), float64.
+        centre_: Mean of the images, (D_1 + ... + D_V,), float64.
+        bank_: Images that neighbours are looked for among, (B, D_1 + ... + D_V).
+        means_: Of the first mixture, (C, D_1 + ... + D_V), float64; ``smooth_means_`` those of the second, and so below.
+        variances_: (D_1 + ... + D_V,), float64.
+        weights_: Of the views, (V,), float64, mean 1.
+        potentials_: (C,), float64; zero where masses are free.
+        keys_: Of the cache, (M, D_1).
+        labels_: Class of each key, (M,), int64.
+        alpha_: Weight of the votes, float64.
+        beta_: Rate of the affinity, float64.
+        sizes_: Root mean squares of centred logits: the three members, their mean, the head, the text; (6,), float64.
+        share_: Of the answer beside the text logits, float64.
+        head_: (D_1 + ... + D_V, C), float64.
+        bias_: (C,), float64.
+        centroids_: Means of the return rule, (C, D_1 + ... + D_V), float64.
+        returns_: Its shares, (C, C), float64.
+        widths_: D_1 to D_V, (V,), int64.
+        evenness_: Share of the potentials to even masses that was taken; like the two below no part of the model.
+        agreement_: Neighbour agreement of the answer.
+        returned_: Mean probability of an image that went back to the text.
+    """
+
+    state_names: ClassVar[tuple[str, ...]] = (
+        *("text_", "centre_", "bank_"),
+        *(f"{name}_" for name in STATISTICS),
+        *(f"smooth_{name}_" for name in STATISTICS),
+        *("keys_", "labels_", "alpha_", "beta_", "sizes_", "share_", "head_", "bias_", "centroids_", "returns_", "widths_"),
+    )
+    internal: ClassVar[frozenset[str]] = ViewsSolver.internal | {"balance_steps", "head_steps"}
+    _parameter_constraints: ClassVar[Constraints] = {
+        **dict.fromkeys(("neighbours", "confident", "rounds", "further", "shots", "bank", "balance_steps", "head_steps", "chunk_size"), COUNT),
+        **dict.fromkeys(("temperature", "ridge", "enough"), POSITIVE),
+        **dict.fromkeys(("tolerance", "anchor"), NOT_NEGATIVE),
+        "give_back": FRACTION,
+    }
+
+    def __init__(
+        self,
+        *,
+        neighbours: int = 5,
+        tolerance: float = 0.95,
+        anchor: float = 1.0,
+        confident: int = 8,
+        temperature: float = 50.0,
+        rounds: int = 5,
+        further: int = 3,
+        shots: int = 16,
+        ridge: float = 3.0,
+        enough: float = 0.5,
+        give_back: float = 0.5,
+        bank: int = 8192,
+        balance_steps: int = 20,
+        head_steps: int = 6,
+        chunk_size: int = 1024,
+    ) -> None:
+        self.neighbours, self.tolerance, self.anchor, self.confident, self.temperature = neighbours, tolerance, anchor, confident, temperature
+        self.rounds, self.further, self.shots, self.ridge, self.enough, self.give_back = rounds, further, shots, ridge, enough, give_back
+        self.bank, self.balance_steps, self.head_steps, self.chunk_size = bank, balance_steps, head_steps, chunk_size
+
+    def _fit(self, x: Tensor, prototypes: Tensor, scale: float, known: Known) -> Tensor:
+        widths, classes = self.widths_.tolist(), len(prototypes)
+        self.text_ = scale * prototypes.double()
+        self.centre_ = x.mean(0, dtype=torch.float64)
+        text = x[:, : widths[0]] @ self.text_.to(x).T  # (N, C)
+        looks = centred_views(x, self.centre_, widths)
+        rows = _evenly(len(x), self.bank, x.device)
+        self.bank_ = x[rows]
+        near = top_neighbours(looks, looks[rows], self.neighbours, chunk_size=self.chunk_size, rows=rows)[1]  # (N, k) in the bank
+        asked = rows[asked_neighbours(near, classes)]  # (N, k') in x
+        total, sizes = torch.zeros_like(text), []
+        sizes.append(_add(total, self._plain(x, text, prototypes, asked, known), known))
+        sizes.append(_add(total, self._smooth(smoothed(x, self.bank_, near, widths), prototypes, known), known))
+        sizes.append(_add(total, self._cached(x, text, known), known))
+        total.div_(len(sizes))
+        size = _size(text, known)
+        target = known.clamp(SHARPER * size.to(x) * total).softmax(1)
+        self.head_, self.bias_ = ridge_head(looks, target, penalty=self.ridge, steps=self.head_steps, chunk_size=self.chunk_size)
+        del target
+        sizes.append(_size(total, known))
+        total.div_(sizes[-1].to(x))
+        sizes.append(_add(total, torch.addmm(self.bias_.to(x), looks, self.head_.to(x)), known))
+        total.div_(2)
+        self.agreement_ = max(0.0, neighbour_agreement(known.clamp(total).argmax(1), asked, classes))
+        self.share_ = torch.full_like(size, min(1.0, self.agreement_ / self.enough))
+        self.sizes_ = torch.stack([*sizes, size])
+        p = self._posterior(total, text)
+        a = text.softmax(1)
+        rule = ReturnRule.learn(looks, a, p, share=self.give_back, chunk_size=self.chunk_size)
+        self.centroids_, self.returns_ = rule.means, rule.shares
+        answers, returned = rule.apply(looks, a, p, chunk_size=self.chunk_size)
+        self.returned_ = float(returned.mean())
+        return _log(answers)
+
+    def _plain(self, x: Tensor, text: Tensor, prototypes: Tensor, asked: Tensor, known: Known) -> Tensor:
+        """Logits (N, C) of the mixture with masses as even as the neighbours ``asked`` (N, k) allow."""
+        fit, classes = self._mixture_fit(x, text, prototypes, known), len(prototypes)
+        mixture = fit.start()
+        logits = fit.run(mixture, self.rounds)
+        self.evenness_ = 0.0
+        free = known.clamp(logits).argmax(1)
+        for evenness in EVENNESS if len(x) >= 2 * classes else ():
+            if not evenness:
+                break
+            trial = replace(mixture)
+            tried = self._run_even(fit, trial, self.further, evenness)
+            if all_present(free, known.clamp(tried).argmax(1), asked, classes, tolerance=self.tolerance):
+                self.evenness_, mixture, logits = evenness, trial, tried
+                break
+        self._keep(mixture, "")
+        return logits
+
+    def _smooth(self, x: Tensor, prototypes: Tensor, known: Known) -> Tensor:
+        """Logits (N, C) of the mixture on images that are averaged with their neighbours."""
+        fit = self._mixture_fit(x, x[:, : prototypes.shape[1]] @ self.text_.to(x).T, prototypes, known)
+        mixture = fit.start()
+        logits = self._run_even(fit, mixture, self.rounds, self.evenness_)
+        self._keep(mixture, "smooth_")
+        return logits
+
+    def _cached(self, x: Tensor, text: Tensor, known: Known) -> Tensor:
+        """Text logits (N, C) with the potentials and the votes of the most confident images."""
+        classes, images = len(self.text_), x[:, : self.text_.shape[1]]
+        rows, self.labels_ = confident_rows(known.clamp(text.log_softmax(1)), max(1, min(self.shots, self.bank // classes)))
+        self.keys_ = images[rows]
+        self.beta_ = sharpness_rate(images, self.keys_, 1.0)
+        logits = text + self.potentials_.to(x)
+        votes = cache_votes(images, self.keys_, self.labels_, self.beta_, classes, chunk_size=self.chunk_size, rows=rows)
+        self.alpha_ = matching_weight(centred_square(logits), centred_square(votes))
+        return logits.add_(votes.mul_(self.alpha_.to(votes)))
+
+    def _mixture_fit(self, x: Tensor, text: Tensor, prototypes: Tensor, known: Known) -> MixtureFit:
+        return MixtureFit(
+            x,
+            text.log_softmax(1),
+            prototypes,
+            known,
+            widths=self.widths_.tolist(),
+            anchor=self.anchor,
+            confident=self.confident,
+            temperature=self.temperature,
+            chunk_size=self.chunk_size,
+        )
+
+    def _run_even(self, fit: MixtureFit, mixture: Mixture, rounds: int, evenness: float) -> Tensor:
+        uniform = torch.full_like(mixture.potentials, 1 / len(mixture.potentials)) if evenness else None
+        return fit.run(mixture, rounds, uniform, evenness=evenness, max_iter=self.balance_steps)
+
+    def _keep(self, mixture: Mixture, prefix: str) -> None:
+        for name in STATISTICS:
+            setattr(self, f"{prefix}{name}_", getattr(mixture, name))
+
+    def _kept(self, prefix: str) -> Mixture:
+        kept = {name: getattr(self, f"{prefix}{name}_") for name in STATISTICS}
+        return Mixture(widths=self.widths_.tolist(), temperature=self.temperature, **kept)
+
+    def _posterior(self, total: Tensor, text: Tensor) -> Tensor:
+        """Probabilities (N, C) of the answer's logits, of root mean square about 1, and the text's by the share that they have."""
+        size = self.sizes_[-1]
+        mixed: Tensor = self.share_.to(total) * total + ((1 - self.share_) / size).to(total) * _centred(text)
+        return mixed.mul_(SHARPER * size.to(total)).softmax(1)
+
+    def _log_proba(self, x: Tensor) -> Tensor:
+        widths = self.widths_.tolist()
+        bank = self.bank_[:, : x.shape[1]].to(x)
+        seen = centred_views(bank, self.centre_, widths)
+        return torch.cat([self._answer(part, bank, seen, widths) for part in x.split(self.chunk_size)])
+
+    def _answer(self, x: Tensor, bank: Tensor, seen: Tensor, widths: list[int]) -> Tensor:
+        """Log-probabilities (M, C) of images with neighbours in ``bank``, whose centred views are ``seen``."""
+        prototypes, classes = self.text_.to(x), len(self.text_)
+        images, looks = x[:, : widths[0]], centred_views(x, self.centre_, widths)
+        text = images @ prototypes.T  # (M, C)
+        near = top_neighbours(looks, seen, self.neighbours, chunk_size=self.chunk_size)[1]
+        smooth = smoothed(x, bank, near, widths)
+        votes = cache_votes(images, self.keys_.to(x), self.labels_, self.beta_, classes, chunk_size=self.chunk_size)
+        members = [
+            self._kept("").scores(x, text),
+            self._kept("smooth_").scores(smooth, smooth[:, : widths[0]] @ prototypes.T),
+            text + self.potentials_.to(x) + self.alpha_.to(x) * votes,
+        ]
+        total, sizes = torch.zeros_like(text), self.sizes_.to(x)
+        for member, size in zip(members, sizes[:3], strict=True):
+            total += _centred(member) / size
+        head = torch.addmm(self.bias_.to(x), looks, self.head_[: looks.shape[1]].to(x))
+        total = (total / len(members) / sizes[3] + _centred(head) / sizes[4]) / 2
+        rule = ReturnRule(self.centroids_, self.returns_)
+        return _log(rule.apply(looks, text.softmax(1), self._posterior(total, text), chunk_size=self.chunk_size)[0])
+
+    def notes(self) -> list[str]:
+        """What was decided about the classes' masses, how far neighbours agree, and what the text got back."""
+        share, returned = 100 * float(self.share_), 100 * self.returned_
+        return [
+            f"class masses: {EVENNESS[self.evenness_]}",
+            f"neighbours agree by {self.agreement_:.2f} (kappa), so {share:.0f} % of the answer is from the images, the rest from the text alone",
+            f"{returned:.1f} % of the probability went back to the class that the text names",
+        ]
+
+
+def _evenly(n: int, most: int, device: torch.device) -> Tensor:
+    """At most ``most`` of n positions, evenly spread; (B,), int64."""
+    return torch.arange(min(n, most), device=device) * n // min(n, most)
+
+
+def _centred(logits: Tensor) -> Tensor:
+    return logits - logits.mean(1, keepdim=True)
+
+
+def _size(logits: Tensor, known: Known) -> Tensor:
+    """Root mean square after centring over the classes, of images without a hint, float64."""
+    square = _centred(logits).square_().mean(1, dtype=torch.float64)
+    if 0 < len(known) < len(square):
+        square = square.index_fill(0, known.rows, 0.0).sum() / (len(square) - len(known))
+    return square.mean().sqrt().clamp_min(TINY)
+
+
+def _add(total: Tensor, logits: Tensor, known: Known) -> Tensor:
+    """Add logits at a root mean square of 1 to the total, in place; returns what theirs was."""
+    size = _size(logits, known)
+    total.add_(_centred(logits).div_(size.to(logits)))
+    return size
+
+
+def _log(p: Tensor) -> Tensor:
+    return p.clamp_min_(torch.finfo(p.dtype).tiny).log_()

@@ -1,0 +1,42 @@
+"""A linear head on soft targets: ridge regression."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from finelens.solvers.conjugate_gradient import conjugate_gradient
+
+TINY = 1e-12
+
+
+def ridge_head(x: Tensor, target: Tensor, *, penalty: float, steps: int, chunk_size: int) -> tuple[Tensor, Tensor]:
+    """Weights B of ``min sum_i |(x_i - mean x) B - (t_i - mean t)|^2 + penalty m |B|^2``, m the mean square of ``|x_i - mean x|``.
+
+    Few steps of conjugate gradients stop short of the minimum, in which directions of little variance have the least part.
+
+    Args:
+        x: Features (N, D).
+        target: Posteriors t, (N, C).
+        penalty: In units of m.
+        steps: Most steps of conjugate gradients.
+        chunk_size: Images in work at a time.
+
+    Returns:
+        B (D, C) and ``- mean x B`` (C,), float64: the head says how an image differs from the mean, and nothing of the classes' masses.
+    """
+    mean = x.mean(0, dtype=torch.float64)
+    squares = x.square().sum(1).mean() - mean.square().sum()
+    weight = penalty * squares.clamp_min(TINY)
+
+    def normal_equations(b: Tensor) -> Tensor:
+        image = weight * b
+        for rows in x.split(chunk_size):
+            image += rows.T @ (rows @ b.to(rows))
+        return image - len(x) * torch.outer(mean, mean @ b)
+
+    right = -len(x) * torch.outer(mean, target.mean(0, dtype=torch.float64))  # (D, C)
+    for rows, part in zip(x.split(chunk_size), target.split(chunk_size), strict=True):
+        right += rows.T @ part
+    head = conjugate_gradient(normal_equations, right, 0.0, steps)
+    return head, -(mean @ head)

@@ -1,0 +1,70 @@
+"""Several feature spaces of the same images: how solvers take them, and how their columns lie side by side."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from finelens.errors import UserError
+from finelens.protocol import Hints
+from finelens.solvers.base import Features, Solver, unit_rows
+
+Views = Features | Sequence[Features]
+
+
+class ViewsSolver(Solver):
+    """A solver whose ``X`` is one feature matrix, or a list of them with the same images in the same rows.
+
+    The prototypes belong to the first. New images may come with the first matrix alone: the others then keep silent.
+
+    Attributes:
+        widths_: Columns of each view, (V,), int64; one of the fitted tensors.
+        weights_: How much each view counts, (V,), float64, mean 1; one of the fitted tensors.
+    """
+
+    widths_: Tensor
+    weights_: Tensor
+
+    def _run(self, X: Any, prototypes: Features, logit_scale: float, hints: Hints | None) -> Tensor:
+        views = _read_views(X)
+        self.widths_ = torch.tensor([view.shape[1] for view in views])
+        return self._solve(views, prototypes, logit_scale, hints)
+
+    def _new_rows(self, X: Any) -> Tensor:
+        views = _read_views(X)
+        got, fitted = [view.shape[1] for view in views], self.widths_.tolist()
+        if got not in (fitted, fitted[:1]):
+            raise UserError(
+                f"the views of X have widths {got}, but {type(self).__name__} was fitted on {fitted}; give all of them, or the first alone"
+            )
+        return torch.cat(views, 1)
+
+
+def split_views(x: Tensor, widths: Sequence[int]) -> tuple[Tensor, ...]:
+    """The views of rows (N, D_1 + ... + D_V); rows (N, D_1) are the first alone."""
+    return x.split(list(widths), 1) if x.shape[1] == sum(widths) else (x,)
+
+
+def centred_views(x: Tensor, centre: Tensor, widths: Sequence[int]) -> Tensor:
+    """Each view less its part of ``centre`` (D_1 + ... + D_V,), unit, over the root of V: products of rows with all views are mean cosines."""
+    parts = zip(split_views(x, widths), centre.to(x).split(list(widths)), strict=False)
+    directions = torch.cat([F.normalize(view - mean, dim=1) for view, mean in parts], 1)
+    return directions / math.sqrt(len(widths))
+
+
+def _read_views(X: Any) -> list[Tensor]:
+    views = [unit_rows(view, f"X[{i}]") for i, view in enumerate(X)] if _is_several(X) else [unit_rows(X, "X")]
+    rows = {len(view) for view in views}
+    if len(rows) > 1:
+        raise UserError(f"the views of X have {sorted(rows)} rows; give the same images in the same order in each")
+    return [view.to(views[0]) for view in views]
+
+
+def _is_several(X: Any) -> bool:
+    return isinstance(X, (list, tuple)) and bool(X) and all(isinstance(view, (Tensor, np.ndarray)) and view.ndim == 2 for view in X)
