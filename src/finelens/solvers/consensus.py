@@ -199,7 +199,8 @@ class Consensus(ViewsSolver):
         logits = text + self.potentials_.to(x)
         votes = cache_votes(images, self.keys_, self.labels_, self.beta_, classes, chunk_size=self.chunk_size, rows=rows)
         self.alpha_ = matching_weight(centred_square(logits), centred_square(votes))
-        return logits.add_(votes.mul_(self.alpha_.to(votes)))
+        answers: Tensor = logits.add_(votes, alpha=float(self.alpha_))
+        return answers
 
     def _mixture_fit(self, x: Tensor, text: Tensor, prototypes: Tensor, known: Known) -> MixtureFit:
         return MixtureFit(
