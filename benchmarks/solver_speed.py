@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import finelens
-from finelens.solvers import GdaEm, InMap, JointGmm, SinkhornOt, Solver, StatA, TransClip, ZLaP, neighbours, zlap
+from finelens.solvers import Consensus, GdaEm, InMap, JointGmm, SinkhornOt, Solver, StatA, TransClip, ZLaP, consensus, neighbours, zlap
 
 SOLVERS: dict[str, type[Solver]] = {
     "zlap": ZLaP,
@@ -33,6 +33,7 @@ SOLVERS: dict[str, type[Solver]] = {
     "gda-em": GdaEm,
     "stata": StatA,
     "joint-gmm": JointGmm,
+    "consensus": Consensus,
     "ot": SinkhornOt,
     "inmap": InMap,
 }
@@ -97,16 +98,17 @@ def time_searches() -> list[float]:
     """Wall and CPU seconds of all later searches among the images themselves."""
     total, search = [0.0, 0.0], neighbours.top_neighbours
 
-    def timed(queries: Tensor, keys: Tensor, k: int, *, chunk_size: int, same: bool = False) -> tuple[Tensor, Tensor]:
+    def timed(queries: Tensor, keys: Tensor, k: int, *, chunk_size: int, same: bool = False, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
         start = spent()
-        found = search(queries, keys, k, chunk_size=chunk_size, same=same)
-        if same:
+        found = search(queries, keys, k, chunk_size=chunk_size, same=same, rows=rows)
+        if same or rows is not None:
             total[:] = [value + after - first for value, after, first in zip(total, spent(), start, strict=True)]
         return found
 
     replacement: Callable[..., Any] = timed
     neighbours.top_neighbours = replacement
     zlap.top_neighbours = replacement
+    consensus.top_neighbours = replacement
     return total
 
 

@@ -26,7 +26,7 @@ from tests.toy import CLASSES, QUIET, digest, events, forwards, pictures, quick,
 
 @pytest.fixture(scope="module")
 def given(tiny_vit) -> dict:
-    return {"backbone": f"local:{tiny_vit}", "options": quick(), "console": QUIET}
+    return {"method": "microclip", "backbone": f"local:{tiny_vit}", "options": quick(), "console": QUIET}
 
 
 @pytest.fixture(scope="module")

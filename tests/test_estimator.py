@@ -20,7 +20,7 @@ TRUTH = [name for name in CLASSES for _ in range(6)]
 
 @pytest.fixture(scope="module")
 def model(tiny_vit) -> LabelFreeClassifier:
-    return LabelFreeClassifier(CLASSES, backbone=f"local:{tiny_vit}", options=quick(), seed=3).fit(pictures())
+    return LabelFreeClassifier(CLASSES, method="microclip", backbone=f"local:{tiny_vit}", options=quick(), seed=3).fit(pictures())
 
 
 def test_parameters_survive_get_set_and_clone(tiny_vit):

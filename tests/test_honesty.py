@@ -136,7 +136,7 @@ def test_a_flat_folder_and_python_images_learn_the_same(tiny_vit, method, photos
 def test_a_photograph_more_changes_the_model(tiny_vit, photos, classes, tmp_path):
     """The tests above would pass for a method that ignores its images."""
     more = write_photos(tmp_path / "more", per_class=7)
-    given = {"backbone": f"local:{tiny_vit}", "options": quick(), "console": QUIET}
+    given = {"method": "microclip", "backbone": f"local:{tiny_vit}", "options": quick(), "console": QUIET}
     api.adapt(photos, classes, tmp_path / "first", **given)
     api.adapt(more, classes, tmp_path / "second", **given)
     assert digest(tmp_path / "first/model/model.safetensors") != digest(tmp_path / "second/model/model.safetensors")

@@ -97,7 +97,7 @@ def test_classifier_without_a_fit(check):
 X, W, Y = cloud([20, 15, 25, 0], 12)
 
 
-@pytest.mark.parametrize("method", ["zero-shot", "stata", "gda-em", "joint-gmm", "tip-adapter", "auto"])
+@pytest.mark.parametrize("method", ["zero-shot", "stata", "gda-em", "joint-gmm", "consensus", "tip-adapter", "auto"])
 def test_features_from_python_do_what_a_file_does(tmp_path, method):
     """Above all, for a researcher with features of any model: the same answers as the command gives."""
     model = LabelFreeClassifier(CLASSES, method=method).fit(X, Y, prototypes=W, logit_scale=20.0)
@@ -227,7 +227,7 @@ def test_unusable_arrays_are_one_line(x, given, words):
 
 def test_what_needs_photographs_says_so(tiny_vit):
     with pytest.raises(UserError, match="method microclip needs photographs, and the array holds features"):
-        LabelFreeClassifier(CLASSES).fit(X, prototypes=W)
+        LabelFreeClassifier(CLASSES, method="microclip").fit(X, prototypes=W)
     with pytest.raises(UserError, match="descriptions have no effect beside prototypes"):
         LabelFreeClassifier(CLASSES, method="stata", descriptions={}).fit(X, prototypes=W)
     with pytest.raises(UserError, match="logit_scale has an effect beside features only"):

@@ -65,7 +65,7 @@ def test_methods_that_train_on_texts_say_so():
 
 
 def test_an_interrupted_run_resumes_and_is_saved_whole(tiny_vit, photos, classes, tmp_path, text_tensors):
-    given = {"backbone": f"local:{tiny_vit}", "options": quick(), "console": QUIET}
+    given = {"method": "microclip", "backbone": f"local:{tiny_vit}", "options": quick(), "console": QUIET}
     whole = finelens.adapt(photos, classes, tmp_path / "whole", **given)
     with pytest.raises(Interrupted):
         finelens.adapt(photos, classes, tmp_path / "run", should_stop=stop_after(2), **given)

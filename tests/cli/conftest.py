@@ -10,7 +10,10 @@ from PIL import Image
 from finelens.cli import main
 from tests.toy import CLASSES, picture, write_classes, write_photos
 
-FAST = ("--set", "training.epochs=2", "--set", "training.batch_size=8", "--set", "training.lr=0.001", "--set", "method.crops=2")
+FAST = (
+    *("--method", "microclip", "--set", "training.epochs=2", "--set", "training.batch_size=8"),
+    *("--set", "training.lr=0.001", "--set", "method.crops=2"),
+)
 
 
 class Result(NamedTuple):

@@ -168,7 +168,7 @@ def test_out_inside_the_photographs(fails, given, world):
 
 
 def test_scope_that_the_tower_does_not_have(run, given, tmp_path):
-    result = run("adapt", *given, "--out", tmp_path / "run", "--set", "training.scope=last-9-norm")
+    result = run("adapt", *given, "--method", "microclip", "--out", tmp_path / "run", "--set", "training.scope=last-9-norm")
     assert result.code == 2
     assert "unknown tuning scope 'last-9-norm'" in result.err.splitlines()[-1]
     assert "k from 1 to 2" in result.err.splitlines()[-1]
@@ -263,7 +263,7 @@ def test_out_of_memory_names_what_to_lower(run, given, tmp_path, monkeypatch):
         raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 999 bytes")
 
     monkeypatch.setattr("finelens.methods.microclip.task.MicroClip.step", step)
-    result = run("adapt", *given, "--out", tmp_path / "run")
+    result = run("adapt", *given, "--method", "microclip", "--out", tmp_path / "run")
     assert result.code == 2
     assert "out of memory in epoch 1, step 1" in result.err.splitlines()[-1]
     assert "training.batch_size" in result.err.splitlines()[-1]

@@ -19,7 +19,7 @@ from tests.toy import digest, events, picture
 EPOCHS = 3
 # Of three steps an epoch.
 STEP = 4
-LONG = ("--set", f"training.epochs={EPOCHS}", "--set", "training.batch_size=8", "--set", "training.lr=0.001")
+LONG = ("--method", "microclip", "--set", f"training.epochs={EPOCHS}", "--set", "training.batch_size=8", "--set", "training.lr=0.001")
 RESULTS = ("model/model.safetensors", "model/zero_shot.safetensors", "predictions.csv")
 HELD = Path(__file__).with_name("held.py")
 # Not how long anything takes: when to give up on a process that does not come.

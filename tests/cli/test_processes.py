@@ -23,7 +23,7 @@ EPOCHS = 3
 # In the second epoch: of four steps an epoch.
 STEP = 5
 FLOAT32 = ("--set", "training.precision=float32", "--set", "training.lr=0.0001")
-OPTIONS = (*FLOAT32, "--set", f"training.epochs={EPOCHS}", "--set", "training.batch_size=7", "--set", "method.crops=2")
+OPTIONS = ("--method", "microclip", *FLOAT32, "--set", f"training.epochs={EPOCHS}", "--set", "training.batch_size=7", "--set", "method.crops=2")
 
 Process = subprocess.Popen[str]
 

@@ -244,7 +244,7 @@ def noise(tmp_path_factory):
 def command(noise, tmp_path_factory, tiny_vit):
     folder = tmp_path_factory.mktemp("command")
     names = write_classes(folder / "names.txt")
-    words = ["adapt", str(noise), "--classes", str(names), "--backbone", f"local:{tiny_vit}", "--set", "training.epochs=1"]
+    words = ["adapt", str(noise), "--classes", str(names), "--method", "microclip", "--backbone", f"local:{tiny_vit}", "--set", "training.epochs=1"]
 
     def run(out: str, *more: str):
         return folder / out, subprocess.run(
