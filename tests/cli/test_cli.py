@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import subprocess
 import sys
 
@@ -12,7 +13,7 @@ import torch
 
 from finelens.core.schemas import EVALUATION_KEYS, PREDICTION_COLUMNS
 from finelens.engine.device import choose_precision
-from finelens.methods.registry import METHODS
+from finelens.methods.registry import DEFAULT_METHOD, METHODS
 from tests.cli.conftest import FAST
 from tests.toy import CLASSES, digest
 
@@ -73,6 +74,25 @@ def test_adapt_writes_a_run(adapted):
     lines = [json.loads(line) for line in (adapted / "events.jsonl").read_text().splitlines()]
     assert [line["event"] for line in lines if line["event"] != "warning"] == ["start", "images", "classes", "epoch", "epoch", "predictions", "end"]
     assert lines[1]["counts"] == {"ok": 24, "corrupt": 1, "unsupported": 1}
+
+
+def test_adapt_without_a_method_takes_the_best_answer_known(run, given, tmp_path):
+    result = run("adapt", *given, "--out", tmp_path / "run")
+    assert (result.code, result.out) == (0, "")
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["method"] == DEFAULT_METHOD == "consensus"
+    assert "class masses: " in result.err
+    assert "went back to the class that the text names" in result.err
+    lines = [json.loads(line) for line in (tmp_path / "run" / "events.jsonl").read_text().splitlines()]
+    assert not {"guard", "epoch"} & {line["event"] for line in lines}
+    # One photograph, and one class, will do.
+    photo = next((given[0]).glob("*/0.png"))
+    (tmp_path / "one").mkdir()
+    shutil.copy(photo, tmp_path / "one")
+    (tmp_path / "names.txt").write_text(photo.parent.name + "\n")
+    tiny = run("adapt", tmp_path / "one", "--classes", tmp_path / "names.txt", *given[3:], "--out", tmp_path / "tiny")
+    assert tiny.code == 0, tiny.err
+    assert [row["class"] for row in table(tmp_path / "tiny" / "predictions.csv")] == [photo.parent.name]
 
 
 def test_one_row_for_each_file_whatever_became_of_it(adapted):

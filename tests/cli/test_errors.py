@@ -108,7 +108,7 @@ def test_misspelt_verb(fails):
     ],
 )
 def test_misspelt_or_impossible_setting(adapt, assignment, hint):
-    assert hint in adapt("--set", assignment)
+    assert hint in adapt("--method", "microclip", "--set", assignment)
 
 
 def test_training_option_of_a_method_that_does_not_train(adapt):
