@@ -246,6 +246,6 @@ def test_prediction_of_unreadable_files_alone(finished, tmp_path):
 def test_templates_from_a_file(photos, classes, given, tmp_path):
     (tmp_path / "templates.txt").write_text("a pattern of {}.\n")
     options = {"text": {"templates": str(tmp_path / "templates.txt")}, "training": {"precision": "float32"}}
-    finelens.zero_shot(photos, classes, tmp_path / "run", **{**given, "options": options})
+    finelens.zero_shot(photos, classes, tmp_path / "run", **{**given, "method": "zero-shot", "options": options})
     logged = next(event for event in events(tmp_path / "run") if event["event"] == "classes")
     assert logged["templates"] == ["a pattern of {}."]

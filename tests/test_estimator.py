@@ -124,7 +124,7 @@ def test_unfitted_and_misused(tiny_vit):
     for model, images, words in (
         (LabelFreeClassifier(**given), pictures(1), "no class names"),
         (LabelFreeClassifier(CLASSES, method="nonsense", **given), pictures(1), "unknown method"),
-        (LabelFreeClassifier(CLASSES, options={"training": {"epoch": 1}}, **given), pictures(1), "did you mean training.epochs"),
+        (LabelFreeClassifier(CLASSES, method="microclip", options={"training": {"epoch": 1}}, **given), pictures(1), "did you mean training.epochs"),
         (LabelFreeClassifier(CLASSES, **given), [1, 2], r"image \[0\] is int"),
         (LabelFreeClassifier(CLASSES, **given), 7, "must be a folder, a sequence or a data set with a length, got int"),
         (LabelFreeClassifier(CLASSES, **given), iter(pictures(1)), "got list_iterator"),

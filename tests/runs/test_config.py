@@ -184,6 +184,7 @@ runs = st.builds(
     RunConfig,
     verb=st.sampled_from(["zero-shot", "adapt", "predict"]),
     photos=st.text(min_size=1),
+    method=st.just("microclip"),
     classes_file=st.none() | st.text(),
     descriptions_file=st.none() | st.text(),
     seed=st.integers(0, 2**63 - 1),
