@@ -122,7 +122,7 @@ KILLED_IN_THE_SECOND_CHECKPOINT = """
 import os, signal, sys
 from pathlib import Path
 from finelens import api
-from finelens.console import Console
+from finelens.core.console import Console
 from tests.toy import quick
 
 photos, classes, backbone, out = sys.argv[1:]
