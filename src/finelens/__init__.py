@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from finelens._version import __version__
 
 if TYPE_CHECKING:
-    from finelens.api import RunResult, adapt, evaluate, predict, report, resume, review, zero_shot
+    from finelens.api import RunResult, adapt, ask, evaluate, predict, report, resume, review, zero_shot
     from finelens.errors import UserError
     from finelens.estimator import LabelFreeClassifier
     from finelens.runs.classifier import Classifier
@@ -24,6 +24,7 @@ _WHERE = {
     "RunResult": "finelens.api",
     "UserError": "finelens.errors",
     "adapt": "finelens.api",
+    "ask": "finelens.api",
     "evaluate": "finelens.api",
     "features": "finelens.runs.encode",
     "load": "finelens.runs.classifier",
@@ -41,6 +42,7 @@ __all__ = [
     "UserError",
     "__version__",
     "adapt",
+    "ask",
     "evaluate",
     "features",
     "load",

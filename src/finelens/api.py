@@ -35,6 +35,7 @@ from finelens.storage.predictions import PredictionRow, rows_from_logits, write_
 
 if TYPE_CHECKING:
     from finelens.reporting.explain import Explanation
+    from finelens.reporting.review.order import Look
     from finelens.reporting.review.server import ReviewServer
 
 
@@ -361,13 +362,59 @@ def explain(run: str | Path, image: str | Path, out: str | Path | None = None, *
     return found
 
 
-def review(run: str | Path, out: str | Path | None = None, *, limit: int = 200, console: Console | None = None) -> Path:
-    """Write the review sheet of a finished run: the photographs most likely to be wrong, to be answered by keyboard.
+# Orders of the review sheet: what an answer says about all others, and how likely the run's own answer is wrong.
+WORTH, DOUBT = "worth", "doubt"
+
+
+def ask(
+    run: str | Path, n: int, *, csv: str | Path | None = None, order: str = WORTH, device: str = "cpu", console: Console | None = None
+) -> list[Look]:
+    """The photographs, or feature rows, of a finished run that a person should name first, at most ``n``.
+
+    Args:
+        run: The run folder. Answers that it was given, and those in its ``hints.csv``, are taken into account.
+        n: Questions.
+        csv: File to write the order to, with the columns ``path``, ``why`` and ``expected`` (the class that the run gives); None writes none.
+        order: ``worth``: an answer says most about all other photographs; ``doubt``: the run's own answer is most likely wrong.
+        device: Where photographs are encoded that the cache does not hold.
+        console: Progress.
+
+    Returns:
+        Each with ``path``, ``why`` and ``expected``; fewer than ``n`` where no others are left that are not near-copies.
+
+    Raises:
+        UserError: Not a finished run, its images are gone, or a file that cannot be written or replaced.
+    """
+    from finelens.reporting.review.worth import COLUMNS, questions_csv
+
+    console = console or Console()
+    if csv is not None:
+        check_target(Path(csv), ",".join(COLUMNS))
+    chosen = _chosen(RunFolder.open(run, lock=False), n, order, console, device)
+    if csv is not None:
+        write_text(Path(csv), questions_csv(chosen))
+        console.say(f"wrote {csv} with {len(chosen)} photographs")
+    return chosen
+
+
+def _chosen(folder: RunFolder, n: int, order: str, console: Console, device: str = "cpu") -> list[Look]:
+    from finelens.reporting.record import read_run
+    from finelens.reporting.review.order import looks
+    from finelens.reporting.review.worth import worth_asking
+
+    if order not in (WORTH, DOUBT) or n < 1:
+        raise UserError(f"ask for at least one photograph, in the order {WORTH} or {DOUBT}; got {n} and {order}")
+    return worth_asking(folder, n, console, device=device) if order == WORTH else looks(read_run(folder), n)
+
+
+def review(run: str | Path, out: str | Path | None = None, *, limit: int = 200, order: str = DOUBT, console: Console | None = None) -> Path:
+    """Write the review sheet of a finished run, to be answered by keyboard: by default the photographs most likely to be wrong.
 
     Args:
         run: The run folder.
         out: The sheet; by default ``review.html`` in the run folder.
         limit: Most photographs on the sheet.
+        order: As for :func:`ask`.
         console: What to say.
 
     Returns:
@@ -382,12 +429,14 @@ def review(run: str | Path, out: str | Path | None = None, *, limit: int = 200, 
     with RunFolder.open(run) as folder:
         target = folder.review_path if out is None else Path(out)
         check_target(target, HTML_START)
-        count = write_sheet(folder, target, limit)
+        count = write_sheet(folder, target, limit, _chosen(folder, limit, order, console))
     console.say(f"wrote {target} with {count} photographs; open it in a browser")
     return target
 
 
-def review_server(run: str | Path, hints: str | Path | None = None, *, limit: int = 200, port: int = 0) -> ReviewServer:
+def review_server(
+    run: str | Path, hints: str | Path | None = None, *, limit: int = 200, port: int = 0, order: str = DOUBT, console: Console | None = None
+) -> ReviewServer:
     """The review sheet as a page on this machine; ``serve_forever`` of the result runs it, and every answer is written at once.
 
     Args:
@@ -395,6 +444,8 @@ def review_server(run: str | Path, hints: str | Path | None = None, *, limit: in
         hints: File to write; by default ``hints.csv`` in the run folder. Answers in it are kept.
         limit: Most photographs on the sheet.
         port: 0 takes a free one.
+        order: As for :func:`ask`.
+        console: Progress.
 
     Raises:
         UserError: Not a finished run, a file that is not of hints, or a port in use.
@@ -403,4 +454,5 @@ def review_server(run: str | Path, hints: str | Path | None = None, *, limit: in
     from finelens.reporting.review.server import ReviewServer
 
     folder = RunFolder.open(run, lock=False)
-    return ReviewServer(read_run(folder), folder.hints_path if hints is None else Path(hints), port, limit)
+    chosen = _chosen(folder, limit, order, console or Console())
+    return ReviewServer(read_run(folder), folder.hints_path if hints is None else Path(hints), port, limit, chosen)

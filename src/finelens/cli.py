@@ -200,17 +200,28 @@ def explain(run: Path, image: Path, out: Path | None, device: str) -> None:
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), help="Sheet to write.  [default: RUN/review.html]")
 @click.option("--limit", default=200, show_default=True, type=click.IntRange(1, 2000), help="Most photographs on the sheet.")
+@click.option("--ask", type=click.IntRange(1, 2000), help="As many photographs, in the order in which answers say most about all others.")
+@click.option("--order", type=click.Choice(["worth", "doubt"]), help="doubt: most likely wrong first.  [default: worth with --ask, else doubt]")
+@click.option("--csv", type=click.Path(path_type=Path), help="File to write the order of --ask to (path, why, expected), instead of a sheet.")
 @click.option("--serve", is_flag=True, help="Show the sheet on this machine and save every answer at once, instead of writing a file.")
 @click.option("--hints", type=click.Path(path_type=Path), help="File that --serve writes.  [default: RUN/hints.csv]")
 @click.option("--port", default=0, show_default=True, type=click.IntRange(0, 65535), help="Port of --serve; 0 takes a free one.")
-def review(run: Path, out: Path | None, limit: int, serve: bool, hints: Path | None, port: int) -> None:
-    """Show the photographs of the finished run in RUN that are most likely wrong, for a person to look at."""
+def review(
+    run: Path, out: Path | None, limit: int, ask: int | None, order: str | None, csv: Path | None, serve: bool, hints: Path | None, port: int
+) -> None:
+    """Show photographs of the finished run in RUN for a person to look at: those most likely wrong, or with --ask those worth most to name."""
     from finelens import api
 
-    if not serve:
-        api.review(run, out, limit=limit)
+    order, limit = order or (api.WORTH if ask else api.DOUBT), ask or limit
+    if csv is not None:
+        if ask is None or serve or out is not None:
+            raise UserError("--csv writes the order of --ask N in the place of a sheet; give --ask, and leave out --serve and --out")
+        api.ask(run, ask, csv=csv, order=order)
         return
-    with api.review_server(run, hints, limit=limit, port=port) as server:
+    if not serve:
+        api.review(run, out, limit=limit, order=order)
+        return
+    with api.review_server(run, hints, limit=limit, port=port, order=order) as server:
         click.echo(f"open {server.address} in a browser; answers go to {server.hints}; Ctrl-C ends")
         try:
             server.serve_forever()

@@ -23,6 +23,16 @@ class Look:
     row: PredictionRow
     why: str
 
+    @property
+    def path(self) -> str:
+        """The photograph, as in ``predictions.csv``."""
+        return self.row.path
+
+    @property
+    def expected(self) -> str:
+        """The class that the run gives it."""
+        return self.row.label or ""
+
 
 def looks(record: RunRecord, limit: int) -> list[Look]:
     """Photographs in the order of the expected value of a look, at most ``limit``.

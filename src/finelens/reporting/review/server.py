@@ -6,7 +6,7 @@ import hmac
 import json
 import secrets
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -17,6 +17,7 @@ from finelens.errors import UserError
 from finelens.reporting.page import script_json
 from finelens.reporting.record import RunRecord
 from finelens.reporting.review.answers import earlier_answers, other_answers, own_answers, read_answers
+from finelens.reporting.review.order import Look
 from finelens.reporting.review.sheet import LIMIT, photographs, sheet_html
 from finelens.storage.files import write_text
 
@@ -33,6 +34,7 @@ class ReviewServer(ThreadingHTTPServer):
         hints: File to write.
         port: 0 takes a free one.
         limit: Most photographs on the sheet.
+        chosen: The photographs in their order; by default those most likely to be wrong.
 
     Raises:
         UserError: The port is in use.
@@ -40,7 +42,7 @@ class ReviewServer(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, record: RunRecord, hints: Path, port: int = 0, limit: int = LIMIT) -> None:
+    def __init__(self, record: RunRecord, hints: Path, port: int = 0, limit: int = LIMIT, chosen: Sequence[Look] | None = None) -> None:
         found = read_answers(hints)
         try:
             super().__init__((LOOPBACK, port), _Handler)
@@ -55,7 +57,7 @@ class ReviewServer(ThreadingHTTPServer):
         self._lock = threading.Lock()
         # Pictures are made once; the answers of the moment are put in whenever the page is asked for.
         self._mark = {secrets.token_hex(8): ""}
-        self._html = sheet_html(record, photographs(record), limit, token=self.token, answers=self._mark, hints=str(hints))
+        self._html = sheet_html(record, photographs(record), limit, token=self.token, answers=self._mark, hints=str(hints), chosen=chosen)
 
     @property
     def page(self) -> bytes:

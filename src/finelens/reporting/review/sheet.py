@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from finelens.images.decode import DecodeLimits
 from finelens.reporting.page import render
 from finelens.reporting.record import RunRecord, read_run
 from finelens.reporting.review.answers import earlier_answers
-from finelens.reporting.review.order import looks
+from finelens.reporting.review.order import Look, looks
 from finelens.reporting.thumbnails import Photos, Thumbnails, from_folder
 from finelens.runs.folder import RunFolder
 from finelens.storage.files import write_text
@@ -33,6 +33,7 @@ def sheet_html(
     token: str | None = None,
     answers: Mapping[str, str] | None = None,
     hints: str = "hints.csv",
+    chosen: Sequence[Look] | None = None,
 ) -> str:
     """The page.
 
@@ -43,8 +44,9 @@ def sheet_html(
         token: Secret of the local server that takes the answers; None for a file that offers them as a download.
         answers: Class names by path that were given before; the empty name for "none of these".
         hints: File that the answers will be in.
+        chosen: The photographs in their order; by default those most likely to be wrong.
     """
-    chosen = looks(record, limit)
+    chosen = looks(record, limit) if chosen is None else chosen
     thumbnails = Thumbnails(photos, limit=limit, side=SIDE, crop=False)
     place = {name: i for i, name in enumerate(record.classes)}
     items: list[dict[str, Any]] = [
@@ -77,8 +79,8 @@ def sheet_html(
     return render("review.html.j2", content, {"review-data": sheet}, script="review.js", answers=token is not None)
 
 
-def write_sheet(folder: RunFolder, target: Path, limit: int = LIMIT) -> int:
-    """Write the sheet of a finished run.
+def write_sheet(folder: RunFolder, target: Path, limit: int = LIMIT, chosen: Sequence[Look] | None = None) -> int:
+    """Write the sheet of a finished run; arguments as for :func:`sheet_html`.
 
     Returns:
         Photographs on it.
@@ -87,8 +89,8 @@ def write_sheet(folder: RunFolder, target: Path, limit: int = LIMIT) -> int:
         UserError: The run is not finished or damaged, or the file cannot be written.
     """
     record = read_run(folder)
-    write_text(target, sheet_html(record, photographs(record), limit, answers=earlier_answers(record)))
-    return min(limit, len(record.predicted))
+    write_text(target, sheet_html(record, photographs(record), limit, answers=earlier_answers(record), chosen=chosen))
+    return min(limit, len(record.predicted)) if chosen is None else len(chosen)
 
 
 def adapt_command(record: RunRecord, hints: str = "hints.csv") -> str:

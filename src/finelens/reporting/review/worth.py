@@ -1,0 +1,84 @@
+"""Which photographs to ask about first: those whose answer says most about all others, given the answers that there are."""
+
+from __future__ import annotations
+
+import csv
+import io
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from finelens.core.console import Console
+from finelens.errors import UserError
+from finelens.feature_store.encoder import target_features
+from finelens.reporting.record import RunRecord, read_run
+from finelens.reporting.review.answers import earlier_answers, own_answers, read_answers
+from finelens.reporting.review.order import Look
+from finelens.runs.classifier import load_run
+from finelens.runs.folder import RunFolder
+from finelens.runs.sources import source_of_run
+from finelens.solvers.asking import ask
+from finelens.solvers.views import centred_views
+from finelens.storage.predictions import escape_cell
+
+COLUMNS = ("path", "why", "expected")
+
+
+def worth_asking(folder: RunFolder, n: int, console: Console, *, device: str = "cpu") -> list[Look]:
+    """Photographs of a finished run in the order in which answers say most about the others, at most ``n``.
+
+    Answers that the run was given and those in its ``hints.csv`` count as given. Features come from the cache or the feature file where they can.
+
+    Args:
+        folder: The run.
+        n: Questions.
+        console: Progress.
+        device: Where photographs are encoded that the cache does not hold.
+
+    Raises:
+        UserError: The run is not finished, or its images are gone.
+    """
+    record = read_run(folder)
+    looks, places = _looks(folder, console, device)
+    rows = [row for row in record.predicted if row.path in places]
+    if not rows:
+        raise UserError(f"none of the run's images is in {record.config.photos} any more; put them back")
+    looks = looks[[places[row.path] for row in rows]]
+    given = _answers(record, folder)
+    answered = torch.tensor([i for i, row in enumerate(rows) if row.path in given], dtype=torch.int64)
+    doubt = torch.tensor([1 - (row.probability or 0.0) for row in rows])
+    asked = ask(looks, doubt, answered, n, classes=len(record.classes))
+    parts = zip(asked.rows.tolist(), asked.speaks_for.tolist(), asked.covered.tolist(), strict=True)
+    return [Look(rows[i], _why(round(size), covered)) for i, size, covered in parts]
+
+
+def _answers(record: RunRecord, folder: RunFolder) -> dict[str, str]:
+    return earlier_answers(record) | own_answers(record, read_answers(folder.hints_path))
+
+
+def _why(size: int, covered: bool) -> str:
+    alike = f"speaks for about {size} photographs" if size > 1 else "like no other photograph"
+    return f"{alike}, one of which is answered" if covered else f"{alike}, none of them answered" if size > 1 else alike
+
+
+def _looks(folder: RunFolder, console: Console, device: str) -> tuple[Tensor, dict[str, int]]:
+    """Centred unit features (N, D) of the run's images by the unadapted model, and the row of each path."""
+    classifier = load_run(folder.path, device=device)
+    loaded = source_of_run(folder.config).load(classifier.limits, console)
+    with classifier.model.unadapted():
+        found = target_features(classifier.model.engine, loaded.store, classifier.limits.short_side, console)
+    views = [F.normalize(view.float().cpu(), dim=1) for view in (found.global_, found.cls)]
+    # Features of another origin have no pooled token beside them.
+    x = torch.cat(views[:1] if torch.equal(*views) else views, 1)
+    widths = [view.shape[1] for view in views][: 1 if x.shape[1] == views[0].shape[1] else 2]
+    return centred_views(x, x.mean(0), widths), {record.name: record.index for record in loaded.records if record.index is not None}
+
+
+def questions_csv(looks: list[Look]) -> str:
+    """The content of the file that ``--csv`` writes: where, why, and the class that the run expects."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    writer.writerows(map(escape_cell, (look.path, look.why, look.expected)) for look in looks)
+    return text.getvalue()

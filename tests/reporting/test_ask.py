@@ -1,0 +1,71 @@
+"""``finelens.ask`` and ``review --ask``: runs on photographs and on features, answers so far, and the CSV file."""
+
+from __future__ import annotations
+
+import csv
+
+import numpy as np
+import pytest
+
+import finelens
+from finelens import api
+from finelens.cli import main
+from finelens.errors import UserError
+from tests.solvers.data import cloud
+from tests.toy import QUIET
+
+
+@pytest.fixture(scope="module")
+def on_features(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ask")
+    x, w, _ = cloud([20, 12, 8])
+    np.save(folder / "x.npy", x)
+    np.save(folder / "w.npy", w)
+    (folder / "names.txt").write_text("a\nb\nc\n")
+    api.adapt(folder / "x.npy", folder / "names.txt", folder / "run", prototypes=folder / "w.npy", method="stata", console=QUIET)
+    return folder / "run"
+
+
+def test_photographs_are_asked_about_once_and_in_the_same_order(plain_run, tmp_path):
+    found = finelens.ask(plain_run, 5, console=QUIET)
+    # A broken file is no question, and a copy is the same one.
+    assert len({look.path for look in found}) == len(found) == 5
+    assert not {"broken.jpg", "copy.png"} & {look.path for look in found} or "red stripe/0.png" not in {look.path for look in found}
+    assert finelens.ask(plain_run, 5, csv=tmp_path / "q.csv", console=QUIET) == found
+    with open(tmp_path / "q.csv", encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert rows == [{"path": look.path, "why": look.why, "expected": look.expected} for look in found]
+
+
+def test_answers_are_not_asked_again(on_features):
+    first = finelens.ask(on_features, 2, console=QUIET)
+    (on_features / "hints.csv").write_text("path,label\n" + "".join(f"{look.path},a\n" for look in first))
+    second = finelens.ask(on_features, 4, console=QUIET)
+    (on_features / "hints.csv").unlink()
+    assert not {look.path for look in first} & {look.path for look in second}
+    assert "speaks for about" in first[0].why
+
+
+def test_the_command_writes_the_order(on_features, tmp_path):
+    with pytest.raises(SystemExit) as ended:
+        main(["review", str(on_features), "--ask", "3", "--csv", str(tmp_path / "q.csv")])
+    assert ended.value.code == 0
+    assert (tmp_path / "q.csv").read_text().splitlines()[0] == "path,why,expected"
+    assert len((tmp_path / "q.csv").read_text().splitlines()) == 4
+
+
+def test_the_sheet_takes_either_order(plain_run, tmp_path):
+    doubt = finelens.ask(plain_run, 4, order="doubt", console=QUIET)
+    assert doubt == finelens.ask(plain_run, 4, order="doubt", console=QUIET)
+    page = api.review(plain_run, tmp_path / "sheet.html", limit=3, order="worth", console=QUIET).read_text()
+    assert "photographs" in page
+    with pytest.raises(UserError, match="worth or doubt"):
+        finelens.ask(plain_run, 4, order="luck", console=QUIET)
+
+
+@pytest.mark.parametrize("arguments", [["--csv", "q.csv"], ["--csv", "q.csv", "--ask", "2", "--serve"]])
+def test_a_csv_file_needs_ask_and_no_page(on_features, arguments, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["review", str(on_features), *arguments])
+    assert ended.value.code == 2
+    assert "--ask" in capsys.readouterr().err
