@@ -11,7 +11,7 @@ import numpy as np
 
 from finelens.core.console import Console, Mute
 from finelens.core.launch import launched
-from finelens.core.schemas import PREDICTION_COLUMNS, SET_COLUMNS
+from finelens.core.schemas import FIRST_PREDICTION_COLUMNS, SET_COLUMNS
 from finelens.engine.distributed import Processes, join
 from finelens.errors import UserError
 from finelens.images.load import say_notes, status_counts
@@ -239,7 +239,7 @@ def predict(
         UserError: Input that cannot be used.
     """
     console = console or Console()
-    check_target(Path(csv), ",".join(PREDICTION_COLUMNS))
+    check_target(Path(csv), ",".join(FIRST_PREDICTION_COLUMNS))
     if calibrate is not None:
         check_target(sets_path(Path(csv)), ",".join(SET_COLUMNS))
     elif calibrate_photos is not None or coverage is not None:

@@ -102,9 +102,14 @@ def hints_digest(hints: Hints) -> str:
 
 def given_hints(hints: Hints, records: Sequence[ImageRecord], class_names: Sequence[str]) -> str:
     """A hints file that says what the run was given, about the images that could be read."""
+    return hints_csv(hints_by_name(hints, records, class_names))
+
+
+def hints_by_name(hints: Hints, records: Sequence[ImageRecord], class_names: Sequence[str]) -> dict[str, str]:
+    """Class names by name of the image, the empty name for "none of these"."""
     names = {record.index: record.name for record in records}
     pairs = zip(hints.index.tolist(), hints.label.tolist(), strict=True)
-    return hints_csv({names[index]: class_names[label] if label >= 0 else "" for index, label in pairs})
+    return {names[index]: class_names[label] if label >= 0 else "" for index, label in pairs}
 
 
 def hints_csv(hints: Mapping[str, str]) -> str:

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 from typing import Final
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 
 # predictions.csv: UTF-8, comma separated, one header row, one row per input file, in path order.
 # ``path`` is relative to PHOTOS with forward slashes; ``top5`` is a JSON list of [class, probability] pairs; a cell that a spreadsheet would read
 # as a formula (first character one of = + - @ tab or carriage return) is written with a leading apostrophe and read back without it.
-PREDICTION_COLUMNS: Final = ("path", "class", "probability", "margin", "top5", "zero_shot_class", "status", "reason")
+# ``answered`` is ``yes`` where ``class`` is what a person said: then ``probability`` is 1, or ``class`` is empty for "none of these classes". Files
+# of schema version 1 end before it.
+FIRST_PREDICTION_COLUMNS: Final = ("path", "class", "probability", "margin", "top5", "zero_shot_class", "status", "reason")
+PREDICTION_COLUMNS: Final = (*FIRST_PREDICTION_COLUMNS, "answered")
 
 # ``OUT.sets.csv`` beside ``OUT.csv`` of ``predict --calibrate``: the same rows; ``set`` is a JSON list of classes, likeliest first.
 SET_COLUMNS: Final = ("path", "set", "size", "status")
@@ -21,7 +24,7 @@ SET_COLUMNS: Final = ("path", "set", "size", "status")
 # same form with paths relative to PHOTOS, and an empty label says "none of these classes".
 LABEL_COLUMNS: Final = ("path", "label")
 
-# Status of an input file. Only ``ok`` rows carry a prediction.
+# Status of an input file. Only ``ok`` rows carry a prediction; those that a person said are of no class carry none.
 STATUSES: Final = ("ok", "corrupt", "too_large", "unsupported", "degenerate", "unreadable", "vanished")
 
 # Fields that every line of events.jsonl has; further fields depend on ``event``.

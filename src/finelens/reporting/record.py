@@ -48,6 +48,11 @@ class RunRecord:
         return [row for row in self.rows if row.label is not None]
 
     @property
+    def read(self) -> list[PredictionRow]:
+        """Rows of images that could be read: with a prediction, or with a person's answer that they are of no class."""
+        return [row for row in self.rows if row.label is not None or row.answered]
+
+    @property
     def verdict(self) -> Verdict:
         """Whether to trust the run."""
         if self.untrained is not None:

@@ -12,7 +12,7 @@ import PIL
 import torch
 from torch import Tensor
 
-from finelens.classes.hints import given_hints
+from finelens.classes.hints import given_hints, hints_by_name
 from finelens.core.console import Console, Mute, duration
 from finelens.core.schemas import CHECKPOINT_DIR, EVENTS_FILE
 from finelens.engine.flops import speed_line
@@ -31,7 +31,7 @@ from finelens.runs.model import Model, save_model
 from finelens.runs.predict import predict_store
 from finelens.runs.prepare import Prepared, release_text
 from finelens.storage.files import write_text
-from finelens.storage.predictions import PredictionRow, rows_from_logits, write_predictions
+from finelens.storage.predictions import PredictionRow, rows_from_logits, with_answers, write_predictions
 from finelens.training.checkpoint import read_events_offset
 from finelens.training.loop import Hooks
 
@@ -95,7 +95,7 @@ def execute(
     with inputs.prepared.engine.stopwatch("write"):
         save_model(run.model_dir, fitted.model)
         write_predictions(run.predictions_path, rows)
-        write_measured(run.signals_path, _measure(fitted, logits, loaded, nearest))
+        write_measured(run.signals_path, _measure(fitted, logits, loaded, nearest, rows))
     run.log("predictions", rows=len(rows), counts=counts)
     _finish(run, fitted.model, rows, console)
     # The other processes may be gone by now.
@@ -133,6 +133,8 @@ def _answer(config: RunConfig, inputs: Inputs, console: Console, hooks: Hooks, *
         console.say(f"calibration: logits divided by {fitted.model.temperature:.3g}, found without labels")
     logits = fitted.model.calibrated(logits)
     rows = rows_from_logits(loaded.records, prepared.classes.names, logits.numpy(), fitted.zero_shot_logits.argmax(1).numpy())
+    if inputs.hints is not None:
+        rows = with_answers(rows, hints_by_name(inputs.hints, loaded.records, prepared.classes.names))
     return fitted, logits, nearest, rows
 
 
@@ -145,8 +147,9 @@ def _view_encoder(prepared: Prepared, model: Model, loaded: Loaded, console: Con
     return encoder
 
 
-def _measure(fitted: Fitted, logits: Tensor, loaded: Loaded, nearest: Tensor) -> Measured:
-    order = [record.index for record in loaded.records if record.index is not None]
+def _measure(fitted: Fitted, logits: Tensor, loaded: Loaded, nearest: Tensor, rows: list[PredictionRow]) -> Measured:
+    pairs = zip(loaded.records, rows, strict=True)
+    order = [record.index for record, row in pairs if record.index is not None and row.label is not None]
     heads = fitted.model.zero_shot_heads["templates"].cpu()
     return measure(logits, fitted.zero_shot_logits, fitted.described_logits, fitted.looks, heads, loaded.store.ids, order, nearest)
 

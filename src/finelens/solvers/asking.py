@@ -105,7 +105,8 @@ def _bank(total: int, answered: Tensor, most: int) -> Tensor:
     """Rising positions (B,) of the images that are looked at."""
     if total <= most:
         return torch.arange(total)
-    return torch.cat([torch.arange(most) * total // most, answered]).unique()
+    rows: Tensor = torch.cat([torch.arange(most) * total // most, answered]).unique()
+    return rows
 
 
 def _averaged(x: Tensor, k: int, chunk_size: int) -> Tensor:

@@ -19,6 +19,7 @@ from finelens.solvers.parameters import COUNT, FRACTION, NOT_NEGATIVE, POSITIVE,
 from finelens.solvers.presence import all_present, asked_neighbours, neighbour_agreement
 from finelens.solvers.return_rule import ReturnRule
 from finelens.solvers.ridge import ridge_head
+from finelens.solvers.taught import Taught, teach
 from finelens.solvers.views import ViewsSolver, centred_views
 
 TINY = 1e-12
@@ -51,6 +52,7 @@ class Consensus(ViewsSolver):
        from the softmax of the average; the answer is the mean of both at one scale. Where the kappa of the answer is below ``enough``, the text
        logits get the share ``1 - kappa / enough``.
     6. Gains over the text that the images do not support go back, by the share ``give_back`` (:mod:`~finelens.solvers.return_rule`).
+    7. Hints change none of this. A second head learns from them and from that answer, and both answer together (:mod:`~finelens.solvers.taught`).
 
     Args:
         neighbours: k.
@@ -88,6 +90,7 @@ class Consensus(ViewsSolver):
         centroids_: Means of the return rule, (C, D_1 + ... + D_V), float64.
         returns_: Its shares, (C, C), float64.
         widths_: D_1 to D_V, (V,), int64.
+        taught_head_: Of step 7, (D_1 + ... + D_V, C), float64; empty without hints, as are ``taught_bias_`` (C,) and ``taught_scales_`` (3,).
         evenness_: Share of the potentials to even masses that was taken; like the two below no part of the model.
         agreement_: Neighbour agreement of the answer.
         returned_: Mean probability of an image that went back to the text.
@@ -98,6 +101,7 @@ class Consensus(ViewsSolver):
         *(f"{name}_" for name in STATISTICS),
         *(f"smooth_{name}_" for name in STATISTICS),
         *("keys_", "labels_", "alpha_", "beta_", "sizes_", "share_", "head_", "bias_", "centroids_", "returns_", "widths_"),
+        *("taught_head_", "taught_bias_", "taught_scales_"),
     )
     internal: ClassVar[frozenset[str]] = ViewsSolver.internal | {"balance_steps", "head_steps"}
     _parameter_constraints: ClassVar[Constraints] = {
@@ -131,6 +135,24 @@ class Consensus(ViewsSolver):
         self.bank, self.balance_steps, self.head_steps, self.chunk_size = bank, balance_steps, head_steps, chunk_size
 
     def _fit(self, x: Tensor, prototypes: Tensor, scale: float, known: Known) -> Tensor:
+        log_p = self._label_free(x, prototypes, scale)
+        self.taught_head_, self.taught_bias_, self.taught_scales_ = (self.bias_.new_zeros(0) for _ in range(3))
+        if not len(known):
+            return log_p
+        looks = centred_views(x, self.centre_, self.widths_.tolist())
+        taught = teach(looks, log_p, known, bank=self.bank, chunk_size=self.chunk_size)
+        self.taught_head_, self.taught_bias_, self.taught_scales_ = taught.head, taught.bias, taught.scales
+        return self._with_answers(looks, log_p)
+
+    def _with_answers(self, looks: Tensor, log_p: Tensor) -> Tensor:
+        """Log-probabilities (M, C) of the label-free ones and of what hints have taught."""
+        if not self.taught_head_.numel():
+            return log_p
+        logits = Taught(self.taught_head_, self.taught_bias_, self.taught_scales_).logits(looks, log_p)
+        return (SHARPER * self.sizes_[-1].to(logits) * logits).log_softmax(1)
+
+    def _label_free(self, x: Tensor, prototypes: Tensor, scale: float) -> Tensor:
+        """Log-probabilities (N, C) of the images of the fit."""
         widths, classes = self.widths_.tolist(), len(prototypes)
         self.text_ = scale * prototypes.double()
         self.centre_ = x.mean(0, dtype=torch.float64)
@@ -141,19 +163,19 @@ class Consensus(ViewsSolver):
         near = top_neighbours(looks, looks[rows], self.neighbours, chunk_size=self.chunk_size, rows=rows)[1]  # (N, k) in the bank
         asked = rows[asked_neighbours(near, classes)]  # (N, k') in x
         total, sizes = torch.zeros_like(text), []
-        sizes.append(_add(total, self._plain(x, text, prototypes, asked, known), known))
-        sizes.append(_add(total, self._smooth(smoothed(x, self.bank_, near, widths), prototypes, known), known))
-        sizes.append(_add(total, self._cached(x, text, known), known))
+        sizes.append(_add(total, self._plain(x, text, prototypes, asked)))
+        sizes.append(_add(total, self._smooth(smoothed(x, self.bank_, near, widths), prototypes)))
+        sizes.append(_add(total, self._cached(x, text)))
         total.div_(len(sizes))
-        size = _size(text, known)
-        target = known.clamp(SHARPER * size.to(x) * total).softmax(1)
+        size = _size(text)
+        target = (SHARPER * size.to(x) * total).softmax(1)
         self.head_, self.bias_ = ridge_head(looks, target, penalty=self.ridge, steps=self.head_steps, chunk_size=self.chunk_size)
         del target
-        sizes.append(_size(total, known))
+        sizes.append(_size(total))
         total.div_(sizes[-1].to(x))
-        sizes.append(_add(total, torch.addmm(self.bias_.to(x), looks, self.head_.to(x)), known))
+        sizes.append(_add(total, torch.addmm(self.bias_.to(x), looks, self.head_.to(x))))
         total.div_(2)
-        self.agreement_ = max(0.0, neighbour_agreement(known.clamp(total).argmax(1), asked, classes))
+        self.agreement_ = max(0.0, neighbour_agreement(total.argmax(1), asked, classes))
         self.share_ = torch.full_like(size, min(1.0, self.agreement_ / self.enough))
         self.sizes_ = torch.stack([*sizes, size])
         p = self._posterior(total, text)
@@ -164,36 +186,36 @@ class Consensus(ViewsSolver):
         self.returned_ = float(returned.mean())
         return _log(answers)
 
-    def _plain(self, x: Tensor, text: Tensor, prototypes: Tensor, asked: Tensor, known: Known) -> Tensor:
+    def _plain(self, x: Tensor, text: Tensor, prototypes: Tensor, asked: Tensor) -> Tensor:
         """Logits (N, C) of the mixture with masses as even as the neighbours ``asked`` (N, k) allow."""
-        fit, classes = self._mixture_fit(x, text, prototypes, known), len(prototypes)
+        fit, classes = self._mixture_fit(x, text, prototypes), len(prototypes)
         mixture = fit.start()
         logits = fit.run(mixture, self.rounds)
         self.evenness_ = 0.0
-        free = known.clamp(logits).argmax(1)
+        free = logits.argmax(1)
         for evenness in EVENNESS if len(x) >= 2 * classes else ():
             if not evenness:
                 break
             trial = replace(mixture)
             tried = self._run_even(fit, trial, self.further, evenness)
-            if all_present(free, known.clamp(tried).argmax(1), asked, classes, tolerance=self.tolerance):
+            if all_present(free, tried.argmax(1), asked, classes, tolerance=self.tolerance):
                 self.evenness_, mixture, logits = evenness, trial, tried
                 break
         self._keep(mixture, "")
         return logits
 
-    def _smooth(self, x: Tensor, prototypes: Tensor, known: Known) -> Tensor:
+    def _smooth(self, x: Tensor, prototypes: Tensor) -> Tensor:
         """Logits (N, C) of the mixture on images that are averaged with their neighbours."""
-        fit = self._mixture_fit(x, x[:, : prototypes.shape[1]] @ self.text_.to(x).T, prototypes, known)
+        fit = self._mixture_fit(x, x[:, : prototypes.shape[1]] @ self.text_.to(x).T, prototypes)
         mixture = fit.start()
         logits = self._run_even(fit, mixture, self.rounds, self.evenness_)
         self._keep(mixture, "smooth_")
         return logits
 
-    def _cached(self, x: Tensor, text: Tensor, known: Known) -> Tensor:
+    def _cached(self, x: Tensor, text: Tensor) -> Tensor:
         """Text logits (N, C) with the potentials and the votes of the most confident images."""
         classes, images = len(self.text_), x[:, : self.text_.shape[1]]
-        rows, self.labels_ = confident_rows(known.clamp(text.log_softmax(1)), max(1, min(self.shots, self.bank // classes)))
+        rows, self.labels_ = confident_rows(text.log_softmax(1), max(1, min(self.shots, self.bank // classes)))
         self.keys_ = images[rows]
         self.beta_ = sharpness_rate(images, self.keys_, 1.0)
         logits = text + self.potentials_.to(x)
@@ -202,12 +224,12 @@ class Consensus(ViewsSolver):
         answers: Tensor = logits.add_(votes, alpha=float(self.alpha_))
         return answers
 
-    def _mixture_fit(self, x: Tensor, text: Tensor, prototypes: Tensor, known: Known) -> MixtureFit:
+    def _mixture_fit(self, x: Tensor, text: Tensor, prototypes: Tensor) -> MixtureFit:
         return MixtureFit(
             x,
             text.log_softmax(1),
             prototypes,
-            known,
+            Known(*self.widths_.new_zeros(2, 0).to(x.device)),
             widths=self.widths_.tolist(),
             anchor=self.anchor,
             confident=self.confident,
@@ -258,15 +280,21 @@ class Consensus(ViewsSolver):
         head = torch.addmm(self.bias_.to(x), looks, self.head_[: looks.shape[1]].to(x))
         total = (total / len(members) / sizes[3] + _centred(head) / sizes[4]) / 2
         rule = ReturnRule(self.centroids_, self.returns_)
-        return _log(rule.apply(looks, text.softmax(1), self._posterior(total, text), chunk_size=self.chunk_size)[0])
+        answers = _log(rule.apply(looks, text.softmax(1), self._posterior(total, text), chunk_size=self.chunk_size)[0])
+        return self._with_answers(looks, answers)
 
     def notes(self) -> list[str]:
         """What was decided about the classes' masses, how far neighbours agree, and what the text got back."""
         share, returned = 100 * float(self.share_), 100 * self.returned_
+        taught = []
+        if self.taught_head_.numel():
+            own = 100 / (1 + float(self.taught_scales_[2]))
+            taught = [f"hints: {own:.0f} % of the answer is from what they teach about the images, {100 - own:.0f} % is the label-free answer"]
         return [
             f"class masses: {EVENNESS[self.evenness_]}",
             f"neighbours agree by {self.agreement_:.2f} (kappa), so {share:.0f} % of the answer is from the images, the rest from the text alone",
             f"{returned:.1f} % of the probability went back to the class that the text names",
+            *taught,
         ]
 
 
@@ -279,17 +307,14 @@ def _centred(logits: Tensor) -> Tensor:
     return logits - logits.mean(1, keepdim=True)
 
 
-def _size(logits: Tensor, known: Known) -> Tensor:
-    """Root mean square after centring over the classes, of images without a hint, float64."""
-    square = _centred(logits).square_().mean(1, dtype=torch.float64)
-    if 0 < len(known) < len(square):
-        square = square.index_fill(0, known.rows, 0.0).sum() / (len(square) - len(known))
-    return square.mean().sqrt().clamp_min(TINY)
+def _size(logits: Tensor) -> Tensor:
+    """Root mean square after centring over the classes, float64."""
+    return _centred(logits).square_().mean(1, dtype=torch.float64).mean().sqrt().clamp_min(TINY)
 
 
-def _add(total: Tensor, logits: Tensor, known: Known) -> Tensor:
+def _add(total: Tensor, logits: Tensor) -> Tensor:
     """Add logits at a root mean square of 1 to the total, in place; returns what theirs was."""
-    size = _size(logits, known)
+    size = _size(logits)
     total.add_(_centred(logits).div_(size.to(logits)))
     return size
 

@@ -10,7 +10,7 @@ from finelens.solvers.conjugate_gradient import conjugate_gradient
 TINY = 1e-12
 
 
-def ridge_head(x: Tensor, target: Tensor, *, penalty: float, steps: int, chunk_size: int) -> tuple[Tensor, Tensor]:
+def ridge_head(x: Tensor, target: Tensor, *, penalty: float, steps: int, chunk_size: int, counts: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Weights B of ``min sum_i |(x_i - mean x) B - (t_i - mean t)|^2 + penalty m |B|^2``, m the mean square of ``|x_i - mean x|``.
 
     Few steps of conjugate gradients stop short of the minimum, in which directions of little variance have the least part.
@@ -21,22 +21,24 @@ def ridge_head(x: Tensor, target: Tensor, *, penalty: float, steps: int, chunk_s
         penalty: In units of m.
         steps: Most steps of conjugate gradients.
         chunk_size: Images in work at a time.
+        counts: How much each image counts in the sum and in all means, (N,), mean 1; None for all alike.
 
     Returns:
         B (D, C) and ``- mean x B`` (C,), float64: the head says how an image differs from the mean, and nothing of the classes' masses.
     """
-    mean = x.mean(0, dtype=torch.float64)
-    squares = x.square().sum(1).mean() - mean.square().sum()
+    counted, goal = (x, target) if counts is None else (x * counts[:, None], target * counts[:, None])
+    mean = counted.mean(0, dtype=torch.float64)
+    squares = (counted * x).sum(1).mean() - mean.square().sum()
     weight = penalty * squares.clamp_min(TINY)
 
     def normal_equations(b: Tensor) -> Tensor:
         image = weight * b
-        for rows in x.split(chunk_size):
-            image += rows.T @ (rows @ b.to(rows))
+        for left, rows in zip(counted.split(chunk_size), x.split(chunk_size), strict=True):
+            image += left.T @ (rows @ b.to(rows))
         return image - len(x) * torch.outer(mean, mean @ b)
 
-    right = -len(x) * torch.outer(mean, target.mean(0, dtype=torch.float64))  # (D, C)
-    for rows, part in zip(x.split(chunk_size), target.split(chunk_size), strict=True):
-        right += rows.T @ part
+    right = -len(x) * torch.outer(mean, goal.mean(0, dtype=torch.float64))  # (D, C)
+    for left, part in zip(counted.split(chunk_size), target.split(chunk_size), strict=True):
+        right += left.T @ part
     head = conjugate_gradient(normal_equations, right, 0.0, steps)
     return head, -(mean @ head)

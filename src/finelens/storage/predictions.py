@@ -6,8 +6,8 @@ import csv
 import io
 import json
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ import numpy as np
 import scipy.special
 from numpy.typing import ArrayLike
 
-from finelens.core.schemas import PREDICTION_COLUMNS, STATUSES
+from finelens.core.schemas import FIRST_PREDICTION_COLUMNS, PREDICTION_COLUMNS, STATUSES
 from finelens.errors import UserError
 from finelens.storage.files import write_text
 
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from finelens.protocol import ImageRecord
 
 TOP = 5
+# In the column ``answered``.
+ANSWERED = "yes"
 
 # A cell that a spreadsheet would compute gets one apostrophe more; counting the apostrophes that are there already keeps the rule reversible.
 _FORMULA = re.compile(r"'*[=+\-@\t\r]")
@@ -42,6 +44,7 @@ class PredictionRow:
         zero_shot_class: What the unadapted model says; None where it was not asked.
         status: One of ``schemas.STATUSES``.
         reason: Why there is no prediction; for ``ok`` notes on how the file was read, if any.
+        answered: Whether ``label`` is a person's answer; None then says "none of these classes".
     """
 
     path: str
@@ -52,6 +55,7 @@ class PredictionRow:
     zero_shot_class: str | None = None
     status: str = "ok"
     reason: str = ""
+    answered: bool = False
 
 
 def softmax(logits: ArrayLike) -> np.ndarray:
@@ -112,6 +116,22 @@ def _predicted_row(record: ImageRecord, class_names: Sequence[str], p: np.ndarra
     return PredictionRow(record.name, top5[0][0], top5[0][1], _round(p[order[0]] - second), top5, zero_shot_class, record.status, record.reason)
 
 
+def with_answers(rows: Iterable[PredictionRow], answers: Mapping[str, str]) -> list[PredictionRow]:
+    """The rows with a person's answer in the place of the prediction where there is one.
+
+    Args:
+        rows: Of :func:`rows_from_logits`.
+        answers: Class names by path; the empty name says "none of these classes".
+    """
+    return [_answered(row, answers[row.path]) if row.path in answers and row.status == "ok" else row for row in rows]
+
+
+def _answered(row: PredictionRow, label: str) -> PredictionRow:
+    if not label:
+        return replace(row, label=None, probability=None, margin=None, top5=(), answered=True)
+    return replace(row, label=label, probability=1.0, margin=1.0, top5=((label, 1.0),), answered=True)
+
+
 def _round(value: float) -> float:
     return float(f"{value:.6g}")
 
@@ -132,6 +152,7 @@ def write_predictions(path: Path, rows: Iterable[PredictionRow]) -> None:
 def _cells(row: PredictionRow) -> list[str]:
     top5 = json.dumps(row.top5, ensure_ascii=False) if row.top5 else ""
     texts = [row.path, row.label or "", _number(row.probability), _number(row.margin), top5, row.zero_shot_class or "", row.status, row.reason]
+    texts.append(ANSWERED if row.answered else "")
     return [escape_cell(text) for text in texts]
 
 
@@ -161,24 +182,28 @@ def read_predictions(path: Path) -> list[PredictionRow]:
         with open(path, encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file, strict=True)
             header = next(reader, [])
-            if tuple(header) != PREDICTION_COLUMNS:
+            if tuple(header) not in (PREDICTION_COLUMNS, FIRST_PREDICTION_COLUMNS):
                 raise UserError(f"{path}: expected the columns {', '.join(PREDICTION_COLUMNS)}; give the predictions.csv of a finelens run")
-            return [_parse(cells, f"{path}, line {reader.line_num}") for cells in reader]
+            return [_parse(cells, len(header), f"{path}, line {reader.line_num}") for cells in reader]
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}; check the path and its permissions") from error
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path} is not a CSV file in UTF-8 ({error}); write it again with finelens predict") from error
 
 
-def _parse(cells: Sequence[str], where: str) -> PredictionRow:
-    if len(cells) != len(PREDICTION_COLUMNS):
-        raise UserError(f"{where}: expected {len(PREDICTION_COLUMNS)} cells, got {len(cells)}; write the file again with finelens predict")
-    path, label, probability, margin, top5, zero_shot, status, reason = map(unescape_cell, cells)
+def _parse(cells: Sequence[str], columns: int, where: str) -> PredictionRow:
+    if len(cells) != columns:
+        raise UserError(f"{where}: expected {columns} cells, got {len(cells)}; write the file again with finelens predict")
+    path, label, probability, margin, top5, zero_shot, status, reason, *answered = map(unescape_cell, cells)
     if status not in STATUSES:
         raise UserError(f"{where}: unknown status {status!r}; known are {', '.join(STATUSES)}")
+    if answered not in ([], [""], [ANSWERED]):
+        raise UserError(f"{where}: answered is {ANSWERED} or empty, got {answered[0]!r}; write the file again with finelens predict")
     try:
         pairs = tuple((_text(name), float(p)) for name, p in json.loads(top5)) if top5 else ()
-        return PredictionRow(path, label or None, _float(probability), _float(margin), pairs, zero_shot or None, status, reason)
+        return PredictionRow(
+            path, label or None, _float(probability), _float(margin), pairs, zero_shot or None, status, reason, answered == [ANSWERED]
+        )
     except (ValueError, TypeError) as error:
         raise UserError(f"{where}: {error}; write the file again with finelens predict") from error
 

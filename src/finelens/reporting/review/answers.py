@@ -23,7 +23,7 @@ def earlier_answers(record: RunRecord) -> dict[str, str]:
 
 def own_answers(record: RunRecord, answers: Mapping[str, str]) -> dict[str, str]:
     """The answers about photographs and classes of this run, with the classes spelled as the run spells them."""
-    paths = {row.path for row in record.predicted}
+    paths = {row.path for row in record.read}
     names = match(set(answers.values()), record.classes) | {"": ""}
     plain = ((PurePosixPath(path).as_posix(), label) for path, label in answers.items())
     return {path: names[label] for path, label in plain if path in paths and label in names}

@@ -50,7 +50,7 @@ class ReviewServer(ThreadingHTTPServer):
             raise UserError(f"cannot serve on port {port}: {error.strerror or error}; choose another --port") from error
         self.token = secrets.token_urlsafe(16)
         self.hints = hints
-        self.paths = frozenset(row.path for row in record.predicted)
+        self.paths = frozenset(row.path for row in record.read)
         self.classes = frozenset(record.classes)
         self._others = other_answers(record, found)
         self._given = earlier_answers(record) | own_answers(record, found)

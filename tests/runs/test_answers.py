@@ -1,0 +1,62 @@
+"""A run with hints: the person is right in ``predictions.csv`` with every kind of method, and what was taught is in the saved model."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import finelens
+from finelens import api
+from finelens.reporting.record import read_run
+from finelens.reporting.review.answers import earlier_answers
+from finelens.runs.folder import RunFolder
+from finelens.storage.predictions import read_predictions
+from tests.solvers.data import cloud
+from tests.toy import CLASSES, QUIET, options_for, write_classes, write_photos
+
+X, W, _ = cloud([12, 9, 9])
+
+
+@pytest.mark.parametrize("method", ["consensus", "tip-adapter", "dpa"])
+def test_the_person_is_right(tmp_path, tiny_vit, method):
+    photos = write_photos(tmp_path / "photos", CLASSES)
+    classes = write_classes(tmp_path / "classes.txt", CLASSES)
+    wrong = {f"{CLASSES[0]}/0.png": CLASSES[1], f"{CLASSES[1]}/1.png": CLASSES[2], f"{CLASSES[2]}/0.png": ""}
+    hints = tmp_path / "hints.csv"
+    hints.write_text("path,label\n" + "".join(f"{path},{label}\n" for path, label in wrong.items()))
+    options = options_for(method, **({"epochs": 1} if method == "dpa" else {}))
+    api.adapt(photos, classes, tmp_path / "run", backbone=f"local:{tiny_vit}", method=method, hints=hints, options=options, console=QUIET)
+    rows = {row.path: row for row in read_predictions(tmp_path / "run" / "predictions.csv")}
+    for path, label in wrong.items():
+        assert rows[path].answered
+        assert (rows[path].label, rows[path].probability) == ((label, 1.0) if label else (None, None))
+    assert sum(row.answered for row in rows.values()) == 3
+    # The report is written, and a third round starts with all answers, that of no class among them.
+    assert (tmp_path / "run" / "report.html").is_file()
+    record = read_run(RunFolder.open(tmp_path / "run", lock=False))
+    assert earlier_answers(record) == wrong
+    api.review(tmp_path / "run", console=QUIET)
+    assert not set(wrong) & {question.path for question in finelens.ask(tmp_path / "run", 5, console=QUIET)}
+
+
+def test_what_hints_taught_is_in_the_saved_model(tmp_path):
+    np.save(tmp_path / "x.npy", X)
+    np.save(tmp_path / "w.npy", W)
+    (tmp_path / "names.txt").write_text("a\nb\nc\n")
+    api.adapt(tmp_path / "x.npy", tmp_path / "names.txt", tmp_path / "one", prototypes=tmp_path / "w.npy", method="consensus", console=QUIET)
+    asked = finelens.ask(tmp_path / "one", 4, console=QUIET)
+    (tmp_path / "one" / "hints.csv").write_text("path,label\n" + "".join(f"{question.path},{'abc'[i % 3]}\n" for i, question in enumerate(asked)))
+    api.adapt(
+        tmp_path / "x.npy",
+        tmp_path / "names.txt",
+        tmp_path / "two",
+        prototypes=tmp_path / "w.npy",
+        method="consensus",
+        hints=tmp_path / "one" / "hints.csv",
+        console=QUIET,
+    )
+    rows = api.predict(tmp_path / "two", tmp_path / "x.npy", tmp_path / "p.csv", console=QUIET)
+    kept = {row.path: row for row in read_predictions(tmp_path / "two" / "predictions.csv")}
+    assert all(row.probability == kept[row.path].probability for row in rows if not kept[row.path].answered)
+    before = api.predict(tmp_path / "one", tmp_path / "x.npy", tmp_path / "q.csv", console=QUIET)
+    assert [row.probability for row in before] != [row.probability for row in rows]

@@ -1,0 +1,94 @@
+"""What answers teach: the parts by their equations, and the consensus of hints and label-free answer as a model that is kept."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from finelens.protocol import Hints
+from finelens.solvers import Consensus
+from finelens.solvers.known import Known
+from finelens.solvers.ridge import ridge_head
+from finelens.solvers.taught import teach
+from tests.solvers.data import SCALE, cloud
+
+X, W, Y = cloud([30] * 5, spread=0.2, tilt=0.6)
+NEW, _, NEW_Y = cloud([20] * 5, spread=0.2, tilt=0.6)
+ROWS = np.concatenate([(c == Y).nonzero()[0][:3] for c in range(5)])
+HINTS = Hints(torch.tensor(ROWS), torch.tensor(Y[ROWS]))
+
+
+def fitted(hints=HINTS, x=X, **options):
+    return Consensus(**options).fit(x, prototypes=W, logit_scale=SCALE, hints=hints)
+
+
+def test_a_ridge_with_counts_is_that_of_repeated_rows():
+    rng = np.random.default_rng(1)
+    x, target, times = torch.tensor(rng.normal(size=(20, 4))), torch.tensor(rng.dirichlet(np.ones(3), size=20)), torch.tensor([1, 3] * 10)
+    head, _ = ridge_head(x.repeat_interleave(times, 0), target.repeat_interleave(times, 0), penalty=0.3, steps=20, chunk_size=7)
+    # The sum over half as many rows weighs half as much against the penalty.
+    found, bias = ridge_head(x, target, penalty=0.3 / 2, steps=20, chunk_size=7, counts=times / times.double().mean())
+    np.testing.assert_allclose(found, head, atol=1e-10)
+    np.testing.assert_allclose(bias, -(x * times[:, None] / 2).mean(0) @ head, atol=1e-10)
+
+
+def test_answers_decide_where_texts_know_nothing():
+    log_p = torch.full((len(X), 5), 0.2).double().log()
+    looks = torch.tensor(X)
+    taught = teach(looks, log_p, Known(HINTS.index, HINTS.label))
+    assert (taught.logits(looks, log_p).argmax(1).numpy() == Y).mean() > 0.9
+    assert (taught.logits(torch.tensor(NEW), log_p[: len(NEW)]).argmax(1).numpy() == NEW_Y).mean() > 0.9
+
+
+def test_a_text_that_explains_the_answers_keeps_its_say():
+    looks, known = torch.tensor(X), Known(HINTS.index, HINTS.label)
+    right = torch.nn.functional.one_hot(torch.tensor(Y), 5).double() * 0.9 + 0.02
+    wrong = right.roll(1, 1)
+    weights = [float(teach(looks, p.log(), known).scales[2]) for p in (right, wrong)]
+    assert weights[0] > 100 * weights[1]
+
+
+def test_the_order_of_answers_does_not_matter():
+    looks, log_p = torch.tensor(X), torch.tensor(X @ W.T * SCALE).log_softmax(1)
+    turn = torch.arange(len(ROWS)).flip(0)
+    one, other = (teach(looks, log_p, Known(HINTS.index[order], HINTS.label[order])) for order in (torch.arange(len(ROWS)), turn))
+    assert torch.equal(one.head, other.head)
+
+
+def test_answers_help_on_new_images():
+    right = {True: 0, False: 0}
+    for seed in range(3):
+        x, w, y = cloud([30] * 5, spread=0.2, tilt=2.0, seed=seed)
+        rows = np.concatenate([(y == c).nonzero()[0][:2] for c in range(5)])
+        for given in right:
+            hints = Hints(torch.tensor(rows), torch.tensor(y[rows])) if given else None
+            solver = Consensus().fit(x[:100], prototypes=w, logit_scale=SCALE, hints=hints)
+            right[given] += (solver.predict(x[100:]) == y[100:]).sum()
+    assert right[True] > right[False] + 30
+
+
+def test_what_was_taught_is_kept_to_the_bit():
+    solver = fitted()
+    state = {name: tensor.clone() for name, tensor in solver.state().items()}
+    again = Consensus().load_state(state, classes=5, features=X.shape[1])
+    assert np.array_equal(again.predict_proba(NEW), solver.predict_proba(NEW))
+    assert state["taught_head_"].shape == (X.shape[1], 5)
+
+
+def test_hints_leave_the_label_free_part_alone():
+    before, after = fitted(None).state(), fitted().state()
+    for name, tensor in before.items():
+        assert name.startswith("taught") or torch.equal(tensor, after[name]), name
+    assert not before["taught_head_"].numel()
+
+
+@pytest.mark.parametrize("bank", [10, 40])
+def test_a_bank_stands_for_many_images(bank):
+    assert (fitted(bank=bank).predict(NEW) == NEW_Y).mean() > 0.6
+
+
+def test_the_first_view_alone_is_answered():
+    z, _, _ = cloud([30] * 5, dim=9, spread=0.2)
+    p = Consensus().fit([X, z], prototypes=W, logit_scale=SCALE, hints=HINTS).predict_proba(NEW)
+    np.testing.assert_allclose(p.sum(1), 1, atol=1e-6)
