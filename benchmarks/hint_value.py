@@ -80,12 +80,12 @@ def finished(out: Path) -> set[tuple[Any, ...]]:
 class World:
     """A set, a protocol and a method."""
 
-    def __init__(self, context: Context, protocol: str, method: str, limit: int | None, options: dict[str, dict[str, Any]]) -> None:
+    def __init__(self, context: Context, protocol: str, method: str, limit: int | None, options: dict[str, dict[str, Any]], draw: int = 0) -> None:
         self.context, self.protocol, self.method, self.limit = context, protocol, find_method(method), limit
         self.config: RunConfig = context.config(method, 0, options)
         self.pool = context.pool(PARTS[protocol])
         labels = self.pool.truth().labels
-        order = permutation(generator(0, 0, "images", "hint value"), len(labels))
+        order = permutation(generator(draw, 0, "images", "hint value"), len(labels))
         self.fitted_rows = np.sort(order[:limit])
         self.truth, self.test_truth = labels[self.fitted_rows], context.test.truth().labels
 

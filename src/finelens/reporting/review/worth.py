@@ -12,6 +12,7 @@ from torch import Tensor
 from finelens.core.console import Console
 from finelens.errors import UserError
 from finelens.feature_store.encoder import target_features
+from finelens.protocol import TargetFeatures
 from finelens.reporting.record import RunRecord, read_run
 from finelens.reporting.review.answers import earlier_answers, own_answers, read_answers
 from finelens.reporting.review.order import Look
@@ -68,11 +69,16 @@ def _looks(folder: RunFolder, console: Console, device: str) -> tuple[Tensor, di
     loaded = source_of_run(folder.config).load(classifier.limits, console)
     with classifier.model.unadapted():
         found = target_features(classifier.model.engine, loaded.store, classifier.limits.short_side, console)
-    views = [F.normalize(view.float().cpu(), dim=1) for view in (found.global_, found.cls)]
+    return centred_looks(found), {record.name: record.index for record in loaded.records if record.index is not None}
+
+
+def centred_looks(features: TargetFeatures) -> Tensor:
+    """Joint-space feature and pooled token of the images, mean taken out, unit rows; (N, E + W) float32 on the host."""
+    views = [F.normalize(view.float().cpu(), dim=1) for view in (features.global_, features.cls)]
     # Features of another origin have no pooled token beside them.
-    x = torch.cat(views[:1] if torch.equal(*views) else views, 1)
-    widths = [view.shape[1] for view in views][: 1 if x.shape[1] == views[0].shape[1] else 2]
-    return centred_views(x, x.mean(0), widths), {record.name: record.index for record in loaded.records if record.index is not None}
+    views = views[:1] if torch.equal(*views) else views
+    x = torch.cat(views, 1)
+    return centred_views(x, x.mean(0), [view.shape[1] for view in views])
 
 
 def questions_csv(looks: list[Look]) -> str:
