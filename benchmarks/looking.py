@@ -4,7 +4,7 @@
     python benchmarks/looking.py --table benchmarks/results/looking.jsonl
 
 DATA holds one folder per set, as for ``finelens bench``. A draw is nine tenths of ``train/``, at random; C, 2C and 4C photographs of it are answered,
-for C classes, by folder name and all at once; accuracy is that on all of ``test/``. Plans pair an order of asking with a method that takes the answers.
+for C classes, by folder name and all at once; accuracy is that on all of ``test/``. Plans pair an order of asking with a method.
 """
 
 from __future__ import annotations

@@ -158,7 +158,7 @@ def test_open_refuses_what_is_no_run(tmp_path, config):
         with pytest.raises(UserError, match="is not the folder of a finelens run"):
             RunFolder.open(path)
     finished(tmp_path / "out", config)
-    (tmp_path / "out" / "config.json").write_text(json.dumps({**to_json(config), "schema_version": 2}))
+    (tmp_path / "out" / "config.json").write_text(json.dumps({**to_json(config), "schema_version": SCHEMA_VERSION + 1}))
     with pytest.raises(UserError, match=r"out/config\.json: written by a newer finelens"):
         RunFolder.open(tmp_path / "out")
     assert not (tmp_path / "out" / LOCK_FILE).exists()
