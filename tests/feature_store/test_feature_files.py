@@ -464,7 +464,7 @@ def test_damaged_table_is_refused(encoded, tmp_path):
     path.write_bytes(raw.replace(b'"corrupt"', b'"perfect"'))
     with pytest.raises(UserError, match="is damaged"):
         read_features(path)
-    path.write_bytes(raw.replace(b'"schema_version":"1"', b'"schema_version":"9"'))
+    path.write_bytes(raw.replace(b'"schema_version":"2"', b'"schema_version":"9"'))
     with pytest.raises(UserError, match="written by a newer finelens"):
         read_features(path)
 

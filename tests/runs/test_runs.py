@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from finelens.core.schemas import SCHEMA_VERSION
 from finelens.errors import UserError
 from finelens.runs import folder as runs
 from finelens.runs.config import RunConfig, to_json
