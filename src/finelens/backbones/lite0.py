@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0 on a CPU: the modules of timm run as convolution, scale, shift and ReLU6 in one pass over memory each.
+"""EfficientNet-Lite0 on a CPU: its modules run as convolution, scale, shift and ReLU6 in one pass over memory each.
 
 The tower's time goes into moving large activations, not into arithmetic. Three exact rewritings save most of the moving:
 
@@ -164,7 +164,7 @@ def _blocks(tower: nn.Module) -> Iterator[tuple[list[tuple[nn.Conv2d, nn.BatchNo
 
 
 def _modules(tower: nn.Module) -> list[nn.Module]:
-    """timm's modules, one for each entry of :func:`_blocks`."""
+    """The plain modules, one for each entry of :func:`_blocks`."""
     net: Any = tower
     blocks = [block for stage in net.blocks for block in stage]
     return [nn.Sequential(net.conv_stem, net.bn1), *blocks, nn.Sequential(net.conv_head, net.bn2)]
@@ -173,7 +173,7 @@ def _modules(tower: nn.Module) -> list[nn.Module]:
 def forward_features(tower: nn.Module, images: Tensor) -> Tensor:
     """Last feature map of timm's ``tf_efficientnet_lite0`` in evaluation mode, with gradients for BatchNorm scales and shifts, and for the images.
 
-    Equal to ``tower.forward_features(images)`` up to rounding, and timm's modules are what runs where the rewriting does not apply: other devices,
+    Equal to ``tower.forward_features(images)`` up to rounding, and the plain modules are what runs where the rewriting does not apply: other devices,
     trainable convolutions, statistics in training, and sides that are no multiple of 32.
 
     Args:

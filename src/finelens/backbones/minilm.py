@@ -26,6 +26,8 @@ TEXT_WIDTH = 384
 # Special tokens included; what the model was trained with.
 CONTEXT_LENGTH = 256
 BATCH = 128
+# What decides, with a text, its vector.
+IDENTITY = ("minilm", WEIGHTS_SHA256, TOKENIZER_SHA256, CONFIG_SHA256, str(CONTEXT_LENGTH))
 
 
 class MiniLM:
@@ -71,8 +73,7 @@ class MiniLM:
 
     def encode(self, texts: Sequence[str]) -> Tensor:
         """Unit-norm sentence vectors (T, 384), float32, on the CPU; from the cache if these texts were encoded before."""
-        key = ["minilm", WEIGHTS_SHA256, TOKENIZER_SHA256, CONFIG_SHA256, str(CONTEXT_LENGTH), *texts]
-        return cached_tensors(key, lambda: {"texts": self._encode(texts)})["texts"]
+        return cached_tensors([*IDENTITY, *texts], lambda: {"texts": self._encode(texts)})["texts"]
 
     @torch.no_grad()
     def _encode(self, texts: Sequence[str]) -> Tensor:
