@@ -77,7 +77,7 @@ def test_the_embedded_tower_too_with_the_same_gradients(last):
         found.append((tokens.cls.detach(), [parameter.grad.clone() for parameter in trained.values()]))
     assert torch.equal(found[0][0], found[1][0])
     assert all(torch.equal(a, b) for a, b in zip(found[0][1], found[1][1], strict=True))
-    # Where the rewriting does not apply, timm's own modules are split at the same place.
+    # Where the rewriting does not apply, the plain modules are split at the same place.
     odd = torch.randn(1, 3, 65, 64, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(split(backbone, last, odd).cls, backbone.encode_image(odd).cls)
 

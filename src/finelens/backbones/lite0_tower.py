@@ -24,9 +24,6 @@ class SameConv(nn.Conv2d):
     def __init__(self, width: int, out: int, kernel: int, stride: int = 1, groups: int = 1) -> None:
         super().__init__(width, out, kernel, stride, kernel // 2 if stride == 1 else 0, groups=groups, bias=False)
 
-    def reset_parameters(self) -> None:
-        """Nothing: weights are never drawn, they come from a file."""
-
     def forward(self, x: Tensor) -> Tensor:
         """(B, O, ceil(H / stride), ceil(W / stride)) of (B, I, H, W)."""
         kernel, stride = self.kernel_size[0], self.stride[0]
