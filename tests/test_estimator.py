@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -132,3 +134,14 @@ def test_unfitted_and_misused(tiny_vit):
     ):
         with pytest.raises(UserError, match=words):
             model.fit(images)
+
+
+@pytest.mark.parametrize("method", ["gda-em", "joint-gmm", "consensus"])
+def test_a_fitted_classifier_can_be_pickled(method):
+    rng = np.random.default_rng(0)
+    prototypes = rng.standard_normal((3, 16))
+    features = prototypes[rng.integers(0, 3, 60)] + 0.15 * rng.standard_normal((60, 16))
+    model = LabelFreeClassifier(["a", "b", "c"], method=method).fit(features, prototypes=prototypes)
+    again = pickle.loads(pickle.dumps(model))
+    assert np.array_equal(again.predict_proba(features), model.predict_proba(features))
+    assert again.classifier_.model.method_options == model.classifier_.model.method_options

@@ -6,6 +6,7 @@ import inspect
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, make_dataclass
+from dataclasses import fields as dataclass_fields
 from functools import cache, reduce
 from operator import or_
 from types import UnionType
@@ -53,8 +54,17 @@ def solver_options(solver: type[Solver], base: type[SolverConfig] = SolverConfig
     """Options of a solver method as a frozen dataclass: those of ``base``, then the solver's parameters with its defaults and constraints."""
     hints = get_type_hints(solver.__init__)
     fields = [(name, _as_option(hints[name]), default) for name, default in _parameters(solver).items()]
-    namespace = {"solver": solver, "__doc__": solver.__doc__, "__module__": solver.__module__}
+
+    def reduced(self: SolverConfig) -> tuple[Any, ...]:
+        # No module holds a class that is made here: a pickle names what it is made from.
+        return _options, (solver, base, {field.name: getattr(self, field.name) for field in dataclass_fields(self)})
+
+    namespace = {"solver": solver, "__doc__": solver.__doc__, "__module__": solver.__module__, "__reduce__": reduced}
     return make_dataclass(f"{solver.__name__}Config", fields, bases=(base,), namespace=namespace, frozen=True)
+
+
+def _options(solver: Any, base: Any, values: dict[str, Any]) -> SolverConfig:
+    return solver_options(solver, base)(**values)
 
 
 def _parameters(solver: type[Solver]) -> dict[str, Any]:
