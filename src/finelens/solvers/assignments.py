@@ -53,3 +53,8 @@ def mean_square(x: Tensor, chunk_size: int) -> Tensor:
     for rows in x.split(chunk_size):
         total += rows.double().square().sum(0)
     return total / len(x)
+
+
+def centred(logits: Tensor) -> Tensor:
+    """Logits (N, C) less their mean over the classes of each image."""
+    return logits - logits.mean(1, keepdim=True)

@@ -11,10 +11,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from finelens.solvers.assignments import centred
 from finelens.solvers.keys import cache_votes, centred_square, confident_rows, matching_weight, sharpness_rate
 from finelens.solvers.known import Known
 from finelens.solvers.mixture import Mixture, MixtureFit
-from finelens.solvers.neighbours import smoothed, top_neighbours
+from finelens.solvers.neighbours import evenly_spread, smoothed, top_neighbours
 from finelens.solvers.parameters import COUNT, FRACTION, NOT_NEGATIVE, POSITIVE, Constraints
 from finelens.solvers.presence import all_present, asked_neighbours, neighbour_agreement
 from finelens.solvers.return_rule import ReturnRule
@@ -158,7 +159,7 @@ class Consensus(ViewsSolver):
         self.centre_ = x.mean(0, dtype=torch.float64)
         text = x[:, : widths[0]] @ self.text_.to(x).T  # (N, C)
         looks = centred_views(x, self.centre_, widths)
-        rows = _evenly(len(x), self.bank, x.device)
+        rows = evenly_spread(len(x), self.bank, x.device)
         self.bank_ = x[rows]
         near = top_neighbours(looks, looks[rows], self.neighbours, chunk_size=self.chunk_size, rows=rows)[1]  # (N, k) in the bank
         asked = rows[asked_neighbours(near, classes)]  # (N, k') in x
@@ -252,7 +253,7 @@ class Consensus(ViewsSolver):
     def _posterior(self, total: Tensor, text: Tensor) -> Tensor:
         """Probabilities (N, C) of the answer's logits, of root mean square about 1, and the text's by the share that they have."""
         size = self.sizes_[-1]
-        mixed: Tensor = self.share_.to(total) * total + ((1 - self.share_) / size).to(total) * _centred(text)
+        mixed: Tensor = self.share_.to(total) * total + ((1 - self.share_) / size).to(total) * centred(text)
         return mixed.mul_(SHARPER * size.to(total)).softmax(1)
 
     def _log_proba(self, x: Tensor) -> Tensor:
@@ -276,9 +277,9 @@ class Consensus(ViewsSolver):
         ]
         total, sizes = torch.zeros_like(text), self.sizes_.to(x)
         for member, size in zip(members, sizes[:3], strict=True):
-            total += _centred(member) / size
+            total += centred(member) / size
         head = torch.addmm(self.bias_.to(x), looks, self.head_[: looks.shape[1]].to(x))
-        total = (total / len(members) / sizes[3] + _centred(head) / sizes[4]) / 2
+        total = (total / len(members) / sizes[3] + centred(head) / sizes[4]) / 2
         rule = ReturnRule(self.centroids_, self.returns_)
         answers = _log(rule.apply(looks, text.softmax(1), self._posterior(total, text), chunk_size=self.chunk_size)[0])
         return self._with_answers(looks, answers)
@@ -298,24 +299,15 @@ class Consensus(ViewsSolver):
         ]
 
 
-def _evenly(n: int, most: int, device: torch.device) -> Tensor:
-    """At most ``most`` of n positions, evenly spread; (B,), int64."""
-    return torch.arange(min(n, most), device=device) * n // min(n, most)
-
-
-def _centred(logits: Tensor) -> Tensor:
-    return logits - logits.mean(1, keepdim=True)
-
-
 def _size(logits: Tensor) -> Tensor:
     """Root mean square after centring over the classes, float64."""
-    return _centred(logits).square_().mean(1, dtype=torch.float64).mean().sqrt().clamp_min(TINY)
+    return centred(logits).square_().mean(1, dtype=torch.float64).mean().sqrt().clamp_min(TINY)
 
 
 def _add(total: Tensor, logits: Tensor) -> Tensor:
     """Add logits at a root mean square of 1 to the total, in place; returns what theirs was."""
     size = _size(logits)
-    total.add_(_centred(logits).div_(size.to(logits)))
+    total.add_(centred(logits).div_(size.to(logits)))
     return size
 
 

@@ -70,3 +70,8 @@ def symmetric_affinity(x: Tensor, k: int, *, chunk_size: int) -> Tensor:
     values, index = top_neighbours(x, x, k, chunk_size=chunk_size, same=True)
     graph = sparse_rows(values.clamp_min(0), index, len(x))
     return (graph + graph.T).coalesce()
+
+
+def evenly_spread(n: int, most: int, device: torch.device) -> Tensor:
+    """At most ``most`` of n positions, evenly spread; (B,), int64: those that neighbours are looked for among."""
+    return torch.arange(min(n, most), device=device) * n // min(n, most)

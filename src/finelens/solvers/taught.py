@@ -13,7 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from finelens.solvers.assignments import centred
 from finelens.solvers.known import Known
+from finelens.solvers.neighbours import evenly_spread
 from finelens.solvers.ridge import ridge_head
 
 TINY = 1e-9
@@ -47,7 +49,7 @@ class Taught:
         """
         own, other, text = self.scales.to(looks)
         seen = looks @ self.head[: looks.shape[1]].to(looks) + self.bias.to(looks)
-        mean: Tensor = (_centred(seen) / own + text * _centred(log_p) / other) / (1 + text)
+        mean: Tensor = (centred(seen) / own + text * centred(log_p) / other) / (1 + text)
         return mean
 
 
@@ -89,7 +91,7 @@ def teach(
     """
     n, classes = log_p.shape
     labels, order = known.labels[(by_row := known.rows.argsort())], known.rows[by_row]
-    rows = torch.arange(n, device=looks.device) if n <= bank else torch.cat([_evenly(n, bank, looks.device), order]).unique()
+    rows = torch.arange(n, device=looks.device) if n <= bank else torch.cat([evenly_spread(n, bank, looks.device), order]).unique()
     x, log_p, at = looks[rows], log_p[rows].to(looks), torch.searchsorted(rows, order)
     truth = F.one_hot(labels, classes).to(x)
     sums = truth.T @ x[at]  # (C, D)
@@ -167,13 +169,5 @@ def _log_odds(accuracy: float, classes: int) -> float:
     return max(0.0, math.log(max(accuracy, 1e-3) * max(classes - 1, 1) / max(1 - accuracy, 0.02)))
 
 
-def _evenly(n: int, most: int, device: torch.device) -> Tensor:
-    return torch.arange(most, device=device) * n // most
-
-
-def _centred(logits: Tensor) -> Tensor:
-    return logits - logits.mean(1, keepdim=True)
-
-
 def _size(logits: Tensor) -> float:
-    return float(_centred(logits).square().mean(dtype=torch.float64).sqrt().clamp_min(TINY))
+    return float(centred(logits).square().mean(dtype=torch.float64).sqrt().clamp_min(TINY))
