@@ -10,7 +10,7 @@ from finelens.protocol import Hints
 from finelens.solvers import Consensus
 from finelens.solvers.known import Known
 from finelens.solvers.ridge import ridge_head
-from finelens.solvers.taught import teach
+from finelens.solvers.taught import left_out, teach
 from tests.solvers.data import SCALE, cloud
 
 X, W, Y = cloud([30] * 5, spread=0.2, tilt=0.6)
@@ -54,6 +54,15 @@ def test_the_order_of_answers_does_not_matter():
     turn = torch.arange(len(ROWS)).flip(0)
     one, other = (teach(looks, log_p, Known(HINTS.index[order], HINTS.label[order])) for order in (torch.arange(len(ROWS)), turn))
     assert torch.equal(one.head, other.head)
+
+
+def test_what_is_left_out_is_not_learnt():
+    log_p = torch.full((len(X), 5), 0.2).double().log()
+    known = Known(HINTS.index, HINTS.label)
+    assert (left_out(torch.tensor(X), log_p, known) == known.labels).double().mean() > 0.8
+    # Two answers of two classes: each is told from the other alone, so wrongly.
+    pair = Known(known.rows[[0, 3]], known.labels[[0, 3]])
+    assert left_out(torch.tensor(X), log_p, pair).tolist() == pair.labels.flip(0).tolist()
 
 
 def test_answers_help_on_new_images():

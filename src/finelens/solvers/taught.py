@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -107,6 +108,28 @@ def teach(
     bias = bias + (counts[:, None] * z).mean(0, dtype=torch.float64)
     sizes = [_size(x @ head.to(x) + bias.to(x)), _size(log_p)]
     return Taught(head, bias, torch.tensor([*sizes, _text_weight(x[at], log_p[at], labels, sums)], dtype=torch.float64, device=x.device))
+
+
+def left_out(looks: Tensor, log_p: Tensor, known: Known, *, folds: int = 5, seed: int = 0, **options: Any) -> Tensor:
+    """The class (K,) that each answered image gets from a model that has learnt the other answers, all but a part that holds its own.
+
+    Args:
+        looks: As for :func:`teach`, like the options.
+        log_p: See there.
+        known: At least two answers.
+        folds: Parts, each left out once; as many as answers where those are fewer.
+        seed: Of the parts.
+        **options: Further arguments of :func:`teach`.
+    """
+    count = len(known)
+    part = torch.randperm(count, generator=torch.Generator().manual_seed(seed)).to(known.rows.device) % min(folds, count)
+    guesses = torch.empty_like(known.labels)
+    for fold in range(min(folds, count)):
+        own = part == fold
+        taught = teach(looks, log_p, Known(known.rows[~own], known.labels[~own]), **options)
+        rows = known.rows[own]
+        guesses[own] = taught.logits(looks[rows], log_p[rows].to(looks)).argmax(1)
+    return guesses
 
 
 def _posteriors(
