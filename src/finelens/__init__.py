@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from finelens.api import RunResult, adapt, ask, evaluate, predict, report, resume, review, zero_shot
     from finelens.errors import UserError
     from finelens.estimator import LabelFreeClassifier
+    from finelens.exchange.forms import write
     from finelens.runs.classifier import Classifier
     from finelens.runs.classifier import load_run as load
     from finelens.runs.encode import features
@@ -32,6 +33,7 @@ _WHERE = {
     "report": "finelens.api",
     "resume": "finelens.api",
     "review": "finelens.api",
+    "write": "finelens.exchange.forms",
     "zero_shot": "finelens.api",
 }
 
@@ -50,6 +52,7 @@ __all__ = [
     "report",
     "resume",
     "review",
+    "write",
     "zero_shot",
 ]
 

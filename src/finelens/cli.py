@@ -230,6 +230,35 @@ def review(
 
 
 @cli.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--to", required=True, metavar="FORM", help="Name of the form; finelens write --list shows all.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="New file or folder to write.")
+@click.option("--csv", "predictions", type=click.Path(path_type=Path), help="Predictions on new photographs.  [default: those of the run]")
+@click.option("--photos", type=click.Path(path_type=Path), help="Folder of the photographs.  [default: the run's]")
+@click.option("--at-least", default=0.0, show_default=True, help="Probability below which an answer of the model is written as none.")
+@click.option("--how", type=click.Choice(["copy", "hardlink", "link"]), help="How folders get their photographs.  [default: copy]")
+@click.option("--package", type=click.Path(path_type=Path), help="For camtrap-dp: folder of the package that the photographs are of.")
+@click.option("--project", help="For wildlife-insights: id of the project.")
+@click.option("--list", is_flag=True, is_eager=True, expose_value=False, callback=lambda *given: _list_forms(*given), help="Show the forms.")
+def write(run: Path, to: str, out: Path, **given: Any) -> None:
+    """Write the answers of the finished run in RUN in the form of another tool: Timelapse, Label Studio, folders by class, ..."""
+    from finelens.exchange.forms import write as write_form
+
+    click.echo(f"wrote {out}: {write_form(run, to, out, **given)}")
+
+
+def _list_forms(context: click.Context, option: click.Parameter, asked: bool) -> None:
+    if not asked:
+        return
+    from finelens.exchange.forms import FORMS
+
+    width = max(map(len, FORMS))
+    for name, form in FORMS.items():
+        click.echo(f"{name:<{width}}  {form.summary}")
+    context.exit()
+
+
+@cli.command()
 def methods() -> None:
     """List the methods: name, family, one sentence."""
     lines = [(auto.AUTO, auto.FAMILY, auto.SUMMARY), *((method.name, method.family, method.summary) for method in all_methods())]

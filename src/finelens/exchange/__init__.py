@@ -1,0 +1,1 @@
+"""What a run says, written in the forms that other tools read."""

@@ -1,0 +1,95 @@
+"""The answers of a finished run as every form needs them: rows, class names, where the photographs lie, who said it and when."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from finelens._version import __version__
+from finelens.core.schemas import MODEL_CONFIG_FILE
+from finelens.errors import UserError
+from finelens.exchange.photographs import Header, header
+from finelens.images.discover import discover
+from finelens.runs.folder import RunFolder
+from finelens.storage.files import read_json
+from finelens.storage.predictions import PredictionRow, read_predictions
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a run, or a person, says of each file.
+
+    Attributes:
+        rows: One for every file, in the order of ``predictions.csv``.
+        classes: C names in the order of the run.
+        photos: Folder of the photographs; None where the run saw features only.
+        model: Who answered, for a person to read.
+        time: When, in UTC.
+        at_least: An answer of the model below this probability is written as no answer.
+    """
+
+    rows: Sequence[PredictionRow]
+    classes: Sequence[str]
+    photos: Path | None
+    model: str
+    time: datetime
+    at_least: float = 0.0
+
+    @property
+    def read(self) -> Iterator[PredictionRow]:
+        """Rows of the files that could be read."""
+        return (row for row in self.rows if row.status == "ok")
+
+    def label(self, row: PredictionRow) -> str | None:
+        """The class of a row; None where there is none: not read, "none of these classes", or less sure than asked for."""
+        sure = row.probability is not None and row.probability >= self.at_least
+        return row.label if sure else None
+
+    @cached_property
+    def files(self) -> dict[str, Path]:
+        """Where the photographs lie, by path of the row.
+
+        Raises:
+            UserError: The folder is not known, or not there any more.
+        """
+        if self.photos is None:
+            raise UserError("where the photographs of these answers lie is not known; give their folder with --photos")
+        return {file.name: file.path for file in discover(self.photos)}
+
+    def header(self, row: PredictionRow) -> Header | None:
+        """Size and time of a row's photograph; None where it is gone or its header cannot be read."""
+        return header(self.files[row.path]) if row.path in self.files else None
+
+
+def answers_of(run: Path, predictions: Path | None = None, photos: Path | None = None, at_least: float = 0.0) -> Answers:
+    """Read the answers of a run.
+
+    Args:
+        run: Folder of a finished run.
+        predictions: CSV file of ``finelens predict`` with that run; None for the run's own answers.
+        photos: Folder of the photographs; None for the run's. Needed beside ``predictions`` by the forms that look into files.
+        at_least: See :class:`Answers`.
+
+    Raises:
+        UserError: Not a finished run, or a file that cannot be read.
+    """
+    with RunFolder.open(run, lock=False) as folder:
+        described = folder.model_dir / MODEL_CONFIG_FILE
+        if not described.is_file():
+            raise UserError(f"{run} is not finished: finelens resume {run} goes on with it")
+        document: dict[str, Any] = read_json(described)
+        own = predictions is None and Path(folder.config.photos).is_dir()
+        rows = read_predictions(folder.predictions_path if predictions is None else predictions)
+        times = [event["time"] for event in folder.events() if event["event"] == "end"]
+        return Answers(
+            rows,
+            tuple(document["class_names"]),
+            photos or (Path(folder.config.photos) if own else None),
+            f"finelens {document.get('finelens_version', __version__)}, {document['method']} on {folder.config.backbone}",
+            datetime.fromisoformat(times[-1]) if times else datetime.fromtimestamp(described.stat().st_mtime, UTC),
+            at_least,
+        )
