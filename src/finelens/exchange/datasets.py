@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
@@ -61,14 +61,14 @@ def write_folders(answers: Answers, out: Path, how: How) -> None:
     _say_not_read(answers, out)
 
 
-def folder_names(classes: tuple[str, ...] | list[str] | Any) -> dict[str, str]:
+def folder_names(classes: Sequence[str]) -> dict[str, str]:
     """A folder name for each class that every system takes, no two alike where case does not count.
 
     Args:
         classes: Distinct names.
     """
     taken = {UNSURE, NONE}
-    names = {}
+    names: dict[str, str] = {}
     for name in classes:
         safe = _UNSAFE.sub("_", name).lstrip("_.") or "_"
         safe = f"{safe}_" if _RESERVED.fullmatch(safe) else safe
