@@ -1,10 +1,18 @@
-"""Accuracy on new photographs against answers: whom to ask, and what the answers teach; one JSON line per run, resumable.
+"""Accuracy on new photographs against answers: whom to ask, what the answers teach, and how far their estimate of accuracy can be believed.
 
-    python benchmarks/looking.py DATA --sets pets37 cifar10 dtd10 --out benchmarks/results/looking.jsonl
+    python benchmarks/looking.py DATA --sets pets37 cifar10 dtd10 --draws 0 1 2 3 4 --out benchmarks/results/looking.jsonl
+    python benchmarks/looking.py DATA --sets pets37 --methods --estimates 20 --out benchmarks/results/estimates.jsonl
     python benchmarks/looking.py --table benchmarks/results/looking.jsonl
+    python benchmarks/looking.py --areas benchmarks/results/looking.jsonl
+    python benchmarks/looking.py --coverage benchmarks/results/estimates.jsonl
+    python benchmarks/looking.py --figure benchmarks/results/looking.jsonl --svg docs/looking.svg
 
 DATA holds one folder per set, as for ``finelens bench``. A draw is nine tenths of ``train/``, at random; C, 2C and 4C photographs of it are answered,
-for C classes, by folder name and all at once; accuracy is that on all of ``test/``. Plans pair an order of asking with a method.
+for C classes, by folder name and all at once; accuracy is that on all of ``test/``. Plans pair an order of asking with a method. Answers change
+nothing of what ``consensus`` makes without them, so that is made once a draw. One JSON line per run, resumable.
+
+An estimate is made from answers in the order ``worth``, the answers tested by leaving a fifth of them out, with another random order each time; it
+covers when its 90 % interval holds the accuracy on the photographs of the draw that were not asked about.
 """
 
 from __future__ import annotations
@@ -12,26 +20,39 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from curves import area, panels
 from hint_value import QUIET, World, accuracy
+from orders import k_centre, probcover, typiclust
+from torch import Tensor
 
 import finelens
 from finelens.bench.rows.context import Context, Start
 from finelens.bench.rows.features import take
 from finelens.bench.sets.data import read_folder
+from finelens.evaluation.prequential import drawn_answers, progress, random_order
 from finelens.images.randomness import generator, permutation
-from finelens.reporting.review.worth import centred_looks
+from finelens.protocol import FeatureRows, TargetFeatures
+from finelens.reporting.review.worth import centred_looks, questions
 from finelens.solvers.asking import ask
+from finelens.solvers.known import Known
+from finelens.solvers.taught import Taught, left_out, teach
+from finelens.solvers.views import centred_views
+from finelens.storage.cache import cached_tensors
 
 TIMES = (1, 2, 4)
-# Order of asking and method of the second round; the last is the flow of before.
-PLANS = (("worth", "consensus"), ("random", "consensus"), ("doubt", "consensus"), ("worth", "joint-gmm"), ("doubt", "stata"))
+# Orders of asking with the method of the second round; the last is the flow of before.
+ORDERS = ("worth", "worth, none drawn", "random", "doubt", "k-centre", "probcover", "typiclust")
+OTHERS = (("worth, none drawn", "joint-gmm"), ("doubt", "stata"))
+PLANS = (("none", "consensus"), *((order, "consensus") for order in ORDERS), *OTHERS)
 KEY = ("set", "draw", "order", "method", "times")
+NOBODY = torch.zeros(0, dtype=torch.int64)
 
 
 def main() -> None:
@@ -39,68 +60,223 @@ def main() -> None:
     parser.add_argument("data", type=Path, nargs="?")
     parser.add_argument("--sets", nargs="+", default=[])
     parser.add_argument("--draws", type=int, nargs="+", default=[0])
+    parser.add_argument("--methods", nargs="*", default=["consensus"], help="consensus, joint-gmm, stata")
+    parser.add_argument("--estimates", type=int, default=0, help="estimates of accuracy to make for each draw and number of answers")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--table", type=Path, help="print the table of a file of results")
+    parser.add_argument("--areas", type=Path, help="print the area under the curves of a file of results")
+    parser.add_argument("--coverage", type=Path, help="print how often the intervals of a file cover")
+    parser.add_argument("--figure", type=Path, help="draw the curves of a file to --svg")
+    parser.add_argument("--svg", type=Path)
     given = parser.parse_args()
-    if given.table is not None:
-        print(table([json.loads(line) for line in given.table.read_text().splitlines()]))
+    for path, show in ((given.table, table), (given.areas, areas), (given.coverage, coverage)):
+        if path is not None:
+            print(show(read(path)))
+            return
+    if given.figure is not None:
+        given.svg.write_text(figure(read(given.figure)))
         return
     command = "python benchmarks/looking.py DATA " + " ".join(sys.argv[2:])
     start = Start("embedded")
     for name in given.sets:
         context = Context(read_folder(given.data / name), start, QUIET)
         for draw in given.draws:
-            lines = given.out.read_text().splitlines() if given.out.exists() else []
-            for row in rows(context, draw, {tuple(json.loads(line)[key] for key in KEY) for line in lines}):
+            done = {tuple(row.get(key) for key in (*KEY, "seed")) for row in read(given.out)}
+            for row in rows(context, draw, given.methods, given.estimates, done):
                 with given.out.open("a") as file:
                     file.write(json.dumps({**row, "finelens": finelens.__version__, "command": command}) + "\n")
                 print(json.dumps(row), flush=True)
 
 
-def rows(context: Context, draw: int, done: set[tuple[Any, ...]]) -> Iterator[dict[str, Any]]:
+def read(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+class Learner:
+    """``consensus`` on one draw: made once without answers, which are taught afterwards."""
+
+    def __init__(self, context: Context, draw: int) -> None:
+        images = len(context.pool("train").truth().labels)
+        self.world = World(context, "inductive", "consensus", round(0.9 * images), {}, draw)
+        self.truth, self.classes = torch.as_tensor(self.world.truth), len(context.data.class_names)
+        self.train, self.test = take(self.world.pool.features, self.world.fitted_rows), context.test.features
+        self.ids = [self.world.pool.row_digests[row] for row in self.world.fitted_rows]
+        state = cached_tensors(["looking", context.source["checksum"], context.start.texts, str(draw)], self._fit)
+        self.looks, self.log_p, self.test_looks, self.test_log_p, self.doubted, size = state.values()
+        self.size = float(size)
+
+    def _fit(self) -> dict[str, Tensor]:
+        fitted, _ = self.world.run(np.array([], dtype=np.int64))
+        task: Any = fitted.model.task
+        found = {name: value for part in ("train", "test") for name, value in self._part(task, part).items()}
+        doubted = torch.as_tensor(self.world.review_order(fitted))
+        # Sorted by name, as they are read back.
+        return dict(zip("abcdef", (*found.values(), doubted, task.solver.sizes_[-1:]), strict=True))
+
+    def _part(self, task: Any, part: str) -> dict[str, Tensor]:
+        features: TargetFeatures = self.train if part == "train" else self.test
+        views = task.seen(torch.cat([features.global_, features.cls], 1).as_subclass(FeatureRows))
+        x = torch.cat([torch.nn.functional.normalize(view, dim=1) for view in views], 1)
+        log_p = task.target_log_proba if part == "train" else task.solver.predict_log_proba(views)
+        return {f"{part} looks": centred_views(x, task.solver.centre_, task.solver.widths_.tolist()), f"{part} log_p": log_p.float()}
+
+    def teach(self, rows: Tensor) -> Taught:
+        return teach(self.looks, self.log_p, self.known(rows))
+
+    def known(self, rows: Tensor) -> Known:
+        return Known(rows, self.truth[rows])
+
+    def right(self, taught: Taught | None) -> np.ndarray:
+        """Whether each new photograph is answered rightly."""
+        logits = self.test_log_p if taught is None else taught.logits(self.test_looks, self.test_log_p)
+        found: np.ndarray = logits.argmax(1).numpy() == self.world.test_truth
+        return found
+
+    @cached_property
+    def unadapted(self) -> Tensor:
+        """What orders of asking look at."""
+        return centred_looks(self.train)
+
+    def asked(self, order: str, draw: int, n: int) -> Tensor:
+        """Positions of the photographs that are answered."""
+        ours: dict[str, Callable[[], Any]] = {
+            "none": lambda: NOBODY,
+            "worth": lambda: self.questions(n, 0)[0],
+            "worth, none drawn": lambda: ask(self.unadapted, self.even, NOBODY, n, classes=self.classes).rows,
+            "random": lambda: permutation(generator(draw, 0, "hints", "looking"), len(self.truth))[:n],
+            "doubt": lambda: self.doubted[:n],
+            "k-centre": lambda: k_centre(self.unadapted.numpy(), n),
+            "probcover": lambda: probcover(self.unadapted.numpy(), n, self.classes),
+            "typiclust": lambda: typiclust(self.unadapted.numpy(), n),
+        }
+        return torch.as_tensor(ours[order]())
+
+    @property
+    def even(self) -> Tensor:
+        return torch.ones(len(self.truth))
+
+    def questions(self, n: int, seed: int) -> tuple[Tensor, Tensor, list[int]]:
+        """Rows, what each speaks for, and the random order."""
+        order = random_order(self.ids, seed)
+        found, _ = questions(self.unadapted, self.even, NOBODY, order, n, classes=self.classes)
+        return found.rows, found.speaks_for, order
+
+
+def rows(context: Context, draw: int, methods: list[str], estimates: int, done: set[tuple[Any, ...]]) -> Iterator[dict[str, Any]]:
     """One row a run that is not done yet."""
-    classes, images = len(context.data.class_names), len(context.pool("train").truth().labels)
-    worlds: dict[str, World] = {}
-    free: dict[str, Any] = {}
-    for order, method in (*PLANS, ("none", "consensus")):
+    learner, worlds = Learner(context, draw), {}
+    for order, method in PLANS:
         for times in TIMES if order != "none" else (0,):
             key = {"set": context.data.name, "draw": draw, "order": order, "method": method, "times": times}
-            if tuple(key.values()) in done:
+            if method not in methods or (*key.values(), None) in done:
                 continue
-            if method not in worlds:
-                worlds[method] = World(context, "inductive", method, round(0.9 * images), {}, draw)
-                free[method] = worlds[method].run(np.array([], dtype=np.int64))
-                worlds[method].doubted = worlds[method].review_order(free[method][0])
-            world = worlds[method]
-            chosen = asked(world, order, draw, times * classes)
-            right = (world.run(chosen) if len(chosen) else free[method])[1] == world.test_truth
-            named = len(np.unique(world.truth[chosen]))
-            yield {**key, "answers": len(chosen), "classes": classes, "named": named, "images": len(world.truth), "accuracy": accuracy(right)}
+            if method == "consensus":
+                asked = learner.asked(order, draw, times * learner.classes)
+                right = learner.right(learner.teach(asked) if times else None)
+            else:
+                world = worlds.setdefault(method, World(context, "inductive", method, len(learner.truth), {}, draw))
+                if order == "doubt" and not hasattr(world, "doubted"):
+                    world.doubted = torch.as_tensor(world.review_order(world.run(np.array([], dtype=np.int64))[0]))
+                asked = world.doubted[: times * learner.classes] if order == "doubt" else learner.asked(order, draw, times * learner.classes)
+                right = world.run(asked.numpy())[1] == world.test_truth
+            named = len(learner.truth[asked].unique())
+            yield {
+                **key,
+                "answers": len(asked),
+                "classes": learner.classes,
+                "named": named,
+                "images": len(learner.truth),
+                "accuracy": accuracy(right),
+            }
+    for seed in range(estimates):
+        for times in TIMES:
+            key = {"set": context.data.name, "draw": draw, "order": "worth", "method": "consensus", "times": times, "seed": seed}
+            # Where most photographs are answered there is nothing to estimate.
+            if tuple(key.values()) not in done and times * learner.classes <= len(learner.truth) / 2:
+                yield {**key, **estimated(learner, times * learner.classes, seed)}
 
 
-def asked(world: World, order: str, draw: int, n: int) -> np.ndarray:
-    """Positions of the photographs that are answered."""
-    if not n:
-        return np.array([], dtype=np.int64)
-    if order == "random":
-        return permutation(generator(draw, 0, "hints", "looking"), len(world.truth))[:n]
-    if order == "doubt":
-        return world.doubted[:n]
-    looks = centred_looks(take(world.pool.features, world.fitted_rows))
-    nobody = torch.zeros(0, dtype=torch.int64)
-    return ask(looks, torch.ones(len(looks)), nobody, n, classes=len(world.context.data.class_names)).rows.numpy()
+def estimated(learner: Learner, n: int, seed: int) -> dict[str, Any]:
+    """Estimate of the accuracy from n answers, and the accuracy on the photographs without an answer, and on new ones."""
+    rows, speaks_for, order = learner.questions(n, seed)
+    taught, known = learner.teach(rows), learner.known(rows)
+    drawn = drawn_answers(order, rows.tolist())
+    found = progress(
+        learner.truth[rows],
+        left_out(learner.looks, learner.log_p, known, seed=seed),
+        [row in drawn for row in rows.tolist()],
+        speaks_for,
+        classes=learner.classes,
+    )
+    rest = np.delete(np.arange(len(learner.truth)), rows.numpy())
+    right = taught.logits(learner.looks[rest], learner.log_p[rest]).argmax(1) == learner.truth[rest]
+    values = {name: round(100 * getattr(found, name), 2) for name in ("estimate", "low", "high")}
+    true, new = accuracy(right.numpy()), accuracy(learner.right(taught))
+    return {"answers": len(rows), "drawn": found.drawn, **values, "accuracy": true, "new": new, "covers": values["low"] <= true <= values["high"]}
 
 
 def table(found: list[dict[str, Any]]) -> str:
     """Markdown: accuracy with C / 2C / 4C answers, the mean over the draws."""
     sets = list(dict.fromkeys(row["set"] for row in found))
     lines = ["| order, method | " + " | ".join([*sets, "mean"]) + " | draws |", "|---" * (len(sets) + 3) + "|"]
-    for order, method in (("none", "consensus"), *PLANS):
-        own = [row for row in found if (row["order"], row["method"]) == (order, method)]
+    for order, method in PLANS:
+        own = [row for row in found if (row["order"], row["method"]) == (order, method) and "seed" not in row]
+        if {row["set"] for row in own} != set(sets):
+            continue
         times = sorted({row["times"] for row in own})
         means = [[np.mean([row["accuracy"] for row in own if (row["set"], row["times"]) == (name, t)]) for t in times] for name in sets]
         cells = [" / ".join(f"{value:.1f}" for value in values) for values in (*means, np.mean(means, 0))]
-        lines.append(f"| {order}, {method} | " + " | ".join(cells) + f" | {len({row['draw'] for row in own})} |")
+        draws = sorted({len({row["draw"] for row in own if row["set"] == name}) for name in sets})
+        lines.append(f"| {order}, {method} | " + " | ".join(cells) + f" | {draws[0]}{'' if len(draws) == 1 else f' to {draws[-1]}'} |")
+    return "\n".join(lines)
+
+
+def coverage(found: list[dict[str, Any]]) -> str:
+    """Markdown: how often the 90 % interval covers, how wide it is, and what the estimate is off by, in points."""
+    found = [row for row in found if "seed" in row]
+    lines = ["| set | answers | estimates | covers | half its width | off by (mean) | off by (root mean square) |", "|---" * 7 + "|"]
+    groups = [(name, times) for name in dict.fromkeys(row["set"] for row in found) for times in TIMES]
+    for name, times in [*groups, *(("all", times) for times in TIMES), ("all", None)]:
+        own = [row for row in found if (name == "all" or row["set"] == name) and times in (None, row["times"])]
+        if own:
+            off = np.array([row["estimate"] - row["accuracy"] for row in own])
+            half = np.mean([(row["high"] - row["low"]) / 2 for row in own])
+            what = f"{100 * np.mean([row['covers'] for row in own]):.0f} % | {half:.0f} | {off.mean():+.1f} | {np.sqrt((off**2).mean()):.1f}"
+            lines.append(f"| {name} | {'all' if times is None else 'C' if times == 1 else f'{times}C'} | {len(own)} | {what} |")
+    return "\n".join(lines)
+
+
+def curves(found: list[dict[str, Any]]) -> dict[str, dict[str, list[tuple[float, float]]]]:
+    """Mean accuracy by set, plan and answers over classes; every curve begins at the default method without answers."""
+    result: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    for name in dict.fromkeys(row["set"] for row in found):
+        own = [row for row in found if row["set"] == name and "seed" not in row]
+        for order, method in PLANS[1:]:
+            draws = {row["draw"] for row in own if (row["order"], row["method"]) == (order, method)}
+            points = []
+            for times in (0, *TIMES):
+                plan = ("none", "consensus") if not times else (order, method)
+                values = [row["accuracy"] for row in own if (row["order"], row["method"], row["times"]) == (*plan, times) and row["draw"] in draws]
+                points += [(float(times), float(np.mean(values)))] if values else []
+            if len(points) == 1 + len(TIMES):
+                result.setdefault(name, {})[f"{order}, {method}"] = points
+    return result
+
+
+def figure(found: list[dict[str, Any]]) -> str:
+    """The curves as SVG."""
+    return panels(curves(found))
+
+
+def areas(found: list[dict[str, Any]]) -> str:
+    """Markdown: area under each curve, as the mean accuracy over 0 to 4C answers."""
+    drawn = curves(found)
+    plans = [f"{order}, {method}" for order, method in PLANS[1:]]
+    lines = ["| order, method | " + " | ".join([*drawn, "mean"]) + " |", "|---" * (len(drawn) + 2) + "|"]
+    for plan in plans:
+        if all(plan in own for own in drawn.values()):
+            values = [area(own[plan]) for own in drawn.values()]
+            lines.append(f"| {plan} | " + " | ".join(f"{value:.1f}" for value in (*values, np.mean(values))) + " |")
     return "\n".join(lines)
 
 

@@ -6,11 +6,13 @@ import csv
 
 import numpy as np
 import pytest
+import torch
 
 import finelens
 from finelens import api
 from finelens.cli import main
 from finelens.errors import UserError
+from finelens.reporting.review.worth import DRAWN, questions
 from tests.solvers.data import cloud
 from tests.toy import QUIET
 
@@ -69,3 +71,34 @@ def test_a_csv_file_needs_ask_and_no_page(on_features, arguments, capsys):
         main(["review", str(on_features), *arguments])
     assert ended.value.code == 2
     assert "--ask" in capsys.readouterr().err
+
+
+def test_one_question_in_five_is_drawn_and_the_others_go_on_from_there():
+    x, _, _ = cloud([30] * 4)
+    looks, doubt, nobody = torch.tensor(x), torch.ones(len(x)), torch.zeros(0, dtype=torch.int64)
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(1)).tolist()
+    first, drawn = questions(looks, doubt, nobody, order, 12, classes=4)
+    assert drawn.nonzero()[:, 0].tolist() == [4, 9]
+    assert first.rows[drawn].tolist() == order[:2]
+    assert len(first.rows.unique()) == 12
+    # Four more answers: sixteen make three drawn ones. A beginning of the order that was answered anyhow needs none.
+    answered = first.rows.sort().values
+    more, drawn = questions(looks, doubt, answered, order, 4, classes=4)
+    assert int(drawn.sum()) == 1
+    assert not set(more.rows.tolist()) & set(answered.tolist())
+    ahead = torch.tensor(sorted(order[:12]))
+    assert not questions(looks, doubt, ahead, order, 8, classes=4)[1].any()
+
+
+def test_a_single_question_may_be_a_drawn_one():
+    x, _, _ = cloud([30] * 4)
+    order = list(range(len(x)))[::-1]
+    asked, drawn = questions(torch.tensor(x), torch.ones(len(x)), torch.tensor([0, 1, 2, 3]), order, 1, classes=4)
+    assert (asked.rows.tolist(), drawn.tolist()) == ([order[0]], [True])
+
+
+def test_the_sheet_says_which_are_drawn(on_features):
+    found = finelens.ask(on_features, 10, console=QUIET)
+    assert [look.why == DRAWN for look in found] == [look.drawn for look in found]
+    assert sum(look.drawn for look in found) == 2
+    assert all(look.speaks_for >= 1 for look in found)

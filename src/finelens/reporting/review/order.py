@@ -18,10 +18,14 @@ class Look:
     Attributes:
         row: Its prediction.
         why: Why it is worth a look, in a few words.
+        speaks_for: Photographs that its answer speaks for; 1 where that is not known.
+        drawn: Whether it is asked because the random order came to it, for the estimate of accuracy.
     """
 
     row: PredictionRow
     why: str
+    speaks_for: float = 1.0
+    drawn: bool = False
 
     @property
     def path(self) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from finelens.core.console import Console
 from finelens.errors import UserError
+from finelens.evaluation.prequential import ONE_IN, drawn_answers, random_order
 from finelens.feature_store.encoder import target_features
 from finelens.protocol import TargetFeatures
 from finelens.reporting.record import RunRecord, read_run
@@ -19,11 +21,39 @@ from finelens.reporting.review.order import Look
 from finelens.runs.classifier import load_run
 from finelens.runs.folder import RunFolder
 from finelens.runs.sources import source_of_run
-from finelens.solvers.asking import ask
+from finelens.solvers.asking import Asked, ask
 from finelens.solvers.views import centred_views
 from finelens.storage.predictions import escape_cell
 
 COLUMNS = ("path", "why", "expected")
+DRAWN = "drawn at random, for the estimate of accuracy"
+
+
+def questions(looks: Tensor, doubt: Tensor, answered: Tensor, order: Sequence[int], n: int, *, classes: int) -> tuple[Asked, Tensor]:
+    """The n images to ask about: one in :data:`~finelens.evaluation.prequential.ONE_IN` drawn at random, the others by what they say of all.
+
+    Args:
+        looks: Centred unit features, (N, D).
+        doubt: 1 - probability of the answer of the present model, (N,).
+        answered: Positions that have an answer, (A,), int64.
+        order: The random order of all images, see :func:`~finelens.evaluation.prequential.random_order`.
+        n: Questions, at least 1.
+        classes: C.
+
+    Returns:
+        The questions, a drawn one after each four others, and which of them are drawn, (n',) bool.
+    """
+    given = set(answered.tolist())
+    wanted = (len(given) + n) // ONE_IN - len(drawn_answers(order, given))
+    fresh = [position for position in order if position not in given][: max(0, min(n, wanted))]
+    drawn = Asked(torch.tensor(fresh, dtype=torch.int64), torch.ones(len(fresh), dtype=torch.float64), torch.zeros(len(fresh), dtype=torch.bool))
+    if len(fresh) == n:
+        return drawn, torch.ones(n, dtype=torch.bool)
+    others = ask(looks, doubt, torch.cat([answered, drawn.rows]), n - len(fresh), classes=classes)
+    # Four others, a drawn one; what is left of either goes last.
+    place = torch.cat([torch.arange(len(others.rows)) // (ONE_IN - 1) * ONE_IN, torch.arange(len(fresh)) * ONE_IN + ONE_IN - 1]).argsort(stable=True)
+    merged = (torch.cat(pair)[place] for pair in zip(vars(others).values(), vars(drawn).values(), strict=True))
+    return Asked(*merged), place >= len(others.rows)
 
 
 def worth_asking(folder: RunFolder, n: int, console: Console, *, device: str = "cpu") -> list[Look]:
@@ -42,16 +72,19 @@ def worth_asking(folder: RunFolder, n: int, console: Console, *, device: str = "
     """
     record = read_run(folder)
     looks, places = _looks(folder, console, device)
-    rows = [row for row in record.predicted if row.path in places]
-    if not rows:
+    found = [(row, content) for row, content in zip(record.predicted, record.measured.ids, strict=True) if row.path in places]
+    if not found:
         raise UserError(f"none of the run's images is in {record.config.photos} any more; put them back")
+    rows, ids = zip(*found, strict=True)
     looks = looks[[places[row.path] for row in rows]]
     given = _answers(record, folder)
-    answered = torch.tensor([i for i, row in enumerate(rows) if row.path in given], dtype=torch.int64)
+    # A copy of an answered photograph is answered.
+    contents = {content for row, content in found if row.path in given}
+    answered = torch.tensor([i for i, content in enumerate(ids) if content in contents], dtype=torch.int64)
     doubt = torch.tensor([1 - (row.probability or 0.0) for row in rows])
-    asked = ask(looks, doubt, answered, n, classes=len(record.classes))
-    parts = zip(asked.rows.tolist(), asked.speaks_for.tolist(), asked.covered.tolist(), strict=True)
-    return [Look(rows[i], _why(round(size), covered)) for i, size, covered in parts]
+    asked, drawn = questions(looks, doubt, answered, random_order(ids), n, classes=len(record.classes))
+    parts = zip(asked.rows.tolist(), asked.speaks_for.tolist(), asked.covered.tolist(), drawn.tolist(), strict=True)
+    return [Look(rows[i], DRAWN if random else _why(round(size), covered), size, random) for i, size, covered, random in parts]
 
 
 def _answers(record: RunRecord, folder: RunFolder) -> dict[str, str]:
