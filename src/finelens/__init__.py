@@ -12,6 +12,7 @@ from finelens._version import __version__
 
 if TYPE_CHECKING:
     from finelens.api import RunResult, adapt, ask, evaluate, predict, report, resume, review, zero_shot
+    from finelens.classes.merging import merge_hints
     from finelens.errors import UserError
     from finelens.estimator import LabelFreeClassifier
     from finelens.exchange.forms import write
@@ -29,6 +30,7 @@ _WHERE = {
     "evaluate": "finelens.api",
     "features": "finelens.runs.encode",
     "load": "finelens.runs.classifier",
+    "merge_hints": "finelens.classes.merging",
     "predict": "finelens.api",
     "report": "finelens.api",
     "resume": "finelens.api",
@@ -48,6 +50,7 @@ __all__ = [
     "evaluate",
     "features",
     "load",
+    "merge_hints",
     "predict",
     "report",
     "resume",

@@ -11,7 +11,7 @@ import numpy as np
 
 from finelens.core.console import Console, Mute
 from finelens.core.launch import launched
-from finelens.core.schemas import FIRST_PREDICTION_COLUMNS, SET_COLUMNS
+from finelens.core.schemas import CONFIG_FILE, FIRST_PREDICTION_COLUMNS, SET_COLUMNS
 from finelens.engine.distributed import Processes, join
 from finelens.errors import UserError
 from finelens.images.load import say_notes, status_counts
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 def adapt(
     photos: str | Path,
-    classes: str | Path,
+    classes: str | Path | None,
     out: str | Path,
     *,
     descriptions: str | Path | None = None,
@@ -68,7 +68,7 @@ def adapt(
 
     Args:
         photos: Folder of photographs; sub-folders are searched, their names are never read as labels. Or a feature file, see docs/features.md.
-        classes: File of class names.
+        classes: File of class names; None takes the names that the hints use.
         out: The run folder: new, empty, or an earlier run with ``overwrite``.
         descriptions: JSON file {class: [sentence, ...]}; templates stand in without it.
         hints: CSV file with the columns ``path`` (relative to ``photos``) and ``label`` for a few photographs: what few-shot methods learn from, and
@@ -95,6 +95,8 @@ def adapt(
     Raises:
         UserError: Input that cannot be used; the message names it and the remedy.
     """
+    if classes is None and hints is None:
+        raise UserError("there is no class list: give --classes FILE, or --hints FILE whose names are the list")
     processes = join(device)
     console = _voice(processes, console)
     source = source_at(photos, strict=strict, row_names=row_names, logit_scale=logit_scale)
@@ -104,7 +106,7 @@ def adapt(
         absolute(photos),
         starting_method(method, options, minutes),
         options,
-        classes_file=absolute(classes),
+        classes_file=None if classes is None else absolute(classes),
         descriptions_file=None if descriptions is None else absolute(descriptions),
         hints_file=None if hints is None else absolute(hints),
         strict=strict,
@@ -367,15 +369,25 @@ WORTH, DOUBT = "worth", "doubt"
 
 
 def ask(
-    run: str | Path, n: int, *, csv: str | Path | None = None, order: str = WORTH, device: str = "cpu", console: Console | None = None
+    images: Any,
+    n: int,
+    *,
+    csv: str | Path | None = None,
+    order: str = WORTH,
+    backbone: str = "embedded",
+    device: str = "cpu",
+    console: Console | None = None,
 ) -> list[Look]:
-    """The photographs, or feature rows, of a finished run that a person should name first, at most ``n``.
+    """The photographs, or feature rows, that a person should name first, at most ``n``: of a finished run, or of images that have no class list yet.
 
     Args:
-        run: The run folder. Answers that it was given, and those in its ``hints.csv``, are taken into account.
+        images: A run folder: answers that the run was given, and those in its ``hints.csv``, are taken into account. Or a folder of photographs, a
+            feature file, or features (N, D): the person makes the names up.
         n: Questions.
-        csv: File to write the order to, with the columns ``path``, ``why`` and ``expected`` (the class that the run gives); None writes none.
+        csv: File to write. For a run the order, with the columns ``path``, ``why`` and ``expected`` (the class that the run gives). For other images
+            a hints file with ``?`` in the place of each name; answers in an earlier one are kept and taken into account. None writes none.
         order: ``worth``: an answer says most about all other photographs; ``doubt``: the run's own answer is most likely wrong.
+        backbone: Encodes photographs without a run, as for :func:`adapt`.
         device: Where photographs are encoded that the cache does not hold.
         console: Progress.
 
@@ -383,17 +395,36 @@ def ask(
         Each with ``path``, ``why`` and ``expected``; fewer than ``n`` where no others are left that are not near-copies.
 
     Raises:
-        UserError: Not a finished run, its images are gone, or a file that cannot be written or replaced.
+        UserError: Not a finished run, images that cannot be used or are gone, or a file that cannot be written or replaced.
     """
     from finelens.reporting.review.worth import COLUMNS, questions_csv
 
     console = console or Console()
+    if not isinstance(images, (str, Path)) or not (Path(images) / CONFIG_FILE).is_file():
+        return _ask_first(images, n, csv, order, backbone, device, console)
     if csv is not None:
         check_target(Path(csv), ",".join(COLUMNS))
-    chosen = _chosen(RunFolder.open(run, lock=False), n, order, console, device)
+    chosen = _chosen(RunFolder.open(images, lock=False), n, order, console, device)
     if csv is not None:
         write_text(Path(csv), questions_csv(chosen))
         console.say(f"wrote {csv} with {len(chosen)} photographs")
+    return chosen
+
+
+def _ask_first(images: Any, n: int, csv: str | Path | None, order: str, backbone: str, device: str, console: Console) -> list[Look]:
+    from finelens.reporting.review import start
+    from finelens.reporting.review.answers import read_answers
+
+    if order != WORTH or n < 1:
+        raise UserError(f"without a run, ask for at least one photograph in the order {WORTH}; got {n} and {order}")
+    if csv is not None:
+        check_target(Path(csv), ",".join(start.COLUMNS))
+    answers = {} if csv is None else read_answers(Path(csv))
+    chosen = start.first_questions(images, n, console, answers=answers, backbone=backbone, device=device)
+    if csv is not None:
+        write_text(Path(csv), start.open_questions(answers, chosen))
+        console.say(f"wrote {csv} with {len(answers)} answers and {len(chosen)} questions: write a name in the place of each ?, then")
+        console.say(start.adapt_command(str(images), str(csv), backbone))
     return chosen
 
 

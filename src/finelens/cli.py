@@ -50,7 +50,7 @@ def _run_options(command: F) -> F:
     """Options that ``adapt`` and ``zero-shot`` share."""
     options = [
         click.argument("photos", type=click.Path(path_type=Path)),
-        click.option("--classes", required=True, type=click.Path(path_type=Path), help="File of class names, one a line."),
+        click.option("--classes", type=click.Path(path_type=Path), help="File of class names, one a line.  [default: the names that --hints use]"),
         click.option("--out", required=True, type=click.Path(path_type=Path), help="Run folder to write."),
         click.option("--descriptions", type=click.Path(path_type=Path), help="JSON file {class: [sentence, ...]}."),
         click.option("--prototypes", type=click.Path(path_type=Path), help="Class prototypes, .npy or .safetensors, in the place of texts."),
@@ -197,26 +197,41 @@ def explain(run: Path, image: Path, out: Path | None, device: str) -> None:
 
 
 @cli.command()
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", metavar="RUN|PHOTOS", type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), help="Sheet to write.  [default: RUN/review.html]")
 @click.option("--limit", default=200, show_default=True, type=click.IntRange(1, 2000), help="Most photographs on the sheet.")
 @click.option("--ask", type=click.IntRange(1, 2000), help="As many photographs, in the order in which answers say most about all others.")
 @click.option("--order", type=click.Choice(["worth", "doubt"]), help="doubt: most likely wrong first.  [default: worth with --ask, else doubt]")
-@click.option("--csv", type=click.Path(path_type=Path), help="File to write the order of --ask to (path, why, expected), instead of a sheet.")
+@click.option(
+    "--csv", type=click.Path(path_type=Path), help="File to write the order of --ask to, instead of a sheet; for PHOTOS a hints file to fill in."
+)
 @click.option("--serve", is_flag=True, help="Show the sheet on this machine and save every answer at once, instead of writing a file.")
 @click.option("--hints", type=click.Path(path_type=Path), help="File that --serve writes.  [default: RUN/hints.csv]")
 @click.option("--port", default=0, show_default=True, type=click.IntRange(0, 65535), help="Port of --serve; 0 takes a free one.")
+@click.option("--backbone", default="embedded", show_default=True, help=f"For PHOTOS without a run: {BACKBONES}")
 def review(
-    run: Path, out: Path | None, limit: int, ask: int | None, order: str | None, csv: Path | None, serve: bool, hints: Path | None, port: int
+    run: Path,
+    out: Path | None,
+    limit: int,
+    ask: int | None,
+    order: str | None,
+    csv: Path | None,
+    serve: bool,
+    hints: Path | None,
+    port: int,
+    backbone: str,
 ) -> None:
-    """Show photographs of the finished run in RUN for a person to look at: those most likely wrong, or with --ask those worth most to name."""
+    """Show photographs of the finished run in RUN for a person to look at: those most likely wrong, or with --ask those worth most to name.
+
+    With PHOTOS, a folder or feature file without a class list, --ask N --csv FILE writes the questions whose answers are the list.
+    """
     from finelens import api
 
     order, limit = order or (api.WORTH if ask else api.DOUBT), ask or limit
     if csv is not None:
         if ask is None or serve or out is not None:
             raise UserError("--csv writes the order of --ask N in the place of a sheet; give --ask, and leave out --serve and --out")
-        api.ask(run, ask, csv=csv, order=order)
+        api.ask(run, ask, csv=csv, order=order, backbone=backbone)
         return
     if not serve:
         api.review(run, out, limit=limit, order=order)
@@ -227,6 +242,17 @@ def review(
             server.serve_forever()
         except KeyboardInterrupt:
             click.echo(f"\nended; finelens adapt ... --hints {server.hints} uses the answers")
+
+
+@cli.command("merge-hints")
+@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Hints file to write; its column by keeps who said what.")
+@click.option("--classes", type=click.Path(path_type=Path), help="Class list to write, of the names that the answers use.")
+def merge_hints(files: tuple[Path, ...], out: Path, classes: Path | None) -> None:
+    """Join the answers of several people, hints FILES, into one; shows where they contradict one another, and leaves that out."""
+    from finelens.classes.merging import merge_hints as merge
+
+    merge(files, out, classes=classes)
 
 
 @cli.command()

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from finelens import api
-from finelens.classes.hints import NONE_OF_THESE, describe_hints, hints_by_position, hints_digest, read_hints
+from finelens.classes.hints import NONE_OF_THESE, describe_hints, hints_by_position, hints_digest, read_hints, with_new_names
 from finelens.errors import UserError
 from finelens.images.decode import DecodeLimits
 from finelens.images.discover import discover
@@ -57,6 +57,26 @@ def test_a_bad_row_is_named(tmp_path, photos, row, words):
     loaded = load(discover(photos), DecodeLimits(), QUIET)
     with pytest.raises(UserError, match=words):
         read_hints(write_hints(tmp_path / "hints.csv", "a/0.png,red stripe", row), photos, loaded.records, CLASSES)
+
+
+def test_none_in_words_is_no_class_and_a_question_mark_no_answer(tmp_path, photos):
+    loaded = load(discover(photos), DecodeLimits(), QUIET)
+    file = write_hints(tmp_path / "hints.csv", "a/0.png,None", "a/1.png,none of these", "b/0.png,?", "b/1.png,red stripe")
+    assert sorted(read_hints(file, photos, loaded.records, CLASSES).label.tolist()) == [-1, -1, CLASSES.index("red stripe")]
+    assert with_new_names(file, CLASSES) == list(CLASSES)
+    # Unless a class is called so.
+    assert with_new_names(file, ["None", "red stripe"]) == ["None", "red stripe"]
+    open_ = write_hints(tmp_path / "open.csv", "a/0.png,?")
+    with pytest.raises(UserError, match="every label is still"):
+        read_hints(open_, photos, loaded.records, CLASSES)
+
+
+def test_names_that_only_the_hints_have_come_after_the_list(tmp_path):
+    file = write_hints(tmp_path / "hints.csv", "x.png,tabby cat", "y.png,Red_Stripe", "z.png,Tabby_Cat", "u.png,owl", "v.png,", "w.png,tabby cat")
+    assert with_new_names(file, CLASSES) == [*CLASSES, "owl", "Tabby_Cat"]
+    assert with_new_names(file, []) == ["owl", "Red_Stripe", "Tabby_Cat"]
+    with pytest.raises(UserError, match=r"line 3: 'red strip' is not in the class list; did you mean 'red stripe'"):
+        with_new_names(write_hints(file, "x.png,owl", "y.png,red strip"), CLASSES)
 
 
 def test_hints_about_unreadable_files_alone_are_refused(tmp_path, photos):

@@ -7,8 +7,11 @@ import pytest
 
 import finelens
 from finelens import api
+from finelens.core.console import Console
+from finelens.errors import UserError
 from finelens.reporting.record import read_run
 from finelens.reporting.review.answers import earlier_answers
+from finelens.runs.classifier import load_run
 from finelens.runs.folder import RunFolder
 from finelens.storage.predictions import read_predictions
 from tests.solvers.data import cloud
@@ -60,3 +63,37 @@ def test_what_hints_taught_is_in_the_saved_model(tmp_path):
     assert all(row.probability == kept[row.path].probability for row in rows if not kept[row.path].answered)
     before = api.predict(tmp_path / "one", tmp_path / "x.npy", tmp_path / "q.csv", console=QUIET)
     assert [row.probability for row in before] != [row.probability for row in rows]
+
+
+def test_a_new_name_is_a_class_from_its_answers_on(tiny_vit, tmp_path, capsys):
+    photos, listed = write_photos(tmp_path / "photos"), CLASSES[:3]
+    classes = write_classes(tmp_path / "classes.txt", listed)
+    hints = tmp_path / "hints.csv"
+    hints.write_text(f"path,label\n{CLASSES[3]}/0.png,{CLASSES[3]}\n{CLASSES[3]}/3.png,{CLASSES[3]}\n{CLASSES[0]}/0.png,none\n")
+    options = options_for("consensus")
+    found = api.adapt(photos, classes, tmp_path / "run", backbone=f"local:{tiny_vit}", hints=hints, options=options, console=Console())
+    rows = {row.path: row for row in found.rows}
+    said = capsys.readouterr().err
+    assert f"new classes: '{CLASSES[3]}' from the hints join the 3 of the list" in said
+    assert "1 belong to none of them" in said
+    assert rows[f"{CLASSES[0]}/0.png"].label is None
+    # The photographs of that class that nobody named are found by those that were.
+    assert [rows[f"{CLASSES[3]}/{i}.png"].label for i in (1, 2, 4, 5)] == [CLASSES[3]] * 4
+    assert load_run(tmp_path / "run").classes == list(CLASSES)
+
+
+def test_a_new_name_needs_a_row_of_the_prototypes(tmp_path):
+    x, w, _ = cloud([20, 12])
+    np.save(tmp_path / "x.npy", x)
+    np.save(tmp_path / "w.npy", w)
+    (tmp_path / "names.txt").write_text("a\nb\n")
+    (tmp_path / "hints.csv").write_text("path,label\n0,owl\n")
+    with pytest.raises(UserError, match="no row in --prototypes"):
+        api.adapt(
+            tmp_path / "x.npy",
+            tmp_path / "names.txt",
+            tmp_path / "run",
+            prototypes=tmp_path / "w.npy",
+            hints=tmp_path / "hints.csv",
+            console=QUIET,
+        )

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import csv
+import difflib
 import hashlib
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from finelens.classes.labels import read_labels
-from finelens.classes.names import normalise
+from finelens.classes.labels import answer_rows, read_labels
+from finelens.classes.names import check_names, match, normalise
 from finelens.classes.text_files import quote
 from finelens.core.options import nearest
 from finelens.core.schemas import LABEL_COLUMNS
@@ -18,6 +19,37 @@ from finelens.protocol import Hints, ImageRecord
 from finelens.storage.predictions import escape_cell
 
 NONE_OF_THESE = -1
+# A name as near as this to one of the list is a slip of the pen and no new class; a ratio of difflib.
+SLIP = 0.85
+
+
+def with_new_names(path: Path, class_names: Sequence[str]) -> list[str]:
+    """The class list and, after it, the names that only a hints file has, sorted.
+
+    Args:
+        path: The file.
+        class_names: The list; it may be empty.
+
+    Raises:
+        UserError: The file cannot be read, or a name is as good as one of the list, or no usable name.
+    """
+    found = {label: line for line, _, label in reversed(answer_rows(path, class_names)) if label}
+    known = match(found, class_names)
+    forms = {normalise(name): name for name in class_names}
+    new = [label for label in found if label not in known]
+    for label in new:
+        near = difflib.get_close_matches(normalise(label), forms, n=1, cutoff=SLIP)
+        if near:
+            raise UserError(
+                f"hints file {quote(str(path))}, line {found[label]}: {quote(label)} is not in the class list; did you mean "
+                f"{quote(forms[near[0]])}? A class of its own with so near a name has to be added to the list by hand"
+            )
+    # One spelling of each, in an order that does not hang on that of the lines.
+    unlike = {normalise(label): label for label in sorted(new, reverse=True)}
+    names = [unlike[form] for form in sorted(unlike)]
+    if names:
+        names = check_names(names, source=f"hints file {quote(str(path))}", places=[f"line {found[name]}" for name in names])
+    return [*class_names, *names]
 
 
 def read_hint_labels(path: Path, photos: Path, class_names: Sequence[str], names: Sequence[str] | None = None) -> dict[str, int]:

@@ -19,6 +19,9 @@ from finelens.images.discover import visible_files
 from finelens.storage.predictions import unescape_cell
 
 FOLDERS = "folders"
+# In a file of answers: "none of these classes" in words, and what stands for an answer that is still to be given.
+NONE_WORDS = ("none", "none of these", "none of the classes", "none of these classes")
+UNANSWERED = "?"
 
 FolderClasses = Callable[..., Mapping[str, str]]
 
@@ -43,7 +46,8 @@ def read_labels(
         class_names: C names; labels and folders are matched to them by name, whatever the order.
         folder_classes: Rule that gives the class name of each folder below TEST.
         names: Paths that a feature file ``test_dir`` stored; None for a folder.
-        none_label: What an empty label in a CSV file stands for; None refuses it.
+        none_label: What an empty label in a CSV file stands for, or one of ``NONE_WORDS`` that is no class; rows with ``UNANSWERED`` are passed over.
+            None refuses all of these.
         what: What messages call the CSV file.
         left_out: Takes a line for each file that does not exist and each folder of no class; None refuses the first.
 
@@ -91,7 +95,7 @@ def _from_csv(
     what: str,
     left_out: list[str] | None,
 ) -> dict[str, int]:
-    rows = _read_rows(labels, what)
+    rows = read_rows(labels, what) if none_label is None else answer_rows(labels, class_names, what)
     named = f"{what} {quote(str(labels))}"
     known = match({label for _, _, label in rows}, class_names)
     positions = {name: i for i, name in enumerate(class_names)}
@@ -125,8 +129,34 @@ def _label_of(target: int, class_names: Sequence[str]) -> str:
     return quote(class_names[target]) if target in range(len(class_names)) else "none of the classes"
 
 
-def _read_rows(labels: Path, kind: str) -> list[tuple[int, str, str]]:
-    """Line number, path and label of each row."""
+def answer_rows(labels: Path, class_names: Sequence[str], kind: str = "hints file") -> list[tuple[int, str, str]]:
+    """Line number, path and label of each answer in a file; the label is empty for "none of these classes".
+
+    Args:
+        labels: The file.
+        class_names: Names of classes; one of ``NONE_WORDS`` among them is a class.
+        kind: What messages call the file.
+
+    Raises:
+        UserError: The file cannot be read, or holds no answer.
+    """
+    none = set(NONE_WORDS) - {normalise(name) for name in class_names}
+    rows = [(line, path, "" if normalise(label) in none else label) for line, path, label in read_rows(labels, kind) if label != UNANSWERED]
+    if not rows:
+        raise UserError(f"{kind} {quote(str(labels))}: every label is still {UNANSWERED}; write names in their place")
+    return rows
+
+
+def read_rows(labels: Path, kind: str) -> list[tuple[int, str, str]]:
+    """Line number, path and label of each row.
+
+    Args:
+        labels: A CSV file with the columns ``path`` and ``label``.
+        kind: What messages call it.
+
+    Raises:
+        UserError: It cannot be read, or is no such file.
+    """
     what = f"{kind} {quote(str(labels))}"
     reader = csv.reader(io.StringIO(read_utf8(labels, kind), newline=""), strict=True)
     rows: list[tuple[int, str, str]] = []

@@ -9,11 +9,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from finelens.classes.descriptions import load_descriptions
-from finelens.classes.hints import describe_hints, hints_digest, read_hint_labels, read_hints
+from finelens.classes.hints import describe_hints, hints_digest, read_hint_labels, read_hints, with_new_names
 from finelens.classes.names import read_class_file
+from finelens.classes.text_files import listing, quote
 from finelens.core.console import Console
 from finelens.core.options import to_plain
 from finelens.engine.distributed import ALONE, Processes
+from finelens.errors import UserError
 from finelens.feature_store.extra import ExtraFiles, read_extra
 from finelens.images.load import status_counts
 from finelens.methods.registry import check_hints
@@ -86,6 +88,10 @@ def read_inputs(config: RunConfig, console: Console, hints_copy: Path | None = N
     if processes.count > 1:
         console.say(f"processes: {processes.count} share the images; this is the first")
     given = _Given.of(config, hints_copy)
+    if given.new:
+        console.say(
+            f"new classes: {listing([quote(name) for name in given.new])} from the hints join the {len(given.names) - len(given.new)} of the list"
+        )
     prepared = prepare(config, given.names, given.descriptions, console, given.source, processes=processes)
     with prepared.engine.stopwatch("decode"):
         loaded = given.source.load(prepared.limits, console)
@@ -109,6 +115,7 @@ class _Given:
 
     source: Source
     names: list[str]
+    new: list[str]
     descriptions: Path | None
     hints: Path | None
     extra: ExtraFiles | None
@@ -118,16 +125,22 @@ class _Given:
         """Read and check them."""
         source = source_of_run(config)
         check_hints(config.entry, given=config.hints_file is not None)
-        names = read_class_file(Path(str(config.classes_file)))
+        names = [] if config.classes_file is None else read_class_file(Path(config.classes_file))
         descriptions = None if config.descriptions_file is None else Path(config.descriptions_file)
         if descriptions is not None:
             load_descriptions(descriptions)
         hints = hints_copy or (None if config.hints_file is None else Path(config.hints_file))
+        listed, names = names, names if hints is None else with_new_names(hints, names)
+        if not names:
+            raise UserError(f"hints file {quote(str(hints))} names no class, and there is no class list; give --classes FILE, or answers with names")
+        new = names[len(listed) :]
+        if new and config.prototypes_file is not None:
+            raise UserError(f"hints name a class that has no row in --prototypes ({quote(new[0])}); add one, and the name to the class list")
         if hints is not None and Path(source.name).is_dir():
             read_hint_labels(hints, Path(source.name), names)
         extra = read_extra(**further_encoders(config), source_named=config.row_names_file is not None)
         source.check(config.entry)
-        return cls(source, names, descriptions, hints, extra)
+        return cls(source, names, new, descriptions, hints, extra)
 
 
 def _digests(prepared: Prepared, loaded: Loaded, hints: Hints | None, *, texts: bool) -> dict[str, str]:

@@ -6,6 +6,7 @@ import csv
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 
+from finelens.classes.labels import UNANSWERED
 from finelens.classes.names import match
 from finelens.core.schemas import GIVEN_HINTS_FILE
 from finelens.errors import UserError
@@ -45,6 +46,7 @@ def read_answers(path: Path) -> dict[str, str]:
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file, strict=True)
-            return {unescape_cell(row["path"]): unescape_cell(row["label"] or "") for row in reader}
+            found = {unescape_cell(row["path"]): unescape_cell(row["label"] or "") for row in reader}
+            return {path: label for path, label in found.items() if label != UNANSWERED}
     except (OSError, UnicodeDecodeError, csv.Error, KeyError, TypeError) as error:
         raise UserError(f"{path} is there but is not a hints file ({error}); move it away or give another --hints") from error

@@ -98,7 +98,8 @@ def adapt_command(record: RunRecord, hints: str = "hints.csv") -> str:
     config = record.config
     # Hints have no effect on a method that does not adapt, and little on one that was kept from training.
     method = config.method if config.entry.adapts and record.untrained is None else "auto"
-    parts = ["finelens", "adapt", config.photos, "--classes", config.classes_file or "CLASSES", "--method", method]
+    listed = ["--classes", config.classes_file] if config.classes_file is not None else []
+    parts = ["finelens", "adapt", config.photos, *listed, "--method", method]
     if config.descriptions_file is not None:
         parts += ["--descriptions", config.descriptions_file]
     if config.backbone != "embedded":

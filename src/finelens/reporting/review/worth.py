@@ -15,15 +15,15 @@ from finelens.errors import UserError
 from finelens.evaluation.prequential import ONE_IN, drawn_answers, random_order
 from finelens.feature_store.encoder import target_features
 from finelens.protocol import TargetFeatures
-from finelens.reporting.record import RunRecord, read_run
-from finelens.reporting.review.answers import earlier_answers, own_answers, read_answers
+from finelens.reporting.record import read_run
+from finelens.reporting.review.answers import earlier_answers, read_answers
 from finelens.reporting.review.order import Look
 from finelens.runs.classifier import load_run
 from finelens.runs.folder import RunFolder
 from finelens.runs.sources import source_of_run
 from finelens.solvers.asking import Asked, ask
 from finelens.solvers.views import centred_views
-from finelens.storage.predictions import escape_cell
+from finelens.storage.predictions import PredictionRow, escape_cell
 
 COLUMNS = ("path", "why", "expected")
 DRAWN = "drawn at random, for the estimate of accuracy"
@@ -77,18 +77,21 @@ def worth_asking(folder: RunFolder, n: int, console: Console, *, device: str = "
         raise UserError(f"none of the run's images is in {record.config.photos} any more; put them back")
     rows, ids = zip(*found, strict=True)
     looks = looks[[places[row.path] for row in rows]]
-    given = _answers(record, folder)
+    given = {*earlier_answers(record), *read_answers(folder.hints_path)}
     # A copy of an answered photograph is answered.
     contents = {content for row, content in found if row.path in given}
     answered = torch.tensor([i for i, content in enumerate(ids) if content in contents], dtype=torch.int64)
     doubt = torch.tensor([1 - (row.probability or 0.0) for row in rows])
-    asked, drawn = questions(looks, doubt, answered, random_order(ids), n, classes=len(record.classes))
+    return looks_of(rows, looks, doubt, answered, random_order(ids), n, classes=len(record.classes))
+
+
+def looks_of(
+    rows: Sequence[PredictionRow], looks: Tensor, doubt: Tensor, answered: Tensor, order: Sequence[int], n: int, *, classes: int
+) -> list[Look]:
+    """The :func:`questions` as rows of predictions with their reasons; arguments as there."""
+    asked, drawn = questions(looks, doubt, answered, order, n, classes=classes)
     parts = zip(asked.rows.tolist(), asked.speaks_for.tolist(), asked.covered.tolist(), drawn.tolist(), strict=True)
     return [Look(rows[i], DRAWN if random else _why(round(size), covered), size, random) for i, size, covered, random in parts]
-
-
-def _answers(record: RunRecord, folder: RunFolder) -> dict[str, str]:
-    return earlier_answers(record) | own_answers(record, read_answers(folder.hints_path))
 
 
 def _why(size: int, covered: bool) -> str:

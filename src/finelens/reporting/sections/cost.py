@@ -64,7 +64,8 @@ def options(config: RunConfig) -> list[tuple[str, Any, bool]]:
 
 def command(config: RunConfig, out: Path) -> str:
     """The command line that gives this run again."""
-    parts = ["finelens", config.verb, config.photos, "--classes", str(config.classes_file), "--out", str(out), "--method", config.method]
+    listed = [] if config.classes_file is None else ["--classes", config.classes_file]
+    parts = ["finelens", config.verb, config.photos, *listed, "--out", str(out), "--method", config.method]
     if config.descriptions_file is not None:
         parts += ["--descriptions", config.descriptions_file]
     for name, usual in (("backbone", "embedded"), ("seed", 0), ("device", "cpu")):

@@ -1,0 +1,87 @@
+"""Whom to ask where there is no class list and no run yet: photographs or features, from which a person's answers make the list."""
+
+from __future__ import annotations
+
+import csv
+import io
+import shlex
+from collections.abc import Sequence
+
+import torch
+
+from finelens.backbones.registry import load_backbone
+from finelens.classes.labels import UNANSWERED
+from finelens.core.console import Console
+from finelens.core.schemas import LABEL_COLUMNS
+from finelens.engine.device import choose_device, choose_precision
+from finelens.engine.engine import Engine
+from finelens.errors import UserError
+from finelens.evaluation.prequential import random_order
+from finelens.feature_store.encoder import target_features
+from finelens.images.load import decode_limits
+from finelens.images.view_config import ViewConfig
+from finelens.protocol import Loaded, TargetFeatures
+from finelens.reporting.review.order import Look
+from finelens.reporting.review.worth import centred_looks, looks_of
+from finelens.runs.sources import FeatureSource, source_of
+from finelens.storage.predictions import PredictionRow, escape_cell
+from finelens.training.config import TrainingConfig
+
+COLUMNS = (*LABEL_COLUMNS, "why")
+
+
+def first_questions(
+    images: object, n: int, console: Console, *, answers: dict[str, str], backbone: str = "embedded", device: str = "cpu"
+) -> list[Look]:
+    """Images in the order in which names say most about the others, at most ``n``; ``expected`` of each is empty.
+
+    Args:
+        images: Folder of photographs, feature file, or features (N, D).
+        n: Questions.
+        console: Progress.
+        answers: Those that there are, by path; empty names for "none of these".
+        backbone: Encodes photographs, as for ``adapt``.
+        device: Where.
+
+    Raises:
+        UserError: No image can be read, or all are answered.
+    """
+    loaded, features = _features(images, console, backbone, device)
+    named = sorted((record for record in loaded.records if record.index is not None), key=lambda record: record.index or 0)
+    # A copy of an answered photograph is answered.
+    ids = [content.partition("-")[0] for content in loaded.store.ids]
+    done = {ids[record.index] for record in named if record.index is not None and record.name in answers}
+    answered = torch.tensor([i for i, content in enumerate(ids) if content in done], dtype=torch.int64)
+    if len(answered) == len(ids):
+        raise UserError("every photograph is answered; there is nothing to ask")
+    rows = [PredictionRow(record.name) for record in named]
+    classes = max(1, len({name for name in answers.values() if name}))
+    return looks_of(rows, centred_looks(features), torch.ones(len(rows)), answered, random_order(ids), n, classes=classes)
+
+
+def _features(images: object, console: Console, spec: str, device: str) -> tuple[Loaded, TargetFeatures]:
+    """The images and what the unadapted model makes of them; photographs are encoded where the cache does not hold them."""
+    source = source_of(images)
+    if isinstance(source, FeatureSource):
+        return source.file, source.file.store.features
+    place = choose_device(device)
+    engine = Engine(load_backbone(spec), place, choose_precision(TrainingConfig().precision, place))
+    limits = decode_limits(ViewConfig(), engine.backbone.preprocess)
+    loaded = source.load(limits, console)
+    return loaded, target_features(engine, loaded.store, limits.short_side, console)
+
+
+def adapt_command(photos: str, hints: str, backbone: str) -> str:
+    """The command that makes a run of the answers; their names are the class list."""
+    model = [] if backbone == "embedded" else ["--backbone", backbone]
+    return shlex.join(["finelens", "adapt", photos, "--hints", hints, *model, "--out", "run"])
+
+
+def open_questions(answers: dict[str, str], looks: Sequence[Look]) -> str:
+    """The content of a hints file that is still to be answered: what is answered, then the questions with ``?`` in the place of a name."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    writer.writerows([escape_cell(path), escape_cell(label), "answered"] for path, label in answers.items())
+    writer.writerows(map(escape_cell, (look.path, UNANSWERED, look.why)) for look in looks)
+    return text.getvalue()

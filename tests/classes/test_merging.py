@@ -1,0 +1,74 @@
+"""Hints files of several people: joined, contradictions shown, and who said what."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+
+import finelens
+from finelens.classes.merging import merge, merged_csv
+from finelens.classes.names import read_class_file
+from finelens.cli import main
+from finelens.errors import UserError
+from tests.toy import QUIET
+
+
+@pytest.fixture
+def files(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rows = {
+        "anna.csv": ["a.jpg,siamese cat", "b.jpg,tabby cat", "c.jpg,", "d.jpg,owl", "e.jpg,?"],
+        "ben.csv": ["./a.jpg,Siamese_Cat", "b.jpg,siamese cat", "c.jpg,none", "d.jpg,owl"],
+        "cleo.csv": ["b.jpg,lynx", "d.jpg,tabby cat", "f.jpg,=sum"],
+    }
+    for name, lines in rows.items():
+        Path(name).write_text("path,label\n" + "\n".join(lines) + "\n")
+    return [Path(name) for name in rows]
+
+
+def test_what_is_agreed_is_kept_with_who_said_it(files):
+    merged = merge(files)
+    assert merged.answers == {
+        "a.jpg": ("siamese cat", ("anna.csv", "ben.csv")),
+        "c.jpg": ("", ("anna.csv", "ben.csv")),
+        "d.jpg": ("owl", ("anna.csv", "ben.csv")),
+        "f.jpg": ("=sum", ("cleo.csv",)),
+    }
+    assert merged.names == ["=sum", "owl", "siamese cat"]
+
+
+def test_contradictions_name_file_line_and_both_answers(files):
+    first, second = merge(files).contradictions
+    assert str(first) == ("b.jpg: 'tabby cat' in anna.csv, line 3, but 'siamese cat' in ben.csv, line 3, but 'lynx' in cleo.csv, line 2; left out")
+    assert (second.path, second.kept) == ("d.jpg", "owl")
+    assert str(second).endswith("kept: 'owl', which most say")
+    # Two against two are no majority.
+    assert merge(files[:2]).contradictions[0].kept is None
+
+
+def test_a_merged_file_is_a_hints_file_again(files):
+    Path("all.csv").write_text(merged_csv(merge(files)))
+    with open("all.csv", newline="") as file:
+        assert next(csv.reader(file)) == ["path", "label", "by"]
+    assert {path: label for path, (label, _) in merge([Path("all.csv")]).answers.items()} == {
+        path: label for path, (label, _) in merge(files).answers.items()
+    }
+
+
+def test_the_command_says_what_contradicts_and_writes_the_rest(files, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["merge-hints", *map(str, files), "--out", "all.csv", "--classes", "classes.txt"])
+    assert ended.value.code == 0
+    said = capsys.readouterr().err
+    assert "b.jpg: 'tabby cat' in anna.csv, line 3" in said
+    assert "4 answers of 3 files" in said
+    assert said.splitlines()[-1] == "finelens adapt PHOTOS --classes classes.txt --hints all.csv --out run"
+    assert read_class_file("classes.txt") == ["=sum", "owl", "siamese cat"]
+    assert "a.jpg,siamese cat,anna.csv;ben.csv" in Path("all.csv").read_text().splitlines()
+
+
+def test_a_file_of_the_answers_is_not_written_over(files):
+    with pytest.raises(UserError, match="one of the files to merge"):
+        finelens.merge_hints(files, files[0], console=QUIET)
