@@ -408,6 +408,14 @@ class Task(nn.Module, ABC):
         """Logits by branch, (B, C), from centre views and further uint8 views (B, M, 3, S, S); a task that sets ``inference`` answers here."""
         raise NotImplementedError(f"{type(self).__name__} answers from the centre view alone")
 
+    def tested(self) -> tuple[Tensor, Tensor] | None:
+        """What hints test: the classes that the images with a hint of a class get without any hint, and from models that have not learnt their own.
+
+        Returns:
+            (K,) each, in the order of the hints that name a class, known after :meth:`prepare`; None for a method that does not tell.
+        """
+        return None
+
     def attention_maps(self, images: Tensor) -> dict[str, Tensor]:
         """Where the method looks in uint8 centre views (B, 3, S, S), for the report: maps (B, N) in [0, 1] over the patch grid, by name."""
         return {}

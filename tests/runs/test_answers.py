@@ -11,6 +11,7 @@ from finelens.core.console import Console
 from finelens.errors import UserError
 from finelens.reporting.record import read_run
 from finelens.reporting.review.answers import earlier_answers
+from finelens.reporting.sections import answered
 from finelens.runs.classifier import load_run
 from finelens.runs.folder import RunFolder
 from finelens.storage.predictions import read_predictions
@@ -38,6 +39,13 @@ def test_the_person_is_right(tmp_path, tiny_vit, method):
     assert (tmp_path / "run" / "report.html").is_file()
     record = read_run(RunFolder.open(tmp_path / "run", lock=False))
     assert earlier_answers(record) == wrong
+    told = answered.build(record)
+    assert (told.answers, told.none, told.named) == (3, 1, 2)
+    # A method that tests its answers says how accurate it is; another says only what the unadapted model had said.
+    assert (told.estimate is not None) == (method == "consensus")
+    page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    assert page.index("What a person answered") < page.index('id="found"')
+    assert f"had named {told.contradicted} of 2 otherwise" in page
     api.review(tmp_path / "run", console=QUIET)
     assert not set(wrong) & {question.path for question in finelens.ask(tmp_path / "run", 5, console=QUIET)}
 

@@ -6,6 +6,7 @@ import platform
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from finelens.classes.hints import given_hints, hints_by_name
 from finelens.core.console import Console, Mute, duration
+from finelens.core.options import to_plain
 from finelens.core.schemas import CHECKPOINT_DIR, EVENTS_FILE
 from finelens.engine.flops import speed_line
 from finelens.errors import UserError
@@ -23,6 +25,7 @@ from finelens.feature_store.encoder import FeatureEncoder
 from finelens.images.load import say_notes, status_counts
 from finelens.methods.parts.views import ViewTask
 from finelens.protocol import Loaded
+from finelens.runs.answered import answered
 from finelens.runs.config import RunConfig, diff, from_json, to_json
 from finelens.runs.fit import Fitted, fit, run_temperature
 from finelens.runs.folder import RunFolder
@@ -96,7 +99,7 @@ def execute(
         save_model(run.model_dir, fitted.model)
         write_predictions(run.predictions_path, rows)
         write_measured(run.signals_path, _measure(fitted, logits, loaded, nearest, rows))
-    run.log("predictions", rows=len(rows), counts=counts)
+    run.log("predictions", rows=len(rows), counts=counts, **_answered(fitted, inputs, console))
     _finish(run, fitted.model, rows, console)
     # The other processes may be gone by now.
     with fitted.model.engine.alone():
@@ -145,6 +148,15 @@ def _view_encoder(prepared: Prepared, model: Model, loaded: Loaded, console: Con
     encoder = FeatureEncoder(model.engine, prepared.limits.short_side)
     encoder.say_size(len(loaded.store), model.task.inference.count, console)
     return encoder
+
+
+def _answered(fitted: Fitted, inputs: Inputs, console: Console) -> dict[str, Any]:
+    """What the hints say of the run, for its log; nothing without hints."""
+    if inputs.hints is None:
+        return {}
+    found = answered(fitted, inputs.hints, inputs.loaded.store.ids)
+    console.say(found.line)
+    return {"answered": to_plain(found)}
 
 
 def _measure(fitted: Fitted, logits: Tensor, loaded: Loaded, nearest: Tensor, rows: list[PredictionRow]) -> Measured:

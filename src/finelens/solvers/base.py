@@ -36,8 +36,11 @@ class Solver(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc]
     Attributes:
         classes_: Class indices 0 to C - 1, in the order of the prototypes.
         n_features_in_: Feature width D.
+        tested_: Classes of the rows with a hint of a class, without any hint and by fits that have not learnt their own, (K,) each in the order of
+            the hints; None where the solver does not tell. No part of the model.
     """
 
+    tested_: tuple[Tensor, Tensor] | None = None
     state_names: ClassVar[tuple[str, ...]]
     _parameter_constraints: ClassVar[Constraints]
     internal: ClassVar[frozenset[str]] = frozenset({"chunk_size", "tol", "seed"})

@@ -20,7 +20,7 @@ from finelens.solvers.parameters import COUNT, FRACTION, NOT_NEGATIVE, POSITIVE,
 from finelens.solvers.presence import all_present, asked_neighbours, neighbour_agreement
 from finelens.solvers.return_rule import ReturnRule
 from finelens.solvers.ridge import ridge_head
-from finelens.solvers.taught import Taught, teach
+from finelens.solvers.taught import Taught, left_out, teach
 from finelens.solvers.views import ViewsSolver, centred_views
 
 TINY = 1e-12
@@ -138,11 +138,15 @@ class Consensus(ViewsSolver):
     def _fit(self, x: Tensor, prototypes: Tensor, scale: float, known: Known) -> Tensor:
         log_p = self._label_free(x, prototypes, scale)
         self.taught_head_, self.taught_bias_, self.taught_scales_ = (self.bias_.new_zeros(0) for _ in range(3))
+        self.tested_ = None
         if not len(known):
             return log_p
         looks = centred_views(x, self.centre_, self.widths_.tolist())
         taught = teach(looks, log_p, known, bank=self.bank, chunk_size=self.chunk_size)
         self.taught_head_, self.taught_bias_, self.taught_scales_ = taught.head, taught.bias, taught.scales
+        if len(known) > 1:
+            guesses = left_out(looks, log_p, known, bank=self.bank, chunk_size=self.chunk_size)
+            self.tested_ = log_p[known.rows].argmax(1), guesses
         return self._with_answers(looks, log_p)
 
     def _with_answers(self, looks: Tensor, log_p: Tensor) -> Tensor:

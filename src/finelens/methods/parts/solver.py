@@ -129,6 +129,10 @@ class SolverTask(FrozenTask):
         """What the solver decided."""
         return self.solver.notes()
 
+    def tested(self) -> tuple[Tensor, Tensor] | None:
+        """What the solver found when it was fitted."""
+        return self.solver.tested_
+
     @torch.no_grad()
     def predict_logits(self, images: Tensor) -> dict[str, Tensor]:
         """Log-probabilities of the images' features under the fitted solver."""

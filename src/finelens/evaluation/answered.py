@@ -1,0 +1,81 @@
+"""What a person's answers say of the run that they teach: how often they contradict the model without them, and how accurate it is with them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from finelens.evaluation.prequential import progress
+
+
+@dataclass(frozen=True)
+class Answered:
+    """Answers of a run.
+
+    Attributes:
+        answers: Photographs that a person answered.
+        none: Those of them that belong to none of the classes.
+        without_example: Names of classes that no answer has.
+        contradicted: Answers that name another class than the model did without any answer.
+        against: What that model is.
+        estimate: Accuracy with the answers, in [0, 1]; None where answers were not tested.
+        low: Lower end of its 90 % interval.
+        high: Upper end.
+        drawn: Tested answers that count as drawn at random.
+    """
+
+    answers: int
+    none: int
+    without_example: tuple[str, ...]
+    contradicted: int
+    against: str
+    estimate: float | None = None
+    low: float | None = None
+    high: float | None = None
+    drawn: int = 0
+
+    @property
+    def named(self) -> int:
+        """Answers that name a class."""
+        return self.answers - self.none
+
+    @property
+    def line(self) -> str:
+        """One line for a terminal."""
+        said = f"answers: {self.answers} photographs named by a person; {self.against} had named {self.contradicted} of {self.named} otherwise"
+        if self.estimate is None:
+            return said
+        return f"{said}; accuracy now about {self.estimate:.0%}, between {self.low:.0%} and {self.high:.0%} (90 % interval, by the answers)"
+
+
+def answers_of_run(
+    labels: ArrayLike,
+    before: ArrayLike,
+    against: str,
+    class_names: tuple[str, ...],
+    left_out: ArrayLike | None,
+    drawn: ArrayLike,
+    speaks_for: ArrayLike,
+) -> Answered:
+    """Count and estimate.
+
+    Args:
+        labels: The answers, class indices (K,); -1 for "none of these".
+        before: Class that the model without answers gave, (K,).
+        against: What that model is, for sentences.
+        class_names: C names.
+        left_out: Class by models that had not learnt the answer, (K,); None where that was not asked.
+        drawn: Which answers count as drawn at random, (K,) bool.
+        speaks_for: Photographs that each answer speaks for, (K,).
+    """
+    y, first = np.asarray(labels), np.asarray(before)
+    named = y >= 0
+    missing = tuple(name for c, name in enumerate(class_names) if c not in set(y.tolist()))
+    found = Answered(len(y), int((~named).sum()), missing, int((first != y)[named].sum()), against)
+    if left_out is None or not named.any():
+        return found
+    estimate = progress(y, left_out, drawn, speaks_for, classes=len(class_names))
+    middle, low, high = (round(value, 4) for value in (estimate.estimate, estimate.low, estimate.high))
+    return replace(found, estimate=middle, low=low, high=high, drawn=estimate.drawn)

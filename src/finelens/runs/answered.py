@@ -1,0 +1,52 @@
+"""What the hints of a run say of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from finelens.evaluation.answered import Answered, answers_of_run
+from finelens.evaluation.prequential import drawn_answers, random_order
+from finelens.evaluation.signals import ID_LENGTH
+from finelens.protocol import Hints
+from finelens.runs.fit import Fitted
+
+CHUNK = 4096
+
+
+def answered(fitted: Fitted, hints: Hints, ids: Sequence[str]) -> Answered:
+    """Count the answers, and estimate the accuracy where the method tested them.
+
+    Args:
+        fitted: The run's model.
+        hints: Its hints.
+        ids: Sample ids of the images, in store order.
+    """
+    index, labels = hints.index.cpu(), hints.label.cpu()
+    tested, named = fitted.model.task.tested(), labels >= 0
+    before, against = fitted.zero_shot_logits.argmax(1)[index], "the unadapted model"
+    left_out = None
+    if tested is not None:
+        before = before.clone()
+        before[named], against = tested[0].cpu(), "the model without answers"
+        left_out = torch.full_like(labels, -1)
+        left_out[named] = tested[1].cpu()
+    # A copy of an answered photograph is answered.
+    contents = [content.partition("-")[0][:ID_LENGTH] for content in ids]
+    known = {contents[i] for i in index.tolist()}
+    drawn = drawn_answers(random_order(contents), [i for i, content in enumerate(contents) if content in known])
+    names = tuple(fitted.model.class_names)
+    random = np.array([i in drawn for i in index.tolist()])
+    guesses = None if left_out is None else left_out.numpy()
+    return answers_of_run(labels.numpy(), before.numpy(), against, names, guesses, random, _cells(fitted.looks, index))
+
+
+def _cells(looks: Tensor, index: Tensor) -> np.ndarray:
+    """Images that are nearest to each of the answered ones, itself among them, (K,)."""
+    answered = looks[index].float()
+    nearest = torch.cat([(part.float() @ answered.T).argmax(1) for part in looks.split(CHUNK)])
+    sizes: np.ndarray = torch.bincount(nearest, minlength=len(index)).clamp_min(1).numpy()
+    return sizes

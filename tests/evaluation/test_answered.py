@@ -1,0 +1,34 @@
+"""What the answers of a run say of it: counted by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from finelens.evaluation.answered import answers_of_run
+from finelens.evaluation.prequential import progress
+
+NAMES = ("a", "b", "c")
+LABELS = np.array([0, 1, 1, -1, 0])
+BEFORE = np.array([0, 0, 2, 1, 1])
+DRAWN, ONES = np.array([True, True, False, False, False]), np.ones(5)
+
+
+def test_contradictions_are_of_answers_that_name_a_class():
+    found = answers_of_run(LABELS, BEFORE, "the unadapted model", NAMES, None, DRAWN, ONES)
+    assert (found.answers, found.none, found.named, found.contradicted, found.without_example) == (5, 1, 4, 3, ("c",))
+    assert found.estimate is None
+    assert found.line == "answers: 5 photographs named by a person; the unadapted model had named 3 of 4 otherwise"
+
+
+def test_the_estimate_is_that_of_the_answers_left_out():
+    left_out = np.array([0, 1, 2, -1, 0])
+    found = answers_of_run(LABELS, BEFORE, "the model without answers", NAMES, left_out, DRAWN, ONES)
+    expected = progress(LABELS, left_out, DRAWN, ONES, classes=3)
+    assert found.estimate == pytest.approx(expected.estimate, abs=1e-4)
+    assert (found.low, found.high, found.drawn) == (round(expected.low, 4), round(expected.high, 4), 2)
+    assert "accuracy now about" in found.line
+
+
+def test_only_none_is_no_test():
+    assert answers_of_run([-1], [0], "x", NAMES, [-1], [True], [1]).estimate is None
