@@ -433,9 +433,13 @@ def _chosen(folder: RunFolder, n: int, order: str, console: Console, device: str
     from finelens.reporting.review.order import looks
     from finelens.reporting.review.worth import worth_asking
 
+    _check_order(order, n)
+    return worth_asking(folder, n, console, device=device) if order == WORTH else looks(read_run(folder), n)
+
+
+def _check_order(order: str, n: int) -> None:
     if order not in (WORTH, DOUBT) or n < 1:
         raise UserError(f"ask for at least one photograph, in the order {WORTH} or {DOUBT}; got {n} and {order}")
-    return worth_asking(folder, n, console, device=device) if order == WORTH else looks(read_run(folder), n)
 
 
 def review(run: str | Path, out: str | Path | None = None, *, limit: int = 200, order: str = DOUBT, console: Console | None = None) -> Path:
@@ -466,24 +470,48 @@ def review(run: str | Path, out: str | Path | None = None, *, limit: int = 200, 
 
 
 def review_server(
-    run: str | Path, hints: str | Path | None = None, *, limit: int = 200, port: int = 0, order: str = DOUBT, console: Console | None = None
+    run: str | Path,
+    hints: str | Path | None = None,
+    *,
+    limit: int = 200,
+    port: int = 0,
+    order: str = DOUBT,
+    backbone: str = "embedded",
+    device: str = "cpu",
+    console: Console | None = None,
 ) -> ReviewServer:
-    """The review sheet as a page on this machine; ``serve_forever`` of the result runs it, and every answer is written at once.
+    """The review as a page on this machine; ``serve_forever`` of the result runs it, and every answer is written at once.
+
+    The page says what the default method believes after the answers so far, and with ``worth`` it goes on asking by that.
 
     Args:
-        run: The run folder.
-        hints: File to write; by default ``hints.csv`` in the run folder. Answers in it are kept.
-        limit: Most photographs on the sheet.
+        run: The run folder; or a folder of photographs or feature file without a class list, for which the person makes up names.
+        hints: File to write; by default ``hints.csv`` in the run folder. Answers in it are kept; beside it stands a ``.jsonl`` file of the same name
+            with everything that was asked and done.
+        limit: Looks that the person wants to take.
         port: 0 takes a free one.
-        order: As for :func:`ask`.
+        order: As for :func:`ask`; groups are shown with ``worth`` only.
+        backbone: Encodes photographs without a run, as for :func:`adapt`.
+        device: As for :func:`ask`.
         console: Progress.
 
     Raises:
-        UserError: Not a finished run, a file that is not of hints, or a port in use.
+        UserError: Not a finished run, images that cannot be used, a file that is not of hints, or a port in use.
     """
     from finelens.reporting.record import read_run
+    from finelens.reporting.review.order import looks
+    from finelens.reporting.review.plan import in_order
     from finelens.reporting.review.server import ReviewServer
+    from finelens.reporting.review.subject import subject_of_photos, subject_of_run
 
+    console = console or Console()
+    _check_order(order, limit)
+    if not (Path(run) / CONFIG_FILE).is_file():
+        if order != WORTH or hints is None:
+            raise UserError(f"{run} is not the folder of a finelens run; for photographs without a class list give --ask N and --hints FILE")
+        target = Path(hints).absolute()
+        return ReviewServer(subject_of_photos(Path(run), target, console, backbone=backbone, device=device), target, port, limit)
     folder = RunFolder.open(run, lock=False)
-    chosen = _chosen(folder, limit, order, console or Console())
-    return ReviewServer(read_run(folder), folder.hints_path if hints is None else Path(hints), port, limit, chosen)
+    record, target = read_run(folder), (folder.hints_path if hints is None else Path(hints)).absolute()
+    subject = subject_of_run(folder, record, target, console, device=device)
+    return ReviewServer(subject, target, port, limit, None if order == WORTH else in_order(looks(record, limit)))

@@ -205,7 +205,11 @@ def explain(run: Path, image: Path, out: Path | None, device: str) -> None:
 @click.option(
     "--csv", type=click.Path(path_type=Path), help="File to write the order of --ask to, instead of a sheet; for PHOTOS a hints file to fill in."
 )
-@click.option("--serve", is_flag=True, help="Show the sheet on this machine and save every answer at once, instead of writing a file.")
+@click.option(
+    "--serve",
+    is_flag=True,
+    help="Ask on a page of this machine, save every answer at once and show what the model makes of them, instead of writing a file.",
+)
 @click.option("--hints", type=click.Path(path_type=Path), help="File that --serve writes.  [default: RUN/hints.csv]")
 @click.option("--port", default=0, show_default=True, type=click.IntRange(0, 65535), help="Port of --serve; 0 takes a free one.")
 @click.option("--backbone", default="embedded", show_default=True, help=f"For PHOTOS without a run: {BACKBONES}")
@@ -223,7 +227,8 @@ def review(
 ) -> None:
     """Show photographs of the finished run in RUN for a person to look at: those most likely wrong, or with --ask those worth most to name.
 
-    With PHOTOS, a folder or feature file without a class list, --ask N --csv FILE writes the questions whose answers are the list.
+    With PHOTOS, a folder or feature file without a class list, --ask N --serve --hints FILE takes the names that the person thinks of, and
+    --ask N --csv FILE writes the questions as a file; the answers are the list.
     """
     from finelens import api
 
@@ -236,12 +241,12 @@ def review(
     if not serve:
         api.review(run, out, limit=limit, order=order)
         return
-    with api.review_server(run, hints, limit=limit, port=port, order=order) as server:
+    with api.review_server(run, hints, limit=limit, port=port, order=order, backbone=backbone) as server:
         click.echo(f"open {server.address} in a browser; answers go to {server.hints}; Ctrl-C ends")
         try:
             server.serve_forever()
         except KeyboardInterrupt:
-            click.echo(f"\nended; finelens adapt ... --hints {server.hints} uses the answers")
+            click.echo(f"\nended; the answers are used by\n{server.session.subject.command}")
 
 
 @cli.command("merge-hints")

@@ -47,7 +47,7 @@ class Browser:
         return self.run(f"return document.getElementById('{element}').textContent")
 
     def wait(self, script: str) -> None:
-        for _ in range(200):
+        for _ in range(1200):
             if self.run(script):
                 return
             time.sleep(0.05)

@@ -13,7 +13,7 @@ from finelens.classes.labels import answer_rows, read_labels
 from finelens.classes.names import check_names, match, normalise
 from finelens.classes.text_files import quote
 from finelens.core.options import nearest
-from finelens.core.schemas import LABEL_COLUMNS
+from finelens.core.schemas import LABEL_COLUMNS, TOLD_COLUMNS
 from finelens.errors import UserError
 from finelens.protocol import Hints, ImageRecord
 from finelens.storage.predictions import escape_cell
@@ -35,14 +35,12 @@ def with_new_names(path: Path, class_names: Sequence[str]) -> list[str]:
     """
     found = {label: line for line, _, label in reversed(answer_rows(path, class_names)) if label}
     known = match(found, class_names)
-    forms = {normalise(name): name for name in class_names}
     new = [label for label in found if label not in known]
     for label in new:
-        near = difflib.get_close_matches(normalise(label), forms, n=1, cutoff=SLIP)
-        if near:
+        if near := slip_of(label, class_names):
             raise UserError(
                 f"hints file {quote(str(path))}, line {found[label]}: {quote(label)} is not in the class list; did you mean "
-                f"{quote(forms[near[0]])}? A class of its own with so near a name has to be added to the list by hand"
+                f"{quote(near)}? A class of its own with so near a name has to be added to the list by hand"
             )
     # One spelling of each, in an order that does not hang on that of the lines.
     unlike = {normalise(label): label for label in sorted(new, reverse=True)}
@@ -50,6 +48,13 @@ def with_new_names(path: Path, class_names: Sequence[str]) -> list[str]:
     if names:
         names = check_names(names, source=f"hints file {quote(str(path))}", places=[f"line {found[name]}" for name in names])
     return [*class_names, *names]
+
+
+def slip_of(label: str, class_names: Sequence[str]) -> str | None:
+    """The class that a name which is not in the list probably means; None for a name of its own."""
+    forms = {normalise(name): name for name in class_names}
+    near = difflib.get_close_matches(normalise(label), forms, n=1, cutoff=SLIP)
+    return forms[near[0]] if near else None
 
 
 def read_hint_labels(path: Path, photos: Path, class_names: Sequence[str], names: Sequence[str] | None = None) -> dict[str, int]:
@@ -144,10 +149,15 @@ def hints_by_name(hints: Hints, records: Sequence[ImageRecord], class_names: Seq
     return {names[index]: class_names[label] if label >= 0 else "" for index, label in pairs}
 
 
-def hints_csv(hints: Mapping[str, str]) -> str:
-    """The content of a hints file: class names by path, the empty name for "none of these"."""
+def hints_csv(hints: Mapping[str, str], told: Mapping[str, tuple[str, str]] | None = None) -> str:
+    """The content of a hints file: class names by path, the empty name for "none of these".
+
+    Args:
+        hints: The names.
+        told: How and by whom each was given, for two columns more.
+    """
     file = io.StringIO(newline="")
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(LABEL_COLUMNS)
-    writer.writerows([escape_cell(path), escape_cell(label)] for path, label in hints.items())
+    writer.writerow(LABEL_COLUMNS if told is None else TOLD_COLUMNS)
+    writer.writerows([escape_cell(cell) for cell in (path, label, *(told or {}).get(path, ()))] for path, label in hints.items())
     return file.getvalue()

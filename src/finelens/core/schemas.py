@@ -23,6 +23,8 @@ SET_COLUMNS: Final = ("path", "set", "size", "status")
 # A labels file for ``evaluate``: CSV with a header that has at least these columns; ``path`` is relative to TEST. A hints file for ``adapt`` has the
 # same form with paths relative to PHOTOS, and an empty label says "none of these classes".
 LABEL_COLUMNS: Final = ("path", "label")
+# A hints file of the served review also says how a label was given (``photo``, ``group``, or ``file`` where the review found it) and who gave it.
+TOLD_COLUMNS: Final = (*LABEL_COLUMNS, "source", "by")
 
 # Status of an input file. Only ``ok`` rows carry a prediction; those that a person said are of no class carry none.
 STATUSES: Final = ("ok", "corrupt", "too_large", "unsupported", "degenerate", "unreadable", "vanished")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -30,17 +31,19 @@ def asset(name: str) -> str:
     return files("finelens.reporting").joinpath(name).read_text(encoding="utf-8")
 
 
-def render(template: str, content: dict[str, Any], data: dict[str, Any] | None = None, script: str = "page.js", *, answers: bool = False) -> str:
+def render(
+    template: str, content: dict[str, Any], data: dict[str, Any] | None = None, script: Sequence[str] = ("page.js",), *, answers: bool = False
+) -> str:
     """One page.
 
     Args:
         template: Name of the template; it extends ``base.html.j2``.
         content: Its variables.
         data: What the script reads, by the id of its element; see :func:`script_json`.
-        script: The package file with the script.
+        script: The package files that make the script, in order.
         answers: Whether the script may talk to the server that the page came from, and to no other.
     """
-    style, code = asset("style.css"), asset(script)
+    style, code = asset("style.css"), "".join(map(asset, script))
     policy = f"default-src 'none'; img-src data:; style-src '{_hash(style)}'; script-src '{_hash(code)}'; base-uri 'none'; form-action 'none'"
     policy += "; connect-src 'self'" if answers else ""
     blocks = {name: script_json(value) for name, value in (data or {}).items()}

@@ -1,16 +1,15 @@
-"use strict";
-// One photograph at a time. Texts enter the page as text, never as markup.
+// The review without a server: answers stay in the browser until they are saved as a file.
 
-const { classes, items, id, token, answers } = JSON.parse(document.getElementById("review-data").textContent);
-const at = (id) => document.getElementById(id);
+const { classes, items, id, answers } = JSON.parse(document.getElementById("review-data").textContent);
 const place = new Map(classes.map((name, i) => [name, i]));
 const key = "finelens-review:" + id;
 // Class name by path; the empty name says "none of the classes".
 const given = new Map(Object.entries(answers));
-let now = 0, saving = Promise.resolve();
+// What was answered on this page, and what was said of it before.
+const steps = [];
+let now = 0;
 
 function restore() {
-  if (token) return;
   try {
     for (const [path, label] of JSON.parse(localStorage.getItem(key) || "[]")) {
       if (items.some((item) => item.path === path) && (label === "" || place.has(label))) given.set(path, label);
@@ -18,33 +17,25 @@ function restore() {
   } catch { /* a browser may keep nothing for files */ }
 }
 
-function say(text) {
-  at("message").textContent = text;
-  at("message").hidden = !text;
-}
-
 function keep() {
-  if (!token) {
-    try { localStorage.setItem(key, JSON.stringify([...given])); } catch { /* as above */ }
-    return;
-  }
-  // One after the other: an older answer must not arrive after a newer one.
-  saving = saving.then(send);
-}
-
-async function send() {
-  try {
-    const reply = await fetch("/hints", { method: "POST", body: JSON.stringify({ token, hints: [...given] }) });
-    say(reply.ok ? "" : "Not saved: " + await reply.text());
-  } catch {
-    say("Not saved: the program no longer answers. Start finelens review --serve again; it goes on from what was saved.");
-  }
+  try { localStorage.setItem(key, JSON.stringify([...given])); } catch { /* a browser may keep nothing for files */ }
 }
 
 function answer(label) {
-  given.set(items[now].path, label);
+  const { path } = items[now];
+  steps.push([now, path, given.get(path)]);
+  given.set(path, label);
   keep();
   show(now + 1);
+}
+
+function undo() {
+  if (!steps.length) return say("There is nothing to take back.");
+  const [where, path, before] = steps.pop();
+  if (before === undefined) given.delete(path);
+  else given.set(path, before);
+  keep();
+  show(where);
 }
 
 function show(to) {
@@ -68,22 +59,15 @@ function show(to) {
   at("picture").alt = item.path + ": " + names + "?";
   at("given").textContent = !given.has(item.path) ? "" : "You said: " + (given.get(item.path) || "none of the classes");
   at("choices").replaceChildren(...item.top.map(([index, permille], i) => {
-    const row = document.createElement("li"), button = document.createElement("button"), number = document.createElement("kbd");
-    const name = document.createElement("bdi"), share = document.createElement("span");
-    button.type = "button";
-    number.textContent = i + 1;
-    name.textContent = classes[index];
-    share.className = "num quiet";
-    share.textContent = (permille / 10).toFixed(0) + "%";
-    button.append(number, " ", name, " ", share);
+    const button = make("button", { type: "button" }, make("kbd", { textContent: i + 1 }), make("bdi", { textContent: classes[index] }));
+    button.append(make("span", { className: "num quiet", textContent: (permille / 10).toFixed(0) + " %" }));
     button.setAttribute("aria-pressed", given.get(item.path) === classes[index]);
     button.addEventListener("click", () => answer(classes[index]));
-    row.append(button);
-    return row;
+    return make("li", {}, button);
   }));
-  at("name").value = "";
+  clearName();
   // The next key is an answer again, not a letter of a name.
-  if (document.activeElement === at("name")) at("question").focus();
+  at("question").focus({ preventScroll: true });
 }
 
 function cell(text) {
@@ -103,39 +87,32 @@ function save() {
   URL.revokeObjectURL(link.href);
 }
 
-function another(event) {
-  event.preventDefault();
-  const name = at("name").value.trim();
-  if (place.has(name)) return answer(name);
-  say(name ? "There is no class “" + name + "” in the list." : "Type the name of a class.");
-}
-
 function press(event) {
-  if (event.ctrlKey || event.metaKey || event.altKey || event.target === at("name")) {
-    if (event.key === "Escape" && event.target === at("name")) at("question").focus();
-    return;
-  }
+  if (!isOurs(event)) return;
   const pressed = event.key.toLowerCase(), over = now === items.length;
   // Enter on a button is that button's own.
   if (pressed === "enter" && event.target.tagName === "BUTTON") return;
   if (pressed === "b") show(now - 1);
-  else if (pressed === "e" && at("save")) save();
+  else if (pressed === "e") save();
+  else if (pressed === "u") undo();
+  else if (pressed === "?") help();
   else if (over) return;
   else if (pressed === "a" || pressed === "enter") answer(classes[items[now].label]);
   else if (pressed === "n") answer("");
   else if (pressed === "s") show(now + 1);
-  else if (pressed === "f") at("name").focus();
+  else if (pressed === "f" || pressed === "/") at("name").focus();
   else if (/^[1-9]$/.test(pressed) && items[now].top[pressed - 1]) answer(classes[items[now].top[pressed - 1][0]]);
   else return;
   event.preventDefault();
 }
 
+const clearName = typeAhead(at("name"), at("options"), () => classes, answer, () => at("question").focus(), false);
 restore();
-at("names").append(...classes.map((name) => Object.assign(document.createElement("option"), { value: name })));
 at("none").addEventListener("click", () => answer(""));
 at("skip").addEventListener("click", () => show(now + 1));
 at("back").addEventListener("click", () => show(now - 1));
-at("other").addEventListener("submit", another);
-if (at("save")) at("save").addEventListener("click", save);
+at("undo").addEventListener("click", undo);
+at("save").addEventListener("click", save);
+at("typing").addEventListener("submit", (event) => event.preventDefault());
 addEventListener("keydown", press);
 show(items.findIndex((item) => !given.has(item.path)) < 0 ? 0 : items.findIndex((item) => !given.has(item.path)));

@@ -29,15 +29,12 @@ from finelens.core.schemas import (
 )
 from finelens.errors import UserError
 from finelens.runs.config import RunConfig, from_json, is_run_document, to_json
-from finelens.storage.files import TEMPORARY_PREFIX, TEMPORARY_SUFFIX, json_text, read_json, sync_folder, write_error, write_json
+from finelens.storage.files import NO_FOLLOW, TEMPORARY_PREFIX, TEMPORARY_SUFFIX, append, json_text, read_json, sync_folder, write_error, write_json
 from finelens.storage.lock import Lock
 
 LOCK_FILE = ".finelens.lock"
 # Events that a checkpoint may rest on: on the disk before the checkpoint is.
 DURABLE = ("classes", "epoch", "end")
-
-# A run folder may come from somebody else, and a link in it may point at anything. Windows has no such flag.
-_NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)
 
 # What ``--overwrite`` removes, in this order: the configuration goes last, so that a folder half emptied is still known as ours.
 _OWN_ENTRIES = (
@@ -222,7 +219,7 @@ class RunFolder:
         if not self._lock.held:
             raise RuntimeError(f"{self.path} was opened for reading or is closed; open it with its lock to log")
         line = json_text({"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event, **fields}) + "\n"
-        return _append(self.events_path, line.encode("utf-8", "backslashreplace"), durable=event in DURABLE)
+        return append(self.events_path, line.encode("utf-8", "backslashreplace"), durable=event in DURABLE)
 
     def resume(self, offset: int, **fields: Any) -> None:
         """Forget the events after a checkpoint and log that the run goes on from there.
@@ -278,7 +275,7 @@ def _cut(path: Path, length: int) -> int:
     """Cut a file to at most ``length`` bytes; returns its size before, 0 where it is missing. A link is not followed."""
     if not os.path.lexists(path):
         return 0
-    descriptor = os.open(path, os.O_WRONLY | _NO_FOLLOW)
+    descriptor = os.open(path, os.O_WRONLY | NO_FOLLOW)
     try:
         size = os.fstat(descriptor).st_size
         if size > length:
@@ -286,32 +283,6 @@ def _cut(path: Path, length: int) -> int:
         return size
     finally:
         os.close(descriptor)
-
-
-def _append(path: Path, line: bytes, durable: bool) -> int:
-    """Append a line whole or not at all; returns the new length of the file."""
-    try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | _NO_FOLLOW, 0o666)
-        try:
-            start = os.fstat(descriptor).st_size
-            try:
-                _write_all(descriptor, line)
-                if durable:
-                    os.fsync(descriptor)
-            except OSError:
-                os.ftruncate(descriptor, start)
-                raise
-        finally:
-            os.close(descriptor)
-    except OSError as error:
-        raise write_error(path, error) from error
-    return start + len(line)
-
-
-def _write_all(descriptor: int, data: bytes) -> None:
-    # A nearly full disk takes a part first and reports the error on the next call.
-    while data:
-        data = data[os.write(descriptor, data) :]
 
 
 def _refuse_overlap(path: Path, photos: Path) -> None:

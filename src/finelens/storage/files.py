@@ -19,6 +19,9 @@ from finelens.errors import UserError
 TEMPORARY_PREFIX = ".finelens-"
 TEMPORARY_SUFFIX = ".tmp"
 
+# A run folder may come from somebody else, and a link in it may point at anything. Windows has no such flag.
+NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)
+
 _REMEDIES = {
     errno.ENOSPC: "free some space and run the same command again",
     errno.EDQUOT: "your quota is used up: free some space and run the same command again",
@@ -103,6 +106,44 @@ def check_json_target(path: Path, keys: Collection[str]) -> None:
     check_target(path, "{")
     if path.exists() and path.stat().st_size and not set(keys) <= set(read_json(path)):
         raise UserError(f"{path} exists and was not written by finelens; choose another name")
+
+
+def append(path: Path, line: bytes, *, durable: bool) -> int:
+    """Append a line whole or not at all; a link is not followed.
+
+    Args:
+        path: The file; made where it is missing.
+        line: With its line end.
+        durable: Whether the line is on the disk when this returns.
+
+    Returns:
+        The new length of the file.
+
+    Raises:
+        UserError: The file cannot be written.
+    """
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | NO_FOLLOW, 0o666)
+        try:
+            start = os.fstat(descriptor).st_size
+            try:
+                _write_all(descriptor, line)
+                if durable:
+                    os.fsync(descriptor)
+            except OSError:
+                os.ftruncate(descriptor, start)
+                raise
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise write_error(path, error) from error
+    return start + len(line)
+
+
+def _write_all(descriptor: int, data: bytes) -> None:
+    # A nearly full disk takes a part first and reports the error on the next call.
+    while data:
+        data = data[os.write(descriptor, data) :]
 
 
 def sync_folder(folder: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 from finelens.classes.labels import UNANSWERED
@@ -24,15 +24,23 @@ def earlier_answers(record: RunRecord) -> dict[str, str]:
 
 def own_answers(record: RunRecord, answers: Mapping[str, str]) -> dict[str, str]:
     """The answers about photographs and classes of this run, with the classes spelled as the run spells them."""
-    paths = {row.path for row in record.read}
-    names = match(set(answers.values()), record.classes) | {"": ""}
+    return answers_about({row.path for row in record.read}, record.classes, answers)
+
+
+def answers_about(paths: Container[str], classes: Sequence[str], answers: Mapping[str, str], *, new_names: bool = False) -> dict[str, str]:
+    """The answers about some photographs and classes, with the classes spelled as in the list.
+
+    Args:
+        paths: The photographs.
+        classes: The list.
+        answers: Class names by path, written by whom ever.
+        new_names: Whether a name that is not in the list is an answer as well.
+    """
+    names = match(set(answers.values()), classes) | {"": ""}
+    if new_names:
+        names = {label: label for label in answers.values()} | names
     plain = ((PurePosixPath(path).as_posix(), label) for path, label in answers.items())
     return {path: names[label] for path, label in plain if path in paths and label in names}
-
-
-def other_answers(record: RunRecord, answers: Mapping[str, str]) -> dict[str, str]:
-    """The answers about anything else, as they stand: a review adds to a file and takes nothing out of it."""
-    return {path: label for path, label in answers.items() if not own_answers(record, {path: label})}
 
 
 def read_answers(path: Path) -> dict[str, str]:

@@ -1,83 +1,70 @@
-"""A small page on this machine only: shows the sheet and writes each answer to ``hints.csv`` at once."""
+"""A small page on this machine only: shows what is worth a look next and keeps each answer at once."""
 
 from __future__ import annotations
 
 import hmac
 import json
 import secrets
-import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from finelens.classes.hints import hints_csv
 from finelens.errors import UserError
-from finelens.reporting.page import script_json
-from finelens.reporting.record import RunRecord
-from finelens.reporting.review.answers import earlier_answers, other_answers, own_answers, read_answers
-from finelens.reporting.review.order import Look
-from finelens.reporting.review.sheet import LIMIT, photographs, sheet_html
-from finelens.storage.files import write_text
+from finelens.reporting.review.live import live_html
+from finelens.reporting.review.log import AnswerLog
+from finelens.reporting.review.plan import Plan, by_worth
+from finelens.reporting.review.session import Session
+from finelens.reporting.review.subject import Subject
+from finelens.storage.files import json_text
 
 LOOPBACK = "127.0.0.1"
-# An answer is a list of file names and class names; what is longer is no answer.
-LARGEST = 8 << 20
+# What a page sends is a name or two and a few file names.
+LARGEST = 1 << 20
+# A request that waits for news is answered after so many seconds at the latest.
+PATIENCE = 20.0
 
 
 class ReviewServer(ThreadingHTTPServer):
-    """Serves one run's sheet on the loopback interface.
+    """Serves one subject's review on the loopback interface.
 
     Args:
-        record: A finished run.
-        hints: File to write.
+        subject: The photographs.
+        hints: File to keep.
         port: 0 takes a free one.
-        limit: Most photographs on the sheet.
-        chosen: The photographs in their order; by default those most likely to be wrong.
+        goal: Looks that the person wants to take; may be raised on the page.
+        plan: Chooses the questions; by default by worth, with groups.
 
     Raises:
-        UserError: The port is in use.
+        UserError: The port is in use, or the hints file cannot be.
     """
 
     daemon_threads = True
 
-    def __init__(self, record: RunRecord, hints: Path, port: int = 0, limit: int = LIMIT, chosen: Sequence[Look] | None = None) -> None:
-        found = read_answers(hints)
+    def __init__(self, subject: Subject, hints: Path, port: int = 0, goal: int = 20, plan: Plan | None = None) -> None:
+        self.token, self.hints = secrets.token_urlsafe(16), hints
+        self.session = Session(subject, hints, plan or by_worth, goal)
         try:
             super().__init__((LOOPBACK, port), _Handler)
         except OSError as error:
+            self.session.close()
             raise UserError(f"cannot serve on port {port}: {error.strerror or error}; choose another --port") from error
-        self.token = secrets.token_urlsafe(16)
-        self.hints = hints
-        self.paths = frozenset(row.path for row in record.read)
-        self.classes = frozenset(record.classes)
-        self._others = other_answers(record, found)
-        self._given = earlier_answers(record) | own_answers(record, found)
-        self._lock = threading.Lock()
-        # Pictures are made once; the answers of the moment are put in whenever the page is asked for.
-        self._mark = {secrets.token_hex(8): ""}
-        self._html = sheet_html(record, photographs(record), limit, token=self.token, answers=self._mark, hints=str(hints), chosen=chosen)
+
+    def server_close(self) -> None:
+        """Free the port and the files."""
+        super().server_close()
+        self.session.close()
+
+    @property
+    def log(self) -> AnswerLog:
+        """All that was done."""
+        return self.session.log
 
     @property
     def page(self) -> bytes:
-        """The sheet with all answers so far."""
-        return self._html.replace(script_json(self._mark), script_json(self._given)).encode("utf-8", "backslashreplace")
-
-    def take(self, answers: Mapping[str, str]) -> int:
-        """Add answers and write the file; what another page said, and rows about other photographs, stay.
-
-        Returns:
-            Answers so far.
-
-        Raises:
-            UserError: The file cannot be written.
-        """
-        with self._lock:
-            given = self._given | dict(answers)
-            write_text(self.hints, hints_csv(self._others | given))
-            self._given = given
-            return len(given)
+        """The page; what it shows it asks for."""
+        return live_html(self.session, self.token, str(self.hints)).encode("utf-8", "backslashreplace")
 
     @property
     def address(self) -> str:
@@ -86,7 +73,7 @@ class ReviewServer(ThreadingHTTPServer):
 
     @property
     def place(self) -> str:
-        """Path and query of the sheet."""
+        """Path and query of the page."""
         return f"/?token={self.token}"
 
 
@@ -94,35 +81,29 @@ class _Handler(BaseHTTPRequestHandler):
     server: ReviewServer
 
     def do_GET(self) -> None:
-        """The sheet, and nothing else."""
+        """The page, and nothing else."""
         if not self._from_here() or not hmac.compare_digest(self.path.encode(errors="replace"), self.server.place.encode()):
             self._answer(HTTPStatus.NOT_FOUND, b"not here", "text/plain")
         else:
             self._answer(HTTPStatus.OK, self.server.page, "text/html; charset=utf-8")
 
     def do_POST(self) -> None:
-        """The answers of a page; they are added to ``hints.csv``."""
+        """What a page does; the answer is the look and the state after it."""
         length = int(text) if (text := self.headers.get("Content-Length") or "").isdecimal() else 0
-        if not self._from_here() or self.path != "/hints" or not 0 < length <= LARGEST:
+        if not self._from_here() or self.path not in _VERBS or not 0 < length <= LARGEST:
             return self._answer(HTTPStatus.NOT_FOUND, b"not here", "text/plain")
         try:
             document = json.loads(self.rfile.read(length))
-            count = self.server.take(self._checked(document))
-        except (ValueError, KeyError, TypeError, UserError) as error:
-            return self._answer(HTTPStatus.BAD_REQUEST, str(error).encode("utf-8", "replace"), "text/plain")
-        return self._answer(HTTPStatus.OK, str(count).encode(), "text/plain")
+            if not isinstance(document, Mapping) or not hmac.compare_digest(str(document["token"]).encode(), self.server.token.encode()):
+                raise ValueError("the page is not the one this server gave out; reload it")
+            reply = _VERBS[self.path](self.server.session, document)
+        except (ValueError, KeyError, TypeError, UserError, RecursionError) as error:
+            return self._answer(HTTPStatus.BAD_REQUEST, str(error).encode("utf-8", "replace"), "text/plain; charset=utf-8")
+        return self._answer(HTTPStatus.OK, json_text(reply).encode("utf-8", "backslashreplace"), "application/json")
 
     def _from_here(self) -> bool:
         """Whether the request names this server: a page elsewhere that points a name at the loopback address does not."""
         return self.headers.get("Host") == f"{LOOPBACK}:{self.server.server_address[1]}"
-
-    def _checked(self, document: Any) -> dict[str, str]:
-        if not isinstance(document, Mapping) or not hmac.compare_digest(str(document["token"]), self.server.token):
-            raise ValueError("the page is not the one this server gave out; reload it")
-        rows = {str(path): str(label) for path, label in document["hints"]}
-        if strange := set(rows) - self.server.paths or set(rows.values()) - self.server.classes - {""}:
-            raise ValueError(f"{sorted(strange)[0]!r} is no photograph or class of this run; reload the page")
-        return rows
 
     def _answer(self, status: HTTPStatus, body: bytes, kind: str) -> None:
         self.send_response(status)
@@ -131,7 +112,54 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("X-Content-Type-Options", "nosniff")
         self.send_header("Cache-Control", "no-store")
         self.end_headers()
-        self.wfile.write(body)
+        try:
+            self.wfile.write(body)
+        except (BrokenPipeError, ConnectionResetError):
+            # Somebody closed the page while it waited for news.
+            self.close_connection = True
 
     def log_message(self, format: str, *args: Any) -> None:
         """Requests are no news."""
+
+
+def _look(session: Session, asked: Mapping[str, Any]) -> dict[str, Any]:
+    return {"look": session.look(_text(asked, "tab")), "state": session.state()}
+
+
+def _take(session: Session, asked: Mapping[str, Any]) -> dict[str, Any]:
+    odd = [str(path) for path in asked.get("odd", [])]
+    session.answer(_text(asked, "tab"), _text(asked, "who"), int(asked["question"]), _text(asked, "label"), odd)
+    return _look(session, asked)
+
+
+def _skip(session: Session, asked: Mapping[str, Any]) -> dict[str, Any]:
+    session.skip(_text(asked, "tab"), _text(asked, "who"), int(asked["question"]))
+    return _look(session, asked)
+
+
+def _undo(session: Session, asked: Mapping[str, Any]) -> dict[str, Any]:
+    return {"undone": session.undo(_text(asked, "tab"), _text(asked, "who")), **_look(session, asked)}
+
+
+def _again(session: Session, asked: Mapping[str, Any]) -> dict[str, Any]:
+    session.again(_text(asked, "tab"), _text(asked, "path"))
+    return _look(session, asked)
+
+
+def _go_on(session: Session, asked: Mapping[str, Any]) -> dict[str, Any]:
+    session.go_on(int(asked["more"]))
+    return _look(session, asked)
+
+
+def _news(session: Session, asked: Mapping[str, Any]) -> dict[str, Any]:
+    session.wait(_text(asked, "seen"), PATIENCE)
+    return {"state": session.state()}
+
+
+def _text(asked: Mapping[str, Any], key: str) -> str:
+    if not isinstance(value := asked[key], str):
+        raise TypeError(f"{key} is no text")
+    return value
+
+
+_VERBS = {"/look": _look, "/answer": _take, "/skip": _skip, "/undo": _undo, "/again": _again, "/more": _go_on, "/news": _news}

@@ -30,7 +30,6 @@ def sheet_html(
     photos: Photos,
     limit: int = LIMIT,
     *,
-    token: str | None = None,
     answers: Mapping[str, str] | None = None,
     hints: str = "hints.csv",
     chosen: Sequence[Look] | None = None,
@@ -41,7 +40,6 @@ def sheet_html(
         record: A finished run.
         photos: Where the pictures come from.
         limit: Most photographs on the sheet.
-        token: Secret of the local server that takes the answers; None for a file that offers them as a download.
         answers: Class names by path that were given before; the empty name for "none of these".
         hints: File that the answers will be in.
         chosen: The photographs in their order; by default those most likely to be wrong.
@@ -64,7 +62,7 @@ def sheet_html(
         "name": record.path.absolute().name,
         "count": len(items),
         "total": len(record.predicted),
-        "served": token is not None,
+        "copies": len(record.predicted) - len(set(record.measured.ids)),
         "command": adapt_command(record, hints),
         "version": __version__,
     }
@@ -73,10 +71,9 @@ def sheet_html(
         "items": items,
         # Answers that a browser keeps belong to these photographs and classes, whatever the folder is called.
         "id": f"{record.event('images').get('digest')}:{record.event('classes').get('digest')}",
-        "token": token,
         "answers": dict(answers or {}),
     }
-    return render("review.html.j2", content, {"review-data": sheet}, script="review.js", answers=token is not None)
+    return render("review.html.j2", content, {"review-data": sheet}, script=("names.js", "review.js"))
 
 
 def write_sheet(folder: RunFolder, target: Path, limit: int = LIMIT, chosen: Sequence[Look] | None = None) -> int:
@@ -89,8 +86,9 @@ def write_sheet(folder: RunFolder, target: Path, limit: int = LIMIT, chosen: Seq
         UserError: The run is not finished or damaged, or the file cannot be written.
     """
     record = read_run(folder)
+    chosen = looks(record, limit) if chosen is None else chosen
     write_text(target, sheet_html(record, photographs(record), limit, answers=earlier_answers(record), chosen=chosen))
-    return min(limit, len(record.predicted)) if chosen is None else len(chosen)
+    return len(chosen)
 
 
 def adapt_command(record: RunRecord, hints: str = "hints.csv") -> str:

@@ -18,9 +18,10 @@ from finelens.engine.engine import Engine
 from finelens.errors import UserError
 from finelens.evaluation.prequential import random_order
 from finelens.feature_store.encoder import target_features
+from finelens.images.decode import DecodeLimits
 from finelens.images.load import decode_limits
 from finelens.images.view_config import ViewConfig
-from finelens.protocol import Loaded, TargetFeatures
+from finelens.protocol import ImageRecord, Loaded, TargetFeatures
 from finelens.reporting.review.order import Look
 from finelens.reporting.review.worth import centred_looks, looks_of
 from finelens.runs.sources import FeatureSource, source_of
@@ -46,8 +47,8 @@ def first_questions(
     Raises:
         UserError: No image can be read, or all are answered.
     """
-    loaded, features = _features(images, console, backbone, device)
-    named = sorted((record for record in loaded.records if record.index is not None), key=lambda record: record.index or 0)
+    _, loaded, features = unnamed_features(images, console, backbone, device)
+    named = readable(loaded)
     # A copy of an answered photograph is answered.
     ids = [content.partition("-")[0] for content in loaded.store.ids]
     done = {ids[record.index] for record in named if record.index is not None and record.name in answers}
@@ -59,16 +60,21 @@ def first_questions(
     return looks_of(rows, centred_looks(features), torch.ones(len(rows)), answered, random_order(ids), n, classes=classes)
 
 
-def _features(images: object, console: Console, spec: str, device: str) -> tuple[Loaded, TargetFeatures]:
-    """The images and what the unadapted model makes of them; photographs are encoded where the cache does not hold them."""
+def unnamed_features(images: object, console: Console, spec: str, device: str) -> tuple[DecodeLimits, Loaded, TargetFeatures]:
+    """How images are decoded, the images, and what the unadapted model makes of them; photographs are encoded where the cache does not hold them."""
     source = source_of(images)
     if isinstance(source, FeatureSource):
-        return source.file, source.file.store.features
+        return DecodeLimits(), source.file, source.file.store.features
     place = choose_device(device)
     engine = Engine(load_backbone(spec), place, choose_precision(TrainingConfig().precision, place))
     limits = decode_limits(ViewConfig(), engine.backbone.preprocess)
     loaded = source.load(limits, console)
-    return loaded, target_features(engine, loaded.store, limits.short_side, console)
+    return limits, loaded, target_features(engine, loaded.store, limits.short_side, console)
+
+
+def readable(loaded: Loaded) -> list[ImageRecord]:
+    """The inputs that are images, in the order of the store."""
+    return sorted((record for record in loaded.records if record.index is not None), key=lambda record: record.index or 0)
 
 
 def adapt_command(photos: str, hints: str, backbone: str) -> str:

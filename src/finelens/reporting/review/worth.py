@@ -18,7 +18,7 @@ from finelens.protocol import TargetFeatures
 from finelens.reporting.record import read_run
 from finelens.reporting.review.answers import earlier_answers, read_answers
 from finelens.reporting.review.order import Look
-from finelens.runs.classifier import load_run
+from finelens.runs.classifier import Classifier, load_run
 from finelens.runs.folder import RunFolder
 from finelens.runs.sources import source_of_run
 from finelens.solvers.asking import Asked, ask
@@ -71,12 +71,12 @@ def worth_asking(folder: RunFolder, n: int, console: Console, *, device: str = "
         UserError: The run is not finished, or its images are gone.
     """
     record = read_run(folder)
-    looks, places = _looks(folder, console, device)
+    _, features, places = unadapted_features(folder, console, device)
     found = [(row, content) for row, content in zip(record.predicted, record.measured.ids, strict=True) if row.path in places]
     if not found:
         raise UserError(f"none of the run's images is in {record.config.photos} any more; put them back")
     rows, ids = zip(*found, strict=True)
-    looks = looks[[places[row.path] for row in rows]]
+    looks = centred_looks(features)[[places[row.path] for row in rows]]
     given = {*earlier_answers(record), *read_answers(folder.hints_path)}
     # A copy of an answered photograph is answered.
     contents = {content for row, content in found if row.path in given}
@@ -91,21 +91,26 @@ def looks_of(
     """The :func:`questions` as rows of predictions with their reasons; arguments as there."""
     asked, drawn = questions(looks, doubt, answered, order, n, classes=classes)
     parts = zip(asked.rows.tolist(), asked.speaks_for.tolist(), asked.covered.tolist(), drawn.tolist(), strict=True)
-    return [Look(rows[i], DRAWN if random else _why(round(size), covered), size, random) for i, size, covered, random in parts]
+    return [Look(rows[i], DRAWN if random else reason(round(size), covered), size, random) for i, size, covered, random in parts]
 
 
-def _why(size: int, covered: bool) -> str:
+def reason(size: int, covered: bool) -> str:
+    """What an answer says of others, for the person who looks."""
     alike = f"speaks for about {size} photographs" if size > 1 else "like no other photograph"
     return f"{alike}, one of which is answered" if covered else f"{alike}, none of them answered" if size > 1 else alike
 
 
-def _looks(folder: RunFolder, console: Console, device: str) -> tuple[Tensor, dict[str, int]]:
-    """Centred unit features (N, D) of the run's images by the unadapted model, and the row of each path."""
+def unadapted_features(folder: RunFolder, console: Console, device: str) -> tuple[Classifier, TargetFeatures, dict[str, int]]:
+    """The run's classifier, features of its images by the unadapted model, and the row of each path.
+
+    Raises:
+        UserError: The run is not finished, or its images are gone.
+    """
     classifier = load_run(folder.path, device=device)
     loaded = source_of_run(folder.config).load(classifier.limits, console)
     with classifier.model.unadapted():
         found = target_features(classifier.model.engine, loaded.store, classifier.limits.short_side, console)
-    return centred_looks(found), {record.name: record.index for record in loaded.records if record.index is not None}
+    return classifier, found, {record.name: record.index for record in loaded.records if record.index is not None}
 
 
 def centred_looks(features: TargetFeatures) -> Tensor:

@@ -1,0 +1,169 @@
+"""Points per look: groups of photographs named at once against single photographs; one JSON line per run, resumable.
+
+    python benchmarks/groups.py DATA --sets pets37 cifar10 dtd10 --draws 0 1 2 --out benchmarks/results/groups.jsonl
+    python benchmarks/groups.py --table benchmarks/results/groups.jsonl
+
+DATA, draws and scores are those of ``looking.py``: C, 2C and 4C looks for C classes at nine tenths of ``train/``, accuracy on all of ``test/``. The
+looks up to C, 2C and 4C are chosen at once each. ``sheet`` is what the served page does: groups, and every fifth look a single photograph that is
+drawn at random. The person names a group after the class that most of it has and takes out the others, which are asked alone if they are asked again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from looking import QUIET
+
+import finelens
+from finelens.bench.rows.context import Context, Start
+from finelens.bench.rows.features import take
+from finelens.bench.sets.data import read_folder
+from finelens.evaluation.prequential import ONE_IN, random_order
+from finelens.images.randomness import generator, permutation
+from finelens.solvers.asking import ask
+from finelens.solvers.groups import group_around
+from finelens.solvers.known import Known
+from finelens.solvers.learner import Learner
+from finelens.solvers.taught import teach
+from finelens.solvers.views import centred_views
+
+TIMES = (1, 2, 4)
+# As on the sheet.
+LEAST = 4
+PLANS = ("single", "groups", "sheet")
+KEY = ("set", "draw", "plan", "times")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path, nargs="?")
+    parser.add_argument("--sets", nargs="+", default=[])
+    parser.add_argument("--draws", type=int, nargs="+", default=[0])
+    parser.add_argument("--plans", nargs="+", default=list(PLANS))
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--table", type=Path, help="print the table of a file of results")
+    given = parser.parse_args()
+    if given.table is not None:
+        print(table([json.loads(line) for line in given.table.read_text().splitlines()]))
+        return
+    command = "python benchmarks/groups.py DATA " + " ".join(sys.argv[2:])
+    start = Start("embedded")
+    for name in given.sets:
+        context = Context(read_folder(given.data / name), start, QUIET)
+        for draw in given.draws:
+            lines = given.out.read_text().splitlines() if given.out.exists() else []
+            for row in rows(context, draw, given.plans, {tuple(json.loads(line)[key] for key in KEY) for line in lines}):
+                with given.out.open("a") as file:
+                    file.write(json.dumps({**row, "finelens": finelens.__version__, "command": command}) + "\n")
+                print(json.dumps(row), flush=True)
+
+
+def rows(context: Context, draw: int, plans: list[str], done: set[tuple[Any, ...]]) -> Iterator[dict[str, Any]]:
+    """One row a plan and budget that is not done yet."""
+    name, classes = context.data.name, len(context.data.class_names)
+    if all((name, draw, plan, times) in done for plan in plans for times in TIMES):
+        return
+    world = World(context, draw)
+    yield from ([] if (name, draw, "none", 0) in done else [{"set": name, "draw": draw, "plan": "none", "times": 0, "accuracy": world.score({})}])
+    for plan in plans:
+        for looks, answers, groups in world.looked(plan, [times * classes for times in TIMES]):
+            if (name, draw, plan, looks // classes) not in done:
+                row = {"set": name, "draw": draw, "plan": plan, "times": looks // classes, "looks": looks, "answers": len(answers), "groups": groups}
+                yield {**row, "named": len(set(answers.values())), "accuracy": world.score(answers)}
+
+
+class World:
+    """A draw of a set, and the learner of the sheet."""
+
+    def __init__(self, context: Context, draw: int) -> None:
+        pool = context.pool("train")
+        labels = pool.truth().labels
+        order = permutation(generator(draw, 0, "images", "hint value"), len(labels))
+        rows = np.sort(order[: round(0.9 * len(labels))])
+        self.truth, self.test_truth = labels[rows], context.test.truth().labels
+        engine = context.start.fresh_engine()
+        prototypes, test = context.heads(context.data.class_names).descriptions, context.test.features
+        fitted = engine.centre(take(pool.features, rows))
+        new = [F.normalize(engine.backbone.project(test.cls), dim=-1) if engine.backbone.fitted_state() else test.global_, test.cls]
+        self.classes, self.order = len(prototypes), random_order([str(row) for row in rows.tolist()])
+        self.learner = Learner([fitted.global_, fitted.cls], prototypes, engine.backbone.logit_scale)
+        solver = self.learner.solver
+        assert solver is not None
+        self.new_log_p = solver.predict_log_proba(new)
+        self.new_looks = centred_views(torch.cat([F.normalize(view, dim=1) for view in new], 1), solver.centre_, solver.widths_.tolist())
+
+    def score(self, answers: dict[int, int]) -> float:
+        """Accuracy on the test part, percent."""
+        log_p, given = self.new_log_p, known(answers)
+        logits = teach(self.learner.looks, self.learner.log_p, given).logits(self.new_looks, log_p) if len(given) else log_p
+        return round(100 * float((logits.argmax(1).numpy() == self.test_truth).mean()), 2)
+
+    def looked(self, plan: str, budgets: list[int]) -> Iterator[tuple[int, dict[int, int], int]]:
+        """Budget, answers so far and groups among the looks."""
+        answers: dict[int, int] = {}
+        shown: set[int] = set()
+        out: set[int] = set()
+        looks = groups = 0
+        while looks < budgets[-1]:
+            doubt = 1 - self.learner.posteriors(known(answers), self.classes).amax(1)
+            at = torch.tensor(sorted(shown), dtype=torch.int64)
+            left = next(budget for budget in budgets if budget > looks) - looks
+            asked = ask(self.learner.looks, doubt, at, left, classes=self.classes)
+            if not len(asked.rows):
+                # Groups have answered all photographs but near-copies.
+                yield from ((budget, dict(answers), groups) for budget in budgets if budget > looks)
+                return
+            drawn = iter([row for row in self.order if row not in shown])
+            for row in asked.rows.tolist():
+                if plan == "sheet" and (looks + 1) % ONE_IN == 0:
+                    row = next((row for row in drawn if row not in shown), row)
+                if row in shown:
+                    continue
+                free = torch.ones(len(self.truth), dtype=torch.bool)
+                free[sorted(shown | out)] = False
+                members = torch.tensor([row])
+                if row not in out and (plan == "groups" or (plan == "sheet" and (looks + 1) % ONE_IN)):
+                    near = group_around(self.learner.looks, row, free)
+                    members = near if len(near) >= LEAST else members
+                groups += len(members) > 1
+                own = self.truth[members.numpy()]
+                name = int(np.bincount(own).argmax())
+                answers |= dict.fromkeys(members[torch.as_tensor(own == name)].tolist(), name)
+                shown |= set(answers)
+                out |= set(members[torch.as_tensor(own != name)].tolist())
+                looks += 1
+                if looks in budgets:
+                    yield looks, dict(answers), groups
+                if looks == budgets[-1]:
+                    return
+
+
+def known(answers: dict[int, int]) -> Known:
+    rows = torch.tensor(sorted(answers), dtype=torch.int64)
+    return Known(rows, torch.tensor([answers[i] for i in rows.tolist()], dtype=torch.int64))
+
+
+def table(found: list[dict[str, Any]]) -> str:
+    """Markdown: accuracy with C / 2C / 4C looks, the mean over the draws, and points over no answer per look."""
+    sets = list(dict.fromkeys(row["set"] for row in found))
+    lines = ["| looks | " + " | ".join([*sets, "mean"]) + " | photographs a look | draws |", "|---" * (len(sets) + 4) + "|"]
+    for plan in dict.fromkeys(row["plan"] for row in found):
+        own = [row for row in found if row["plan"] == plan]
+        times = sorted({row["times"] for row in own})
+        means = [[np.mean([row["accuracy"] for row in own if (row["set"], row["times"]) == (name, t)]) for t in times] for name in sets]
+        cells = [" / ".join(f"{value:.1f}" for value in values) for values in (*means, np.mean(means, 0))]
+        a_look = [row["answers"] / row["looks"] for row in own if row.get("looks")]
+        lines.append(f"| {plan} | " + " | ".join(cells) + f" | {np.mean(a_look) if a_look else 0:.1f} | {len({row['draw'] for row in own})} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,208 @@
+// The review with a server: each answer is sent at once, and the server says what is worth most next.
+
+const { classes, token } = JSON.parse(document.getElementById("review-data").textContent);
+const LETTERS = "abcdefghijkl";
+let look = null, state = null, odd = new Set(), sending = false;
+
+function kept(store, key, value) {
+  try {
+    if (value !== undefined) store().setItem(key, value);
+    return store().getItem(key) || "";
+  } catch { return value || ""; }
+}
+
+// A reloaded page is the same page: it gets the same look back.
+const tab = kept(() => sessionStorage, "finelens-tab") || kept(() => sessionStorage, "finelens-tab", crypto.randomUUID());
+const who = () => at("who").value.trim();
+const names = () => [...classes, ...(state ? state.new : [])];
+
+async function call(verb, body) {
+  let reply;
+  try {
+    reply = await fetch(verb, { method: "POST", body: JSON.stringify({ token, tab, who: who(), ...body }) });
+  } catch {
+    throw new Error("Not saved: the program no longer answers. Start finelens review again and open its new address; it goes on from the last answer that was saved.");
+  }
+  if (!reply.ok) throw new Error("Not saved: " + await reply.text());
+  return reply.json();
+}
+
+// One step at a time; what is pressed before the next look is there belongs to no look.
+async function step(verb, body, said) {
+  if (sending) return;
+  sending = true;
+  try {
+    const found = await call(verb, body);
+    say("");
+    tell(found.state);
+    show(found.look);
+    at("given").textContent = verb === "/undo" && !found.undone ? "There is nothing of yours to take back." : said || "";
+  } catch (error) {
+    say(error.message);
+  } finally {
+    sending = false;
+  }
+}
+
+function answer(label) {
+  if (!look) return;
+  const count = look.photos.length - odd.size;
+  step("/answer", { question: look.id, label, odd: [...odd] }, "Saved: " + (label || "none of these") + (look.photos.length > 1 ? " for " + count + " photographs" : "") + ". U takes it back.");
+}
+
+const skip = () => look && step("/skip", { question: look.id }, "Skipped. U takes it back.");
+const undo = () => step("/undo", {}, "Taken back.");
+const more = () => step("/more", { more: 10 });
+
+function show(next) {
+  look = next;
+  odd = new Set();
+  const over = !look && !state.busy;
+  at("sheet").hidden = !look;
+  at("waiting").hidden = Boolean(look) || over;
+  at("done").hidden = !over;
+  at("back").hidden = over;
+  clearName();
+  if (over) return at("finished").focus();
+  if (!look) return;
+  const group = look.photos.length > 1, first = look.photos[0];
+  at("question").textContent = group ? "What are these " + look.photos.length + "?" : "What is this?";
+  at("why").textContent = group ? "Take out the odd ones by click or letter, then name the rest." : look.why;
+  at("one").hidden = group;
+  at("group").hidden = !group;
+  if (group) at("group").replaceChildren(...look.photos.map(member));
+  else {
+    at("picture").hidden = !first.picture;
+    at("nopicture").hidden = Boolean(first.picture);
+    if (first.picture) at("picture").src = first.picture;
+    at("picture").alt = first.path;
+    at("path").textContent = first.path;
+  }
+  at("earlier").textContent = look.said.map(([name, label]) => (name || "somebody") + " said: " + (label || "none of these")).join("; ");
+  at("choices").replaceChildren(...look.choices.map(choice));
+  at("choices").hidden = !look.choices.length;
+  at("none").hidden = !names().length;
+  if (!look.choices.length && !group) at("name").focus();
+  else at("question").focus({ preventScroll: true });
+}
+
+function choice([name, permille], i) {
+  const button = make("button", { type: "button" }, make("kbd", { textContent: i + 1 }), make("bdi", { textContent: name }));
+  button.append(make("span", { className: "num quiet", textContent: (permille / 10).toFixed(0) + " %" }));
+  button.addEventListener("click", () => answer(name));
+  return make("li", {}, button);
+}
+
+function member({ path, picture }, i) {
+  const button = make("button", { type: "button", className: "member" });
+  if (picture) button.append(make("img", { src: picture, alt: path }));
+  else button.append(make("span", { className: "nopicture", textContent: "not where it was" }));
+  button.append(make("kbd", { textContent: LETTERS[i].toUpperCase() }), make("span", { className: "cross", textContent: "out" }));
+  button.title = path;
+  button.setAttribute("aria-pressed", false);
+  button.setAttribute("aria-label", "take out " + path);
+  button.addEventListener("click", () => toggle(i));
+  return button;
+}
+
+function toggle(i) {
+  const { path } = look.photos[i], out = !odd.has(path);
+  if (out && odd.size === look.photos.length - 1) return say("One has to stay. Press S to skip the group.");
+  if (out) odd.add(path);
+  else odd.delete(path);
+  say("");
+  at("group").children[i].setAttribute("aria-pressed", out);
+  const left = look.photos.length - odd.size;
+  at("question").textContent = left === 1 ? "What is the one that is left?" : "What are these " + left + "?";
+}
+
+const percent = (share) => Math.round(100 * share) + " %";
+const count = (n, one, many) => n + " " + (n === 1 ? one : many);
+
+function tell(next) {
+  if (state && next.acts < state.acts) return;
+  state = next;
+  at("bar").max = state.goal;
+  at("bar").value = Math.min(state.looks, state.goal);
+  at("where").textContent = state.looks < state.goal ? "look " + (state.looks + 1) + " of " + state.goal : count(state.looks, "look", "looks");
+  const found = state.progress, told = found && !found.wanted;
+  at("accuracy").textContent = told ? percent(found.estimate) : "not known yet";
+  at("interval").textContent = told ? percent(found.low) + " to " + percent(found.high) + ", from " + count(found.tested, "answer", "answers") : found ? count(found.wanted, "more answer tells", "more answers tell") : "the first answers tell";
+  at("answered").textContent = state.answered;
+  at("answered-note").textContent = state.none ? state.none + " of them none of the classes" : "";
+  at("lacking").textContent = names().length ? names().length - state.lacking + " of " + names().length : "none yet";
+  at("missing").textContent = state.lacking ? "No example yet: " + state.missing.join(", ") + (state.lacking > state.missing.length ? ", …" : "") : "";
+  at("advice").textContent = advice(found);
+  at("advice").classList.toggle("good", Boolean(found && found.stop));
+  at("learning").textContent = state.error ? "The model could not be taught: " + state.error : state.busy ? "learning the last answers …" : "has learnt all answers";
+  at("learning").dataset.settled = !state.busy;
+  const people = Object.entries(state.people);
+  at("people").textContent = people.length > 1 ? people.map(([name, n]) => (name || "somebody") + " " + n).join(", ") : "";
+  at("disagree").hidden = !state.contradictions.length;
+  at("contradictions").replaceChildren(...state.contradictions.map(contradiction));
+  at("summary").textContent = count(state.looks, "look", "looks") + ", " + count(state.answered, "photograph", "photographs") + " answered" + (told ? "; the model is about " + percent(found.estimate) + " right (" + percent(found.low) + " to " + percent(found.high) + ")" : "") + ".";
+  at("finished").textContent = state.looks >= state.goal ? "That was the last one" : "There is nothing left to ask";
+}
+
+function advice(found) {
+  if (!found || found.gain === null) return "";
+  const gain = (100 * found.gain).toFixed(1) + " points";
+  return found.stop ? "You can stop: ten more answers are expected to gain " + gain + "." : "Go on: ten more answers are expected to gain " + gain + ".";
+}
+
+function contradiction({ path, said }) {
+  const again = make("button", { type: "button", textContent: "look again" });
+  again.addEventListener("click", () => step("/again", { path }));
+  const words = said.map(([name, label]) => (name || "somebody") + ": " + (label || "none of these")).join("; ");
+  return make("li", {}, make("bdi", { className: "path", textContent: path }), " – " + words + " ", again);
+}
+
+function press(event) {
+  if (!isOurs(event)) return;
+  const pressed = event.key.toLowerCase(), on = event.target.tagName;
+  // Enter and space on a button are that button's own.
+  if ((pressed === "enter" || pressed === " ") && on !== "BODY" && on !== "H2") return;
+  const place = look && look.photos.length > 1 ? LETTERS.indexOf(pressed) : -1;
+  if (pressed === "?") help();
+  else if (pressed === "u") undo();
+  else if (!look && pressed === "m" && !at("done").hidden) more();
+  else if (!look) return;
+  else if (place >= 0 && place < look.photos.length && pressed.length === 1) toggle(place);
+  else if (pressed === "enter" && look.choices.length) answer(look.choices[0][0]);
+  else if (pressed === "n" && names().length) answer("");
+  else if (pressed === "s") skip();
+  else if (/^[1-9]$/.test(pressed) && look.choices[pressed - 1]) answer(look.choices[pressed - 1][0]);
+  else if (pressed === "/") at("name").focus();
+  // Any other letter begins a name.
+  else if (/^\p{L}$/u.test(pressed)) return at("name").focus();
+  else return;
+  event.preventDefault();
+}
+
+async function news() {
+  for (;;) {
+    try {
+      const found = await call("/news", { seen: state ? state.stamp : "" });
+      tell(found.state);
+      if (!look && !sending) {
+        const over = !at("done").hidden;
+        if (!over || state.busy || state.looks < state.goal) await step("/look", {});
+      }
+    } catch (error) {
+      say(error.message.replace("Not saved: t", "T"));
+      await new Promise((resume) => setTimeout(resume, 3000));
+    }
+  }
+}
+
+const clearName = typeAhead(at("name"), at("options"), names, answer, () => at("question").focus(), JSON.parse(at("name").dataset.add));
+at("who").value = kept(() => localStorage, "finelens-who");
+at("who").addEventListener("change", () => kept(() => localStorage, "finelens-who", who()));
+at("none").addEventListener("click", () => answer(""));
+at("skip").addEventListener("click", skip);
+at("back").addEventListener("click", undo);
+at("undo-last").addEventListener("click", undo);
+at("more").addEventListener("click", more);
+at("typing").addEventListener("submit", (event) => event.preventDefault());
+addEventListener("keydown", press);
+step("/look", {}).then(news);

@@ -1,0 +1,46 @@
+"""What the model of a live review believes at one moment."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from finelens.evaluation.prequential import Progress
+from finelens.reporting.review.log import Question
+
+# Probability from which on a class is not out of the question.
+POSSIBLE = 0.01
+
+
+@dataclass(frozen=True)
+class Belief:
+    """What the model believes after some answers.
+
+    Attributes:
+        version: Changes of the log that it knows.
+        classes: C' names, those that persons thought of last.
+        p: Probabilities, (N, C'); (N, 0) where no class has a name.
+        learnt: Answers behind them.
+        progress: Accuracy by the answers, and whether more of them pay; None before the first.
+        error: Why the last lesson failed; empty where it did not.
+    """
+
+    version: int
+    classes: tuple[str, ...]
+    p: Tensor
+    learnt: int = 0
+    progress: Progress | None = None
+    error: str = ""
+
+    def likeliest(self, rows: list[int], least: int, most: int) -> list[tuple[str, float]]:
+        """Names and probabilities, on average over some photographs, likeliest first: ``least``, and more where they are not out of the question."""
+        if not self.classes:
+            return []
+        found = self.p[rows].mean(0).sort(descending=True, stable=True)
+        pairs = zip(found.values[:most].tolist(), found.indices[:most].tolist(), strict=True)
+        return [(self.classes[i], value) for place, (value, i) in enumerate(pairs) if place < least or value >= POSSIBLE]
+
+    def guessing(self, question: Question, row: int) -> Question:
+        """The question with what the model says of its first photograph before it learns the answer."""
+        return replace(question, guess=self.classes[int(self.p[row].argmax())], learnt=self.learnt) if self.classes else question

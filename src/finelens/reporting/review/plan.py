@@ -1,0 +1,96 @@
+"""What is asked next: a few questions at a time, by the answers that there are and by what the model believes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+
+from finelens.evaluation.prequential import ONE_IN
+from finelens.reporting.review.belief import Belief
+from finelens.reporting.review.log import AnswerLog, Question
+from finelens.reporting.review.order import Look
+from finelens.reporting.review.subject import Subject
+from finelens.reporting.review.worth import DRAWN, reason
+from finelens.solvers.asking import ask
+from finelens.solvers.groups import group_around
+
+# From the subject, the log, what the model believes and the looks that are left to the next questions.
+Plan = Callable[[Subject, AnswerLog, Belief, int], list[Question]]
+
+# Questions that are chosen at a time, and how few are left when more are chosen: the model learns while those are answered.
+ROUND, LEFT = 8, 4
+# With more at once, k-means takes longer than a look.
+MOST = 100
+# A smaller group is no less work than a photograph.
+LEAST = 4
+# Classes that are expected where none has a name.
+UNNAMED = 10
+
+
+def by_worth(subject: Subject, log: AnswerLog, belief: Belief, left: int) -> list[Question]:
+    """The next questions, most valuable first.
+
+    Every fifth is a single photograph, drawn at random, which is what the estimate of accuracy rests on. The others are groups, which teach more by
+    the look (docs/review.md), where at least four photographs are left that are no near-copies. What was taken out of a group is asked alone.
+
+    Args:
+        subject: The photographs.
+        log: What was asked and answered.
+        belief: Of the model.
+        left: Looks that the person still wants to take.
+    """
+    p, classes = belief.p, belief.classes
+    busy, out = _busy(subject, log), _taken_out(subject, log)
+    taken = torch.tensor(sorted(busy), dtype=torch.int64)
+    doubt = 1 - p.amax(1) if p.shape[1] else torch.ones(len(p))
+    count = min(left, MOST)
+    asked = ask(subject.looks, doubt, taken, count, classes=len(classes) or UNNAMED)
+    parts = zip(asked.rows.tolist(), asked.speaks_for.tolist(), asked.covered.tolist(), strict=True)
+    worth = iter([(row, size, reason(round(size), covered)) for row, size, covered in parts])
+    drawn = iter([(row, 1.0, DRAWN) for row in subject.drawn])
+    found: list[Question] = []
+    for number in range(log.next_id, log.next_id + min(count, ROUND)):
+        at_random = number % ONE_IN == 0
+        chosen = _first(drawn, busy) if at_random else _first(worth, busy)
+        if chosen is None:
+            continue
+        row, size, why = chosen
+        members = [row]
+        if not at_random and row not in out:
+            free = torch.ones(len(subject.paths), dtype=torch.bool)
+            free[sorted(busy | out)] = False
+            near = group_around(subject.looks, row, free).tolist()
+            members = near if len(near) >= LEAST else members
+        busy |= subject.with_copies(members)
+        found.append(belief.guessing(Question(number, tuple(subject.paths[i] for i in members), why, size), row))
+    return found
+
+
+def in_order(looks: Sequence[Look]) -> Plan:
+    """Asks about photographs in an order that is made already, one at a time."""
+
+    def plan(subject: Subject, log: AnswerLog, belief: Belief, left: int) -> list[Question]:
+        busy = _busy(subject, log)
+        free = [look for look in looks if look.path in subject.place and subject.place[look.path] not in busy][: min(left, ROUND)]
+        made = (Question(number, (look.path,), look.why) for number, look in enumerate(free, log.next_id))
+        return [belief.guessing(question, subject.place[question.paths[0]]) for question in made]
+
+    return plan
+
+
+def _first(candidates: Iterator[tuple[int, float, str]], busy: set[int]) -> tuple[int, float, str] | None:
+    return next((found for found in candidates if found[0] not in busy), None)
+
+
+def _busy(subject: Subject, log: AnswerLog) -> set[int]:
+    """Rows that have an answer, are being asked, or were skipped: of a group the one that was chosen."""
+    paths = set(subject.given) | set(log.answers())
+    paths |= {path for question in log.open() for path in question.paths}
+    paths |= {log.questions[act.question].paths[0] for act in log.done_by_persons() if act.label is None}
+    return subject.with_copies(subject.place[path] for path in paths if path in subject.place)
+
+
+def _taken_out(subject: Subject, log: AnswerLog) -> set[int]:
+    """Rows that were odd in a group."""
+    return {subject.place[path] for act in log.done_by_persons() for path in act.odd if path in subject.place}

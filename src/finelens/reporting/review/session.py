@@ -1,0 +1,238 @@
+"""What a page may ask of a live review: the next look, an answer, a step back. It knows nothing of the web."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from finelens.classes.hints import hints_csv, slip_of
+from finelens.classes.labels import NONE_WORDS, UNANSWERED
+from finelens.classes.names import check_names, match, normalise
+from finelens.errors import UserError
+from finelens.evaluation.prequential import Progress
+from finelens.reporting.review.answers import answers_about, read_answers
+from finelens.reporting.review.log import Act, Answer, AnswerLog, Question
+from finelens.reporting.review.plan import Plan
+from finelens.reporting.review.subject import Subject
+from finelens.reporting.review.tutor import Tutor, contradictions
+from finelens.reporting.thumbnails import Thumbnails
+from finelens.storage.files import write_text
+from finelens.storage.lock import Lock
+
+# Longer sides of the pictures of a look at one photograph, and of a group.
+LARGE, SMALL = 384, 224
+# Fewest and most choices with a number key each.
+CHOICES = (6, 9)
+# Seconds after which a look that somebody has in front of them may be given to another person.
+HELD = 300.0
+# Most looks that a request may add.
+MORE = 2000
+LONGEST_NAME = 60
+# Answers that have to have tested the model before its accuracy is told, and before the page says that more are not worth it.
+TO_SAY, TO_STOP = 5, 10
+
+
+class Session:
+    """The answers to one subject, by any number of pages.
+
+    Args:
+        subject: The photographs.
+        hints: File to keep; beside it stands ``<name>.jsonl`` with all that was done.
+        plan: Makes questions.
+        goal: Looks that the person wants to take.
+
+    Raises:
+        UserError: The files cannot be read or written, or another program is answering into them.
+    """
+
+    def __init__(self, subject: Subject, hints: Path, plan: Plan, goal: int) -> None:
+        self.subject, self.hints = subject, hints
+        self._claim = Lock(hints.parent / f".{hints.name}.lock")
+        self._claim.acquire()
+        try:
+            found = read_answers(hints)
+            self.log = AnswerLog(hints.with_suffix(".jsonl"))
+            own = {row: self._own({row: label}) for row, label in found.items()}
+            # A review adds to a file and takes nothing out of it.
+            self._others = {row: found[row] for row, answer in own.items() if not answer}
+            self._take_edits({path: label for answer in own.values() for path, label in answer.items()})
+            self.tutor = Tutor(subject, self.log, plan, goal)
+        except BaseException:
+            self._claim.release()
+            raise
+        self._lock = threading.RLock()
+        self._held: dict[str, tuple[int, float]] = {}
+        most = len(subject.paths)
+        self._large = Thumbnails(subject.photos, limit=most, side=LARGE, crop=False)
+        self._small = Thumbnails(subject.photos, limit=most, side=SMALL)
+        self.tutor.start()
+
+    def close(self) -> None:
+        """End the lessons and give the files back."""
+        self.tutor.stop()
+        self._claim.release()
+
+    def _own(self, answers: Mapping[str, str]) -> dict[str, str]:
+        return answers_about(self.subject.place, self.subject.classes, answers, new_names=self.subject.new_names)
+
+    def _take_edits(self, found: Mapping[str, str]) -> None:
+        """What somebody wrote into the hints file since; the last change may not have reached it."""
+        known = self.log.answers()
+        news = {p: label for p, label in found.items() if p not in self.log.touched and (p not in known or known[p].label != label)}
+        news = {path: label for path, label in news.items() if self.subject.given.get(path) != label or path in known}
+        if news:
+            self.log.edited(news)
+
+    def answer(self, tab: str, who: str, question: int, label: str, odd: list[str]) -> None:
+        """Keep an answer; on the disk when this returns.
+
+        Raises:
+            UserError: No such question, class or photograph, or the disk is full.
+        """
+        asked = self._question(question)
+        strange = set(odd) - set(asked.paths)
+        if strange or set(odd) == set(asked.paths):
+            raise UserError("take out photographs of the group, and not all of them; press S to skip it")
+        self._act(tab, Act(question, self._named(label), _person(who), tuple(odd)))
+
+    def skip(self, tab: str, who: str, question: int) -> None:
+        """Pass over a question."""
+        self._act(tab, Act(self._question(question).id, None, _person(who)))
+
+    def undo(self, tab: str, who: str) -> bool:
+        """Take back the last act of a person and give the look back to them; False where there is none."""
+        with self._lock:
+            act = self.log.undo(_person(who))
+            if act is not None:
+                self._held[tab] = (act.question, time.monotonic())
+                self._write()
+        self.tutor.tell()
+        return act is not None
+
+    def again(self, tab: str, path: str) -> None:
+        """Put a photograph before a person once more."""
+        if path not in self.subject.place:
+            raise UserError("no such photograph in this run; reload the page")
+        with self._lock:
+            question = Question(self.log.next_id, (path,), "you wanted to see it again")
+            self.log.ask([self.tutor.belief.guessing(question, self.subject.place[path])])
+            self._held[tab] = (question.id, time.monotonic())
+
+    def go_on(self, more: int) -> None:
+        """Raise the number of looks."""
+        done = len(self.log.done()) + len(self.log.open())
+        self.tutor.goal = max(self.tutor.goal, done) + max(1, min(more, MORE))
+        self.tutor.tell()
+
+    def look(self, tab: str) -> dict[str, Any] | None:
+        """The question before a person, with its pictures; None where there is none at the moment."""
+        with self._lock:
+            question = self._next(tab)
+        return None if question is None else self._shown(question)
+
+    def wait(self, seen: str, seconds: float) -> None:
+        """Return when :meth:`stamp` is another one, or after some time."""
+        with self.tutor.changed:
+            self.tutor.changed.wait_for(lambda: self.stamp != seen, seconds)
+
+    @property
+    def stamp(self) -> str:
+        """Changes with all that a page shows beside the look."""
+        acts, questions = self.log.version
+        return f"{acts}.{questions}.{self.tutor.belief.version}.{self.tutor.goal}"
+
+    def state(self) -> dict[str, Any]:
+        """What the page says beside the look."""
+        belief, labels, log = self.tutor.belief, self.tutor.labels(), self.log
+        stamp, acts = self.stamp, log.version[0]
+        named = set(labels.values())
+        missing = [name for name in belief.classes if name not in named]
+        return {
+            "stamp": stamp,
+            "looks": len(log.done()),
+            "goal": self.tutor.goal,
+            "answered": len(labels),
+            "none": sum(not label for label in labels.values()),
+            "known": belief.version,
+            "acts": acts,
+            "busy": self.tutor.busy,
+            "error": belief.error,
+            "new": list(self.tutor.classes()[len(self.subject.classes) :]),
+            "missing": missing[:40],
+            "lacking": len(missing),
+            "people": self.tutor.counts(),
+            "contradictions": [{"path": path, "said": list(said.items())} for path, said in contradictions(log).items()][:40],
+            "progress": None if belief.progress is None else _told(belief.progress),
+        }
+
+    def _act(self, tab: str, act: Act) -> None:
+        with self._lock:
+            self._held.pop(tab, None)
+            self.log.act(act)
+            self._write()
+        self.tutor.tell()
+
+    def _write(self) -> None:
+        given = {path: Answer(label) for path, label in (self._others | self.subject.given).items()} | self.log.answers()
+        labels = {path: answer.label for path, answer in given.items()}
+        write_text(self.hints, hints_csv(labels, {path: (answer.source, answer.who) for path, answer in given.items()}))
+
+    def _question(self, number: int) -> Question:
+        if number not in self.log.questions:
+            raise UserError("no such question; reload the page")
+        return self.log.questions[number]
+
+    def _named(self, label: str) -> str:
+        """The label as the classes spell it; empty for "none of these", as the reader of the hints file takes it."""
+        classes = self.tutor.classes()
+        if label in (known := match([label], classes)):
+            return known[label]
+        if not label or normalise(label) in NONE_WORDS:
+            return ""
+        if not self.subject.new_names:
+            raise UserError(f"there is no class {label!r} in the list")
+        if near := slip_of(label, self.subject.classes):
+            raise UserError(f"{label!r} is not in the class list; did you mean {near!r}?")
+        if label.strip() == UNANSWERED:
+            raise UserError("press S to leave a photograph without an answer")
+        return check_names([label])[0]
+
+    def _next(self, tab: str) -> Question | None:
+        now, waiting = time.monotonic(), self.log.open()
+        own = self._held.get(tab)
+        if own is not None and own[0] in {question.id for question in waiting}:
+            return self.log.questions[own[0]]
+        held = {number for other, (number, since) in self._held.items() if other != tab and now - since < HELD}
+        free = [question for question in waiting if question.id not in held and any(path in self.subject.place for path in question.paths)]
+        if not free or len(self.log.done()) >= self.tutor.goal:
+            return None
+        self._held[tab] = (free[0].id, now)
+        return free[0]
+
+    def _shown(self, question: Question) -> dict[str, Any]:
+        rows = [self.subject.place[path] for path in question.paths if path in self.subject.place]
+        pictures = self._small if question.grouped else self._large
+        return {
+            "id": question.id,
+            "why": question.why,
+            "choices": [[name, round(1000 * p)] for name, p in self.tutor.belief.likeliest(rows, *CHOICES)],
+            "photos": [{"path": path, "picture": pictures.uri(path)} for path in question.paths],
+            "said": [[who, label] for who, label in self.log.said().get(question.paths[0], {}).items()],
+        }
+
+
+def _person(who: str) -> str:
+    return " ".join(who.split())[:LONGEST_NAME]
+
+
+def _told(found: Progress) -> dict[str, Any]:
+    """What the page says of it: nothing before a few answers have tested the model, and no advice before a few more."""
+    known: dict[str, Any] = {"tested": found.tested, "wanted": max(0, TO_SAY - found.tested), "gain": None, "stop": False}
+    if found.tested >= TO_SAY:
+        known |= {"estimate": found.estimate, "low": found.low, "high": found.high}
+    if found.tested >= TO_STOP:
+        known |= {"gain": found.gain, "stop": found.stop}
+    return known

@@ -1,0 +1,64 @@
+"""What a person's answers teach while they come: the label-free answer of the default method is made once, and each lesson goes on from there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from finelens.solvers.consensus import SHARPER, Consensus
+from finelens.solvers.known import Known
+from finelens.solvers.taught import teach
+from finelens.solvers.views import centred_views
+
+
+class Learner:
+    """Posteriors of the images of a fit, again after every answer.
+
+    With the same answers they are those of :class:`~finelens.solvers.Consensus` with hints. Classes that have no prototype, because a person thought
+    of them, start with the mean of the others' log-posteriors: nothing speaks for them or against them but the answers. There may be no other class.
+
+    Args:
+        views: Feature matrices (N, D_v) of the same images; the first belongs to the prototypes.
+        prototypes: (C, D_1); None where no class has a name yet.
+        logit_scale: Multiplier of cosines.
+
+    Attributes:
+        looks: Centred unit views, (N, D).
+        log_p: Label-free log-posteriors, (N, C).
+        solver: What made them, fitted without labels; None without prototypes.
+    """
+
+    solver: Consensus | None = None
+
+    def __init__(self, views: Sequence[Tensor], prototypes: Tensor | None, logit_scale: float = 100.0) -> None:
+        if prototypes is None:
+            x = torch.cat([F.normalize(view, dim=1) for view in views], 1)
+            self.looks = centred_views(x, x.mean(0), [view.shape[1] for view in views])
+            self.log_p, self._sharpness = x.new_zeros(len(x), 0), SHARPER
+            return
+        self.solver = solver = Consensus()
+        p = solver.fit_predict_proba(list(views), prototypes=prototypes, logit_scale=logit_scale)
+        x = torch.cat([F.normalize(view, dim=1) for view in views], 1)
+        self.looks = centred_views(x, solver.centre_, solver.widths_.tolist())
+        self.log_p = p.clamp_min(torch.finfo(p.dtype).tiny).log()
+        self._sharpness = SHARPER * float(solver.sizes_[-1])
+
+    @torch.no_grad()
+    def posteriors(self, known: Known, classes: int) -> Tensor:
+        """Probabilities (N, C') of all images after some answers; the answered ones are given what the model alone would say.
+
+        Args:
+            known: The answers; there may be none, if there is a class.
+            classes: C', at least C.
+        """
+        further = classes - self.log_p.shape[1]
+        log_p = self.log_p
+        if further:
+            mean = log_p.mean(1, keepdim=True) if log_p.shape[1] else log_p.new_zeros(len(log_p), 1)
+            log_p = torch.cat([log_p, mean.expand(-1, further)], 1)
+        if not len(known):
+            return log_p.softmax(1)
+        return (self._sharpness * teach(self.looks, log_p, known).logits(self.looks, log_p)).softmax(1)

@@ -1,0 +1,382 @@
+"""The live review: what is kept, what is asked, and that nothing is lost when the program is killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from finelens import api
+from finelens.classes.hints import with_new_names
+from finelens.errors import UserError
+from finelens.evaluation.prequential import ONE_IN
+from finelens.reporting.review.answers import read_answers
+from finelens.reporting.review.log import Act, Answer, AnswerLog, Question
+from finelens.reporting.review.plan import by_worth
+from finelens.reporting.review.session import Session
+from finelens.reporting.review.subject import Subject
+from finelens.reporting.thumbnails import no_photos
+from finelens.solvers.known import Known
+from finelens.solvers.learner import Learner
+from tests.reporting.browser import ENTER, available, browser
+from tests.solvers.data import cloud
+from tests.toy import QUIET
+
+NAMES = ("<b>oak</b>", "birch", "beech tree")
+SIZES = [140, 100, 80]
+TRUTH = [NAMES[i] for i in cloud(SIZES)[2]]
+
+
+@pytest.fixture(scope="module")
+def subject():
+    x, w, _ = cloud(SIZES)
+    paths = tuple(f"{i:03}.png" for i in range(len(TRUTH)))
+    learner = Learner([torch.as_tensor(x).float()], torch.as_tensor(w).float(), 20.0)
+    return Subject("woods", NAMES, paths, paths, learner, no_photos, "finelens adapt", {}, False)
+
+
+@contextmanager
+def answering(subject, hints, goal=20, plan=by_worth) -> Iterator[Session]:
+    session = Session(subject, hints, plan, goal)
+    try:
+        yield session
+    finally:
+        session.close()
+        session.tutor.join()
+
+
+def settled(session):
+    with session.tutor.changed:
+        assert session.tutor.changed.wait_for(lambda: not session.tutor.busy, 60)
+    return session.state()
+
+
+def truth(path):
+    return TRUTH[int(path[:3])]
+
+
+def play(session, looks):
+    """Answer rightly, taking out of a group what is unlike its first; waits until the model has learnt each answer."""
+    for _ in range(looks):
+        settled(session)
+        look = session.look("tab")
+        paths = [photo["path"] for photo in look["photos"]]
+        session.answer("tab", "Ada", look["id"], truth(paths[0]), [path for path in paths if truth(path) != truth(paths[0])])
+    return settled(session)
+
+
+def test_the_log_gives_back_what_was_done(tmp_path):
+    log = AnswerLog(tmp_path / "a.jsonl")
+    log.ask([Question(1, ("a", "b", "c"), speaks_for=3.0, guess="x", learnt=2), Question(2, ("d",))])
+    log.act(Act(1, "x", "Ada", ("b",)))
+    log.act(Act(2, "", "Ben"))
+    log.edited({"e": "y"})
+    expected = {"a": Answer("x", "group", "Ada"), "c": Answer("x", "group", "Ada"), "d": Answer("", "photo", "Ben"), "e": Answer("y")}
+    assert log.answers() == expected
+    assert log.undo("Cyd") is None
+    # Of each person the last act, whoever came after.
+    assert log.undo("Ada") == Act(1, "x", "Ada", ("b",))
+    again = AnswerLog(tmp_path / "a.jsonl")
+    assert again.answers() == log.answers() == {path: expected[path] for path in ("d", "e")}
+    assert [question.id for question in again.open()] == [1]
+    assert again.questions == log.questions
+    assert again.version == log.version
+
+
+def test_a_line_that_a_crash_cut_short_was_never_confirmed(tmp_path):
+    file = tmp_path / "a.jsonl"
+    log = AnswerLog(file)
+    log.ask([Question(1, ("a",))])
+    log.act(Act(1, "x"))
+    whole = file.read_bytes()
+    file.write_bytes(whole + whole[-30:-1])
+    again = AnswerLog(file)
+    assert again.answers() == log.answers()
+    again.undo("")
+    assert len(file.read_text().splitlines()) == 3
+    file.write_bytes(b"{}\n" + whole)
+    with pytest.raises(UserError, match="line 1, is damaged"):
+        AnswerLog(file)
+
+
+def test_the_model_knows_every_answer_and_asks_by_it(subject, tmp_path):
+    with answering(subject, tmp_path / "hints.csv") as session:
+        state = play(session, 8)
+        labels, log = session.tutor.labels(), session.log
+        rows = torch.tensor(sorted(subject.place[path] for path in labels))
+        known = Known(rows, torch.tensor([NAMES.index(labels[subject.paths[i]]) for i in rows.tolist()]))
+        torch.testing.assert_close(session.tutor.belief.p, subject.learner.posteriors(known, 3))
+        assert state["known"] == state["acts"] == 8
+        assert state["missing"] == [name for name in NAMES if name not in labels.values()]
+        # The answers are the truth, and a model that knows them is nearly right.
+        assert state["progress"]["low"] <= state["progress"]["estimate"] <= state["progress"]["high"]
+        asked = list(log.questions.values())
+        drawn = [question for question in asked if question.id % ONE_IN == 0]
+        assert [len(question.paths) for question in drawn] == [1] * len(drawn)
+        assert [subject.place[question.paths[0]] for question in drawn] == [
+            row for row in subject.drawn if subject.paths[row] in {question.paths[0] for question in drawn}
+        ]
+        groups = [question for question in asked if question.grouped]
+        assert groups
+        assert all(4 <= len(question.paths) <= 12 and question.id % ONE_IN for question in groups)
+        # Nothing is asked twice but what was taken out of a group.
+        singles = [question.paths[0] for question in asked]
+        assert len(set(singles)) == len(singles)
+        # A guess was made before its answer was known.
+        assert [question.learnt for question in asked[:8]] == [0] * 8
+        assert asked[8].learnt > 0
+
+
+def test_a_group_is_as_many_hints(subject, tmp_path):
+    hints = tmp_path / "hints.csv"
+    with answering(subject, hints) as session:
+        settled(session)
+        look = session.look("a")
+        session.skip("a", "Ada", look["id"])
+        look = session.look("a")
+        paths = [photo["path"] for photo in look["photos"]]
+        assert len(paths) >= 4
+        with pytest.raises(UserError, match="not all of them"):
+            session.answer("a", "Ada", look["id"], "birch", paths)
+        session.answer("a", "Ada", look["id"], "BIRCH", paths[1:3])
+    lines = hints.read_text().splitlines()
+    assert lines[0] == "path,label,source,by"
+    assert lines[1:] == [f"{path},birch,group,Ada" for path in (paths[0], *paths[3:])]
+    assert read_answers(hints) == dict.fromkeys((paths[0], *paths[3:]), "birch")
+
+
+def test_a_killed_program_goes_on_where_it_was(subject, tmp_path):
+    with answering(subject, tmp_path / "whole.csv") as session:
+        play(session, 12)
+    for part in (5, 7):
+        with answering(subject, tmp_path / "parts.csv") as session:
+            play(session, part)
+    assert (tmp_path / "parts.csv").read_text() == (tmp_path / "whole.csv").read_text()
+    # Killed after the line was written and before the hints file was.
+    log = AnswerLog(tmp_path / "parts.jsonl")
+    log.act(Act(log.open()[0].id, "birch"))
+    with answering(subject, tmp_path / "parts.csv") as session:
+        settled(session)
+        assert session.tutor.labels()[log.touched and next(iter(log.touched))] == "birch"
+        assert not any(isinstance(act, dict) for act in session.log.acts)
+
+
+def test_what_was_written_by_hand_counts_and_rows_of_others_stay(subject, tmp_path):
+    hints = tmp_path / "hints.csv"
+    hints.write_text("path,label\n003.png,birch\nelsewhere.png,larch\n")
+    with answering(subject, hints) as session:
+        play(session, 1)
+        assert session.tutor.labels()["003.png"] == "birch"
+    hints.write_text(hints.read_text().replace("003.png,birch", "003.png,beech tree"))
+    with answering(subject, hints) as session:
+        assert session.tutor.labels()["003.png"] == "beech tree"
+        play(session, 1)
+    found = read_answers(hints)
+    assert found["003.png"] == "beech tree"
+    assert found["elsewhere.png"] == "larch"
+
+
+def test_two_people_get_different_looks_and_see_where_they_disagree(subject, tmp_path):
+    with answering(subject, tmp_path / "hints.csv") as session:
+        settled(session)
+        first, second = session.look("a"), session.look("b")
+        assert first["id"] != second["id"]
+        # A reloaded page is the same page.
+        assert session.look("a")["id"] == first["id"]
+        path = first["photos"][0]["path"]
+        session.answer("a", "Ada", first["id"], "birch", [photo["path"] for photo in first["photos"][1:]])
+        session.again("b", path)
+        look = session.look("b")
+        assert [photo["path"] for photo in look["photos"]] == [path]
+        assert look["said"] == [["Ada", "birch"]]
+        session.answer("b", " Ben ", look["id"], "beech tree", [])
+        state = settled(session)
+        assert state["contradictions"] == [{"path": path, "said": [("Ada", "birch"), ("Ben", "beech tree")]}]
+        assert session.tutor.labels()[path] == "beech tree"
+        assert state["people"] == {"Ben": 1}
+        # Each takes back their own.
+        assert session.undo("a", "Ada")
+        assert session.look("a")["id"] == first["id"]
+        assert settled(session)["contradictions"] == []
+        assert session.tutor.labels()[path] == "beech tree"
+        assert not session.undo("a", "Cyd")
+
+
+def test_the_goal_ends_the_looks_and_may_be_raised(subject, tmp_path):
+    with answering(subject, tmp_path / "hints.csv", goal=2) as session:
+        state = play(session, 2)
+        assert session.look("tab") is None
+        assert (state["looks"], state["goal"], state["busy"]) == (2, 2, False)
+        session.go_on(10)
+        settled(session)
+        assert session.look("tab") is not None
+
+
+def test_copies_of_an_answered_photograph_are_not_asked(subject, tmp_path):
+    copies = replace(subject, ids=("same",) * len(TRUTH))
+    with answering(copies, tmp_path / "hints.csv") as session:
+        play(session, 1)
+        # Copies are no question, and then there is nothing left.
+        assert session.look("tab") is None
+
+
+def test_names_are_made_up_where_there_are_none(subject, tmp_path):
+    bare = replace(subject, classes=(), learner=Learner([torch.as_tensor(cloud(SIZES)[0]).float()], None), new_names=True)
+    with answering(bare, tmp_path / "hints.csv") as session:
+        settled(session)
+        look = session.look("tab")
+        assert look["choices"] == []
+        for wrong in ("\x07", "x" * 500):
+            with pytest.raises(UserError):
+                session.answer("tab", "", look["id"], wrong, [])
+        session.answer("tab", "", look["id"], "oak", [])
+        settled(session)
+        look = session.look("tab")
+        assert [name for name, _ in look["choices"]] == ["oak"]
+        # The same name in another spelling is the same class.
+        session.answer("tab", "", look["id"], "OAK", [])
+        settled(session)
+        session.answer("tab", "", session.look("tab")["id"], "birch", [])
+        state = settled(session)
+        assert state["new"] == ["oak", "birch"]
+        assert {name for name, _ in session.look("tab")["choices"]} == {"oak", "birch"}
+    with answering(subject, tmp_path / "strict.csv") as session, pytest.raises(UserError, match="no class"):
+        session.answer("tab", "", session.look("tab")["id"], "larch", [])
+
+
+def test_photographs_without_a_class_list(tmp_path):
+    x = cloud(SIZES)[0]
+    np.save(tmp_path / "x.npy", x)
+    with pytest.raises(UserError, match="--ask N and --hints"):
+        api.review_server(tmp_path / "x.npy", order=api.WORTH, console=QUIET)
+    hints = tmp_path / "hints.csv"
+    with api.review_server(tmp_path / "x.npy", hints, limit=5, order=api.WORTH, console=QUIET) as server:
+        session = server.session
+        assert session.subject.classes == ()
+        look = session.look("tab")
+        session.answer("tab", "", look["id"], "a new name", [])
+        settled(session)
+        assert "--hints" in session.subject.command
+        assert "type what it is" in server.page.decode()
+    rows = read_answers(hints)
+    assert rows == dict.fromkeys((photo["path"] for photo in look["photos"]), "a new name")
+    # What the page writes is what adapt reads.
+    assert with_new_names(hints, []) == ["a new name"]
+
+
+def test_a_lesson_that_fails_loses_no_answer(subject, tmp_path, monkeypatch):
+    with answering(subject, tmp_path / "hints.csv") as session:
+        settled(session)
+        monkeypatch.setattr(Learner, "posteriors", lambda *_: 1 / 0)
+        look = session.look("tab")
+        session.answer("tab", "", look["id"], "birch", [])
+        assert "division" in settled(session)["error"]
+        assert read_answers(tmp_path / "hints.csv")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("live")
+    x, w, _ = cloud(SIZES)
+    np.save(folder / "x.npy", x)
+    np.save(folder / "w.npy", w)
+    (folder / "rows.txt").write_text("".join(f"{i:03}.png\n" for i in range(len(TRUTH))))
+    (folder / "names.txt").write_text("\n".join(NAMES) + "\n")
+    given = {"prototypes": folder / "w.npy", "row_names": folder / "rows.txt", "method": "stata", "console": QUIET}
+    api.adapt(folder / "x.npy", folder / "names.txt", folder / "run", **given)
+    return folder / "run"
+
+
+@contextmanager
+def program(run, hints):
+    """``finelens review --serve`` as a process of its own, and the address that it prints."""
+    command = [sys.executable, "-m", "finelens", "review", str(run), "--ask", "20", "--serve", "--hints", str(hints)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"})
+    assert process.stdout is not None
+    try:
+        yield process, re.search(r"http://\S+", process.stdout.readline())[0]
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+@contextmanager
+def served(run, hints):
+    """The same in this process, which starts faster."""
+    with api.review_server(run, hints, limit=20, order=api.WORTH, console=QUIET) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield server.address
+        server.shutdown()
+        thread.join()
+
+
+SETTLED = "return !sending && look && document.getElementById('learning').dataset.settled === 'true'"
+
+
+def answer_by_keyboard(page, count):
+    """Looks answered with number keys, typed names, letters that take out, "none of these", undo and skip, by what the page shows."""
+    for _ in range(count):
+        page.wait(SETTLED)
+        number, paths, choices = page.run("return [state.looks, look.photos.map((photo) => photo.path), look.choices.map(([name]) => name)]")
+        keys = "".join("abcdefghijkl"[i] for i, path in enumerate(paths) if truth(path) != truth(paths[0]))
+        name = truth(paths[0])
+        # The odd and the even look: typed with an arrow and a correction on the way, or by its number.
+        keys += "/" + name[3:6].replace("<", "") + ENTER if number % 2 and name != "birch" else str(choices.index(name) + 1)
+        keys = {4: "n", 9: "s"}.get(number, keys)
+        page.press(keys)
+        page.wait(f"return !sending && state.looks === {number + 1}")
+        if number == 6:
+            page.press("u")
+            page.wait(f"return !sending && state.looks === {number}")
+            page.press(keys)
+            page.wait(f"return !sending && state.looks === {number + 1}")
+
+
+@pytest.mark.skipif(not available(), reason="no Chromium with its driver on this machine")
+def test_twenty_answers_by_keyboard_survive_a_kill(run, tmp_path):
+    with browser() as page:
+        with served(run, tmp_path / "whole.csv") as address:
+            page.open(address)
+            answer_by_keyboard(page, 19)
+            page.wait(SETTLED)
+            page.press("?")
+            assert page.run("return document.getElementById('help').open")
+            page.press("\ue00c")
+            page.press("1")
+            page.wait("return !document.getElementById('done').hidden")
+            assert page.run("return document.querySelectorAll('b').length") == 0
+        with program(run, tmp_path / "parts.csv") as (process, address):
+            page.open(address)
+            answer_by_keyboard(page, 11)
+            page.wait(SETTLED)
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            page.press("1")
+            page.wait("return document.getElementById('message').textContent.startsWith('Not saved')")
+        with program(run, tmp_path / "parts.csv") as (_, address):
+            page.open(address)
+            page.wait(SETTLED)
+            assert page.run("return state.looks") == 11
+            answer_by_keyboard(page, 8)
+            page.wait(SETTLED)
+            page.press("1")
+            page.wait("return !document.getElementById('done').hidden")
+    whole = (tmp_path / "whole.csv").read_text()
+    assert (tmp_path / "parts.csv").read_text() == whole
+    assert len(whole.splitlines()) > 20
+    assert "group" in whole
+    acts = [json.loads(line) for line in (tmp_path / "parts.jsonl").read_text().splitlines()]
+    assert [act["event"] for act in acts].count("act") == 21
