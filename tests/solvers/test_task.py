@@ -14,6 +14,7 @@ from finelens.protocol import ClassSet, Hints
 from finelens.runs.fit import fit
 from finelens.runs.prepare import assemble
 from finelens.runs.resolve import make_config
+from finelens.solvers.return_rule import ReturnRule
 from tests.solvers.data import ALONE as SOLVERS
 from tests.toy import QUIET
 from tests.training.tasks import make_engine, make_store
@@ -37,7 +38,7 @@ def views(engine):
 
 def seen(name, tokens):
     """What the solver is given of the images."""
-    return [tokens.global_, tokens.cls] if name in ("joint-gmm", "consensus") else tokens.global_
+    return [tokens.global_, tokens.cls] if "extra" in find_method(name).needs else tokens.global_
 
 
 @each
@@ -124,3 +125,49 @@ def test_few_shot_analysis_needs_hints():
         fitted("gda")
     result = fitted("gda", Hints(torch.arange(8), torch.arange(8) % 4))
     assert torch.isfinite(result.model.logits(views(result.model.engine))["logits"]).all()
+
+
+def returned(result, pixels, hints=None):
+    """Answers of the same solver without the rule, and with the rule learned beside it."""
+    engine, task = result.model.engine, result.model.task
+    x = engine.encode_frozen(pixels).global_
+    text = (engine.backbone.logit_scale * x @ HEADS.descriptions.T).softmax(1)
+    counted = torch.ones(len(x), dtype=torch.bool)
+    if hints is not None:
+        text[hints.index[hints.label >= 0]] = F.one_hot(hints.label[hints.label >= 0], 4).float()
+        counted[hints.index[hints.label < 0]] = False
+    p = fitted(result.model.method, hints).model.task.target_log_proba.exp()
+    rule = ReturnRule.learn(x[counted], text[counted], p[counted], share=0.7, chunk_size=1024)
+    torch.testing.assert_close(rule.shares, task.return_shares)
+    return rule, x, text, p
+
+
+@each
+def test_the_return_rule_is_a_filter_on_any_solver(name):
+    result = fitted(name, return_rule=0.7)
+    pixels = views(result.model.engine)
+    rule, x, text, p = returned(result, pixels)
+    torch.testing.assert_close(result.model.task.target_log_proba.exp(), rule.apply(x, text, p, chunk_size=1024)[0])
+    new = fitted(name).model.logits(pixels)["logits"].softmax(1)
+    torch.testing.assert_close(result.model.logits(pixels)["logits"].softmax(1), rule.apply(x, text, new, chunk_size=1024)[0])
+    said = f"{100 * float(rule.apply(x, text, p, chunk_size=1024)[1].mean()):.1f} % of the probability went back to the class that the text names"
+    assert said in result.model.task.notes()
+
+
+def test_a_hinted_image_keeps_its_class_under_the_return_rule_and_one_of_no_class_teaches_nothing():
+    hints = Hints(torch.arange(9), torch.arange(9) % 5 - 1)
+    result = fitted("joint-gmm", hints, return_rule=0.7)
+    returned(result, views(result.model.engine), hints)
+    named = hints.label >= 0
+    assert torch.equal(result.model.task.target_log_proba.argmax(1)[hints.index[named]], hints.label[named])
+
+
+def test_a_model_keeps_its_returns():
+    model = fitted("stata", return_rule=1.0).model
+    pixels = views(model.engine)
+    method = find_method("stata")
+    fresh = method.build(model.engine, HEADS, method.config_class(return_rule=1.0), model.training, 0)
+    fresh.load_state_dict(model.task.state_dict())
+    assert torch.equal(fresh.predict_logits(pixels)["logits"], model.task.predict_logits(pixels)["logits"])
+    with pytest.raises(UserError, match=r"method\.return_rule must be between 0 and 1"):
+        method.config_class(return_rule=1.5)

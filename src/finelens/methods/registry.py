@@ -22,6 +22,12 @@ METHODS = (
     Method("zero", "views", "A vote of the most confident views of one image."),
     Method("text-classifier", "text", "The unadapted model with a linear classifier that was trained on texts alone (LaFTer, first stage)."),
     Method(
+        "carprt",
+        "solver",
+        "The unadapted model with a weight of each prompt template for each class, from unlabelled images (CARPRT).",
+        "finelens.methods.carprt",
+    ),
+    Method(
         "gda",
         "solver",
         "Few-shot Gaussian discriminant analysis in closed form, from a few labelled photographs (--hints).",
@@ -46,6 +52,13 @@ METHODS = (
         "solver",
         "Sinkhorn balancing: the mean posterior is brought to a given, uniform or estimated class prior.",
         "finelens.solvers:SinkhornOt",
+    ),
+    Method(
+        "self-adaptive-ot",
+        "solver",
+        "Transport with even class masses from what text and several feature spaces say, each weighted by how far it agrees.",
+        "finelens.solvers:SelfAdaptiveOt",
+        needs={"extra"},
     ),
     Method("zlap", "solver", "Label propagation from class nodes over a graph of images and classes.", "finelens.solvers:ZLaP"),
     Method("inmap", "solver", "Image proxies of the classes, learned from balanced text posteriors.", "finelens.solvers:InMap"),
@@ -87,6 +100,13 @@ METHODS = (
         "solver",
         "A stream in one pass: small caches of sure and of doubtful images vote for and against classes.",
         "finelens.solvers:TDA",
+        needs={"stream"},
+    ),
+    Method(
+        "pta",
+        "solver",
+        "A stream in one pass: running class means of what the text names, weighted by its confidence.",
+        "finelens.solvers:Pta",
         needs={"stream"},
     ),
     Method(

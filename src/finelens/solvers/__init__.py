@@ -11,6 +11,8 @@ from finelens.solvers.joint_gmm import JointGmm
 from finelens.solvers.online import OnlineSolver
 from finelens.solvers.online_gda import OnlineGda
 from finelens.solvers.onzeta import OnZeta
+from finelens.solvers.pta import Pta
+from finelens.solvers.self_adaptive_ot import SelfAdaptiveOt
 from finelens.solvers.sinkhorn import SinkhornOt
 from finelens.solvers.stata import StatA
 from finelens.solvers.sus_x import CapsAdapter, SusX
@@ -25,6 +27,7 @@ SOLVERS: dict[str, type[Solver]] = {
     "stata": StatA,
     "transclip": TransClip,
     "ot": SinkhornOt,
+    "self-adaptive-ot": SelfAdaptiveOt,
     "zlap": ZLaP,
     "inmap": InMap,
     "joint-gmm": JointGmm,
@@ -35,6 +38,7 @@ SOLVERS: dict[str, type[Solver]] = {
     "caps-adapter": CapsAdapter,
     "onzeta": OnZeta,
     "tda": TDA,
+    "pta": Pta,
     "online-gda": OnlineGda,
 }
 """By registry name."""
@@ -51,6 +55,8 @@ __all__ = [
     "OnZeta",
     "OnlineGda",
     "OnlineSolver",
+    "Pta",
+    "SelfAdaptiveOt",
     "SinkhornOt",
     "Solver",
     "StatA",

@@ -75,10 +75,7 @@ class TransClip(Solver):
         return shared_log_likelihood(x, self.means_, self.variance_).mul_(weight)
 
     def _m_step(self, x: Tensor, z: Tensor, squares: Tensor) -> None:
-        sums, mass = weighted_sums(x, z, self.chunk_size), z.sum(0, dtype=torch.float64)
-        self.means_ = F.normalize(sums, dim=1).where((sums.norm(dim=1) > TINY)[:, None], self.means_)  # (C, D)
-        deviation = squares + (mass[:, None] * self.means_.square() - 2 * sums * self.means_).sum(0) / len(x)  # (D,)
-        self.variance_ = floor_variance(deviation)
+        self.means_, self.variance_ = unit_statistics(x, z, squares, self.means_, self.chunk_size)
 
     def _log_proba(self, x: Tensor) -> Tensor:
         return (_text_posterior(x, self.text_) + self._likelihood(x)).log_softmax(1)
@@ -95,6 +92,22 @@ def confident_means(x: Tensor, z: Tensor, count: int) -> Tensor:
     for weight, rows in zip(weights, index, strict=True):
         total += weight.double()[:, None] * x[rows].double()  # (C, D)
     return F.normalize(total, dim=1)
+
+
+def unit_statistics(x: Tensor, z: Tensor, squares: Tensor, before: Tensor, chunk_size: int) -> tuple[Tensor, Tensor]:
+    """Unit means (C, D) and one diagonal variance (D,), float64, of images by their posteriors alone.
+
+    Args:
+        x: (N, D).
+        z: Posteriors (N, C).
+        squares: Mean of ``x^2``, (D,).
+        before: Means (C, D) that classes without mass keep.
+        chunk_size: Images in work at a time.
+    """
+    sums, mass = weighted_sums(x, z, chunk_size), z.sum(0, dtype=torch.float64)
+    means = F.normalize(sums, dim=1).where((sums.norm(dim=1) > TINY)[:, None], before)  # (C, D)
+    deviation = squares + (mass[:, None] * means.square() - 2 * sums * means).sum(0) / len(x)  # (D,)
+    return means, floor_variance(deviation)
 
 
 def shared_log_likelihood(x: Tensor, means: Tensor, variance: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from types import UnionType
 from typing import Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
 
 import torch
+import torch.nn.functional as F
 from sklearn.utils._param_validation import Interval, make_constraint
 from torch import Tensor
 
@@ -23,7 +24,12 @@ from finelens.methods.parts.frozen import FrozenTask
 from finelens.protocol import ImageTokens, TargetFeatures
 from finelens.solvers import Solver
 from finelens.solvers.parameters import rule
+from finelens.solvers.return_rule import ReturnRule
 from finelens.training.state import resize_on_load
+
+# What the return rule keeps with the model, and images that it has in work at a time.
+RETURNS = ("return_means", "return_shares")
+CHUNK = 1024
 
 
 @dataclass(frozen=True)
@@ -32,13 +38,17 @@ class SolverConfig:
 
     Attributes:
         head: Text prototypes: mean of each class's ``descriptions`` (templates stand in for a class without), or the ensemble of ``templates``.
+        return_rule: Share of the gains over the text without support by the images that goes back to the class that the text names
+            (:mod:`~finelens.solvers.return_rule`); 0 leaves the answers alone, 1 is the published rule.
     """
 
     solver: ClassVar[type[Solver]]
 
     head: Literal["descriptions", "templates"] = "descriptions"
+    return_rule: float = 0.0
 
     def __post_init__(self) -> None:
+        require(0 <= self.return_rule <= 1, "method.return_rule", "between 0 and 1", self.return_rule)
         for name in _parameters(self.solver):
             _require(f"method.{name}", self.solver._parameter_constraints[name], getattr(self, name))
 
@@ -111,6 +121,10 @@ class SolverTask(FrozenTask):
         for name in solver.state_names:
             self.register_buffer(name, torch.empty(0, device=self.place))
         resize_on_load(self, *solver.state_names)
+        if config.return_rule:
+            for name in RETURNS:
+                self.register_buffer(name, torch.empty(0, device=self.place))
+            resize_on_load(self, *RETURNS)
 
     def rows(self, tokens: ImageTokens | TargetFeatures) -> Tensor | list[Tensor]:
         """What the solver takes of the images: their joint-space feature."""
@@ -120,14 +134,36 @@ class SolverTask(FrozenTask):
         """Fit the solver; its state becomes the buffers."""
         prototypes, scale = self.prototypes.to(self.place), self.engine.backbone.logit_scale
         probabilities = self.solver.fit_predict_proba(self.rows(features), prototypes=prototypes, logit_scale=scale, hints=features.hints)
+        if self.config.return_rule:
+            probabilities = self._learn_returns(features, probabilities)
         # What the solver says of the images of the fit themselves, (N, C), may rest on more than it keeps; it is no part of the model.
         self.target_log_proba = probabilities.clamp_min(torch.finfo(probabilities.dtype).tiny).log()
         for name, tensor in self.solver.state().items():
             setattr(self, name, tensor)
 
+    def _learn_returns(self, features: TargetFeatures, answer: Tensor) -> Tensor:
+        """The answers (N, C) after the return. A hinted image is its own text, so nothing goes back; one of no class teaches nothing."""
+        x, text = features.global_.to(self.place), self._text_posterior(features.global_)
+        counted = torch.ones(len(x), dtype=torch.bool, device=self.place)
+        if features.hints is not None:
+            index, label = features.hints.index.to(self.place), features.hints.label.to(self.place)
+            counted[index[label < 0]] = False
+            text[index[label >= 0]] = F.one_hot(label[label >= 0], text.shape[1]).to(text)
+        share, chunk = self.config.return_rule, CHUNK
+        rule = ReturnRule.learn(x[counted], text[counted], answer[counted], share=share, chunk_size=chunk)
+        self.return_means, self.return_shares = rule.means, rule.shares
+        after, returned = rule.apply(x, text, answer, chunk_size=chunk)
+        self.returned = float(returned.mean())
+        return after
+
+    def _text_posterior(self, features: Tensor) -> Tensor:
+        """``softmax(s <x, w_c>)`` (B, C) of unit-norm features (B, E)."""
+        return (self.engine.backbone.logit_scale * features.to(self.place) @ self.prototypes.to(features).to(self.place).T).softmax(1)
+
     def notes(self) -> list[str]:
-        """What the solver decided."""
-        return self.solver.notes()
+        """What the solver decided, and what went back to the text."""
+        said = [f"{100 * self.returned:.1f} % of the probability went back to the class that the text names"] if self.config.return_rule else []
+        return [*self.solver.notes(), *said]
 
     def tested(self) -> tuple[Tensor, Tensor] | None:
         """What the solver found when it was fitted."""
@@ -140,8 +176,19 @@ class SolverTask(FrozenTask):
         state = {name: getattr(self, name) for name in self.solver.state_names}
         classes, width = self.prototypes.shape
         solver = self.solver.load_state(state, classes=classes, features=width)
-        return {"logits": solver.predict_log_proba(rows).float()}
+        log_proba = solver.predict_log_proba(rows)
+        if self.config.return_rule:
+            x = first_view(rows)
+            rule = ReturnRule(self.return_means, self.return_shares)
+            answers = rule.apply(x, self._text_posterior(x), log_proba.exp(), chunk_size=CHUNK)[0]
+            log_proba = answers.clamp_min(torch.finfo(answers.dtype).tiny).log()
+        return {"logits": log_proba.float()}
 
     def seen(self, images: Tensor) -> Tensor | list[Tensor]:
         """What the solver takes of uint8 centre views (B, 3, S, S), or of :class:`~finelens.protocol.FeatureRows` of them."""
         return self.rows(self.engine.encode_frozen(images))
+
+
+def first_view(rows: Tensor | list[Tensor]) -> Tensor:
+    """The joint-space feature among what a solver takes."""
+    return rows[0] if isinstance(rows, list) else rows
