@@ -82,7 +82,8 @@ def adapt(
         logit_scale: Multiplier of cosines for features of another origin; by default what a file says, else 100.
         backbone: ``embedded``, ``open_clip:NAME/TAG``, ``hf-hub:ORG/REPO`` or ``local:DIR``; by default ``embedded``, or what the feature file says.
         method: Name of the method, see ``finelens methods``; ``auto`` chooses one and says why (docs/auto.md).
-        minutes: Time that training may take, for ``auto``; without it ``auto`` chooses no method that trains.
+        minutes: Time that training may take: the answer of ``consensus`` then teaches the tower (docs/methods/consensus-tuned.md), and ``auto`` may
+            choose a method that trains. Without it neither trains.
         seed: Seed of all randomness.
         device: ``cpu``, ``cuda`` or ``mps``.
         options: Values by section and key, e.g. ``{"training": {"epochs": 3}}``.
@@ -123,7 +124,7 @@ def adapt(
         RunFolder.check(out, config, overwrite=overwrite)
     inputs = read_inputs(config, console, processes=processes)
     config = _pinned(config, inputs.prepared.engine.backbone.name)
-    if method == AUTO:
+    if method == AUTO or minutes is not None:
         choice = choose(inputs.prepared, inputs.loaded, config, inputs.hints, minutes, console)
         config, inputs = choice.config, replace(inputs, prepared=choice.prepared, choice=choice.reason)
     if not processes.first:

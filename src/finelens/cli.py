@@ -72,7 +72,9 @@ def _run_options(command: F) -> F:
 @cli.command()
 @_run_options
 @click.option("--method", default=DEFAULT_METHOD, show_default=True, help="See: finelens methods. auto chooses one and says why.")
-@click.option("--minutes", type=float, help="Time that training may take, for --method auto.  [default: none, so auto trains nothing]")
+@click.option(
+    "--minutes", type=float, help="Time that training may take, for the default method and for --method auto.  [default: none: neither trains]"
+)
 @click.option("--hints", type=click.Path(path_type=Path), help="CSV file path,label for a few of PHOTOS; few-shot methods need it.")
 @_extra
 @_extra_names

@@ -37,7 +37,7 @@ class LabelFreeClassifier(ClassifierMixin, BaseEstimator):
     Args:
         classes: Class names, or a file of them.
         method: Name of the method; ``auto`` chooses one by what it can see without labels.
-        minutes: Time that training may take, for ``auto``.
+        minutes: Time that training may take, for ``consensus`` and ``auto``.
         descriptions: {class: [sentence, ...]}, or a JSON file of it.
         backbone: ``embedded``, ``open_clip:NAME/TAG``, ``hf-hub:ORG/REPO`` or ``local:DIR``.
         seed: Seed of all randomness.
@@ -114,7 +114,7 @@ class LabelFreeClassifier(ClassifierMixin, BaseEstimator):
         prepared = prepare(config, names if texts is None else texts.classes.names, self.descriptions, console, source, texts)
         loaded = source.load(prepared.limits, console)
         known = None if hints is None else hints_by_position(hints, loaded.records, prepared.classes.names)
-        if self.method == AUTO:
+        if self.method == AUTO or self.minutes is not None:
             choice = choose(prepared, loaded, config, known, self.minutes, console)
             config, prepared = choice.config, choice.prepared
         release_text(prepared)

@@ -368,12 +368,14 @@ class Task(nn.Module, ABC):
         inference: Views an answer needs besides the centre view; None for most methods.
         optimisation: Optimiser and warm-up.
         needs_text: Whether training encodes texts; the text tower is released before it where it does not.
+        asks_unadapted: Whether an answer rests on what the unadapted tower makes of the image as well; such a task answers in :meth:`predict_beside`.
     """
 
     views: ViewPlan
     inference: InferenceViews | None = None
     optimisation: Optimisation = Optimisation()
     needs_text: bool = False
+    asks_unadapted: bool = False
     engine: Any
 
     def __init__(self, engine: Any) -> None:
@@ -415,6 +417,10 @@ class Task(nn.Module, ABC):
             (K,) each, in the order of the hints that name a class, known after :meth:`prepare`; None for a method that does not tell.
         """
         return None
+
+    def predict_beside(self, images: Tensor, unadapted: FeatureRows) -> dict[str, Tensor]:
+        """Logits by branch, (B, C), from centre views and the unadapted tower's features of them; asked where ``asks_unadapted`` is set."""
+        raise NotImplementedError(f"{type(self).__name__} answers from the adapted tower alone")
 
     def attention_maps(self, images: Tensor) -> dict[str, Tensor]:
         """Where the method looks in uint8 centre views (B, 3, S, S), for the report: maps (B, N) in [0, 1] over the patch grid, by name."""

@@ -152,7 +152,9 @@ def test_the_estimator_takes_it():
         ({"method": "auto", "options": {"training": {"precision": "float32", "epochs": 3}}}, r"training\.epochs is an option of one method"),
         ({"method": "auto", "minutes": 0}, "--minutes must be above 0"),
         ({"method": "auto", "minutes": float("nan")}, "--minutes must be above 0"),
-        ({"method": "stata", "minutes": 5}, "--minutes has an effect with --method auto only"),
+        ({"method": "stata", "minutes": 5}, r"--minutes has an effect with --method consensus \(the default\) or auto only"),
+        ({"minutes": -1}, "--minutes must be above 0"),
+        ({"minutes": 5, "options": {"training": {"epochs": 3}}}, r"leave training\.epochs out"),
     ],
 )
 def test_what_could_have_no_effect_is_refused(tmp_path, photos, classes, arguments, words):

@@ -31,7 +31,22 @@ STATUSES: Final = ("ok", "corrupt", "too_large", "unsupported", "degenerate", "u
 
 # Fields that every line of events.jsonl has; further fields depend on ``event``.
 EVENT_FIELDS: Final = ("time", "event")
-EVENTS: Final = ("start", "choice", "images", "classes", "hints", "support", "extra", "guard", "epoch", "resume", "predictions", "warning", "end")
+EVENTS: Final = (
+    "start",
+    "choice",
+    "images",
+    "classes",
+    "hints",
+    "support",
+    "extra",
+    "guard",
+    "epoch",
+    "decision",
+    "resume",
+    "predictions",
+    "warning",
+    "end",
+)
 
 # Sections of ``--set section.key=value``; the keys are the fields of the frozen dataclasses in config.py.
 CONFIG_SECTIONS: Final = ("training", "views", "text", "method")

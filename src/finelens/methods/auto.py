@@ -10,6 +10,10 @@ SUMMARY = "Chooses one of the others by what can be seen without labels, and say
 
 # Below, the statistics of a mixture rest on too little; above, training has something to learn from.
 FEW_IMAGES, MANY_IMAGES = 50, 1000
+# Epochs that a time budget is spent on: fewer teach too little, more were not tried.
+LEAST_EPOCHS, MOST_EPOCHS = 3, 30
+# Part of the budget that epochs may take; the rest is for looking at the images and for what the estimate misses.
+FOR_EPOCHS = 0.8
 
 
 @dataclass(frozen=True)
@@ -74,3 +78,14 @@ def choose_method(facts: Facts) -> tuple[str, str]:
             return "microclip", f"{facts.images} photographs, zero-shot names {facts.named} of {facts.classes} classes, training takes {time}"
         against = f"training would take {time}"
     return "tip-adapter", f"it fell least below zero-shot where classes were absent or unequal; microclip was left out: {against}"
+
+
+def epochs_within(budget: float, seconds: float) -> int:
+    """Epochs that a budget is enough for, 0 where training is not worth beginning.
+
+    Args:
+        budget: Seconds there are.
+        seconds: Of one epoch.
+    """
+    epochs = min(MOST_EPOCHS, int(FOR_EPOCHS * budget / max(seconds, 1e-9)))
+    return epochs if epochs >= LEAST_EPOCHS else 0

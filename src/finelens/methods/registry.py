@@ -116,6 +116,11 @@ METHODS = (
         "finelens.solvers:OnlineGda",
         needs={"stream"},
     ),
+    Method(
+        "consensus-tuned",
+        "self-training",
+        "The answer of consensus teaches norms and class vectors; both answer together where label-free signals say so; ours.",
+    ),
     Method("microclip", "self-training", "Coarse-fine token fusion: saliency-led patch pooling, a multi-view text prior and norm tuning."),
     Method("fair", "self-training", "Selected crops against trainable description anchors decide weighted pseudo-labels; norms and anchors learn."),
     Method("dpa", "self-training", "Text and image prototypes decide ranked pseudo-labels together; norms and text prototypes learn."),

@@ -1,4 +1,7 @@
-"""``--method auto`` in a run: looks at its inputs, asks :func:`finelens.methods.auto.choose_method` and puts the answer in the place of ``auto``."""
+"""What a run does where the user leaves a choice: the method (``--method auto``), or what to do with a time budget (``--minutes``).
+
+It looks at its inputs, asks :mod:`finelens.methods.auto`, and puts the answer in the place of what was asked.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,8 @@ from finelens.core.options import from_mapping
 from finelens.errors import UserError
 from finelens.evaluation.weak_start import HARDLY
 from finelens.feature_store.encoder import target_features
-from finelens.methods.auto import AUTO, Facts, choose_method
+from finelens.methods.auto import AUTO, Facts, choose_method, epochs_within
+from finelens.methods.consensus_tuned import of_teacher
 from finelens.methods.registry import find_method
 from finelens.protocol import Hints, Loaded
 from finelens.runs.config import RunConfig
@@ -23,6 +27,8 @@ from finelens.training.estimate import estimate
 # What the inputs are read with until the choice is made: it takes photographs, features and hints, and needs none of them in particular.
 PROVISIONAL = "stata"
 TRAINED = "microclip"
+# What takes a time budget without ``auto``, and what it becomes where the budget is used.
+SOLVED, TAUGHT = "consensus", "consensus-tuned"
 
 
 @dataclass(frozen=True)
@@ -41,17 +47,20 @@ class Choice:
 
 
 def starting_method(method: str, options: Mapping[str, Mapping[str, Any]], minutes: float | None) -> str:
-    """The method to read the inputs with: the user's, or a provisional one for ``auto``.
+    """The method to read the inputs with: the user's, what it is with a time budget, or a provisional one for ``auto``.
 
     Raises:
         UserError: Options that belong to a method beside ``auto``, or a time budget beside a method.
     """
+    if minutes is not None:
+        if method not in (AUTO, SOLVED):
+            raise UserError(f"--minutes has an effect with --method {SOLVED} (the default) or auto only, and the method is {method}; leave it out")
+        if not 0 < minutes < math.inf:
+            raise UserError(f"--minutes must be above 0 and finite, got {minutes:g}")
+        if method == SOLVED and "epochs" in options.get("training", {}):
+            raise UserError(f"--minutes decides how many epochs there are; leave training.epochs out, or give it with --method {TAUGHT}")
     if method != AUTO:
-        if minutes is not None:
-            raise UserError(f"--minutes has an effect with --method auto only, and the method is {method}; leave it out")
-        return method
-    if minutes is not None and not 0 < minutes < math.inf:
-        raise UserError(f"--minutes must be above 0 and finite, got {minutes:g}")
+        return method if minutes is None else TAUGHT
     own = [f"method.{key}" for key in options.get("method", {})] + [f"training.{key}" for key in options.get("training", {}) if key != "precision"]
     if own:
         raise UserError(f"{own[0]} is an option of one method, and --method auto has yet to choose one; name the --method or leave the option out")
@@ -59,14 +68,14 @@ def starting_method(method: str, options: Mapping[str, Mapping[str, Any]], minut
 
 
 def choose(prepared: Prepared, loaded: Loaded, config: RunConfig, hints: Hints | None, minutes: float | None, console: Console) -> Choice:
-    """Choose the method of a run and say why.
+    """Choose the method of a run, or what it does with its time budget, and say why.
 
     The images are encoded for it, once: the run finds their features in the cache.
 
     Args:
-        prepared: Made with the provisional method.
+        prepared: Made with the method that :func:`starting_method` gave.
         loaded: The images.
-        config: The configuration with the provisional method.
+        config: The configuration with that method.
         hints: What the user gave.
         minutes: Time that training may take.
         console: Told the choice.
@@ -74,6 +83,10 @@ def choose(prepared: Prepared, loaded: Loaded, config: RunConfig, hints: Hints |
     engine = prepared.engine
     features = target_features(engine, loaded.store, prepared.limits.short_side, console)
     first, start = unadapted_logits(prepared, features)[0], start_from(prepared, features)
+    weak = f"{HARDLY}: {start.account}" if start.weak else None
+    if config.method == TAUGHT:
+        assert minutes is not None
+        return _with_budget(prepared, loaded, config, weak, minutes, console)
     known = None if hints is None else hints.label[hints.label >= 0]
     facts = Facts(
         images=len(loaded.store),
@@ -84,7 +97,7 @@ def choose(prepared: Prepared, loaded: Loaded, config: RunConfig, hints: Hints |
         hints=0 if hints is None else len(hints.index),
         hinted=0 if known is None else len(set(known.tolist())),
         budget=minutes,
-        weak_start=f"{HARDLY}: {start.account}" if start.weak else None,
+        weak_start=weak,
     )
     if facts.against_training is None:
         trained = _with_method(prepared, config, TRAINED, "")
@@ -95,8 +108,33 @@ def choose(prepared: Prepared, loaded: Loaded, config: RunConfig, hints: Hints |
     return _with_method(prepared, config, name, reason)
 
 
-def _with_method(prepared: Prepared, config: RunConfig, name: str, reason: str) -> Choice:
+def _with_budget(prepared: Prepared, loaded: Loaded, config: RunConfig, weak: str | None, minutes: float, console: Console) -> Choice:
+    """As many epochs as the budget allows; the solver alone where it allows too few, or where the start is a reason against training.
+
+    Args:
+        prepared: Made with the method that trains.
+        loaded: The images.
+        config: The configuration with that method.
+        weak: Why training on answers of its own is not to be trusted here; None where it is.
+        minutes: Time that training may take.
+        console: Told the choice.
+    """
+    against = weak
+    if against is None:
+        seconds = estimate(prepared.task, prepared.engine, len(loaded.store), 1).seconds
+        epochs = epochs_within(60 * minutes, seconds)
+        if epochs:
+            reason = f"{minutes:g} minutes are enough for {epochs} epochs of about {seconds:.0f} s"
+            console.say(f"method: {TAUGHT}, because {reason}")
+            return Choice(replace(config, training=replace(config.training, epochs=epochs)), prepared, reason)
+        against = f"an epoch takes about {seconds / 60:.1f} minutes, too few of them for {minutes:g}"
+    reason = f"nothing is trained in the {minutes:g} minutes: {against}"
+    console.say(f"method: {SOLVED}; {reason}")
+    return _with_method(prepared, config, SOLVED, reason, of_teacher(config.method_options))
+
+
+def _with_method(prepared: Prepared, config: RunConfig, name: str, reason: str, options: Any = None) -> Choice:
     method = find_method(name)
     training = from_mapping(TrainingConfig, {**method.training_defaults, "precision": config.training.precision}, "training")
-    changed = replace(config, method=name, training=training, method_options=None)
+    changed = replace(config, method=name, training=training, method_options=options)
     return Choice(changed, with_method(prepared, changed), reason)

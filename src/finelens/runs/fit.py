@@ -237,6 +237,10 @@ def _train(prepared: Prepared, store: ImageStore, config: RunConfig, console: Co
         bar.update(done)
         trainer.hooks = replace(hooks, on_images=lambda count: bar.update(count))
         trainer.run()
+    for line in task.notes():
+        console.say(line)
+        if hooks.run is not None:
+            hooks.run.log("decision", message=line)
 
 
 def _say_estimate(trainer: Trainer, console: Console, *, prepared: bool) -> None:

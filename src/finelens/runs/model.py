@@ -23,7 +23,7 @@ from finelens.errors import UserError
 from finelens.feature_store.extra import ExtraEncoder
 from finelens.methods.parts.frozen import cosine_logits
 from finelens.methods.registry import Method, find_method
-from finelens.protocol import Backbone, Task
+from finelens.protocol import Backbone, FeatureRows, Task
 from finelens.storage.files import file_digest, read_json, write_json
 from finelens.storage.tensors import load_tensors, save_tensors
 from finelens.training.config import TrainingConfig
@@ -71,8 +71,16 @@ class Model:
 
         The answer, ``logits``, is divided by the temperature; its parts are as the method gives them.
         """
-        found = self.task.predict_logits(images) if views is None else self.task.predict_from_views(images, views)
+        found = self._found(images, views)
         return {name: self.calibrated(value.float().cpu()) if name == ANSWER else value.float().cpu() for name, value in found.items()}
+
+    def _found(self, images: Tensor, views: Tensor | None) -> dict[str, Tensor]:
+        if self.task.asks_unadapted:
+            with self.unadapted(), torch.no_grad():
+                tokens = self.engine.encode_frozen(images)
+            # Rows, since what was fitted to the images of the run applies to them, and to no pixels of an unadapted tower.
+            return self.task.predict_beside(images, torch.cat([tokens.global_, tokens.cls], 1).as_subclass(FeatureRows))
+        return self.task.predict_logits(images) if views is None else self.task.predict_from_views(images, views)
 
     def calibrated(self, logits: Tensor) -> Tensor:
         """The method's logits (N, C) divided by the temperature."""

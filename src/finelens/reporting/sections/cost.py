@@ -31,6 +31,7 @@ def build(record: RunRecord) -> dict[str, Any]:
         "versions": versions(record),
         "options": [(name, json.dumps(value, ensure_ascii=False), changed) for name, value, changed in options(record.config)],
         "choice": record.event("choice").get("reason"),
+        "decision": record.event("decision").get("message"),
         "command": command(record.config, record.path),
         "digests": {
             "images": record.event("images").get("digest"),
