@@ -76,8 +76,8 @@ def adapt(
         strict: Whether photographs that decode although the image library complained get a note in their row.
         prototypes: ``.npy`` or ``.safetensors`` of class prototypes in the place of texts, rows in the order of the classes.
         row_names: Text file of row names for a feature file of another origin.
-        extra: Feature files of further encoders about the same images, matched by content or name, for ``consensus`` and ``joint-gmm``: the same as
-            their option ``method.extra``, see docs/features.md. ``cls`` stands for the model's own pooled token.
+        extra: Feature files of further encoders about the same images, matched by content or name, for methods that need ``extra`` (``consensus``
+            among them): the same as their option ``method.extra``, see docs/features.md. ``cls`` stands for the model's own pooled token.
         extra_names: Text files of row names for those of another origin: one for all, or one each.
         logit_scale: Multiplier of cosines for features of another origin; by default what a file says, else 100.
         backbone: ``embedded``, ``open_clip:NAME/TAG``, ``hf-hub:ORG/REPO`` or ``local:DIR``; by default ``embedded``, or what the feature file says.

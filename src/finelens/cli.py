@@ -41,7 +41,7 @@ def cli(context: click.Context) -> None:
 BACKBONES = "embedded, open_clip:NAME/TAG, hf-hub:ORG/REPO or local:DIR."
 _row_names = click.option("--row-names", type=click.Path(path_type=Path), help="Text file, a name for each row of a feature file of another origin.")
 _extra = click.option(
-    "--extra", multiple=True, help="Feature file of a further encoder about the same images, for consensus and joint-gmm; repeatable."
+    "--extra", multiple=True, help="Feature file of a further encoder about the same images, for consensus, joint-gmm, self-adaptive-ot; repeatable."
 )
 _extra_names = click.option("--extra-names", multiple=True, type=click.Path(path_type=Path), help="Row names of an --extra array of another origin.")
 

@@ -169,7 +169,7 @@ def unit_rows(values: Features, what: str) -> Tensor:
         UserError: Not such a matrix; ``what`` names it.
     """
     if isinstance(values, (list, tuple)) and values and all(isinstance(part, (Tensor, np.ndarray)) and part.ndim == 2 for part in values):
-        raise UserError(f"{what} must be one matrix, got {len(values)}; only JointGmm and Consensus take features of several models")
+        raise UserError(f"{what} must be one matrix, got {len(values)}; only Consensus, JointGmm and SelfAdaptiveOt take features of several models")
     try:
         x = values.detach() if isinstance(values, Tensor) else torch.from_numpy(np.array(values))
     except (TypeError, ValueError) as error:

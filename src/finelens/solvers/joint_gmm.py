@@ -1,6 +1,7 @@
 """Several encoders at once: a Gaussian mixture in each, one assignment for all.
 
-Ours, after the description of joint optimal transport over CLIP and vision-only encoders; no code of it was released. It is no reproduction.
+Ours, after the description of joint optimal transport over CLIP and vision-only encoders, from before its code was public. It is no reproduction;
+the published form is :mod:`~finelens.solvers.self_adaptive_ot`.
 """
 
 from __future__ import annotations
