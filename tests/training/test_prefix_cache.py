@@ -35,7 +35,7 @@ from tests.toy import QUIET, TUNING, digest, fit_toy, pictures, prepare_toy, qui
 
 PROMPTED = ("lafter", "nola")
 SCOPE = "last-1-norm"
-VIEWS = {"microclip": 2 + 8, "fair": 2 + 16, "dpa": 2, "lafter": 2, "nola": 1}
+VIEWS = {"microclip": 2 + 8, "fair": 2 + 16, "consensus-tuned": 2, "dpa": 2, "lafter": 2, "nola": 1}
 
 
 def options(method: str, draws: int, **training):
