@@ -20,7 +20,8 @@ HEAVY = (*LIBRARIES, "torch._dynamo", "torch._inductor", "sympy", "triton")
 PACKAGE = Path(finelens.__file__).parent
 MODULES = sorted(".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__") for path in PACKAGE.rglob("*.py"))
 # Loaded with the backbone that they are about.
-OF_A_TOWER = [f"finelens.backbones.{name}" for name in ("hub", "open_clip_loader", "open_clip_source", "open_clip_text", "resnet", "timm_tower")]
+_TOWERS = ("align_tower", "hub", "open_clip_loader", "open_clip_source", "open_clip_text", "resnet", "timm_tower")
+OF_A_TOWER = [f"finelens.backbones.{name}" for name in (*_TOWERS, "transformers_loader", "transformers_source")]
 
 
 def imported(code: str, *names: str) -> list[str]:

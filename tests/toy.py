@@ -167,15 +167,22 @@ class Log:
         return [event["loss"] for event in self.events if event["event"] == "epoch"]
 
 
-def prepare_toy(backbone: Path, method: str, names: Sequence[str] = CLASSES, options: Mapping[str, Any] | None = None, seed: int = 0):
-    """Configuration and prepared parts of a run with a local backbone."""
+def prepare_toy(backbone: Path | str, method: str, names: Sequence[str] = CLASSES, options: Mapping[str, Any] | None = None, seed: int = 0):
+    """Configuration and prepared parts of a run with a backbone: a folder in open_clip's layout, or a specification."""
     options = with_support(method, names, options or options_for(method))
-    config = make_config("adapt", "(toy)", method, options, backbone=f"local:{backbone}", seed=seed, device="cpu")
+    config = make_config(
+        "adapt", "(toy)", method, options, backbone=backbone if isinstance(backbone, str) else f"local:{backbone}", seed=seed, device="cpu"
+    )
     return config, prepare(config, names, None, QUIET)
 
 
 def fit_toy(
-    backbone: Path, method: str, images: Sequence[np.ndarray], names: Sequence[str] = CLASSES, options: Mapping[str, Any] | None = None, seed: int = 0
+    backbone: Path | str,
+    method: str,
+    images: Sequence[np.ndarray],
+    names: Sequence[str] = CLASSES,
+    options: Mapping[str, Any] | None = None,
+    seed: int = 0,
 ) -> tuple[Prepared, Fitted, Log]:
     """A whole adaptation in memory."""
     config, prepared = prepare_toy(backbone, method, names, options, seed)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from finelens.backbones.registry import absolute_spec
 from finelens.core.console import Console, Mute
 from finelens.core.launch import launched
 from finelens.core.schemas import CONFIG_FILE, FIRST_PREDICTION_COLUMNS, SET_COLUMNS
@@ -80,7 +81,8 @@ def adapt(
             among them): the same as their option ``method.extra``, see docs/features.md. ``cls`` stands for the model's own pooled token.
         extra_names: Text files of row names for those of another origin: one for all, or one each.
         logit_scale: Multiplier of cosines for features of another origin; by default what a file says, else 100.
-        backbone: ``embedded``, ``open_clip:NAME/TAG``, ``hf-hub:ORG/REPO`` or ``local:DIR``; by default ``embedded``, or what the feature file says.
+        backbone: ``embedded``, ``open_clip:NAME/TAG``, ``hf-hub:ORG/REPO``, ``local:DIR`` or ``transformers:DIR_OR_ORG/REPO``; by default
+            ``embedded``, or what the feature file says.
         method: Name of the method, see ``finelens methods``; ``auto`` chooses one and says why (docs/auto.md).
         minutes: Time that training may take: the answer of ``consensus`` then teaches the tower (docs/methods/consensus-tuned.md), and ``auto`` may
             choose a method that trains. Without it neither trains.
@@ -115,7 +117,7 @@ def adapt(
         prototypes_file=None if prototypes is None else absolute(prototypes),
         row_names_file=None if row_names is None else absolute(row_names),
         logit_scale=logit_scale,
-        backbone=_absolute_backbone(source.backbone(backbone, prototypes)),
+        backbone=absolute_spec(source.backbone(backbone, prototypes)),
         seed=seed,
         device=device,
     )
@@ -154,12 +156,7 @@ def _voice(processes: Processes, console: Console | None) -> Console:
 
 def _pinned(config: RunConfig, found: str) -> RunConfig:
     """The configuration with a hub model named by the commit that was loaded: what the hub serves tomorrow is another model."""
-    return replace(config, backbone=found) if found.startswith("hf-hub:") else config
-
-
-def _absolute_backbone(spec: str) -> str:
-    scheme, separator, rest = spec.partition(":")
-    return f"local:{absolute(Path(rest).expanduser())}" if separator and scheme == "local" else spec
+    return replace(config, backbone=found) if found.startswith(("hf-hub:", "transformers:")) else config
 
 
 def zero_shot(photos: str | Path, classes: str | Path, out: str | Path, *, method: str = "zero-shot", **given: Any) -> RunResult:

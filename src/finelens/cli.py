@@ -38,7 +38,7 @@ def cli(context: click.Context) -> None:
         raise UserError(f"finelens {context.invoked_subcommand} runs in one process; start it without torchrun (docs/distributed.md)")
 
 
-BACKBONES = "embedded, open_clip:NAME/TAG, hf-hub:ORG/REPO or local:DIR."
+BACKBONES = "embedded, open_clip:NAME/TAG, hf-hub:ORG/REPO, local:DIR or transformers:DIR_OR_ORG/REPO."
 _row_names = click.option("--row-names", type=click.Path(path_type=Path), help="Text file, a name for each row of a feature file of another origin.")
 _extra = click.option(
     "--extra", multiple=True, help="Feature file of a further encoder about the same images, for consensus, joint-gmm, self-adaptive-ot; repeatable."

@@ -39,7 +39,7 @@ class LabelFreeClassifier(ClassifierMixin, BaseEstimator):
         method: Name of the method; ``auto`` chooses one by what it can see without labels.
         minutes: Time that training may take, for ``consensus`` and ``auto``.
         descriptions: {class: [sentence, ...]}, or a JSON file of it.
-        backbone: ``embedded``, ``open_clip:NAME/TAG``, ``hf-hub:ORG/REPO`` or ``local:DIR``.
+        backbone: ``embedded``, ``open_clip:NAME/TAG``, ``hf-hub:ORG/REPO``, ``local:DIR`` or ``transformers:DIR_OR_ORG/REPO``.
         seed: Seed of all randomness.
         device: ``cpu``, ``cuda`` or ``mps``.
         options: Values by section and key, e.g. ``{"training": {"epochs": 3}}``.

@@ -24,11 +24,11 @@ class Preprocess:
 
     Attributes:
         image_size: Side of the square input, in pixels.
-        resize_size: Short side after the resize, before the centre crop (equal to ``image_size`` for CLIP models).
+        resize_size: Short side (``squash``: both sides) after the resize, before the centre crop (equal to ``image_size`` for CLIP models).
         mean: Channel means in [0, 1].
         std: Channel standard deviations in [0, 1].
         interpolation: Filter of the resize.
-        resize_mode: ``shortest`` keeps the aspect ratio and crops; ``squash`` resizes both sides to ``image_size``.
+        resize_mode: ``shortest`` keeps the aspect ratio and crops; ``squash`` resizes both sides to ``resize_size``.
     """
 
     image_size: int

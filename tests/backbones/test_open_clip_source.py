@@ -51,7 +51,7 @@ def no_network(*args, **kwargs):
 
 @pytest.mark.parametrize(("reachable", "reason"), [(True, "Name or service not known"), (False, "no model hub can be reached.*")])
 def test_without_a_hub_the_message_names_the_remedies(monkeypatch, reachable, reason):
-    monkeypatch.setattr(open_clip_source, "hub_reachable", lambda: reachable)
+    monkeypatch.setattr(hub, "hub_reachable", lambda: reachable)
     monkeypatch.setattr(open_clip, "download_pretrained", no_network)
     monkeypatch.setattr(open_clip_source, "download_pretrained_from_hf", no_network)
     for spec in ("open_clip:ViT-B-32/openai", "hf-hub:org/model"):

@@ -11,6 +11,8 @@ from urllib.request import getproxies
 
 from huggingface_hub import constants
 
+from finelens.errors import UserError
+
 PROBE_SECONDS = 3.0
 
 
@@ -37,3 +39,25 @@ def offline_if_unreachable() -> Iterator[None]:
         yield
     finally:
         constants.HF_HUB_OFFLINE = before
+
+
+@contextmanager
+def hub_errors(spec: str, remedy: str) -> Iterator[None]:
+    """Context in which what hub clients raise becomes a :class:`~finelens.errors.UserError`.
+
+    Args:
+        spec: The user's specification.
+        remedy: What to use without a hub.
+    """
+    try:
+        with offline_if_unreachable():
+            yield
+    except UserError:
+        raise
+    except Exception as error:  # hub clients raise their own types for no network, no such file and no permission
+        if constants.HF_HUB_OFFLINE:
+            reason = "HF_HUB_OFFLINE is set and the files are not in the hub's cache"
+        else:
+            first = str(error).strip().split("\n", 1)[0] or type(error).__name__
+            reason = first if hub_reachable() else "no model hub can be reached and the files are not in its cache"
+        raise UserError(f"{spec}: cannot be fetched ({reason}); without a hub {remedy}") from error

@@ -19,7 +19,7 @@ from open_clip.pretrained import download_pretrained_from_hf
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from finelens.backbones.hub import constants, hub_reachable, offline_if_unreachable
+from finelens.backbones.hub import hub_errors, offline_if_unreachable
 from finelens.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -66,7 +66,7 @@ def find_tagged(name: str, tag: str) -> Source:
         raise UserError(f"{spec}: model {name!r} has no pretrained tag {tag!r}{_nearest(tag, tags)}; its tags: {', '.join(tags) or 'none'}")
     tag_config = open_clip.get_pretrained_cfg(name, tag)
     config["quick_gelu"] = settle_activation(spec, bool(config.get("quick_gelu")), tag_config.get("quick_gelu"))
-    with _hub_errors(spec):
+    with hub_errors(spec, OFFLINE_REMEDY):
         weights = Path(open_clip.download_pretrained(tag_config))
     return Source(spec, config, dict(tag_config), weights, name)
 
@@ -79,7 +79,7 @@ def find_on_hub(repository: str) -> Source:
     """
     repository, _, revision = repository.partition("@")
     spec = f"hf-hub:{repository}" + (f"@{revision}" if revision else "")
-    with _hub_errors(spec):
+    with hub_errors(spec, OFFLINE_REMEDY):
         found = Path(download_pretrained_from_hf(repository, filename=CONFIG_NAME, revision=revision or None))
         config = _read_config(found)
         # Configuration and weights of one commit, whatever is pushed in between.
@@ -252,21 +252,6 @@ def _nearest(word: str, known: list[str]) -> str:
 
 def _first_line(error: BaseException) -> str:
     return str(error).strip().split("\n", 1)[0] or type(error).__name__
-
-
-@contextmanager
-def _hub_errors(spec: str) -> Iterator[None]:
-    try:
-        with offline_if_unreachable():
-            yield
-    except UserError:
-        raise
-    except Exception as error:  # hub clients raise their own types for no network, no such file and no permission
-        if constants.HF_HUB_OFFLINE:
-            reason = "HF_HUB_OFFLINE is set and the files are not in the hub's cache"
-        else:
-            reason = _first_line(error) if hub_reachable() else "no model hub can be reached and the files are not in its cache"
-        raise UserError(f"{spec}: cannot be fetched ({reason}); without a hub {OFFLINE_REMEDY}") from error
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +9,8 @@ import torch
 from open_clip.transformer import TextTransformer, text_global_pool
 from torch import Tensor, nn
 
+from finelens.backbones.dual_encoder import TextTokenizer
+from finelens.backbones.special_tokens import SpecialTokens
 from finelens.backbones.tower import unit
 from finelens.protocol import NotAvailableError
 
@@ -28,16 +29,15 @@ class SafeTokenizer:
         self._tokenizer = tokenizer
         self._inner = getattr(tokenizer, "tokenizer", None)  # the Hugging Face tokenizer, if it is one
         self.context_length = int(tokenizer.context_length)
-        specials = self._special_strings()
-        self._special = re.compile("|".join(re.escape(s) for s in specials), re.IGNORECASE) if specials else None
+        self._special = SpecialTokens(self._special_strings(), self._clean)
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
         """Token ids (T, L), truncated to the context length."""
-        return self._tokenizer([self._escape(t) for t in texts])
+        return self._tokenizer([self._special.escape(t) for t in texts])
 
     def count(self, texts: Sequence[str]) -> list[int]:
         """Tokens of each text before truncation, special tokens included."""
-        escaped = [self._escape(t) for t in texts]
+        escaped = [self._special.escape(t) for t in texts]
         if self._inner is None:
             return [len(self._tokenizer.encode(t)) + 2 for t in escaped]
         clips = self._tokenizer.tokenizer_mode == "clips"
@@ -46,19 +46,11 @@ class SafeTokenizer:
 
     def _special_strings(self) -> list[str]:
         if self._inner is not None:
-            return [s for s in self._inner.all_special_tokens if len(s) > 1]
+            return list(self._inner.all_special_tokens)
         return [self._tokenizer.decoder[i] for i in self._tokenizer.all_special_ids]
 
     def _clean(self, text: str) -> str:
         return self._tokenizer.clean_fn(text)
-
-    def _escape(self, text: str) -> str:
-        """Break special strings with a space, which the tokenizer skips. Cleaning can unfold new ones (HTML entities): repeat until none is left."""
-        if self._special is None:
-            return text
-        while self._special.search(cleaned := self._clean(text)):
-            text = self._special.sub(lambda m: f"{m[0][0]} {m[0][1:]}", cleaned)
-        return text
 
 
 class TextTower(nn.Module):
@@ -70,14 +62,14 @@ class TextTower(nn.Module):
 
     Args:
         model: An open_clip model; its image tower is dropped.
-        tokenizer: What ``open_clip.get_tokenizer`` returns for it.
+        tokenizer: Its tokenizer.
         name: Name of the backbone, for messages.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, name: str):
+    def __init__(self, model: Any, tokenizer: TextTokenizer, name: str):
         super().__init__()
         self.name = name
-        self.tokenizer = SafeTokenizer(tokenizer)
+        self.tokenizer = tokenizer
         model.visual = None
         self.model: Any = model
         parts = getattr(model, "text", model)

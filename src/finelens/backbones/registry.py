@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finelens.errors import UserError
@@ -11,14 +13,18 @@ if TYPE_CHECKING:
 
     from finelens.protocol import Backbone
 
-FORMS = "embedded, open_clip:NAME/TAG (e.g. open_clip:ViT-B-32/openai), hf-hub:ORG/REPO[@COMMIT], local:DIR"
+FORMS = (
+    "embedded, open_clip:NAME/TAG (e.g. open_clip:ViT-B-32/openai), hf-hub:ORG/REPO[@COMMIT], local:DIR, "
+    "transformers:ORG/REPO[@COMMIT], transformers:DIR"
+)
 
 
 def load_backbone(spec: str) -> Backbone:
     """Load a backbone by its specification.
 
     Args:
-        spec: ``embedded``, ``open_clip:NAME/TAG``, ``hf-hub:ORG/REPO[@COMMIT]`` or ``local:DIR``.
+        spec: ``embedded``, ``open_clip:NAME/TAG``, ``hf-hub:ORG/REPO[@COMMIT]``, ``local:DIR``, ``transformers:ORG/REPO[@COMMIT]`` or
+            ``transformers:DIR``.
 
     Raises:
         UserError: Unknown form, or a model that cannot be found or read; the message names the remedy.
@@ -28,8 +34,12 @@ def load_backbone(spec: str) -> Backbone:
 
         return EmbeddedBackbone()
     scheme, _, rest = spec.partition(":")
-    if scheme not in ("open_clip", "hf-hub", "local") or not rest:
+    if scheme not in ("open_clip", "hf-hub", "local", "transformers") or not rest:
         raise UserError(f"unknown backbone {spec!r}; the forms are: {FORMS}")
+    if scheme == "transformers":
+        from finelens.backbones.transformers_loader import TransformersBackbone
+
+        return TransformersBackbone.from_name(rest)
     from finelens.backbones.open_clip_loader import OpenClipBackbone
 
     if scheme == "local":
@@ -38,6 +48,15 @@ def load_backbone(spec: str) -> Backbone:
         return OpenClipBackbone.from_hub(rest)
     name, _, tag = rest.partition("/")
     return OpenClipBackbone.from_tag(name, tag)
+
+
+def absolute_spec(spec: str) -> str:
+    """The specification with a folder in it written in full, so that it means the same from everywhere."""
+    scheme, _, rest = spec.partition(":")
+    folder = Path(rest).expanduser()
+    if rest and (scheme == "local" or (scheme == "transformers" and folder.is_dir())):
+        return f"{scheme}:{os.path.abspath(folder)}"
+    return spec
 
 
 def rebuild_image_tower(config: dict[str, Any], state: dict[str, Tensor]) -> Backbone:
@@ -59,8 +78,9 @@ def rebuild_image_tower(config: dict[str, Any], state: dict[str, Tensor]) -> Bac
         from finelens.backbones.embedded import EmbeddedBackbone
 
         return EmbeddedBackbone.image_only(config, state)
-    from finelens.backbones.open_clip_loader import TOWERS, OpenClipBackbone
+    from finelens.backbones.dual_encoder import DualEncoder
+    from finelens.backbones.towers import TOWERS
 
     if kind not in TOWERS:
         raise UserError(f"saved model has an image tower of unknown kind {kind!r}; known: embedded, {', '.join(TOWERS)}")
-    return OpenClipBackbone.image_only(config, state)
+    return DualEncoder.image_only(config, state)

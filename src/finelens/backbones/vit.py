@@ -17,8 +17,6 @@ from torch import Tensor, nn
 from finelens.backbones.tower import ImageTower, unit
 from finelens.protocol import ImageTokens
 
-N_CLASS_TOKENS = 1
-
 
 @dataclass(frozen=True)
 class ViTConfig:
@@ -36,8 +34,11 @@ class ViTConfig:
         norm_eps: Epsilon of all layer norms.
         ln_pre: Whether a layer norm follows the positional embedding.
         has_proj: Whether a (W, E) projection follows pooling.
-        pool: Class token (``tok``) or mean of the patch tokens (``avg``).
+        pool: Class token (``tok``), mean of the patch tokens (``avg``) or attention of a learned query over them (``map``, SigLIP).
         norm_after_pool: With ``avg``: final layer norm of the mean instead of mean of the normed tokens.
+        class_token: Whether a class token stands before the patches.
+        patch_bias: Whether the patch embedding has a bias.
+        tanh_gelu: GELU by its tanh approximation. It belongs to the weights.
     """
 
     image_size: int
@@ -51,18 +52,23 @@ class ViTConfig:
     norm_eps: float = 1e-5
     ln_pre: bool = True
     has_proj: bool = True
-    pool: Literal["tok", "avg"] = "tok"
+    pool: Literal["tok", "avg", "map"] = "tok"
     norm_after_pool: bool = False
+    class_token: bool = True
+    patch_bias: bool = False
+    tanh_gelu: bool = False
 
     def __post_init__(self) -> None:
-        if self.image_size % self.patch_size or self.width % self.heads:
-            raise ValueError(f"image_size must be a multiple of patch_size and width a multiple of heads: {self}")
+        if self.width % self.heads:
+            raise ValueError(f"width must be a multiple of heads: {self}")
         if not self.has_proj and self.output_dim != self.width:
             raise ValueError(f"without a projection output_dim must equal width: {self}")
+        if self.pool == "tok" and not self.class_token:
+            raise ValueError(f"without a class token pool must be avg or map: {self}")
 
     @property
     def side(self) -> int:
-        """Rows (and columns) of the patch grid."""
+        """Rows (and columns) of the patch grid; what is left of the image at the right and at the bottom is not seen."""
         return self.image_size // self.patch_size
 
 
@@ -110,8 +116,18 @@ class Attention(nn.Module):
         else:
             q = F.linear(y[:, :n_queries], self.in_proj_weight[:width], self.in_proj_bias[:width])  # (B, Q, W)
             k, v = F.linear(y, self.in_proj_weight[width:], self.in_proj_bias[width:]).chunk(2, dim=-1)  # 2 x (B, L, W)
+        return self._mix(q, k, v), v
+
+    def ask(self, query: Tensor, y: Tensor) -> Tensor:
+        """What queries (B, Q, W) from elsewhere find among the tokens (B, L, W): (B, Q, W)."""
+        width = y.shape[-1]
+        q = F.linear(query, self.in_proj_weight[:width], self.in_proj_bias[:width])  # (B, Q, W)
+        k, v = F.linear(y, self.in_proj_weight[width:], self.in_proj_bias[width:]).chunk(2, dim=-1)  # 2 x (B, L, W)
+        return self._mix(q, k, v)
+
+    def _mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         mixed = F.scaled_dot_product_attention(self._split(q), self._split(k), self._split(v))  # (B, H, Q, W / H)
-        return self.out_proj(mixed.transpose(1, 2).flatten(2)), v
+        return self.out_proj(mixed.transpose(1, 2).flatten(2))  # (B, Q, W)
 
     def _split(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, H, L, W / H)
@@ -120,11 +136,12 @@ class Attention(nn.Module):
 class MLP(nn.Sequential):
     """Two linear layers with the activation between them, under open_clip's names."""
 
-    def __init__(self, width: int, hidden: int, quick_gelu: bool):
+    def __init__(self, config: ViTConfig):
         super().__init__()
-        self.add_module("c_fc", nn.Linear(width, hidden))
-        self.add_module("gelu", QuickGELU() if quick_gelu else nn.GELU())
-        self.add_module("c_proj", nn.Linear(hidden, width))
+        hidden = int(config.width * config.mlp_ratio)
+        self.add_module("c_fc", nn.Linear(config.width, hidden))
+        self.add_module("gelu", QuickGELU() if config.quick_gelu else nn.GELU("tanh" if config.tanh_gelu else "none"))
+        self.add_module("c_proj", nn.Linear(hidden, config.width))
 
 
 class Block(nn.Module):
@@ -135,7 +152,7 @@ class Block(nn.Module):
         self.ln_1 = LayerNorm(config.width, config.norm_eps)
         self.attn = Attention(config.width, config.heads)
         self.ln_2 = LayerNorm(config.width, config.norm_eps)
-        self.mlp = MLP(config.width, int(config.width * config.mlp_ratio), config.quick_gelu)
+        self.mlp = MLP(config)
 
     def forward(self, x: Tensor) -> Tensor:
         """Residual stream before -> after the block, (B, L, W)."""
@@ -166,6 +183,22 @@ class Block(nn.Module):
         return x + self.mlp(self.ln_2(x))
 
 
+class AttentionPool(nn.Module):
+    """One learned query that attends over all tokens, and an MLP with a residual (SigLIP, Zhai et al., ICCV 2023)."""
+
+    def __init__(self, config: ViTConfig):
+        super().__init__()
+        self.probe = nn.Parameter(torch.randn(config.width) * config.width**-0.5)
+        self.attn = Attention(config.width, config.heads)
+        self.norm = LayerNorm(config.width, config.norm_eps)
+        self.mlp = MLP(config)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Pool tokens (B, L, W) to (B, W)."""
+        mixed = self.attn.ask(self.probe.to(x.dtype).expand(x.shape[0], 1, -1), x)[:, 0]  # (B, W)
+        return mixed + self.mlp(self.norm(mixed))
+
+
 class Transformer(nn.Module):
     """The stack of blocks, under open_clip's name ``resblocks``."""
 
@@ -182,6 +215,8 @@ class Transformer(nn.Module):
 class VisionTransformer(ImageTower):
     """CLIP's ViT image tower.
 
+    With attention pooling (``map``) ``project`` pools over the one token that it gets, so ``project(cls)`` is not ``global_``.
+
     Args:
         config: The architecture; weights are random until :meth:`load_state_dict` receives open_clip's ``visual`` tensors (without the prefix).
     """
@@ -195,12 +230,14 @@ class VisionTransformer(ImageTower):
         self.image_size, self.width, self.dim = config.image_size, config.width, config.output_dim
         self.grid = (config.side, config.side)
         scale = config.width**-0.5
-        self.conv1 = nn.Conv2d(3, config.width, config.patch_size, stride=config.patch_size, bias=False)
-        self.class_embedding = nn.Parameter(scale * torch.randn(config.width))
-        self.positional_embedding = nn.Parameter(scale * torch.randn(config.side**2 + N_CLASS_TOKENS, config.width))
+        self.conv1 = nn.Conv2d(3, config.width, config.patch_size, stride=config.patch_size, bias=config.patch_bias)
+        self.n_class = 1 if config.class_token else 0
+        self.class_embedding = nn.Parameter(scale * torch.randn(config.width)) if config.class_token else None
+        self.positional_embedding = nn.Parameter(scale * torch.randn(config.side**2 + self.n_class, config.width))
         self.ln_pre = LayerNorm(config.width, config.norm_eps) if config.ln_pre else nn.Identity()
         self.transformer = Transformer(config)
         self.ln_post = LayerNorm(config.width, config.norm_eps)
+        self.attn_pool = AttentionPool(config) if config.pool == "map" else None
         self.proj = nn.Parameter(scale * torch.randn(config.width, config.output_dim)) if config.has_proj else None
 
     def forward(self, images: Tensor, patches: bool = False, prompts: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
@@ -212,16 +249,16 @@ class VisionTransformer(ImageTower):
             prompts: Visual prompt tokens (P, W), put between the class token and the patches after ``ln_pre``.
 
         Returns:
-            Pooled token after ``ln_post`` (B, W), and patch tokens (B, N, W), neither projected nor normalised, or None.
+            Pooled token (B, W), and patch tokens (B, N, W), neither projected nor normalised, or None.
 
         Raises:
             ValueError: ``images`` of another size.
         """
         x = self._embed(images)  # (B, 1 + N, W)
-        n_prefix = N_CLASS_TOKENS
+        n_prefix = self.n_class
         if prompts is not None:
             inserted = prompts.to(x.dtype).expand(x.shape[0], -1, -1)  # (B, P, W)
-            x = torch.cat((x[:, :N_CLASS_TOKENS], inserted, x[:, N_CLASS_TOKENS:]), dim=1)  # (B, 1 + P + N, W)
+            x = torch.cat((x[:, : self.n_class], inserted, x[:, self.n_class :]), dim=1)  # (B, 1 + P + N, W)
             n_prefix += prompts.shape[0]
         return self._through(x, self.transformer.blocks, n_prefix, patches)
 
@@ -231,7 +268,7 @@ class VisionTransformer(ImageTower):
         for block in before:
             x = block(x)
         # With class-token pooling the other rows of the last block's ordinary path are never read.
-        n_queries = N_CLASS_TOKENS if self.config.pool == "tok" else None
+        n_queries = self.n_class if self.config.pool == "tok" else None
         x, value_path = last.last(x, n_queries, n_prefix if patches else None)
         return self._pool(x, n_prefix), None if value_path is None else self.ln_post(value_path)
 
@@ -248,22 +285,28 @@ class VisionTransformer(ImageTower):
 
     def suffix(self, prefix: Tensor, last_blocks: int, *, patches: bool = False) -> ImageTokens:
         """Tokens from the residual stream before the last blocks."""
-        return self._tokens(*self._through(prefix, self.transformer.blocks[-last_blocks:], N_CLASS_TOKENS, patches))
+        return self._tokens(*self._through(prefix, self.transformer.blocks[-last_blocks:], self.n_class, patches))
 
     def _tokens(self, pooled: Tensor, value_path: Tensor | None) -> ImageTokens:
-        return ImageTokens(global_=unit(self.project(pooled)), cls=pooled, patches=value_path)
+        return ImageTokens(global_=unit(self._to_joint(pooled)), cls=pooled, patches=value_path)
 
     def project(self, tokens: Tensor) -> Tensor:
         """Map tokens (..., W) to the joint space (..., E)."""
-        return tokens if self.proj is None else tokens.to(self.proj.dtype) @ self.proj
+        if self.attn_pool is not None:
+            tokens = self.attn_pool(tokens.reshape(-1, 1, self.width)).reshape(tokens.shape)
+        return self._to_joint(tokens)
+
+    def _to_joint(self, pooled: Tensor) -> Tensor:
+        return pooled if self.proj is None else pooled.to(self.proj.dtype) @ self.proj
 
     def depth_groups(self) -> tuple[Sequence[nn.Module], Sequence[nn.Module]]:
-        """Blocks, and ``ln_post``."""
-        return self.transformer.blocks, [self.ln_post]
+        """Blocks, and what follows them."""
+        return self.transformer.blocks, [self.ln_post] if self.attn_pool is None else [self.ln_post, self.attn_pool]
 
     def config_dict(self) -> dict[str, Any]:
-        """Fields of :class:`ViTConfig`."""
-        return asdict(self.config)
+        """Fields of :class:`ViTConfig`. Those that came later are left out at their defaults: what is hashed of older models stays as it was."""
+        own, plain = asdict(self.config), {"class_token": True, "patch_bias": False, "tanh_gelu": False}
+        return {name: value for name, value in own.items() if name not in plain or value != plain[name]}
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> VisionTransformer:
@@ -275,12 +318,15 @@ class VisionTransformer(ImageTower):
         if images.shape[-2:] != size:
             raise ValueError(f"images of {tuple(images.shape[-2:])} pixels for a tower that takes {size}")
         x = self.conv1(images).flatten(2).transpose(1, 2)  # (B, N, W)
-        x = torch.cat((self.class_embedding.to(x.dtype).expand(x.shape[0], 1, -1), x), dim=1)  # (B, 1 + N, W)
+        if self.class_embedding is not None:
+            x = torch.cat((self.class_embedding.to(x.dtype).expand(x.shape[0], 1, -1), x), dim=1)  # (B, 1 + N, W)
         return self.ln_pre(x + self.positional_embedding.to(x.dtype))
 
     def _pool(self, x: Tensor, n_prefix: int) -> Tensor:
         if self.config.pool == "tok":
             return self.ln_post(x[:, 0])  # (B, W)
+        if self.attn_pool is not None:
+            return self.attn_pool(self.ln_post(x[:, n_prefix:]))  # (B, W)
         if self.config.norm_after_pool:
             return self.ln_post(x[:, n_prefix:].mean(dim=1))  # (B, W)
         return self.ln_post(x[:, n_prefix:]).mean(dim=1)  # (B, W)

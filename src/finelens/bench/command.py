@@ -18,7 +18,7 @@ DATA_ROOT = "FINELENS_DATA"
 @click.option("--methods", default="features", show_default=True, help="Names, or all, training, training-free, features (need no pixels).")
 @click.option("--protocols", default="inductive", show_default=True, help="Comma-separated, e.g. inductive,transductive,longtail-10,partial-5.")
 @click.option("--seeds", default="0", show_default=True, help="Comma-separated; of the splits and of the methods.")
-@click.option("--backbone", default="embedded", show_default=True, help="embedded, open_clip:NAME/TAG, hf-hub:ORG/REPO or local:DIR.")
+@click.option("--backbone", default="embedded", show_default=True, help="As for adapt: embedded, open_clip:NAME/TAG, local:DIR, ...")
 @click.option(
     "--profile",
     default="full",

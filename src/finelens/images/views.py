@@ -37,10 +37,8 @@ def centre_view(image: Tensor, preprocess: Preprocess) -> Tensor:
     Returns:
         (3, S, S) uint8.
     """
-    side = preprocess.image_size
-    if preprocess.resize_mode == "squash":
-        return _resize(image, [side, side], preprocess)
-    resized = _resize(image, [preprocess.resize_size], preprocess)
+    side, whole = preprocess.image_size, preprocess.resize_size
+    resized = _resize(image, [whole, whole] if preprocess.resize_mode == "squash" else [whole], preprocess)
     return centre_crop(resized, side, side).contiguous()
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from finelens._version import __version__
-from finelens.backbones.registry import load_backbone
+from finelens.backbones.registry import absolute_spec, load_backbone
 from finelens.classes.heads import ClassHeads
 from finelens.classes.names import read_class_file
 from finelens.core.console import Console
@@ -54,7 +54,7 @@ def features(
     Args:
         photos: Folder of photographs.
         out: File to write, ``.safetensors``.
-        backbone: ``embedded``, ``open_clip:NAME/TAG``, ``hf-hub:ORG/REPO`` or ``local:DIR``.
+        backbone: ``embedded``, ``open_clip:NAME/TAG``, ``hf-hub:ORG/REPO``, ``local:DIR`` or ``transformers:DIR_OR_ORG/REPO``.
         device: ``cpu``, ``cuda`` or ``mps``.
         classes: File of class names, to store their prototypes as well.
         descriptions: JSON file {class: [sentence, ...]} for the prototypes.
@@ -128,12 +128,11 @@ def _open(
 
 def _metadata(engine: Engine, spec: str) -> dict[str, str]:
     backbone: Backbone = engine.backbone
-    scheme, _, rest = spec.partition(":")
     return {
         "format": FORMAT,
         "schema_version": str(SCHEMA_VERSION),
         "finelens_version": __version__,
-        "backbone": f"local:{Path(rest).expanduser().absolute()}" if scheme == "local" else spec,
+        "backbone": absolute_spec(spec),
         "tower": tower_digest(backbone),
         "preprocess": json.dumps(asdict(backbone.preprocess)),
         "precision": engine.precision.name,

@@ -1,0 +1,195 @@
+"""Find a dual encoder in transformers' saved layout, in a folder or on the hub: the model with its weights, its tokenizer, its image processor."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from finelens.backbones.hub import hub_errors, offline_if_unreachable
+from finelens.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+SCHEME = "transformers:"
+# By model_type of config.json. Fixed-resolution SigLIP 2 has the type siglip.
+FAMILIES = {
+    "clip": "CLIPModel",
+    "metaclip_2": "MetaClip2Model",
+    "siglip": "SiglipModel",
+    "altclip": "AltCLIPModel",
+    "chinese_clip": "ChineseCLIPModel",
+    "align": "AlignModel",
+}
+SMALL_FILES = ["*.json", "*.txt", "*.model", "*.tiktoken"]
+WEIGHTS = "model.safetensors"
+PICKLE = "pytorch_model.bin"
+OFFLINE_REMEDY = f"use {SCHEME}DIR with config.json, {WEIGHTS}, preprocessor and tokenizer files, or the embedded backbone, which needs no network"
+_COMMIT = re.compile("[0-9a-f]{40}")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model as transformers loads it.
+
+    Attributes:
+        name: The user's specification, of a hub repository with the commit found.
+        family: ``model_type`` of its configuration.
+        model: The model, float32, in evaluation mode.
+        tokenizer: Its tokenizer.
+        processor: Its image processor.
+    """
+
+    name: str
+    family: str
+    model: Any
+    tokenizer: Any
+    processor: Any
+
+
+def is_folder(rest: str) -> bool:
+    """Whether what follows ``transformers:`` is a folder: one that exists, or what can be no repository's name."""
+    return Path(rest).expanduser().is_dir() or rest.startswith((".", "/", "~")) or rest.count("/") != 1
+
+
+def find(rest: str) -> Source:
+    """The model of ``transformers:DIR`` or ``transformers:ORG/REPO[@COMMIT]``. Code from a repository is never run.
+
+    Raises:
+        UserError: Missing or unreachable files, a kind of model that is not supported, or a local pickle in the place of safetensors.
+    """
+    if is_folder(rest):
+        folder = Path(rest).expanduser()
+        if not folder.is_dir():
+            raise UserError(f"{SCHEME}{rest}: no such folder; give one with config.json and {WEIGHTS}, or ORG/REPO of the hub")
+        _refuse_pickles(folder)
+        return _load(f"{SCHEME}{folder}", folder)
+    repository, _, revision = rest.partition("@")
+    folder = _fetch(repository, revision)
+    commit = folder.name if _COMMIT.fullmatch(folder.name) else revision
+    return _load(f"{SCHEME}{repository}" + (f"@{commit}" if commit else ""), folder)
+
+
+def _fetch(repository: str, revision: str) -> Path:
+    """Download what is needed of a repository, weights as safetensors if it has them; from one commit, whatever is pushed in between."""
+    from huggingface_hub import snapshot_download
+
+    with hub_errors(f"{SCHEME}{repository}", OFFLINE_REMEDY):
+
+        def download(commit: str | None, *patterns: str) -> Path:
+            return Path(snapshot_download(repository, revision=commit, allow_patterns=list(patterns), ignore_patterns=["*/*"]))
+
+        folder = download(revision or None, *SMALL_FILES)
+        _family(folder)
+        commit = folder.name if _COMMIT.fullmatch(folder.name) else revision or None
+        folder = download(commit, *SMALL_FILES, "model*.safetensors")
+        return folder if _has_safetensors(folder) else download(commit, *SMALL_FILES, "pytorch_model*.bin")
+
+
+def _has_safetensors(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in (WEIGHTS, f"{WEIGHTS}.index.json"))
+
+
+def _has_tokenizer(folder: Path) -> bool:
+    """Without these files transformers 5 makes a tokenizer with an empty vocabulary, to which every word is unknown, and says nothing."""
+    alone = any((folder / name).is_file() for name in ("tokenizer.json", "vocab.txt")) or any(folder.glob("*.model"))
+    return alone or all((folder / name).is_file() for name in ("vocab.json", "merges.txt"))
+
+
+def _refuse_pickles(folder: Path) -> None:
+    _family(folder)
+    if _has_safetensors(folder):
+        return
+    if any(folder.glob("pytorch_model*.bin")):
+        raise UserError(
+            f"{folder / PICKLE}: pickle checkpoints are refused because they can run code; convert it once: "
+            f"safetensors.torch.save_file(torch.load({PICKLE!r}, weights_only=True), {WEIGHTS!r})"
+        )
+    raise UserError(f"{folder}: no weights; expected {WEIGHTS}")
+
+
+def _family(folder: Path) -> str:
+    """``model_type`` of a folder.
+
+    Raises:
+        UserError: No configuration, or not one of the supported families.
+    """
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        hint = f"; it has open_clip's layout: use local:{folder}" if (folder / "open_clip_config.json").is_file() else ""
+        raise UserError(f"{path}: no such file; a model in transformers' layout has one{hint}") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: not readable as JSON: {first_line(error)}") from error
+    family = config.get("model_type") if isinstance(config, dict) else None
+    if family == "siglip2":
+        raise UserError(
+            f"{path}: NaFlex models (model_type siglip2) take a different number of patches for each image, and finelens one square for all; "
+            "use a fixed-resolution SigLIP 2 such as google/siglip2-base-patch16-224"
+        )
+    if family not in FAMILIES:
+        raise UserError(f"{path}: model_type {family!r} is not supported; supported: {', '.join(FAMILIES)}")
+    return str(family)
+
+
+def _load(name: str, folder: Path) -> Source:
+    import transformers
+
+    family = _family(folder)
+    model_class = getattr(transformers, FAMILIES[family], None)
+    if model_class is None:
+        raise UserError(f"{name}: transformers {transformers.__version__} has no {FAMILIES[family]}; pip install -U transformers")
+    if (folder / "adapter_config.json").is_file():
+        raise UserError(f"{name}: holds an adapter of another model; merge it into that model and save the whole")
+    safe = _has_safetensors(folder)
+    if not safe:
+        logger.warning("%s: %s is a pickle; only its tensors are read (weights_only)", name, PICKLE)
+    if not _has_tokenizer(folder):
+        raise UserError(f"{name}: no tokenizer: it needs tokenizer.json, or a vocabulary with its merges; save the tokenizer with the model")
+    own = {"local_files_only": True, "trust_remote_code": False}
+    with offline_if_unreachable(), _quiet(transformers):
+        try:
+            # The attention is named here: a configuration could name code of the hub in its place.
+            model, found = model_class.from_pretrained(
+                folder, use_safetensors=safe, weights_only=True, local_files_only=True, attn_implementation="eager", output_loading_info=True
+            )
+        except Exception as error:  # configurations, weights and their libraries raise anything
+            raise UserError(f"{name}: the model cannot be loaded: {first_line(error)}") from error
+        missing = sorted(found["missing_keys"])
+        if missing:
+            raise UserError(f"{name}: the weights lack {missing[0]} and {len(missing) - 1} more; give a whole {FAMILIES[family]}")
+        try:
+            tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **own)
+        except Exception as error:  # tokenizer back ends raise anything from OSError to their own types
+            raise UserError(f"{name}: its tokenizer cannot be loaded: {first_line(error)}") from error
+        try:
+            processor = transformers.AutoImageProcessor.from_pretrained(folder, **own)
+        except Exception as error:
+            raise UserError(f"{name}: its image processor cannot be loaded: {first_line(error)}") from error
+    return Source(name, family, model.float().eval(), tokenizer, processor)
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, in one line."""
+    return str(error).strip().split("\n", 1)[0] or type(error).__name__
+
+
+@contextmanager
+def _quiet(transformers: Any) -> Iterator[None]:
+    """Without progress bars and load reports: what matters of them is checked."""
+    says = transformers.utils.logging
+    verbosity, bars = says.get_verbosity(), says.is_progress_bar_enabled()
+    says.set_verbosity_error()
+    says.disable_progress_bar()
+    try:
+        yield
+    finally:
+        says.set_verbosity(verbosity)
+        if bars:
+            says.enable_progress_bar()
