@@ -230,7 +230,8 @@ def predict(
         row_names: As in :func:`adapt`.
         extra: Feature files of the further encoders that the run was made with, in that order, about these images; see docs/features.md.
         extra_names: Text files of row names for those of another origin: one for all, or one each.
-        calibrate: CSV file with the columns ``path`` and ``label`` of some photographs; writes conformal sets too, see docs/calibration.md.
+        calibrate: CSV file with the columns ``path``, relative to ``calibrate_photos``, and ``label`` of some photographs; writes conformal sets too,
+            see docs/calibration.md.
         calibrate_photos: Folder of those photographs; by default ``photos``.
         coverage: Share of the sets that should hold the true class; by default 0.9.
         console: Progress.
@@ -268,7 +269,13 @@ def _sets(
 ) -> list[list[str]]:
     """Class names in the set of each input. Whatever is refused is refused before anything is written."""
     seen = found if labelled is None else labelled.answers(classifier.model, classifier.limits, console, zero_shot=False, extra=classifier.extra)
-    rule = calibrate_on(seen, (labelled or source).labels(labels, classifier.classes), coverage, str(labels))
+    try:
+        truth = (labelled or source).labels(labels, classifier.classes)
+    except UserError as error:
+        if labelled is not None:
+            raise
+        raise UserError(f"{error} (--calibrate-photos FOLDER says so where the labelled photographs lie in another folder)") from error
+    rule = calibrate_on(seen, truth, coverage, str(labels))
     if classifier.hinted:
         console.warn("the run was adapted with hints: if any of the labels are among them, the sets hold the true class less often than they promise")
     sets = sets_of(found, classifier.classes, rule)

@@ -16,7 +16,7 @@ import click
 from finelens._version import __version__
 from finelens.bench.command import bench
 from finelens.core.launch import launched
-from finelens.core.schemas import CONFIG_FILE
+from finelens.core.schemas import CHECKPOINT_DIR, CONFIG_FILE
 from finelens.errors import UserError
 from finelens.methods import auto
 from finelens.methods.registry import DEFAULT_METHOD, all_methods
@@ -118,7 +118,7 @@ def resume(run: Path) -> None:
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:N or mps.")
 @click.option("--strict", is_flag=True, help="Note in its row a photograph that decodes although the image library complained.")
 @click.option(
-    "--calibrate", type=click.Path(path_type=Path), help="CSV file path,label of some photographs: also writes sets of classes, OUT.sets.csv."
+    "--calibrate", type=click.Path(path_type=Path), help="CSV file path,label (paths from --calibrate-photos on): also writes OUT.sets.csv."
 )
 @click.option("--calibrate-photos", type=click.Path(path_type=Path), help="Folder of the labelled photographs.  [default: PHOTOS]")
 @click.option("--coverage", type=float, help="Share of the sets that should hold the true class.  [default: 0.9]")
@@ -293,8 +293,10 @@ def _list_forms(context: click.Context, option: click.Parameter, asked: bool) ->
 
 @cli.command()
 def methods() -> None:
-    """List the methods: name, family, one sentence."""
-    lines = [(auto.AUTO, auto.FAMILY, auto.SUMMARY), *((method.name, method.family, method.summary) for method in all_methods())]
+    """List the methods: name, family, one sentence. The default comes first."""
+    known = sorted(all_methods(), key=lambda method: method.name != DEFAULT_METHOD)
+    lines = [(method.name, method.family, f"Default. {method.summary}" if method.name == DEFAULT_METHOD else method.summary) for method in known]
+    lines.insert(1, (auto.AUTO, auto.FAMILY, auto.SUMMARY))
     name_width = max(len(name) for name, _, _ in lines)
     family_width = max(len(family) for _, family, _ in lines)
     for name, family, summary in lines:
@@ -354,15 +356,21 @@ def _graceful_stop(run: Path) -> Iterator[Callable[[], bool]]:
     try:
         yield should_stop
     except (Interrupted, KeyboardInterrupt):
-        goes_on = training or (run / CONFIG_FILE).is_file()
         if rank == 0:
-            click.echo(
-                f"stopped; finelens resume {run} goes on from the last checkpoint" if goes_on else "stopped; nothing was written yet", err=True
-            )
+            click.echo(_stopped(run), err=True)
         sys.exit(INTERRUPTED)
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def _stopped(run: Path) -> str:
+    """What is left of a run that was interrupted, and how to go on."""
+    if (run / CHECKPOINT_DIR).is_dir() and any((run / CHECKPOINT_DIR).glob("*.safetensors")):
+        return f"stopped; finelens resume {run} goes on from the last checkpoint"
+    if (run / CONFIG_FILE).is_file():
+        return f"stopped before there was a checkpoint; finelens resume {run} starts again, with the photographs that were encoded in the cache"
+    return "stopped; nothing was written yet"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -47,8 +47,10 @@ def test_methods_prints_name_family_and_sentence(run):
     result = run("methods")
     assert (result.code, result.err) == (0, "")
     lines = result.out.splitlines()
-    assert [line.split()[0] for line in lines] == ["auto", *(method.name for method in METHODS)]
-    for line, method in zip(lines[1:], METHODS, strict=True):
+    others = [method for method in METHODS if method.name != DEFAULT_METHOD]
+    assert [line.split()[0] for line in lines] == [DEFAULT_METHOD, "auto", *(method.name for method in others)]
+    assert lines[0].split(maxsplit=2)[2].startswith("Default. ")
+    for line, method in zip(lines[2:], others, strict=True):
         assert line.split(maxsplit=2) == [method.name, method.family, method.summary]
 
 

@@ -174,8 +174,22 @@ def test_second_ctrl_c_stops_at_once(capsys, tmp_path):
     with pytest.raises(SystemExit) as stop:
         train()
     assert stop.value.code == 130
-    assert f"finelens resume {tmp_path / 'run'}" in capsys.readouterr().err
+    assert capsys.readouterr().err.splitlines()[-1] == "stopped; nothing was written yet"
     assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.parametrize(("files", "said"), [((), "starts again"), (("last.safetensors",), "goes on from the last checkpoint")])
+def test_what_is_said_when_stopped_depends_on_whether_there_is_a_checkpoint(tmp_path, capsys, files, said):
+    run = tmp_path / "run"
+    (run / "checkpoint").mkdir(parents=True)
+    (run / "config.json").write_text("{}")
+    for name in files:
+        (run / "checkpoint" / name).write_bytes(b"")
+    with pytest.raises(SystemExit), _graceful_stop(run):
+        raise KeyboardInterrupt
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert f"finelens resume {run} {said}" in last
+    assert ("before there was a checkpoint" in last) == (not files)
 
 
 def test_ctrl_c_before_training_stops_at_once(tmp_path):

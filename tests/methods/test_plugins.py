@@ -110,6 +110,12 @@ def test_a_package_that_cannot_be_used_is_named_and_left_out(install, caplog, ca
         find_method("something-quite-different")
 
 
+def test_an_unknown_method_says_where_others_are_looked_for(install):
+    install("gives-none", "METHODS = []", "gives_none:METHODS")
+    with pytest.raises(UserError, match=r"unknown method 'somebodys'.* entry point 'finelens.methods' .*gives-none.*install the package"):
+        find_method("somebodys")
+
+
 def test_the_command_line_lists_them_without_torch_and_survives_a_broken_package(tmp_path):
     shutil.copytree(SOURCE / "finelens_toys", tmp_path / "finelens_toys")
     write_distribution(tmp_path, "finelens-toys", {"toys": "finelens_toys:METHODS"})

@@ -63,7 +63,7 @@ def test_no_cell_starts_a_formula(tmp_path):
     write_predictions(tmp_path / "p.csv", [PredictionRow(n, n, 0.5, 0.5, ((n, 0.5),), n, "ok", n) for n in HOSTILE])
     with open(tmp_path / "p.csv", encoding="utf-8", newline="") as file:
         cells = [cell for row in csv.reader(file) for cell in row]
-    assert len(cells) == 9 * (len(HOSTILE) + 1)
+    assert len(cells) == 11 * (len(HOSTILE) + 1)
     assert not [cell for cell in cells if cell[:1] in tuple("=+-@\t\r")]
     assert "'=cmd|'/C calc'!A0" in cells
 
@@ -97,9 +97,9 @@ def test_the_file_is_what_the_schema_says(tmp_path):
         path, [PredictionRow("a/b.jpg", "cat", 0.75, 0.5, (("cat", 0.75), ("dog", 0.25)), "dog"), PredictionRow("c", status="corrupt", reason="cut")]
     )
     expected = (
-        "path,class,probability,margin,top5,zero_shot_class,status,reason,answered\r\n"
-        'a/b.jpg,cat,0.75,0.5,"[[""cat"", 0.75], [""dog"", 0.25]]",dog,ok,,\r\n'
-        "c,,,,,,corrupt,cut,\r\n"
+        "path,class,probability,margin,top5,zero_shot_class,status,reason,answered,second_class,second_probability\r\n"
+        'a/b.jpg,cat,0.75,0.5,"[[""cat"", 0.75], [""dog"", 0.25]]",dog,ok,,,dog,0.25\r\n'
+        "c,,,,,,corrupt,cut,,,\r\n"
     )
     assert path.read_bytes().decode() == expected
 
@@ -176,13 +176,13 @@ HEAD = ",".join(PREDICTION_COLUMNS) + "\n"
     [
         (b"", "expected the columns path, class"),
         (b"path,label\n", "expected the columns"),
-        ((HEAD + "a,b\n").encode(), "line 2: expected 9 cells, got 2"),
-        ((HEAD + "a,,,,,,fine,,\n").encode(), "line 2: unknown status 'fine'"),
-        ((HEAD + "a,c,high,,,,ok,,\n").encode(), "line 2: could not convert string to float: 'high'"),
-        ((HEAD + "a,c,1,1,[[1 2]],,ok,,\n").encode(), "line 2"),
-        ((HEAD + 'a,c,1,1,"[[1, 2]]",,ok,,\n').encode(), "line 2: top5 names a class 1"),
-        ((HEAD + "a,c,1,1,5,,ok,,\n").encode(), "line 2"),
-        ((HEAD + "a,c,1,1,,,ok,,maybe\n").encode(), "line 2: answered is yes or empty, got 'maybe'"),
+        ((HEAD + "a,b\n").encode(), "line 2: expected 11 cells, got 2"),
+        ((HEAD + "a,,,,,,fine,,,,\n").encode(), "line 2: unknown status 'fine'"),
+        ((HEAD + "a,c,high,,,,ok,,,,\n").encode(), "line 2: could not convert string to float: 'high'"),
+        ((HEAD + "a,c,1,1,[[1 2]],,ok,,,,\n").encode(), "line 2"),
+        ((HEAD + 'a,c,1,1,"[[1, 2]]",,ok,,,,\n').encode(), "line 2: top5 names a class 1"),
+        ((HEAD + "a,c,1,1,5,,ok,,,,\n").encode(), "line 2"),
+        ((HEAD + "a,c,1,1,,,ok,,maybe,,\n").encode(), "line 2: answered is yes or empty, got 'maybe'"),
         (HEAD.encode() + b"\xff,,,,,,ok,\n", "not a CSV file in UTF-8"),
         ((HEAD + '"a,c').encode(), "not a CSV file"),
     ],
@@ -197,7 +197,7 @@ def test_damaged_tables_are_named(tmp_path, content, message):
 def test_missing_table_and_byte_order_mark(tmp_path):
     with pytest.raises(UserError, match="cannot read"):
         read_predictions(tmp_path / "p.csv")
-    (tmp_path / "p.csv").write_bytes(b"\xef\xbb\xbf" + HEAD.encode() + b"a,,,,,,corrupt,x,\n")
+    (tmp_path / "p.csv").write_bytes(b"\xef\xbb\xbf" + HEAD.encode() + b"a,,,,,,corrupt,x,,,\n")
     assert read_predictions(tmp_path / "p.csv") == [PredictionRow("a", status="corrupt", reason="x")]
 
 
@@ -220,3 +220,17 @@ def test_the_person_is_right(tmp_path):
 def test_files_of_before_have_no_answers(tmp_path):
     (tmp_path / "p.csv").write_text("path,class,probability,margin,top5,zero_shot_class,status,reason\nx,a,0.5,0.1,,b,ok,\n")
     assert read_predictions(tmp_path / "p.csv") == [PredictionRow("x", "a", 0.5, 0.1, (), "b")]
+
+
+def test_files_of_schema_2_have_no_columns_of_the_second_class(tmp_path):
+    head = "path,class,probability,margin,top5,zero_shot_class,status,reason,answered"
+    (tmp_path / "p.csv").write_text(head + '\nx,a,0.5,0.1,"[[""a"", 0.5], [""b"", 0.4]]",b,ok,,yes\n')
+    assert read_predictions(tmp_path / "p.csv") == [PredictionRow("x", "a", 0.5, 0.1, (("a", 0.5), ("b", 0.4)), "b", answered=True)]
+
+
+def test_a_spreadsheet_finds_the_second_class_in_columns_of_its_own(tmp_path):
+    rows = [PredictionRow("x", "a", 0.5, 0.1, (("a", 0.5), ("=b", 0.4), ("c", 0.1))), PredictionRow("y", "a", 1.0, 1.0, (("a", 1.0),))]
+    write_predictions(tmp_path / "p.csv", rows)
+    with (tmp_path / "p.csv").open(newline="") as file:
+        found = [(line["second_class"], line["second_probability"]) for line in csv.DictReader(file)]
+    assert found == [("'=b", "0.4"), ("", "")]

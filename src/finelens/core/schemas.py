@@ -7,15 +7,17 @@ from __future__ import annotations
 
 from typing import Final
 
-SCHEMA_VERSION: Final = 2
+SCHEMA_VERSION: Final = 3
 
 # predictions.csv: UTF-8, comma separated, one header row, one row per input file, in path order.
 # ``path`` is relative to PHOTOS with forward slashes; ``top5`` is a JSON list of [class, probability] pairs; a cell that a spreadsheet would read
 # as a formula (first character one of = + - @ tab or carriage return) is written with a leading apostrophe and read back without it.
 # ``answered`` is ``yes`` where ``class`` is what a person said: then ``probability`` is 1, or ``class`` is empty for "none of these classes". Files
-# of schema version 1 end before it.
+# of schema version 1 end before it. ``second_class`` and ``second_probability`` repeat the second pair of ``top5`` for those who read the file in a
+# spreadsheet; files of schema version 2 end before them.
 FIRST_PREDICTION_COLUMNS: Final = ("path", "class", "probability", "margin", "top5", "zero_shot_class", "status", "reason")
-PREDICTION_COLUMNS: Final = (*FIRST_PREDICTION_COLUMNS, "answered")
+SECOND_PREDICTION_COLUMNS: Final = (*FIRST_PREDICTION_COLUMNS, "answered")
+PREDICTION_COLUMNS: Final = (*SECOND_PREDICTION_COLUMNS, "second_class", "second_probability")
 
 # ``OUT.sets.csv`` beside ``OUT.csv`` of ``predict --calibrate``: the same rows; ``set`` is a JSON list of classes, likeliest first.
 SET_COLUMNS: Final = ("path", "set", "size", "status")

@@ -22,10 +22,17 @@ class Plugins:
     Attributes:
         methods: In the order of packages and entry points.
         problems: What was left out and why, one line each, naming the package.
+        packages: Names of the packages that were looked at.
     """
 
     methods: tuple[Method, ...] = ()
     problems: tuple[str, ...] = ()
+    packages: tuple[str, ...] = ()
+
+    def searched(self) -> str:
+        """Where methods of others were looked for; half a sentence."""
+        found = ", ".join(self.packages) or "none is installed"
+        return f"methods of other packages are found by their entry point {GROUP!r} ({found}), so install the package that brings it with pip"
 
 
 @cache
@@ -40,8 +47,10 @@ def find_plugins(taken: frozenset[str]) -> Plugins:
     from importlib.metadata import entry_points
 
     owners, methods, problems = dict.fromkeys(taken, "finelens"), [], []
+    packages: dict[str, None] = {}
     for entry in sorted(entry_points(group=GROUP), key=lambda entry: (_package(entry), entry.name)):
         package = _package(entry)
+        packages[package] = None
         try:
             found = _listed(entry.load())
         # A package that cannot be imported must not take finelens with it, whatever it raises.
@@ -57,7 +66,7 @@ def find_plugins(taken: frozenset[str]) -> Plugins:
     lines = tuple(" ".join(problem.split()) for problem in problems)
     for line in lines:
         logging.getLogger(__name__).warning("%s", line)
-    return Plugins(tuple(methods), lines)
+    return Plugins(tuple(methods), lines, tuple(packages))
 
 
 def _package(entry: EntryPoint) -> str:

@@ -142,7 +142,7 @@ def find_method(name: str) -> Method:
     """The method of that name.
 
     Raises:
-        UserError: There is none; the message names the nearest, and packages whose methods could not be had.
+        UserError: There is none; the message names the nearest, packages whose methods could not be had, and where others were looked for.
     """
     for method in METHODS:
         if method.name == name:
@@ -152,7 +152,8 @@ def find_method(name: str) -> Method:
         return all_methods()[names.index(name)]
     near = nearest(name, names)
     remedy = f"did you mean {near}?" if near else f"known are: {', '.join(names)}"
-    raise UserError("; ".join([f"unknown method {name!r}; {remedy}", *find_plugins(_own_names()).problems]))
+    plugins = find_plugins(_own_names())
+    raise UserError("; ".join([f"unknown method {name!r}; {remedy}", *plugins.problems, plugins.searched()]))
 
 
 def _own_names() -> frozenset[str]:

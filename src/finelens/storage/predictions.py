@@ -15,7 +15,7 @@ import numpy as np
 import scipy.special
 from numpy.typing import ArrayLike
 
-from finelens.core.schemas import FIRST_PREDICTION_COLUMNS, PREDICTION_COLUMNS, STATUSES
+from finelens.core.schemas import FIRST_PREDICTION_COLUMNS, PREDICTION_COLUMNS, SECOND_PREDICTION_COLUMNS, STATUSES
 from finelens.errors import UserError
 from finelens.storage.files import write_text
 
@@ -56,6 +56,11 @@ class PredictionRow:
     status: str = "ok"
     reason: str = ""
     answered: bool = False
+
+    @property
+    def second(self) -> tuple[str, float] | None:
+        """The second class and its probability; None without a prediction or with one class."""
+        return self.top5[1] if len(self.top5) > 1 else None
 
 
 def softmax(logits: ArrayLike) -> np.ndarray:
@@ -152,7 +157,8 @@ def write_predictions(path: Path, rows: Iterable[PredictionRow]) -> None:
 def _cells(row: PredictionRow) -> list[str]:
     top5 = json.dumps(row.top5, ensure_ascii=False) if row.top5 else ""
     texts = [row.path, row.label or "", _number(row.probability), _number(row.margin), top5, row.zero_shot_class or "", row.status, row.reason]
-    texts.append(ANSWERED if row.answered else "")
+    name, probability = row.second or ("", None)
+    texts += [ANSWERED if row.answered else "", name, _number(probability)]
     return [escape_cell(text) for text in texts]
 
 
@@ -182,7 +188,7 @@ def read_predictions(path: Path) -> list[PredictionRow]:
         with open(path, encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file, strict=True)
             header = next(reader, [])
-            if tuple(header) not in (PREDICTION_COLUMNS, FIRST_PREDICTION_COLUMNS):
+            if tuple(header) not in (PREDICTION_COLUMNS, SECOND_PREDICTION_COLUMNS, FIRST_PREDICTION_COLUMNS):
                 raise UserError(f"{path}: expected the columns {', '.join(PREDICTION_COLUMNS)}; give the predictions.csv of a finelens run")
             return [_parse(cells, len(header), f"{path}, line {reader.line_num}") for cells in reader]
     except OSError as error:
@@ -194,7 +200,8 @@ def read_predictions(path: Path) -> list[PredictionRow]:
 def _parse(cells: Sequence[str], columns: int, where: str) -> PredictionRow:
     if len(cells) != columns:
         raise UserError(f"{where}: expected {columns} cells, got {len(cells)}; write the file again with finelens predict")
-    path, label, probability, margin, top5, zero_shot, status, reason, *answered = map(unescape_cell, cells)
+    # The two cells after ``answered`` repeat what ``top5`` says.
+    path, label, probability, margin, top5, zero_shot, status, reason, *answered = map(unescape_cell, cells[: len(SECOND_PREDICTION_COLUMNS)])
     if status not in STATUSES:
         raise UserError(f"{where}: unknown status {status!r}; known are {', '.join(STATUSES)}")
     if answered not in ([], [""], [ANSWERED]):

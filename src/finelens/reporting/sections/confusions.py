@@ -15,14 +15,11 @@ EXAMPLES = 4
 
 
 def build(record: RunRecord, thumbnails: Thumbnails) -> list[dict[str, Any]]:
-    """The likeliest pairs, each with the number of images whose two best classes it is and the closest calls among them."""
+    """The likeliest pairs that are the two best classes of some image, each with the number of those and the closest calls among them."""
     between = _between(record)
-    entries = []
-    for pair in record.measured.confusion[:PAIRS]:
-        names = (record.classes[pair.first], record.classes[pair.second])
-        images = between.get(frozenset(names), [])
-        entries.append({"names": names, "count": len(images), "images": shown_all(images[:EXAMPLES], thumbnails)})
-    return entries
+    pairs = [(record.classes[pair.first], record.classes[pair.second]) for pair in record.measured.confusion]
+    found = [(names, images) for names in pairs if (images := between.get(frozenset(names)))]
+    return [{"names": names, "count": len(images), "images": shown_all(images[:EXAMPLES], thumbnails)} for names, images in found[:PAIRS]]
 
 
 def _between(record: RunRecord) -> dict[frozenset[str], list[PredictionRow]]:
