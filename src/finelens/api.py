@@ -12,7 +12,7 @@ import numpy as np
 from finelens.backbones.registry import absolute_spec
 from finelens.core.console import Console, Mute
 from finelens.core.launch import launched
-from finelens.core.schemas import CONFIG_FILE, FIRST_PREDICTION_COLUMNS, SET_COLUMNS
+from finelens.core.schemas import CONFIG_FILE, FIRST_PREDICTION_COLUMNS, SET_COLUMNS, UNLIKE_NOTE
 from finelens.engine.distributed import Processes, join
 from finelens.errors import UserError
 from finelens.images.load import say_notes, status_counts
@@ -248,7 +248,7 @@ def predict(
     source = source_at(photos, strict=strict, row_names=row_names)
     classifier = load_run(run, device=device, extra=extra, extra_names=extra_names, source_named=row_names is not None)
     found = source.answers(classifier.model, classifier.limits, console, extra=classifier.extra)
-    rows = _rows(found, classifier.classes)
+    rows = _with_unlike(_rows(found, classifier.classes), found, classifier.model)
     sets = None
     if calibrate is not None:
         labelled = None if calibrate_photos is None else source_at(calibrate_photos)
@@ -257,6 +257,8 @@ def predict(
     counts = status_counts(found.records)
     console.say(f"{len(rows)} files: " + ", ".join(f"{count} {status}" for status, count in counts.items()))
     say_notes(found.records, console)
+    if len(found.likeness) and classifier.model.familiarity and (complaint := classifier.model.familiarity.complaint(found.likeness)):
+        console.warn(complaint)
     console.say(f"wrote {csv}")
     if sets is not None:
         write_sets(sets_path(Path(csv)), found.records, sets)
@@ -291,6 +293,18 @@ def _rows(found: Predictions, classes: Sequence[str]) -> list[PredictionRow]:
     return rows_from_logits(found.records, classes, found.logits["logits"].numpy(), found.zero_shot["templates"].argmax(1).numpy())
 
 
+def _with_unlike(rows: list[PredictionRow], found: Predictions, model: Model) -> list[PredictionRow]:
+    """The rows with a note in ``reason`` where the photograph looks unlike those of the fit."""
+    if model.familiarity is None or not len(found.likeness):
+        return rows
+    unlike = model.familiarity.unlike(found.likeness).tolist()
+    pairs = zip(rows, found.records, strict=True)
+    return [
+        replace(row, reason="; ".join(filter(None, [row.reason, UNLIKE_NOTE]))) if record.index is not None and unlike[record.index] else row
+        for row, record in pairs
+    ]
+
+
 def report(
     run: str | Path,
     *,
@@ -318,6 +332,7 @@ def report(
     Raises:
         UserError: Not a finished run, labels that cannot be matched, or a file that cannot be written.
     """
+    from finelens.reporting.record import read_run
     from finelens.reporting.thumbnails import from_folder
     from finelens.reporting.write import write_report
 
@@ -330,7 +345,9 @@ def report(
             evaluate(run, test or folder.config.photos, labels, device=device, json_file=folder.evaluation_path, console=console, **given)
         classifier = load_run(run, device=device)
         path = write_report(folder, from_folder(Path(folder.config.photos), classifier.limits), classifier.model)
+        judged = read_run(folder).verdict
     console.say(f"wrote {path}")
+    console.say(f"verdict: {judged.line}")
     return path
 
 

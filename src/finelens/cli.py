@@ -16,13 +16,15 @@ import click
 from finelens._version import __version__
 from finelens.bench.command import bench
 from finelens.core.launch import launched
-from finelens.core.schemas import CHECKPOINT_DIR, CONFIG_FILE
+from finelens.core.schemas import CHECKPOINT_DIR, CONFIG_FILE, VERDICTS
 from finelens.errors import UserError
 from finelens.methods import auto
 from finelens.methods.registry import DEFAULT_METHOD, all_methods
 
 F = TypeVar("F", bound=Callable[..., Any])
 INTERRUPTED = 130
+# Of --fail-on.
+JUDGED = 3
 # Verbs that several processes can share.
 SHARED_VERBS = ("adapt", "zero-shot", "resume")
 # Seconds that the first process has to say what is wrong with all of them.
@@ -46,6 +48,13 @@ _extra = click.option(
 _extra_names = click.option("--extra-names", multiple=True, type=click.Path(path_type=Path), help="Row names of an --extra array of another origin.")
 
 
+_fail_on = click.option(
+    "--fail-on",
+    type=click.Choice([level.replace(" ", "-") for level in VERDICTS[1:]]),
+    help=f"Exit with code {JUDGED} if the verdict is this or a worse one; the order is {', '.join(VERDICTS)}.",
+)
+
+
 def _run_options(command: F) -> F:
     """Options that ``adapt`` and ``zero-shot`` share."""
     options = [
@@ -63,6 +72,7 @@ def _run_options(command: F) -> F:
         click.option("--strict", is_flag=True, help="Note in its row a photograph that decodes although the image library complained."),
         click.option("--calibration/--no-calibration", default=True, show_default=True, help="Calibrate probabilities without labels."),
         click.option("--overwrite", is_flag=True, help="Replace an earlier run in --out."),
+        _fail_on,
     ]
     for option in reversed(options):
         command = option(command)
@@ -78,7 +88,7 @@ def _run_options(command: F) -> F:
 @click.option("--hints", type=click.Path(path_type=Path), help="CSV file path,label for a few of PHOTOS; few-shot methods need it.")
 @_extra
 @_extra_names
-def adapt(photos: Path, assignments: tuple[str, ...], **given: Any) -> None:
+def adapt(photos: Path, assignments: tuple[str, ...], fail_on: str | None, **given: Any) -> None:
     """Adapt to PHOTOS, a folder or a feature file, without labels and write a run folder.
 
     Sub-folders of PHOTOS are searched; their names are never read as labels.
@@ -88,27 +98,31 @@ def adapt(photos: Path, assignments: tuple[str, ...], **given: Any) -> None:
 
     with _graceful_stop(given["out"]) as should_stop:
         api.adapt(photos, **given, options=parse_assignments(assignments), should_stop=should_stop)
+    _exit_by_verdict(given["out"], fail_on)
 
 
 @cli.command("zero-shot")
 @_run_options
 @click.option("--method", default="zero-shot", show_default=True, help="zero-shot (templates) or cupl (descriptions).")
-def zero_shot(photos: Path, assignments: tuple[str, ...], **given: Any) -> None:
+def zero_shot(photos: Path, assignments: tuple[str, ...], fail_on: str | None, **given: Any) -> None:
     """Classify PHOTOS, a folder or a feature file, with the unadapted model and write a run folder."""
     from finelens import api
     from finelens.runs.config import parse_assignments
 
     api.zero_shot(photos, **given, options=parse_assignments(assignments))
+    _exit_by_verdict(given["out"], fail_on)
 
 
 @cli.command()
 @click.argument("run", type=click.Path(path_type=Path))
-def resume(run: Path) -> None:
+@_fail_on
+def resume(run: Path, fail_on: str | None) -> None:
     """Go on with the interrupted run in RUN, with its own configuration."""
     from finelens import api
 
     with _graceful_stop(run) as should_stop:
         api.resume(run, should_stop=should_stop)
+    _exit_by_verdict(run, fail_on)
 
 
 @cli.command()
@@ -145,8 +159,12 @@ def evaluate(run: Path, test: Path, labels: str, **given: Any) -> None:
     """Score the finished run in RUN on the labelled photographs in TEST, a folder or a feature file."""
     from finelens.runs.evaluate import evaluate as score
     from finelens.runs.evaluate import summary
+    from finelens.runs.judge import contradiction
 
-    click.echo(summary(score(run, test, labels, **given)))
+    found = score(run, test, labels, **given)
+    click.echo(summary(found))
+    if said := contradiction(run, found):
+        click.echo(f"warning: {said}", err=True)
 
 
 @cli.command()
@@ -178,11 +196,13 @@ def features(photos: Path, **given: Any) -> None:
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:N or mps.")
 @_extra
 @_extra_names
-def report(run: Path, **given: Any) -> None:
-    """Write report.html and MODEL_CARD.md of the finished run in RUN again."""
+@_fail_on
+def report(run: Path, fail_on: str | None, **given: Any) -> None:
+    """Write report.html, MODEL_CARD.md and verdict.json of the finished run in RUN again."""
     from finelens import api
 
     api.report(run, **given)
+    _exit_by_verdict(run, fail_on)
 
 
 @cli.command()
@@ -362,6 +382,16 @@ def _graceful_stop(run: Path) -> Iterator[Callable[[], bool]]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def _exit_by_verdict(run: Path, fail_on: str | None) -> None:
+    """Leave with a code of its own where the run's verdict is as bad as the user said, or worse; the other processes of a run do not judge."""
+    if fail_on is None or launched()[0]:
+        return
+    from finelens.runs.judge import read_level
+
+    if VERDICTS.index(read_level(run)) >= VERDICTS.index(fail_on.replace("-", " ")):
+        sys.exit(JUDGED)
 
 
 def _stopped(run: Path) -> str:

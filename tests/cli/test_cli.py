@@ -10,8 +10,9 @@ import sys
 
 import pytest
 import torch
+from PIL import Image
 
-from finelens.core.schemas import EVALUATION_KEYS, PREDICTION_COLUMNS
+from finelens.core.schemas import EVALUATION_KEYS, PREDICTION_COLUMNS, UNLIKE_NOTE, VERDICTS
 from finelens.engine.device import choose_precision
 from finelens.methods.registry import DEFAULT_METHOD, METHODS
 from tests.cli.conftest import FAST
@@ -76,6 +77,27 @@ def test_adapt_writes_a_run(adapted):
     lines = [json.loads(line) for line in (adapted / "events.jsonl").read_text().splitlines()]
     assert [line["event"] for line in lines if line["event"] != "warning"] == ["start", "images", "classes", "epoch", "epoch", "predictions", "end"]
     assert lines[1]["counts"] == {"ok": 24, "corrupt": 1, "unsupported": 1}
+
+
+def test_the_verdict_is_a_line_a_file_and_an_exit_code(run, adapted, tmp_path):
+    verdict = json.loads((adapted / "verdict.json").read_text())
+    assert {"format", "schema_version", "finelens_version", "verdict", "measured", "sentence", "reasons", "figures", "evaluation"} == verdict.keys()
+    assert verdict["verdict"] in VERDICTS[1:]
+    assert {"code", "kind", "text"} == verdict["reasons"][0].keys()
+    assert (verdict["figures"]["images"], verdict["figures"]["classes"]) == (24, 4)
+    # Whoever does not ask gets the code of before.
+    assert run("resume", adapted).code == 0
+    copy = shutil.copytree(adapted, tmp_path / "run")
+    for level, codes in {"cannot judge": (3, 0, 0), "unclear": (3, 3, 0), "do not use": (3, 3, 3), "improved": (0, 0, 0)}.items():
+        (copy / "verdict.json").write_text(json.dumps({**verdict, "verdict": level}))
+        found = tuple(run("resume", copy, "--fail-on", name).code for name in ("cannot-judge", "unclear", "do-not-use"))
+        assert found == codes, level
+    (copy / "verdict.json").unlink()
+    lost = run("resume", copy, "--fail-on", "unclear")
+    assert lost.code == 2
+    assert "finelens report" in lost.err
+    assert run("report", copy).err.splitlines()[-1] == f"verdict: {verdict['verdict']}. {verdict['sentence']}"
+    assert json.loads((copy / "verdict.json").read_text()) == verdict
 
 
 def test_adapt_without_a_method_takes_the_best_answer_known(run, given, tmp_path):
@@ -222,3 +244,16 @@ def test_overwrite_replaces_an_earlier_run(run, given, tmp_path):
     assert run("zero-shot", *given, "--out", out, "--overwrite").code == 0
     assert json.loads((out / "config.json").read_text())["verb"] == "zero-shot"
     assert not (out / "checkpoint").exists()
+
+
+def test_predict_warns_of_photographs_unlike_those_of_the_fit(run, adapted, world, tmp_path):
+    assert "look unlike" not in run("predict", adapted, world / "photos", "--csv", tmp_path / "own.csv").err
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    for i in range(5):
+        Image.new("RGB", (70, 70), (0, 0, 10 * i)).save(flat / f"{i}.png")
+    result = run("predict", adapted, flat, "--csv", tmp_path / "flat.csv")
+    assert result.code == 0
+    assert "5 of 5 photographs look unlike those that the run was adapted to" in result.err
+    with (tmp_path / "flat.csv").open(newline="") as file:
+        assert {row["reason"] for row in csv.DictReader(file)} == {UNLIKE_NOTE}

@@ -76,10 +76,23 @@ def test_confusion_is_shared_mass():
     assert [pair.score for pair in pairs] == pytest.approx([0.25, 0.24], rel=1e-5)
 
 
+HEALTHY = {
+    **dict.fromkeys([f.name for f in dataclasses.fields(Signals)], 0.5),
+    "classes": 10,
+    "images": 100,
+    "agreement": 0.7,
+    "kept": 0.9,
+    "text_agreement": 0.8,
+    "spread": 0.8,
+    "spread_zero_shot": 0.8,
+    "largest": 0.2,
+    "name_sense": 9.0,
+    "further_encoders": 0,
+}
+
+
 def judged(**changes) -> str:
-    usual = dict.fromkeys([f.name for f in dataclasses.fields(Signals)], 0.5)
-    healthy = {"classes": 10, "images": 100, "agreement": 0.7, "kept": 0.9, "text_agreement": 0.8, "spread": 0.8, "spread_zero_shot": 0.8}
-    return verdict(Signals(**{**usual, **healthy, **changes})).level
+    return verdict(Signals(**{**HEALTHY, **changes})).level
 
 
 def test_verdicts():
@@ -87,10 +100,86 @@ def test_verdicts():
     assert judged(kept=0.5) == "do not use"
     assert judged(kept=0.7) == "unclear"
     assert judged(text_agreement=0.4) == "unclear"
-    assert judged(text_agreement=None, kept=0.8) == "unclear"
-    assert judged(text_agreement=None, kept=0.9) == "improved"
     assert judged(spread=0.3) == "do not use"
-    assert judged(agreement=1.0, kept=1.0) == "unclear"
+    assert judged(agreement=1.0, kept=1.0) == "cannot judge"
+
+
+def test_without_a_second_opinion_nothing_is_improved():
+    alone = {"text_agreement": None, "descriptions_information": None}
+    found = verdict(Signals(**{**HEALTHY, **alone}))
+    assert found.level == "cannot judge"
+    assert all(way in found.sentence for way in ("a descriptions file", "named by you", "labels"))
+    assert [reason.code for reason in found.reasons].count("no-second-opinion") == 1
+    # What speaks against a run is said all the same.
+    assert judged(**alone, kept=0.5) == "do not use"
+    assert judged(**alone, largest=0.5) == "unclear"
+    # Each of the three is a second opinion.
+    assert verdict(Signals(**{**HEALTHY, **alone}), labelled=True).level == "improved"
+    assert judged(**alone, further_encoders=1) == "improved"
+    assert judged(**alone, further_encoders=1, kept=0.8) == "unclear"
+
+
+def test_a_class_that_holds_far_more_than_its_share_is_looked_at():
+    assert judged(largest=0.39) == "improved"
+    assert judged(largest=0.4) == "unclear"
+    # Of three classes one may well hold half.
+    assert judged(classes=3, largest=0.5) == "improved"
+    assert judged(classes=3, largest=0.7) == "unclear"
+    assert judged(classes=2, largest=0.9) == "improved"
+
+
+def test_few_photographs_are_too_few():
+    assert judged(images=50) == "improved"
+    found = verdict(Signals(**{**HEALTHY, "images": 49}))
+    assert (found.level, found.sentence[:14]) == ("cannot judge", "49 photographs")
+    assert judged(images=49, kept=0.3) == "do not use"
+
+
+def test_names_that_say_nothing():
+    alone = {"text_agreement": None, "descriptions_information": None}
+    found = verdict(Signals(**{**HEALTHY, **alone, "name_sense": 2.4}))
+    assert found.level == "do not use"
+    assert "made-up words" in found.sentence
+    # Descriptions may speak for names that are codes; of two classes nothing can be told.
+    assert judged(name_sense=2.4) == "improved"
+    assert any(reason.code == "names" for reason in verdict(Signals(**{**HEALTHY, "name_sense": 2.4})).reasons)
+    assert judged(**alone, name_sense=2.4, classes=2) == "cannot judge"
+    assert judged(**alone, name_sense=2.5) == "cannot judge"
+
+
+def measured(low: float, high: float, right: float = 0.6, described: float = 0.5) -> dict[str, object]:
+    return {
+        "n": 100,
+        "accuracy": right,
+        "zero_shot_accuracy": 0.5,
+        "description_ensemble_accuracy": described,
+        "difference_interval": [low, high],
+    }
+
+
+@pytest.mark.parametrize(
+    ("evaluation", "level"),
+    [
+        (measured(0.02, 0.2), "improved"),
+        (measured(-0.01, 0.2), "unclear"),
+        (measured(-0.2, -0.01, right=0.4), "do not use"),
+        # Above the class names alone, below the descriptions.
+        (measured(0.02, 0.2, described=0.65), "unclear"),
+    ],
+)
+def test_what_labels_say_goes_first(evaluation, level):
+    for changes in ({}, {"kept": 0.3}, {"text_agreement": None, "descriptions_information": None}):
+        signals = Signals(**{**HEALTHY, **changes})
+        found = verdict(signals, evaluation=evaluation)
+        assert (found.level, found.measured) == (level, True)
+        assert found.sentence.startswith("Measured on 100 labelled photographs")
+        assert verdict(signals).line in next(reason.text for reason in found.reasons if reason.code == "without-labels")
+
+
+def test_a_method_that_trains_nothing_is_not_told_what_training_needs():
+    texts = {trains: " ".join(r.text for r in verdict(Signals(**HEALTHY), trains=trains).reasons) for trains in (True, False)}
+    assert "training needs" in texts[True]
+    assert "training needs" not in texts[False]
 
 
 def test_an_alarm_decides():

@@ -15,6 +15,7 @@ from finelens import LabelFreeClassifier, api
 from finelens.bench.tables.leaderboard import leaderboard
 from finelens.bench.tables.table import markdown_tables
 from finelens.core.options import from_mapping
+from finelens.core.schemas import VERDICTS
 from finelens.errors import UserError
 from finelens.evaluation import weak_start as start
 from finelens.evaluation.signals import Signals
@@ -142,6 +143,7 @@ def test_auto_asks_before_it_estimates(noise, tmp_path, tiny_vit, monkeypatch):
 def signals(**changes) -> Signals:
     usual = {field.name: 0.5 for field in fields(Signals)}
     healthy = {"classes": 10, "images": 100, "agreement": 0.7, "kept": 0.9, "text_agreement": 0.8, "spread": 0.8, "spread_zero_shot": 0.8}
+    healthy |= {"largest": 0.2, "name_sense": 9.0}
     return Signals(**{**usual, **healthy, **changes})
 
 
@@ -381,5 +383,5 @@ def test_a_row_says_what_was_kept_and_what_a_report_would_say(context, strict):
 
 def test_rows_of_other_methods_have_a_verdict_too(context):
     found = row(context, "stata").health
-    assert found["verdict"] in ("improved", "unclear", "do not use")
+    assert found["verdict"] in VERDICTS
     assert found["signals"]["images"] == 24

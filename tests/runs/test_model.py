@@ -203,3 +203,12 @@ def test_devices():
     for name in ("meta", "xpu", f"cuda:{torch.cuda.device_count()}", ""):
         with pytest.raises(UserError, match=f"device '{name}'"):
             choose_device(name)
+
+
+def test_what_the_fit_looks_like_comes_back_and_models_of_before_have_none(model, folder):
+    again = load_model(folder)
+    assert torch.equal(again.familiarity.bank, model.familiarity.bank)
+    assert torch.equal(again.familiarity.levels, model.familiarity.levels)
+    kept = {name: tensor for name, tensor in load_file(folder / "zero_shot.safetensors").items() if not name.startswith("seen.")}
+    save_file(kept, folder / "zero_shot.safetensors")
+    assert load_model(without_digests(folder)).familiarity is None

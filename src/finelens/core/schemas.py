@@ -31,6 +31,12 @@ TOLD_COLUMNS: Final = (*LABEL_COLUMNS, "source", "by")
 # Status of an input file. Only ``ok`` rows carry a prediction; those that a person said are of no class carry none.
 STATUSES: Final = ("ok", "corrupt", "too_large", "unsupported", "degenerate", "unreadable", "vanished")
 
+# What a run's verdict can be, from the best to the worst; ``verdict`` of verdict.json.
+VERDICTS: Final = ("improved", "cannot judge", "unclear", "do not use")
+
+# In ``reason`` of what ``predict`` writes, for a photograph that looks unlike those of the fit.
+UNLIKE_NOTE: Final = "unlike the photographs of the fit"
+
 # Fields that every line of events.jsonl has; further fields depend on ``event``.
 EVENT_FIELDS: Final = ("time", "event")
 EVENTS: Final = (
@@ -58,6 +64,7 @@ CONFIG_FILE: Final = "config.json"
 EVENTS_FILE: Final = "events.jsonl"
 PREDICTIONS_FILE: Final = "predictions.csv"
 SIGNALS_FILE: Final = "signals.json"
+VERDICT_FILE: Final = "verdict.json"
 REPORT_FILE: Final = "report.html"
 CARD_FILE: Final = "MODEL_CARD.md"
 REVIEW_FILE: Final = "review.html"

@@ -51,6 +51,8 @@ class Signals:
         templates_information: What the unadapted model knows of the classes with templates, see ``weak_start.Start``; None in runs
             of before.
         descriptions_information: What it knows of them with descriptions; None without descriptions.
+        name_sense: How far class names stand out from made-up words, see ``name_sense.name_sense``; None where no text was encoded.
+        further_encoders: Encoders of ``--extra`` that the method listens to.
     """
 
     images: int
@@ -69,6 +71,8 @@ class Signals:
     text_agreement: float | None
     templates_information: float | None = None
     descriptions_information: float | None = None
+    name_sense: float | None = None
+    further_encoders: int = 0
 
     @property
     def start(self) -> Start | None:

@@ -1,15 +1,17 @@
-"""One sentence on whether to trust a run, from label-free numbers only. How often it is right is measured in docs/report.md."""
+"""One sentence on whether to trust a run, without labels where there are none. How often it is right is measured in docs/report.md."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
+from finelens.evaluation.name_sense import LEAST_CLASSES, LEAST_SENSE, NONSENSE
 from finelens.evaluation.signals import Signals
-from finelens.evaluation.weak_start import HARDLY, REMEDY, Start
+from finelens.evaluation.weak_start import FEW_IMAGES, HARDLY, REMEDY, Start
 
-Level = Literal["improved", "unclear", "do not use"]
+Level = Literal["improved", "cannot judge", "unclear", "do not use"]
+Kind = Literal["good", "bad", "note"]
 
 # One set of thresholds for all data sets.
 KEPT = 0.75
@@ -18,6 +20,10 @@ LOST = 0.55
 TEXTS_AGREE = 0.65
 # Share of zero-shot's spread over the classes below which predictions have collapsed.
 COLLAPSE = 0.6
+# One class holds far more than its share from this share of the images on, and from so many times an even share where classes are few.
+DOMINANT, TIMES_EVEN = 0.4, 2.0
+
+JUDGE_BY = "a descriptions file, some photographs named by you, or labels"
 
 
 @dataclass(frozen=True)
@@ -27,10 +33,12 @@ class Reason:
     Attributes:
         kind: ``good``, ``bad`` or ``note``.
         text: One sentence.
+        code: What it is about, one word for programs.
     """
 
-    kind: Literal["good", "bad", "note"]
+    kind: Kind
     text: str
+    code: str
 
 
 @dataclass(frozen=True)
@@ -39,110 +47,188 @@ class Verdict:
 
     Attributes:
         level: The answer.
-        sentence: The answer with its main reason.
+        sentence: The main reason.
         reasons: All reasons, the decisive first.
+        measured: Whether labels decided.
     """
 
     level: Level
     sentence: str
     reasons: tuple[Reason, ...]
+    measured: bool = False
+
+    @property
+    def line(self) -> str:
+        """One line for a terminal."""
+        return f"{self.level}. {self.sentence}"
 
 
-def verdict(signals: Signals, alarms: Sequence[str] = (), *, labelled: bool = False) -> Verdict:
+def verdict(
+    signals: Signals,
+    alarms: Sequence[str] = (),
+    *,
+    labelled: bool = False,
+    trains: bool = False,
+    evaluation: Mapping[str, Any] | None = None,
+) -> Verdict:
     """Judge a run.
 
-    Adaptation is believed where it leaves alone what the starting model was sure of, and where that model is worth keeping: its two kinds of text
-    agree. It is not where it overturns the sure answers, or where a few classes have swallowed the others.
+    Adaptation is believed where it leaves alone what the starting model was sure of, and where that model is worth keeping by a second opinion: its
+    two kinds of text agree, a person named photographs, or another encoder took part. Without one nothing tells a good start from a bad one. What
+    labels say goes before all of that.
 
     Args:
         signals: Numbers of the run.
         alarms: Warnings of the run, in sentences.
         labelled: Whether a person's labels took part, as hints or as a support set.
+        trains: Whether the method trains on answers of its own.
+        evaluation: What labels said (``evaluation.metrics.evaluate_predictions``); None without labels.
     """
+    free = _without_labels(signals, alarms, labelled=labelled, trains=trains)
+    return free if evaluation is None else _with_labels(free, evaluation)
+
+
+def _without_labels(signals: Signals, alarms: Sequence[str], *, labelled: bool, trains: bool) -> Verdict:
     # A person's answers are something to build on, whatever the model knew.
     start = None if labelled else signals.start
     collapsed = signals.classes > 2 and signals.spread < COLLAPSE * signals.spread_zero_shot
-    reasons = (*_alarms(alarms), *_collapse(signals, collapsed), _kept(signals), *_start(start), *_texts(signals), *_notes(signals))
+    senseless, dominant, few = _senseless(signals), _dominant(signals), signals.images < FEW_IMAGES
+    second = signals.text_agreement is not None or labelled or signals.further_encoders > 0
+    reasons = (
+        *(Reason("bad", f"{_sentence(alarm)}.", "alarm") for alarm in alarms),
+        *_collapse(signals, collapsed),
+        *([Reason("bad", f"{_sentence(NONSENSE)}: check spelling and language, or describe the classes.", "names")] if senseless else []),
+        *([_few(signals)] if few else []),
+        *([dominant] if dominant else []),
+        _kept(signals),
+        *_texts(signals, second),
+        *_start(start, trains),
+        *_notes(signals),
+    )
+
+    def so(level: Level, sentence: str) -> Verdict:
+        return Verdict(level, _sentence(sentence), reasons)
+
+    if senseless and signals.text_agreement is None and not labelled:
+        return so("do not use", f"{NONSENSE}, so the answers mean nothing; check their spelling and language.")
     if signals.agreement == 1:
-        return Verdict("unclear", "Nothing changed: these are the answers of the unadapted model, and nothing tells how good they are.", reasons[1:])
+        rest = tuple(reason for reason in reasons if reason.code != "kept")
+        return Verdict("cannot judge", "These are the answers of the unadapted model, and nothing tells how good they are.", rest)
     if collapsed or alarms:
-        return Verdict("do not use", "Do not use: the predictions have collapsed onto few classes; prefer finelens zero-shot.", reasons)
+        return so("do not use", "nearly all photographs went to a few classes; the unadapted model (finelens zero-shot) is the safer choice.")
     if signals.kept < LOST:
-        return Verdict(
+        return so(
             "do not use",
-            f"Do not use: only {signals.kept:.0%} of the images that the unadapted model was surest of keep their class; "
-            "check the class names and descriptions, or prefer finelens zero-shot.",
-            reasons,
+            f"it overturned {1 - signals.kept:.0%} of the answers that the unadapted model was surest of; check class names and descriptions, "
+            "or take the unadapted model (finelens zero-shot).",
         )
+    if few:
+        return so("cannot judge", f"{signals.images} photographs are too few to judge without labels; from {FEW_IMAGES} on it can be tried.")
     if start is not None and start.weak:
-        return Verdict("unclear", f"Unclear: {HARDLY}, so adaptation had little to build on; label a few images and run finelens evaluate.", reasons)
+        return so("unclear", f"{HARDLY}, so there was little to build on; name some photographs, or measure with labels.")
+    if dominant:
+        return so("unclear", f"one class holds {signals.largest:.0%} of the photographs; look whether that can be true.")
     if signals.text_agreement is not None and signals.text_agreement < TEXTS_AGREE:
-        return Verdict(
+        return so(
             "unclear",
-            f"Unclear: templates and descriptions agree on only {signals.text_agreement:.0%} of the images, so the starting model hardly knows these "
-            "classes and adaptation had little to build on; label a few images and run finelens evaluate.",
-            reasons,
+            f"class names alone and descriptions agree on only {signals.text_agreement:.0%} of the photographs, so the starting model hardly knows "
+            "these classes; name some photographs, or measure with labels.",
         )
+    if not second:
+        return so("cannot judge", f"there is no second opinion on what the starting model knows of these classes; {JUDGE_BY} would give one.")
     if signals.kept < (KEPT_WITHOUT_DESCRIPTIONS if signals.text_agreement is None else KEPT):
-        return Verdict(
-            "unclear",
-            f"Unclear: {1 - signals.kept:.0%} of the images that the unadapted model was surest of changed class; look at the boldest changes below.",
-            reasons,
-        )
-    return Verdict(
+        return so("unclear", f"{1 - signals.kept:.0%} of the answers that the unadapted model was surest of changed; look at the boldest changes.")
+    return so(
         "improved",
-        f"Probably improved: {1 - signals.agreement:.0%} of the images changed class, while {signals.kept:.0%} of those that the unadapted model was "
-        "surest of kept theirs.",
-        reasons,
+        f"probably better than the unadapted model: {1 - signals.agreement:.0%} of the answers changed, and {signals.kept:.0%} of those it was "
+        "surest of did not.",
     )
 
 
-def nothing_trained(signals: Signals, reason: str) -> Verdict:
+def _with_labels(free: Verdict, evaluation: Mapping[str, Any]) -> Verdict:
+    """What labels say; what was said without them is kept among the reasons."""
+    low, high = evaluation["difference_interval"]
+    right, before = float(evaluation["accuracy"]), float(evaluation["zero_shot_accuracy"])
+    described = evaluation.get("description_ensemble_accuracy")
+    best = max(before, before if described is None else float(described))
+    level: Level = "improved" if low > 0 and right >= best else "do not use" if high < 0 else "unclear"
+    said = f"Measured on {evaluation['n']} labelled photographs: {right:.1%} right, the unadapted model {best:.1%}"
+    why = {
+        "improved": "a difference that chance does not explain",
+        "do not use": "a loss; take the unadapted model (finelens zero-shot)",
+        "unclear": "no gain that is beyond chance" if right >= best else "a loss, though chance may explain it",
+    }[level]
+    interval = f"{100 * low:+.1f} to {100 * high:+.1f} points"
+    kind: Kind = "good" if level == "improved" else "bad"
+    measured = Reason(kind, f"Against the unadapted model with class names alone the difference is {interval} (95 % interval).", "measured")
+    before_labels = Reason("note", f"Without the labels: {free.line}", "without-labels")
+    return Verdict(level, f"{said}: {why}.", (measured, before_labels, *free.reasons), measured=True)
+
+
+def nothing_trained(signals: Signals, reason: str, evaluation: Mapping[str, Any] | None = None) -> Verdict:
     """Of a run that was kept from training (``training.guard``).
 
     Args:
         signals: Numbers of the run.
         reason: Why, a sentence without its end.
+        evaluation: What labels said; None without labels.
     """
-    reasons = (Reason("bad", f"{_sentence(reason)}."), Reason("note", f"{REMEDY}."), *_texts(signals), *_notes(signals))
+    account = Reason("bad", f"{_sentence(reason)}.", "start")
+    reasons = (account, Reason("note", f"{REMEDY}.", "remedy"), *_texts(signals, signals.text_agreement is not None), *_notes(signals))
+    if evaluation is not None:
+        said = f"Nothing was trained; {evaluation['accuracy']:.1%} of {evaluation['n']} labelled photographs are right."
+        return Verdict("unclear", said, reasons, measured=True)
     return Verdict("unclear", f"Nothing was trained, these are the answers of zero-shot: {HARDLY}.", reasons)
-
-
-def _alarms(alarms: Sequence[str]) -> list[Reason]:
-    return [Reason("bad", f"{_sentence(alarm)}.") for alarm in alarms]
 
 
 def _sentence(text: str) -> str:
     return f"{text[:1].upper()}{text[1:]}"
 
 
+def _senseless(signals: Signals) -> bool:
+    return signals.name_sense is not None and signals.classes >= LEAST_CLASSES and signals.name_sense < LEAST_SENSE
+
+
+def _dominant(signals: Signals) -> Reason | None:
+    if signals.classes < 3 or signals.largest < max(DOMINANT, TIMES_EVEN / signals.classes):
+        return None
+    even = 1 / signals.classes
+    said = f"One of {signals.classes} classes holds {signals.largest:.0%} of the photographs; an even share would be {even:.0%}."
+    return Reason("bad", said, "dominant")
+
+
+def _few(signals: Signals) -> Reason:
+    return Reason("note", f"{signals.images} photographs are too few for these numbers: below {FEW_IMAGES} they say little.", "few")
+
+
 def _collapse(signals: Signals, collapsed: bool) -> list[Reason]:
     if not collapsed:
         return []
     now, before = (f"{share * signals.classes:.1f}" for share in (signals.spread, signals.spread_zero_shot))
-    return [Reason("bad", f"The predictions are as varied as {now} classes of equal size would be, zero-shot's as {before}.")]
+    return [Reason("bad", f"The answers are as varied as {now} classes of equal size would be, the unadapted model's as {before}.", "collapse")]
 
 
 def _kept(signals: Signals) -> Reason:
-    kind: Literal["good", "bad", "note"] = "good" if signals.kept >= KEPT else "bad" if signals.kept < LOST else "note"
-    return Reason(kind, f"Of the half of the images that the unadapted model is surest of, {signals.kept:.0%} keep their class.")
+    kind: Kind = "good" if signals.kept >= KEPT else "bad" if signals.kept < LOST else "note"
+    return Reason(kind, f"Of the half of the photographs that the unadapted model is surest of, {signals.kept:.0%} keep their class.", "kept")
 
 
-def _texts(signals: Signals) -> list[Reason]:
+def _texts(signals: Signals, second: bool) -> list[Reason]:
     if signals.text_agreement is None:
-        return [Reason("note", "Without descriptions there is no second opinion on what the starting model knows.")]
-    kind: Literal["good", "bad"] = "good" if signals.text_agreement >= TEXTS_AGREE else "bad"
-    return [Reason(kind, f"Templates and descriptions name the same class on {signals.text_agreement:.0%} of the images.")]
+        lack = f"There is no second opinion on what the starting model knows; {JUDGE_BY} would give one."
+        return [] if second else [Reason("note", lack, "no-second-opinion")]
+    kind: Kind = "good" if signals.text_agreement >= TEXTS_AGREE else "bad"
+    return [Reason(kind, f"Class names alone and descriptions name the same class on {signals.text_agreement:.0%} of the photographs.", "texts")]
 
 
-def _start(start: Start | None) -> list[Reason]:
+def _start(start: Start | None, trains: bool) -> list[Reason]:
     if start is None:
         return []
-    return [Reason("bad" if start.weak else "note", f"What the unadapted model knows: {start.account}.")]
+    account = start.account if trains else start.told
+    return [Reason("bad" if start.weak else "note", f"What the unadapted model knows: {account}.", "start")]
 
 
 def _notes(signals: Signals) -> list[Reason]:
-    return [
-        Reason("note", f"{signals.unused} of {signals.classes} classes are never predicted (zero-shot: {signals.unused_zero_shot})."),
-        Reason("note", f"The largest class holds {signals.largest:.0%} of the images (zero-shot: {signals.largest_zero_shot:.0%})."),
-    ]
+    unused = f"{signals.unused} of {signals.classes} classes are never predicted (unadapted model: {signals.unused_zero_shot})."
+    largest = f"The largest class holds {signals.largest:.0%} of the photographs (unadapted model: {signals.largest_zero_shot:.0%})."
+    return [Reason("note", unused, "unused"), Reason("note", largest, "largest")]

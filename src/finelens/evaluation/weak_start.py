@@ -43,13 +43,20 @@ class Start:
         return self.images >= FEW_IMAGES and not known
 
     @property
-    def account(self) -> str:
+    def told(self) -> str:
         """The numbers in words, without an end."""
-        told, needed = f"{self.templates:.2%}", f"{LEAST_TEMPLATES:.2%}"
+        told = f"{self.templates:.2%}"
         if self.descriptions is not None:
             told = f"{told} with templates and {self.descriptions:.2%} with descriptions"
+        return f"by its own account a photograph tells it {told} of what it would take to name the class"
+
+    @property
+    def account(self) -> str:
+        """The same with what a method that trains needs."""
+        needed = f"{LEAST_TEMPLATES:.2%}"
+        if self.descriptions is not None:
             needed = f"{needed} and {LEAST_DESCRIPTIONS:.2%}"
-        return f"by its own account a photograph tells it {told} of what it would take to name the class; training needs {needed}"
+        return f"{self.told}; training needs {needed}"
 
 
 def start_of(templates: Tensor, descriptions: Tensor | None) -> Start:

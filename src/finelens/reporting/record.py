@@ -9,11 +9,11 @@ from typing import Any
 
 from finelens.core.schemas import MODEL_CONFIG_FILE
 from finelens.errors import UserError
-from finelens.evaluation.collapse import collapse_warning
 from finelens.evaluation.signals import Measured, read_measured
-from finelens.evaluation.verdict import Verdict, nothing_trained, verdict
+from finelens.evaluation.verdict import Verdict
 from finelens.runs.config import RunConfig
 from finelens.runs.folder import RunFolder
+from finelens.runs.judge import judge
 from finelens.storage.files import read_json
 from finelens.storage.predictions import PredictionRow, read_predictions
 
@@ -55,11 +55,8 @@ class RunRecord:
     @property
     def verdict(self) -> Verdict:
         """Whether to trust the run."""
-        if self.untrained is not None:
-            return nothing_trained(self.measured.signals, self.untrained)
-        alarm = collapse_warning(self.rows, self.classes)
-        labelled = self.config.hints_file is not None or bool(self.event("support"))
-        return verdict(self.measured.signals, [] if alarm is None else [alarm], labelled=labelled)
+        supported, signals = bool(self.event("support")), self.measured.signals
+        return judge(self.config, signals, self.rows, self.classes, untrained=self.untrained, supported=supported, evaluation=self.evaluation)
 
     @property
     def untrained(self) -> str | None:

@@ -15,12 +15,13 @@ from finelens.reporting.record import RunRecord, read_run
 from finelens.reporting.sections import answered, balance, changes, classes, confusions, cost, found, labelled, looked, training
 from finelens.reporting.thumbnails import Photos, Thumbnails, from_folder, from_store
 from finelens.runs.folder import RunFolder
+from finelens.runs.judge import write_verdict
 from finelens.runs.model import Model
 from finelens.storage.files import write_text
 
 
 def write_report(folder: RunFolder, photos: Photos | None = None, model: Model | None = None) -> Path:
-    """Write the report and the model card of a finished run from its files.
+    """Write the report, the model card and the verdict of a finished run from its files.
 
     Args:
         folder: The run.
@@ -37,6 +38,7 @@ def write_report(folder: RunFolder, photos: Photos | None = None, model: Model |
     source = photos or from_folder(Path(record.config.photos), DecodeLimits())
     write_text(folder.report_path, report_html(record, Thumbnails(source), model))
     write_text(folder.card_path, model_card(record))
+    write_verdict(folder.verdict_path, record.verdict, record.measured.signals, record.evaluation)
     return folder.report_path
 
 

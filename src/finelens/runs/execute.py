@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,12 @@ from finelens.core.schemas import CHECKPOINT_DIR, EVENTS_FILE
 from finelens.engine.flops import speed_line
 from finelens.errors import UserError
 from finelens.evaluation.collapse import balance, collapse_warning
+from finelens.evaluation.name_sense import NONSENSE
 from finelens.evaluation.signals import Measured, measure, nearest_images, write_measured
+from finelens.evaluation.verdict import Verdict
 from finelens.feature_store.encoder import FeatureEncoder
 from finelens.images.load import say_notes, status_counts
+from finelens.methods.parts.extra_views import ExtraTask
 from finelens.methods.parts.views import ViewTask
 from finelens.protocol import Loaded
 from finelens.runs.answered import answered
@@ -30,6 +33,7 @@ from finelens.runs.config import RunConfig, diff, from_json, to_json
 from finelens.runs.fit import Fitted, fit, run_temperature
 from finelens.runs.folder import RunFolder
 from finelens.runs.inputs import Inputs
+from finelens.runs.judge import judge, write_verdict
 from finelens.runs.model import Model, save_model
 from finelens.runs.predict import predict_store
 from finelens.runs.prepare import Prepared, release_text
@@ -50,11 +54,13 @@ class RunResult:
         path: The run folder.
         rows: The rows of ``predictions.csv``.
         untrained: Why nothing was trained though the method trains (``training.guard``); None where it was.
+        verdict: Whether to trust it; None in a process that only helped.
     """
 
     path: Path
     rows: list[PredictionRow]
     untrained: str | None = None
+    verdict: Verdict | None = None
 
 
 def execute(
@@ -98,14 +104,27 @@ def execute(
     with inputs.prepared.engine.stopwatch("write"):
         save_model(run.model_dir, fitted.model)
         write_predictions(run.predictions_path, rows)
-        write_measured(run.signals_path, _measure(fitted, logits, loaded, nearest, rows))
+        measured = _measure(fitted, logits, loaded, nearest, rows)
+        write_measured(run.signals_path, measured)
+        judged = _judge(run, inputs, fitted, measured, rows)
     run.log("predictions", rows=len(rows), counts=counts, **_answered(fitted, inputs, console))
+    if any(reason.code == "names" for reason in judged.reasons):
+        console.warn(f"{NONSENSE}: check their spelling and language, or give --descriptions")
+        run.log("warning", message=NONSENSE)
     _finish(run, fitted.model, rows, console)
     # The other processes may be gone by now.
     with fitted.model.engine.alone():
         _report(report, run, fitted.model, loaded, console)
     say_notes(loaded.records, console)
-    return RunResult(run.path, rows, fitted.untrained)
+    console.say(f"verdict: {judged.line}")
+    return RunResult(run.path, rows, fitted.untrained, judged)
+
+
+def _judge(run: RunFolder, inputs: Inputs, fitted: Fitted, measured: Measured, rows: list[PredictionRow]) -> Verdict:
+    prepared, signals = inputs.prepared, measured.signals
+    judged = judge(run.config, signals, rows, prepared.classes.names, untrained=fitted.untrained, supported=prepared.support is not None)
+    write_verdict(run.verdict_path, judged, signals)
+    return judged
 
 
 def follow(path: Path, config: RunConfig, inputs: Inputs, should_stop: Callable[[], bool] | None = None, *, resume: bool = False) -> RunResult:
@@ -163,7 +182,10 @@ def _measure(fitted: Fitted, logits: Tensor, loaded: Loaded, nearest: Tensor, ro
     pairs = zip(loaded.records, rows, strict=True)
     order = [record.index for record, row in pairs if record.index is not None and row.label is not None]
     heads = fitted.model.zero_shot_heads["templates"].cpu()
-    return measure(logits, fitted.zero_shot_logits, fitted.described_logits, fitted.looks, heads, loaded.store.ids, order, nearest)
+    found = measure(logits, fitted.zero_shot_logits, fitted.described_logits, fitted.looks, heads, loaded.store.ids, order, nearest)
+    task = fitted.model.task
+    further = task.listened if isinstance(task, ExtraTask) else 0
+    return replace(found, signals=replace(found.signals, name_sense=fitted.name_sense, further_encoders=further))
 
 
 def _report(report: Reporter | None, run: RunFolder, model: Model, loaded: Loaded, console: Console) -> None:

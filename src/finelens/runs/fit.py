@@ -16,6 +16,8 @@ from finelens.engine.compiled import worth_compiling
 from finelens.engine.engine import Engine
 from finelens.errors import UserError
 from finelens.evaluation.calibration import label_free_temperature
+from finelens.evaluation.familiarity import learn_familiarity
+from finelens.evaluation.name_sense import name_sense
 from finelens.evaluation.weak_start import HARDLY, REMEDY
 from finelens.feature_store.encoder import target_features
 from finelens.feature_store.support import encode_support
@@ -44,6 +46,7 @@ class Fitted:
         described_logits: The same with the descriptions, (N, C); None without descriptions.
         looks: A copy of the unadapted model's unit-norm features, (N, E), float16 on the host: what the run's own measures rest on.
         untrained: Why nothing was trained though the method trains; None where it was.
+        name_sense: How far class names stand out from made-up words; None where no text was encoded.
     """
 
     model: Model
@@ -52,6 +55,7 @@ class Fitted:
     described_logits: Tensor | None
     looks: Tensor
     untrained: str | None = None
+    name_sense: float | None = None
 
 
 def fit(
@@ -167,9 +171,17 @@ def _wrap(prepared: Prepared, config: RunConfig, seen: _Seen, base: dict[str, Te
     heads = {"templates": prepared.heads.templates, "descriptions": prepared.heads.descriptions}
     further = () if prepared.extra is None else prepared.extra.encoders
     options = config.method_options
-    model = Model(prepared.engine, prepared.task, prepared.classes.names, config.method, options, config.training, heads, base, extra=further)
+    seen_before = learn_familiarity(seen.looks)
+    names, task = prepared.classes.names, prepared.task
+    model = Model(prepared.engine, task, names, config.method, options, config.training, heads, base, extra=further, familiarity=seen_before)
     features = None if prepared.method.needs_pixels else replace(seen.features, hints=None)
-    return Fitted(model, seen.zero_shot, features, seen.described, seen.looks, untrained)
+    return Fitted(model, seen.zero_shot, features, seen.described, seen.looks, untrained, _name_sense(prepared, seen.looks))
+
+
+def _name_sense(prepared: Prepared, looks: Tensor) -> float | None:
+    """How far class names stand out from made-up words on the images; None where no text was encoded."""
+    texts = prepared.name_texts
+    return None if texts is None else name_sense(looks, texts.names, texts.made_up, prepared.engine.backbone.logit_scale)
 
 
 def _labelled(hints: Hints | None) -> bool:

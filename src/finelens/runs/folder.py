@@ -26,6 +26,7 @@ from finelens.core.schemas import (
     REPORT_FILE,
     REVIEW_FILE,
     SIGNALS_FILE,
+    VERDICT_FILE,
 )
 from finelens.errors import UserError
 from finelens.runs.config import RunConfig, from_json, is_run_document, to_json
@@ -43,6 +44,7 @@ _OWN_ENTRIES = (
     MODEL_DIR,
     PREDICTIONS_FILE,
     SIGNALS_FILE,
+    VERDICT_FILE,
     EVALUATION_FILE,
     REPORT_FILE,
     CARD_FILE,
@@ -174,6 +176,11 @@ class RunFolder:
     def signals_path(self) -> Path:
         """``signals.json``."""
         return self.path / SIGNALS_FILE
+
+    @property
+    def verdict_path(self) -> Path:
+        """``verdict.json``: whether to trust the run, for programs."""
+        return self.path / VERDICT_FILE
 
     @property
     def evaluation_path(self) -> Path:

@@ -20,6 +20,7 @@ from finelens.core.schemas import MODEL_CONFIG_FILE, MODEL_WEIGHTS_FILE, SCHEMA_
 from finelens.engine.device import choose_device, choose_precision
 from finelens.engine.engine import Engine
 from finelens.errors import UserError
+from finelens.evaluation.familiarity import Familiarity
 from finelens.feature_store.extra import ExtraEncoder
 from finelens.methods.parts.frozen import cosine_logits
 from finelens.methods.registry import Method, find_method
@@ -48,6 +49,7 @@ class Model:
         base: Values that the adapted tensors of the backbone had before, by name; empty where nothing was adapted.
         temperature: What the logits of the answer are divided by, see ``finelens.evaluation.calibration``; 1 leaves them.
         extra: Further encoders whose features the method looks at, in the order of ``--extra``.
+        familiarity: What the photographs of the fit look like; None of too few, and in models of before.
     """
 
     engine: Engine
@@ -60,6 +62,7 @@ class Model:
     base: dict[str, Tensor]
     temperature: float = 1.0
     extra: tuple[ExtraEncoder, ...] = ()
+    familiarity: Familiarity | None = None
 
     @property
     def entry(self) -> Method:
@@ -124,6 +127,8 @@ def save_model(folder: Path, model: Model) -> None:
     tensors = {f"backbone.{k}": v for k, v in backbone.image_state().items()} | {f"task.{k}": v for k, v in model.task.prediction_state().items()}
     save_tensors(folder / MODEL_WEIGHTS_FILE, tensors)
     unadapted = {f"head.{k}": v for k, v in model.zero_shot_heads.items()} | {f"base.{k}": v for k, v in model.base.items()}
+    if model.familiarity is not None:
+        unadapted |= {"seen.bank": model.familiarity.bank, "seen.levels": model.familiarity.levels}
     save_tensors(folder / ZERO_SHOT_WEIGHTS_FILE, unadapted)
     document = {
         "format": FORMAT,
@@ -202,7 +207,9 @@ def _rebuild(folder: Path, document: dict[str, Any], device: str, precision: str
     if not 0 < temperature < math.inf:
         raise ValueError(f"temperature {temperature}")
     extra = tuple(from_mapping(ExtraEncoder, own, "extra") for own in document.get("extra", []))
-    return Model(engine, task, names, method.name, options, training, heads, base, temperature, extra)
+    seen = strip_prefix(zero_shot, "seen.")
+    familiarity = Familiarity(seen["bank"], seen["levels"]) if seen else None
+    return Model(engine, task, names, method.name, options, training, heads, base, temperature, extra, familiarity)
 
 
 def strip_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -79,11 +79,13 @@ class Predictions:
         records: One per input; ``index`` is the row in the tensors.
         logits: (N, C) by branch.
         zero_shot: (N, C) of the unadapted model by text head; empty unless asked for.
+        likeness: To the photographs of the fit, (N,), see ``evaluation.familiarity``; empty unless the unadapted model was asked.
     """
 
     records: list[ImageRecord]
     logits: dict[str, Tensor]
     zero_shot: dict[str, Tensor]
+    likeness: Tensor = field(default_factory=lambda: torch.zeros(0))
 
 
 def predict_items(
@@ -128,7 +130,8 @@ def predict_items(
             if len(loaded.store):
                 parts.append(_predict_group(model, loaded, encoder, zero_shot, extra))
             bar.update(len(group))
-    return Predictions(records, _join([part.logits for part in parts]), _join([part.zero_shot for part in parts]))
+    likeness = torch.cat([part.likeness for part in parts]) if parts else torch.zeros(0)
+    return Predictions(records, _join([part.logits for part in parts]), _join([part.zero_shot for part in parts]), likeness)
 
 
 def predict_features(model: Model, file: FeatureFile, *, zero_shot: bool = True, extra: ExtraFiles | None = None) -> Predictions:
@@ -141,7 +144,13 @@ def predict_features(model: Model, file: FeatureFile, *, zero_shot: bool = True,
     check_encoders(model.extra, extra)
     features = _with_extra(file.store.features, file, extra)
     first = [model.zero_shot_logits(rows) for rows in feature_rows(features, BATCH)] if zero_shot else []
-    return Predictions(file.records, predict_store(model, file.store, Console(enabled=False), features), _join(first))
+    likeness = _likeness(model, features) if zero_shot else torch.zeros(0)
+    return Predictions(file.records, predict_store(model, file.store, Console(enabled=False), features), _join(first), likeness)
+
+
+def _likeness(model: Model, features: TargetFeatures) -> Tensor:
+    """Likeness (N,) of images to those of the fit; empty for a model that does not know."""
+    return torch.zeros(0) if model.familiarity is None else model.familiarity.likeness(features.global_)
 
 
 def _with_extra(features: TargetFeatures, source: Loaded, extra: ExtraFiles | None) -> TargetFeatures:
@@ -158,7 +167,8 @@ def _predict_group(model: Model, loaded: LoadedImages, encoder: FeatureEncoder, 
             views = centre_views(store, model.engine.backbone.preprocess, quiet, "encode")
             features = _with_extra(model.engine.features(views) if few else encoder.centre(store, quiet, "encode"), loaded, extra)
     first = [model.zero_shot_logits(rows) for rows in feature_rows(features, BATCH)] if zero_shot and features is not None else []
-    return Predictions([], predict_store(model, store, quiet, features, encoder), _join(first))
+    likeness = _likeness(model, features) if zero_shot and features is not None else torch.zeros(0)
+    return Predictions([], predict_store(model, store, quiet, features, encoder), _join(first), likeness)
 
 
 def _join(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:

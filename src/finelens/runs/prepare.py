@@ -12,6 +12,7 @@ from torch import Tensor
 from finelens.classes.alignment_report import DescriptionReport
 from finelens.classes.class_set import build_class_set
 from finelens.classes.heads import ClassHeads, build_heads
+from finelens.classes.made_up import NameTexts, name_texts
 from finelens.classes.templates import read_templates
 from finelens.core.console import Console
 from finelens.engine.device import choose_device, choose_precision
@@ -46,6 +47,7 @@ class Prepared:
         limits: What decoding refuses and reduces.
         support: Images of the classes from outside the target set; None where the method takes none.
         extra: Features of further encoders for the target images, in store order; None in a run without.
+        name_texts: Class names beside made-up words; None where no text was encoded.
     """
 
     method: Method
@@ -57,6 +59,7 @@ class Prepared:
     limits: DecodeLimits
     support: SupportImages | None = None
     extra: Extra | None = None
+    name_texts: NameTexts | None = None
 
 
 def prepare(
@@ -101,8 +104,9 @@ def prepare(
     engine.processes = processes
     with engine.stopwatch("texts"):
         heads = build_heads(backbone, classes) if prototypes is None else prototypes.heads.to(device)
+        named = name_texts(backbone, classes) if prototypes is None else None
     check_text_features(heads, classes.names, console)
-    prepared = assemble(config, engine, heads, classes, report)
+    prepared = replace(assemble(config, engine, heads, classes, report), name_texts=named)
     source.check_views(prepared.task.inference, config.method)
     if folder is None:
         return prepared

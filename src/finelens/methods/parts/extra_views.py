@@ -56,6 +56,12 @@ class ExtraTask(SolverTask):
         weights = ", ".join(f"{name} {weight:.2f}" for name, weight in zip(names, self.solver.weights_.tolist(), strict=True))
         return [*super().notes(), f"weights of the views, found without labels: {weights}"]
 
+    @property
+    def listened(self) -> int:
+        """Files of further encoders whose view has a weight."""
+        weights = zip(self.config.extra, self.solver.weights_.tolist()[1:], strict=True)
+        return sum(weight > 0 for entry, weight in weights if entry != CLS)
+
     def rows(self, tokens: ImageTokens | TargetFeatures) -> Tensor | list[Tensor]:
         """The joint-space feature and the other views."""
         return self._views(tokens, tokens.extra if isinstance(tokens, TargetFeatures) else ())

@@ -1,0 +1,75 @@
+"""Whether new photographs look like those of the fit, without labels. Ours; measured in docs/report.md."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from scipy.stats import binom
+from torch import Tensor
+
+from finelens.solvers.neighbours import evenly_spread, top_neighbours
+
+# Photographs of the fit that new ones are held against, and nearest of them that are averaged.
+BANK, NEAREST = 1024, 5
+# Shares of the fit's own photographs below whose likeness a photograph is unlike them, and counts as a sign that the collection is another.
+UNLIKE, SIGN = 0.01, 0.05
+# A collection is another from this share of signs on, if chance gives as many this rarely at most.
+SHARE, CHANCE = 0.2, 1e-3
+# With fewer photographs in the fit the shares say too little.
+LEAST = 20
+CHUNK = 2048
+
+
+@dataclass(frozen=True)
+class Familiarity:
+    """What the photographs of a fit look like.
+
+    Attributes:
+        bank: Unit-norm features of some of them by the unadapted model, (B, E), float16.
+        levels: Likeness below which the shares ``UNLIKE`` and ``SIGN`` of them lie, each among the others, (2,), float32.
+    """
+
+    bank: Tensor
+    levels: Tensor
+
+    @torch.no_grad()
+    def likeness(self, features: Tensor) -> Tensor:
+        """Mean cosine (N,) of unit-norm features (N, E) with the nearest photographs of the bank."""
+        cosines = top_neighbours(features.float().cpu(), self.bank.float(), NEAREST, chunk_size=CHUNK)[0]  # (N, k)
+        return cosines.mean(1)
+
+    def unlike(self, likeness: Tensor) -> Tensor:
+        """Which photographs (N,) look unlike nearly all of the fit; of the fit's own kind one in a hundred does."""
+        return likeness < self.levels[0]
+
+    def complaint(self, likeness: Tensor) -> str | None:
+        """One line where a collection looks unlike that of the fit, else None.
+
+        Args:
+            likeness: Of all its photographs, (N,).
+        """
+        n, signs = len(likeness), int((likeness < self.levels[1]).sum())
+        if not n or signs < SHARE * n or binom.sf(signs - 1, n, SIGN) > CHANCE:
+            return None
+        return (
+            f"{signs} of {n} photographs look unlike those that the run was adapted to (of its own kind {SIGN:.0%} would): "
+            "their classes are not to be relied on; adapt to them with finelens adapt"
+        )
+
+
+@torch.no_grad()
+def learn_familiarity(features: Tensor) -> Familiarity | None:
+    """Remember what the photographs of a fit look like; None of fewer than ``LEAST``.
+
+    Args:
+        features: Unit norm, by the unadapted model, (N, E).
+    """
+    if len(features) < LEAST:
+        return None
+    rows = evenly_spread(len(features), BANK, features.device)
+    bank = features[rows].half()
+    cosines = top_neighbours(features.float(), bank.float(), NEAREST, chunk_size=CHUNK, rows=rows)[0]  # (N, k)
+    order = cosines.mean(1).sort().values
+    levels = [order[int(share * len(order))].item() for share in (UNLIKE, SIGN)]
+    return Familiarity(bank, torch.tensor(levels))
