@@ -3,8 +3,8 @@
     python benchmarks/likeness.py DATA --sets pets37 cifar10 dtd10 --out benchmarks/results/likeness.jsonl
     python benchmarks/likeness.py --table benchmarks/results/likeness.jsonl
 
-DATA holds one folder per set, as for ``finelens bench``. The fit is the train part of one set, new are the test part of every set: all of it, 200 draws
-of 10 and of 34 photographs at random, and, of the same set, the photographs of each class alone.
+DATA holds one folder per set, as for ``finelens bench``. The fit is the train part of one set, new is the test part of every set: all of it, 200
+draws of 10 and of 34 photographs at random, and, of the same set, the photographs of each class alone.
 """
 
 from __future__ import annotations

@@ -32,6 +32,7 @@ import torch.nn.functional as F
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
+from finelens.core.schemas import VERDICTS
 from finelens.evaluation.collapse import collapse_warning
 from finelens.evaluation.metrics import paired_bootstrap
 from finelens.evaluation.signals import Signals, signals_of
@@ -120,7 +121,7 @@ def judged(found: Signals, interval: Sequence[float], alarms: Sequence[str] = ()
         "gain_interval": [round(low, 4), round(high, 4)],
         "truth": "better" if low > 0 else "worse" if high < 0 else NOTHING,
         "verdict": verdict(found, alarms).level,
-        "verdict_without_descriptions": verdict(replace(found, text_agreement=None), alarms).level,
+        "verdict_without_descriptions": verdict(replace(found, text_agreement=None, descriptions_information=None), alarms).level,
         "signals": {k: round(v, 4) if isinstance(v, float) else v for k, v in asdict(found).items()},
     }
 
@@ -239,11 +240,21 @@ def left_out(rows: list[dict[str, Any]]) -> Counter[tuple[str, str]]:
 
 def level(row: dict[str, Any], kept: float, lost: float, texts: float) -> str:
     found = row["signals"]
-    if found["spread"] < COLLAPSE * found["spread_zero_shot"] or found["kept"] < lost:
+    if found["spread"] < COLLAPSE * found["spread_zero_shot"]:
         return "do not use"
     start = Start(found["images"], found["templates_information"], found["descriptions_information"])
+    if not start.weak and found["kept"] < lost:
+        return "do not use"
     doubtful = (found["text_agreement"] is not None and found["text_agreement"] < texts) or start.weak
     return "unclear" if doubtful or found["kept"] < kept else "improved"
+
+
+def rejudged(row: dict[str, Any], *, described: bool = True) -> str:
+    """The verdict of today on the signals of a row; that of a finished run, whose alarms are not kept, stays."""
+    if row["start"].startswith("run "):
+        return str(row["verdict" if described else "verdict_without_descriptions"])
+    found = Signals(**row["signals"])
+    return verdict(found if described else replace(found, text_agreement=None, descriptions_information=None)).level
 
 
 def area(rows: list[dict[str, Any]], values: np.ndarray, truth: str) -> str:
@@ -254,14 +265,14 @@ def area(rows: list[dict[str, Any]], values: np.ndarray, truth: str) -> str:
 def show(rows: list[dict[str, Any]]) -> None:
     own = [row for row in rows if row["start"].startswith(("descriptions", "templates", "run ")) and row["method"] != "collapse"]
     tables = {
-        "verdict": Counter((row["verdict"], row["truth"]) for row in rows),
-        "own texts only": Counter((row["verdict"], row["truth"]) for row in own),
-        "without descriptions": Counter((row["verdict_without_descriptions"], row["truth"]) for row in rows),
+        "verdict": Counter((rejudged(row), row["truth"]) for row in rows),
+        "own texts only": Counter((rejudged(row), row["truth"]) for row in own),
+        "without descriptions": Counter((rejudged(row, described=False), row["truth"]) for row in rows),
         "thresholds from the other sets": left_out(rows),
     }
     for key, counts in tables.items():
         print(f"| {key} | better | no difference shown | worse |\n|---|---|---|---|")
-        for level in ("improved", "unclear", "do not use"):
+        for level in VERDICTS:
             print(f"| {level} | " + " | ".join(str(counts[level, truth]) for truth in ("better", NOTHING, "worse")) + " |")
         print()
     print("| signal | better | worse |\n|---|---|---|")

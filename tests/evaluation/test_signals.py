@@ -132,7 +132,14 @@ def test_few_photographs_are_too_few():
     assert judged(images=50) == "improved"
     found = verdict(Signals(**{**HEALTHY, "images": 49}))
     assert (found.level, found.sentence[:14]) == ("cannot judge", "49 photographs")
-    assert judged(images=49, kept=0.3) == "do not use"
+    # What few photographs overturn says nothing either; a collapse does.
+    assert judged(images=49, kept=0.3) == "cannot judge"
+    assert judged(images=49, spread=0.3) == "do not use"
+
+
+def test_what_a_model_that_knows_little_was_surest_of_is_no_measure():
+    assert judged(kept=0.3) == "do not use"
+    assert judged(kept=0.3, templates_information=0.1) == "unclear"
 
 
 def test_names_that_say_nothing():

@@ -103,10 +103,21 @@ def test_content_of_a_run(plain_run):
         "judged without labels",
         "26 files, 25 ok, 1 corrupt",
         "1 exact copy of other files",
-        "templates stand in",
+        "(templates) stand in",
         "Classes that are probably",
+        # The first screen: what, how sure, what next, and words that need explaining explained.
+        "photos: 25 photographs in 4 classes",
+        "What is in the folder",
+        "How sure it is",
+        f"finelens review {plain_run} --ask 20 --serve",
+        f"--hints {plain_run}/hints.csv",
+        f"finelens report {plain_run} --labels labels.csv",
+        "Researchers say zero-shot",
     ):
         assert part in text
+    assert "training needs" not in text
+    assert "of what it would take" not in text.split("More figures")[0]
+    assert next(attributes["id"] for tag, attributes in read(plain_run).elements if tag == "section" and "id" in attributes) == "classes"
     assert "Accuracy, with labels" not in text
     rows = json.loads(read(plain_run).scripts["table-data"])["rows"]
     assert len(rows) == 26
@@ -143,6 +154,11 @@ def test_labels_add_the_measured_part(plain_run, tmp_path):
     measured = json.loads((run / "evaluation.json").read_text())
     assert sum(count for _, _, count in measured["confusion"]) == sum(entry["n"] for entry in measured["reliability"]) == measured["n"] == 24
     assert f"{measured['accuracy']:.1%}" in (run / "MODEL_CARD.md").read_text()
+    judged = json.loads((run / "verdict.json").read_text())
+    assert judged["measured"] is True
+    assert judged["evaluation"]["n"] == 24
+    assert (judged["verdict"] == "improved") == (measured["difference_interval"][0] > 0)
+    assert f"Measured on 24 labelled photographs: {measured['accuracy']:.1%} right" in text
     with pytest.raises(UserError, match="--labels"):
         api.report(run, test=photos, console=QUIET)
 

@@ -283,7 +283,7 @@ def test_the_report_and_the_card_open_with_it(kept):
     page = (kept[0] / "report.html").read_text(encoding="utf-8")
     assert "Nothing was trained, these are the answers of zero-shot" in page
     assert "By its own account a photograph tells it" in page
-    assert "zero-shot (microclip was kept from training) on 52" in page
+    assert "Method zero-shot (microclip was kept from training), model" in page
     card = (kept[0] / "MODEL_CARD.md").read_text(encoding="utf-8")
     title = r"zero\-shot \(microclip was kept from training\) on 52"
     for words in (title, "Nothing was trained", "Method: zero-shot (text)", "methods/zero-shot.md"):

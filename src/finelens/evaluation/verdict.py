@@ -116,16 +116,17 @@ def _without_labels(signals: Signals, alarms: Sequence[str], *, labelled: bool, 
         return Verdict("cannot judge", "These are the answers of the unadapted model, and nothing tells how good they are.", rest)
     if collapsed or alarms:
         return so("do not use", "nearly all photographs went to a few classes; the unadapted model (finelens zero-shot) is the safer choice.")
+    if few:
+        return so("cannot judge", f"{signals.images} photographs are too few to judge without labels; from {FEW_IMAGES} on it can be tried.")
+    if start is not None and start.weak:
+        return so("unclear", f"{HARDLY}, so there was little to build on; name some photographs, or measure with labels.")
+    # Where the starting model knows little, or photographs are few, what it was surest of is no measure.
     if signals.kept < LOST:
         return so(
             "do not use",
             f"it overturned {1 - signals.kept:.0%} of the answers that the unadapted model was surest of; check class names and descriptions, "
             "or take the unadapted model (finelens zero-shot).",
         )
-    if few:
-        return so("cannot judge", f"{signals.images} photographs are too few to judge without labels; from {FEW_IMAGES} on it can be tried.")
-    if start is not None and start.weak:
-        return so("unclear", f"{HARDLY}, so there was little to build on; name some photographs, or measure with labels.")
     if dominant:
         return so("unclear", f"one class holds {signals.largest:.0%} of the photographs; look whether that can be true.")
     if signals.text_agreement is not None and signals.text_agreement < TEXTS_AGREE:

@@ -12,7 +12,7 @@ from finelens.reporting import rows
 from finelens.reporting.card import model_card
 from finelens.reporting.page import render
 from finelens.reporting.record import RunRecord, read_run
-from finelens.reporting.sections import answered, balance, changes, classes, confusions, cost, found, labelled, looked, training
+from finelens.reporting.sections import answered, balance, changes, classes, confusions, cost, first, found, labelled, looked, training
 from finelens.reporting.thumbnails import Photos, Thumbnails, from_folder, from_store
 from finelens.runs.folder import RunFolder
 from finelens.runs.judge import write_verdict
@@ -49,12 +49,14 @@ def report_of_run(folder: RunFolder, model: Model, loaded: Loaded) -> Path:
 
 def report_html(record: RunRecord, thumbnails: Thumbnails, model: Model | None = None) -> str:
     """The page."""
+    folder = Path(record.config.photos).name or record.path.absolute().name
     content = {
-        "title": f"{record.path.absolute().name}: {record.title}, {len(record.predicted)} images",
+        "title": f"{folder}: {len(record.predicted)} photographs in {len(record.classes)} classes (finelens)",
+        "folder": folder,
         "record": record,
-        "signals": record.measured.signals,
         "verdict": record.verdict,
         "answered": answered.build(record),
+        "first": first.build(record),
         "found": found.build(record),
         "balance": balance.build(record),
         "confusions": confusions.build(record, thumbnails),

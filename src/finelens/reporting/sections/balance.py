@@ -42,7 +42,7 @@ def _confidence(record: RunRecord) -> dict[str, Any]:
     rows = record.predicted
     adapted = _shares([row.probability or 0.0 for row in record.predicted])
     first = _shares(record.measured.zero_shot_probability)
-    title = "Share of images by probability of the predicted class, in steps of 5 %; bars: this run, line: zero-shot"
+    title = "Share of images by probability of the predicted class, in steps of 5 %; bars: this run, line: unadapted model"
     return {
         "chart": figures.histogram(title, adapted, first, ["0", "50%", "100%"]),
         "mean": record.measured.signals.confidence,

@@ -14,12 +14,15 @@ EXAMPLES = 12
 
 
 def build(record: RunRecord, thumbnails: Thumbnails) -> dict[str, Any]:
-    """Flows between classes, most frequent first, and the boldest changes: both models were sure."""
+    """Flows between classes, most frequent first, and the boldest changes: those where both answers were most probable."""
     pairs = zip(record.predicted, record.measured.zero_shot_probability, strict=True)
     changed = [(row, first) for row, first in pairs if row.zero_shot_class not in (None, row.label)]
     flows = Counter((row.zero_shot_class, row.label) for row, _ in changed)
     bold = sorted(changed, key=lambda item: -(item[0].probability or 0.0) * item[1])
+    shown = [row.probability or 0.0 for row, _ in bold[:EXAMPLES]]
     return {
+        "lowest": min(shown, default=0.0),
+        "highest": max(shown, default=0.0),
         "count": len(changed),
         "total": len(record.predicted),
         "flows": flows.most_common(FLOWS),

@@ -66,8 +66,8 @@ def _suspicious(
         distance = (mean - value) / spread if spread else 0.0
         first = record.measured.zero_shot_probability[i]
         if rows[i].zero_shot_class not in (None, rows[i].label) and first >= STRONG:
-            found.append((FAR + 2 * first, i, f"zero-shot was {first:.0%} sure of another class"))
+            found.append((FAR + 2 * first, i, f"the unadapted model gave another class {first:.0%}"))
         elif distance >= FAR:
-            found.append((distance, i, "far from the others of its class"))
+            found.append((distance, i, "unlike the others of its class"))
     found.sort(key=lambda item: -item[0])
     return [shown(rows[i], thumbnails, note) for _, i, note in found[:SHOWN]]

@@ -37,7 +37,7 @@ def shown(row: PredictionRow, thumbnails: Thumbnails, note: str = "") -> ShownIm
     assert row.label is not None
     assert row.probability is not None
     other = row.zero_shot_class if row.zero_shot_class != row.label else None
-    alt = f"{row.path}: {row.label}, {row.probability:.0%}" + (f"; zero-shot {other}" if other else "")
+    alt = f"{row.path}: {row.label}, {row.probability:.0%}" + (f"; unadapted model {other}" if other else "")
     return ShownImage(thumbnails.uri(row.path), alt, row.path, row.label, row.probability, other, note)
 
 
