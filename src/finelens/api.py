@@ -7,32 +7,31 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from finelens.backbones.registry import absolute_spec
 from finelens.core.console import Console, Mute
 from finelens.core.launch import launched
-from finelens.core.schemas import CONFIG_FILE, FIRST_PREDICTION_COLUMNS, SET_COLUMNS, UNLIKE_NOTE
-from finelens.engine.distributed import Processes, join
+from finelens.core.schemas import CONFIG_FILE
+from finelens.engine.distributed import Processes
+from finelens.engine.distributed import join as join_processes
 from finelens.errors import UserError
-from finelens.images.load import say_notes, status_counts
-from finelens.methods.auto import AUTO
+from finelens.methods.auto import AUTO, starting_method
 from finelens.methods.registry import DEFAULT_METHOD, METHODS, find_method
 from finelens.protocol import Loaded
-from finelens.runs.auto import choose, starting_method
-from finelens.runs.classifier import Classifier, load_run
+from finelens.runs.auto import choose
+from finelens.runs.classifier import load_run
 from finelens.runs.config import RunConfig
+from finelens.runs.early import Assignments, Question, check_question
 from finelens.runs.evaluate import evaluate
 from finelens.runs.execute import RunResult, execute, follow
 from finelens.runs.folder import RunFolder
 from finelens.runs.inputs import further_encoders, read_inputs
 from finelens.runs.model import Model
-from finelens.runs.predict import Predictions
-from finelens.runs.resolve import Assignments, absolute, make_config
-from finelens.runs.sets import calibrate_on, sets_of, sets_path, write_sets
-from finelens.runs.sources import Source, source_at
+from finelens.runs.resolve import absolute, make_config
+from finelens.runs.shard import Shard, join_parts
+from finelens.runs.sources import source_at
+from finelens.runs.to_file import predict_to_file
 from finelens.storage.files import HTML_START, check_target, write_text
-from finelens.storage.predictions import PredictionRow, rows_from_logits, write_predictions
+from finelens.storage.predictions import PredictionRow, read_predictions
 
 if TYPE_CHECKING:
     from finelens.reporting.explain import Explanation
@@ -100,7 +99,7 @@ def adapt(
     """
     if classes is None and hints is None:
         raise UserError("there is no class list: give --classes FILE, or --hints FILE whose names are the list")
-    processes = join(device)
+    processes = join_processes(device)
     console = _voice(processes, console)
     source = source_at(photos, strict=strict, row_names=row_names, logit_scale=logit_scale)
     options = _with_extra(method, options or {}, extra, extra_names)
@@ -176,7 +175,7 @@ def resume(run: str | Path, *, console: Console | None = None, should_stop: Call
         UserError: Not a run, in use, or its images have changed.
     """
     with RunFolder.open(run, lock=launched()[0] == 0) as folder:
-        processes = join(folder.config.device)
+        processes = join_processes(folder.config.device)
         console = _voice(processes, console)
         finished = any(event["event"] == "end" for event in folder.events())
         if finished and (not processes.first or (folder.report_path.is_file() and folder.card_path.is_file())):
@@ -204,7 +203,12 @@ def _write_report(run: RunFolder, model: Model, loaded: Loaded) -> Path:
     return report_of_run(run, model, loaded)
 
 
-def predict(
+def predict(run: str | Path, photos: str | Path, csv: str | Path, **given: Any) -> list[PredictionRow]:
+    """As :func:`predict_to`, with all rows in memory in the end."""
+    return read_predictions(predict_to(run, photos, csv, **given))
+
+
+def predict_to(
     run: str | Path,
     photos: str | Path,
     csv: str | Path,
@@ -217,13 +221,18 @@ def predict(
     calibrate: str | Path | None = None,
     calibrate_photos: str | Path | None = None,
     coverage: float | None = None,
+    zero_shot: bool = True,
+    shard: str | None = None,
     console: Console | None = None,
-) -> list[PredictionRow]:
+) -> Path:
     """Classify new photographs, or the rows of a feature file, and write a CSV file with the columns of ``predictions.csv``.
+
+    Rows are written as they come, to ``CSV.part`` until all are there. After an interruption the same call goes on where it was, and ends with the
+    same bytes.
 
     Args:
         run: The run folder.
-        photos: Folder of photographs or feature file.
+        photos: Folder of photographs, tar shards, Parquet files with image bytes, or a feature file.
         csv: File to write.
         device: Where to run it.
         strict: As in :func:`adapt`.
@@ -234,75 +243,48 @@ def predict(
             see docs/calibration.md.
         calibrate_photos: Folder of those photographs; by default ``photos``.
         coverage: Share of the sets that should hold the true class; by default 0.9.
+        zero_shot: Whether the unadapted model is asked as well; without it the column ``zero_shot_class`` is empty, and a trained method takes half
+            the time.
+        shard: ``I/K`` writes part I of K only, into ``CSV-0000I-of-0000K.csv``; see :func:`join`.
         console: Progress.
+
+    Returns:
+        The file that was written.
 
     Raises:
         UserError: Input that cannot be used.
     """
-    console = console or Console()
-    check_target(Path(csv), ",".join(FIRST_PREDICTION_COLUMNS))
-    if calibrate is not None:
-        check_target(sets_path(Path(csv)), ",".join(SET_COLUMNS))
-    elif calibrate_photos is not None or coverage is not None:
-        raise UserError("--coverage and --calibrate-photos have an effect with --calibrate only: give labelled photographs, or leave them out")
-    source = source_at(photos, strict=strict, row_names=row_names)
-    classifier = load_run(run, device=device, extra=extra, extra_names=extra_names, source_named=row_names is not None)
-    found = source.answers(classifier.model, classifier.limits, console, extra=classifier.extra)
-    rows = _with_unlike(_rows(found, classifier.classes), found, classifier.model)
-    sets = None
-    if calibrate is not None:
-        labelled = None if calibrate_photos is None else source_at(calibrate_photos)
-        sets = _sets(classifier, found, source, calibrate, labelled, 0.9 if coverage is None else coverage, console)
-    write_predictions(Path(csv), rows)
-    counts = status_counts(found.records)
-    console.say(f"{len(rows)} files: " + ", ".join(f"{count} {status}" for status, count in counts.items()))
-    say_notes(found.records, console)
-    if len(found.likeness) and classifier.model.familiarity and (complaint := classifier.model.familiarity.complaint(found.likeness)):
-        console.warn(complaint)
-    console.say(f"wrote {csv}")
-    if sets is not None:
-        write_sets(sets_path(Path(csv)), found.records, sets)
-        console.say(f"wrote {sets_path(Path(csv))}")
-    return rows
+    question = Question(
+        Path(run),
+        Path(photos),
+        Path(csv),
+        device,
+        strict,
+        None if row_names is None else Path(row_names),
+        tuple(map(Path, extra)),
+        tuple(map(Path, extra_names)),
+        None if calibrate is None else Path(calibrate),
+        None if calibrate_photos is None else Path(calibrate_photos),
+        coverage,
+        zero_shot,
+        None if shard is None else Shard.parse(shard),
+    )
+    check_question(question)
+    return predict_to_file(question, console or Console())
 
 
-def _sets(
-    classifier: Classifier, found: Predictions, source: Source, labels: str | Path, labelled: Source | None, coverage: float, console: Console
-) -> list[list[str]]:
-    """Class names in the set of each input. Whatever is refused is refused before anything is written."""
-    seen = found if labelled is None else labelled.answers(classifier.model, classifier.limits, console, zero_shot=False, extra=classifier.extra)
-    try:
-        truth = (labelled or source).labels(labels, classifier.classes)
-    except UserError as error:
-        if labelled is not None:
-            raise
-        raise UserError(f"{error} (--calibrate-photos FOLDER says so where the labelled photographs lie in another folder)") from error
-    rule = calibrate_on(seen, truth, coverage, str(labels))
-    if classifier.hinted:
-        console.warn("the run was adapted with hints: if any of the labels are among them, the sets hold the true class less often than they promise")
-    sets = sets_of(found, classifier.classes, rule)
-    sizes = [len(own) for own in sets if own]
-    mean = f", {sum(sizes) / len(sizes):.1f} classes in a set on average" if sizes else ""
-    console.say(f"conformal sets{mean}; {rule.guarantee()}")
-    return sets
+def join(parts: Sequence[str | Path], csv: str | Path, *, console: Console | None = None) -> Path:
+    """Put the parts that ``predict(..., shard="I/K")`` wrote together: the file has the bytes of one that was written without parts.
 
+    Args:
+        parts: All of them, in any order.
+        csv: File to write; ``.sets.csv`` beside the parts is joined beside it.
+        console: What is said.
 
-def _rows(found: Predictions, classes: Sequence[str]) -> list[PredictionRow]:
-    if not found.logits:
-        return rows_from_logits(found.records, classes, np.zeros((0, len(classes))))
-    return rows_from_logits(found.records, classes, found.logits["logits"].numpy(), found.zero_shot["templates"].argmax(1).numpy())
-
-
-def _with_unlike(rows: list[PredictionRow], found: Predictions, model: Model) -> list[PredictionRow]:
-    """The rows with a note in ``reason`` where the photograph looks unlike those of the fit."""
-    if model.familiarity is None or not len(found.likeness):
-        return rows
-    unlike = model.familiarity.unlike(found.likeness).tolist()
-    pairs = zip(rows, found.records, strict=True)
-    return [
-        replace(row, reason="; ".join(filter(None, [row.reason, UNLIKE_NOTE]))) if record.index is not None and unlike[record.index] else row
-        for row, record in pairs
-    ]
+    Raises:
+        UserError: A part is missing, or a file is none.
+    """
+    return join_parts([Path(part) for part in parts], Path(csv), console or Console())
 
 
 def report(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import signal
 import sys
 import time
@@ -9,12 +10,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import click
 
 from finelens._version import __version__
 from finelens.bench.command import bench
+from finelens.core.console import Console, EventConsole
 from finelens.core.launch import launched
 from finelens.core.schemas import CHECKPOINT_DIR, CONFIG_FILE, VERDICTS
 from finelens.errors import UserError
@@ -26,7 +28,7 @@ INTERRUPTED = 130
 # Of --fail-on.
 JUDGED = 3
 # Verbs that several processes can share.
-SHARED_VERBS = ("adapt", "zero-shot", "resume")
+SHARED_VERBS = ("adapt", "zero-shot", "resume", "predict")
 # Seconds that the first process has to say what is wrong with all of them.
 FIRST_SPEAKS = 2.0
 
@@ -55,6 +57,34 @@ _fail_on = click.option(
 )
 
 
+def _voice(command: F) -> F:
+    """``--quiet`` and ``--json``; the verb gets a ``console``."""
+
+    @click.option("--quiet", is_flag=True, help="Say nothing but warnings and errors.")
+    @click.option("--json", "as_events", is_flag=True, help="Say everything as JSON, an object a line, on standard output (docs/progress.md).")
+    @functools.wraps(command)
+    def speaking(*args: Any, quiet: bool, as_events: bool, **given: Any) -> Any:
+        if not as_events:
+            return command(*args, console=Console(enabled=not quiet), **given)
+        if quiet:
+            raise UserError("--quiet says nothing and --json everything; give one of them")
+        console = EventConsole()
+        try:
+            result = command(*args, console=console, **given)
+        except UserError as error:
+            console.tell("error", text=" ".join(str(error).split()))
+            raise
+        except SystemExit as stop:
+            # A verdict that the user did not want ends a run that is finished all the same.
+            event = {INTERRUPTED: "interrupted", JUDGED: "end"}.get(stop.code if isinstance(stop.code, int) else 0, "error")
+            console.tell(event, **({} if event == "end" else {"text": ""}))
+            raise
+        console.tell("end")
+        return result
+
+    return cast(F, speaking)
+
+
 def _run_options(command: F) -> F:
     """Options that ``adapt`` and ``zero-shot`` share."""
     options = [
@@ -80,6 +110,7 @@ def _run_options(command: F) -> F:
 
 
 @cli.command()
+@_voice
 @_run_options
 @click.option("--method", default=DEFAULT_METHOD, show_default=True, help="See: finelens methods. auto chooses one and says why.")
 @click.option(
@@ -93,24 +124,35 @@ def adapt(photos: Path, assignments: tuple[str, ...], fail_on: str | None, **giv
 
     Sub-folders of PHOTOS are searched; their names are never read as labels.
     """
+    options = _checked_options(photos, assignments, given)
     from finelens import api
-    from finelens.runs.config import parse_assignments
 
     with _graceful_stop(given["out"]) as should_stop:
-        api.adapt(photos, **given, options=parse_assignments(assignments), should_stop=should_stop)
+        api.adapt(photos, **given, options=options, should_stop=should_stop)
     _exit_by_verdict(given["out"], fail_on)
 
 
 @cli.command("zero-shot")
+@_voice
 @_run_options
 @click.option("--method", default="zero-shot", show_default=True, help="zero-shot (templates) or cupl (descriptions).")
 def zero_shot(photos: Path, assignments: tuple[str, ...], fail_on: str | None, **given: Any) -> None:
     """Classify PHOTOS, a folder or a feature file, with the unadapted model and write a run folder."""
+    options = _checked_options(photos, assignments, given)
     from finelens import api
-    from finelens.runs.config import parse_assignments
 
-    api.zero_shot(photos, **given, options=parse_assignments(assignments))
+    api.zero_shot(photos, **given, options=options)
     _exit_by_verdict(given["out"], fail_on)
+
+
+def _checked_options(photos: Path, assignments: tuple[str, ...], given: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The options of ``--set``; whatever can be refused before a tensor library is imported is refused here."""
+    from finelens.runs.config import parse_assignments
+    from finelens.runs.early import check_run
+
+    options = parse_assignments(assignments)
+    check_run(photos, options, **given)
+    return options
 
 
 @cli.command()
@@ -126,6 +168,7 @@ def resume(run: Path, fail_on: str | None) -> None:
 
 
 @cli.command()
+@_voice
 @click.argument("run", type=click.Path(path_type=Path))
 @click.argument("photos", type=click.Path(path_type=Path))
 @click.option("--csv", "csv_file", required=True, type=click.Path(path_type=Path), help="File to write.")
@@ -136,14 +179,60 @@ def resume(run: Path, fail_on: str | None) -> None:
 )
 @click.option("--calibrate-photos", type=click.Path(path_type=Path), help="Folder of the labelled photographs.  [default: PHOTOS]")
 @click.option("--coverage", type=float, help="Share of the sets that should hold the true class.  [default: 0.9]")
+@click.option("--zero-shot/--no-zero-shot", default=True, show_default=True, help="Fill the column zero_shot_class; without it: half the work.")
+@click.option("--shard", metavar="I/K", help="Part I of K only, into OUT-0000I-of-0000K.csv; finelens join puts the parts together.")
 @_row_names
 @_extra
 @_extra_names
-def predict(run: Path, photos: Path, csv_file: Path, **given: Any) -> None:
-    """Classify new PHOTOS, a folder or a feature file, with the finished run in RUN."""
-    from finelens import api
+def predict(
+    run: Path,
+    photos: Path,
+    csv_file: Path,
+    device: str,
+    strict: bool,
+    calibrate: Path | None,
+    calibrate_photos: Path | None,
+    coverage: float | None,
+    zero_shot: bool,
+    shard: str | None,
+    row_names: Path | None,
+    extra: tuple[str, ...],
+    extra_names: tuple[Path, ...],
+    console: Console,
+) -> None:
+    """Classify new PHOTOS with the finished run in RUN: a folder, tar shards, Parquet files with image bytes, or a feature file.
 
-    api.predict(run, photos, csv_file, **given)
+    Rows are written as they come. After an interruption the same command goes on where it was.
+    """
+    from finelens.runs.early import Question, check_question
+    from finelens.runs.shard import Shard
+
+    rank, processes = launched()
+    if processes > 1 and shard is not None:
+        raise UserError("torchrun shares the photographs among its processes, and --shard does so among machines; use one of them")
+    part = Shard.parse(shard) if shard is not None else Shard(rank + 1, processes) if processes > 1 else None
+    files = tuple(map(Path, extra))
+    question = Question(run, photos, csv_file, device, strict, row_names, files, extra_names, calibrate, calibrate_photos, coverage, zero_shot, part)
+    check_question(question)
+    from finelens.runs.to_file import predict_to_file
+
+    try:
+        predict_to_file(question, console)
+    except KeyboardInterrupt:
+        click.echo(f"\nstopped; what was answered is in {question.target}.part, and the same command goes on from there", err=True)
+        sys.exit(INTERRUPTED)
+    if part is not None and part.number == 1:
+        console.say(f"when all {part.count} parts are there: finelens join {Shard.pattern(csv_file, part.count)} --csv {csv_file}")
+
+
+@cli.command()
+@click.argument("parts", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--csv", "csv_file", required=True, type=click.Path(path_type=Path), help="File to write.")
+def join(parts: tuple[Path, ...], csv_file: Path) -> None:
+    """Put the PARTS that predict --shard wrote together: the bytes of a file that was written without parts."""
+    from finelens.runs.shard import join_parts
+
+    join_parts(parts, csv_file, Console())
 
 
 @cli.command()
@@ -168,6 +257,7 @@ def evaluate(run: Path, test: Path, labels: str, **given: Any) -> None:
 
 
 @cli.command()
+@_voice
 @click.argument("photos", type=click.Path(path_type=Path))
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="File to write, .safetensors.")
 @click.option("--backbone", default="embedded", show_default=True, help=BACKBONES)
@@ -180,6 +270,9 @@ def evaluate(run: Path, test: Path, labels: str, **given: Any) -> None:
 @click.option("--overwrite", is_flag=True, help="Replace an earlier feature file.")
 def features(photos: Path, **given: Any) -> None:
     """Encode PHOTOS once and write a feature file, which the other verbs take in the place of photographs."""
+    from finelens.runs.early import check_features
+
+    check_features(photos, **{name: given[name] for name in ("backbone", "device", "classes", "descriptions")})
     from finelens.runs.encode import features as write_features
 
     try:

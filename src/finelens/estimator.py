@@ -19,9 +19,9 @@ from finelens.errors import UserError
 from finelens.feature_store.files import is_matrix
 from finelens.feature_store.prototypes import given_prototypes
 from finelens.images.store import ImageItems
-from finelens.methods.auto import AUTO
+from finelens.methods.auto import AUTO, starting_method
 from finelens.methods.registry import DEFAULT_METHOD, find_method
-from finelens.runs.auto import choose, starting_method
+from finelens.runs.auto import choose
 from finelens.runs.classifier import Classifier
 from finelens.runs.fit import fit
 from finelens.runs.prepare import prepare, release_text

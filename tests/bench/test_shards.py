@@ -14,10 +14,10 @@ import pyarrow.parquet as parquet
 import pytest
 
 from finelens.bench.sets.find import find_data
-from finelens.bench.sets.tar_shards import members
 from finelens.bench.sets.webdataset import LABELS, MOST_LABEL_BYTES
 from finelens.errors import UserError
 from finelens.images.store import load_images
+from finelens.images.tar_shards import members
 from tests.bench.small_files import jpeg, statuses
 from tests.bench.test_sets import labels, picture
 
@@ -193,7 +193,7 @@ def test_other_compressions_are_named_with_the_remedy(tmp_path):
 
 
 def test_a_bomb_is_refused_before_it_fills_memory_or_disk(tmp_path, monkeypatch):
-    monkeypatch.setattr("finelens.bench.sets.tar_shards.FREE_BYTES", 1 << 20)
+    monkeypatch.setattr("finelens.images.tar_shards.FREE_BYTES", 1 << 20)
     (tmp_path / "classes.txt").write_text("cat\ndog\n")
     shard = tmp_path / "test.tar.gz"
     write_tar(shard, [("0.jpg", bytes(200 << 20)), ("0.cls", b"0")], "w:gz")

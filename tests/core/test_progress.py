@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import json
 import time
 
 import pytest
@@ -43,7 +44,7 @@ def test_a_terminal_shows_a_bar_with_the_time_left(monkeypatch):
 
 
 @pytest.mark.parametrize("step", [1.0, 7.0])
-def test_a_log_gets_a_line_every_half_minute(step):
+def test_a_log_gets_a_line_every_minute(step):
     now = [0.0]
     stream = io.StringIO()
     lines = module._Lines(200, "adapt", "image", stream, clock=lambda: now[0])
@@ -55,12 +56,12 @@ def test_a_log_gets_a_line_every_half_minute(step):
         if stream.tell() > before:
             times.append(now[0])
     lines.finish()
-    assert min(b - a for a, b in zip([0.0, *times], times, strict=False)) >= 30
-    assert len(times) == int(200 * step // (-(-30 // step) * step))
+    assert min(b - a for a, b in zip([0.0, *times], times, strict=False)) >= 60
+    assert len(times) == int(200 * step // (-(-60 // step) * step))
     written = stream.getvalue().splitlines()
     assert len(written) == len(times) + 1
     if step == 1.0:
-        assert written[0] == "adapt: 30/200 images, 15 %, about 3 min left"
+        assert written[0] == "adapt: 60/200 images, 30 %, about 2 min left"
         assert written[-1] == "adapt: 200 images in 3 min"
 
 
@@ -80,3 +81,40 @@ def test_work_that_fails_does_not_claim_to_have_ended(monkeypatch):
 
 def test_durations():
     assert [module.duration(s, rough=True) for s in (0, 89, 100, 3000, 9000)] == ["0 s", "89 s", "2 min", "50 min", "2.5 h"]
+
+
+@pytest.mark.parametrize("slower", [1, 20])
+def test_the_time_left_is_right_a_minute_after_the_pace_has_changed(slower):
+    """What comes from a cache says nothing about what has to be encoded."""
+    now, fast, slow = [0.0], 1000, 1000
+    pace = module._Pace(fast + slow, clock=lambda: now[0])
+    for _ in range(fast):
+        now[0] += 0.1
+        pace.update(1)
+    for done in range(slow):
+        now[0] += 0.1 * slower
+        time_of_update = pace.update(1)
+        left = (slow - done - 1) * 0.1 * slower
+        # A minute, or a quarter of the time where that is longer.
+        if done * 0.1 * slower > max(65, now[0] / 4 + 5) and left:
+            assert pace.left(time_of_update) == pytest.approx(left, rel=0.2)
+    assert pace.left(now[0]) == 0
+    assert len(pace._marks) < 1000
+
+
+def test_events_for_another_program():
+    now, stream = [0.0], io.StringIO()
+    console = module.EventConsole(stream, clock=lambda: now[0])
+    console.say("caf\u00e9")
+    console.warn("doubtful")
+    with console.progress(4, "predict", "row") as bar:
+        for seconds in (0.5, 0.4, 1.1, 0.1):
+            now[0] += seconds
+            bar.update()
+    assert stream.getvalue().isascii()
+    events = [json.loads(line) for line in stream.getvalue().splitlines()]
+    assert all(event.pop("time").endswith("+00:00") for event in events)
+    assert events[:2] == [{"event": "note", "text": "caf\u00e9"}, {"event": "warning", "text": "doubtful"}]
+    own = [(event["done"], event["total"], event["seconds"], event["left"]) for event in events[2:]]
+    assert own == [(0, 4, 0.0, None), (3, 4, 2.0, 0.7), (4, 4, 2.1, 0.0)]
+    assert {(event["what"], event["unit"]) for event in events[2:]} == {("predict", "row")}

@@ -53,7 +53,7 @@ def test_the_rule(facts, name, words):
 
 def test_auto_is_no_method_and_chooses_methods_that_exist():
     assert auto.AUTO not in {method.name for method in METHODS}
-    assert find_method(choice.PROVISIONAL).adapts
+    assert find_method(auto.PROVISIONAL).adapts
     assert find_method(choice.TRAINED).trains
 
 

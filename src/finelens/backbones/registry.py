@@ -19,6 +19,17 @@ FORMS = (
 )
 
 
+def check_spec(spec: str) -> None:
+    """Refuse what is no specification of a backbone; nothing is loaded.
+
+    Raises:
+        UserError: Unknown form.
+    """
+    scheme, _, rest = spec.partition(":")
+    if spec != "embedded" and (scheme not in ("open_clip", "hf-hub", "local", "transformers") or not rest):
+        raise UserError(f"unknown backbone {spec!r}; the forms are: {FORMS}")
+
+
 def load_backbone(spec: str) -> Backbone:
     """Load a backbone by its specification.
 
@@ -33,9 +44,8 @@ def load_backbone(spec: str) -> Backbone:
         from finelens.backbones.embedded import EmbeddedBackbone
 
         return EmbeddedBackbone()
+    check_spec(spec)
     scheme, _, rest = spec.partition(":")
-    if scheme not in ("open_clip", "hf-hub", "local", "transformers") or not rest:
-        raise UserError(f"unknown backbone {spec!r}; the forms are: {FORMS}")
     if scheme == "transformers":
         from finelens.backbones.transformers_loader import TransformersBackbone
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from finelens.classes.text_files import is_comment, quote, read_utf8
 from finelens.errors import UserError
-from finelens.storage.predictions import unescape_cell
+from finelens.storage.cells import unescape_cell
 
 TABLE_SUFFIXES = (".csv", ".tsv")
 WAY_OUT = "if they are names all the same, write them as a list in a .json file"

@@ -9,7 +9,7 @@ from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
 from urllib.parse import unquote
 
 from finelens.images.discover import display_name
-from finelens.storage.predictions import unescape_cell
+from finelens.storage.cells import unescape_cell
 
 
 class FileNames:

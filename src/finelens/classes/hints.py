@@ -16,7 +16,7 @@ from finelens.core.options import nearest
 from finelens.core.schemas import LABEL_COLUMNS, TOLD_COLUMNS
 from finelens.errors import UserError
 from finelens.protocol import Hints, ImageRecord
-from finelens.storage.predictions import escape_cell
+from finelens.storage.cells import escape_cell
 
 NONE_OF_THESE = -1
 # A name as near as this to one of the list is a slip of the pen and no new class; a ratio of difflib.

@@ -16,7 +16,7 @@ from finelens.core.options import nearest
 from finelens.core.schemas import LABEL_COLUMNS
 from finelens.errors import UserError
 from finelens.images.discover import visible_files
-from finelens.storage.predictions import unescape_cell
+from finelens.storage.cells import unescape_cell
 
 FOLDERS = "folders"
 # In a file of answers: "none of these classes" in words, and what stands for an answer that is still to be given.

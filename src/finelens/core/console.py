@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Protocol, TextIO
-
-from tqdm import tqdm
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,9 @@ def duration(seconds: float, *, rough: bool = False) -> str:
 # Nothing is shown for work shorter than this, in seconds.
 DELAY = 2.0
 # Time between two lines in a log, in seconds.
-LOG_INTERVAL = 30.0
+LOG_INTERVAL = 60.0
+# Time between two events of one piece of work for another program, in seconds.
+EVENT_INTERVAL = 1.0
 
 
 class Progress(Protocol):
@@ -90,6 +93,8 @@ def progress(total: int, desc: str, *, unit: str = "image", enabled: bool = True
     if not enabled:
         yield _Silent()
     elif stream.isatty():
+        from tqdm import tqdm
+
         with tqdm(total=total, desc=desc, unit=f" {unit}", file=stream, delay=DELAY, dynamic_ncols=True, leave=False) as bar:
             yield bar
     else:
@@ -103,26 +108,119 @@ class _Silent:
         pass
 
 
+class _Pace:
+    """How much is done, and how long the rest takes at the pace of the last minute, or of the last quarter of a longer time.
+
+    The pace of the whole time would be wrong for hours where the first images came from the cache.
+    """
+
+    WINDOW, SHARE, STEP = 60.0, 0.25, 1.0
+
+    def __init__(self, total: float, clock: Callable[[], float]) -> None:
+        self.total, self.done, self._clock = total, 0.0, clock
+        self.start = clock()
+        self._marks = deque([(self.start, 0.0)])
+
+    def update(self, n: float | None) -> float:
+        """Count units; returns the time."""
+        self.done += n or 0
+        now = self._clock()
+        if now - self._marks[-1][0] >= self.STEP:
+            self._marks.append((now, self.done))
+        # The oldest mark that is kept is the last one before the window begins.
+        begins = now - max(self.WINDOW, self.SHARE * (now - self.start))
+        while len(self._marks) > 1 and self._marks[1][0] <= begins:
+            self._marks.popleft()
+        return now
+
+    def left(self, now: float) -> float | None:
+        """Seconds that the rest will take; None where nothing is known yet."""
+        since, before = self._marks[0]
+        rest = max(self.total - self.done, 0.0)
+        return rest * (now - since) / (self.done - before) if self.done > before else None
+
+
 class _Lines:
     """At most one line every :data:`LOG_INTERVAL` seconds, and one at the end of work that had any."""
 
     def __init__(self, total: int, desc: str, unit: str, stream: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
-        self._total, self._desc, self._unit, self._stream, self._clock = total, desc, unit, stream, clock
-        self._done = 0.0
-        self._start = self._last = clock()
+        self._desc, self._unit, self._stream, self._clock = desc, unit, stream, clock
+        self._pace = _Pace(total, clock)
+        self._last = self._pace.start
 
     def update(self, n: float | None = 1) -> None:
-        self._done += n or 0
-        now = self._clock()
-        if now - self._last >= LOG_INTERVAL and self._done > 0:
+        now = self._pace.update(n)
+        pace = self._pace
+        if now - self._last >= LOG_INTERVAL and pace.done > 0:
             self._last = now
-            left = (now - self._start) * max(self._total - self._done, 0) / self._done
-            share = f"{100 * self._done / self._total:.0f} %, " if self._total else ""
-            self._write(f"{self._done:.0f}/{self._total} {self._unit}s, {share}about {duration(left, rough=True)} left")
+            left = pace.left(now)
+            share = f", {100 * pace.done / pace.total:.0f} %" if pace.total else ""
+            rest = "" if left is None else f", about {duration(left, rough=True)} left"
+            self._write(f"{pace.done:.0f}/{pace.total} {self._unit}s{share}{rest}")
 
     def finish(self) -> None:
-        if self._last > self._start:
-            self._write(f"{self._done:.0f} {self._unit}s in {duration(self._clock() - self._start, rough=True)}")
+        if self._last > self._pace.start:
+            self._write(f"{self._pace.done:.0f} {self._unit}s in {duration(self._clock() - self._pace.start, rough=True)}")
 
     def _write(self, text: str) -> None:
         print(f"{self._desc}: {text}", file=self._stream, flush=True)
+
+
+class EventConsole(Console):
+    """The same for another program: one JSON object a line on standard output, see docs/progress.md.
+
+    Args:
+        stream: Where to write; standard output by default.
+        clock: Seconds.
+    """
+
+    def __init__(self, stream: TextIO | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__()
+        object.__setattr__(self, "_stream", stream)
+        object.__setattr__(self, "_clock", clock)
+
+    def say(self, line: str) -> None:
+        """An event ``note``."""
+        self.tell("note", text=line)
+
+    def warn(self, line: str) -> None:
+        """An event ``warning``."""
+        self.tell("warning", text=line)
+
+    def tell(self, event: str, **fields: object) -> None:
+        """Write an event with its time."""
+        document = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event, **fields}
+        # In ASCII: the other program need not know how this machine encodes what a terminal shows.
+        print(json.dumps(document), file=vars(self)["_stream"] or sys.stdout, flush=True)
+
+    @contextmanager
+    def progress(self, total: int, what: str, unit: str = "image") -> Iterator[Progress]:
+        """Events ``progress``, the first at once, the last at the end of what did not fail, others at least a second apart."""
+        bar = _EventBar(self, total, what, unit, vars(self)["_clock"])
+        bar.tell()
+        yield bar
+        bar.tell()
+
+
+class _EventBar:
+    def __init__(self, console: EventConsole, total: int, what: str, unit: str, clock: Callable[[], float]) -> None:
+        self._console, self._total, self._what, self._unit = console, total, what, unit
+        self._pace = _Pace(total, clock)
+        self._now = self._last = self._pace.start
+
+    def update(self, n: float | None = 1) -> None:
+        self._now = self._pace.update(n)
+        if self._now - self._last >= EVENT_INTERVAL:
+            self.tell()
+
+    def tell(self) -> None:
+        self._last, left = self._now, self._pace.left(self._now)
+        self._console.tell(
+            "progress",
+            what=self._what,
+            unit=self._unit,
+            done=self._pace.done,
+            total=self._total,
+            seconds=round(self._now - self._pace.start, 1),
+            left=None if left is None else round(left, 1),
+        )

@@ -69,13 +69,28 @@ def from_mapping(cls: type[T], mapping: Mapping[str, Any], where: str) -> T:
         raise UserError(f"{where or cls.__name__}: expected a mapping of options, got {mapping!r}")
     hints = typing.get_type_hints(cls)
     fields = {f.name: f for f in dataclasses.fields(cls) if f.init}  # type: ignore[arg-type]
-    for key in mapping:
-        if key not in fields:
-            raise UserError(_unknown_option(str(key), fields, where))
+    _refuse_unknown(fields, mapping, where)
     missing = [name for name, f in fields.items() if name not in mapping and not _has_default(f)]
     if missing:
         raise UserError(f"missing option {_join(where, missing[0])}")
     return cls(**{key: _coerce(hints[key], value, _join(where, key)) for key, value in mapping.items()})
+
+
+def check_types(types: Mapping[str, Any], mapping: Mapping[str, Any], where: str) -> None:
+    """Refuse what :func:`from_mapping` would refuse of a dataclass with such fields, but for the ranges of its ``__post_init__``.
+
+    Raises:
+        UserError: Unknown or ill-typed key; the message names it.
+    """
+    _refuse_unknown(types, mapping, where)
+    for key, value in mapping.items():
+        _coerce(types[key], value, _join(where, key))
+
+
+def _refuse_unknown(fields: Mapping[str, object], mapping: Mapping[str, Any], where: str) -> None:
+    for key in mapping:
+        if key not in fields:
+            raise UserError(_unknown_option(str(key), fields, where))
 
 
 def to_plain(value: Any) -> Any:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from finelens.core.device_names import check_device_name
 from finelens.core.private_torch import bfloat16_units
 from finelens.errors import UserError
 
@@ -57,12 +58,8 @@ def choose_device(name: str) -> torch.device:
     Raises:
         UserError: It is not known or not here.
     """
-    try:
-        device: torch.device | None = torch.device(name)
-    except RuntimeError:
-        device = None
-    if device is None or device.type not in ("cpu", "cuda", "mps"):
-        raise UserError(f"unknown device {name!r}; use cpu, cuda, cuda:0 or mps")
+    check_device_name(name)
+    device = torch.device(name)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UserError(f"device {name!r} is not available: this torch sees {torch.cuda.device_count() or 'no'} CUDA device(s); use --device cpu")
     if device.type == "mps" and not torch.backends.mps.is_available():

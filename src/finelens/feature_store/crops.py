@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -48,6 +48,10 @@ class StoredCrops:
     global_: Tensor
     cls: Tensor
     rows: list[int]
+
+    def at(self, rows: Sequence[int]) -> StoredCrops:
+        """Those of some positions."""
+        return replace(self, rows=[self.rows[row] for row in rows])
 
     def stream(self, count: int, size: int) -> Iterator[tuple[list[int], FeatureRows]]:
         """Positions of ``size`` images at a time, and the first ``count`` crops of each, (size, count, E + W).

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -13,7 +14,8 @@ from torch import Tensor
 from finelens.classes.file_names import FileNames
 from finelens.classes.text_files import counted, quote
 from finelens.errors import UserError
-from finelens.feature_store.files import FeatureFile, feature_metadata, is_feature_path, read_features
+from finelens.feature_store.files import FeatureFile, feature_metadata, read_features
+from finelens.feature_store.paths import is_feature_path
 from finelens.protocol import ImageRecord, Loaded
 
 
@@ -87,9 +89,8 @@ class ExtraFile:
             raise UserError(
                 "the rows of the feature file have no names, and rows of several files are never matched by position; give --row-names FILE"
             )
-        known = {_key(record, content): record.index for record in self.file.records if record.index is not None}
+        known, names = self._by_content if content else self._by_name
         wanted = [record for record in source.records if record.index is not None]
-        names = FileNames(known)
         places = [known[found[0]] if len(found := names.find(_key(record, content))) == 1 else None for record in wanted]
         missing = [record.name for record, place in zip(wanted, places, strict=True) if place is None]
         if missing and len(missing) == len(wanted):
@@ -102,6 +103,19 @@ class ExtraFile:
         order = torch.empty(len(wanted), dtype=torch.int64)
         order[[record.index for record in wanted]] = torch.tensor(places)
         return self.file.store.features.global_[order]
+
+    # Photographs that are asked about group by group look here each time.
+    @cached_property
+    def _by_content(self) -> tuple[dict[str, int], FileNames]:
+        return self._known(content=True)
+
+    @cached_property
+    def _by_name(self) -> tuple[dict[str, int], FileNames]:
+        return self._known(content=False)
+
+    def _known(self, *, content: bool) -> tuple[dict[str, int], FileNames]:
+        known = {_key(record, content): record.index for record in self.file.records if record.index is not None}
+        return known, FileNames(known)
 
 
 @dataclass(frozen=True)

@@ -24,9 +24,6 @@ from finelens.protocol import ImageRecord, TargetFeatures
 from finelens.storage.tensors import load_metadata, load_tensors
 
 FORMAT = "finelens-features"
-SUFFIXES = (".npy", ".safetensors")
-# Files that hold features for others; they are named in the refusal rather than taken for a mistyped folder.
-_FOREIGN = (".npz", ".pt", ".pth", ".pkl", ".pickle", ".h5", ".hdf5", ".parquet", ".csv", ".mat", ".bin")
 _KEYS = ("global", "features", "image_features", "image_embeds", "embeddings")
 # What other tools call the two sides of a model: a lone matrix of the other side is not taken.
 _SIDES = {"features": "text_", "prototypes": "image_"}
@@ -73,23 +70,6 @@ class FeatureFile:
     def dim(self) -> int:
         """Feature width."""
         return self.store.features.global_.shape[1]
-
-
-def is_feature_path(path: str | Path) -> bool:
-    """Whether a path names a file of features rather than a folder of photographs.
-
-    Raises:
-        UserError: It names a file of features of a kind that is not read.
-    """
-    path = Path(path)
-    suffix = path.suffix.lower()
-    if path.is_dir() or suffix not in (*SUFFIXES, *_FOREIGN):
-        return False
-    if suffix in _FOREIGN:
-        raise UserError(f"{path}: features are read from .npy and .safetensors files, not from {suffix}; save them as one of these")
-    if not path.is_file():
-        raise UserError(f"feature file {path} does not exist; check the path")
-    return True
 
 
 def feature_metadata(path: Path) -> dict[str, str]:

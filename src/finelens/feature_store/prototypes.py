@@ -23,7 +23,6 @@ from finelens.errors import UserError
 from finelens.feature_store.files import (
     FORMAT,
     IN_MEMORY,
-    SUFFIXES,
     FeatureFile,
     check_matrix,
     feature_metadata,
@@ -31,6 +30,7 @@ from finelens.feature_store.files import (
     read_matrix,
     stored_scale,
 )
+from finelens.feature_store.paths import SUFFIXES
 from finelens.protocol import ClassSet
 from finelens.storage.tensors import load_tensors
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -29,9 +30,20 @@ class FeatureStore:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def at(self, rows: Sequence[int]) -> FeatureStore:
+        """Some of the rows, as a store of their own."""
+        crops = None if self.crops is None else self.crops.at(rows)
+        return FeatureStore([self.ids[row] for row in rows], features_at(self.features, rows), crops)
+
     def __getitem__(self, index: int) -> Tensor:
         """Refuses: there are no pixels."""
         raise UserError("a feature file holds no pixels; give the photographs")
+
+
+def features_at(features: TargetFeatures, rows: Sequence[int]) -> TargetFeatures:
+    """Features of some images."""
+    own = list(rows)
+    return replace(features, global_=features.global_[own], cls=features.cls[own], extra=tuple(further[own] for further in features.extra))
 
 
 def feature_rows(features: TargetFeatures, batch_size: int, *, extra: bool = False) -> Iterator[FeatureRows]:

@@ -42,6 +42,8 @@ LEFTOVERS = frozenset(
         "lost.dir",
     }
 )
+# Files of many photographs, in one of which or in a folder of which they may lie.
+SHARDS = (".tar", ".tar.gz", ".tgz", ".parquet")
 _RECOVERED = re.compile(r"found\.\d{3}", re.IGNORECASE)
 
 
@@ -96,6 +98,20 @@ def discover(root: Path, exclude: Path | None = None) -> FoundFiles:
         UserError: ``root`` is missing, is not a folder, cannot be listed, or holds no file.
     """
     root = Path(root)
+    check_folder(root)
+    walk = _Walk(Path(os.path.abspath(root)), exclude)
+    if not walk.files:
+        seen = "".join(f"; {remark}" for remark in walk.remarks())
+        raise UserError(f"no photographs in {display_name(root)}: it holds no visible file; give a folder with images{seen}")
+    return FoundFiles(_sorted(walk.files), walk.remarks())
+
+
+def check_folder(root: Path) -> None:
+    """Refuse what is no folder; nothing is listed.
+
+    Raises:
+        UserError: It is missing, or a file.
+    """
     if not root.exists():
         raise UserError(f"photograph folder {display_name(root)} does not exist; check the path")
     if not root.is_dir():
@@ -103,11 +119,26 @@ def discover(root: Path, exclude: Path | None = None) -> FoundFiles:
         if kind is not None:
             raise UserError(f"{display_name(root)} is {kind}, which is not unpacked; unpack it into a new folder and give that folder")
         raise UserError(f"{display_name(root)} is a file; give the folder that holds the photographs, here {display_name(root.parent)}")
-    walk = _Walk(Path(os.path.abspath(root)), exclude)
-    if not walk.files:
-        seen = "".join(f"; {remark}" for remark in walk.remarks())
-        raise UserError(f"no photographs in {display_name(root)}: it holds no visible file; give a folder with images{seen}")
-    return FoundFiles(_sorted(walk.files), walk.remarks())
+
+
+def shards_at(path: Path) -> list[Path]:
+    """Tar or Parquet files that stand for photographs: the file itself, or those of a folder that holds nothing else; empty for anything else."""
+    if path.is_file():
+        return [path] if path.name.lower().endswith(SHARDS) else []
+    if not path.is_dir():
+        return []
+    shards: list[Path] = []
+    kinds = set[bool]()
+    with os.scandir(path) as entries:
+        for entry in entries:
+            if is_leftover(entry.name):
+                continue
+            # The first other thing decides, so that a folder of millions of photographs is not looked through for this.
+            if not entry.name.lower().endswith(SHARDS) or not entry.is_file():
+                return []
+            shards.append(Path(entry.path))
+            kinds.add(entry.name.lower().endswith(".parquet"))
+    return sorted(shards) if len(kinds) == 1 else []
 
 
 def visible_files(root: Path) -> list[ImageFile]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from torch import Tensor
@@ -13,7 +13,7 @@ from finelens.core.console import Console
 from finelens.errors import UserError
 from finelens.images.batches import centre_batches
 from finelens.images.decode import DecodeLimits
-from finelens.images.discover import FoundFiles, ImageFile
+from finelens.images.discover import ImageFile
 from finelens.images.store import ImageItems, LoadedImages, load_images
 from finelens.images.view_config import ViewConfig
 from finelens.protocol import ImageRecord, ImageStore, Preprocess
@@ -50,7 +50,7 @@ def load(source: list[ImageFile] | ImageItems, limits: DecodeLimits, console: Co
 
 def say_remarks(source: list[ImageFile] | ImageItems, console: Console) -> None:
     """Say what was left out of a folder, or followed in it."""
-    for remark in source.remarks if isinstance(source, FoundFiles) else ():
+    for remark in getattr(source, "remarks", ()):
         console.say(remark)
 
 
@@ -62,26 +62,59 @@ def count_images(source: list[ImageFile] | ImageItems) -> int:
         raise UserError(f"images must be a folder, a sequence or a data set with a length, got {type(source).__name__}") from None
 
 
-def status_counts(records: Sequence[ImageRecord]) -> dict[str, int]:
+def status_counts(records: Iterable[ImageRecord]) -> dict[str, int]:
     """Number of files by status, ``ok`` first."""
-    counts: dict[str, int] = {"ok": 0}
-    for record in records:
-        counts[record.status] = counts.get(record.status, 0) + 1
-    return counts
+    tally = Tally()
+    tally.add(records)
+    return tally.counts
 
 
-def say_notes(records: Sequence[ImageRecord], console: Console) -> None:
-    """Say how many readable files were noted, and why: each kind of note with its number and a first file, the most frequent first."""
-    noted = [(note, record.name) for record in records if record.status == "ok" and record.reason for note in record.reason.split("; ")]
-    if not noted:
-        return
-    # Notes that differ in their numbers are of one kind.
-    kinds = [re.sub(r"\d[\d.e+-]*", "#", note) for note, _ in noted]
-    files = sum(record.status == "ok" and bool(record.reason) for record in records)
-    console.say(f"noted: {files} of {len(records)} files were read with a note (column reason)")
-    for kind, count in Counter(kinds).most_common(_MOST_NOTES):
-        note, name = noted[kinds.index(kind)]
-        console.say(f"  {count} x {note} (first {name})")
+class Tally:
+    """What became of the files, counted as they come: by status, and by kind of note. Its size does not depend on their number."""
+
+    def __init__(self) -> None:
+        self.counts: dict[str, int] = {"ok": 0}
+        self._noted = 0
+        self._kinds: Counter[str] = Counter()
+        self._first: dict[str, tuple[str, str]] = {}
+
+    @property
+    def files(self) -> int:
+        """Number of files."""
+        return sum(self.counts.values())
+
+    def add(self, records: Iterable[ImageRecord]) -> None:
+        """Count further files."""
+        for record in records:
+            self.counts[record.status] = self.counts.get(record.status, 0) + 1
+            if record.status != "ok" or not record.reason:
+                continue
+            self._noted += 1
+            for note in record.reason.split("; "):
+                # Notes that differ in their numbers are of one kind.
+                kind = re.sub(r"\d[\d.e+-]*", "#", note)
+                self._kinds[kind] += 1
+                self._first.setdefault(kind, (note, record.name))
+
+    def say(self, console: Console) -> None:
+        """Say the numbers by status."""
+        console.say(f"{self.files} files: " + ", ".join(f"{count} {status}" for status, count in self.counts.items()))
+
+    def say_notes(self, console: Console) -> None:
+        """Say how many readable files were noted, and why: each kind of note with its number and a first file, the most frequent first."""
+        if not self._noted:
+            return
+        console.say(f"noted: {self._noted} of {self.files} files were read with a note (column reason)")
+        for kind, count in self._kinds.most_common(_MOST_NOTES):
+            note, name = self._first[kind]
+            console.say(f"  {count} x {note} (first {name})")
+
+
+def say_notes(records: Iterable[ImageRecord], console: Console) -> None:
+    """:meth:`Tally.say_notes` of all files at once."""
+    tally = Tally()
+    tally.add(records)
+    tally.say_notes(console)
 
 
 def centre_views(store: ImageStore, preprocess: Preprocess, console: Console, what: str) -> Iterator[Tensor]:

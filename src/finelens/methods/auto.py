@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
+
+from finelens.errors import UserError
 
 AUTO = "auto"
 FAMILY = "choice"
 SUMMARY = "Chooses one of the others by what can be seen without labels, and says why."
+
+# What the inputs are read with until the choice is made: it takes photographs, features and hints, and needs none of them in particular.
+PROVISIONAL = "stata"
+# What takes a time budget without ``auto``, and what it becomes where the budget is used.
+SOLVED, TAUGHT = "consensus", "consensus-tuned"
 
 # Below, the statistics of a mixture rest on too little; above, training has something to learn from.
 FEW_IMAGES, MANY_IMAGES = 50, 1000
@@ -89,3 +99,24 @@ def epochs_within(budget: float, seconds: float) -> int:
     """
     epochs = min(MOST_EPOCHS, int(FOR_EPOCHS * budget / max(seconds, 1e-9)))
     return epochs if epochs >= LEAST_EPOCHS else 0
+
+
+def starting_method(method: str, options: Mapping[str, Mapping[str, Any]], minutes: float | None) -> str:
+    """The method to read the inputs with: the user's, what it is with a time budget, or a provisional one for ``auto``.
+
+    Raises:
+        UserError: Options that belong to a method beside ``auto``, or a time budget beside a method.
+    """
+    if minutes is not None:
+        if method not in (AUTO, SOLVED):
+            raise UserError(f"--minutes has an effect with --method {SOLVED} (the default) or auto only, and the method is {method}; leave it out")
+        if not 0 < minutes < math.inf:
+            raise UserError(f"--minutes must be above 0 and finite, got {minutes:g}")
+        if method == SOLVED and "epochs" in options.get("training", {}):
+            raise UserError(f"--minutes decides how many epochs there are; leave training.epochs out, or give it with --method {TAUGHT}")
+    if method != AUTO:
+        return method if minutes is None else TAUGHT
+    own = [f"method.{key}" for key in options.get("method", {})] + [f"training.{key}" for key in options.get("training", {}) if key != "precision"]
+    if own:
+        raise UserError(f"{own[0]} is an option of one method, and --method auto has yet to choose one; name the --method or leave the option out")
+    return PROVISIONAL

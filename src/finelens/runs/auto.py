@@ -5,17 +5,13 @@ It looks at its inputs, asks :mod:`finelens.methods.auto`, and puts the answer i
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 from finelens.core.console import Console
 from finelens.core.options import from_mapping
-from finelens.errors import UserError
 from finelens.evaluation.weak_start import HARDLY
 from finelens.feature_store.encoder import target_features
-from finelens.methods.auto import AUTO, Facts, choose_method, epochs_within
+from finelens.methods.auto import AUTO, SOLVED, TAUGHT, Facts, choose_method, epochs_within
 from finelens.methods.consensus_tuned import of_teacher
 from finelens.methods.registry import find_method
 from finelens.protocol import Hints, Loaded
@@ -24,11 +20,7 @@ from finelens.runs.prepare import Prepared, start_from, unadapted_logits, with_m
 from finelens.training.config import TrainingConfig
 from finelens.training.estimate import estimate
 
-# What the inputs are read with until the choice is made: it takes photographs, features and hints, and needs none of them in particular.
-PROVISIONAL = "stata"
 TRAINED = "microclip"
-# What takes a time budget without ``auto``, and what it becomes where the budget is used.
-SOLVED, TAUGHT = "consensus", "consensus-tuned"
 
 
 @dataclass(frozen=True)
@@ -44,27 +36,6 @@ class Choice:
     config: RunConfig
     prepared: Prepared
     reason: str
-
-
-def starting_method(method: str, options: Mapping[str, Mapping[str, Any]], minutes: float | None) -> str:
-    """The method to read the inputs with: the user's, what it is with a time budget, or a provisional one for ``auto``.
-
-    Raises:
-        UserError: Options that belong to a method beside ``auto``, or a time budget beside a method.
-    """
-    if minutes is not None:
-        if method not in (AUTO, SOLVED):
-            raise UserError(f"--minutes has an effect with --method {SOLVED} (the default) or auto only, and the method is {method}; leave it out")
-        if not 0 < minutes < math.inf:
-            raise UserError(f"--minutes must be above 0 and finite, got {minutes:g}")
-        if method == SOLVED and "epochs" in options.get("training", {}):
-            raise UserError(f"--minutes decides how many epochs there are; leave training.epochs out, or give it with --method {TAUGHT}")
-    if method != AUTO:
-        return method if minutes is None else TAUGHT
-    own = [f"method.{key}" for key in options.get("method", {})] + [f"training.{key}" for key in options.get("training", {}) if key != "precision"]
-    if own:
-        raise UserError(f"{own[0]} is an option of one method, and --method auto has yet to choose one; name the --method or leave the option out")
-    return PROVISIONAL
 
 
 def choose(prepared: Prepared, loaded: Loaded, config: RunConfig, hints: Hints | None, minutes: float | None, console: Console) -> Choice:

@@ -73,7 +73,12 @@ class RunFolder:
     @staticmethod
     def check(path: Path | str, config: RunConfig, *, overwrite: bool = False) -> None:
         """Refuse what :meth:`create` would refuse, and change nothing; arguments as there."""
-        _refuse_overlap(Path(path), Path(config.photos))
+        RunFolder.check_place(path, config.photos, overwrite=overwrite)
+
+    @staticmethod
+    def check_place(path: Path | str, photos: Path | str, *, overwrite: bool = False) -> None:
+        """The same, where only the photographs are known yet."""
+        _refuse_overlap(Path(path), Path(photos))
         _refuse_occupied(Path(path), overwrite)
 
     @classmethod

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -15,7 +15,7 @@ from finelens.errors import UserError
 from finelens.feature_store.encoder import FeatureEncoder, tower_digest
 from finelens.feature_store.extra import ExtraFiles, check_encoders
 from finelens.feature_store.files import FeatureFile
-from finelens.feature_store.store import FeatureStore, feature_rows
+from finelens.feature_store.store import FeatureStore, feature_rows, features_at
 from finelens.images.batches import centre_batches, inference_batches
 from finelens.images.decode import DecodeLimits
 from finelens.images.discover import ImageFile
@@ -97,7 +97,25 @@ def predict_items(
     zero_shot: bool = True,
     extra: ExtraFiles | None = None,
 ) -> Predictions:
-    """Predict files or Python objects; memory does not grow with their number.
+    """Predict files or Python objects; pixels do not stay in memory. Arguments are those of :func:`item_groups`.
+
+    Raises:
+        UserError: The model has no image tower, or needs other features of further encoders.
+    """
+    return gathered(item_groups(model, source, limits, console, zero_shot=zero_shot, extra=extra))
+
+
+def item_groups(
+    model: Model,
+    source: list[ImageFile] | ImageItems,
+    limits: DecodeLimits,
+    console: Console,
+    *,
+    zero_shot: bool = True,
+    extra: ExtraFiles | None = None,
+    within: range | None = None,
+) -> Iterator[Predictions]:
+    """Predictions of :data:`GROUP` files or Python objects at a time; memory does not grow with their number.
 
     Args:
         model: The model.
@@ -106,32 +124,44 @@ def predict_items(
         console: Progress.
         zero_shot: Whether to ask the unadapted model as well.
         extra: Features of further encoders, for a model that looks at them.
+        within: Positions in the source; all by default. Numbers have the same bits where it begins at a multiple of a group.
 
     Raises:
         UserError: The model has no image tower, or needs other features of further encoders.
     """
     _check_tower(model)
     check_encoders(model.extra, extra)
-    records: list[ImageRecord] = []
-    parts: list[Predictions] = []
-    rows = 0
-    count = count_images(source)
+    within = range(count_images(source)) if within is None else within
     say_remarks(source, console)
     with model.unadapted():
         encoder = FeatureEncoder(model.engine, limits.short_side)
     if isinstance(model.task, ViewTask):
-        encoder.say_size(count, model.task.inference.count, console)
-    with console.progress(count, "predict") as bar:
-        for start in range(0, count, GROUP):
-            group = [source[i] for i in range(start, min(start + GROUP, count))]
-            loaded = load_images(group, limits)
-            records += [replace(r, index=None if r.index is None else r.index + rows) for r in loaded.records]
-            rows += len(loaded.store)
-            if len(loaded.store):
-                parts.append(_predict_group(model, loaded, encoder, zero_shot, extra))
-            bar.update(len(group))
-    likeness = torch.cat([part.likeness for part in parts]) if parts else torch.zeros(0)
-    return Predictions(records, _join([part.logits for part in parts]), _join([part.zero_shot for part in parts]), likeness)
+        encoder.say_size(len(within), model.task.inference.count, console)
+    with console.progress(len(within), "predict") as bar:
+        for part in _groups(within):
+            loaded = load_images([source[i] for i in part], limits)
+            found = _predict_group(model, loaded, encoder, zero_shot, extra) if len(loaded.store) else Predictions([], {}, {})
+            yield replace(found, records=loaded.records)
+            bar.update(len(part))
+
+
+def gathered(parts: Iterable[Predictions]) -> Predictions:
+    """Groups as one; rows are counted through."""
+    records: list[ImageRecord] = []
+    kept: list[Predictions] = []
+    rows = 0
+    for part in parts:
+        records += [replace(r, index=None if r.index is None else r.index + rows) for r in part.records]
+        rows += sum(r.index is not None for r in part.records)
+        if part.logits:
+            kept.append(part)
+    likeness = torch.cat([part.likeness for part in kept]) if kept else torch.zeros(0)
+    return Predictions(records, _join([part.logits for part in kept]), _join([part.zero_shot for part in kept]), likeness)
+
+
+def _groups(within: range) -> Iterator[range]:
+    """Neighbours of at most :data:`GROUP`."""
+    return (within[start : start + GROUP] for start in range(0, len(within), GROUP))
 
 
 def predict_features(model: Model, file: FeatureFile, *, zero_shot: bool = True, extra: ExtraFiles | None = None) -> Predictions:
@@ -143,9 +173,36 @@ def predict_features(model: Model, file: FeatureFile, *, zero_shot: bool = True,
     _check_features(model, file)
     check_encoders(model.extra, extra)
     features = _with_extra(file.store.features, file, extra)
+    return replace(_predict_rows(model, file.store, features, zero_shot), records=file.records)
+
+
+def feature_groups(
+    model: Model, file: FeatureFile, console: Console, *, zero_shot: bool = True, extra: ExtraFiles | None = None, within: range | None = None
+) -> Iterator[Predictions]:
+    """Predictions of :data:`GROUP` rows of a feature file at a time, in the order of its table; arguments as for :func:`item_groups`.
+
+    Raises:
+        UserError: The model needs pixels, or features of another model.
+    """
+    _check_features(model, file)
+    check_encoders(model.extra, extra)
+    whole = _with_extra(file.store.features, file, extra)
+    within = range(len(file.records)) if within is None else within
+    with console.progress(len(within), "predict", "row") as bar:
+        for part in _groups(within):
+            own = [file.records[i] for i in part]
+            # In store order, as photographs of a group are.
+            rows = sorted(record.index for record in own if record.index is not None)
+            place = {row: k for k, row in enumerate(rows)}
+            records = [replace(record, index=None if record.index is None else place[record.index]) for record in own]
+            found = _predict_rows(model, file.store.at(rows), features_at(whole, rows), zero_shot) if rows else Predictions([], {}, {})
+            yield replace(found, records=records)
+            bar.update(len(part))
+
+
+def _predict_rows(model: Model, store: FeatureStore, features: TargetFeatures, zero_shot: bool) -> Predictions:
     first = [model.zero_shot_logits(rows) for rows in feature_rows(features, BATCH)] if zero_shot else []
-    likeness = _likeness(model, features) if zero_shot else torch.zeros(0)
-    return Predictions(file.records, predict_store(model, file.store, Console(enabled=False), features), _join(first), likeness)
+    return Predictions([], predict_store(model, store, Console(enabled=False), features), _join(first), _likeness(model, features))
 
 
 def _likeness(model: Model, features: TargetFeatures) -> Tensor:
@@ -167,7 +224,7 @@ def _predict_group(model: Model, loaded: LoadedImages, encoder: FeatureEncoder, 
             views = centre_views(store, model.engine.backbone.preprocess, quiet, "encode")
             features = _with_extra(model.engine.features(views) if few else encoder.centre(store, quiet, "encode"), loaded, extra)
     first = [model.zero_shot_logits(rows) for rows in feature_rows(features, BATCH)] if zero_shot and features is not None else []
-    likeness = _likeness(model, features) if zero_shot and features is not None else torch.zeros(0)
+    likeness = torch.zeros(0) if features is None else _likeness(model, features)
     return Predictions([], predict_store(model, store, quiet, features, encoder), _join(first), likeness)
 
 

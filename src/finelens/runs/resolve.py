@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -13,10 +12,8 @@ from finelens.errors import UserError
 from finelens.images.view_config import ViewConfig
 from finelens.methods.registry import find_method
 from finelens.runs.config import RunConfig, TextConfig
+from finelens.runs.early import Assignments, refuse_idle
 from finelens.training.config import TrainingConfig
-
-# Values by section and key, as ``--set`` gives them.
-Assignments = Mapping[str, Mapping[str, Any]]
 
 
 def make_config(verb: str, photos: str, method: str, assignments: Assignments, **given: Any) -> RunConfig:
@@ -34,9 +31,7 @@ def make_config(verb: str, photos: str, method: str, assignments: Assignments, *
     """
     found = find_method(method)
     training = assignments.get("training", {})
-    idle = sorted(set(training) - {"precision"})
-    if idle and not found.trains:
-        raise UserError(f"training.{idle[0]} has no effect: method {method} does not train; choose another --method or leave it out")
+    refuse_idle(found, training)
     if training.get("cached_prefix") and found.training_defaults.get("scope") == "none":
         raise UserError(f"training.cached_prefix has no effect: method {method} leaves the image tower as it is; leave it out")
     text = from_mapping(TextConfig, assignments.get("text", {}), "text")

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 
@@ -16,13 +13,8 @@ from finelens.errors import UserError
 from finelens.evaluation.conformal import Conformal, calibrate
 from finelens.protocol import ImageRecord
 from finelens.runs.predict import Predictions
-from finelens.storage.files import write_text
-from finelens.storage.predictions import escape_cell, softmax
-
-
-def sets_path(csv_file: Path) -> Path:
-    """Where the sets of a file of predictions go: ``new.csv`` has ``new.sets.csv`` beside it."""
-    return csv_file.with_name(f"{csv_file.stem}.sets.csv")
+from finelens.storage.cells import csv_text, escape_cell
+from finelens.storage.predictions import softmax
 
 
 def calibrate_on(labelled: Predictions, labels: Mapping[str, int], coverage: float, where: str) -> Conformal:
@@ -54,16 +46,15 @@ def sets_of(found: Predictions, classes: Sequence[str], rule: Conformal) -> list
     return [[] if record.index is None else named[record.index] for record in found.records]
 
 
-def write_sets(path: Path, records: Sequence[ImageRecord], sets: Sequence[Sequence[str]]) -> None:
-    """Write the file atomically, one row for every input in the order given.
+def sets_header() -> str:
+    """The first line of the file."""
+    return csv_text([SET_COLUMNS])
 
-    Raises:
-        UserError: The file cannot be written.
-    """
-    text = io.StringIO(newline="")
-    writer = csv.writer(text)
-    writer.writerow(SET_COLUMNS)
-    for record, names in zip(records, sets, strict=True):
-        cells = [record.name, json.dumps(names, ensure_ascii=False) if names else "", str(len(names)) if names else "", record.status]
-        writer.writerow([escape_cell(cell) for cell in cells])
-    write_text(path, text.getvalue())
+
+def sets_text(records: Sequence[ImageRecord], sets: Sequence[Sequence[str]]) -> str:
+    """A line for every input in the order given, without the header."""
+    lines = [
+        [record.name, json.dumps(names, ensure_ascii=False) if names else "", str(len(names)) if names else "", record.status]
+        for record, names in zip(records, sets, strict=True)
+    ]
+    return csv_text([escape_cell(cell) for cell in cells] for cells in lines)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Sequence
+import hashlib
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -19,23 +20,38 @@ from finelens.errors import UserError
 from finelens.feature_store.crops import crops_for
 from finelens.feature_store.encoder import FeatureEncoder, tower_digest
 from finelens.feature_store.extra import ExtraFiles
-from finelens.feature_store.files import FeatureFile, feature_metadata, given_features, is_feature_path, is_matrix, read_features
+from finelens.feature_store.files import FeatureFile, feature_metadata, given_features, is_matrix, read_features
+from finelens.feature_store.paths import is_feature_path
 from finelens.feature_store.prototypes import Prototypes, check_width, feature_backbone
 from finelens.feature_store.store import feature_rows
 from finelens.images.complaints import note_complaints
 from finelens.images.decode import DecodeLimits
-from finelens.images.discover import ImageFile, discover
+from finelens.images.discover import ImageFile, discover, shards_at
 from finelens.images.load import BATCH, load
+from finelens.images.shards import ShardImages, shard_images
 from finelens.images.store import ImageItems
 from finelens.methods.registry import Method, all_methods
 from finelens.protocol import Backbone, ImageRecord, InferenceViews, Loaded
 from finelens.runs.config import RunConfig
 from finelens.runs.model import Model
-from finelens.runs.predict import Predictions, predict_features, predict_items
+from finelens.runs.predict import Predictions, feature_groups, item_groups, predict_features, predict_items
 from finelens.storage.cache import spill_folder
 
 FROM_PYTHON = "(images from Python)"
 FEATURES_FROM_PYTHON = "(features from Python)"
+
+
+@dataclass(frozen=True)
+class Listing:
+    """Inputs before they are read.
+
+    Attributes:
+        count: How many there are.
+        digest: Hash of their names, sizes and times of change.
+    """
+
+    count: int
+    digest: str
 
 
 class Source(Protocol):
@@ -100,6 +116,32 @@ class Source(Protocol):
         """
         ...
 
+    def parts(
+        self,
+        model: Model,
+        limits: DecodeLimits,
+        console: Console,
+        *,
+        zero_shot: bool = True,
+        extra: ExtraFiles | None = None,
+        within: range | None = None,
+    ) -> Iterator[Predictions]:
+        """As :meth:`answers`, some inputs at a time and in their order, so that memory does not grow with their number.
+
+        Args:
+            model: The model.
+            limits: Decode limits of the run.
+            console: Progress.
+            zero_shot: Whether to ask the unadapted model as well.
+            extra: Features of further encoders.
+            within: Positions of the inputs; all by default.
+        """
+        ...
+
+    def listing(self) -> Listing:
+        """How many inputs there are, and a digest that changes when one of them does."""
+        ...
+
     def joint_features(
         self, encoder: FeatureEncoder, limits: DecodeLimits, wanted: Callable[[str], bool], console: Console
     ) -> tuple[Sequence[ImageRecord], Sequence[str], Tensor]:
@@ -137,6 +179,10 @@ def source_at(
     for name, value in (("--row-names", row_names), ("--logit-scale", logit_scale)):
         if value is not None:
             raise UserError(f"{name} has an effect on feature files only, and {path} is none; leave it out")
+    if shards_at(Path(path)):
+        if strict:
+            raise UserError(f"--strict looks into files of photographs, and {path} holds shards; leave it out")
+        return ShardSource(str(path), Path(path), images=shard_images(Path(path)))
     return PhotoSource(str(path), Path(path), strict=strict)
 
 
@@ -209,6 +255,32 @@ class PhotoSource:
         """Decode and encode group by group."""
         found = predict_items(model, self._inputs, limits, console, zero_shot=zero_shot, extra=extra)
         return replace(found, records=note_complaints(self.files, found.records, console)) if self.strict else found
+
+    def parts(
+        self,
+        model: Model,
+        limits: DecodeLimits,
+        console: Console,
+        *,
+        zero_shot: bool = True,
+        extra: ExtraFiles | None = None,
+        within: range | None = None,
+    ) -> Iterator[Predictions]:
+        """Decode and encode group by group."""
+        within = range(len(self._inputs)) if within is None else within
+        start = within.start
+        for part in item_groups(model, self._inputs, limits, console, zero_shot=zero_shot, extra=extra, within=within):
+            end = start + len(part.records)
+            if self.strict:
+                part = replace(part, records=note_complaints(self.files[start:end], part.records, Console(enabled=False)))
+            yield part
+            start = end
+
+    def listing(self) -> Listing:
+        """Files by name, size and time of change; what Python gave by its number only."""
+        if self.folder is None:
+            return Listing(len(self.items), "")
+        return Listing(len(self.files), _digest((file.name, file.path) for file in self.files))
 
     def joint_features(
         self, encoder: FeatureEncoder, limits: DecodeLimits, wanted: Callable[[str], bool], console: Console
@@ -317,6 +389,26 @@ class FeatureSource:
         found = predict_features(model, self.file, zero_shot=zero_shot, extra=extra)
         return found if self.kept is None else replace(found, records=[record for record in found.records if record.name in self.kept])
 
+    def parts(
+        self,
+        model: Model,
+        limits: DecodeLimits,
+        console: Console,
+        *,
+        zero_shot: bool = True,
+        extra: ExtraFiles | None = None,
+        within: range | None = None,
+    ) -> Iterator[Predictions]:
+        """From the rows, some at a time."""
+        for doubt in self.file.doubts:
+            console.warn(doubt)
+        return feature_groups(model, self.file, console, zero_shot=zero_shot, extra=extra, within=within)
+
+    def listing(self) -> Listing:
+        """The file by name, size and time of change."""
+        named = [path for path in (self.path, self.row_names) if path is not None]
+        return Listing(len(self.file.records), _digest((path.name, path) for path in named))
+
     def joint_features(
         self, encoder: FeatureEncoder, limits: DecodeLimits, wanted: Callable[[str], bool], console: Console
     ) -> tuple[Sequence[ImageRecord], Sequence[str], Tensor]:
@@ -326,6 +418,58 @@ class FeatureSource:
             raise UserError(f"{file.path} was written again with other weights or preprocessing than the run's")
         rows = [encoder.engine.encode_frozen(part).global_ for part in feature_rows(file.store.features, BATCH)]
         return file.records, file.store.ids, torch.cat(rows)
+
+
+@dataclass(frozen=True)
+class ShardSource(PhotoSource):
+    """Photographs in tar shards or Parquet files.
+
+    Attributes:
+        images: They, by position.
+    """
+
+    images: ShardImages = field(kw_only=True)
+
+    @property
+    def _inputs(self) -> ImageItems:
+        if self.kept is None:
+            return self.images
+        return [self.images[i] for i, name in enumerate(self.images.names) if name in self.kept]
+
+    def check(self, method: Method) -> None:
+        """They are there, and any method can use them."""
+
+    def labels(self, labels: str | Path, classes: Sequence[str], left_out: list[str] | None = None) -> dict[str, int]:
+        """From a file, or by the folder in a shard."""
+        return read_labels(self.name, labels, classes, names=self.images.names, left_out=left_out)
+
+    def listing(self) -> Listing:
+        """Shards by name, size and time of change."""
+        assert self.folder is not None
+        return Listing(len(self.images), _digest((path.name, path) for path in shards_at(self.folder)))
+
+    def joint_features(
+        self, encoder: FeatureEncoder, limits: DecodeLimits, wanted: Callable[[str], bool], console: Console
+    ) -> tuple[Sequence[ImageRecord], Sequence[str], Tensor]:
+        """Encode those with a wanted name."""
+        images = [self.images[i] for i, name in enumerate(self.images.names) if wanted(name)]
+        if not images:
+            return [], [], torch.zeros(0, encoder.engine.backbone.dim)
+        loaded = load(images, limits, console)
+        return loaded.records, loaded.store.ids, encoder.centre(loaded.store, console, "look at the run's photographs").global_
+
+
+def _digest(files: Iterable[tuple[str, Path]]) -> str:
+    """Hash of names, sizes and times of change."""
+    digest = hashlib.sha256()
+    for name, path in files:
+        try:
+            state = path.stat()
+            told = f"{state.st_size} {state.st_mtime_ns}"
+        except OSError:
+            told = "gone"
+        digest.update(f"{name}\0{told}\n".encode())
+    return digest.hexdigest()
 
 
 # Of which nothing more is known: enough to prepare a run whose images are loaded elsewhere.

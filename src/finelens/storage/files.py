@@ -183,7 +183,12 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 def write_text(path: Path, text: str) -> None:
     r"""Replace a text file atomically, in UTF-8 with line ends as given; bytes of undecodable file names appear as ``\udcXX``."""
-    write_bytes(path, text.encode("utf-8", "backslashreplace"))
+    write_bytes(path, text_bytes(text))
+
+
+def text_bytes(text: str) -> bytes:
+    r"""UTF-8 with line ends as given; bytes of undecodable file names appear as ``\udcXX``."""
+    return text.encode("utf-8", "backslashreplace")
 
 
 def write_json(path: Path, document: Any) -> None:

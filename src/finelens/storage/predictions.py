@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import csv
-import io
 import json
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +15,7 @@ from numpy.typing import ArrayLike
 
 from finelens.core.schemas import FIRST_PREDICTION_COLUMNS, PREDICTION_COLUMNS, SECOND_PREDICTION_COLUMNS, STATUSES
 from finelens.errors import UserError
+from finelens.storage.cells import csv_text, escape_cell, unescape_cell
 from finelens.storage.files import write_text
 
 if TYPE_CHECKING:
@@ -25,10 +24,6 @@ if TYPE_CHECKING:
 TOP = 5
 # In the column ``answered``.
 ANSWERED = "yes"
-
-# A cell that a spreadsheet would compute gets one apostrophe more; counting the apostrophes that are there already keeps the rule reversible.
-_FORMULA = re.compile(r"'*[=+\-@\t\r]")
-_ESCAPED = re.compile(r"'+[=+\-@\t\r]")
 
 
 @dataclass(frozen=True)
@@ -147,11 +142,17 @@ def write_predictions(path: Path, rows: Iterable[PredictionRow]) -> None:
     Raises:
         UserError: The file cannot be written.
     """
-    text = io.StringIO(newline="")
-    writer = csv.writer(text)
-    writer.writerow(PREDICTION_COLUMNS)
-    writer.writerows(_cells(row) for row in rows)
-    write_text(path, text.getvalue())
+    write_text(path, predictions_header() + predictions_text(rows))
+
+
+def predictions_header() -> str:
+    """The first line of ``predictions.csv``."""
+    return csv_text([PREDICTION_COLUMNS])
+
+
+def predictions_text(rows: Iterable[PredictionRow]) -> str:
+    """The lines of the rows, without the header."""
+    return csv_text(_cells(row) for row in rows)
 
 
 def _cells(row: PredictionRow) -> list[str]:
@@ -164,18 +165,6 @@ def _cells(row: PredictionRow) -> list[str]:
 
 def _number(value: float | None) -> str:
     return "" if value is None else repr(float(value))
-
-
-def escape_cell(cell: str) -> str:
-    """A text as a cell that no spreadsheet computes; :func:`unescape_cell` gives it back."""
-    # Older csv readers refuse the null character; no file name and no sensible class holds one.
-    cell = cell.replace("\0", "\N{REPLACEMENT CHARACTER}")
-    return "'" + cell if _FORMULA.match(cell) else cell
-
-
-def unescape_cell(cell: str) -> str:
-    """The text that a cell was written from: without the apostrophe that keeps a spreadsheet from computing it."""
-    return cell[1:] if _ESCAPED.match(cell) else cell
 
 
 def read_predictions(path: Path) -> list[PredictionRow]:

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from bisect import bisect_right
-from collections.abc import Mapping, Sequence
-from itertools import accumulate
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -16,44 +11,7 @@ from finelens.bench.sets.data import DataSet, Part, folder_set
 from finelens.bench.sets.sealed import Labels
 from finelens.classes.names import check_names
 from finelens.errors import UserError
-from finelens.images.store import EncodedImage
-
-
-class Pictures:
-    """Images of shards, read when asked for; the row group that was asked last is kept.
-
-    Args:
-        shards: Parquet files.
-        column: Name of the image column.
-    """
-
-    def __init__(self, shards: Sequence[Path], column: str) -> None:
-        self._column = column
-        self._groups: list[tuple[Path, int]] = []
-        counts = []
-        for shard in shards:
-            metadata = _open(shard).metadata
-            self._groups += [(shard, group) for group in range(metadata.num_row_groups)]
-            counts += [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
-        self._starts = [0, *accumulate(counts)]
-        self._kept: tuple[int, list[Any]] = (-1, [])
-        self.names = [f"{shard.name}[{group}][{i}]" for (shard, group), count in zip(self._groups, counts, strict=True) for i in range(count)]
-
-    def __len__(self) -> int:
-        return self._starts[-1]
-
-    def __getitem__(self, index: int, /) -> EncodedImage:
-        """The image's bytes."""
-        if not 0 <= index < len(self):
-            raise IndexError(index)
-        group = bisect_right(self._starts, index) - 1
-        if self._kept[0] != group:
-            shard, number = self._groups[group]
-            self._kept = group, _open(shard).read_row_group(number, columns=[self._column]).column(0).to_pylist()
-        cell = self._kept[1][index - self._starts[group]]
-        data = cell.get("bytes") if isinstance(cell, Mapping) else cell
-        # A row without bytes names a file of the machine that wrote it, which is no file to read here: it becomes an image that cannot be read.
-        return EncodedImage(data if isinstance(data, bytes) else b"", f"{self.names[index]}.jpg")
+from finelens.images.shards import ParquetImages, hugging_face_features, open_parquet
 
 
 def shards_of(folder: Path) -> dict[str, list[Path]]:
@@ -87,34 +45,21 @@ def read_parquet(folder: Path) -> DataSet:
         for shard in shards[part]:
             if _columns(shard) != (image, label, names):
                 raise UserError(f"{shard} has other columns or class names than {shards[test][0].name}")
-        labels = np.array([-1 if value is None else value for shard in shards[part] for value in _open(shard).read([label]).column(0).to_pylist()])
+        labels = np.array(
+            [-1 if value is None else value for shard in shards[part] for value in open_parquet(shard).read([label]).column(0).to_pylist()]
+        )
         if len(labels) and not -1 <= labels.min() <= labels.max() < len(names):
             raise UserError(f"{folder}, {part}: a label is none of the {len(names)} classes")
-        parts.append(Part(Pictures(shards[part], image), Labels(labels)))
+        parts.append(Part(ParquetImages(shards[part], image), Labels(labels)))
     checked = check_names([readable(name) for name in names], source=f"class names of {label} in {folder}")
     return folder_set(folder, checked, *parts, layout="parquet", split=f"shards of train and {test}, columns {image} and {label}")
 
 
-def _open(path: Path) -> Any:
-    try:
-        import pyarrow.parquet as parquet
-    except ImportError:
-        raise UserError(f"{path}: Parquet needs pyarrow (pip install pyarrow)") from None
-    try:
-        return parquet.ParquetFile(path)
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {path}: {error}") from error
-
-
 def _columns(shard: Path) -> tuple[str, str, tuple[str, ...]]:
     """Image column, label column and class names."""
-    text = (_open(shard).schema_arrow.metadata or {}).get(b"huggingface", b"{}")
-    try:
-        features = json.loads(text)["info"]["features"]
-        images = [name for name, feature in features.items() if feature.get("_type") == "Image"]
-        labels = {name: tuple(feature["names"]) for name, feature in features.items() if feature.get("_type") == "ClassLabel"}
-    except (ValueError, KeyError, TypeError, AttributeError):
-        images, labels = [], {}
+    features = hugging_face_features(open_parquet(shard).schema_arrow)
+    images = [name for name, feature in features.items() if feature.get("_type") == "Image"]
+    labels = {name: tuple(feature["names"]) for name, feature in features.items() if feature.get("_type") == "ClassLabel" and "names" in feature}
     label = "label" if "label" in labels else next(iter(labels), "")
     if not images or (len(labels) > 1 and label != "label") or not label:
         raise UserError(

@@ -17,12 +17,12 @@ import numpy as np
 
 from finelens.bench.sets.data import DataSet, Part, folder_set
 from finelens.bench.sets.sealed import Labels
-from finelens.bench.sets.tar_shards import GZIP, OTHERS, PLAIN, Archives, members
 from finelens.classes.names import check_names, match, read_class_file
 from finelens.errors import UserError
 from finelens.images.discover import display_name, is_leftover
 from finelens.images.signatures import IMAGE_SUFFIXES
 from finelens.images.store import EncodedImage
+from finelens.images.tar_shards import GZIP, OTHERS, PLAIN, Archives, members
 
 IMAGES = ("jpg", "jpeg", "png", "webp", *sorted(suffix[1:] for suffix in IMAGE_SUFFIXES - {".jpg", ".jpeg", ".png", ".webp"}))
 LABELS = ("cls", "json")

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from finelens.core.options import require
 from finelens.errors import UserError
-from finelens.feature_store.files import SUFFIXES
+from finelens.feature_store.paths import SUFFIXES
 from finelens.methods.parts.solver import SolverConfig, SolverTask
 from finelens.protocol import FeatureRows, ImageTokens, TargetFeatures
 from finelens.solvers.views import ViewsSolver

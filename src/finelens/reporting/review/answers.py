@@ -11,7 +11,7 @@ from finelens.classes.names import match
 from finelens.core.schemas import GIVEN_HINTS_FILE
 from finelens.errors import UserError
 from finelens.reporting.record import RunRecord
-from finelens.storage.predictions import unescape_cell
+from finelens.storage.cells import unescape_cell
 
 
 def earlier_answers(record: RunRecord) -> dict[str, str]:

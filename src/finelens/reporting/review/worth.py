@@ -23,7 +23,8 @@ from finelens.runs.folder import RunFolder
 from finelens.runs.sources import source_of_run
 from finelens.solvers.asking import Asked, ask
 from finelens.solvers.views import centred_views
-from finelens.storage.predictions import PredictionRow, escape_cell
+from finelens.storage.cells import escape_cell
+from finelens.storage.predictions import PredictionRow
 
 COLUMNS = ("path", "why", "expected")
 DRAWN = "drawn at random, for the estimate of accuracy"

@@ -1,0 +1,28 @@
+"""Which paths name features. This module imports no tensor library, so that the command line can refuse a wrong path at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from finelens.errors import UserError
+
+SUFFIXES = (".npy", ".safetensors")
+# Files that hold features for others; they are named in the refusal rather than taken for a mistyped folder.
+_FOREIGN = (".npz", ".pt", ".pth", ".pkl", ".pickle", ".h5", ".hdf5", ".csv", ".mat", ".bin")
+
+
+def is_feature_path(path: str | Path) -> bool:
+    """Whether a path names a file of features rather than a folder of photographs.
+
+    Raises:
+        UserError: It names a file of features of a kind that is not read.
+    """
+    path = Path(path)
+    suffix = path.suffix.lower()
+    if path.is_dir() or suffix not in (*SUFFIXES, *_FOREIGN):
+        return False
+    if suffix in _FOREIGN:
+        raise UserError(f"{path}: features are read from .npy and .safetensors files, not from {suffix}; save them as one of these")
+    if not path.is_file():
+        raise UserError(f"feature file {path} does not exist; check the path")
+    return True

@@ -1,0 +1,218 @@
+"""What can be said of a command before a tensor library is imported, which takes seconds: paths, class files, names and values of options.
+
+Everything here is checked again where it is read; this only says it sooner. What it cannot know without the library, such as whether a device is
+there or a value lies in a method's range, is said later.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from finelens.backbones.registry import check_spec
+from finelens.classes.descriptions import load_descriptions
+from finelens.classes.names import read_class_file
+from finelens.core.device_names import check_device_name
+from finelens.core.options import check_types, from_mapping
+from finelens.core.schemas import CONFIG_FILE, FIRST_PREDICTION_COLUMNS, MODEL_CONFIG_FILE, MODEL_DIR, SET_COLUMNS
+from finelens.errors import UserError
+from finelens.feature_store.paths import is_feature_path
+from finelens.images.discover import check_folder, shards_at
+from finelens.images.view_config import ViewConfig
+from finelens.methods.auto import AUTO, starting_method
+from finelens.methods.option_types import OPTION_TYPES
+from finelens.methods.registry import Method, check_hints, find_method
+from finelens.runs.config import TextConfig, is_run_document
+from finelens.runs.folder import RunFolder
+from finelens.runs.shard import Shard, sets_path
+from finelens.storage.files import check_target, read_json
+from finelens.training.config import TrainingConfig
+
+# Values by section and key, as ``--set`` gives them.
+Assignments = Mapping[str, Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Question:
+    """What ``predict`` was asked; fields as the arguments of :func:`finelens.api.predict_to`."""
+
+    run: Path
+    photos: Path
+    csv: Path
+    device: str = "cpu"
+    strict: bool = False
+    row_names: Path | None = None
+    extra: tuple[Path, ...] = ()
+    extra_names: tuple[Path, ...] = ()
+    calibrate: Path | None = None
+    calibrate_photos: Path | None = None
+    coverage: float | None = None
+    zero_shot: bool = True
+    shard: Shard | None = None
+
+    @property
+    def target(self) -> Path:
+        """The file that this process writes."""
+        return self.csv if self.shard is None else self.shard.of(self.csv)
+
+
+def check_question(question: Question) -> None:
+    """Refuse what ``predict`` would refuse.
+
+    Raises:
+        UserError: Input that cannot be used.
+    """
+    check_device_name(question.device)
+    check_target(question.target, ",".join(FIRST_PREDICTION_COLUMNS))
+    if question.calibrate is not None:
+        check_target(sets_path(question.target), ",".join(SET_COLUMNS))
+    elif question.calibrate_photos is not None or question.coverage is not None:
+        raise UserError("--coverage and --calibrate-photos have an effect with --calibrate only: give labelled photographs, or leave them out")
+    check_finished(question.run)
+    check_source(question.photos, strict=question.strict, row_names=question.row_names)
+    check_readable((question.row_names, *question.extra, *question.extra_names, question.calibrate))
+
+
+def check_run(
+    photos: Path,
+    options: Assignments,
+    *,
+    classes: Path | None,
+    out: Path,
+    method: str,
+    minutes: float | None = None,
+    descriptions: Path | None = None,
+    hints: Path | None = None,
+    prototypes: Path | None = None,
+    row_names: Path | None = None,
+    logit_scale: float | None = None,
+    backbone: str | None = None,
+    device: str = "cpu",
+    extra: Sequence[str] = (),
+    extra_names: Sequence[Path] = (),
+    strict: bool = False,
+    overwrite: bool = False,
+    **given: Any,
+) -> None:
+    """Refuse what ``adapt`` and ``zero-shot`` would refuse; arguments as those of :func:`finelens.api.adapt`.
+
+    Raises:
+        UserError: Input that cannot be used.
+    """
+    check_source(photos, strict=strict, row_names=row_names, logit_scale=logit_scale)
+    found = find_method(starting_method(method, options, minutes))
+    check_options(found, options)
+    check_device_name(device)
+    # The last is what a run on features and prototypes is called; whether it fits is seen with them.
+    if backbone not in (None, "features"):
+        assert backbone is not None
+        check_spec(backbone)
+    RunFolder.check_place(out, photos, overwrite=overwrite)
+    if method != AUTO:
+        check_hints(found, given=hints is not None)
+    if classes is None and hints is None:
+        raise UserError("there is no class list: give --classes FILE, or --hints FILE whose names are the list")
+    if classes is not None:
+        read_class_file(classes)
+    if descriptions is not None:
+        load_descriptions(descriptions)
+    check_readable((hints, prototypes, row_names, *extra_names))
+
+
+def check_features(photos: Path, *, backbone: str, device: str, classes: Path | None, descriptions: Path | None) -> None:
+    """Refuse what ``features`` would refuse of its inputs.
+
+    Raises:
+        UserError: Input that cannot be used.
+    """
+    check_source(photos)
+    check_device_name(device)
+    check_spec(backbone)
+    if descriptions is not None and classes is None:
+        raise UserError("--descriptions is about classes: give --classes FILE as well")
+    if classes is not None:
+        read_class_file(classes)
+    if descriptions is not None:
+        load_descriptions(descriptions)
+
+
+def check_finished(run: Path) -> None:
+    """Refuse what is not the folder of a finished run.
+
+    Raises:
+        UserError: It is none.
+    """
+    path = run / CONFIG_FILE
+    if not path.is_file():
+        raise UserError(f"{run} is not the folder of a finelens run (no {CONFIG_FILE}); give the --out of an earlier run")
+    if not is_run_document(read_json(path)):
+        raise UserError(f"{path}: not the configuration of a finelens run; choose a folder that finelens wrote")
+    model = run / MODEL_DIR / MODEL_CONFIG_FILE
+    if not model.is_file():
+        raise UserError(f"{model} does not exist: the run is not finished (finelens resume) or {run / MODEL_DIR} is not the model of a run")
+
+
+def check_source(photos: Path, *, strict: bool = False, row_names: Path | None = None, logit_scale: float | None = None) -> None:
+    """Refuse what holds neither photographs nor features; nothing is listed.
+
+    Raises:
+        UserError: It is missing, of another kind, or an option has no effect on it.
+    """
+    if is_feature_path(photos):
+        if strict:
+            raise UserError(f"--strict looks into photographs, and {photos} holds features; leave it out")
+        return
+    for name, value in (("--row-names", row_names), ("--logit-scale", logit_scale)):
+        if value is not None:
+            raise UserError(f"{name} has an effect on feature files only, and {photos} is none; leave it out")
+    if not shards_at(photos):
+        check_folder(photos)
+    elif strict:
+        raise UserError(f"--strict looks into files of photographs, and {photos} holds shards; leave it out")
+
+
+def check_options(method: Method, options: Assignments) -> None:
+    """Refuse names and types of options that a method does not have.
+
+    Raises:
+        UserError: One of them; the message names the nearest.
+    """
+    training = options.get("training", {})
+    refuse_idle(method, training)
+    from_mapping(ViewConfig, options.get("views", {}), "views")
+    text = from_mapping(TextConfig, options.get("text", {}), "text")
+    if text.templates is not None:
+        check_readable([Path(text.templates)])
+    # A method of another package says for itself what its options are.
+    if method.name in OPTION_TYPES:
+        check_types(OPTION_TYPES[method.name], options.get("method", {}), "method")
+    from_mapping(TrainingConfig, training, "training")
+
+
+def refuse_idle(method: Method, training: Mapping[str, Any]) -> None:
+    """Refuse options of a training that a method does not have.
+
+    Raises:
+        UserError: One of them.
+    """
+    idle = sorted(set(training) - {"precision"})
+    if idle and not method.trains:
+        raise UserError(f"training.{idle[0]} has no effect: method {method.name} does not train; choose another --method or leave it out")
+
+
+def check_readable(paths: Iterable[Path | None]) -> None:
+    """Refuse files that are not there or cannot be opened; None is no file.
+
+    Raises:
+        UserError: One of them.
+    """
+    for path in paths:
+        if path is None:
+            continue
+        try:
+            with open(path, "rb"):
+                pass
+        except OSError as error:
+            raise UserError(f"cannot read {path}: {error.strerror or error}; check the path and its permissions") from error

@@ -1,0 +1,131 @@
+"""``finelens predict``: rows reach the disk as they come, and a killed command goes on where it was."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from finelens._version import __version__
+from finelens.core.console import Console
+from finelens.core.schemas import MODEL_CONFIG_FILE, SCHEMA_VERSION, UNLIKE_NOTE
+from finelens.errors import UserError
+from finelens.evaluation.conformal import Conformal
+from finelens.images.load import Tally
+from finelens.runs.classifier import Classifier, load_run
+from finelens.runs.early import Question
+from finelens.runs.folder import RunFolder
+from finelens.runs.predict import GROUP, Predictions
+from finelens.runs.sets import calibrate_on, sets_header, sets_of, sets_text
+from finelens.runs.shard import sets_path
+from finelens.runs.sources import Listing, Source, source_at
+from finelens.storage.files import file_digest, text_bytes
+from finelens.storage.growing import GrowingFiles
+from finelens.storage.predictions import predictions_header, predictions_text, rows_from_logits
+
+DEFAULT_COVERAGE = 0.9
+
+
+def predict_to_file(question: Question, console: Console) -> Path:
+    """Classify and write, group by group; memory does not grow with the number of images but by their names.
+
+    Returns:
+        The file, which may be the part of a shard.
+
+    Raises:
+        UserError: Input that cannot be used.
+    """
+    source = source_at(question.photos, strict=question.strict, row_names=question.row_names)
+    classifier = load_run(
+        question.run, device=question.device, extra=question.extra, extra_names=question.extra_names, source_named=question.row_names is not None
+    )
+    likeness: list[torch.Tensor] = []
+    rule = None if question.calibrate is None else _rule(classifier, source, question, console)
+    listing = source.listing()
+    span = range(listing.count) if question.shard is None else question.shard.rows(listing.count, GROUP)
+    paths, starts = [question.target], [predictions_header()]
+    if rule is not None:
+        paths, starts = [*paths, sets_path(question.target)], [*starts, sets_header()]
+    tally, sizes = Tally(), Counter[int]()
+    with GrowingFiles(paths, list(map(text_bytes, starts)), _key(question, classifier, listing, rule)) as files:
+        if files.done:
+            console.say(f"going on: {files.done} of {len(span)} rows are in {question.target.name}.part")
+        left = span[files.done :]
+        found = source.parts(classifier.model, classifier.limits, console, zero_shot=question.zero_shot, extra=classifier.extra, within=left)
+        for part in found if left else ():
+            texts = [_lines(part, classifier)]
+            likeness.append(part.likeness)
+            if rule is not None:
+                sets = sets_of(part, classifier.classes, rule)
+                sizes.update(len(own) for own in sets if own)
+                texts.append(sets_text(part.records, sets))
+            tally.add(part.records)
+            files.add(list(map(text_bytes, texts)), files.done + len(part.records))
+        files.finish()
+    if rule is not None:
+        mean = f", {sum(size * count for size, count in sizes.items()) / sizes.total():.1f} classes in a set on average" if sizes else ""
+        console.say(f"conformal sets{mean}; {rule.guarantee()}")
+    tally.say(console)
+    tally.say_notes(console)
+    familiarity, likes = classifier.model.familiarity, torch.cat([torch.zeros(0), *likeness])
+    if len(likes) and familiarity is not None and (complaint := familiarity.complaint(likes)):
+        console.warn(complaint)
+    for path in paths:
+        console.say(f"wrote {path}")
+    return question.target
+
+
+def _lines(part: Predictions, classifier: Classifier) -> str:
+    logits = part.logits["logits"].numpy() if part.logits else torch.zeros(0, len(classifier.classes)).numpy()
+    first = part.zero_shot["templates"].argmax(1).numpy() if part.zero_shot else None
+    rows = rows_from_logits(part.records, classifier.classes, logits, first)
+    familiarity = classifier.model.familiarity
+    if familiarity is None or not len(part.likeness):
+        return predictions_text(rows)
+    # Photographs that look unlike those of the fit get a note.
+    unlike = familiarity.unlike(part.likeness).tolist()
+    pairs = zip(rows, part.records, strict=True)
+    return predictions_text(
+        replace(row, reason="; ".join(filter(None, [row.reason, UNLIKE_NOTE]))) if record.index is not None and unlike[record.index] else row
+        for row, record in pairs
+    )
+
+
+def _rule(classifier: Classifier, source: Source, question: Question, console: Console) -> Conformal:
+    """The conformal rule of the labelled photographs, which are asked about first."""
+    assert question.calibrate is not None
+    labelled = source if question.calibrate_photos is None else source_at(question.calibrate_photos)
+    try:
+        labels = labelled.labels(question.calibrate, classifier.classes)
+    except UserError as error:
+        if labelled is not source:
+            raise
+        raise UserError(f"{error} (--calibrate-photos FOLDER says so where the labelled photographs lie in another folder)") from error
+    # Of other photographs all are asked about, as the names of those that cannot be read tell nothing.
+    asked = labelled.only(labels) if labelled is source else labelled
+    seen = asked.answers(classifier.model, classifier.limits, console, zero_shot=False, extra=classifier.extra)
+    coverage = DEFAULT_COVERAGE if question.coverage is None else question.coverage
+    rule = calibrate_on(seen, labels, coverage, str(question.calibrate))
+    if classifier.hinted:
+        console.warn("the run was adapted with hints: if any of the labels are among them, the sets hold the true class less often than they promise")
+    return rule
+
+
+def _key(question: Question, classifier: Classifier, listing: Listing, rule: Conformal | None) -> str:
+    """Everything that decides the bytes of the file: another model, photograph or option begins anew."""
+    files = [*question.extra, *question.extra_names]
+    parts: dict[str, Any] = {
+        "versions": [__version__, SCHEMA_VERSION, torch.__version__],
+        "model": file_digest(RunFolder.open(question.run, lock=False).model_dir / MODEL_CONFIG_FILE),
+        "precision": [classifier.model.engine.precision.name, str(classifier.model.engine.device), torch.get_num_threads()],
+        "inputs": asdict(listing),
+        "extra": [[str(path), file_digest(Path(path))] for path in files],
+        "options": [question.strict, question.zero_shot, None if question.shard is None else asdict(question.shard)],
+        "rule": None if rule is None else repr(rule),
+    }
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()

@@ -1,0 +1,31 @@
+"""Cells of CSV files that no spreadsheet computes."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Iterable
+
+# A cell that a spreadsheet would compute gets one apostrophe more; counting the apostrophes that are there already keeps the rule reversible.
+_FORMULA = re.compile(r"'*[=+\-@\t\r]")
+_ESCAPED = re.compile(r"'+[=+\-@\t\r]")
+
+
+def escape_cell(cell: str) -> str:
+    """A text as a cell that no spreadsheet computes; :func:`unescape_cell` gives it back."""
+    # Older csv readers refuse the null character; no file name and no sensible class holds one.
+    cell = cell.replace("\0", "\N{REPLACEMENT CHARACTER}")
+    return "'" + cell if _FORMULA.match(cell) else cell
+
+
+def unescape_cell(cell: str) -> str:
+    """The text that a cell was written from: without the apostrophe that keeps a spreadsheet from computing it."""
+    return cell[1:] if _ESCAPED.match(cell) else cell
+
+
+def csv_text(lines: Iterable[Iterable[str]]) -> str:
+    """Cells as lines of a CSV file."""
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows(lines)
+    return text.getvalue()

@@ -1,0 +1,209 @@
+"""``predict`` at scale: rows on the disk as they come, going on after an end at any moment, parts, shards of photographs."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet as parquet
+import pytest
+
+from finelens import api
+from finelens.core.console import Console
+from finelens.errors import UserError
+from finelens.images.store import load_images
+from finelens.runs import predict as groups
+from finelens.runs.shard import Shard
+from tests.solvers.data import cloud
+from tests.toy import CLASSES, QUIET, options_for, write_classes, write_photos
+
+GROUP = 5
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory, tiny_vit) -> Path:
+    """``run`` on 24 photographs, one of which is damaged, and ``whole.csv`` of them, in groups of five."""
+    root = tmp_path_factory.mktemp("to-file")
+    photos = write_photos(root / "photos")
+    (photos / CLASSES[1] / "3.png").write_bytes(b"no picture")
+    classes = write_classes(root / "classes.txt")
+    options = options_for("zero-shot")
+    api.zero_shot(photos, classes, root / "run", backbone=f"local:{tiny_vit}", options=options, console=QUIET)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(groups, "GROUP", GROUP)
+        patch.setattr("finelens.runs.to_file.GROUP", GROUP)
+        api.predict(root / "run", photos, root / "whole.csv", console=QUIET)
+    return root
+
+
+@pytest.fixture(autouse=True)
+def _small_groups(monkeypatch):
+    monkeypatch.setattr(groups, "GROUP", GROUP)
+    monkeypatch.setattr("finelens.runs.to_file.GROUP", GROUP)
+
+
+def killed_after(monkeypatch, count: int) -> list[int]:
+    """Ends the process, as far as Python can, when group ``count`` is decoded; gives the sizes of what was decoded."""
+    sizes: list[int] = []
+
+    def loading(items, limits):
+        if len(sizes) == count:
+            raise Killed
+        sizes.append(len(items))
+        return load_images(items, limits)
+
+    monkeypatch.setattr(groups, "load_images", loading)
+    return sizes
+
+
+def test_a_killed_command_goes_on_with_the_same_bytes(world, tmp_path, monkeypatch):
+    target, part = tmp_path / "new.csv", tmp_path / "new.csv.part"
+    killed_after(monkeypatch, 3)
+    with pytest.raises(Killed):
+        api.predict(world / "run", world / "photos", target, console=QUIET)
+    assert not target.exists()
+    whole = (world / "whole.csv").read_bytes()
+    lines = whole.splitlines(keepends=True)
+    assert part.read_bytes() == b"".join(lines[: 1 + 3 * GROUP])
+    # What a dying process wrote behind the last whole block is cut off.
+    with part.open("ab") as file:
+        file.write(b"half a li")
+    sizes = killed_after(monkeypatch, 99)
+    api.predict(world / "run", world / "photos", target, console=QUIET)
+    assert sizes == [5, 4]
+    assert target.read_bytes() == whole
+    assert [path.name for path in tmp_path.iterdir()] == ["new.csv"]
+
+
+@pytest.mark.parametrize("what", ["option", "photographs", "cut"])
+def test_another_question_begins_anew(world, tmp_path, monkeypatch, what):
+    photos = write_photos(tmp_path / "photos", CLASSES[:2])
+    target = tmp_path / "new.csv"
+    killed_after(monkeypatch, 2)
+    with pytest.raises(Killed):
+        api.predict(world / "run", photos, target, console=QUIET)
+    if what == "photographs":
+        (photos / CLASSES[0] / "0.png").write_bytes((photos / CLASSES[0] / "1.png").read_bytes() + b" ")
+    if what == "cut":
+        part = tmp_path / "new.csv.part"
+        part.write_bytes(part.read_bytes()[:-1])
+    sizes = killed_after(monkeypatch, 99)
+    api.predict(world / "run", photos, target, zero_shot=what != "option", console=QUIET)
+    assert sizes == [5, 5, 2]
+
+
+def test_without_zero_shot_the_column_is_empty_and_nothing_else_changes(world, tmp_path):
+    rows = api.predict(world / "run", world / "photos", tmp_path / "new.csv", zero_shot=False, console=QUIET)
+    before = api.read_predictions(world / "whole.csv")
+    assert {row.zero_shot_class for row in rows} == {None}
+    assert {row.zero_shot_class for row in before if row.status == "ok"} <= set(CLASSES)
+    assert [(row.path, row.label, row.top5, row.status) for row in rows] == [(row.path, row.label, row.top5, row.status) for row in before]
+
+
+@pytest.mark.parametrize("count", [1, 3, 7])
+def test_parts_join_to_the_bytes_of_the_whole(world, tmp_path, count):
+    parts = [
+        api.predict_to(world / "run", world / "photos", tmp_path / "new.csv", shard=f"{number}/{count}", console=QUIET)
+        for number in range(1, count + 1)
+    ]
+    assert parts[0].name == f"new-00001-of-{count:05d}.csv"
+    if count > 1:
+        with pytest.raises(UserError, match=f"part 1/{count} is not among the files"):
+            api.join(parts[1:], tmp_path / "new.csv", console=QUIET)
+    api.join(parts[::-1], tmp_path / "new.csv", console=QUIET)
+    assert (tmp_path / "new.csv").read_bytes() == (world / "whole.csv").read_bytes()
+
+
+@pytest.mark.parametrize(("total", "count"), [(0, 3), (1, 1), (23, 2), (24, 5), (1000, 7)])
+def test_shards_cover_all_once_from_multiples_of_a_group(total, count):
+    parts = [Shard(number, count).rows(total, GROUP) for number in range(1, count + 1)]
+    assert [i for part in parts for i in part] == list(range(total))
+    assert all(part.start % GROUP == 0 for part in parts if part)
+    whole = [len(part) for part in parts[:-1] if part.stop < total]
+    assert not whole or max(whole) - min(whole) <= GROUP
+
+
+def packed(kind: str, photos: Path, folder: Path) -> list[str]:
+    """The photographs in two shards; their names there."""
+    files = sorted(photos.rglob("*.png"))
+    folder.mkdir()
+    names = []
+    for number, own in enumerate((files[:10], files[10:])):
+        path = folder / f"part-{number}.{kind}"
+        contents = [(file.relative_to(photos).as_posix(), file.read_bytes()) for file in own]
+        if kind == "parquet":
+            table = pyarrow.table({"id": [name for name, _ in contents], "image": [{"bytes": data, "path": "x"} for _, data in contents]})
+            parquet.write_table(table, path, row_group_size=4)
+            names += [f"{path.name}[{i // 4}][{i % 4}].jpg" for i in range(len(own))]
+            continue
+        with tarfile.open(path, "w:gz" if kind == "tar.gz" else "w") as archive:
+            for name, data in contents:
+                for member, content in ((name, data), (f"{name.removesuffix('.png')}.txt", b"a text")):
+                    info = tarfile.TarInfo(member)
+                    info.size = len(content)
+                    archive.addfile(info, io.BytesIO(content))
+        names += [f"{path.name}/{name}" for name, _ in contents]
+    return names
+
+
+@pytest.mark.parametrize("kind", ["tar", "tar.gz", "parquet"])
+def test_photographs_in_shards_are_answered_as_files_are(world, tmp_path, kind, monkeypatch, capsys):
+    names = packed(kind, world / "photos", tmp_path / "shards")
+    target = tmp_path / "new.csv"
+    killed_after(monkeypatch, 2)
+    with pytest.raises(Killed):
+        api.predict(world / "run", tmp_path / "shards", target, console=QUIET)
+    killed_after(monkeypatch, 99)
+    rows = api.predict(world / "run", tmp_path / "shards", target, console=Console())
+    before = api.read_predictions(world / "whole.csv")
+    assert [row.path for row in rows] == names
+    # Sorted by name in the folder, and so in the shards.
+    assert [(row.label, row.top5, row.status) for row in rows] == [(row.label, row.top5, row.status) for row in before]
+    assert ("left out: 24 members" in capsys.readouterr().err) == (kind != "parquet")
+    first = api.predict(world / "run", next((tmp_path / "shards").glob("part-0*")), tmp_path / "one.csv", console=QUIET)
+    assert first == rows[:10]
+
+
+def test_a_parquet_file_without_images_is_refused(world, tmp_path):
+    parquet.write_table(pyarrow.table({"text": ["a"]}), tmp_path / "x.parquet")
+    with pytest.raises(UserError, match="0 columns could hold the bytes of images"):
+        api.predict(world / "run", tmp_path / "x.parquet", tmp_path / "new.csv", console=QUIET)
+
+
+def test_a_folder_of_shards_and_other_things_is_a_folder_of_files(world, tmp_path):
+    packed("tar", world / "photos", tmp_path / "shards")
+    (tmp_path / "shards" / "notes.txt").write_text("a text")
+    rows = api.predict(world / "run", tmp_path / "shards", tmp_path / "new.csv", console=QUIET)
+    assert [(row.path, row.status) for row in rows] == [("notes.txt", "unsupported"), ("part-0.tar", "unsupported"), ("part-1.tar", "unsupported")]
+
+
+def test_rows_of_features_are_written_in_groups_too(tmp_path, monkeypatch):
+    features, prototypes, _ = cloud([8, 5, 6, 4], 12)
+    np.save(tmp_path / "X.npy", features)
+    np.save(tmp_path / "W.npy", prototypes)
+    classes = write_classes(tmp_path / "classes.txt", CLASSES)
+    api.adapt(tmp_path / "X.npy", classes, tmp_path / "run", prototypes=tmp_path / "W.npy", method="gda-em", console=QUIET)
+    rows = api.predict(tmp_path / "run", tmp_path / "X.npy", tmp_path / "new.csv", console=QUIET)
+    answered = groups.predict_store
+    sizes = []
+
+    def once(model, store, *given):
+        sizes.append(len(store))
+        if len(sizes) == 4:
+            raise Killed
+        return answered(model, store, *given)
+
+    monkeypatch.setattr(groups, "predict_store", once)
+    with pytest.raises(Killed):
+        api.predict(tmp_path / "run", tmp_path / "X.npy", tmp_path / "again.csv", console=QUIET)
+    api.predict(tmp_path / "run", tmp_path / "X.npy", tmp_path / "again.csv", console=QUIET)
+    assert sizes == [5, 5, 5, 5, 5, 3]
+    assert (tmp_path / "again.csv").read_bytes() == (tmp_path / "new.csv").read_bytes()
+    assert [row.label for row in rows] == [row.label for row in api.read_predictions(tmp_path / "run" / "predictions.csv")]
