@@ -6,7 +6,7 @@ there or a value lies in a method's range, is said later.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,7 +72,7 @@ def check_question(question: Question) -> None:
         raise UserError("--coverage and --calibrate-photos have an effect with --calibrate only: give labelled photographs, or leave them out")
     check_finished(question.run)
     check_source(question.photos, strict=question.strict, row_names=question.row_names)
-    check_readable((question.row_names, *question.extra, *question.extra_names, question.calibrate))
+    check_readable((question.row_names, question.calibrate))
 
 
 def check_run(
@@ -90,8 +90,6 @@ def check_run(
     logit_scale: float | None = None,
     backbone: str | None = None,
     device: str = "cpu",
-    extra: Sequence[str] = (),
-    extra_names: Sequence[Path] = (),
     strict: bool = False,
     overwrite: bool = False,
     **given: Any,
@@ -118,7 +116,7 @@ def check_run(
         read_class_file(classes)
     if descriptions is not None:
         load_descriptions(descriptions)
-    check_readable((hints, prototypes, row_names, *extra_names))
+    check_readable((hints, prototypes, row_names))
 
 
 def check_features(photos: Path, *, backbone: str, device: str, classes: Path | None, descriptions: Path | None) -> None:

@@ -1,0 +1,59 @@
+"""Nearest neighbours by a rough search in bfloat16 and an exact comparison of what it found: the same answer, in a fraction of the products' time.
+
+The rough cosines of all keys are only used to choose candidates. The true cosine of a row outside of them is at most the rough one of the last candidate
+plus what rounding can have taken away, which is known from the rounded rows; where the exact k-th candidate does not lie above that, the whole row
+is compared exactly.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from finelens.core.private_torch import bfloat16_units
+
+# Below, an exact search takes no time worth saving.
+MANY_KEYS = 4096
+# Candidates beyond the neighbours, keys of which one maximum is kept, and queries at a time.
+SPARE, STRIDE, CHUNK = 6, 32, 512
+
+
+def is_worth_it(queries: Tensor, keys: Tensor, k: int) -> bool:
+    """Whether this processor searches faster so."""
+    many = min(len(queries), len(keys)) >= MANY_KEYS and len(keys) >= STRIDE * (k + SPARE)
+    return bool(k and many and queries.dtype is keys.dtype is torch.float32 and queries.device.type == "cpu" and bfloat16_units())
+
+
+def certified_neighbours(queries: Tensor, keys: Tensor, k: int, rows: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Cosines (M, k), positions (M, k), and which queries (M',) have to be compared exactly; arguments as for ``top_neighbours``."""
+    n, count = len(keys), k + SPARE
+    width = -(-n // STRIDE)
+    rough = torch.zeros(width * STRIDE, keys.shape[1], dtype=torch.bfloat16)
+    rough[:n] = keys
+    # |q k - q' k'| <= |q - q'| |k| + |q'| |k - k'|, and the product itself is rounded to 8 bits.
+    lost = max(float((part - near.float()).norm(dim=1).max()) for part, near in zip(keys.split(CHUNK), rough[:n].split(CHUNK), strict=True))
+    length = float(keys.norm(dim=1).max())
+    values, index = queries.new_empty(len(queries), k), torch.empty(len(queries), k, dtype=torch.long)
+    doubtful = torch.zeros(len(queries), dtype=torch.bool)
+    offsets = torch.arange(STRIDE)[:, None] * width
+    for start in range(0, len(queries), CHUNK):
+        own = queries[start : start + CHUNK]
+        near = own.bfloat16()
+        cosines = near @ rough.T  # (m, width STRIDE)
+        cosines[:, n:] = -torch.inf
+        if rows is not None:
+            same = ((rows >= start) & (rows < start + CHUNK)).nonzero()[:, 0]
+            cosines[rows[same] - start, same] = -torch.inf
+        # The largest values stand in the groups with the largest maxima.
+        groups = cosines.view(len(own), STRIDE, width).amax(1).topk(count, dim=1, sorted=False).indices  # (m, count)
+        members = (groups[:, None, :] + offsets).flatten(1)  # (m, STRIDE count)
+        rough_values, place = cosines.gather(1, members).float().topk(count, dim=1)
+        candidates = members.gather(1, place)
+        exact = torch.bmm(keys[candidates.clamp_max(n - 1)], own[:, :, None])[:, :, 0]  # (m, count)
+        exact[rough_values == -torch.inf] = -torch.inf
+        values[start : start + len(own)], place = exact.topk(k, dim=1)
+        index[start : start + len(own)] = candidates.gather(1, place)
+        last = rough_values[:, -1]
+        error = (own - near.float()).norm(dim=1) * length + near.float().norm(dim=1) * lost + last.abs() * 2**-8 + 1e-5
+        doubtful[start : start + len(own)] = values[start : start + len(own), -1] <= last + error
+    return values, index, doubtful.nonzero()[:, 0]
