@@ -1,8 +1,8 @@
 """Nearest neighbours by a rough search in bfloat16 and an exact comparison of what it found: the same answer, in a fraction of the products' time.
 
-The rough cosines of all keys are only used to choose candidates. The true cosine of a row outside of them is at most the rough one of the last candidate
-plus what rounding can have taken away, which is known from the rounded rows; where the exact k-th candidate does not lie above that, the whole row
-is compared exactly.
+The rough cosines of all keys only choose candidates. The true cosine of a row outside of them is at most the rough one of the last candidate plus
+what rounding can have taken away, which is known from the rounded rows; where the exact k-th candidate does not lie above that, the whole row is
+compared exactly.
 """
 
 from __future__ import annotations

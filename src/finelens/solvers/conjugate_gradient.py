@@ -25,9 +25,9 @@ def conjugate_gradient(matvec: Callable[[Tensor], Tensor], b: Tensor, tol: float
             break
         image = matvec(direction)
         # A column that is solved has no direction left.
-        step = torch.where(square > limit, square / (direction * image).sum(0), 0.0)
-        x += step * direction
-        residual -= step * image
-        before, square = square, residual.square().sum(0)
-        direction = residual + torch.where(before > limit, square / before, 0.0) * direction
+        step = torch.where(square > limit, square / torch.linalg.vecdot(direction, image, dim=0), 0.0)
+        x.addcmul_(step, direction)
+        residual.addcmul_(step, image, value=-1)
+        before, square = square, torch.linalg.vecdot(residual, residual, dim=0)
+        direction.mul_(torch.where(before > limit, square / before, 0.0)).add_(residual)
     return x

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 
 TINY = 1e-12
+# Rows whose logits stay in the cache between the product and the softmax.
+CHUNK = 1024
 
 
 def text_means(prototypes: Tensor, mean: Tensor) -> Tensor:
@@ -47,9 +49,14 @@ def text_share(text: Tensor, weights: Tensor, bias: Tensor, mean: Tensor, second
     return float(_logit_std(text, torch.zeros_like(bias), mean, second) / spread) if spread > TINY else 0.0
 
 
-def linear_log_proba(x: Tensor, coef: Tensor, intercept: Tensor) -> Tensor:
-    """``log softmax(x coef^T + intercept)``, (N, C), in the type of x."""
-    return torch.addmm(intercept.to(x), x, coef.to(x).T).log_softmax(1)
+def linear_log_proba(x: Tensor, coef: Tensor, intercept: Tensor, out: Tensor | None = None) -> Tensor:
+    """``log softmax(x coef^T + intercept)``, (N, C), in the type of x; in the memory of ``out`` where it is given."""
+    found = x.new_empty(len(x), len(coef)) if out is None else out
+    weights, bias = coef.to(x).T, intercept.to(x)
+    for rows, part in zip(x.split(CHUNK), found.split(CHUNK), strict=True):
+        torch.addmm(bias, rows, weights, out=part)
+        torch.log_softmax(part, 1, out=part)
+    return found
 
 
 def second_moment(x: Tensor, chunk_size: int) -> tuple[Tensor, Tensor]:

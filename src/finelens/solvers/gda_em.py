@@ -15,6 +15,7 @@ from finelens.solvers.base import Solver
 from finelens.solvers.gaussians import TINY, discriminant, linear_log_proba, second_moment, text_means, text_share
 from finelens.solvers.known import Known
 from finelens.solvers.parameters import COUNT, NOT_NEGATIVE, Constraints
+from finelens.solvers.settling import sums_type
 
 
 @dataclass
@@ -55,7 +56,7 @@ class GdaEm(Solver):
     state_names: ClassVar[tuple[str, ...]] = ("coef_", "intercept_")
     _parameter_constraints: ClassVar[Constraints] = {"anchor": NOT_NEGATIVE, "max_iter": COUNT, "tol": NOT_NEGATIVE, "chunk_size": COUNT}
 
-    def __init__(self, *, anchor: float = 1.0, max_iter: int = 10, tol: float = 1e-3, chunk_size: int = 4096) -> None:
+    def __init__(self, *, anchor: float = 1.0, max_iter: int = 10, tol: float = 1e-3, chunk_size: int = 1024) -> None:
         self.anchor, self.max_iter, self.tol, self.chunk_size = anchor, max_iter, tol, chunk_size
 
     def _fit(self, x: Tensor, prototypes: Tensor, scale: float, known: Known) -> Tensor:
@@ -63,14 +64,17 @@ class GdaEm(Solver):
         mean, second = second_moment(x, self.chunk_size)
         anchors = text_means(w, mean)
         self.coef_, self.intercept_, self.alpha_ = scale * w, w.new_zeros(len(w)), 0.0
-        log_gamma = known.clamp(self._log_proba(x))
+        log_gamma, spare = known.clamp(self._log_proba(x)), None
         for round_ in range(1, self.max_iter + 1):
             self.n_iter_ = round_
             means, covariance = self._m_step(_moments(x, log_gamma, self.chunk_size), anchors)
             weights, bias = discriminant(means, covariance, len(x))
             self.alpha_ = text_share(scale * w, weights, bias, mean, second)
             self.coef_, self.intercept_ = scale * w + self.alpha_ * weights, self.alpha_ * bias
-            previous, log_gamma = log_gamma, known.clamp(self._log_proba(x))
+            # Two posteriors take turns in the memory of the first two.
+            spare = None if spare is None else known.clamp(linear_log_proba(x, self.coef_, self.intercept_, out=spare))
+            previous, log_gamma = log_gamma, known.clamp(self._log_proba(x)) if spare is None else spare
+            spare = previous
             if _mean_l1(previous, log_gamma, self.chunk_size) < self.tol:
                 break
         return log_gamma
@@ -88,20 +92,22 @@ class GdaEm(Solver):
 
 
 def _moments(x: Tensor, log_gamma: Tensor, chunk_size: int) -> Moments:
+    # Products in the features' type, or rounded where rows are many; chunks are added up in float64.
+    kind = sums_type(x, log_gamma.shape[1])
     mass = torch.zeros(log_gamma.shape[1], dtype=torch.float64, device=x.device)
-    for part in log_gamma.split(chunk_size):
-        mass += part.double().exp().sum(0)
     sums = torch.zeros(len(mass), x.shape[1], dtype=torch.float64, device=x.device)
-    scatter = torch.zeros(x.shape[1], x.shape[1], dtype=torch.float64, device=x.device)
-    inverse = torch.where(mass > TINY, 1 / mass.clamp_min(TINY), 0.0)
     for rows, part in zip(x.split(chunk_size), log_gamma.split(chunk_size), strict=True):
-        wide, gamma = rows.double(), part.double().exp()
-        sums += gamma.T @ wide
-        scatter += (wide * (gamma @ inverse)[:, None]).T @ wide
+        gamma = part.exp()
+        mass += gamma.sum(0, dtype=torch.float64)
+        sums += gamma.to(kind).T @ rows.to(kind)
+    scatter = torch.zeros(x.shape[1], x.shape[1], dtype=torch.float64, device=x.device)
+    inverse = torch.where(mass > TINY, 1 / mass.clamp_min(TINY), 0.0).to(x)
+    for rows, part in zip(x.split(chunk_size), log_gamma.split(chunk_size), strict=True):
+        scatter += (rows * (part.exp() @ inverse)[:, None]).to(kind).T @ rows.to(kind)
     return Moments(mass, sums, scatter)
 
 
 def _mean_l1(before: Tensor, after: Tensor, chunk_size: int) -> float:
     """Mean over images of the L1 distance of two posteriors given as logarithms."""
     pairs = zip(before.split(chunk_size), after.split(chunk_size), strict=True)
-    return float(sum((a.exp() - b.exp()).abs().sum().double() for a, b in pairs)) / len(before)
+    return float(sum(torch.linalg.vector_norm(a.exp().sub_(b.exp()), 1).double() for a, b in pairs)) / len(before)

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from finelens.solvers.certified import certified_neighbours, is_worth_it
 from finelens.solvers.views import split_views
 
 
@@ -29,6 +30,16 @@ def top_neighbours(
     """
     rows = torch.arange(len(keys), device=keys.device) if same else rows
     k = min(k, len(keys) - int(rows is not None))
+    if is_worth_it(queries, keys, k):
+        values, index, doubtful = certified_neighbours(queries, keys, k, rows)
+        for some in doubtful.split(chunk_size) if len(doubtful) else ():
+            cosines = queries[some] @ keys.T  # (n, N)
+            if rows is not None:
+                of_query = torch.searchsorted(rows, some)
+                own = (rows[of_query.clamp_max(len(rows) - 1)] == some).nonzero()[:, 0]
+                cosines[own, of_query[own]] = -torch.inf
+            values[some], index[some] = cosines.topk(k, dim=1)
+        return values, index
     values = queries.new_empty(len(queries), k)
     index = torch.empty(len(queries), k, dtype=torch.long, device=queries.device)
     for start in range(0, len(queries), chunk_size) if k else ():
@@ -63,6 +74,30 @@ def sparse_rows(values: Tensor, index: Tensor, columns: int) -> Tensor:
     rows = torch.arange(len(index), device=index.device).repeat_interleave(index.shape[1])
     positions = torch.stack([rows, index.flatten()])  # (2, M k)
     return torch.sparse_coo_tensor(positions, values.flatten(), (len(index), columns), check_invariants=False).coalesce()
+
+
+class RowProduct:
+    """Products of a sparse matrix with dense ones by its rows: a few times faster on a CPU than those of torch's sparse formats.
+
+    Args:
+        matrix: Sparse and coalesced, (M, N).
+    """
+
+    def __init__(self, matrix: Tensor) -> None:
+        row, self._columns = matrix.indices()
+        self._weights = matrix.values()
+        self._starts = F.pad(torch.bincount(row, minlength=len(matrix)).cumsum(0), (1, 0))
+
+    def all(self, dense: Tensor) -> Tensor:
+        """The product (M, K) with (N, K)."""
+        return F.embedding_bag(self._columns, dense, self._starts[:-1], mode="sum", per_sample_weights=self._weights)
+
+    def of(self, rows: Tensor, dense: Tensor) -> Tensor:
+        """Some rows of the product."""
+        first, counts = self._starts[rows], self._starts[rows + 1] - self._starts[rows]
+        offsets = counts.cumsum(0) - counts
+        edges = torch.arange(int(counts.sum()), device=rows.device) + (first - offsets).repeat_interleave(counts)
+        return F.embedding_bag(self._columns[edges], dense, offsets, mode="sum", per_sample_weights=self._weights[edges])
 
 
 def symmetric_affinity(x: Tensor, k: int, *, chunk_size: int) -> Tensor:

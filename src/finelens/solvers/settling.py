@@ -1,35 +1,44 @@
 """The mixtures with neighbours on many images: the same updates, without work that no longer changes an answer.
 
-A round of the plain solvers goes through all N x C posteriors a dozen times. Here a round is one pass over chunks of rows that stay in the processor's
-cache: scores, neighbours, softmax and statistics of a chunk before the next. What is different, and why it may be:
+A round of the plain solvers goes through all N x C posteriors a dozen times. Here a round is one pass over chunks of rows that stay in the cache of
+the processor: scores, neighbours, softmax and statistics of a chunk before the next. What is different, and why it may be:
 
 * one update of the assignments a round, in place, instead of five of all images at once: the neighbours' part contracts to 1e-5 in two;
 * a row that moves less than :data:`STILL` is left out of the next rounds, and its part of the statistics stays; a last pass updates every row;
-* rounds end when posteriors move less than :data:`SETTLED` on average.
+* rounds end when posteriors move less than :data:`SETTLED` on average;
+* where the processor has units for it, sums over images and what squares say are products in bfloat16: rounding of single images averages out. The
+  linear part, text and means, stays in float32.
 
-Both are distances in L1, of at most 2. The plain loops stay as they are for few rows and for float64, where they are exact.
+Both numbers are distances in L1, of at most 2. The plain loops stay as they are for few rows and for float64, where they are exact.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from finelens.core.private_torch import bfloat16_units
 from finelens.solvers.known import Known
+from finelens.solvers.neighbours import RowProduct
 
 # From so many posteriors on.
 MANY = 1 << 20
-STILL, SETTLED = 3e-3, 1e-3
+STILL, SETTLED = 1e-2, 1e-3
 # Bytes of a chunk's posteriors.
-CHUNK_BYTES = 1 << 20
+CHUNK_BYTES = 2 << 20
 
 
 def is_many(x: Tensor, classes: int) -> bool:
     """Whether rows (N, D) under so many classes are settled here."""
     return x.dtype is torch.float32 and x.device.type == "cpu" and len(x) * classes >= MANY
+
+
+def sums_type(x: Tensor, classes: int) -> torch.dtype:
+    """Type of products that are summed over rows (N, D) under so many classes: bfloat16 where they are many and the processor has units for it."""
+    return torch.bfloat16 if is_many(x, classes) and bfloat16_units() else x.dtype
 
 
 class Settling:
@@ -44,6 +53,7 @@ class Settling:
 
     Attributes:
         z: Posteriors (N, C).
+        best: Class of each row's largest posterior, (N,).
         mass: ``sum_i z_i``, (C,), float64.
         sums: ``z^T x``, (C, D), float64.
         squares: ``z^T x^2``, (C, D), float64; empty unless wanted.
@@ -51,9 +61,10 @@ class Settling:
 
     def __init__(self, x: Tensor, graph: Tensor, known: Known, classes: int, *, squares: bool) -> None:
         self.x, self._known, self._squares, self._width = x, known, squares, x.shape[1]
-        csr = graph.to_sparse_csr()
-        self._starts, self._neighbours, self._weights = csr.crow_indices(), csr.col_indices(), csr.values()
-        self.z = torch.zeros(len(x), classes)
+        self._graph = RowProduct(graph)
+        self.z, self.best = torch.zeros(len(x), classes), torch.zeros(len(x), dtype=torch.int64)
+        self.best[known.rows] = known.labels
+        self._kind = sums_type(x, classes)
         columns = self._width * (2 if squares else 1)
         self.mass, self._sums = torch.zeros(classes, dtype=torch.float64), torch.zeros(classes, columns, dtype=torch.float64)
         self._chunk = max(64, CHUNK_BYTES // (4 * classes))
@@ -73,18 +84,16 @@ class Settling:
 
     def start(self, weights: Tensor) -> None:
         """First posteriors and sums: ``softmax(x weights^T)`` without neighbours, weights (C, D)."""
-        self._pass(torch.arange(len(self.x)), weights, None, neighbours=False)
-        hinted = self.z[self._known.rows]
-        if len(hinted):
-            rows = self._rows(self._known.rows)
-            self._sums += (hinted.T @ rows).double()
-            self.mass += hinted.sum(0, dtype=torch.float64)
+        self._pass(torch.arange(len(self.x)), weights, None, None, neighbours=False)
+        if len(self._known):
+            x = self.x[self._known.rows]
+            self._add(self.mass, self._sums, self.z[self._known.rows], x, x.square().to(self._kind) if self._squares else None)
 
-    def settle(self, scores: Callable[[], tuple[Tensor, Tensor]], update: Callable[[], None], rounds: int) -> Tensor:
+    def settle(self, scores: Callable[[], tuple[Tensor, Tensor | None, Tensor]], update: Callable[[], None], rounds: int) -> Tensor:
         """Rounds of posteriors and statistics, then a last pass over the posteriors.
 
         Args:
-            scores: Weights (C, D), or (C, 2 D) on the columns and their squares, and biases (C,) of the logits by the statistics in force.
+            scores: Weights (C, D) of x, weights (C, D) of x^2 or None, and biases (C,) of the logits by the statistics in force.
             update: Takes the statistics from the sums.
             rounds: Most rounds.
 
@@ -102,43 +111,48 @@ class Settling:
         self._pass(everything, *scores(), count=False)
         return self.z.clamp_min_(torch.finfo(self.z.dtype).tiny).log_()
 
-    def _rows(self, rows: Tensor) -> Tensor:
-        x = self.x[rows]
-        return torch.cat([x, x.square()], 1) if self._squares else x
-
-    def _pass(self, rows: Tensor, weights: Tensor, bias: Tensor | None, *, neighbours: bool = True, count: bool = True) -> Tensor:
+    def _pass(
+        self, rows: Tensor, linear: Tensor, square: Tensor | None, bias: Tensor | None, *, neighbours: bool = True, count: bool = True
+    ) -> Tensor:
         """Update the posteriors of some rows, and the sums by what moved; returns how far each moved."""
-        moved = torch.empty(len(rows))
+        moved = torch.zeros(len(rows))
         logits = torch.empty(min(self._chunk, len(rows)), self.z.shape[1])
-        transposed, bias = weights.float().T, None if bias is None else bias.float()
+        linear, bias = linear.float().T, None if bias is None else bias.float()
+        # What all classes share does not matter to a softmax, and would be rounded off.
+        square = None if square is None else (square - square.mean(0)).to(self._kind).T
+        # In single precision within a pass: some hundred chunks.
+        mass, sums = torch.zeros(self.z.shape[1]), torch.zeros(self._sums.shape)
         for start in range(0, len(rows), self._chunk):
             own = rows[start : start + self._chunk]
-            x, chunk = self._rows(own), logits[: len(own)]
-            # A view of all rows in their order needs no gathering.
-            z = self.z[int(own[0]) : int(own[-1]) + 1] if int(own[-1]) - int(own[0]) + 1 == len(own) else None
-            torch.mm(x[:, : len(transposed)], transposed, out=chunk)
+            first, last = int(own[0]), int(own[-1]) + 1
+            # Rows side by side need no gathering.
+            at: Any = slice(first, last) if last - first == len(own) else own
+            x, chunk, before, given = self.x[at], logits[: len(own)], self.z[at], self._given[at]
+            squares = x.square().to(self._kind) if self._squares else None
+            torch.mm(x, linear, out=chunk)
             if bias is not None:
                 chunk += bias
+            if square is not None and squares is not None:
+                chunk += squares @ square
             if neighbours:
-                chunk += self._near(own)
+                chunk += self._graph.of(own, self.z)
             torch.softmax(chunk, 1, out=chunk)
-            before = self.z[own] if z is None else z
-            chunk[self._given[own]] = before[self._given[own]]
+            if bool(given.any()):
+                chunk[given] = before[given]
+            self.best[at] = chunk.argmax(1)
             if count:
-                chunk -= before
-                torch.linalg.vector_norm(chunk, 1, dim=1, out=moved[start : start + len(own)])
-                self._sums += chunk.T @ x
-                self.mass += chunk.sum(0)
-                chunk += before
-            if z is None:
-                self.z[own] = chunk
-            else:
-                z.copy_(chunk)
+                change = chunk - before
+                torch.linalg.vector_norm(change, 1, dim=1, out=moved[start : start + len(own)])
+                self._add(mass, sums, change, x, squares)
+            self.z[at] = chunk
+        self.mass += mass
+        self._sums += sums
         return moved
 
-    def _near(self, rows: Tensor) -> Tensor:
-        """Weighted sum of the neighbours' posteriors, (n, C)."""
-        first, counts = self._starts[rows], self._starts[rows + 1] - self._starts[rows]
-        offsets = counts.cumsum(0) - counts
-        edges = torch.arange(int(counts.sum())) + (first - offsets).repeat_interleave(counts)
-        return F.embedding_bag(self._neighbours[edges], self.z, offsets, mode="sum", per_sample_weights=self._weights[edges])
+    def _add(self, mass: Tensor, sums: Tensor, change: Tensor, x: Tensor, squares: Tensor | None) -> None:
+        """Add what a change (n, C) of posteriors is to the sums."""
+        mass += change.sum(0)
+        turned = change.to(self._kind).T
+        sums[:, : self._width] += turned @ x.to(self._kind)
+        if squares is not None:
+            sums[:, self._width :] += turned @ squares

@@ -13,6 +13,7 @@ from finelens.solvers.base import Solver
 from finelens.solvers.known import Known
 from finelens.solvers.neighbours import symmetric_affinity
 from finelens.solvers.parameters import COUNT, POSITIVE, Constraints
+from finelens.solvers.settling import Settling, is_many
 from finelens.solvers.transclip import floor_variance
 
 
@@ -55,13 +56,13 @@ class StatA(Solver):
     def _fit(self, x: Tensor, prototypes: Tensor, scale: float, known: Known) -> Tensor:
         text = prototypes.double()
         self.text_ = scale * text
+        if is_many(x, len(text)):
+            return self._settle(x, text, known)
         log_y = known.clamp((x @ self.text_.to(x).T).log_softmax(1))
         z = log_y.exp()
         # The deviation is divided by N once, after all images are summed.
         sums, mass = weighted_sums(x, z, self.chunk_size), z.sum(0, dtype=torch.float64)
-        first = mean_square(x, self.chunk_size) + (mass[:, None] * text.square() - 2 * sums * text).sum(0) / len(x)  # (D,)
-        first = floor_variance(first)
-        self.means_, self.variances_ = text, first.expand_as(text).clone()
+        first = self._start(mean_square(x, self.chunk_size), mass, sums, text, len(x))
         graph = symmetric_affinity(x, self.neighbours, chunk_size=self.chunk_size)
         weight = 1 / (2 * self.neighbours)
         for _ in range(self.rounds):
@@ -71,16 +72,42 @@ class StatA(Solver):
         likelihood = self._likelihood(x)
         return update_assignments(log_y, likelihood, graph, z, neighbour_weight=weight, steps=1)
 
+    def _settle(self, x: Tensor, text: Tensor, known: Known) -> Tensor:
+        graph = symmetric_affinity(x, self.neighbours, chunk_size=self.chunk_size) / (2 * self.neighbours)
+        many = Settling(x, graph, known, len(text), squares=True)
+        many.start(self.text_)
+        first = self._start(mean_square(x, self.chunk_size), many.mass, many.sums, text, len(x))
+        weight = likelihood_weight(self.temperature, x.shape[1])
+
+        def scores() -> tuple[Tensor, Tensor, Tensor]:
+            linear, square, constant = natural_parameters(self.means_, self.variances_)
+            return self.text_ + weight * linear, weight * square, weight * constant
+
+        def update() -> None:
+            hits = torch.bincount(many.best, minlength=len(text)).double()
+            self._update(hits, many.mass, many.sums, many.squares, text, first)
+
+        return many.settle(scores, update, self.rounds)
+
+    def _start(self, squares: Tensor, mass: Tensor, sums: Tensor, text: Tensor, count: int) -> Tensor:
+        """Means at the texts, with the variance (D,) of the text posteriors around them, which is returned."""
+        first = floor_variance(squares + (mass[:, None] * text.square() - 2 * sums * text).sum(0) / count)
+        self.means_, self.variances_ = text, first.expand_as(text).clone()
+        return first
+
     def _likelihood(self, x: Tensor) -> Tensor:
         weight = likelihood_weight(self.temperature, x.shape[1])
         return class_log_likelihood(x, self.means_, self.variances_).mul_(weight)
 
     def _m_step(self, x: Tensor, z: Tensor, text: Tensor, first: Tensor) -> None:
         hits = torch.bincount(z.argmax(1), minlength=z.shape[1]).double()
+        sums, squares = (weighted_sums(x, z, self.chunk_size, squares=squares) for squares in (False, True))
+        self._update(hits, z.sum(0, dtype=torch.float64), sums, squares, text, first)
+
+    def _update(self, hits: Tensor, mass: Tensor, sums: Tensor, squares: Tensor, text: Tensor, first: Tensor) -> None:
         beta = (hits / (hits + self.anchor))[:, None]  # (C, 1)
-        mass = z.sum(0, dtype=torch.float64).clamp_min(torch.finfo(torch.float64).tiny)[:, None]
-        v = weighted_sums(x, z, self.chunk_size) / mass  # (C, D)
-        square = weighted_sums(x, z, self.chunk_size, squares=True) / mass  # (C, D)
+        mass = mass.clamp_min(torch.finfo(torch.float64).tiny)[:, None]
+        v, square = sums / mass, squares / mass  # (C, D)
         self.means_ = F.normalize(beta * v + (1 - beta) * text, dim=1)
         deviation = square - 2 * v * self.means_ + self.means_.square()  # (C, D)
         self.variances_ = floor_variance(beta * deviation + (1 - beta) * (first + (text - self.means_).square()))
@@ -91,7 +118,11 @@ class StatA(Solver):
 
 def class_log_likelihood(x: Tensor, means: Tensor, variances: Tensor) -> Tensor:
     """``- sum_d [(x - mu_cd)^2 / s_cd + log s_cd] / 2``, (N, C)."""
+    linear, square, constant = natural_parameters(means, variances)
+    return torch.addmm(constant.to(x), x, linear.to(x).T).addmm_(x.square(), square.to(x).T)
+
+
+def natural_parameters(means: Tensor, variances: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Weights (C, D) of x, weights (C, D) of x^2 and constants (C,) of the log-density of diagonal Gaussians."""
     precision = 1 / variances  # (C, D)
-    constant = -0.5 * (precision * means.square() + variances.log()).sum(1)  # (C,)
-    linear = torch.addmm(constant.to(x), x, (precision * means).to(x).T)
-    return linear.addmm_(x.square(), precision.to(x).T, alpha=-0.5)
+    return precision * means, -0.5 * precision, -0.5 * (precision * means.square() + variances.log()).sum(1)

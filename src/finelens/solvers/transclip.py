@@ -13,6 +13,7 @@ from finelens.solvers.base import Solver
 from finelens.solvers.known import Known
 from finelens.solvers.neighbours import symmetric_affinity
 from finelens.solvers.parameters import COUNT, POSITIVE, Constraints
+from finelens.solvers.settling import Settling, is_many
 
 TINY = 1e-12
 
@@ -55,11 +56,11 @@ class TransClip(Solver):
 
     def _fit(self, x: Tensor, prototypes: Tensor, scale: float, known: Known) -> Tensor:
         self.text_ = scale * prototypes.double()
+        if is_many(x, len(prototypes)):
+            return self._settle(x, known)
         log_y = known.clamp(_text_posterior(x, self.text_))
         z = log_y.exp()
-        dim = x.shape[1]
-        self.means_ = confident_means(x, z, self.confident)
-        self.variance_ = torch.full((dim,), 1 / dim, dtype=torch.float64, device=x.device)
+        self._start(x, z)
         graph = symmetric_affinity(x, self.neighbours, chunk_size=self.chunk_size)
         squares = mean_square(x, self.chunk_size)
         weight = 1 / (2 * self.neighbours)
@@ -69,6 +70,27 @@ class TransClip(Solver):
             self._m_step(x, z, squares)
         likelihood = self._likelihood(x)
         return update_assignments(log_y, likelihood, graph, z, neighbour_weight=weight, steps=1)
+
+    def _settle(self, x: Tensor, known: Known) -> Tensor:
+        graph = symmetric_affinity(x, self.neighbours, chunk_size=self.chunk_size) / (2 * self.neighbours)
+        many = Settling(x, graph, known, len(self.text_), squares=False)
+        many.start(self.text_)
+        self._start(x, many.z)
+        squares, weight = mean_square(x, self.chunk_size), likelihood_weight(self.temperature, x.shape[1])
+
+        def scores() -> tuple[Tensor, None, Tensor]:
+            scaled, constant = shared_parameters(self.means_, self.variance_)
+            return self.text_ + weight * scaled, None, weight * constant
+
+        def update() -> None:
+            self.means_, self.variance_ = statistics_of_sums(many.sums, many.mass, squares, self.means_, len(x))
+
+        return many.settle(scores, update, self.rounds)
+
+    def _start(self, x: Tensor, z: Tensor) -> None:
+        dim = x.shape[1]
+        self.means_ = confident_means(x, z, self.confident)
+        self.variance_ = torch.full((dim,), 1 / dim, dtype=torch.float64, device=x.device)
 
     def _likelihood(self, x: Tensor) -> Tensor:
         weight = likelihood_weight(self.temperature, x.shape[1])
@@ -104,16 +126,26 @@ def unit_statistics(x: Tensor, z: Tensor, squares: Tensor, before: Tensor, chunk
         before: Means (C, D) that classes without mass keep.
         chunk_size: Images in work at a time.
     """
-    sums, mass = weighted_sums(x, z, chunk_size), z.sum(0, dtype=torch.float64)
+    return statistics_of_sums(weighted_sums(x, z, chunk_size), z.sum(0, dtype=torch.float64), squares, before, len(x))
+
+
+def statistics_of_sums(sums: Tensor, mass: Tensor, squares: Tensor, before: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The same from ``z^T x`` (C, D) and masses (C,) over ``count`` images."""
     means = F.normalize(sums, dim=1).where((sums.norm(dim=1) > TINY)[:, None], before)  # (C, D)
-    deviation = squares + (mass[:, None] * means.square() - 2 * sums * means).sum(0) / len(x)  # (D,)
+    deviation = squares + (mass[:, None] * means.square() - 2 * sums * means).sum(0) / count  # (D,)
     return means, floor_variance(deviation)
 
 
 def shared_log_likelihood(x: Tensor, means: Tensor, variance: Tensor) -> Tensor:
     """``- sum_d (x - mu_c)^2 / (2 s_d)`` (N, C) without what all classes share."""
+    scaled, constant = shared_parameters(means, variance)
+    return torch.addmm(constant.to(x), x, scaled.to(x).T)
+
+
+def shared_parameters(means: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
+    """Weights (C, D) and constants (C,) of that log-likelihood."""
     scaled = means / variance  # (C, D)
-    return torch.addmm((-0.5 * (scaled * means).sum(1)).to(x), x, scaled.to(x).T)
+    return scaled, -0.5 * (scaled * means).sum(1)
 
 
 def floor_variance(variance: Tensor) -> Tensor:

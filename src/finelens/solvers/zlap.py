@@ -10,7 +10,7 @@ from torch import Tensor
 from finelens.solvers.base import Solver
 from finelens.solvers.conjugate_gradient import conjugate_gradient
 from finelens.solvers.known import Known
-from finelens.solvers.neighbours import sparse_rows, top_neighbours
+from finelens.solvers.neighbours import RowProduct, sparse_rows, top_neighbours
 from finelens.solvers.parameters import COUNT, INNER_FRACTION, NOT_NEGATIVE, POSITIVE, Constraints
 
 # Classes solved for at a time: what keeps the memory of the solver linear in N with a small factor.
@@ -69,6 +69,7 @@ class ZLaP(Solver):
         return _log_shares(scores[:n])
 
     def _propagate(self, graph: Tensor, n: int, c: int, known: Known) -> Tensor:
+        product = RowProduct(graph)
         scores = graph.new_empty((n + c, c), layout=torch.strided, dtype=graph.dtype)
         for start in range(0, c, COLUMNS):
             stop = min(start + COLUMNS, c)
@@ -76,7 +77,7 @@ class ZLaP(Solver):
             seeds[torch.arange(n + start, n + stop), torch.arange(stop - start)] = 1
             own = (known.labels >= start) & (known.labels < stop)
             seeds[known.rows[own], known.labels[own] - start] = 1
-            scores[:, start:stop] = conjugate_gradient(lambda v: v - self.alpha * torch.sparse.mm(graph, v), seeds, self.tol)
+            scores[:, start:stop] = conjugate_gradient(lambda v: torch.sub(v, product.all(v), alpha=self.alpha), seeds, self.tol)
         return scores
 
     def _edges(self, x: Tensor, *, same: bool) -> Tensor:

@@ -1,0 +1,107 @@
+"""Many rows: the quick forms of the solvers give the answers of the plain ones, and certified neighbours are the exact ones."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from finelens.protocol import Hints
+from finelens.solvers import GdaEm, StatA, TransClip, certified, settling
+from finelens.solvers.neighbours import RowProduct, sparse_rows, top_neighbours
+
+
+def clusters(n: int, classes: int, width: int, noise: float = 2.5, copies: int = 0):
+    """Soft clusters, (N, D) and (C, D), float32; the last rows are copies of the first."""
+    generator = torch.Generator().manual_seed(0)
+    centres = F.normalize(torch.randn(classes, width, generator=generator), dim=1)
+    own = centres[torch.randint(classes, (n,), generator=generator)]
+    x = F.normalize(own + noise * width**-0.5 * torch.randn(n, width, generator=generator), dim=1)
+    if copies:
+        x[-copies:] = x[:copies]
+    return x, F.normalize(centres + width**-0.5 * torch.randn(classes, width, generator=generator), dim=1)
+
+
+@pytest.mark.parametrize("solver", [StatA, TransClip, GdaEm])
+@pytest.mark.parametrize("hinted", [0, 60])
+def test_many_rows_are_answered_as_few_are(monkeypatch, solver, hinted):
+    x, w = clusters(4000, 20, 64)
+    hints = Hints(torch.arange(hinted), torch.arange(hinted) % 20) if hinted else None
+    plain = solver().fit_predict_proba(x, prototypes=w, logit_scale=30.0, hints=hints)
+    monkeypatch.setattr(settling, "MANY", 1)
+    model = solver()
+    quick = model.fit_predict_proba(x, prototypes=w, logit_scale=30.0, hints=hints)
+    assert quick.sum(1) == pytest.approx(1.0, abs=1e-5)
+    assert float((quick.argmax(1) == plain.argmax(1)).float().mean()) >= 0.999
+    # On average over images, in L1.
+    assert float((quick - plain).abs().sum(1).mean()) < 5e-3
+    assert torch.equal(quick[:hinted].argmax(1), torch.arange(hinted) % 20)
+    assert model.predict_proba(x[:5]).shape == (5, 20)
+
+
+def test_settled_rows_are_left_out(monkeypatch):
+    """What the quick form saves, counted: rows that are updated."""
+    x, w = clusters(4000, 20, 64)
+    updated = []
+    update = settling.Settling._pass
+
+    def count(self, rows, *given, **options):
+        updated.append(len(rows))
+        return update(self, rows, *given, **options)
+
+    monkeypatch.setattr(settling.Settling, "_pass", count)
+    monkeypatch.setattr(settling, "MANY", 1)
+    StatA().fit(x, prototypes=w, logit_scale=30.0)
+    # The plain form updates each row 51 times.
+    assert sum(updated) <= 8 * len(x)
+    assert updated[0] == updated[1] == updated[-1] == len(x)
+
+
+def test_posteriors_keep_their_sums(monkeypatch):
+    monkeypatch.setattr(settling, "bfloat16_units", lambda: ())
+    x, w = clusters(600, 7, 24)
+    graph = sparse_rows(torch.full((600, 2), 0.1), torch.stack([torch.arange(600).roll(1), torch.arange(600).roll(-1)], 1), 600)
+    many = settling.Settling(x, graph, settling.Known(torch.tensor([3, 5]), torch.tensor([1, 2])), 7, squares=True)
+    many.start(20 * w)
+    moved = many._pass(torch.arange(0, 600, 3), 25 * w, -w, w[:, 0])
+    assert moved.shape == (200,)
+    assert torch.allclose(many.mass, many.z.double().sum(0), atol=1e-4)
+    assert torch.allclose(many.sums, many.z.double().T @ x.double(), atol=1e-4)
+    assert torch.allclose(many.squares, many.z.double().T @ x.double().square(), atol=1e-4)
+    assert torch.equal(many.best, many.z.argmax(1))
+    assert many.z[[3, 5]].argmax(1).tolist() == [1, 2]
+
+
+@pytest.mark.parametrize("kind", ["same", "some", "others"])
+@pytest.mark.parametrize("copies", [0, 300])
+def test_certified_neighbours_are_the_exact_ones(monkeypatch, kind, copies):
+    x, _ = clusters(900, 5, 32, copies=copies)
+    rows = torch.arange(0, 900, 2)
+    queries, keys, options = {
+        "same": (x, x, {"same": True}),
+        "some": (x, x[rows], {"rows": rows}),
+        "others": (x[:500], x[500:], {}),
+    }[kind]
+    exact = top_neighbours(queries, keys, 4, chunk_size=64, **options)
+    monkeypatch.setattr(certified, "MANY_KEYS", 1)
+    monkeypatch.setattr(certified, "bfloat16_units", lambda: ("made up",))
+    monkeypatch.setattr(certified, "CHUNK", 128)
+    searched = []
+    rough = certified.certified_neighbours
+    monkeypatch.setattr("finelens.solvers.neighbours.certified_neighbours", lambda *given: searched.append(1) or rough(*given))
+    values, index = top_neighbours(queries, keys, 4, chunk_size=64, **options)
+    assert searched
+    assert torch.allclose(values, exact[0], atol=1e-6)
+    # Copies are equally near.
+    assert torch.allclose((queries[:, None] * keys[index]).sum(2), exact[0], atol=1e-6)
+    if not copies:
+        assert torch.equal(index, exact[1])
+
+
+def test_products_by_rows():
+    matrix = sparse_rows(torch.rand(6, 2), torch.tensor([[0, 3], [1, 2], [4, 0], [2, 3], [3, 1], [0, 1]]), 5)
+    matrix = torch.sparse_coo_tensor(matrix.indices()[:, :-2], matrix.values()[:-2], (6, 5)).coalesce()
+    dense = torch.rand(5, 3)
+    product = RowProduct(matrix)
+    assert torch.allclose(product.all(dense), matrix.to_dense() @ dense)
+    assert torch.allclose(product.of(torch.tensor([1, 4, 5]), dense), (matrix.to_dense() @ dense)[[1, 4, 5]])
