@@ -15,8 +15,8 @@ from finelens.classes.names import normalise
 from finelens.classes.text_files import counted, quote
 from finelens.core.console import Console
 from finelens.errors import UserError
+from finelens.storage.cells import escape_cell
 from finelens.storage.files import check_target, write_text
-from finelens.storage.predictions import escape_cell
 
 COLUMNS = ("path", "label", "by")
 # The first line of a class list that answers made; a comment to who reads it.

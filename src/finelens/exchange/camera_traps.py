@@ -13,8 +13,9 @@ from finelens.errors import UserError
 from finelens.exchange.answers import Answers
 from finelens.exchange.kinds import kind_of
 from finelens.exchange.tables import csv_text
+from finelens.storage.cells import unescape_cell
 from finelens.storage.files import read_json, write_json, write_text
-from finelens.storage.predictions import PredictionRow, unescape_cell
+from finelens.storage.predictions import PredictionRow
 
 _EMPTY = 0
 # Columns of observations.csv in Camtrap DP 1.0, in the order of its schema.

@@ -9,8 +9,9 @@ from pathlib import Path, PurePosixPath
 
 from finelens.exchange.answers import Answers
 from finelens.exchange.kinds import kind_of
+from finelens.storage.cells import escape_cell
 from finelens.storage.files import write_text
-from finelens.storage.predictions import PredictionRow, escape_cell
+from finelens.storage.predictions import PredictionRow
 
 WILDLIFE_INSIGHTS_COLUMNS = (
     *("project_id", "deployment_id", "image_id", "filename", "location", "is_blank", "identified_by", "wi_taxon_id"),

@@ -6,12 +6,13 @@ It looks at its inputs, asks :mod:`finelens.methods.auto`, and puts the answer i
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 from finelens.core.console import Console
 from finelens.core.options import from_mapping
 from finelens.evaluation.weak_start import HARDLY
 from finelens.feature_store.encoder import target_features
-from finelens.methods.auto import AUTO, SOLVED, TAUGHT, Facts, choose_method, epochs_within
+from finelens.methods.auto import SOLVED, TAUGHT, Facts, choose_method, epochs_within
 from finelens.methods.consensus_tuned import of_teacher
 from finelens.methods.registry import find_method
 from finelens.protocol import Hints, Loaded

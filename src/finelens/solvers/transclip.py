@@ -39,6 +39,8 @@ class TransClip(Solver):
 
     state_names: ClassVar[tuple[str, ...]] = ("means_", "variance_", "text_")
     internal: ClassVar[frozenset[str]] = Solver.internal | {"inner_rounds"}
+    means_: Tensor
+    variance_: Tensor
     _parameter_constraints: ClassVar[Constraints] = {
         "neighbours": COUNT,
         "temperature": POSITIVE,
