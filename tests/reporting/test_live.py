@@ -275,6 +275,30 @@ def test_photographs_without_a_class_list(tmp_path):
     assert with_new_names(hints, []) == ["a new name"]
 
 
+def test_an_answer_waits_for_no_lesson_and_the_newest_count(subject, tmp_path, monkeypatch):
+    with answering(subject, tmp_path / "hints.csv") as session:
+        settled(session)
+        go, begun, lessons = threading.Event(), threading.Event(), []
+
+        def slow(learner, known, classes):
+            lessons.append(len(known))
+            begun.set()
+            assert go.wait(60)
+            return torch.full((len(TRUTH), classes), 1 / classes)
+
+        monkeypatch.setattr(Learner, "posteriors", slow)
+        for _ in range(4):
+            look = session.look("tab")
+            session.answer("tab", "", look["id"], "birch", [photo["path"] for photo in look["photos"][1:]])
+            assert begun.wait(60)
+        assert session.state()["busy"]
+        assert len(read_answers(tmp_path / "hints.csv")) == 4
+        go.set()
+        assert settled(session)["known"] == 4
+        # One lesson about the first answer, and one about all: those between were never begun.
+        assert lessons == [1, 4]
+
+
 def test_a_lesson_that_fails_loses_no_answer(subject, tmp_path, monkeypatch):
     with answering(subject, tmp_path / "hints.csv") as session:
         settled(session)

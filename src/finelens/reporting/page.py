@@ -22,6 +22,8 @@ def environment() -> Environment:
         loader=PackageLoader("finelens.reporting", "templates"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     env.filters["percent"] = lambda value, digits=0: f"{value:.{digits}%}"
+    # An option of a command and its value go to the next line together.
+    env.filters["options"] = lambda command: command.split(" --")
     env.filters["number"] = lambda value: f"{value:,}"
     return env
 

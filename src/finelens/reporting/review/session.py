@@ -214,11 +214,14 @@ class Session:
 
     def _shown(self, question: Question) -> dict[str, Any]:
         rows = [self.subject.place[path] for path in question.paths if path in self.subject.place]
+        choices = self.tutor.belief.likeliest(rows, *CHOICES)
+        # A name that somebody has just thought of is likely to be wanted again before the model knows it.
+        choices += [(name, 0.0) for name in self.tutor.classes() if name not in self.tutor.belief.classes]
         pictures = self._small if question.grouped else self._large
         return {
             "id": question.id,
             "why": question.why,
-            "choices": [[name, round(1000 * p)] for name, p in self.tutor.belief.likeliest(rows, *CHOICES)],
+            "choices": [[name, round(1000 * p)] for name, p in choices[: CHOICES[1]]],
             "photos": [{"path": path, "picture": pictures.uri(path)} for path in question.paths],
             "said": [[who, label] for who, label in self.log.said().get(question.paths[0], {}).items()],
         }
