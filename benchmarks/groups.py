@@ -5,7 +5,8 @@
 
 DATA, draws and scores are those of ``looking.py``: C, 2C and 4C looks for C classes at nine tenths of ``train/``, accuracy on all of ``test/``. The
 looks up to C, 2C and 4C are chosen at once each. ``sheet`` is what the served page does: groups, and every fifth look a single photograph that is
-drawn at random. The person names a group after the class that most of it has and takes out the others, which are asked alone if they are asked again.
+drawn at random. The person names a group after the class that most of it has and takes out the others, which may be in another group later; where the
+photograph that the group is around was taken out, it is asked alone next time.
 """
 
 from __future__ import annotations
@@ -128,7 +129,7 @@ class World:
                 if row in shown:
                     continue
                 free = torch.ones(len(self.truth), dtype=torch.bool)
-                free[sorted(shown | out)] = False
+                free[sorted(shown)] = False
                 members = torch.tensor([row])
                 if row not in out and (plan == "groups" or (plan == "sheet" and (looks + 1) % ONE_IN)):
                     near = group_around(self.learner.looks, row, free)
@@ -138,7 +139,7 @@ class World:
                 name = int(np.bincount(own).argmax())
                 answers |= dict.fromkeys(members[torch.as_tensor(own == name)].tolist(), name)
                 shown |= set(answers)
-                out |= set(members[torch.as_tensor(own != name)].tolist())
+                out |= {row} - shown
                 looks += 1
                 if looks in budgets:
                     yield looks, dict(answers), groups

@@ -22,6 +22,7 @@ from finelens.classes.hints import with_new_names
 from finelens.errors import UserError
 from finelens.evaluation.prequential import ONE_IN
 from finelens.reporting.review.answers import read_answers
+from finelens.reporting.review.belief import Belief
 from finelens.reporting.review.log import Act, Answer, AnswerLog, Question
 from finelens.reporting.review.plan import by_worth
 from finelens.reporting.review.session import Session
@@ -170,6 +171,20 @@ def test_a_killed_program_goes_on_where_it_was(subject, tmp_path):
         settled(session)
         assert session.tutor.labels()[log.touched and next(iter(log.touched))] == "birch"
         assert not any(isinstance(act, dict) for act in session.log.acts)
+
+
+def test_the_middle_of_a_group_that_was_odd_in_it_is_asked_alone(subject, tmp_path):
+    log = AnswerLog(tmp_path / "a.jsonl")
+    log.ask([Question(1, subject.paths[:12])])
+    log.act(Act(1, "birch", odd=subject.paths[:1]))
+    log.edited(dict.fromkeys(subject.paths[20:], "birch"))
+    belief = Belief(2, NAMES, torch.full((len(TRUTH), 3), 1 / 3), learnt=11)
+    found = by_worth(subject, log, belief, 10)
+    first = [question for question in found if subject.paths[0] in question.paths]
+    assert [question.id for question in found][:1] == [2]
+    assert {path for question in found for path in question.paths} == {*subject.paths[:1], *subject.paths[12:20]}
+    assert all(question.paths[0] != subject.paths[0] or question.paths == subject.paths[:1] for question in first)
+    assert {question.learnt for question in found} == {11}
 
 
 def test_what_was_written_by_hand_counts_and_rows_of_others_stay(subject, tmp_path):

@@ -32,7 +32,8 @@ def by_worth(subject: Subject, log: AnswerLog, belief: Belief, left: int) -> lis
     """The next questions, most valuable first.
 
     Every fifth is a single photograph, drawn at random, which is what the estimate of accuracy rests on. The others are groups, which teach more by
-    the look (docs/review.md), where at least four photographs are left that are no near-copies. What was taken out of a group is asked alone.
+    the look (docs/review.md), where at least four photographs are left that are no near-copies. What was taken out of a group may be in another; if
+    it was the one that the group is around, it is asked alone.
 
     Args:
         subject: The photographs.
@@ -59,7 +60,7 @@ def by_worth(subject: Subject, log: AnswerLog, belief: Belief, left: int) -> lis
         members = [row]
         if not at_random and row not in out:
             free = torch.ones(len(subject.paths), dtype=torch.bool)
-            free[sorted(busy | out)] = False
+            free[sorted(busy)] = False
             near = group_around(subject.looks, row, free).tolist()
             members = near if len(near) >= LEAST else members
         busy |= subject.with_copies(members)
@@ -92,5 +93,6 @@ def _busy(subject: Subject, log: AnswerLog) -> set[int]:
 
 
 def _taken_out(subject: Subject, log: AnswerLog) -> set[int]:
-    """Rows that were odd in a group."""
-    return {subject.place[path] for act in log.done_by_persons() for path in act.odd if path in subject.place}
+    """Rows that a group was around and that were odd in it."""
+    chosen = ((log.questions[act.question].paths[0], act.odd) for act in log.done_by_persons())
+    return {subject.place[path] for path, odd in chosen if path in odd and path in subject.place}
