@@ -147,7 +147,7 @@ function tell(next) {
 function advice(found) {
   if (!found || found.gain === null) return "";
   const gain = (100 * found.gain).toFixed(1) + " points";
-  return found.stop ? "You can stop: ten more answers are expected to gain " + gain + "." : "Go on: ten more answers are expected to gain " + gain + ".";
+  return found.stop ? "You can stop: ten more looks are expected to gain " + gain + "." : "Go on: ten more looks are expected to gain " + gain + ".";
 }
 
 function contradiction({ path, said }) {

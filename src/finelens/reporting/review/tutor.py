@@ -18,6 +18,8 @@ from finelens.solvers.known import Known
 
 # Earlier models that the curve of accuracy is drawn through.
 REMEMBERED = 24
+# Further looks whose gain is foretold.
+LOOKS = 10
 
 
 class Tutor(threading.Thread):
@@ -109,6 +111,8 @@ class Tutor(threading.Thread):
             classes=len(index),
             learnt=[question.learnt for question, _ in tests],
             curve=[(count, believed_accuracy(q, guesses.numpy())) for count, guesses in self._curve],
+            # Of a look at a group come several.
+            another=round(LOOKS * max(1.0, len(self.log.answers()) / max(1, len(self.log.done())))),
         )
 
     def _tests(self) -> list[tuple[Question, str | None]]:
