@@ -153,16 +153,21 @@ def known(answers: dict[int, int]) -> Known:
 
 
 def table(found: list[dict[str, Any]]) -> str:
-    """Markdown: accuracy with C / 2C / 4C looks, the mean over the draws, and points over no answer per look."""
+    """Markdown: accuracy with C / 2C / 4C looks, the mean over the draws; points over no answer by the look, and photographs answered by the look."""
     sets = list(dict.fromkeys(row["set"] for row in found))
-    lines = ["| looks | " + " | ".join([*sets, "mean"]) + " | photographs a look | draws |", "|---" * (len(sets) + 4) + "|"]
+    lines = ["| looks | " + " | ".join([*sets, "mean"]) + " | points a look | photographs a look |", "|---" * (len(sets) + 4) + "|"]
+
+    def mean(name: str, plan: str, times: int, key: str = "accuracy") -> float:
+        return float(np.mean([row[key] for row in found if (row["set"], row["plan"], row["times"]) == (name, plan, times)]))
+
     for plan in dict.fromkeys(row["plan"] for row in found):
-        own = [row for row in found if row["plan"] == plan]
-        times = sorted({row["times"] for row in own})
-        means = [[np.mean([row["accuracy"] for row in own if (row["set"], row["times"]) == (name, t)]) for t in times] for name in sets]
+        times = sorted({row["times"] for row in found if row["plan"] == plan})
+        means = [[mean(name, plan, t) for t in times] for name in sets]
         cells = [" / ".join(f"{value:.1f}" for value in values) for values in (*means, np.mean(means, 0))]
-        a_look = [row["answers"] / row["looks"] for row in own if row.get("looks")]
-        lines.append(f"| {plan} | " + " | ".join(cells) + f" | {np.mean(a_look) if a_look else 0:.1f} | {len({row['draw'] for row in own})} |")
+        gains = [np.mean([(mean(name, plan, t) - mean(name, "none", 0)) / mean(name, plan, t, "looks") for name in sets]) for t in times if t]
+        given = [np.mean([mean(name, plan, t, "answers") / mean(name, plan, t, "looks") for name in sets]) for t in times if t]
+        cells += [" / ".join(f"{value:.2f}" for value in gains), " / ".join(f"{value:.1f}" for value in given)]
+        lines.append(f"| {plan} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
