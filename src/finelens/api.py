@@ -232,7 +232,8 @@ def predict_to(
 
     Args:
         run: The run folder.
-        photos: Folder of photographs, tar shards, Parquet files with image bytes, or a feature file.
+        photos: Folder of photographs, tar shards, Parquet files with image bytes, a feature file, one photograph, a list of paths (``.txt``,
+            ``.lst``), or ``-`` for a list on standard input.
         csv: File to write.
         device: Where to run it.
         strict: As in :func:`adapt`.

@@ -200,7 +200,10 @@ def predict(
     extra_names: tuple[Path, ...],
     console: Console,
 ) -> None:
-    """Classify new PHOTOS with the finished run in RUN: a folder, tar shards, Parquet files with image bytes, or a feature file.
+    """Classify new PHOTOS with the finished run in RUN.
+
+    PHOTOS is a folder, tar shards, Parquet files with image bytes, a feature file, one photograph, a list of paths in a .txt or .lst file, or - for
+    such a list on standard input.
 
     Rows are written as they come. After an interruption the same command goes on where it was.
     """

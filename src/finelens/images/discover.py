@@ -47,6 +47,10 @@ SHARDS = (".tar", ".tar.gz", ".tgz", ".parquet")
 _RECOVERED = re.compile(r"found\.\d{3}", re.IGNORECASE)
 
 
+# What stands for a list of paths on standard input in the place of a folder.
+STANDARD_INPUT = "-"
+
+
 @dataclass(frozen=True)
 class ImageFile:
     """One file to read.

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any, NoReturn, Self
 
 import numpy as np
+import torch
+from torch import Tensor, nn
 
 from finelens.core.console import Console
 from finelens.errors import UserError
@@ -13,18 +17,19 @@ from finelens.feature_store.extra import ExtraFiles, check_encoders, read_extra
 from finelens.images.decode import DecodeLimits
 from finelens.images.load import decode_limits
 from finelens.images.store import ImageItems
+from finelens.images.views import views_of_centre
 from finelens.protocol import Preprocess
 from finelens.runs.config import RunConfig
 from finelens.runs.folder import RunFolder
-from finelens.runs.model import Model, load_model
+from finelens.runs.model import ANSWER, Model, PackedModel, load_model, pack_model, unpack_model
 from finelens.runs.predict import Predictions
 from finelens.runs.sets import calibrate_on, sets_of
-from finelens.runs.sources import source_of
+from finelens.runs.sources import asked_at, source_of
 from finelens.storage.predictions import softmax
 
 
-class Classifier:
-    """A finished run, ready to predict.
+class Classifier(nn.Module):
+    """A finished run, ready to predict. Pickles, moves between devices, and is a module without gradients that is always in evaluation mode.
 
     Attributes:
         model: The loaded model.
@@ -33,10 +38,46 @@ class Classifier:
     """
 
     def __init__(self, model: Model, config: RunConfig, extra: ExtraFiles | None = None) -> None:
-        self.model = model
+        super().__init__()
         self.classes = list(model.class_names)
         self.extra = extra
         self._config = config
+        self._hold(model)
+
+    def _hold(self, model: Model) -> None:
+        self.model = model
+        # Its modules, so that state_dict has them.
+        self.backbone, self.task = model.engine.backbone, model.task
+        self.eval()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        packed = pack_model(self.model)
+        tensors, zero_shot = ({name: tensor.cpu() for name, tensor in part.items()} for part in (packed.tensors, packed.zero_shot))
+        moved = replace(packed, tensors=tensors, zero_shot=zero_shot)
+        return _unpack, (moved, self._config, self.extra, self.model.engine.precision.name, str(self.model.engine.device))
+
+    def train(self, mode: bool = True) -> Self:
+        """Stay in evaluation mode."""
+        return super().train(False)
+
+    def to(self, device: str | torch.device) -> Self:  # type: ignore[override]
+        """Move to a device, at the precision that the run has there; returns itself.
+
+        Raises:
+            UserError: The device is not there.
+        """
+        self._hold(unpack_model(pack_model(self.model), device=str(device)))
+        return self
+
+    def _apply(self, fn: Any, recurse: bool = True) -> NoReturn:
+        raise UserError("a classifier keeps the float types of its run; move it with .to(device)")
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        """Calibrated logits (B, C), float32, of uint8 centre views (B, 3, S, S); S is ``backbone.preprocess.image_size``."""
+        plan = self.model.task.inference
+        views = None if plan is None else views_of_centre(images, self._preprocess, plan)
+        return self.model.logits(images, views)[ANSWER].to(images.device)
 
     @property
     def limits(self) -> DecodeLimits:
@@ -55,13 +96,15 @@ class Classifier:
     def predictions(self, images: str | Path | ImageItems, *, zero_shot: bool = True, console: Console | None = None) -> Predictions:
         """Logits of a folder, of Python images or of a feature file, by branch and with the unadapted model's beside them."""
         quiet = Console(enabled=False)
-        return source_of(images).answers(self.model, self.limits, console or quiet, zero_shot=zero_shot, extra=self.extra)
+        source = asked_at(images) if isinstance(images, (str, Path)) else source_of(images)
+        return source.answers(self.model, self.limits, console or quiet, zero_shot=zero_shot, extra=self.extra)
 
     def predict_proba(self, images: str | Path | ImageItems) -> np.ndarray:
         """Class probabilities (N, C), one row per input in its order; a file that cannot be read gives a row of NaN.
 
         Args:
-            images: A folder, a feature file, a sequence of paths, Pillow images, uint8 arrays or tensors, or features (N, D) in floating point.
+            images: A folder, a feature file, one photograph, a list of paths in a file ``.txt`` or ``.lst``, a sequence of paths, Pillow images,
+                uint8 arrays or tensors, or features (N, D) in floating point.
         """
         found = self.predictions(images, zero_shot=False)
         out = np.full((len(found.records), len(self.classes)), np.nan)
@@ -101,6 +144,12 @@ class Classifier:
         known = {record.name: self.classes.index(label) for record, label in zip(seen.records, labels, strict=True)}
         rule = calibrate_on(seen, known, coverage, "labels")
         return sets_of(self.predictions(images, zero_shot=False), self.classes, rule)
+
+
+def _unpack(packed: PackedModel, config: RunConfig, extra: ExtraFiles | None, precision: str, device: str) -> Classifier:
+    """A pickled classifier on the device that it was on, or on the CPU where that is not there."""
+    there = device == "cpu" or (device.startswith("cuda") and torch.cuda.is_available()) or (device == "mps" and torch.backends.mps.is_available())
+    return Classifier(unpack_model(packed, device=device if there else "cpu", precision=precision if there else None), config, extra)
 
 
 def load_run(

@@ -19,7 +19,8 @@ from finelens.core.options import check_types, from_mapping
 from finelens.core.schemas import CONFIG_FILE, FIRST_PREDICTION_COLUMNS, MODEL_CONFIG_FILE, MODEL_DIR, SET_COLUMNS
 from finelens.errors import UserError
 from finelens.feature_store.paths import is_feature_path
-from finelens.images.discover import check_folder, shards_at
+from finelens.images.discover import STANDARD_INPUT, check_folder, shards_at
+from finelens.images.signatures import archive_kind
 from finelens.images.view_config import ViewConfig
 from finelens.methods.auto import AUTO, starting_method
 from finelens.methods.option_types import OPTION_TYPES
@@ -71,7 +72,7 @@ def check_question(question: Question) -> None:
     elif question.calibrate_photos is not None or question.coverage is not None:
         raise UserError("--coverage and --calibrate-photos have an effect with --calibrate only: give labelled photographs, or leave them out")
     check_finished(question.run)
-    check_source(question.photos, strict=question.strict, row_names=question.row_names)
+    check_source(question.photos, strict=question.strict, row_names=question.row_names, files=True)
     check_readable((question.row_names, question.calibrate))
 
 
@@ -152,8 +153,15 @@ def check_finished(run: Path) -> None:
         raise UserError(f"{model} does not exist: the run is not finished (finelens resume) or {run / MODEL_DIR} is not the model of a run")
 
 
-def check_source(photos: Path, *, strict: bool = False, row_names: Path | None = None, logit_scale: float | None = None) -> None:
+def check_source(photos: Path, *, strict: bool = False, row_names: Path | None = None, logit_scale: float | None = None, files: bool = False) -> None:
     """Refuse what holds neither photographs nor features; nothing is listed.
+
+    Args:
+        photos: What the user gave.
+        strict: Whether photographs that decode with complaints get a note.
+        row_names: Text file of row names.
+        logit_scale: What the user says of the features' model.
+        files: Whether one photograph, a list of them or ``-`` will do.
 
     Raises:
         UserError: It is missing, of another kind, or an option has no effect on it.
@@ -165,6 +173,8 @@ def check_source(photos: Path, *, strict: bool = False, row_names: Path | None =
     for name, value in (("--row-names", row_names), ("--logit-scale", logit_scale)):
         if value is not None:
             raise UserError(f"{name} has an effect on feature files only, and {photos} is none; leave it out")
+    if files and (str(photos) == STANDARD_INPUT or (photos.is_file() and archive_kind(photos) is None)):
+        return
     if not shards_at(photos):
         check_folder(photos)
     elif strict:

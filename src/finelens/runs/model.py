@@ -120,16 +120,28 @@ def copy_into(targets: dict[str, Tensor], values: dict[str, Tensor]) -> None:
         tensor.copy_(values[name])
 
 
-def save_model(folder: Path, model: Model) -> None:
-    """Write ``model.json``, ``model.safetensors`` and ``zero_shot.safetensors``; each file atomically, the JSON last."""
-    folder.mkdir(parents=True, exist_ok=True)
+@dataclass(frozen=True)
+class PackedModel:
+    """A model as JSON and tensors: what its folder holds, and what travels to another process.
+
+    Attributes:
+        document: ``model.json`` without the digests of the other files.
+        tensors: ``model.safetensors``.
+        zero_shot: ``zero_shot.safetensors``.
+    """
+
+    document: dict[str, Any]
+    tensors: dict[str, Tensor]
+    zero_shot: dict[str, Tensor]
+
+
+def pack_model(model: Model) -> PackedModel:
+    """JSON and tensors of a model; the tensors share memory with it."""
     backbone = model.engine.backbone
     tensors = {f"backbone.{k}": v for k, v in backbone.image_state().items()} | {f"task.{k}": v for k, v in model.task.prediction_state().items()}
-    save_tensors(folder / MODEL_WEIGHTS_FILE, tensors)
     unadapted = {f"head.{k}": v for k, v in model.zero_shot_heads.items()} | {f"base.{k}": v for k, v in model.base.items()}
     if model.familiarity is not None:
         unadapted |= {"seen.bank": model.familiarity.bank, "seen.levels": model.familiarity.levels}
-    save_tensors(folder / ZERO_SHOT_WEIGHTS_FILE, unadapted)
     document = {
         "format": FORMAT,
         "schema_version": SCHEMA_VERSION,
@@ -140,10 +152,19 @@ def save_model(folder: Path, model: Model) -> None:
         "class_names": list(model.class_names),
         "temperature": model.temperature,
         "backbone": backbone.image_config(),
-        "sha256": {name: file_digest(folder / name) for name in (MODEL_WEIGHTS_FILE, ZERO_SHOT_WEIGHTS_FILE)},
         "extra": [to_plain(encoder) for encoder in model.extra],
     }
-    write_json(folder / MODEL_CONFIG_FILE, document)
+    return PackedModel(document, tensors, unadapted)
+
+
+def save_model(folder: Path, model: Model) -> None:
+    """Write ``model.json``, ``model.safetensors`` and ``zero_shot.safetensors``; each file atomically, the JSON last."""
+    folder.mkdir(parents=True, exist_ok=True)
+    packed = pack_model(model)
+    save_tensors(folder / MODEL_WEIGHTS_FILE, packed.tensors)
+    save_tensors(folder / ZERO_SHOT_WEIGHTS_FILE, packed.zero_shot)
+    digests = {name: file_digest(folder / name) for name in (MODEL_WEIGHTS_FILE, ZERO_SHOT_WEIGHTS_FILE)}
+    write_json(folder / MODEL_CONFIG_FILE, {**packed.document, "sha256": digests})
 
 
 def load_model(folder: Path, *, device: str = "cpu", precision: str | None = None) -> Model:
@@ -169,7 +190,10 @@ def load_model(folder: Path, *, device: str = "cpu", precision: str | None = Non
     if version > SCHEMA_VERSION:
         raise UserError(f"{path}: written by a newer finelens ({document.get('finelens_version')}); upgrade finelens")
     try:
-        return _rebuild(folder, document, device, precision)
+        packed = PackedModel(document, load_tensors(folder / MODEL_WEIGHTS_FILE), load_tensors(folder / ZERO_SHOT_WEIGHTS_FILE))
+        # Models of before have none.
+        _check_digests(folder, document.get("sha256", {}))
+        return unpack_model(packed, device=device, precision=precision)
     except (KeyError, IndexError, RuntimeError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
         raise UserError(f"{folder}: the model's files do not fit together ({error}); run finelens adapt again") from error
 
@@ -180,11 +204,9 @@ def _check_digests(folder: Path, digests: dict[str, str]) -> None:
             raise UserError(f"{folder / name} is not the file that {MODEL_CONFIG_FILE} names (SHA-256 differs); restore it or adapt again")
 
 
-def _rebuild(folder: Path, document: dict[str, Any], device: str, precision: str | None) -> Model:
-    tensors = load_tensors(folder / MODEL_WEIGHTS_FILE)
-    zero_shot = load_tensors(folder / ZERO_SHOT_WEIGHTS_FILE)
-    # Models of before have none.
-    _check_digests(folder, document.get("sha256", {}))
+def unpack_model(packed: PackedModel, *, device: str = "cpu", precision: str | None = None) -> Model:
+    """The model of its JSON and tensors, which are copied; arguments as for :func:`load_model`."""
+    document, tensors, zero_shot = packed.document, packed.tensors, packed.zero_shot
     training = from_mapping(TrainingConfig, document["training"], "training")
     backbone = rebuild_image_tower(document["backbone"], strip_prefix(tensors, "backbone."))
     place = choose_device(device)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import sys
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -26,9 +28,10 @@ from finelens.feature_store.prototypes import Prototypes, check_width, feature_b
 from finelens.feature_store.store import feature_rows
 from finelens.images.complaints import note_complaints
 from finelens.images.decode import DecodeLimits
-from finelens.images.discover import ImageFile, discover, shards_at
+from finelens.images.discover import STANDARD_INPUT, ImageFile, discover, display_name, shards_at
 from finelens.images.load import BATCH, load
 from finelens.images.shards import ShardImages, shard_images
+from finelens.images.signatures import archive_kind
 from finelens.images.store import ImageItems
 from finelens.methods.registry import Method, all_methods
 from finelens.protocol import Backbone, ImageRecord, InferenceViews, Loaded
@@ -39,6 +42,7 @@ from finelens.storage.cache import spill_folder
 
 FROM_PYTHON = "(images from Python)"
 FEATURES_FROM_PYTHON = "(features from Python)"
+LIST_SUFFIXES = (".txt", ".lst")
 
 
 @dataclass(frozen=True)
@@ -186,6 +190,44 @@ def source_at(
     return PhotoSource(str(path), Path(path), strict=strict)
 
 
+def asked_at(path: str | Path, *, strict: bool = False, row_names: str | Path | None = None) -> PhotoSource | FeatureSource:
+    """The door for what a finished run is asked about: as :func:`source_at`, and also one photograph, a list of them, or ``-``.
+
+    Args:
+        path: A folder, a feature file, one photograph, a file ``.txt`` or ``.lst`` of paths, one a line, or ``-`` for such a list on standard input.
+        strict: See :func:`source_at`.
+        row_names: See :func:`source_at`.
+
+    Raises:
+        UserError: An option has no effect on this kind of source, or a list is empty or no text.
+    """
+    source = source_at(path, strict=strict, row_names=row_names)
+    if type(source) is not PhotoSource:
+        return source
+    if str(path) == STANDARD_INPUT:
+        return replace(source, listed=_listed(sys.stdin.buffer.read(), "standard input"))
+    place = Path(path)
+    if not place.is_file() or archive_kind(place) is not None:
+        return source
+    if place.suffix.lower() in LIST_SUFFIXES:
+        return replace(source, listed=_listed(place.read_bytes(), str(path)))
+    return replace(source, listed=(ImageFile(Path(os.path.abspath(place)), display_name(path)),))
+
+
+def _listed(text: bytes, where: str) -> tuple[ImageFile, ...]:
+    """The files of a list; paths are relative to the working directory, as they are for any other command."""
+    try:
+        lines = [line.strip() for line in text.decode("utf-8-sig").splitlines()]
+    except UnicodeDecodeError as error:
+        raise UserError(f"{where}: not a list of paths in UTF-8 (byte {error.start}); write one path a line") from error
+    names = [line for line in lines if line]
+    if not names:
+        raise UserError(f"{where}: no paths; write one path a line")
+    if any("\0" in name for name in names):
+        raise UserError(f"{where}: not a list of paths; write one path a line")
+    return tuple(ImageFile(Path(os.path.abspath(Path(name).expanduser())), display_name(name)) for name in names)
+
+
 def source_of_run(config: RunConfig) -> PhotoSource | FeatureSource:
     """The source that a run's configuration names."""
     return source_at(config.photos, strict=config.strict, row_names=config.row_names_file, logit_scale=config.logit_scale)
@@ -201,6 +243,7 @@ class PhotoSource:
         items: What Python gave.
         strict: Whether files that decode with complaints get a note.
         kept: Names to which the source was narrowed; None for all.
+        listed: The files themselves in the place of a folder, in the order that was asked for.
     """
 
     name: str = FROM_PYTHON
@@ -208,11 +251,12 @@ class PhotoSource:
     items: ImageItems = ()
     strict: bool = False
     kept: Container[str] | None = None
+    listed: tuple[ImageFile, ...] | None = None
 
     @cached_property
     def files(self) -> list[ImageFile]:
-        """The folder's files that may be photographs."""
-        found = [] if self.folder is None else discover(self.folder)
+        """The files that may be photographs."""
+        found = list(self.listed) if self.listed is not None else [] if self.folder is None else discover(self.folder)
         return found if self.kept is None else [file for file in found if file.name in self.kept]
 
     @property
@@ -242,8 +286,9 @@ class PhotoSource:
         return replace(loaded, records=note_complaints(self.files, loaded.records, console)) if self.strict else loaded
 
     def labels(self, labels: str | Path, classes: Sequence[str], left_out: list[str] | None = None) -> dict[str, int]:
-        """By folder or from a file, about whatever lies in the folder."""
-        return read_labels(self.name, labels, classes, left_out=left_out)
+        """By folder or from a file, about whatever lies in the folder or is in the list."""
+        names = None if self.listed is None else [file.name for file in self.listed]
+        return read_labels(self.name, labels, classes, names=names, left_out=left_out)
 
     def only(self, names: Container[str]) -> PhotoSource:
         """The files of those names."""

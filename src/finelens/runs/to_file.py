@@ -23,7 +23,7 @@ from finelens.runs.folder import RunFolder
 from finelens.runs.predict import GROUP, Predictions
 from finelens.runs.sets import calibrate_on, sets_header, sets_of, sets_text
 from finelens.runs.shard import sets_path
-from finelens.runs.sources import Listing, Source, source_at
+from finelens.runs.sources import Listing, Source, asked_at, source_at
 from finelens.storage.files import file_digest, text_bytes
 from finelens.storage.growing import GrowingFiles
 from finelens.storage.predictions import predictions_header, predictions_text, rows_from_logits
@@ -40,7 +40,7 @@ def predict_to_file(question: Question, console: Console) -> Path:
     Raises:
         UserError: Input that cannot be used.
     """
-    source = source_at(question.photos, strict=question.strict, row_names=question.row_names)
+    source = asked_at(question.photos, strict=question.strict, row_names=question.row_names)
     classifier = load_run(
         question.run, device=question.device, extra=question.extra, extra_names=question.extra_names, source_named=question.row_names is not None
     )
