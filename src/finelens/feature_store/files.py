@@ -103,8 +103,9 @@ def read_features(path: Path, names_file: Path | None = None) -> FeatureFile:
         if names_file is not None:
             raise UserError(f"{path} names its rows itself; leave --row-names out")
         return _read_own(path, metadata)
-    matrix = read_matrix(path, _KEYS, "features")
-    scale, bias = stored_scale(path, metadata)
+    tensors = named_tensors(path)
+    matrix = read_matrix(path, tensors, _KEYS, "features")
+    scale, bias = stored_scale(path, tensors, metadata)
     return matrix_file(matrix, _row_names(names_file, len(matrix)), path, scale, bias or 0.0)
 
 
@@ -205,11 +206,21 @@ def _stored_crops(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
     return StoredCrops(path, crops, global_, cls, [row.get(sample_id.partition("-")[0], row[sample_id]) for sample_id in sorted(ids)])
 
 
-def read_matrix(path: Path, keys: Sequence[str], what: str, dims: tuple[int, ...] = (2,)) -> Tensor:
+def named_tensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of a ``.safetensors`` file; none of a ``.npy`` file, whose one array has no name.
+
+    Raises:
+        UserError: The file cannot be read.
+    """
+    return {} if path.suffix.lower() == ".npy" else load_tensors(path)
+
+
+def read_matrix(path: Path, tensors: dict[str, Tensor], keys: Sequence[str], what: str, dims: tuple[int, ...] = (2,)) -> Tensor:
     """A matrix (N, D) of finite float32 numbers.
 
     Args:
         path: ``.npy``, or ``.safetensors`` with one of the keys or with one matrix only.
+        tensors: What :func:`named_tensors` gives for it.
         keys: Names to look for, in this order.
         what: What the rows are, for messages.
         dims: Numbers of dimensions that are allowed.
@@ -217,7 +228,7 @@ def read_matrix(path: Path, keys: Sequence[str], what: str, dims: tuple[int, ...
     Raises:
         UserError: The file is missing, of another kind, or holds no such matrix.
     """
-    value = _array(path) if path.suffix.lower() == ".npy" else _tensor(path, load_tensors(path), keys, what)
+    value = _array(path) if path.suffix.lower() == ".npy" else _tensor(path, tensors, keys, what)
     return check_matrix(value, path, what, dims)
 
 
@@ -283,9 +294,8 @@ def metadata_number(metadata: dict[str, Any], name: str, path: Path) -> float | 
     return value
 
 
-def stored_scale(path: Path, metadata: dict[str, Any]) -> tuple[float | None, float | None]:
+def stored_scale(path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> tuple[float | None, float | None]:
     """The logit scale and bias of a file, from its header or from tensors of that name that hold one number; None where it has none."""
-    tensors = {} if path.suffix.lower() == ".npy" else load_tensors(path)
     names = ("logit_scale", "logit_bias")
     single = {name: tensors[name].item() for name in names if name in tensors and tensors[name].numel() == 1}
     scale, bias = (metadata_number(single | metadata, name, path) for name in names)

@@ -26,13 +26,13 @@ from finelens.feature_store.files import (
     FeatureFile,
     check_matrix,
     feature_metadata,
+    named_tensors,
     quantised,
     read_matrix,
     stored_scale,
 )
 from finelens.feature_store.paths import SUFFIXES
 from finelens.protocol import ClassSet
-from finelens.storage.tensors import load_tensors
 
 DEFAULT_SCALE = 100.0
 # Below this a scale is likelier the logarithm in which models keep it than one that a model has learned.
@@ -88,7 +88,7 @@ def read_prototypes(path: Path, class_names: Sequence[str]) -> Prototypes:
         raise UserError(f"prototypes file {path}: prototypes are read from .npy and .safetensors files; save them as one of these")
     names = check_names(class_names)
     metadata = feature_metadata(path)
-    tensors = {} if path.suffix.lower() == ".npy" else load_tensors(path)
+    tensors = named_tensors(path)
     if metadata.get("format") == FORMAT and "prototypes" not in tensors:
         raise UserError(f"{path} holds no prototypes; write it again with finelens features ... --classes FILE, or give another --prototypes")
     if "classes" in metadata and json.loads(metadata["classes"]) != names:
@@ -96,7 +96,7 @@ def read_prototypes(path: Path, class_names: Sequence[str]) -> Prototypes:
             f"{path}: its prototypes are of other classes, or in another order, than the class file; give the class file they were made with"
         )
     own = check_matrix(tensors["descriptions"], path, "descriptions") if "descriptions" in tensors else None
-    scale, bias = stored_scale(path, metadata)
+    scale, bias = stored_scale(path, tensors, metadata)
     return _prototypes(path, names, _groups(path, tensors, len(names)), _sentences(path, tensors, len(names)), own, scale, bias)
 
 
@@ -151,7 +151,7 @@ def _groups(path: Path, tensors: dict[str, Tensor], count: int) -> list[Tensor]:
     found = next((tensors[key] for key in _KEYS if key in tensors), None)
     if found is None and "sentences" in tensors:
         return _sentences(path, tensors, count) or []
-    value = read_matrix(path, _KEYS, "prototypes", (2, 3)) if found is None else check_matrix(found, path, "prototypes", (2, 3))
+    value = read_matrix(path, tensors, _KEYS, "prototypes", (2, 3)) if found is None else check_matrix(found, path, "prototypes", (2, 3))
     return _directions(value)
 
 

@@ -16,10 +16,9 @@ from finelens.classes.heads import ClassHeads, pad_descriptions, present_texts
 from finelens.classes.phrases import as_clause
 from finelens.core.options import require
 from finelens.engine.engine import Engine
-from finelens.methods.parts.frozen import FrozenTask
+from finelens.methods.parts.frozen import WrittenTask
 from finelens.protocol import ClassSet
 from finelens.training.config import TrainingConfig
-from finelens.training.state import resize_on_load
 
 Weighting = Literal["uniform", "cosine", "softmax"]
 
@@ -57,7 +56,7 @@ def build(engine: Engine, heads: ClassHeads, config: DescriptionsConfig, trainin
     return task
 
 
-class Descriptions(FrozenTask):
+class Descriptions(WrittenTask):
     """Scores an image against every description of every class.
 
     Attributes:
@@ -65,14 +64,10 @@ class Descriptions(FrozenTask):
         weights: Weights of the texts, rows sum to 1, zero for padding, (C, T).
     """
 
-    def __init__(self, engine: Engine, config: DescriptionsConfig) -> None:
-        super().__init__(engine)
-        self.config = config
-        self.texts: Tensor
-        self.weights: Tensor
-        self.register_buffer("texts", torch.empty(0, device=engine.device))
-        self.register_buffer("weights", torch.empty(0, device=engine.device))
-        resize_on_load(self, "texts", "weights")
+    written = ("texts", "weights")
+    config: DescriptionsConfig
+    texts: Tensor
+    weights: Tensor
 
     def write(self, heads: ClassHeads) -> None:
         """Encode the texts of the classes."""

@@ -7,74 +7,57 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from finelens.classes.heads import ClassHeads
 from finelens.core.options import require
-from finelens.engine.engine import Engine
 from finelens.methods.parts.frozen import cosine_logits
-from finelens.methods.parts.views import ViewTask
-from finelens.protocol import InferenceViews
-from finelens.training.config import TrainingConfig
+from finelens.methods.parts.views import CropOptions, CropTask
 
 # A fixed number, so that an answer does not depend on the other images of its batch; both alternations have long settled by then.
 ROUNDS, SCORE_ROUNDS = 10, 10
 
 
 @dataclass(frozen=True)
-class MtaConfig:
-    """Options of the method (``--set method.key=value``).
+class MtaConfig(CropOptions):
+    """Options of the method (``--set method.key=value``), besides those of :class:`~finelens.methods.parts.views.CropOptions`.
 
     Attributes:
-        head: Text prototypes: the ensemble of ``templates``, or the mean of each class's ``descriptions``.
-        views: Views of an image, the centre view among them.
         agreement: Weight of the agreement between the views' posteriors in the inlierness scores.
         entropy: Weight of the entropy of the inlierness scores; larger is more even.
         neighbours: Share of the other views that sets the bandwidth of each.
-        smallest: Smallest area of a view as a share of the image.
     """
 
-    head: Literal["templates", "descriptions"] = "templates"
-    views: int = 64
     agreement: float = 4.0
     entropy: float = 0.2
     neighbours: float = 0.3
-    smallest: float = 0.08
 
     def __post_init__(self) -> None:
-        require(self.views >= 2, "method.views", "at least 2", self.views)
+        super().__post_init__()
         require(0 <= self.agreement < math.inf, "method.agreement", "at least 0 and finite", self.agreement)
         require(0 < self.entropy < math.inf, "method.entropy", "above 0 and finite", self.entropy)
         require(0 < self.neighbours <= 1, "method.neighbours", "over 0 and at most 1", self.neighbours)
-        require(0 < self.smallest <= 1, "method.smallest", "over 0 and at most 1", self.smallest)
 
 
 CONFIG = MtaConfig
 
 
-def build(engine: Engine, heads: ClassHeads, config: MtaConfig, training: TrainingConfig, seed: int) -> Mta:
-    """The task of this method; arguments are those of :class:`finelens.methods.registry.Method`."""
-    return Mta(engine, getattr(heads, config.head), config)
-
-
-class Mta(ViewTask):
+class Mta(CropTask):
     """Scores the mode of an image's views."""
 
-    def __init__(self, engine: Engine, head: Tensor, config: MtaConfig) -> None:
-        super().__init__(engine, head, InferenceViews(config.views - 1, "resized", config.smallest, 1.0))
-        self.config = config
+    config: MtaConfig
 
-    def answer(self, centre: Tensor, views: Tensor) -> Tensor:
+    def answer_all(self, features: Tensor) -> Tensor:
         """``s <mode, w_c> + b``."""
-        features = torch.cat([centre[:, None], views], dim=1)  # (B, N, E)
         posteriors = cosine_logits(self.engine, features, self.head).softmax(-1)  # (B, N, C)
         config = self.config
         mode, _ = find_mode(features, posteriors, agreement=config.agreement, entropy=config.entropy, neighbours=config.neighbours)
         return cosine_logits(self.engine, mode, self.head)
+
+
+build = Mta.build
 
 
 def bandwidths(features: Tensor, neighbours: float) -> Tensor:

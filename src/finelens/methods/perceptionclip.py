@@ -22,10 +22,9 @@ from finelens.classes.text_files import quote, read_user_json
 from finelens.core.options import require
 from finelens.engine.engine import Engine
 from finelens.errors import UserError
-from finelens.methods.parts.frozen import FrozenTask
+from finelens.methods.parts.frozen import WrittenTask
 from finelens.protocol import Backbone
 from finelens.training.config import TrainingConfig
-from finelens.training.state import resize_on_load
 
 Factors = Mapping[str, Mapping[str, Sequence[str]]]
 
@@ -73,7 +72,7 @@ def build(engine: Engine, heads: ClassHeads, config: PerceptionClipConfig, train
     return task
 
 
-class PerceptionClip(FrozenTask):
+class PerceptionClip(WrittenTask):
     """Infers how a photograph was taken and classifies under each such context.
 
     Attributes:
@@ -81,14 +80,10 @@ class PerceptionClip(FrozenTask):
         generic: Unit-norm features of the generic noun in each context, (Z, E).
     """
 
-    def __init__(self, engine: Engine, config: PerceptionClipConfig) -> None:
-        super().__init__(engine)
-        self.config = config
-        self.head: Tensor
-        self.generic: Tensor
-        self.register_buffer("head", torch.empty(0, device=engine.device))
-        self.register_buffer("generic", torch.empty(0, device=engine.device))
-        resize_on_load(self, "head", "generic")
+    written = ("head", "generic")
+    config: PerceptionClipConfig
+    head: Tensor
+    generic: Tensor
 
     @torch.no_grad()
     def write(self, names: Sequence[str]) -> None:

@@ -3,62 +3,45 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from finelens.classes.heads import ClassHeads
 from finelens.core.options import require
-from finelens.engine.engine import Engine
 from finelens.methods.parts.frozen import cosine_logits
-from finelens.methods.parts.views import ViewTask
-from finelens.protocol import InferenceViews
-from finelens.training.config import TrainingConfig
+from finelens.methods.parts.views import CropOptions, CropTask
 
 
 @dataclass(frozen=True)
-class ZeroConfig:
-    """Options of the method (``--set method.key=value``).
+class ZeroConfig(CropOptions):
+    """Options of the method (``--set method.key=value``), besides those of :class:`~finelens.methods.parts.views.CropOptions`.
 
     Attributes:
-        head: Text prototypes: the ensemble of ``templates``, or the mean of each class's ``descriptions``.
-        views: Views that vote, the centre view among them.
         keep: Share of the views, the most confident ones, whose votes count.
-        smallest: Smallest area of a view as a share of the image.
     """
 
-    head: Literal["templates", "descriptions"] = "templates"
-    views: int = 64
     keep: float = 0.3
-    smallest: float = 0.08
 
     def __post_init__(self) -> None:
-        require(self.views >= 2, "method.views", "at least 2", self.views)
+        super().__post_init__()
         require(0 < self.keep <= 1, "method.keep", "over 0 and at most 1", self.keep)
-        require(0 < self.smallest <= 1, "method.smallest", "over 0 and at most 1", self.smallest)
 
 
 CONFIG = ZeroConfig
 
 
-def build(engine: Engine, heads: ClassHeads, config: ZeroConfig, training: TrainingConfig, seed: int) -> Zero:
-    """The task of this method; arguments are those of :class:`finelens.methods.registry.Method`."""
-    return Zero(engine, getattr(heads, config.head), config)
-
-
-class Zero(ViewTask):
+class Zero(CropTask):
     """Lets the most confident views vote with temperature zero."""
 
-    def __init__(self, engine: Engine, head: Tensor, config: ZeroConfig) -> None:
-        super().__init__(engine, head, InferenceViews(config.views - 1, "resized", config.smallest, 1.0))
-        self.config = config
+    config: ZeroConfig
 
-    def answer(self, centre: Tensor, views: Tensor) -> Tensor:
+    def answer_all(self, features: Tensor) -> Tensor:
         """Logs of the vote shares, see :func:`vote`."""
-        features = torch.cat([centre[:, None], views], dim=1)  # (B, N, E)
         return vote(cosine_logits(self.engine, features, self.head), max(1, int(self.config.keep * features.shape[1])))
+
+
+build = Zero.build
 
 
 def vote(logits: Tensor, keep: int) -> Tensor:

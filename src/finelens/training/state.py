@@ -22,6 +22,13 @@ def resize_on_load(module: nn.Module, *names: str) -> None:
     module.register_load_state_dict_pre_hook(_Resize(names))
 
 
+def late_buffers(module: nn.Module, *names: str, device: torch.device) -> None:
+    """Give a module empty buffers that are filled later, or by ``load_state_dict`` in whatever shape was saved."""
+    for name in names:
+        module.register_buffer(name, torch.empty(0, device=device))
+    resize_on_load(module, *names)
+
+
 @dataclass(frozen=True)
 class _Resize:
     """The hook; an object rather than a closure, so that modules can be pickled by those who must."""

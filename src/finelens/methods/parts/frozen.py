@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from finelens.engine.engine import Engine
 from finelens.protocol import Batch, Cost, StepOutput, TargetFeatures, Task, ViewPlan
+from finelens.training.state import late_buffers
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,25 @@ class HeadTask(FrozenTask):
     def predict_logits(self, images: Tensor) -> dict[str, Tensor]:
         """Scaled cosines of the global feature."""
         return {"logits": cosine_logits(self.engine, self.engine.encode_frozen(images).global_, self.head)}
+
+
+class WrittenTask(FrozenTask):
+    """Keeps what its texts became in buffers; a loaded model brings them, whatever their shape.
+
+    Args:
+        engine: Runs the backbone.
+        config: Options.
+
+    Attributes:
+        written: Names of the buffers.
+    """
+
+    written: ClassVar[tuple[str, ...]]
+
+    def __init__(self, engine: Engine, config: Any) -> None:
+        super().__init__(engine)
+        self.config = config
+        late_buffers(self, *self.written, device=engine.device)
 
 
 def cosine_logits(engine: Engine, features: Tensor, head: Tensor) -> Tensor:

@@ -49,30 +49,31 @@ class HintMemory(nn.Module):
         hinted = self.index[place] == index
         return hinted, self.label[place[hinted]]
 
+    def _found(self, index: Tensor) -> tuple[Tensor, Tensor] | None:
+        """What :meth:`find` gives; None for a batch without a hint."""
+        if not len(self.index):
+            return None
+        hinted, labels = self.find(index)
+        return (hinted, labels) if hinted.any() else None
+
     def clamp(self, index: Tensor, posterior: Tensor) -> Tensor:
         """Posteriors (B, C) with one-hot rows where there is a hint."""
-        if not len(self.index):
+        if (found := self._found(index)) is None:
             return posterior
-        hinted, labels = self.find(index)
-        if not hinted.any():
-            return posterior
+        hinted, labels = found
         return posterior.index_put((hinted,), F.one_hot(labels, posterior.shape[1]).to(posterior))
 
     def clamp_cosines(self, index: Tensor, scores: Tensor) -> Tensor:
         """Scores (B, C) in cosine range: 1 for the hinted class, -1 for the others."""
-        if not len(self.index):
+        if (found := self._found(index)) is None:
             return scores
-        hinted, labels = self.find(index)
-        if not hinted.any():
-            return scores
+        hinted, labels = found
         return scores.index_put((hinted,), 2 * F.one_hot(labels, scores.shape[1]).to(scores) - 1)
 
     def apply_to(self, index: Tensor, pseudo: PseudoLabels) -> PseudoLabels:
         """Pseudo-labels with hinted images labelled, certain and fully counted."""
-        if not len(self.index):
+        if (found := self._found(index)) is None:
             return pseudo
-        hinted, labels = self.find(index)
-        if not hinted.any():
-            return pseudo
+        hinted, labels = found
         weights = pseudo.weights.masked_fill(hinted, 1.0)
         return PseudoLabels(pseudo.labels.index_put((hinted,), labels), weights, self.clamp(index, pseudo.posterior))
