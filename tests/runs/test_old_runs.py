@@ -6,15 +6,17 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import runpy
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -59,9 +61,9 @@ def rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def assert_same_predictions(found: Path, expected: Path, tolerance: float) -> None:
-    """The same rows; probabilities differ in their last digits from one processor to another."""
-    left, right = rows(found), rows(expected)
+def assert_same_predictions(found: Path, expected: Path, tolerance: float, but: Collection[int] = ()) -> None:
+    """The same rows, ``but`` for some; probabilities differ in their last digits from one processor to another."""
+    left, right = ([row for i, row in enumerate(rows(file)) if i not in but] for file in (found, expected))
     assert [{name: row[name] for name in EXACT} for row in left] == [{name: row[name] for name in EXACT} for row in right]
     for a, b in zip(left, right, strict=True):
         # All four classes are among the five best.
@@ -79,14 +81,37 @@ def events(run: Path) -> list[dict]:
     return [json.loads(line) for line in (run / "events.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
-def test_a_finished_run_gives_the_answers_that_it_gave(old, tmp_path):
+def by_rounding(monkeypatch, answer: Callable[[], np.ndarray]) -> np.ndarray:
+    """Probabilities (R, N, C) for eigenvectors of either sign and with other last digits."""
+    solve, found = torch.linalg.eigh, []
+    for sign, seed in itertools.product((1, -1), range(4)):
+
+        def rounded(matrix: torch.Tensor, sign: int = sign, seed: int = seed) -> tuple[torch.Tensor, torch.Tensor]:
+            values, vectors = solve(matrix)
+            noise = torch.randn(vectors.shape, generator=torch.Generator().manual_seed(seed), dtype=vectors.dtype)
+            return values, sign * vectors + 1e-12 * noise
+
+        with monkeypatch.context() as patch:
+            patch.setattr(torch.linalg, "eigh", rounded)
+            found.append(answer())
+    return np.stack(found)
+
+
+def test_a_finished_run_gives_the_answers_that_it_gave(old, tmp_path, monkeypatch):
     classifier = finelens.load(old / "finished")
     assert classifier.classes == CLASSES
     # Not from the table, whose numbers are rounded.
-    np.testing.assert_allclose(classifier.predict_proba(old / "photos"), np.load(old / "expected" / "probabilities.npy"), rtol=0, atol=1e-6)
-    assert classifier.predict(old / "photos") == [row["class"] for row in rows(old / "expected" / "predict.csv")]
+    expected = np.load(old / "expected" / "probabilities.npy")
+    found = by_rounding(monkeypatch, lambda: classifier.predict_proba(old / "photos"))
+    # Files of before leave it to the solver's rounding which side of a cut is salient where all patches tie; those of one picture do.
+    (tie,) = np.flatnonzero(np.ptp(found, axis=0).max(axis=1) > 1e-6)
+    assert (np.abs(found - expected).max(axis=2).min(axis=0) <= 1e-6).all()
+    settled = np.arange(len(expected)) != tie
+    np.testing.assert_allclose(classifier.predict_proba(old / "photos")[settled], expected[settled], rtol=0, atol=1e-6)
+    answers = [row["class"] for row in rows(old / "expected" / "predict.csv")]
+    assert [pair for pair in zip(classifier.predict(old / "photos"), answers, settled, strict=True) if pair[2] and pair[0] != pair[1]] == []
     finelens.predict(old / "finished", old / "photos", tmp_path / "new.csv")
-    assert_same_predictions(tmp_path / "new.csv", old / "expected" / "predict.csv", 2e-6)
+    assert_same_predictions(tmp_path / "new.csv", old / "expected" / "predict.csv", 2e-6, but={tie})
 
 
 @pytest.mark.parametrize("name", ["finished", "solved"])
