@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -14,6 +12,7 @@ import pytest
 from PIL import Image
 
 from finelens.cli import _graceful_stop, main
+from tests.children import Child
 from tests.toy import digest, events, picture
 
 EPOCHS = 3
@@ -41,12 +40,9 @@ def arguments(world: Path, out: Path) -> list[str]:
     return list(map(str, given))
 
 
-def start(world: Path, out: Path) -> subprocess.Popen[str]:
+def start(world: Path, out: Path) -> Child:
     """A run that stands still in its second epoch."""
-    command = [sys.executable, HELD, str(STEP), held_file(out), *arguments(world, out)]
-    # As many threads as the tests have, or the bits would differ.
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    process = Child([HELD, STEP, held_file(out), *arguments(world, out)])
     wait_until_held(out, process)
     return process
 
@@ -62,7 +58,7 @@ def finished_epochs(out: Path) -> int:
         return 0
 
 
-def wait_until_held(out: Path, process: subprocess.Popen[str]) -> None:
+def wait_until_held(out: Path, process: Child | subprocess.Popen[str]) -> None:
     """Until the run has finished an epoch and stands still."""
     deadline = time.monotonic() + PATIENCE
     while not (held_file(out).exists() and finished_epochs(out) >= 1):

@@ -15,6 +15,7 @@ import pytest
 from finelens import cli
 from finelens.storage.predictions import read_predictions
 from finelens.training import loop
+from tests.children import Child
 from tests.cli.test_interrupt import HELD, PATIENCE, finished_epochs, held_file, wait_until_held
 from tests.engine import shared_work
 from tests.toy import events, write_noise
@@ -25,7 +26,7 @@ STEP = 5
 FLOAT32 = ("--set", "training.precision=float32", "--set", "training.lr=0.0001")
 OPTIONS = ("--method", "microclip", *FLOAT32, "--set", f"training.epochs={EPOCHS}", "--set", "training.batch_size=7", "--set", "method.crops=2")
 
-Process = subprocess.Popen[str]
+Process = Child | subprocess.Popen[str]
 
 
 @pytest.fixture
@@ -43,7 +44,7 @@ def arguments(world: Path, out: Path) -> list[str]:
     return [*map(str, given), *OPTIONS]
 
 
-def start(*commands: list[str]) -> list[Process]:
+def start(*commands: list[str]) -> list[Child]:
     return shared_work.start(*(["-m", "finelens", *command] for command in commands))
 
 

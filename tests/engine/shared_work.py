@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import os
 import socket
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from open_clip.tokenizer import SimpleTokenizer
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -28,8 +26,9 @@ from finelens.runs.predict import predict_store
 from finelens.training.checkpoint import named_trainable
 from finelens.training.loop import Hooks
 from finelens.training.schedule import build_optimizer
+from tests.children import Child
 from tests.methods.tiny import random_batch, random_heads, tiny_engine
-from tests.toy import CLASSES, QUIET, TRAINING, hints_for, options_for, pictures, prepare_toy, shared_tokenizer
+from tests.toy import CLASSES, QUIET, TRAINING, hints_for, options_for, pictures, prepare_toy
 from tests.training.tasks import make_engine
 
 # 24 images in batches of 7, 7, 7 and 3: shares of 3 and 4, and of 1 and 2.
@@ -54,11 +53,10 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def start(*commands: list[Any]) -> list[subprocess.Popen[str]]:
+def start(*commands: list[Any]) -> list[Child]:
     """Processes that are to meet, each with the arguments of its own for Python."""
     port, count = free_port(), len(commands)
-    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return [subprocess.Popen([sys.executable, *map(str, c)], env=environment(rank, count, port), **pipes) for rank, c in enumerate(commands)]
+    return [Child(command, environment(rank, count, port)) for rank, command in enumerate(commands)]
 
 
 def train(method: str, backbone: Path, processes: Processes) -> dict[str, Tensor]:
@@ -140,7 +138,6 @@ def collectives(processes: Processes) -> dict[str, Tensor]:
 
 def main(out: Path, backbone: Path, small: Path) -> None:
     torch.set_num_threads(1)
-    SimpleTokenizer.__init__ = shared_tokenizer()
     processes = join("cpu")
     assert processes != ALONE
     processes.check_same({"options": "equal"})

@@ -6,8 +6,6 @@ import errno
 import json
 import os
 import signal
-import subprocess
-import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -23,6 +21,7 @@ from finelens.storage import cache
 from finelens.storage.files import write_json
 from finelens.storage.tensors import load_tensors
 from finelens.training.loop import Interrupted
+from tests.children import Child
 from tests.toy import QUIET, digest, events, quick, stop_after
 
 RESULTS = ("model/model.safetensors", "model/zero_shot.safetensors", "predictions.csv")
@@ -110,9 +109,8 @@ def test_many_writers_of_one_cache_entry(tmp_path):
         "    got = cached_tensors(['k', str(i)], lambda: {'a': torch.full((1000,), float(i))})\n"
         "    assert (got['a'] == i).all()\n"
     )
-    environment = {**os.environ, cache.ENVIRONMENT_VARIABLE: str(tmp_path)}
-    processes = [subprocess.Popen([sys.executable, "-c", code], env=environment, stderr=subprocess.PIPE) for _ in range(2)]
-    assert [(p.communicate(timeout=120)[1], p.returncode) for p in processes] == [(b"", 0)] * 2
+    processes = [Child(["-c", code], {**os.environ, cache.ENVIRONMENT_VARIABLE: str(tmp_path)}) for _ in range(2)]
+    assert [(p.communicate(timeout=120).err, p.returncode) for p in processes] == [("", 0)] * 2
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert len(files) == 20
     assert all(load_tensors(path) for path in files)
@@ -144,10 +142,9 @@ api.adapt(photos, classes, out, method="dpa", backbone="local:" + backbone, opti
 def test_killed_while_the_checkpoint_is_written(adapt, photos, classes, tiny_vit, tmp_path):
     """The process dies before the rename of its second checkpoint: the first is whole, and the run goes on from it."""
     out = tmp_path / "killed"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-    command = [sys.executable, "-c", KILLED_IN_THE_SECOND_CHECKPOINT, *map(str, (photos, classes, tiny_vit, out))]
-    process = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
-    assert process.returncode == -signal.SIGKILL, process.stderr
+    process = Child(["-c", KILLED_IN_THE_SECOND_CHECKPOINT, photos, classes, tiny_vit, out])
+    said = process.communicate(timeout=300).err
+    assert process.returncode == -signal.SIGKILL, said
     assert load_tensors(out / "checkpoint" / "last.safetensors")
     assert len(list(out.rglob("*.tmp"))) == 1
     adapt(tmp_path / "whole")

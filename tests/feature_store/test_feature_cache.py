@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -19,6 +17,7 @@ from finelens.feature_store.crops import Crops
 from finelens.feature_store.encoder import FeatureEncoder
 from finelens.protocol import TargetFeatures
 from finelens.storage.cache import cache_folder
+from tests.children import Child
 from tests.methods.tiny import Pictures, tiny_engine
 from tests.toy import QUIET, forwards, options_for
 
@@ -288,20 +287,21 @@ FeatureEncoder(engine, 448).centre(Pictures(100), QUIET, "x")
 """
 
 
-def _writer(*arguments: object) -> subprocess.Popen:
-    return subprocess.Popen([sys.executable, "-c", WRITER, *map(str, arguments)], stdout=subprocess.PIPE, cwd=Path(__file__).parents[2])
+def _writer(*arguments: object) -> Child:
+    return Child(["-c", WRITER, *arguments])
 
 
 def test_two_writers_and_a_killed_one(tiny_vit):
     killed = _writer(tiny_vit, "slow")
-    assert killed.stdout is not None
-    assert killed.stdout.readline() == b"ready\n"
+    while "ready" not in killed.said().out:
+        assert killed.poll() is None, killed.said().err
+        time.sleep(0.02)
     killed.kill()
-    killed.wait()
+    killed.communicate()
     engine, pictures = tiny_engine(tiny_vit), Pictures(100)
     assert len(list(FeatureCache([*encoder(engine).key, "centre"]).read(pictures.ids))) == 64
     writers = [_writer(tiny_vit) for _ in range(2)]
-    assert [writer.wait() for writer in writers] == [0, 0]
+    assert [(writer.communicate().err, writer.returncode) for writer in writers] == [("", 0)] * 2
     together = encoder(engine).centre(pictures, QUIET, "x")
     assert engine.no_grad_forwards == 0
     _forget()

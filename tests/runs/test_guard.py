@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
-import sys
 from dataclasses import fields, replace
 
 import pytest
@@ -39,6 +37,7 @@ from finelens.storage.predictions import read_predictions
 from finelens.training.config import TrainingConfig
 from finelens.training.loop import Hooks, Interrupted
 from tests.bench.world import make_context, row, write_set
+from tests.children import Child
 from tests.toy import (
     CLASSES,
     QUIET,
@@ -249,18 +248,17 @@ def command(noise, tmp_path_factory, tiny_vit):
     words = ["adapt", str(noise), "--classes", str(names), "--method", "microclip", "--backbone", f"local:{tiny_vit}", "--set", "training.epochs=1"]
 
     def run(out: str, *more: str):
-        return folder / out, subprocess.run(
-            [sys.executable, "-m", "finelens", *words, "--out", str(folder / out), *more], capture_output=True, text=True, check=False
-        )
+        process = Child(["-m", "finelens", *words, "--out", folder / out, *more])
+        return folder / out, process.communicate().err, process.returncode
 
     return run
 
 
 @pytest.fixture(scope="module")
 def kept(command):
-    folder, done = command("kept")
-    assert done.returncode == 0, done.stderr
-    return folder, done.stderr
+    folder, said, code = command("kept")
+    assert code == 0, said
+    return folder, said
 
 
 def test_a_run_says_so_and_ends_with_the_answers_of_zero_shot(kept):
@@ -304,9 +302,9 @@ def test_such_a_run_predicts_explains_and_is_finished(kept, noise, tmp_path, cap
 
 
 def test_it_trains_when_told_to(command):
-    folder, done = command("trained", "--set", "training.guard=off", "--set", "method.crops=1")
-    assert done.returncode == 0, done.stderr
-    assert "nothing is trained" not in done.stderr
+    folder, said, code = command("trained", "--set", "training.guard=off", "--set", "method.crops=1")
+    assert code == 0, said
+    assert "nothing is trained" not in said
     assert forwards(folder)[1] == 52
     # What comes of it is not believed either.
     assert "nothing was trained" not in (folder / "report.html").read_text(encoding="utf-8").lower()
