@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 from hypothesis import settings
 from open_clip.tokenizer import SimpleTokenizer
 
-from finelens.storage.cache import ENVIRONMENT_VARIABLE, cache_folder
+from finelens.backbones.embedded import IMAGENET_CAPTION, EmbeddedBackbone
+from finelens.backbones.minilm import IDENTITY
+from finelens.storage.cache import ENVIRONMENT_VARIABLE, cache_folder, cached_tensors
 from tests.backbones.checkpoints import write_tiny_resnet, write_tiny_vit
 from tests.toy import shared_tokenizer, write_classes, write_photos
 
@@ -29,11 +33,41 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+def shared_folder(factory: pytest.TempPathFactory) -> Path:
+    """A folder that all processes of one test run have in common, with pytest-xdist and without."""
+    base = factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared"
+    (folder / "tensors").mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def own_cache(factory: pytest.TempPathFactory) -> str:
+    """A cache with features of its own, and the texts that any process of the test run has encoded: their names say all that they depend on."""
+    folder = factory.mktemp("cache")
+    (folder / "tensors").symlink_to(shared_folder(factory) / "tensors", target_is_directory=True)
+    return str(folder)
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _own_cache(tmp_path_factory) -> Iterator[None]:
     """Nothing is read from or written to the cache of the person who runs the tests."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(ENVIRONMENT_VARIABLE, str(tmp_path_factory.mktemp("cache")))
+        patch.setenv(ENVIRONMENT_VARIABLE, own_cache(tmp_path_factory))
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _texts_of_imagenet_once(tmp_path_factory) -> Iterator[None]:
+    """The embedded backbone encodes 2000 texts when it is new, which takes as long as many tests: one process of the test run does it, once."""
+    folder, encode = shared_folder(tmp_path_factory), EmbeddedBackbone._encode_imagenet
+
+    def once(self: EmbeddedBackbone) -> torch.Tensor:
+        with FileLock(folder / "lock"), pytest.MonkeyPatch.context() as patch:
+            patch.setenv(ENVIRONMENT_VARIABLE, str(folder))
+            return cached_tensors(["texts of ImageNet", *IDENTITY, IMAGENET_CAPTION], lambda: {"texts": encode(self)})["texts"]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(EmbeddedBackbone, "_encode_imagenet", once)
         yield
 
 

@@ -6,12 +6,13 @@ import pytest
 
 from finelens.bench.rows.context import Context
 from tests.bench.world import make_context, write_set
+from tests.conftest import own_cache
 
 
 @pytest.fixture(scope="package", autouse=True)
 def _own_cache(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("FINELENS_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("FINELENS_CACHE", own_cache(tmp_path_factory))
         yield
 
 
