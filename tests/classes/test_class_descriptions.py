@@ -206,10 +206,10 @@ def test_ten_thousand_classes_align_fast():
     names = [f"Species {i}" for i in range(10_000)]
     entries = {name.lower().replace(" ", "_"): ["first", "second", "first"] for name in reversed(names[500:])}
     entries.update({f"unknown {i}": ["x"] for i in range(500)})
-    start = time.perf_counter()
+    start = time.process_time()
     aligned, report = align(names, load_descriptions(entries), count_tokens=words, context_length=77)
     report.lines()
-    assert time.perf_counter() - start < 6
+    assert time.process_time() - start < 6
     assert len(report.missing) == 500
     assert len(report.extra) == 500
     assert report.duplicate[names[-1]] == 1

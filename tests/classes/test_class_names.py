@@ -241,8 +241,8 @@ def test_folder_name_that_is_not_utf8_is_named_printably(tmp_path):
 def test_ten_thousand_names_are_read_in_a_blink(tmp_path):
     names = [f"Spezies_{i} größe" for i in range(10_000)]
     path = write(tmp_path / "c.txt", "\n".join(names))
-    start = time.perf_counter()
+    start = time.process_time()
     assert read_class_file(path) == names
     assert name_warnings(names) == []
     assert len(match([name.upper() for name in names], names)) == 10_000
-    assert time.perf_counter() - start < 3
+    assert time.process_time() - start < 3

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
+from functools import cache
 
 import numpy as np
 import pytest
@@ -26,9 +27,15 @@ else:
     COMPRESSIONS |= CODECS
 
 
+@cache
+def three_pictures() -> np.ndarray:
+    """(H, W, 9) uint8."""
+    return np.concatenate([picture(seed) for seed in range(3)], axis=2)
+
+
 def content(bands: int) -> np.ndarray:
     """(H, W, S) uint8 over the whole scale, so that every way to choose the scale comes to the same."""
-    values = np.concatenate([picture(seed) for seed in range(3)], axis=2)[:, :, :bands].copy()
+    values = three_pictures()[:, :, :bands].copy()
     values[0, :8], values[1, :8] = 0, 255
     return values
 
