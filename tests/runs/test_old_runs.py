@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import csv
-import itertools
 import json
 import runpy
 import shutil
@@ -17,14 +16,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 
 import finelens
 
 DATA = Path(__file__).resolve().parents[1] / "data" / "run_of_3a1909f"
 ROOT = "@ROOT@"
 CLASSES = ["red stripe", "green check", "blue disc", "yellow ramp"]
+# Files of before leave patches that lie at the mean of a cut to the solver's rounding. One picture has eight such; these patches were above it when its
+# answer was stored, and on other processors others are.
+TIED, SALIENT = "red stripe/1.png", (3, 4, 6, 7, 11, 15)
 EXACT = ("path", "class", "zero_shot_class", "status", "reason")
 
 
@@ -81,37 +85,33 @@ def events(run: Path) -> list[dict]:
     return [json.loads(line) for line in (run / "events.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
-def by_rounding(monkeypatch, answer: Callable[[], np.ndarray]) -> np.ndarray:
-    """Probabilities (R, N, C) for eigenvectors of either sign and with other last digits."""
-    solve, found = torch.linalg.eigh, []
-    for sign, seed in itertools.product((1, -1), range(4)):
-
-        def rounded(matrix: torch.Tensor, sign: int = sign, seed: int = seed) -> tuple[torch.Tensor, torch.Tensor]:
-            values, vectors = solve(matrix)
-            noise = torch.randn(vectors.shape, generator=torch.Generator().manual_seed(seed), dtype=vectors.dtype)
-            return values, sign * vectors + 1e-12 * noise
-
-        with monkeypatch.context() as patch:
-            patch.setattr(torch.linalg, "eigh", rounded)
-            found.append(answer())
-    return np.stack(found)
+def rounded_as_then(matrix: Tensor, solve: Callable[[Tensor], tuple[Tensor, Tensor]] = torch.linalg.eigh) -> tuple[Tensor, Tensor]:
+    """Eigenvectors with last digits of the second that make ``SALIENT`` the patches above the mean."""
+    values, vectors = solve(matrix)
+    digits = torch.full(vectors.shape[-1:], -1e-12, dtype=vectors.dtype)
+    digits[list(SALIENT)] = 1e-12
+    # The largest of all decides which side is salient.
+    digits[SALIENT[0]] = 2e-12
+    vectors[..., 1] += vectors[:, SALIENT[0], 1].sign()[:, None] * digits
+    return values, vectors
 
 
 def test_a_finished_run_gives_the_answers_that_it_gave(old, tmp_path, monkeypatch):
     classifier = finelens.load(old / "finished")
     assert classifier.classes == CLASSES
     # Not from the table, whose numbers are rounded.
-    expected = np.load(old / "expected" / "probabilities.npy")
-    found = by_rounding(monkeypatch, lambda: classifier.predict_proba(old / "photos"))
-    # Files of before leave it to the solver's rounding which side of a cut is salient where all patches tie; those of one picture do.
-    (tie,) = np.flatnonzero(np.ptp(found, axis=0).max(axis=1) > 1e-6)
-    assert (np.abs(found - expected).max(axis=2).min(axis=0) <= 1e-6).all()
-    settled = np.arange(len(expected)) != tie
+    expected, table = np.load(old / "expected" / "probabilities.npy"), rows(old / "expected" / "predict.csv")
+    (tie,) = (i for i, row in enumerate(table) if row["path"] == TIED)
+    settled = [i for i in range(len(table)) if i != tie]
     np.testing.assert_allclose(classifier.predict_proba(old / "photos")[settled], expected[settled], rtol=0, atol=1e-6)
-    answers = [row["class"] for row in rows(old / "expected" / "predict.csv")]
-    assert [pair for pair in zip(classifier.predict(old / "photos"), answers, settled, strict=True) if pair[2] and pair[0] != pair[1]] == []
+    answers = classifier.predict(old / "photos")
+    assert [answers[i] for i in settled] == [table[i]["class"] for i in settled]
     finelens.predict(old / "finished", old / "photos", tmp_path / "new.csv")
     assert_same_predictions(tmp_path / "new.csv", old / "expected" / "predict.csv", 2e-6, but={tie})
+    with Image.open(old / "photos" / TIED) as picture, monkeypatch.context() as patch:
+        patch.setattr(torch.linalg, "eigh", rounded_as_then)
+        np.testing.assert_allclose(classifier.predict_proba([np.array(picture)])[0], expected[tie], rtol=0, atol=1e-6)
+        assert classifier.predict([np.array(picture)]) == [table[tie]["class"]]
 
 
 @pytest.mark.parametrize("name", ["finished", "solved"])
