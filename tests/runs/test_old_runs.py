@@ -26,8 +26,8 @@ import finelens
 DATA = Path(__file__).resolve().parents[1] / "data" / "run_of_3a1909f"
 ROOT = "@ROOT@"
 CLASSES = ["red stripe", "green check", "blue disc", "yellow ramp"]
-# Files of before leave patches that lie at the mean of a cut to the solver's rounding. One picture has eight such; these patches were above it when its
-# answer was stored, and on other processors others are.
+# Files of before leave patches that lie at the mean of a cut to the solver's rounding. One picture has eight such; these patches were above
+# it when its answer was stored, and on other processors others are.
 TIED, SALIENT = "red stripe/1.png", (3, 4, 6, 7, 11, 15)
 EXACT = ("path", "class", "zero_shot_class", "status", "reason")
 
