@@ -12,7 +12,7 @@ from finelens.errors import UserError
 from finelens.protocol import Hints
 from finelens.solvers import Consensus, JointGmm
 from finelens.solvers.neighbours import smoothed, top_neighbours
-from finelens.solvers.presence import all_present, asked_neighbours, neighbour_agreement
+from finelens.solvers.presence import all_present, asked_neighbours, information, neighbour_agreement
 from finelens.solvers.return_rule import ReturnRule
 from finelens.solvers.ridge import ridge_head
 from finelens.solvers.views import centred_views
@@ -252,3 +252,20 @@ def test_notes_say_what_was_decided():
 def test_views_that_do_not_fit_are_refused_in_words():
     with pytest.raises(UserError, match=r"widths \[9\], but Consensus was fitted on \[16, 9\]"):
         fitted().predict(Z)
+
+
+def test_information_is_what_an_image_says_of_its_class():
+    sure = torch.eye(4, dtype=torch.float64).repeat(3, 1)
+    assert information(sure) == 1
+    assert information(torch.full((5, 4), 0.25)) == 0
+    half = torch.tensor([[0.5, 0.5, 0, 0], [0, 0, 0.5, 0.5]]).repeat(4000, 1)
+    assert information(half) == 0.5
+
+
+def test_text_that_tells_nothing_keeps_its_answers():
+    flat = unit(W + 100 * W.mean(0))
+    solver = fitted(w=flat)
+    assert solver.told_ < 0.01
+    assert float(solver.share_) == 0
+    np.testing.assert_array_equal(solver.predict(X), (X @ flat.T).argmax(1))
+    assert float(fitted().share_) > 0

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
+
+from finelens.solvers.presence import information
 
 # For each text half-way between the most information with which a method fell wholly below zero-shot, on the sets that defaults may come from,
 # and the next, with which none did: docs/guard.md.
 LEAST_TEMPLATES, LEAST_DESCRIPTIONS = 0.145, 0.13
 # With fewer images the mean posterior says too little.
 FEW_IMAGES = 50
-# Entropy of the classes, in nats, below which there is one class to all purposes.
-NOTHING = 1e-9
 
 HARDLY = "the starting model hardly knows these classes"
 REMEDY = (
@@ -67,22 +66,3 @@ def start_of(templates: Tensor, descriptions: Tensor | None) -> Start:
         descriptions: Its posteriors (N, C) with descriptions; None without any.
     """
     return Start(len(templates), information(templates), None if descriptions is None else information(descriptions))
-
-
-@torch.no_grad()
-def information(posteriors: Tensor) -> float:
-    """Share of the uncertainty about an image's class that looking at the image removes, by the posteriors' own account, in [0, 1].
-
-    ``1 - mean_i H(p_i) / H(mean_i p_i)``: the mutual information of image and class (what Krause, Perona and Gomes, "Discriminative Clustering by
-    Regularized Information Maximization", 2010, maximise) over the entropy of the classes. Posteriors that are surer than they should be raise it;
-    where nearly all images are of one class, doubt about each lowers it. Rounded to 4 digits, so that the last bits of a sum decide nothing; 1 where
-    there is nothing to tell apart.
-
-    Args:
-        posteriors: (N, C).
-    """
-    if not posteriors.numel():
-        return 1.0
-    p = posteriors.double()
-    before, after = torch.special.entr(p.mean(0)).sum().item(), torch.special.entr(p).sum(1).mean().item()
-    return max(0.0, round(1 - after / before, 4)) if before > NOTHING else 1.0

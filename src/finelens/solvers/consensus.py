@@ -17,7 +17,7 @@ from finelens.solvers.known import Known
 from finelens.solvers.mixture import Mixture, MixtureFit
 from finelens.solvers.neighbours import evenly_spread, smoothed, top_neighbours
 from finelens.solvers.parameters import COUNT, FRACTION, NOT_NEGATIVE, POSITIVE, Constraints
-from finelens.solvers.presence import all_present, asked_neighbours, neighbour_agreement
+from finelens.solvers.presence import all_present, asked_neighbours, information, neighbour_agreement
 from finelens.solvers.return_rule import ReturnRule
 from finelens.solvers.ridge import ridge_head
 from finelens.solvers.taught import Taught, left_out, teach
@@ -32,6 +32,8 @@ EVENNESS = {
 }
 # Of the answer's logits over those of the text, in root mean square.
 SHARPER = 2.0
+# Share of the uncertainty about a class that the text must take away for images to add to it: below, nobody has said which cluster is which class.
+LEAST_TOLD = 0.01
 STATISTICS = ("means", "variances", "weights", "potentials")
 
 
@@ -51,7 +53,7 @@ class Consensus(ViewsSolver):
     4. A cache of each class's images of largest text posterior (:class:`~finelens.solvers.TipAdapter`), beside the text logits with the potentials.
     5. The three, centred over the classes and divided by their root mean square over the fit, are averaged. A ridge head on the centred views learns
        from the softmax of the average; the answer is the mean of both at one scale. Where the kappa of the answer is below ``enough``, the text
-       logits get the share ``1 - kappa / enough``.
+       logits get the share ``1 - kappa / enough``; where the text hardly tells the images apart, it keeps all.
     6. Gains over the text that the images do not support go back, by the share ``give_back`` (:mod:`~finelens.solvers.return_rule`).
     7. Hints change none of this. A second head learns from them and from that answer, and both answer together (:mod:`~finelens.solvers.taught`).
 
@@ -95,6 +97,7 @@ class Consensus(ViewsSolver):
         evenness_: Share of the potentials to even masses that was taken; like the two below no part of the model.
         agreement_: Neighbour agreement of the answer.
         returned_: Mean probability of an image that went back to the text.
+        told_: Share of the uncertainty about an image's class that the text takes away, by its own account.
     """
 
     state_names: ClassVar[tuple[str, ...]] = (
@@ -181,7 +184,8 @@ class Consensus(ViewsSolver):
         sizes.append(_add(total, torch.addmm(self.bias_.to(x), looks, self.head_.to(x))))
         total.div_(2)
         self.agreement_ = max(0.0, neighbour_agreement(total.argmax(1), asked, classes))
-        self.share_ = torch.full_like(size, min(1.0, self.agreement_ / self.enough))
+        self.told_ = information(text.softmax(1))
+        self.share_ = torch.full_like(size, min(1.0, self.agreement_ / self.enough) if self.told_ >= LEAST_TOLD else 0.0)
         self.sizes_ = torch.stack([*sizes, size])
         p = self._posterior(total, text)
         a = text.softmax(1)
@@ -295,9 +299,12 @@ class Consensus(ViewsSolver):
         if self.taught_head_.numel():
             own = 100 / (1 + float(self.taught_scales_[2]))
             taught = [f"hints: {own:.0f} % of the answer is from what they teach about the images, {100 - own:.0f} % is the label-free answer"]
+        seen = f"neighbours agree by {self.agreement_:.2f} (kappa), so {share:.0f} % of the answer is from the images, the rest from the text alone"
+        if self.told_ < LEAST_TOLD:
+            seen = f"the text hardly tells these images apart ({self.told_:.2%}), and nothing else says which class is which: its answers stay"
         return [
             f"class masses: {EVENNESS[self.evenness_]}",
-            f"neighbours agree by {self.agreement_:.2f} (kappa), so {share:.0f} % of the answer is from the images, the rest from the text alone",
+            seen,
             f"{returned:.1f} % of the probability went back to the class that the text names",
             *taught,
         ]
