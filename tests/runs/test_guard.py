@@ -18,7 +18,7 @@ from finelens.errors import UserError
 from finelens.evaluation import weak_start as start
 from finelens.evaluation.signals import Signals
 from finelens.evaluation.verdict import verdict
-from finelens.evaluation.weak_start import LEAST_DESCRIPTIONS, LEAST_TEMPLATES, Start, information, start_of
+from finelens.evaluation.weak_start import LEAST_DESCRIPTIONS, LEAST_TEMPLATES, Start, start_of
 from finelens.feature_store.encoder import FeatureEncoder
 from finelens.feature_store.store import feature_rows
 from finelens.images.batches import centre_batches
@@ -33,6 +33,7 @@ from finelens.reporting.review.sheet import adapt_command
 from finelens.runs.fit import fit
 from finelens.runs.folder import RunFolder
 from finelens.runs.model import load_model, save_model
+from finelens.solvers.presence import information
 from finelens.storage.predictions import read_predictions
 from finelens.training.config import TrainingConfig
 from finelens.training.loop import Hooks, Interrupted

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from finelens.evaluation.weak_start import information
+from finelens.solvers.presence import information
 
 # Names asked about at a time, draws of as many made-up words, draws of names where there are more of them, and most images that are looked at.
 AT_A_TIME, DRAWS, NAME_DRAWS, MOST_IMAGES = 15, 40, 10, 2000
@@ -21,7 +21,7 @@ def name_sense(features: Tensor, names: Tensor, made_up: Tensor, scale: float) -
     """How far names stand out from made-up words, in standard deviations of draws of as many of those.
 
     Two measures are taken of each draw, and the one that stands out further counts: the mean over images of the largest cosine, and
-    :func:`~finelens.evaluation.weak_start.information` of the posteriors. Rounded to two digits, so that the last bits of a sum decide nothing.
+    :func:`~finelens.solvers.presence.information` of the posteriors. Rounded to two digits, so that the last bits of a sum decide nothing.
 
     Args:
         features: Unit norm, of the images, (N, E).
