@@ -262,7 +262,7 @@ def evaluate(run: Path, test: Path, labels: str, **given: Any) -> None:
 @cli.command()
 @_voice
 @click.argument("photos", type=click.Path(path_type=Path))
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="File to write, .safetensors.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="File to write, .safetensors; or a folder of shards, .features.")
 @click.option("--backbone", default="embedded", show_default=True, help=BACKBONES)
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:N or mps.")
 @click.option("--classes", type=click.Path(path_type=Path), help="File of class names, to store their prototypes as well.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,8 @@ from finelens.classes.text_files import counted, quote, read_utf8
 from finelens.core.schemas import SCHEMA_VERSION, STATUSES
 from finelens.errors import UserError
 from finelens.feature_store.crops import Crops, StoredCrops
+from finelens.feature_store.folder import FeatureFolder
+from finelens.feature_store.paths import is_feature_folder
 from finelens.feature_store.store import FeatureStore
 from finelens.protocol import ImageRecord, TargetFeatures
 from finelens.storage.tensors import load_metadata, load_tensors
@@ -78,6 +80,8 @@ def feature_metadata(path: Path) -> dict[str, str]:
     Raises:
         UserError: The file is damaged, or was written by a newer finelens.
     """
+    if is_feature_folder(path):
+        return FeatureFolder(path).metadata
     metadata = {} if path.suffix.lower() == ".npy" else load_metadata(path)
     if metadata.get("format") != FORMAT:
         return {name: metadata[name] for name in ("logit_scale", "logit_bias") if name in metadata}
@@ -102,7 +106,7 @@ def read_features(path: Path, names_file: Path | None = None) -> FeatureFile:
     if metadata.get("format") == FORMAT:
         if names_file is not None:
             raise UserError(f"{path} names its rows itself; leave --row-names out")
-        return _read_own(path, metadata)
+        return read_folder(path) if is_feature_folder(path) else _read_own(path, metadata)
     tensors = named_tensors(path)
     matrix = read_matrix(path, tensors, _KEYS, "features")
     scale, bias = stored_scale(path, tensors, metadata)
@@ -176,7 +180,45 @@ def _read_own(path: Path, metadata: dict[str, str]) -> FeatureFile:
         crops = _stored_crops(path, tensors, metadata, ids)
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} is damaged ({error}); write it again with finelens features --overwrite") from error
-    if not ids:
+    return _own_file(path, metadata, found, global_, cls, crops)
+
+
+def read_folder(path: Path) -> FeatureFile:
+    """All of a feature folder, in memory.
+
+    Raises:
+        UserError: It is damaged, not finished, or holds no feature.
+    """
+    folder = FeatureFolder(path)
+    records, tensors = folder.read()
+    if not tensors:
+        raise UserError(f"{path} holds no feature: none of its {len(records)} files was an image that could be read")
+    return _own_file(path, folder.metadata, records, tensors["global"], tensors["cls"])
+
+
+def folder_parts(folder: FeatureFolder, within: range, size: int) -> Iterator[FeatureFile]:
+    """Neighbouring files of a feature folder, at most ``size`` at a time; a part without a feature has an empty store.
+
+    Raises:
+        UserError: A shard is damaged, or a number is not finite.
+    """
+    for records, tensors in folder.tables(within, size):
+        yield _own_file(folder.path, folder.metadata, records, tensors["global"].float(), tensors["cls"].float(), empty=True)
+
+
+def _own_file(
+    path: Path,
+    metadata: dict[str, str],
+    found: list[ImageRecord],
+    global_: Tensor,
+    cls: Tensor,
+    crops: StoredCrops | None = None,
+    *,
+    empty: bool = False,
+) -> FeatureFile:
+    """What finelens wrote: the table, and rows in the order of its readable files."""
+    ids = [record.sample_id for record in found if record.sample_id is not None]
+    if not ids and not empty:
         raise UserError(f"{path} holds no feature: none of its {len(found)} files was an image that could be read")
     _refuse_infinite(global_, path, "features")
     _refuse_infinite(cls, path, "cls tokens")

@@ -7,18 +7,27 @@ from pathlib import Path
 from finelens.errors import UserError
 
 SUFFIXES = (".npy", ".safetensors")
+# A folder of shards, see ``feature_store.folder``.
+FOLDER_SUFFIX, FOLDER_FORMAT, MANIFEST = ".features", "finelens-feature-folder", "manifest.json"
 # Files that hold features for others; they are named in the refusal rather than taken for a mistyped folder.
 _FOREIGN = (".npz", ".pt", ".pth", ".pkl", ".pickle", ".h5", ".hdf5", ".csv", ".mat", ".bin")
 
 
+def is_feature_folder(path: Path) -> bool:
+    """Whether a path names a folder that ``finelens features`` wrote, or began to write."""
+    return path.suffix.lower() == FOLDER_SUFFIX and path.is_dir()
+
+
 def is_feature_path(path: str | Path) -> bool:
-    """Whether a path names a file of features rather than a folder of photographs.
+    """Whether a path names a file or folder of features rather than a folder of photographs.
 
     Raises:
         UserError: It names a file of features of a kind that is not read.
     """
     path = Path(path)
     suffix = path.suffix.lower()
+    if is_feature_folder(path):
+        return True
     if path.is_dir() or suffix not in (*SUFFIXES, *_FOREIGN):
         return False
     if suffix in _FOREIGN:

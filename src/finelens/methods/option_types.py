@@ -34,16 +34,16 @@ OPTION_TYPES: dict[str, dict[str, Any]] = {
     "mta": {
         "head": Literal["templates", "descriptions"],
         "views": int,
+        "smallest": float,
         "agreement": float,
         "entropy": float,
         "neighbours": float,
-        "smallest": float,
     },
     "zero": {
         "head": Literal["templates", "descriptions"],
         "views": int,
-        "keep": float,
         "smallest": float,
+        "keep": float,
     },
     "text-classifier": {
         "text_steps": int,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from contextlib import closing
@@ -16,7 +17,7 @@ from finelens._version import __version__
 from finelens.backbones.registry import absolute_spec, load_backbone
 from finelens.classes.heads import ClassHeads
 from finelens.classes.names import read_class_file
-from finelens.core.console import Console
+from finelens.core.console import Console, Progress
 from finelens.core.schemas import SCHEMA_VERSION
 from finelens.engine.device import choose_device, choose_precision
 from finelens.engine.engine import Engine
@@ -24,15 +25,22 @@ from finelens.errors import UserError
 from finelens.feature_store.crops import Crops
 from finelens.feature_store.encoder import FeatureEncoder, tower_digest
 from finelens.feature_store.files import FORMAT
+from finelens.feature_store.folder import PART, SHARD, TEXTS, FeatureFolder, FolderWriter
+from finelens.feature_store.paths import FOLDER_SUFFIX, MANIFEST
+from finelens.images.decode import DecodeLimits
 from finelens.images.discover import discover
-from finelens.images.load import decode_limits, load, say_notes, status_counts
-from finelens.images.store import LoadedImages
+from finelens.images.load import Tally, decode_limits, load, say_notes, say_remarks, status_counts
+from finelens.images.store import ImageItems, LoadedImages, load_images
 from finelens.protocol import Backbone, ImageRecord
 from finelens.runs.config import RunConfig
+from finelens.runs.predict import GROUP
 from finelens.runs.prepare import prepare
+from finelens.runs.sources import PhotoSource, source_at
 from finelens.storage.cache import spill_folder
 from finelens.storage.files import atomic_writer, json_text
 from finelens.storage.tensors import TensorFile, load_metadata
+
+_SILENT = Console(enabled=False)
 
 
 def features(
@@ -52,8 +60,9 @@ def features(
     """Encode photographs and write a feature file. What was encoded before, or before an interruption, comes from the cache.
 
     Args:
-        photos: Folder of photographs.
-        out: File to write, ``.safetensors``.
+        photos: Folder of photographs; tar shards or Parquet files with image bytes for an ``out`` that is a folder.
+        out: File to write, ``.safetensors``; or a folder of shards, ``.features``, which is written as it goes, in memory that does not grow with
+            the photographs, and to which the same call goes on after an end at any moment.
         backbone: ``embedded``, ``open_clip:NAME/TAG``, ``hf-hub:ORG/REPO``, ``local:DIR`` or ``transformers:DIR_OR_ORG/REPO``.
         device: ``cpu``, ``cuda`` or ``mps``.
         classes: File of class names, to store their prototypes as well.
@@ -65,7 +74,7 @@ def features(
         console: What is said on the way.
 
     Returns:
-        One record per file of the folder, readable or not.
+        One record per file of the folder, readable or not; none for a folder of shards, which may be about millions.
 
     Raises:
         UserError: Input that cannot be used, or a file that must not be replaced.
@@ -75,6 +84,11 @@ def features(
     _check_out(out, Path(photos), overwrite)
     if descriptions is not None and classes is None:
         raise UserError("--descriptions is about classes: give --classes FILE as well")
+    if out.suffix.lower() == FOLDER_SUFFIX:
+        if patches or crops:
+            raise UserError("--patches and --crops are written to one file: give --out FILE.safetensors")
+        _to_folder(out, photos, backbone, device, classes, descriptions, console)
+        return []
     files = discover(Path(photos))
     config = RunConfig("zero-shot", str(photos), method="zero-shot", backbone=backbone, device=device, seed=seed)
     engine, heads, names = _open(config, classes, descriptions, console)
@@ -95,15 +109,82 @@ def features(
     return loaded.records
 
 
+def _to_folder(
+    out: Path, photos: str | Path, backbone: str, device: str, classes: str | Path | None, descriptions: str | Path | None, console: Console
+) -> None:
+    """Encode shard by shard; each is on the disk before the next is begun."""
+    source = source_at(photos)
+    if not isinstance(source, PhotoSource):
+        raise UserError(f"{photos} holds features already; give photographs")
+    listing, inputs = source.listing(), source.inputs
+    config = RunConfig("zero-shot", str(photos), method="zero-shot", backbone=backbone, device=device)
+    engine, heads, names = _open(config, classes, descriptions, console)
+    limits = decode_limits(config.views, engine.backbone.preprocess)
+    encoder = FeatureEncoder(engine, limits.short_side)
+    metadata = _metadata(engine, backbone) | ({} if heads is None else {"classes": json.dumps(names)})
+    key = json.dumps([encoder.key, metadata, asdict(listing), SHARD])
+    say_remarks(inputs, console)
+    tally = Tally()
+    with FolderWriter(out, metadata, hashlib.sha256(key.encode()).hexdigest()) as writer:
+        if writer.done:
+            console.say(f"going on: {writer.done} of {listing.count} files are in {out}")
+        with console.progress(listing.count - writer.done, "encode images") as bar:
+            for start in range(writer.done, listing.count, SHARD):
+                records, columns = _encoded(encoder, inputs, range(start, min(start + SHARD, listing.count)), limits, console, bar)
+                tally.add(records)
+                writer.add(records, columns)
+        writer.finish(None if heads is None else _text_tensors(heads))
+    tally.say(console)
+    tally.say_notes(console)
+    console.say(f"{engine.no_grad_forwards} views encoded now, the others came from the cache; wrote {out}")
+
+
+def _encoded(
+    encoder: FeatureEncoder, inputs: ImageItems, within: range, limits: DecodeLimits, console: Console, bar: Progress
+) -> tuple[list[ImageRecord], dict[str, Tensor]]:
+    """Records of some inputs, and the features of those that can be read, in their order."""
+    backbone = encoder.engine.backbone
+    records: list[ImageRecord] = []
+    parts = {"global": [torch.zeros(0, backbone.dim)], "cls": [torch.zeros(0, backbone.width)]}
+    for start in range(within.start, within.stop, GROUP):
+        loaded = load_images([inputs[i] for i in range(start, min(start + GROUP, within.stop))], limits)
+        records += loaded.records
+        order = [record.index for record in loaded.records if record.index is not None]
+        found = encoder.centre(loaded.store, _SILENT, "") if order else None
+        if found is not None:
+            parts["global"].append(found.global_[order].cpu())
+            parts["cls"].append(found.cls[order].cpu())
+        bar.update(len(loaded.records))
+    return records, {name: torch.cat(own) for name, own in parts.items()}
+
+
+def _check_folder(out: Path, overwrite: bool) -> None:
+    """Refuse a folder with something else in it, or one that is whole already."""
+    if not out.exists():
+        return
+    if not out.is_dir():
+        raise UserError(f"{out} is a file; give the name of a folder, or of a file that ends in .safetensors")
+    if (out / MANIFEST).is_file():
+        if not overwrite:
+            raise UserError(f"{out} exists; give another name, or --overwrite to replace it")
+        FeatureFolder(out)
+    elif any(not (entry.name.startswith(".finelens") or entry.name in (PART, TEXTS) or entry.name.startswith("shard-")) for entry in out.iterdir()):
+        raise UserError(f"{out} was not written by finelens features; choose another name")
+
+
 def _check_out(out: Path, photos: Path, overwrite: bool) -> None:
-    if out.suffix.lower() != ".safetensors":
-        raise UserError(f"{out}: features are written as .safetensors; give such a name")
-    if out.is_dir():
+    folder = out.suffix.lower() == FOLDER_SUFFIX
+    if not folder and out.suffix.lower() != ".safetensors":
+        raise UserError(f"{out}: features are written as .safetensors, or to a folder NAME{FOLDER_SUFFIX}; give such a name")
+    if out.is_dir() and not folder:
         raise UserError(f"{out} is a folder; give the name of a file")
     if not out.absolute().parent.is_dir():
         raise UserError(f"{out.absolute().parent} does not exist; make that folder first")
     if Path(os.path.realpath(photos)) in Path(os.path.realpath(out)).parents:
         raise UserError(f"{out} lies inside the photographs {photos}, where it would be read as one; choose a place beside them")
+    if folder:
+        _check_folder(out, overwrite)
+        return
     if not out.exists():
         return
     if not overwrite:

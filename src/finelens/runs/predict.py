@@ -14,7 +14,8 @@ from finelens.engine.engine import CPU_CHUNK
 from finelens.errors import UserError
 from finelens.feature_store.encoder import FeatureEncoder, tower_digest
 from finelens.feature_store.extra import ExtraFiles, check_encoders
-from finelens.feature_store.files import FeatureFile
+from finelens.feature_store.files import FeatureFile, folder_parts
+from finelens.feature_store.folder import FeatureFolder
 from finelens.feature_store.store import FeatureStore, feature_rows, features_at
 from finelens.images.batches import centre_batches, inference_batches
 from finelens.images.decode import DecodeLimits
@@ -198,6 +199,22 @@ def feature_groups(
             found = _predict_rows(model, file.store.at(rows), features_at(whole, rows), zero_shot) if rows else Predictions([], {}, {})
             yield replace(found, records=records)
             bar.update(len(part))
+
+
+def folder_groups(
+    model: Model, folder: FeatureFolder, console: Console, *, zero_shot: bool = True, extra: ExtraFiles | None = None, within: range | None = None
+) -> Iterator[Predictions]:
+    """Predictions of :data:`GROUP` files of a feature folder at a time; one shard is in memory. Arguments are those of :func:`item_groups`.
+
+    Raises:
+        UserError: The model needs pixels, or features of another model; a shard is damaged.
+    """
+    within = range(len(folder)) if within is None else within
+    with console.progress(len(within), "predict", "row") as bar:
+        for part in folder_parts(folder, within, GROUP):
+            found = predict_features(model, part, zero_shot=zero_shot, extra=extra) if len(part.store) else Predictions(part.records, {}, {})
+            yield found
+            bar.update(len(part.records))
 
 
 def _predict_rows(model: Model, store: FeatureStore, features: TargetFeatures, zero_shot: bool) -> Predictions:

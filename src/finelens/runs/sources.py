@@ -23,7 +23,8 @@ from finelens.feature_store.crops import crops_for
 from finelens.feature_store.encoder import FeatureEncoder, tower_digest
 from finelens.feature_store.extra import ExtraFiles
 from finelens.feature_store.files import FeatureFile, feature_metadata, given_features, is_matrix, read_features
-from finelens.feature_store.paths import is_feature_path
+from finelens.feature_store.folder import FeatureFolder
+from finelens.feature_store.paths import is_feature_folder, is_feature_path
 from finelens.feature_store.prototypes import Prototypes, check_width, feature_backbone
 from finelens.feature_store.store import feature_rows
 from finelens.images.complaints import note_complaints
@@ -37,7 +38,7 @@ from finelens.methods.registry import Method, all_methods
 from finelens.protocol import Backbone, ImageRecord, InferenceViews, Loaded
 from finelens.runs.config import RunConfig
 from finelens.runs.model import Model
-from finelens.runs.predict import Predictions, feature_groups, item_groups, predict_features, predict_items
+from finelens.runs.predict import Predictions, feature_groups, folder_groups, item_groups, predict_features, predict_items
 from finelens.storage.cache import spill_folder
 
 FROM_PYTHON = "(images from Python)"
@@ -179,6 +180,10 @@ def source_at(
     if is_feature_path(path):
         if strict:
             raise UserError(f"--strict looks into photographs, and {path} holds features; leave it out")
+        if is_feature_folder(Path(path)):
+            if row_names is not None:
+                raise UserError(f"{path} names its rows itself; leave --row-names out")
+            return FolderSource(str(path), Path(path))
         return FeatureSource(str(path), Path(path), None if row_names is None else Path(row_names))
     for name, value in (("--row-names", row_names), ("--logit-scale", logit_scale)):
         if value is not None:
@@ -260,7 +265,8 @@ class PhotoSource:
         return found if self.kept is None else [file for file in found if file.name in self.kept]
 
     @property
-    def _inputs(self) -> list[ImageFile] | ImageItems:
+    def inputs(self) -> list[ImageFile] | ImageItems:
+        """Files, or what Python gave."""
         return self.items if self.folder is None else self.files
 
     def backbone(self, wanted: str | None, prototypes: str | Path | None) -> str:
@@ -282,7 +288,7 @@ class PhotoSource:
 
     def load(self, limits: DecodeLimits, console: Console) -> Loaded:
         """Decode them, with notes where the run is strict."""
-        loaded = load(self._inputs, limits, console, spill_folder())
+        loaded = load(self.inputs, limits, console, spill_folder())
         return replace(loaded, records=note_complaints(self.files, loaded.records, console)) if self.strict else loaded
 
     def labels(self, labels: str | Path, classes: Sequence[str], left_out: list[str] | None = None) -> dict[str, int]:
@@ -298,7 +304,7 @@ class PhotoSource:
         self, model: Model, limits: DecodeLimits, console: Console, *, zero_shot: bool = True, extra: ExtraFiles | None = None
     ) -> Predictions:
         """Decode and encode group by group."""
-        found = predict_items(model, self._inputs, limits, console, zero_shot=zero_shot, extra=extra)
+        found = predict_items(model, self.inputs, limits, console, zero_shot=zero_shot, extra=extra)
         return replace(found, records=note_complaints(self.files, found.records, console)) if self.strict else found
 
     def parts(
@@ -312,9 +318,9 @@ class PhotoSource:
         within: range | None = None,
     ) -> Iterator[Predictions]:
         """Decode and encode group by group."""
-        within = range(len(self._inputs)) if within is None else within
+        within = range(len(self.inputs)) if within is None else within
         start = within.start
-        for part in item_groups(model, self._inputs, limits, console, zero_shot=zero_shot, extra=extra, within=within):
+        for part in item_groups(model, self.inputs, limits, console, zero_shot=zero_shot, extra=extra, within=within):
             end = start + len(part.records)
             if self.strict:
                 part = replace(part, records=note_complaints(self.files[start:end], part.records, Console(enabled=False)))
@@ -476,7 +482,8 @@ class ShardSource(PhotoSource):
     images: ShardImages = field(kw_only=True)
 
     @property
-    def _inputs(self) -> ImageItems:
+    def inputs(self) -> ImageItems:
+        """Images of the shards."""
         if self.kept is None:
             return self.images
         return [self.images[i] for i, name in enumerate(self.images.names) if name in self.kept]
@@ -515,6 +522,34 @@ def _digest(files: Iterable[tuple[str, Path]]) -> str:
             told = "gone"
         digest.update(f"{name}\0{told}\n".encode())
     return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class FolderSource(FeatureSource):
+    """A feature folder: all of it in memory for whoever needs all rows at once, a shard at a time for whoever answers row by row."""
+
+    @cached_property
+    def folder(self) -> FeatureFolder:
+        """The folder."""
+        assert self.path is not None
+        return FeatureFolder(self.path)
+
+    def parts(
+        self,
+        model: Model,
+        limits: DecodeLimits,
+        console: Console,
+        *,
+        zero_shot: bool = True,
+        extra: ExtraFiles | None = None,
+        within: range | None = None,
+    ) -> Iterator[Predictions]:
+        """From the shards, one after another."""
+        return folder_groups(model, self.folder, console, zero_shot=zero_shot, extra=extra, within=within)
+
+    def listing(self) -> Listing:
+        """What the manifest says."""
+        return Listing(len(self.folder), self.folder.digest)
 
 
 # Of which nothing more is known: enough to prepare a run whose images are loaded elsewhere.

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from finelens.core.options import require
 from finelens.errors import UserError
-from finelens.feature_store.paths import SUFFIXES
+from finelens.feature_store.paths import FOLDER_SUFFIX, SUFFIXES
 from finelens.methods.parts.solver import SolverConfig, SolverTask
 from finelens.protocol import FeatureRows, ImageTokens, TargetFeatures
 from finelens.solvers.views import ViewsSolver
@@ -33,7 +33,7 @@ class ExtraConfig(SolverConfig):
     extra_names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        usable = self.extra.count(CLS) <= 1 and all(Path(path).suffix.lower() in SUFFIXES for path in self.files)
+        usable = self.extra.count(CLS) <= 1 and all(Path(path).suffix.lower() in (*SUFFIXES, FOLDER_SUFFIX) for path in self.files)
         require(usable, "method.extra", "[], or cls and feature files (.safetensors, .npy)", list(self.extra))
         super().__post_init__()
 
