@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 import finelens
 from finelens.cli import main
+from finelens.core.schemas import SCHEMA_VERSION
 from finelens.errors import UserError
 from finelens.feature_store.files import read_features
 from finelens.feature_store.prototypes import read_prototypes
@@ -464,7 +465,7 @@ def test_damaged_table_is_refused(encoded, tmp_path):
     path.write_bytes(raw.replace(b'"corrupt"', b'"perfect"'))
     with pytest.raises(UserError, match="is damaged"):
         read_features(path)
-    path.write_bytes(raw.replace(b'"schema_version":"2"', b'"schema_version":"9"'))
+    path.write_bytes(raw.replace(f'"schema_version":"{SCHEMA_VERSION}"'.encode(), b'"schema_version":"9"'))
     with pytest.raises(UserError, match="written by a newer finelens"):
         read_features(path)
 
