@@ -6,7 +6,10 @@ import io
 from collections.abc import Callable, Iterator
 
 import numpy as np
+import pytest
 from PIL import Image, features
+
+from tests.images.helpers import dicom, dng
 
 SIDE = 48
 
@@ -43,6 +46,28 @@ def _jxl() -> bytes:
     return _saved("JXL")
 
 
+def _preview() -> bytes:
+    """As large as a preview must be to stand for the photograph."""
+    buffer = io.BytesIO()
+    Image.fromarray(picture()).resize((208, 208)).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+def _developed() -> bytes:
+    import rawpy  # noqa: F401
+
+    return dng(picture())
+
+
+def _dicom_rle() -> bytes:
+    from pydicom.pixels.encoders.base import RLELosslessEncoder
+
+    described = {"rows": SIDE, "columns": SIDE, "samples_per_pixel": 3, "number_of_frames": 1, "photometric_interpretation": "RGB"}
+    described |= {"bits_allocated": 8, "bits_stored": 8, "pixel_representation": 0, "planar_configuration": 0}
+    compressed = RLELosslessEncoder.encode(picture(), encoding_plugin="pydicom", **described)
+    return dicom(picture(), compressed=compressed, syntax="1.2.840.10008.1.2.5")
+
+
 def _wide() -> np.ndarray:
     return picture().astype(np.uint16) * 257
 
@@ -68,7 +93,16 @@ SOUND: dict[str, Callable[[], bytes]] = {
     "avif": lambda: _saved("AVIF", speed=10),
     "heif": _heif,
     "jxl": _jxl,
+    "dicom": lambda: dicom(
+        picture()[:, :, 0].astype(np.uint16) * 16, WindowCenter="2048", WindowWidth="4096", RescaleSlope="1", RescaleIntercept="0"
+    ),
+    "dicom rle": _dicom_rle,
+    "dicom jpeg": lambda: dicom(picture(), compressed=_saved("JPEG"), syntax="1.2.840.10008.1.2.4.50", PhotometricInterpretation="YBR_FULL_422"),
+    "raw preview": lambda: dng(preview=_preview()),
+    "raw developed": _developed,
 }
+# Kinds whose pixels are not those of the picture: dithered, gray, larger, or as a sensor saw it.
+OTHER_PIXELS = ("png palette", "gif", "tiff float", "dicom", "raw preview", "raw developed")
 
 
 def sound(kind: str) -> bytes | None:
@@ -77,7 +111,7 @@ def sound(kind: str) -> bytes | None:
         return None
     try:
         return SOUND[kind]()
-    except ImportError:
+    except (ImportError, pytest.skip.Exception):
         return None
 
 

@@ -16,7 +16,7 @@ from finelens.images.decode import DecodedImage, DecodeLimits, Failure, decode_b
 from finelens.images.load import say_notes
 from finelens.images.store import EncodedImage, load_images
 
-from .helpers import picture
+from .helpers import dicom, dng, picture
 
 LIMITS = DecodeLimits()
 RED_BLUE = np.zeros((120, 160, 3), np.uint8)
@@ -144,42 +144,10 @@ def test_jpeg_xl():
     assert refused(data, "a.jxl", DecodeLimits(max_pixels=1000)).status == "too_large"
 
 
-def dng(preview: bytes, orientation: int, width: int = 64) -> bytes:
-    """A raw file as cameras write it: a thumbnail first, below it the preview and the samples of the sensor."""
-
-    def directory(entries: dict[int, tuple[int, int, int]], at: int) -> bytes:
-        rows = b"".join(struct.pack("<HHLL", tag, *entries[tag]) for tag in sorted(entries))
-        return struct.pack("<H", len(entries)) + rows + bytes(4)
-
-    thumb, sensor = bytes(16 * 16 * 3), bytes(width * width * 2)
-    first, below, data_at = 8, 200, 600
-    top = {
-        254: (4, 1, 1),
-        256: (4, 1, 16),
-        257: (4, 1, 16),
-        258: (3, 1, 8),
-        259: (3, 1, 1),
-        262: (3, 1, 2),
-        273: (4, 1, data_at),
-        274: (3, 1, orientation),
-    }
-    top |= {277: (3, 1, 3), 278: (4, 1, 16), 279: (4, 1, len(thumb)), 330: (4, 2, 190), 50706: (1, 4, 0x401)}
-    shown = {254: (4, 1, 1), 256: (4, 1, 400), 257: (4, 1, 300), 258: (3, 1, 8), 259: (3, 1, 7), 262: (3, 1, 6)}
-    shown |= {273: (4, 1, data_at + len(thumb) + len(sensor)), 277: (3, 1, 3), 279: (4, 1, len(preview))}
-    raw = {254: (4, 1, 0), 256: (4, 1, width), 257: (4, 1, width), 258: (3, 1, 16), 259: (3, 1, 1), 262: (3, 1, 32803)}
-    raw |= {273: (4, 1, data_at + len(thumb)), 277: (3, 1, 1), 279: (4, 1, len(sensor))}
-    parts = [(0, struct.pack("<2sHL", b"II", 42, first)), (first, directory(top, first)), (190, struct.pack("<LL", below, 400))]
-    parts += [(below, directory(shown, below)), (400, directory(raw, 400)), (data_at, thumb + sensor + preview)]
-    file = bytearray()
-    for at, part in parts:
-        file += bytes(max(0, at - len(file))) + part
-    return bytes(file)
-
-
 @pytest.mark.parametrize("name", ["a.dng", "a.tif", "a.NEF"])
 def test_camera_raw_by_its_preview_whatever_it_is_called(name):
     large = np.asarray(Image.fromarray(RED_BLUE).resize((400, 300)))
-    result = read(dng(saved(large, "JPEG", quality=95), 1), name)
+    result = read(dng(preview=saved(large, "JPEG", quality=95)), name)
     assert result.pixels.shape == (3, 300, 400)
     assert np.abs(result.pixels.permute(1, 2, 0).numpy().astype(int) - large).mean() < 8
     assert result.notes == ("camera raw: its preview of 400 x 300 pixels is used",)
@@ -191,34 +159,16 @@ def test_previews_are_turned_once(orientation, own):
     """By their own tag where they have one, else by the raw file's."""
     lying = np.asarray(Image.fromarray(np.ascontiguousarray(TURNS[orientation])).resize((400, 400)))
     tags = {"exif": exif(orientation)} if own else {}
-    result = read(dng(saved(lying, "JPEG", quality=95, **tags), orientation), "a.dng")
+    result = read(dng(None, orientation, saved(lying, "JPEG", quality=95, **tags)), "a.dng")
     expected = np.asarray(Image.fromarray(RED_BLUE).resize((400, 400))).astype(int)
     assert np.abs(result.pixels.permute(1, 2, 0).numpy() - expected).mean() < 12
 
 
 def test_a_thumbnail_does_not_pass_as_the_photograph(monkeypatch):
     monkeypatch.setitem(sys.modules, "rawpy", None)
-    result = refused(dng(saved(RED_BLUE, "JPEG"), 1), "a.dng")
+    result = refused(dng(preview=saved(RED_BLUE, "JPEG")), "a.dng")
     assert result.status == "unsupported"
     assert "pip install 'finelens[raw]'" in result.reason
-
-
-def dicom(values: np.ndarray, **tags) -> bytes:
-    pydicom = pytest.importorskip("pydicom")
-    file = pydicom.Dataset()
-    file.file_meta = pydicom.dataset.FileMetaDataset()
-    file.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
-    file.file_meta.MediaStorageSOPClassUID = file.SOPClassUID = pydicom.uid.SecondaryCaptureImageStorage
-    file.file_meta.MediaStorageSOPInstanceUID = file.SOPInstanceUID = "1.2.3"
-    file.Rows, file.Columns, file.SamplesPerPixel = *values.shape[:2], 1
-    file.PhotometricInterpretation, file.PixelRepresentation = "MONOCHROME2", 0
-    file.BitsAllocated, file.BitsStored, file.HighBit = 16, 12, 11
-    for name, value in tags.items():
-        setattr(file, name, value)
-    file.PixelData = values.tobytes()
-    buffer = io.BytesIO()
-    pydicom.dcmwrite(buffer, file, enforce_file_format=True)
-    return buffer.getvalue()
 
 
 def test_dicom_through_its_window():

@@ -6,7 +6,7 @@ import errno
 import hashlib
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -188,7 +188,7 @@ def _decode_bytes(data: bytes, path: Path, limits: DecodeLimits) -> tuple[Tensor
     below = [page for top in found for page in sub_pages(data, top)]
     if is_camera_raw(path) or is_raw(data, [*found, *below]):
         # Such files are TIFF outside: a reader would take the first thumbnail for the photograph.
-        return _decode_raw(data, [*found, *below], limits)
+        return _decode_raw(data, [*found, *below], limits, check)
     if is_dicom(data):
         return _tensor(*read_dicom(data, check))
     if (size := jxl_size(data)) is not None:
@@ -216,12 +216,10 @@ def _decode_tiff(data: bytes, found: list[Page], limits: DecodeLimits) -> tuple[
         return _decode_image(image, limits)
 
 
-def _decode_raw(data: bytes, found: list[Page], limits: DecodeLimits) -> tuple[Tensor, tuple[str, ...]]:
+def _decode_raw(data: bytes, found: list[Page], limits: DecodeLimits, check: Callable[[int, int], None]) -> tuple[Tensor, tuple[str, ...]]:
     inside = preview(data, found)
     if inside is None:
-        rgb, notes = developed(data)
-        _refuse(check_geometry(rgb.shape[1], rgb.shape[0], limits))
-        return _tensor(rgb, notes)
+        return _tensor(*developed(data, check))
     jpeg, orientation, note = inside
     with open_image(jpeg) as image:
         own = image.getexif().get(Base.Orientation)

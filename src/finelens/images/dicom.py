@@ -30,7 +30,6 @@ def read_dicom(data: bytes, check: Callable[[int, int], None]) -> tuple[np.ndarr
     """
     try:
         import pydicom
-        from pydicom.pixels import apply_modality_lut, convert_color_space
     except ImportError:
         raise UnsupportedModeError("DICOM; pip install 'finelens[dicom]', or export it as PNG") from None
     header = pydicom.dcmread(io.BytesIO(data), force=False)
@@ -40,30 +39,60 @@ def read_dicom(data: bytes, check: Callable[[int, int], None]) -> tuple[np.ndarr
     frames = int(header.get("NumberOfFrames") or 1)
     notes = ["several frames or pages: only the first is used"] if frames > 1 else []
     try:
-        values = pydicom.pixels.pixel_array(io.BytesIO(data), index=0)
+        stored = pydicom.pixels.pixel_array(io.BytesIO(data), index=0)
     except (RuntimeError, NotImplementedError) as error:
         raise UnsupportedModeError(f"DICOM in a compression that is not read ({error}); export it as PNG") from error
+    pixels, more = _shown(stored, header)
+    return pixels, notes + more
+
+
+def _shown(stored: np.ndarray, header: Any) -> tuple[np.ndarray, list[str]]:
+    from pydicom.pixels import apply_color_lut, apply_modality_lut
+
     colours = str(header.PhotometricInterpretation)
-    if values.ndim == 3:
-        values = convert_color_space(values, colours, "RGB") if colours.startswith("YBR") else values
-        rgb, more = eight_bits(values, full=(1 << int(header.BitsStored)) - 1)
-        return rgb, notes + more
+    if colours == "PALETTE COLOR":
+        rgb = apply_color_lut(stored, header)[:, :, :3]
+        return (rgb >> 8).astype(np.uint8) if rgb.dtype == np.uint16 else rgb, []
+    if stored.ndim == 3:
+        # The reader has turned every YBR into RGB already.
+        return eight_bits(stored, full=(1 << int(header.BitsStored)) - 1)
     if not colours.startswith("MONOCHROME"):
         raise UnsupportedModeError(f"DICOM in the colours {colours}; export it as PNG")
-    measured = np.asarray(apply_modality_lut(values, header), dtype=np.float64)[:, :, None]
-    gray, more = _windowed(measured, header)
+    measured = np.asarray(apply_modality_lut(stored, header))[:, :, None]  # (H, W, 1)
+    gray, notes = _windowed(measured, header) or _whole(stored[:, :, None], measured, header)
     gray = 255 - gray if colours == "MONOCHROME1" else gray
-    return np.repeat(gray, 3, axis=2), notes + more
+    return np.repeat(gray, 3, axis=2), notes
 
 
-def _windowed(values: np.ndarray, header: Any) -> tuple[np.ndarray, list[str]]:
-    """By PS3.3 C.11.2.1.2 of the standard; of several windows the first. Without one, the whole scale."""
+def _windowed(measured: np.ndarray, header: Any) -> tuple[np.ndarray, list[str]] | None:
+    """By PS3.3 C.11.2 of the standard: the file's table, or of several windows the first; None without any."""
+    from pydicom.pixels import apply_voi
+
+    if header.get("VOILUTSequence"):
+        top = (1 << int(header.VOILUTSequence[0].LUTDescriptor[2])) - 1
+        return np.rint(apply_voi(measured, header) * (255 / top)).clip(0, 255).astype(np.uint8), ["DICOM table of values of interest"]
     centre, width = (_first(header.get(name)) for name in ("WindowCenter", "WindowWidth"))
-    if centre is not None and width is not None and width >= 1:
-        scaled = ((values - (centre - 0.5)) / max(width - 1, 1e-9) + 0.5) * 255
-        return np.rint(scaled.clip(0, 255)).astype(np.uint8), [f"DICOM window centre {centre:g}, width {width:g}"]
-    plain = values.min() >= 0 and float(values.max()) < 1 << int(header.BitsStored)
-    return eight_bits(values, full=(1 << int(header.BitsStored)) - 1) if plain else eight_bits(values)
+    function = str(header.get("VOILUTFunction") or "LINEAR").upper()
+    if centre is None or width is None or width <= 0 or (width < 1 and function == "LINEAR"):
+        return None
+    values = measured.astype(np.float64)
+    if function == "SIGMOID":
+        scaled = 1 / (1 + np.exp((-4 * (values - centre) / width).clip(-500, 500)))
+    elif function == "LINEAR":
+        scaled = (values - (centre - 0.5)) / max(width - 1, 1e-9) + 0.5
+    else:
+        scaled = (values - centre) / width + 0.5
+    return np.rint(255 * scaled.clip(0, 1)).astype(np.uint8), [f"DICOM window centre {centre:g}, width {width:g}"]
+
+
+def _whole(stored: np.ndarray, measured: np.ndarray, header: Any) -> tuple[np.ndarray, list[str]]:
+    """The whole scale of a file without a window: that of the stored values, unless they are signed; measured ones can lie anywhere."""
+    rising = not header.get("ModalityLUTSequence") and float(header.get("RescaleSlope") or 1) > 0
+    if stored.dtype.kind != "u" or not rising:
+        return eight_bits(measured)
+    bits = int(header.BitsStored)
+    # Writers that know no better state the whole word.
+    return eight_bits(stored, full=None if bits == 8 * stored.dtype.itemsize else (1 << bits) - 1)
 
 
 def _first(value: Any) -> float | None:

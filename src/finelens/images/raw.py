@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ FEWEST_PIXELS = 200
 _DNG_VERSION = 50706
 _SOF = (0xC0, 0xC1, 0xC2)  # baseline, extended and progressive JPEG; 0xC3, lossless, holds the sensor's samples
 # LibRaw's flips in the numbers of EXIF.
-_FLIPS = {3: 3, 5: 8, 6: 6}
+_FLIPS = {0: 1, 1: 2, 2: 4, 3: 3, 4: 5, 5: 8, 6: 6, 7: 7}
 
 
 def is_raw(data: bytes, found: list[Page]) -> bool:
@@ -90,17 +91,27 @@ def _thumbnail_by_rawpy(data: bytes) -> tuple[bytes, int, str] | None:
     return (jpeg, flip, _note(jpeg)) if min(_size(jpeg)) >= FEWEST_PIXELS else None
 
 
-def developed(data: bytes) -> tuple[np.ndarray, list[str]]:
+def developed(data: bytes, check: Callable[[int, int], None]) -> tuple[np.ndarray, list[str]]:
     """(H, W, 3) uint8, upright, from the sensor's samples, and notes.
+
+    Args:
+        data: The file.
+        check: Refuses a width and height, before pixels are developed.
 
     Raises:
         UnsupportedModeError: rawpy is not installed, or does not know the file.
+        ValueError: The file is damaged or ends early.
     """
     rawpy = _rawpy()
     if rawpy is None:
         raise UnsupportedModeError("camera raw without a preview of a useful size; pip install 'finelens[raw]', or export it as JPEG")
     try:
         with rawpy.imread(io.BytesIO(data)) as file:
+            check(file.sizes.iwidth, file.sizes.iheight)
             return file.postprocess(use_camera_wb=True), ["camera raw: developed with the camera's white balance"]
-    except rawpy.LibRawError as error:
-        raise UnsupportedModeError(f"camera raw that rawpy does not read ({error}); export it as JPEG") from error
+    except (rawpy.LibRawIOError, rawpy.LibRawDataError) as error:
+        raise ValueError("the content is camera raw, which is damaged or ends early") from error
+    except (rawpy.LibRawError, rawpy.NotSupportedError) as error:
+        said = error.args[0] if error.args else ""
+        reason = said.decode("utf-8", "replace") if isinstance(said, bytes) else said
+        raise UnsupportedModeError(f"camera raw that rawpy does not read ({reason}); export it as JPEG") from error
