@@ -130,7 +130,8 @@ def test_names_with_dots_are_samples_of_their_own(tmp_path, ending):
     assert [name.partition("/")[2] for name in data.test.names()] == [f"{stem}.jpg" for stem in stems]
     assert labels(data.test) == [0, 1, 0, 1, 0, 1, 0]
     assert [image.data for image in data.test.images] == [jpeg(i) for i in range(7)]
-    assert data.split == f"0 train and 1 test shards; 5 members left out, first test-0.{ending}/._000.jpg"
+    assert data.split == "0 train and 1 test shards"
+    assert data.left_out == (f"5 members of no sample, first test-0.{ending}/._000.jpg",)
 
 
 BAD_SHARDS = {

@@ -190,4 +190,4 @@ class Context:
             "classes": len(self.data.class_names),
             "layout": self.data.layout,
             "split": self.data.split,
-        }
+        } | ({"left_out": list(self.data.left_out)} if self.data.left_out else {})

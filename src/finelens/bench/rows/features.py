@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from finelens.bench.rows.protocols import PartTruth, name_rank
-from finelens.bench.sets.data import Part
+from finelens.bench.sets.data import Part, counted_out
 from finelens.bench.sets.sealed import UnlabelledFeatures, UnlabelledImages
 from finelens.core.console import Console
 from finelens.feature_store.encoder import FeatureEncoder
@@ -55,7 +55,18 @@ class Pool:
 
     @cached_property
     def _stored(self) -> dict[str, Tensor]:
-        return cached_tensors(["benchmark features", *self.encoder.key, repr(self.limits), *self.digests], self._encode)
+        stored = cached_tensors(["benchmark features", *self.encoder.key, repr(self.limits), *self.digests], self._encode)
+        for line in counted_out("files cannot be read as images and are in no number", self._unread_of(stored)):
+            self.console.warn(line)
+        return stored
+
+    def _unread_of(self, stored: dict[str, Tensor]) -> list[str]:
+        return [name for name, row in zip(self.part.names(), stored["rows"].tolist(), strict=True) if row < 0]
+
+    @property
+    def unread(self) -> list[str]:
+        """Names of what could not be read as an image."""
+        return self._unread_of(self._stored)
 
     def _encode(self) -> dict[str, Tensor]:
         store = self.loaded.store

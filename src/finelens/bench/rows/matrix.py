@@ -116,6 +116,8 @@ def run(plan: Plan, data_sets: Sequence[Callable[[], DataSet]], names: Sequence[
                 continue
             start = start or Start(plan.backbone, plan.device)
             context = Context(read(), start, console)
+            for line in context.data.left_out:
+                console.warn(f"{name}: left out: {line}")
             for key, protocol in missing[name]:
                 with out.claim(key) as mine:
                     if not mine:
@@ -193,6 +195,7 @@ def _options(key: Key, plan: Plan) -> tuple[int | None, dict[str, dict[str, Any]
 def _describe_split(context: Context, protocol: Protocol, split: Split) -> dict[str, Any]:
     fit = [context.pool(protocol.fit_part).row_digests[row] for row in split.fit]
     test = [context.test.row_digests[row] for row in split.test]
+    unread = sum(len(pool.unread) for pool in {context.pool(protocol.fit_part), context.test})
     hints = [f"{position} {label}" for position, label in zip(split.hinted, split.hint_labels, strict=True)]
     return {
         "fit": len(fit),
@@ -200,6 +203,7 @@ def _describe_split(context: Context, protocol: Protocol, split: Split) -> dict[
         "classes": len(split.names),
         "occurring": split.occurring,
         "labelled": len(hints),
+        "unread": unread,
         "checksum": _sha256([*fit, ";", *hints, ";", *test, ";", *split.names]),
         # Rows with the same test images can be compared image by image.
         "test_checksum": _sha256(sorted(test)),

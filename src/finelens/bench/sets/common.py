@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from finelens.bench.sets.data import DataSet, Part
+from finelens.bench.sets.data import DataSet, Part, counted_out
 from finelens.bench.sets.sealed import Labels
 from finelens.classes.names import check_names
 from finelens.classes.text_files import read_utf8
 from finelens.errors import UserError
-from finelens.images.discover import ImageFile, discover, display_name
+from finelens.images.discover import FoundFiles, ImageFile, discover, display_name
 
 # What a test part may be called, the best first: many sets call it otherwise.
 TESTS = ("test", "validation", "val", "valid")
@@ -72,8 +72,8 @@ def spoken(name: str) -> str:
     return re.sub("(?<=[a-z])(?=[A-Z])", " ", readable(name)).lower()
 
 
-def folder_part(root: Path, folders: Sequence[str]) -> Part:
-    """A part with a folder for each class; files outside of these folders, such as notes, are no part of it.
+def folder_part(root: Path, folders: Sequence[str]) -> tuple[Part, tuple[str, ...]]:
+    """A part with a folder for each class; files outside of these folders, such as notes, are no part of it but in the line beside it.
 
     Args:
         root: Holds the folders.
@@ -83,8 +83,11 @@ def folder_part(root: Path, folders: Sequence[str]) -> Part:
         UserError: There is no file.
     """
     index = {name: i for i, name in enumerate(folders)}
-    images = [image for image in discover(root) if image.name.partition("/")[0] in index]
-    return Part(images, Labels(np.array([index[image.name.partition("/")[0]] for image in images])))
+    found = discover(root)
+    images = FoundFiles((image for image in found if image.name.partition("/")[0] in index), found.remarks)
+    outside = [image.name for image in found if image.name.partition("/")[0] not in index]
+    part = Part(images, Labels(np.array([index[image.name.partition("/")[0]] for image in images])))
+    return part, counted_out(f"files of {root.name} in no class folder", outside)
 
 
 def finish(

@@ -14,7 +14,7 @@ from finelens.bench.sets.sealed import Labels
 from finelens.classes.labels import read_labels
 from finelens.classes.names import check_names, read_class_file
 from finelens.errors import UserError
-from finelens.images.discover import ImageFile, discover, is_leftover
+from finelens.images.discover import ImageFile, discover, display_name, is_leftover
 from finelens.images.store import ImageItems
 
 
@@ -53,6 +53,7 @@ class DataSet:
         split: Where the two parts come from.
         templates: Prompts of the set; None for the built-in ones.
         descriptions: File of sentences about the classes, or None.
+        left_out: What lies there but is in no part, or has no class: for each kind a line with its number and the first; for terminal and rows.
     """
 
     name: str
@@ -63,6 +64,7 @@ class DataSet:
     split: str
     templates: tuple[str, ...] | None = None
     descriptions: Path | None = None
+    left_out: tuple[str, ...] = ()
 
     def texts_digest(self) -> str:
         """Hash of names, templates and descriptions."""
@@ -70,6 +72,16 @@ class DataSet:
         if self.descriptions is not None:
             total.update(self.descriptions.read_bytes())
         return total.hexdigest()
+
+
+def counted_out(what: str, names: Sequence[str]) -> tuple[str, ...]:
+    """The line of what is left out; none where there is nothing.
+
+    Args:
+        what: What they are, in the plural.
+        names: What they are called.
+    """
+    return (f"{len(names)} {what}, first {display_name(names[0])}",) if names else ()
 
 
 def read_folder(folder: Path, test: str = "test") -> DataSet:
@@ -91,11 +103,12 @@ def read_folder(folder: Path, test: str = "test") -> DataSet:
         if not (folder / part).is_dir():
             raise UserError(f"data set {folder}: there is no folder {part}; put the images in {folder}/train/CLASS and {folder}/test/CLASS")
     names = _class_names(folder, test)
-    parts = _part(folder / "train", names), _part(folder / test, names, must_have_labels=True)
-    return folder_set(folder, names, *parts, layout="folder", split=f"train and {test} folders")
+    read = _part(folder / "train", names), _part(folder / test, names, must_have_labels=True)
+    left_out = tuple(line for _, lines in read for line in lines)
+    return folder_set(folder, names, *(part for part, _ in read), layout="folder", split=f"train and {test} folders", left_out=left_out)
 
 
-def folder_set(folder: Path, names: Sequence[str], train: Part, test: Part, *, layout: str, split: str) -> DataSet:
+def folder_set(folder: Path, names: Sequence[str], train: Part, test: Part, *, layout: str, split: str, left_out: tuple[str, ...] = ()) -> DataSet:
     """A data set that is called as its folder, with the folder's ``descriptions.json`` if there is one.
 
     Args:
@@ -105,10 +118,11 @@ def folder_set(folder: Path, names: Sequence[str], train: Part, test: Part, *, l
         test: Test part.
         layout: How it was read.
         split: Where the two parts come from.
+        left_out: What is in no part or has no class.
     """
     descriptions = folder / "descriptions.json"
     found = descriptions if descriptions.is_file() else None
-    return DataSet(folder.resolve().name, tuple(names), train, test, layout, split, descriptions=found)
+    return DataSet(folder.resolve().name, tuple(names), train, test, layout, split, descriptions=found, left_out=left_out)
 
 
 def _class_names(folder: Path, test: str) -> list[str]:
@@ -119,7 +133,8 @@ def _class_names(folder: Path, test: str) -> list[str]:
     return check_names([name.replace("_", " ") for name in found], source=f"folders of {folder / test}")
 
 
-def _part(folder: Path, names: Sequence[str], *, must_have_labels: bool = False) -> Part:
+def _part(folder: Path, names: Sequence[str], *, must_have_labels: bool = False) -> tuple[Part, tuple[str, ...]]:
+    """A part, and what of it is in no class folder where there are some."""
     images = discover(folder)
     try:
         truth = read_labels(folder, "folders", names)
@@ -127,4 +142,6 @@ def _part(folder: Path, names: Sequence[str], *, must_have_labels: bool = False)
         if must_have_labels or any(path.is_dir() and not is_leftover(path.name) for path in folder.iterdir()):
             raise
         truth = {}
-    return Part(images, Labels(np.array([truth.get(image.name, -1) for image in images])))
+    outside = [image.name for image in images if image.name not in truth] if truth else []
+    left_out = counted_out(f"files of {folder.name} in no class folder", outside)
+    return Part(images, Labels(np.array([truth.get(image.name, -1) for image in images]))), left_out

@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from finelens.bench.sets.common import listed_part, spoken
-from finelens.bench.sets.data import DataSet
+from finelens.bench.sets.data import DataSet, counted_out
 from finelens.classes.names import check_names
 from finelens.images.discover import discover
 
@@ -41,9 +41,12 @@ def read_drawn(
         UserError: There is no image.
     """
     by_class: dict[str, list[str]] = {}
-    for image in discover(folder):
+    found, outside = discover(folder), []
+    for image in found:
         own, slash, _ = image.name.partition("/")
-        if slash and own not in left_out:
+        if not slash:
+            outside.append(image.name)
+        elif own not in left_out:
             by_class.setdefault(own, []).append(image.name)
     names = sorted(by_class)
     parts: tuple[list[tuple[str, int]], list[tuple[str, int]]] = [], []
@@ -61,4 +64,5 @@ def read_drawn(
         layout="drawn",
         split=f"{percent} % of each class drawn by finelens ({len(parts[0])} train, {len(parts[1])} test, sha256 {digest[:16]})",
         templates=templates,
+        left_out=(*counted_out("files in no class folder", outside), *found.remarks),
     )

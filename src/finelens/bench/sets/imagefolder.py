@@ -7,10 +7,11 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from finelens.bench.sets.common import TESTS, listed_part
-from finelens.bench.sets.data import DataSet, folder_set, read_folder
+from finelens.bench.sets.data import DataSet, counted_out, folder_set, read_folder
 from finelens.bench.sets.lists import entries
 from finelens.classes.names import check_names, match, read_class_file
 from finelens.errors import UserError
+from finelens.images.discover import visible_files
 
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 # Columns that may hold the class, the best first.
@@ -42,13 +43,17 @@ def read_image_folder(folder: Path) -> DataSet:
     names = _class_names(folder, labels)
     # A number is one of a class, unless a class is called so.
     index = {str(i): i for i in range(len(names))} | {label: names.index(name) for label, name in match(labels, names).items()}
-    parts = []
+    parts, left_out = [], list[str]()
     for part, rows in tables.items():
         unknown = next((label for _, label in rows if label not in index), None)
         if unknown is not None:
             raise UserError(f"{folder / part}: label {unknown!r} of its metadata is not in {folder / 'classes.txt'}")
         parts.append(listed_part(folder, [(path, index[label]) for path, label in rows], f"metadata of {folder / part}"))
-    return folder_set(folder, names, *parts, layout="imagefolder", split=f"train and {test} folders, classes from metadata")
+        listed = {*parts[-1].names()} | {f"{part}/{name}" for name in METADATA}
+        unlisted = [name for file in visible_files(folder / part) if (name := f"{part}/{file.name}") not in listed]
+        left_out += counted_out(f"files of {part} that its metadata does not list", unlisted)
+    split = f"train and {test} folders, classes from metadata"
+    return folder_set(folder, names, *parts, layout="imagefolder", split=split, left_out=tuple(left_out))
 
 
 def _labelled(folder: Path, part: str) -> Rows | None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from finelens.bench.sets.common import folder_part, listed_part, read_table, text_lines
-from finelens.bench.sets.data import DataSet, Part
+from finelens.bench.sets.data import DataSet, Part, counted_out
 from finelens.bench.sets.sealed import Labels
 from finelens.bench.sets.wordnet import class_folders, class_names, find_file, is_wnid, named, synsets
 from finelens.errors import UserError
@@ -37,11 +37,11 @@ def read_imagenet(folder: Path, templates: Templates = None) -> DataSet:
     truth = None if _sorted(root / "val") else _flat_truth(folder, root / "val", meta)
     wnids = class_folders(root / "val") if truth is None else sorted(set(truth[0].values()))
     names = named(wnids, class_names(folder, first=dict(meta.values())))
-    test, origin = (folder_part(root / "val", wnids), "val folders") if truth is None else _flat_part(root / "val", wnids, *truth)
+    (test, outside), origin = (folder_part(root / "val", wnids), "val folders") if truth is None else _flat_part(root / "val", wnids, *truth)
     has_train = (root / "train").is_dir()
-    train = folder_part(root / "train", wnids) if has_train else Part([], Labels(np.zeros(0)))
+    train, more = folder_part(root / "train", wnids) if has_train else (Part([], Labels(np.zeros(0))), ())
     split = f"train folders and {origin}" if has_train else f"{origin}, no training part"
-    return DataSet("imagenet", names, train, test, "authors", split, templates)
+    return DataSet("imagenet", names, train, test, "authors", split, templates, left_out=(*more, *outside))
 
 
 def _sorted(val: Path) -> bool:
@@ -83,13 +83,16 @@ def _number(image: str, path: Path) -> int:
     return int(digits)
 
 
-def _flat_part(val: Path, wnids: Iterable[str], truth: Mapping[int, str], source: Path) -> tuple[Part, str]:
-    """The images of a flat ``val`` that are there, and what the split rests on."""
+def _flat_part(val: Path, wnids: Iterable[str], truth: Mapping[int, str], source: Path) -> tuple[tuple[Part, tuple[str, ...]], str]:
+    """The images of a flat ``val`` that are there, what is no such image, and what the split rests on."""
     index = {wnid: i for i, wnid in enumerate(wnids)}
-    images = [image.name for image in discover(val) if "/" not in image.name and image.name.startswith(PREFIX)]
+    found = [image.name for image in discover(val)]
+    images = [name for name in found if "/" not in name and name.startswith(PREFIX)]
+    outside = counted_out(f"files of {val.name} not called {PREFIX}NUMBER", [name for name in found if "/" in name or not name.startswith(PREFIX)])
     numbers = {name: _number(name.partition(".")[0], val) for name in images}
     unknown = next((name for name, number in numbers.items() if number not in truth), None)
     if unknown is not None:
         raise UserError(f"{source} says nothing about {unknown}; take the file that belongs to these images")
     rows = [(name, index[truth[number]]) for name, number in numbers.items()]
-    return listed_part(val, rows, f"{val}, images {PREFIX}*"), f"{source.name} ({len(rows)} of {len(truth)} images there)"
+    part = listed_part(val, rows, f"{val}, images {PREFIX}*"), outside
+    return part, f"{source.name} ({len(rows)} of {len(truth)} images there)"

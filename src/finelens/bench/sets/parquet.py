@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from finelens.bench.sets.common import TESTS, readable
-from finelens.bench.sets.data import DataSet, Part, folder_set
+from finelens.bench.sets.data import DataSet, Part, counted_out, folder_set
 from finelens.bench.sets.sealed import Labels
 from finelens.classes.names import check_names
 from finelens.errors import UserError
@@ -40,7 +40,7 @@ def read_parquet(folder: Path) -> DataSet:
         if whole != len(shards[part]):
             raise UserError(f"{folder}: {len(shards[part])} of {whole} shards of {part} are there; download the others")
     image, label, names = _columns(shards[test][0])
-    parts = []
+    parts, left_out = [], list[str]()
     for part in ("train", test):
         for shard in shards[part]:
             if _columns(shard) != (image, label, names):
@@ -50,9 +50,12 @@ def read_parquet(folder: Path) -> DataSet:
         )
         if len(labels) and not -1 <= labels.min() <= labels.max() < len(names):
             raise UserError(f"{folder}, {part}: a label is none of the {len(names)} classes")
-        parts.append(Part(ParquetImages(shards[part], image), Labels(labels)))
+        parts.append(Part(pictures := ParquetImages(shards[part], image), Labels(labels)))
+        if part == test or labels.max(initial=-1) >= 0:
+            left_out += counted_out(f"rows of {part} without a class", [pictures.names[i] for i in np.flatnonzero(labels < 0)])
     checked = check_names([readable(name) for name in names], source=f"class names of {label} in {folder}")
-    return folder_set(folder, checked, *parts, layout="parquet", split=f"shards of train and {test}, columns {image} and {label}")
+    split = f"shards of train and {test}, columns {image} and {label}"
+    return folder_set(folder, checked, *parts, layout="parquet", split=split, left_out=tuple(left_out))
 
 
 def _columns(shard: Path) -> tuple[str, str, tuple[str, ...]]:

@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from finelens.bench.sets.data import DataSet, Part, folder_set
+from finelens.bench.sets.data import DataSet, Part, counted_out, folder_set
 from finelens.bench.sets.sealed import Labels
 from finelens.classes.names import check_names, match, read_class_file
 from finelens.errors import UserError
-from finelens.images.discover import display_name, is_leftover
+from finelens.images.discover import is_leftover
 from finelens.images.signatures import IMAGE_SUFFIXES
 from finelens.images.store import EncodedImage
 from finelens.images.tar_shards import GZIP, OTHERS, PLAIN, Archives, members
@@ -94,11 +94,9 @@ def read_webdataset(folder: Path) -> DataSet:
     if not shards["test"]:
         raise UserError(f"{folder}: there are no test shards (test*.tar or test/*.tar, or the same with .tar.gz)")
     read = [_part(shards[part], names) for part in ("train", "test")]
-    left_out = [name for _, others in read for name in others]
+    left_out = counted_out("members of no sample", [name for _, others in read for name in others])
     split = f"{len(shards['train'])} train and {len(shards['test'])} test shards"
-    if left_out:
-        split += f"; {len(left_out)} members left out, first {display_name(left_out[0])}"
-    return folder_set(folder, names, *(part for part, _ in read), layout="webdataset", split=split)
+    return folder_set(folder, names, *(part for part, _ in read), layout="webdataset", split=split, left_out=left_out)
 
 
 def _part(shards: Sequence[Path], names: Sequence[str]) -> tuple[Part, list[str]]:

@@ -54,8 +54,9 @@ def read_variant(name: str, folder: Path, images: Path, templates: Templates = N
         wnids = [ordered[int(one)] for one in folders]
     else:
         wnids = folders
-    test = folder_part(images, folders)
-    return DataSet(name, named(wnids, known), Part([], Labels(np.zeros(0))), test, "authors", f"all of {images.name}, no training part", templates)
+    test, left_out = folder_part(images, folders)
+    split = f"all of {images.name}, no training part"
+    return DataSet(name, named(wnids, known), Part([], Labels(np.zeros(0))), test, "authors", split, templates, left_out=left_out)
 
 
 def class_names(*folders: Path, first: Mapping[str, str] | None = None) -> dict[str, str]:
