@@ -47,7 +47,6 @@ def test_positions_are_those_of_the_store(tmp_path, photos):
     ("row", "words"),
     [
         ("a/0.png,red strip", "did you mean 'red stripe'"),
-        ("a/7.png,red stripe", "there is no file 'a/7.png'"),
         ("../a/0.png,red stripe", "leaves"),
         ("a/0.png,green check", "keep one of the two"),
         ("a/0.png,", "keep one of the two"),
@@ -85,6 +84,29 @@ def test_hints_about_unreadable_files_alone_are_refused(tmp_path, photos):
     file = write_hints(tmp_path / "hints.csv", "broken.jpg,red stripe")
     with pytest.raises(UserError, match="none of its 1 files"):
         read_hints(file, photos, loaded.records, CLASSES)
+
+
+def test_hints_about_files_that_are_not_there_are_counted(tmp_path, photos):
+    (photos / "broken.jpg").write_bytes(b"no picture")
+    loaded = load(discover(photos), DecodeLimits(), QUIET)
+    rows = ("a/7.png,red stripe", "a/0.png,red stripe", "broken.jpg,red stripe")
+    left_out: list[str] = []
+    hints = read_hints(write_hints(tmp_path / "hints.csv", *rows), photos, loaded.records, CLASSES, left_out)
+    assert describe_hints(hints, CLASSES) == "hints: 1 images, 1 of 4 classes"
+    assert [line.rpartition("hints.csv', ")[2].partition("; ")[0] for line in left_out] == [
+        f"line 2: there is no file 'a/7.png' in '{photos}'",
+        "'broken.jpg' is not an image that can be read",
+    ]
+    with pytest.raises(UserError, match=r"line 2: there is no file 'a/7\.png'.*give paths relative"):
+        read_hints(write_hints(tmp_path / "hints.csv", rows[0]), photos, loaded.records, CLASSES)
+
+
+def test_a_run_says_which_hints_it_leaves_out(tmp_path, photos, tiny_vit, capsys):
+    file = write_hints(tmp_path / "hints.csv", "a/0.png,red stripe", "gone.png,red stripe")
+    given = {"method": "gda-em", "backbone": f"local:{tiny_vit}", "hints": file, "options": {"training": {"precision": "float32"}}}
+    api.adapt(photos, write_classes(tmp_path / "classes.txt"), tmp_path / "run", **given)
+    assert "1 hint is left out, the first because: hints file" in capsys.readouterr().err
+    assert (tmp_path / "run/given_hints.csv").read_text().splitlines() == ["path,label", "a/0.png,red stripe"]
 
 
 def test_hints_by_position():

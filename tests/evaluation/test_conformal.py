@@ -130,6 +130,20 @@ def test_predict_writes_sets_beside_the_predictions_and_says_what_they_promise(r
         assert set(names) == {CLASSES[c] for c in np.flatnonzero(rule.contains(p[i : i + 1])[0])}
 
 
+def test_labels_of_files_that_are_not_there_are_counted(run, capsys):
+    labels = run / "more.csv"
+    labels.write_text((run / "labels.csv").read_text() + f"gone.png,{CLASSES[0]}\ngone too.png,{CLASSES[0]}\n")
+    for name, own in (("all", run / "labels.csv"), ("some", labels)):
+        api.predict(run / "run", run / "photos", run / f"{name}.csv", calibrate=own)
+    assert sets(run / "all.sets.csv") == sets(run / "some.sets.csv")
+    said = capsys.readouterr().err
+    assert "2 labels are left out of the calibration, the first because: labels file" in said
+    assert "there is no file 'gone.png'" in said
+    labels.write_text(f"path,label\ngone.png,{CLASSES[0]}\n")
+    with pytest.raises(UserError, match=r"there is no file 'gone\.png'.*give paths relative"):
+        api.predict(run / "run", run / "photos", run / "none.csv", calibrate=labels)
+
+
 def test_sets_from_python_are_those_of_the_command(run):
     api.predict(run / "run", run / "photos", run / "again.csv", calibrate=run / "labels.csv", calibrate_photos=run / "photos", console=QUIET)
     paths = sorted(run.glob("photos/*/*.png"))

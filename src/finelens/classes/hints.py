@@ -57,7 +57,9 @@ def slip_of(label: str, class_names: Sequence[str]) -> str | None:
     return forms[near[0]] if near else None
 
 
-def read_hint_labels(path: Path, photos: Path, class_names: Sequence[str], names: Sequence[str] | None = None) -> dict[str, int]:
+def read_hint_labels(
+    path: Path, photos: Path, class_names: Sequence[str], names: Sequence[str] | None = None, left_out: list[str] | None = None
+) -> dict[str, int]:
     """Class, or -1 for none of them, by file name: all that can be checked before an image is read.
 
     Args:
@@ -65,14 +67,16 @@ def read_hint_labels(path: Path, photos: Path, class_names: Sequence[str], names
         photos: As for :func:`read_hints`.
         class_names: C names.
         names: Names that a feature file stored; None for a folder.
+        left_out: As for :func:`read_hints`.
 
     Raises:
-        UserError: The file cannot be read, names a file or class that does not exist, or contradicts itself.
+        UserError: The file cannot be read, names no file that exists or a class that does not, or contradicts itself.
     """
-    return read_labels(photos, path, class_names, none_label=NONE_OF_THESE, names=names, what="hints file")
+    told = [] if left_out is None else left_out
+    return read_labels(photos, path, class_names, none_label=NONE_OF_THESE, names=names, what="hints file", left_out=told)
 
 
-def read_hints(path: Path, photos: Path, records: Sequence[ImageRecord], class_names: Sequence[str]) -> Hints:
+def read_hints(path: Path, photos: Path, records: Sequence[ImageRecord], class_names: Sequence[str], left_out: list[str] | None = None) -> Hints:
     """Read a hints file.
 
     Args:
@@ -80,13 +84,16 @@ def read_hints(path: Path, photos: Path, records: Sequence[ImageRecord], class_n
         photos: Folder of the target photographs, or the feature file.
         records: What became of each file.
         class_names: C names.
+        left_out: Takes a line for each hint about a file that does not exist or could not be read.
 
     Raises:
-        UserError: The file cannot be read, names a file or class that does not exist, contradicts itself, or no hinted image could be read.
+        UserError: The file cannot be read, names a class that does not exist, contradicts itself, or none of its files exists and could be read.
     """
-    labels = read_hint_labels(path, photos, class_names, None if photos.is_dir() else [record.name for record in records])
+    told = [] if left_out is None else left_out
+    labels = read_hint_labels(path, photos, class_names, None if photos.is_dir() else [record.name for record in records], told)
     positions = {record.name: record.index for record in records}
     unread = [name for name in labels if positions.get(name) is None]
+    told += [f"{quote(name)} is not an image that can be read" for name in unread]
     if len(unread) == len(labels):
         raise UserError(f"hints file {quote(str(path))}: none of its {len(labels)} files is an image that can be read (first: {quote(unread[0])})")
     return _hints({index: label for name, label in labels.items() if (index := positions.get(name)) is not None})

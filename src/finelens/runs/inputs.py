@@ -11,7 +11,7 @@ from pathlib import Path
 from finelens.classes.descriptions import load_descriptions
 from finelens.classes.hints import describe_hints, hints_digest, read_hint_labels, read_hints, with_new_names
 from finelens.classes.names import read_class_file
-from finelens.classes.text_files import listing, quote
+from finelens.classes.text_files import counted, listing, quote
 from finelens.core.console import Console
 from finelens.core.options import to_plain
 from finelens.engine.distributed import ALONE, Processes
@@ -101,7 +101,10 @@ def read_inputs(config: RunConfig, console: Console, hints_copy: Path | None = N
         prepared = replace(prepared, extra=given.extra.of(loaded))
     counts = status_counts(loaded.records)
     console.say(f"images: {len(loaded.records)} files, " + ", ".join(f"{count} {status}" for status, count in counts.items()))
-    hints = None if given.hints is None else read_hints(given.hints, Path(given.source.name), loaded.records, prepared.classes.names)
+    left_out: list[str] = []
+    hints = None if given.hints is None else read_hints(given.hints, Path(given.source.name), loaded.records, prepared.classes.names, left_out)
+    if left_out:
+        console.warn(f"{counted(len(left_out), 'hint is', 'hints are')} left out, the first because: {left_out[0]}")
     if hints is not None:
         console.say(describe_hints(hints, prepared.classes.names))
     digests = _digests(prepared, loaded, hints, texts=config.prototypes_file is None)

@@ -17,7 +17,7 @@ from finelens.storage.cells import csv_text, escape_cell
 from finelens.storage.predictions import softmax
 
 
-def calibrate_on(labelled: Predictions, labels: Mapping[str, int], coverage: float, where: str) -> Conformal:
+def calibrate_on(labelled: Predictions, labels: Mapping[str, int], coverage: float, where: str, left_out: list[str] | None = None) -> Conformal:
     """The conformal rule of labelled photographs.
 
     Args:
@@ -25,11 +25,15 @@ def calibrate_on(labelled: Predictions, labels: Mapping[str, int], coverage: flo
         labels: Class by name of the image.
         coverage: Wanted share of sets that hold the true class.
         where: Name of the labels file, for messages.
+        left_out: Takes a line for each labelled file that could not be read.
 
     Raises:
         UserError: Too few labels for the coverage, or none of the labelled files could be read.
     """
     kept = [(record.index, labels[record.name]) for record in labelled.records if record.index is not None and record.name in labels]
+    if left_out is not None:
+        read = {record.name for record in labelled.records if record.index is not None}
+        left_out += [f"{quote(name)} is not an image that can be read" for name in labels if name not in read]
     if not kept:
         raise UserError(f"labels file {quote(where)}: none of its {len(labels)} files is an image that can be read")
     rows, targets = (np.array(column) for column in zip(*kept, strict=True))

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from finelens._version import __version__
+from finelens.classes.text_files import counted
 from finelens.core.console import Console
 from finelens.core.schemas import MODEL_CONFIG_FILE, SCHEMA_VERSION, UNLIKE_NOTE
 from finelens.errors import UserError
@@ -100,8 +101,9 @@ def _rule(classifier: Classifier, source: Source, question: Question, console: C
     """The conformal rule of the labelled photographs, which are asked about first."""
     assert question.calibrate is not None
     labelled = source if question.calibrate_photos is None else source_at(question.calibrate_photos)
+    left_out: list[str] = []
     try:
-        labels = labelled.labels(question.calibrate, classifier.classes)
+        labels = labelled.labels(question.calibrate, classifier.classes, left_out)
     except UserError as error:
         if labelled is not source:
             raise
@@ -110,7 +112,9 @@ def _rule(classifier: Classifier, source: Source, question: Question, console: C
     asked = labelled.only(labels) if labelled is source else labelled
     seen = asked.answers(classifier.model, classifier.limits, console, zero_shot=False, extra=classifier.extra)
     coverage = DEFAULT_COVERAGE if question.coverage is None else question.coverage
-    rule = calibrate_on(seen, labels, coverage, str(question.calibrate))
+    rule = calibrate_on(seen, labels, coverage, str(question.calibrate), left_out)
+    if left_out:
+        console.warn(f"{counted(len(left_out), 'label is', 'labels are')} left out of the calibration, the first because: {left_out[0]}")
     if classifier.hinted:
         console.warn("the run was adapted with hints: if any of the labels are among them, the sets hold the true class less often than they promise")
     return rule
