@@ -536,6 +536,29 @@ def test_transposed_prototypes_are_refused_or_doubted(own, classes, run, fails, 
     assert "transposed" not in warnings_of(run, *base, own / "S.npy", "--overwrite")
 
 
+def test_transposed_prototypes_beside_photographs_are_doubted(folder, tiny_vit, run, tmp_path):
+    """As many classes as columns, so that both readings fit: lengths and the photographs tell them apart."""
+    backbone = f"local:{tiny_vit}"
+    finelens.features(folder, tmp_path / "x.safetensors", backbone=backbone, console=QUIET)
+    features = read_features(tmp_path / "x.safetensors").store.features.global_.numpy()
+    dim = features.shape[1]
+    prototypes = np.random.default_rng(0).normal(size=(dim, dim)).astype(np.float32) / 5
+    known = min(dim, len(features))
+    prototypes[:known] = features[:known]
+    prototypes /= np.linalg.norm(prototypes, axis=1, keepdims=True)
+    (tmp_path / "names.txt").write_text("\n".join(f"class {i}" for i in range(dim)))
+    given = ["zero-shot", folder, "--classes", tmp_path / "names.txt", "--backbone", backbone, "--out", tmp_path / "r", "--overwrite"]
+    said = {}
+    for name, rows in (("right", prototypes), ("turned", prototypes.T), ("long", 3 * prototypes), ("long turned", 3 * prototypes.T)):
+        np.save(tmp_path / "p.npy", np.ascontiguousarray(rows))
+        said[name] = warnings_of(run, *given, "--prototypes", tmp_path / "p.npy")
+    assert "transposed" not in said["right"] + said["long"]
+    assert "the columns of the prototypes have length 1 and their rows have not: they look transposed" in said["turned"]
+    assert "have length 1" not in said["long turned"]
+    for name in ("turned", "long turned"):
+        assert "the images are nearer to the columns of the prototypes" in said[name]
+
+
 @pytest.mark.parametrize("features", ["image_embeds", "image_features"])
 @pytest.mark.parametrize("texts", ["text_embeds", "text_features"])
 def test_names_of_other_tools_and_scales_in_tensors(own, classes, features, texts):

@@ -39,6 +39,9 @@ DEFAULT_SCALE = 100.0
 LEAST_SCALE = 10.0
 # The transpose of square prototypes is doubted where the features are so many times nearer to its rows.
 NEARER = 1.5
+# Rows that were normalised in half precision have length 1 up to this.
+UNIT = 2e-3
+_TURNED = "they look transposed; save one row a class"
 _KEYS = ("prototypes", "text_features", "text_embeds", "weights")
 
 
@@ -129,6 +132,7 @@ def _prototypes(
     empty = [name for name, group in zip(names, groups, strict=True) if not len(group)]
     if empty:
         raise UserError(f"{path}: the prototype of class {empty[0]!r} has length 0; leave the class out or give it a prototype")
+    single = all(len(group) == 1 for group in groups)
     mean = heads.mean_description_head(groups)
     if own is not None and own.shape != mean.shape:
         raise UserError(f"{path}: descriptions of shape {tuple(own.shape)} beside prototypes of {tuple(mean.shape)}; give one row a class in both")
@@ -142,7 +146,7 @@ def _prototypes(
         ClassHeads(mean, described, weighted, tuple(sentences), classes, texts=tuple(sentences)),
         logit_scale,
         logit_bias,
-        quantised(torch.cat(groups), path, "prototypes"),
+        (*quantised(torch.cat(groups), path, "prototypes"), *(_columns_of_length_one(torch.cat(groups), path) if single else ())),
     )
 
 
@@ -185,25 +189,34 @@ def feature_backbone(file: FeatureFile, prototypes: Prototypes, logit_scale: flo
         raise UserError(f"--logit-scale must be above 0 and finite, got {known:g}")
     elif known < LEAST_SCALE:
         console.warn(f"the logit scale is {known:g}: is it the logarithm, as models keep it? Then give --logit-scale {math.exp(known):.4g}")
-    for doubt in (*file.doubts, *prototypes.doubts, *_turned(file, prototypes)):
+    for doubt in file.doubts:
         console.warn(doubt)
     bias = file.logit_bias if prototypes.logit_bias is None else prototypes.logit_bias
     return FeatureBackbone(file.dim, known or DEFAULT_SCALE, bias, file.backbone, file.tower)
 
 
-def _turned(file: FeatureFile, prototypes: Prototypes) -> tuple[str, ...]:
-    """A line about square prototypes (C, C) whose columns are nearer to the features than their rows."""
-    heads_ = prototypes.heads.templates
-    if len(heads_) != file.dim or len(heads_) < 2 or heads_.shape[1] != file.dim:
-        return ()
-    rows = file.store.features.global_[:1000]
-    nearest, turned = ((rows @ F.normalize(head, dim=1).T).amax(1).mean().item() for head in (heads_, heads_.T))
+def look_turned(head: Tensor, features: Tensor) -> str | None:
+    """What a warning says of square prototypes whose columns are nearer to the features than their rows; None where nothing speaks for that.
+
+    Args:
+        head: Unit-norm prototypes (C, D).
+        features: Unit-norm features (N, D); the first thousand are looked at.
+    """
+    if len(head) != head.shape[1] or len(head) < 2:
+        return None
+    rows = features[:1000].to(head)
+    nearest, turned = ((rows @ F.normalize(own, dim=1).T).amax(1).mean().item() for own in (head, head.T))
     if turned <= NEARER * max(nearest, 0):
+        return None
+    return f"the images are nearer to the columns of the prototypes (cosine {turned:.2g}) than to their rows ({nearest:.2g}): {_TURNED}"
+
+
+def _columns_of_length_one(rows: Tensor, path: Path) -> tuple[str, ...]:
+    """A line about square prototypes (C, C) of which the columns have length 1 and the rows have not."""
+    if rows.ndim != 2 or len(rows) != rows.shape[1] or len(rows) < 2:
         return ()
-    return (
-        f"{prototypes.path}: the features are nearer to the columns of the prototypes (cosine {turned:.2g}) than to their rows ({nearest:.2g}): "
-        "they look transposed; give one row a class",
-    )
+    ones = [bool(((rows.norm(dim=dim) - 1).abs() < UNIT).all()) for dim in (0, 1)]
+    return (f"{path}: the columns of the prototypes have length 1 and their rows have not: {_TURNED}",) if ones == [True, False] else ()
 
 
 def check_width(prototypes: Prototypes, dim: int, what: str) -> None:

@@ -13,6 +13,7 @@ from finelens.classes.heads import same_vectors
 from finelens.classes.text_files import listing, quote
 from finelens.errors import UserError
 from finelens.evaluation.collapse import pseudo_label_warning
+from finelens.feature_store.prototypes import look_turned
 
 if TYPE_CHECKING:
     from finelens.classes.heads import ClassHeads
@@ -65,6 +66,13 @@ def check_image_features(features: Tensor, console: Console) -> None:
     lost = int((features.norm(dim=1) < MIN_NORM).sum())
     if lost:
         console.warn(f"the features of {lost} of {len(features)} images are zero: the model sees nothing in them and all classes score the same")
+
+
+def check_prototypes(head: Tensor, features: Tensor, console: Console) -> None:
+    """Warn of prototypes (C, D) that look transposed beside features (N, D)."""
+    doubt = look_turned(head, features)
+    if doubt is not None:
+        console.warn(doubt)
 
 
 def check_text_features(heads: ClassHeads, class_names: Sequence[str], console: Console) -> None:

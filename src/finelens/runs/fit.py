@@ -26,7 +26,7 @@ from finelens.images.load import BATCH, centre_views
 from finelens.images.subset import StoreSubset
 from finelens.methods.registry import check_hints
 from finelens.protocol import Batch, Cost, Hints, ImageStore, TargetFeatures, ViewPlan
-from finelens.runs.alarms import check_image_features, with_alarms
+from finelens.runs.alarms import check_image_features, check_prototypes, with_alarms
 from finelens.runs.config import RunConfig
 from finelens.runs.model import Model, adapted_tensors
 from finelens.runs.prepare import Prepared, start_from, unadapted_logits, with_method
@@ -119,6 +119,8 @@ def _look(prepared: Prepared, store: ImageStore, config: RunConfig, console: Con
         check_cached_prefix(engine, prepared.task, config.training.scope)
     features = target_features(engine, store, prepared.limits.short_side, console)
     check_image_features(features.global_, console)
+    if not prepared.classes.templates:
+        check_prototypes(prepared.heads.templates, features.global_, console)
     features = replace(features, hints=hints, extra=() if prepared.extra is None else prepared.extra.features)
     zero_shot, described = unadapted_logits(prepared, features)
     return _Seen(features, zero_shot, described, features.global_.to("cpu", torch.float16, copy=True))

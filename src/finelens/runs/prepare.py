@@ -96,6 +96,8 @@ def prepare(
         classes, report = _class_set(config, names, descriptions, backbone, console)
     else:
         classes, report = prototypes.classes, None
+        for doubt in prototypes.doubts:
+            console.warn(doubt)
     precision = choose_precision(config.training.precision, device)
     console.say(f"precision: {precision.reason}")
     engine = Engine(backbone, device, precision)
