@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import io
+import struct
+import zlib
 from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
 from PIL import Image, features
 
-from tests.images.helpers import dicom, dng
+from tests.images.helpers import PNG, deep_png, dicom, dng
 
 SIDE = 48
 
@@ -76,7 +78,9 @@ SOUND: dict[str, Callable[[], bytes]] = {
     "jpeg": lambda: _saved("JPEG"),
     "jpeg progressive": lambda: _saved("JPEG", progressive=True),
     "jpeg cmyk": lambda: _saved("JPEG", "CMYK"),
+    "jpeg of two pictures": lambda: _saved("MPO", save_all=True, append_images=[Image.fromarray(picture()[::2, ::2])]),
     "png": lambda: _saved("PNG"),
+    "png of 16 bits": lambda: deep_png(_wide() >> 4),
     "png palette": lambda: _saved("PNG", "P"),
     "webp": lambda: _saved("WEBP"),
     "webp lossless": lambda: _saved("WEBP", lossless=True),
@@ -135,12 +139,22 @@ def recipes(data: bytes, rng: np.random.Generator) -> Iterator[Recipe]:
         yield recipe
 
 
+def _with_checksums(data: bytearray) -> bytearray:
+    """A PNG whose chunks have the checksums of what they hold: else a reader would look no further."""
+    at = len(PNG)
+    while (end := at + 8 + int.from_bytes(data[at : at + 4], "big")) + 4 <= len(data):
+        data[end : end + 4] = struct.pack(">I", zlib.crc32(data[at + 4 : end]))
+        at = end + 4
+    return data
+
+
 def mutated(data: bytes, recipe: Recipe) -> bytes:
-    """The file of a recipe."""
+    """The file of a recipe; of a PNG with its checksums mended where the recipe is of an odd length."""
     changed = bytearray(data)
     for place, value in recipe:
         if value < 0:
             del changed[place:]
         elif place < len(changed):
             changed[place] = value
-    return bytes(changed)
+    mended = changed.startswith(PNG) and len(recipe) % 2
+    return bytes(_with_checksums(changed) if mended else changed)

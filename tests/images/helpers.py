@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -10,6 +12,8 @@ import torch
 from PIL import Image
 
 from finelens.images.store import PixelStore
+
+PNG = b"\x89PNG\r\n\x1a\n"
 
 
 def picture(seed: int = 0, height: int = 60, width: int = 80) -> np.ndarray:
@@ -33,6 +37,14 @@ def store(count: int, height: int = 60, width: int = 80) -> PixelStore:
 
 def save(path, seed: int = 0, **options) -> None:
     Image.fromarray(picture(seed)).save(path, **options)
+
+
+def deep_png(values: np.ndarray) -> bytes:
+    """A PNG of 16-bit colours (H, W, 3), which Pillow does not write."""
+    height, width = values.shape[:2]
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    chunks = [(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    return PNG + b"".join(struct.pack(">I", len(d)) + t + d + struct.pack(">I", zlib.crc32(t + d)) for t, d in chunks)
 
 
 def dng(rgb: np.ndarray | None = None, orientation: int = 1, preview: bytes | None = None) -> bytes:

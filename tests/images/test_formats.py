@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import struct
 import sys
 
 import numpy as np
@@ -16,7 +15,7 @@ from finelens.images.decode import DecodedImage, DecodeLimits, Failure, decode_b
 from finelens.images.load import say_notes
 from finelens.images.store import EncodedImage, load_images
 
-from .helpers import dicom, dng, picture
+from .helpers import deep_png, dicom, dng, picture
 
 LIMITS = DecodeLimits()
 RED_BLUE = np.zeros((120, 160, 3), np.uint8)
@@ -210,12 +209,7 @@ def test_large_jpegs_are_judged_by_the_size_they_are_decoded_at():
 
 def test_16_bit_colour_png_of_fewer_bits():
     values = picture().astype(np.uint16) * 16 + 7
-    import zlib
-
-    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
-    chunks = [(b"IHDR", struct.pack(">IIBBBBB", 80, 60, 16, 2, 0, 0, 0)), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
-    data = b"\x89PNG\r\n\x1a\n" + b"".join(struct.pack(">I", len(d)) + t + d + struct.pack(">I", zlib.crc32(t + d)) for t, d in chunks)
-    result = read(data, "a.png")
+    result = read(deep_png(values), "a.png")
     assert np.abs(result.pixels.permute(1, 2, 0).numpy() - np.rint(values * (255 / 4095))).max() <= 1
     assert "12 bits" in result.notes[0]
 
