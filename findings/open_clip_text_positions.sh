@@ -7,7 +7,7 @@
 set -eu
 T=$(mktemp -d); trap 'rm -rf "$T"' EXIT
 python3 -m venv "$T/env"
-"$T/env/bin/pip" install -q open_clip_torch==3.3.0 torch==2.13.0 torchvision==0.28.0
+"$T/env/bin/pip" install -q open_clip_torch==3.3.0 torch==2.14.1 torchvision==0.29.1
 cd "$T"
 "$T/env/bin/python" - <<'P'
 import json

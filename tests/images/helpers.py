@@ -56,6 +56,8 @@ def dng(rgb: np.ndarray | None = None, orientation: int = 1, preview: bytes | No
         preview: A JPEG.
     """
     tifffile = pytest.importorskip("tifffile")
+    if preview is not None:
+        pytest.importorskip("imagecodecs", reason="tifffile writes no JPEG without it")
     rgb = np.full((64, 64, 3), 200, np.uint8) if rgb is None else rgb
     light = (rgb / 255.0) ** 2.2 * 4000 + 64
     mosaic = light[:, :, 1].astype(np.uint16)

@@ -18,7 +18,7 @@ from .helpers import picture
 DTYPES = ("u1", "u2", "i2", "u4", "i4", "f2", "f4", "f8", "c8")
 COMPRESSIONS = {"none": {}, "zlib": {"compression": "zlib"}, "zlib predicted": {"compression": "zlib", "predictor": True}}
 CODECS = {"lzw": {"compression": "lzw", "predictor": True}, "packbits": {"compression": "packbits"}, "zstd": {"compression": "zstd"}}
-CODECS |= {"lzma": {"compression": "lzma"}, "jpeg": {"compression": "jpeg", "compressionargs": {"level": 100}}}
+CODECS |= {"lzma": {"compression": "lzma", "compressionargs": {"level": 0}}, "jpeg": {"compression": "jpeg", "compressionargs": {"level": 100}}}
 try:
     import imagecodecs  # noqa: F401
 except ImportError:
