@@ -71,7 +71,7 @@ def test_rows_of_a_table_without_a_class(tmp_path):
             table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})}), tmp_path / f"{part}-00000-of-00001.parquet"
         )
     data = find_data(str(tmp_path), None)[1]()
-    assert data.left_out == ("1 rows of test without a class, first test-00000-of-00001.parquet[0][1]",)
+    assert data.left_out == ("1 rows of test without a class, first test-00000-of-00001.parquet[0][1].jpg",)
 
 
 def test_authors_folders(tmp_path):
