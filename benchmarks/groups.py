@@ -16,18 +16,19 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from looking import QUIET
+from torch import Tensor
 
 import finelens
 from finelens.bench.rows.context import Context, Start
 from finelens.bench.rows.features import take
 from finelens.bench.sets.data import read_folder
-from finelens.evaluation.prequential import ONE_IN, random_order
+from finelens.evaluation.prequential import ONE_IN, believed_accuracy, drawn_answers, progress, random_order
 from finelens.images.randomness import generator, permutation
 from finelens.solvers.asking import ask
 from finelens.solvers.groups import group_around
@@ -75,10 +76,10 @@ def rows(context: Context, draw: int, plans: list[str], done: set[tuple[Any, ...
     world = World(context, draw)
     yield from ([] if (name, draw, "none", 0) in done else [{"set": name, "draw": draw, "plan": "none", "times": 0, "accuracy": world.score({})}])
     for plan in plans:
-        for looks, answers, groups in world.looked(plan, [times * classes for times in TIMES]):
+        for looks, answers, groups, told in world.looked(plan, [times * classes for times in TIMES]):
             if (name, draw, plan, looks // classes) not in done:
                 row = {"set": name, "draw": draw, "plan": plan, "times": looks // classes, "looks": looks, "answers": len(answers), "groups": groups}
-                yield {**row, "named": len(set(answers.values())), "accuracy": world.score(answers)}
+                yield {**row, "named": len(set(answers.values())), "accuracy": world.score(answers), **told}
 
 
 class World:
@@ -107,22 +108,27 @@ class World:
         logits = teach(self.learner.looks, self.learner.log_p, given).logits(self.new_looks, log_p) if len(given) else log_p
         return round(100 * float((logits.argmax(1).numpy() == self.test_truth).mean()), 2)
 
-    def looked(self, plan: str, budgets: list[int]) -> Iterator[tuple[int, dict[int, int], int]]:
-        """Budget, answers so far and groups among the looks."""
+    def looked(self, plan: str, budgets: list[int]) -> Iterator[tuple[int, dict[int, int], int, dict[str, float]]]:
+        """Budget, answers so far, groups among the looks, and what the page says of the accuracy."""
         answers: dict[int, int] = {}
+        tests: dict[int, Test] = {}
+        curve: list[tuple[int, Tensor]] = []
         shown: set[int] = set()
         out: set[int] = set()
         looks = groups = 0
         while looks < budgets[-1]:
-            doubt = 1 - self.learner.posteriors(known(answers), self.classes).amax(1)
+            p = self.learner.posteriors(known(answers), self.classes)
+            doubt, learnt = 1 - p.amax(1), len(answers)
+            curve = [*(point for point in curve if point[0] < learnt), (learnt, p.argmax(1))]
             at = torch.tensor(sorted(shown), dtype=torch.int64)
             left = next(budget for budget in budgets if budget > looks) - looks
             asked = ask(self.learner.looks, doubt, at, left, classes=self.classes)
             if not len(asked.rows):
                 # Groups have answered all photographs but near-copies.
-                yield from ((budget, dict(answers), groups) for budget in budgets if budget > looks)
+                yield from ((budget, dict(answers), groups, {}) for budget in budgets if budget > looks)
                 return
             drawn = iter([row for row in self.order if row not in shown])
+            sizes = dict(zip(asked.rows.tolist(), asked.speaks_for.tolist(), strict=True))
             for row in asked.rows.tolist():
                 if plan == "sheet" and (looks + 1) % ONE_IN == 0:
                     row = next((row for row in drawn if row not in shown), row)
@@ -141,10 +147,39 @@ class World:
                 shown |= set(answers)
                 out |= {row} - shown
                 looks += 1
+                guess = int(curve[-1][1][row])
+                # Of a middle that was taken out the page knows that it is not of the group's class, and no more.
+                if own[0] == name or guess == name:
+                    tests.setdefault(row, Test(int(own[0]) if own[0] == name else self.classes, guess, sizes.get(row, 1.0), learnt))
                 if looks in budgets:
-                    yield looks, dict(answers), groups
+                    yield looks, dict(answers), groups, self.told(tests, answers, curve)
                 if looks == budgets[-1]:
                     return
+
+    def told(self, tests: dict[int, Test], answers: dict[int, int], curve: list[tuple[int, Tensor]]) -> dict[str, float]:
+        """The page's estimate after these answers and its interval, percent."""
+        p = self.learner.posteriors(known(answers), self.classes)
+        points = [*(point for point in curve if point[0] < len(answers)), (len(answers), p.argmax(1))]
+        q, given, drawn = p.numpy(), list(tests.values()), drawn_answers(self.order, set(answers))
+        found = progress(
+            [test.label for test in given],
+            [test.guess for test in given],
+            [row in drawn for row in tests],
+            [test.speaks_for for test in given],
+            classes=self.classes,
+            learnt=[test.learnt for test in given],
+            curve=[(count, believed_accuracy(q, guesses.numpy())) for count, guesses in points],
+        )
+        return {name: round(100 * value, 2) for name, value in (("estimate", found.estimate), ("low", found.low), ("high", found.high))}
+
+
+class Test(NamedTuple):
+    """A photograph that tested the model."""
+
+    label: int
+    guess: int
+    speaks_for: float
+    learnt: int
 
 
 def known(answers: dict[int, int]) -> Known:
@@ -168,6 +203,14 @@ def table(found: list[dict[str, Any]]) -> str:
         given = [np.mean([mean(name, plan, t, "answers") / mean(name, plan, t, "looks") for name in sets]) for t in times if t]
         cells += [" / ".join(f"{value:.2f}" for value in gains), " / ".join(f"{value:.1f}" for value in given)]
         lines.append(f"| {plan} | " + " | ".join(cells) + " |")
+    told = [row for row in found if row["plan"] == "sheet" and "low" in row]
+    if told:
+        held = np.mean([row["low"] <= row["accuracy"] <= row["high"] for row in told])
+        off = np.mean([row["estimate"] - row["accuracy"] for row in told])
+        lines += [
+            "",
+            f"sheet: {len(told)} intervals, {held:.0%} of which hold the accuracy on new photographs; the estimate is off by {off:+.1f} on average",
+        ]
     return "\n".join(lines)
 
 
