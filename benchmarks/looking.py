@@ -2,9 +2,11 @@
 
     python benchmarks/looking.py DATA --sets pets37 cifar10 dtd10 --draws 0 1 2 3 4 --out benchmarks/results/looking.jsonl
     python benchmarks/looking.py DATA --sets pets37 --methods --estimates 20 --out benchmarks/results/estimates.jsonl
+    python benchmarks/looking.py DATA --sets pets37 --methods --rounds 5 --out benchmarks/results/rounds.jsonl
     python benchmarks/looking.py --table benchmarks/results/looking.jsonl
     python benchmarks/looking.py --areas benchmarks/results/looking.jsonl
     python benchmarks/looking.py --coverage benchmarks/results/estimates.jsonl
+    python benchmarks/looking.py --stops benchmarks/results/rounds.jsonl
     python benchmarks/looking.py --figure benchmarks/results/looking.jsonl --svg docs/looking.svg
 
 DATA holds one folder per set, as for ``finelens bench``. A draw is nine tenths of ``train/``, at random; C, 2C and 4C photographs of it are answered,
@@ -12,7 +14,8 @@ for C classes, by folder name and all at once; accuracy is that on all of ``test
 nothing of what ``consensus`` makes without them, so that is made once a draw. One JSON line per run, resumable.
 
 An estimate is made from answers in the order ``worth``, the answers tested by leaving a fifth of them out, with another random order each time; it
-covers when its 90 % interval holds the accuracy on the photographs of the draw that were not asked about.
+covers when its 90 % interval holds the accuracy on the photographs of the draw that were not asked about. ``--rounds`` asks ten at a time and
+teaches after each round, as the served sheet does: answers are tested by the model of the moment, and the stop rule says what ten more may gain.
 """
 
 from __future__ import annotations
@@ -36,7 +39,7 @@ import finelens
 from finelens.bench.rows.context import Context, Start
 from finelens.bench.rows.features import take
 from finelens.bench.sets.data import read_folder
-from finelens.evaluation.prequential import drawn_answers, progress, random_order
+from finelens.evaluation.prequential import believed_accuracy, drawn_answers, progress, random_order
 from finelens.images.randomness import generator, permutation
 from finelens.protocol import FeatureRows, TargetFeatures
 from finelens.reporting.review.worth import centred_looks, questions
@@ -47,6 +50,8 @@ from finelens.solvers.views import centred_views
 from finelens.storage.cache import cached_tensors
 
 TIMES = (1, 2, 4)
+# Most rounds, and questions of one.
+ROUNDS, ROUND = 10, 10
 # Orders of asking with the method of the second round; the last is the flow of before.
 ORDERS = ("worth", "worth, none drawn", "random", "doubt", "k-centre", "probcover", "typiclust")
 OTHERS = (("worth, none drawn", "joint-gmm"), ("doubt", "stata"))
@@ -62,14 +67,16 @@ def main() -> None:
     parser.add_argument("--draws", type=int, nargs="+", default=[0])
     parser.add_argument("--methods", nargs="*", default=["consensus"], help="consensus, joint-gmm, stata")
     parser.add_argument("--estimates", type=int, default=0, help="estimates of accuracy to make for each draw and number of answers")
+    parser.add_argument("--rounds", type=int, default=0, help="reviews in rounds to make for each draw")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--table", type=Path, help="print the table of a file of results")
     parser.add_argument("--areas", type=Path, help="print the area under the curves of a file of results")
     parser.add_argument("--coverage", type=Path, help="print how often the intervals of a file cover")
+    parser.add_argument("--stops", type=Path, help="print what a file says of the stop rule")
     parser.add_argument("--figure", type=Path, help="draw the curves of a file to --svg")
     parser.add_argument("--svg", type=Path)
     given = parser.parse_args()
-    for path, show in ((given.table, table), (given.areas, areas), (given.coverage, coverage)):
+    for path, show in ((given.table, table), (given.areas, areas), (given.coverage, coverage), (given.stops, stops)):
         if path is not None:
             print(show(read(path)))
             return
@@ -82,7 +89,7 @@ def main() -> None:
         context = Context(read_folder(given.data / name), start, QUIET)
         for draw in given.draws:
             done = {tuple(row.get(key) for key in (*KEY, "seed")) for row in read(given.out)}
-            for row in rows(context, draw, given.methods, given.estimates, done):
+            for row in rows(context, draw, given.methods, given.estimates, given.rounds, done):
                 with given.out.open("a") as file:
                     file.write(json.dumps({**row, "finelens": finelens.__version__, "command": command}) + "\n")
                 print(json.dumps(row), flush=True)
@@ -162,7 +169,7 @@ class Learner:
         return found.rows, found.speaks_for, order
 
 
-def rows(context: Context, draw: int, methods: list[str], estimates: int, done: set[tuple[Any, ...]]) -> Iterator[dict[str, Any]]:
+def rows(context: Context, draw: int, methods: list[str], estimates: int, rounds: int, done: set[tuple[Any, ...]]) -> Iterator[dict[str, Any]]:
     """One row a run that is not done yet."""
     learner, worlds = Learner(context, draw), {}
     for order, method in PLANS:
@@ -194,6 +201,38 @@ def rows(context: Context, draw: int, methods: list[str], estimates: int, done: 
             # Where most photographs are answered there is nothing to estimate.
             if tuple(key.values()) not in done and times * learner.classes <= len(learner.truth) / 2:
                 yield {**key, **estimated(learner, times * learner.classes, seed)}
+
+    for seed in range(rounds):
+        key = {"set": context.data.name, "draw": draw, "order": "rounds", "method": "consensus", "times": 0, "seed": seed}
+        if tuple(key.values()) not in done:
+            yield {**key, "rounds": in_rounds(learner, seed)}
+
+
+def in_rounds(learner: Learner, seed: int) -> list[dict[str, Any]]:
+    """A review in rounds: after each what the answers so far say of the model, and what is true."""
+    order, found = random_order(learner.ids, seed), []
+    labels, guesses, speaks_for, learnt = ([] for _ in range(4))
+    answered, p, models = NOBODY, learner.log_p.exp(), [(0, learner.log_p.argmax(1))]
+    while len(answered) < ROUNDS * ROUND and len(answered) + ROUND <= len(learner.truth) / 2:
+        asked, _ = questions(learner.unadapted, 1 - p.amax(1), answered.sort().values, order, ROUND, classes=learner.classes)
+        labels += learner.truth[asked.rows].tolist()
+        guesses += p[asked.rows].argmax(1).tolist()
+        speaks_for += asked.speaks_for.tolist()
+        learnt += [len(answered)] * len(asked.rows)
+        answered = torch.cat([answered, asked.rows])
+        taught = learner.teach(answered)
+        p = (2 * learner.size * taught.logits(learner.looks, learner.log_p)).softmax(1)
+        models.append((len(answered), p.argmax(1)))
+        drawn = drawn_answers(order, answered.tolist())
+        curve = [(count, believed_accuracy(p, own)) for count, own in models]
+        random = [row in drawn for row in answered.tolist()]
+        told = progress(labels, guesses, random, speaks_for, classes=learner.classes, learnt=learnt, curve=curve, another=ROUND)
+        rest = np.delete(np.arange(len(learner.truth)), answered.numpy())
+        values = {name: round(100 * getattr(told, name), 2) for name in ("estimate", "low", "high")}
+        values["gain"] = None if told.gain is None else round(100 * told.gain, 2)
+        true = accuracy((p.argmax(1) == learner.truth).numpy()[rest])
+        found.append({"answers": len(answered), **values, "accuracy": true, "new": accuracy(learner.right(taught))})
+    return found
 
 
 def estimated(learner: Learner, n: int, seed: int) -> dict[str, Any]:
@@ -243,6 +282,21 @@ def coverage(found: list[dict[str, Any]]) -> str:
             half = np.mean([(row["high"] - row["low"]) / 2 for row in own])
             what = f"{100 * np.mean([row['covers'] for row in own]):.0f} % | {half:.0f} | {off.mean():+.1f} | {np.sqrt((off**2).mean()):.1f}"
             lines.append(f"| {name} | {'all' if times is None else 'C' if times == 1 else f'{times}C'} | {len(own)} | {what} |")
+    return "\n".join(lines)
+
+
+def stops(found: list[dict[str, Any]]) -> str:
+    """Markdown: after each round of ten how the estimate holds, and what ten more answers were expected to gain and did gain on new photographs."""
+    lines = ["| answers | reviews | covers | off by (mean) | ten more: expected | ten more: gained | told to stop |", "|---" * 7 + "|"]
+    reviews = [row["rounds"] for row in found if "rounds" in row]
+    for i in range(max(map(len, reviews)) - 1):
+        own = [(review[i], review[i + 1]) for review in reviews if len(review) > i + 1]
+        now = [one for one, _ in own]
+        covers = 100 * np.mean([one["low"] <= one["accuracy"] <= one["high"] for one in now])
+        off = np.mean([one["estimate"] - one["accuracy"] for one in now])
+        told = [one["gain"] for one in now if one["gain"] is not None] or [np.nan]
+        real, stop = np.mean([after["new"] - one["new"] for one, after in own]), np.mean(np.array(told) < 1)
+        lines.append(f"| {now[0]['answers']} | {len(own)} | {covers:.0f} % | {off:+.1f} | {np.mean(told):.1f} | {real:+.1f} | {100 * stop:.0f} % |")
     return "\n".join(lines)
 
 
