@@ -8,7 +8,7 @@ from itertools import pairwise
 
 WIDTH, HEIGHT, COLUMNS, LEGEND = 220, 170, 4, 22
 LEFT, RIGHT, TOP, BOTTOM = 34, 12, 26, 26
-COLOURS = ("#0072b2", "#56b4e9", "#999999", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#000000")
+COLOURS = ("#0072b2", "#56b4e9", "#999999", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#000000", "#7f3c8d")
 
 # Accuracy in percent by answers over the number of classes.
 Curve = Sequence[tuple[float, float]]

@@ -240,18 +240,20 @@ def estimated(learner: Learner, n: int, seed: int) -> dict[str, Any]:
     rows, speaks_for, order = learner.questions(n, seed)
     taught, known = learner.teach(rows), learner.known(rows)
     drawn = drawn_answers(order, rows.tolist())
-    found = progress(
-        learner.truth[rows],
-        left_out(learner.looks, learner.log_p, known, seed=seed),
-        [row in drawn for row in rows.tolist()],
-        speaks_for,
-        classes=learner.classes,
-    )
+    guesses, random = left_out(learner.looks, learner.log_p, known, seed=seed), np.array([row in drawn for row in rows.tolist()])
+    found = progress(known.labels, guesses, random, speaks_for, classes=learner.classes)
     rest = np.delete(np.arange(len(learner.truth)), rows.numpy())
     right = taught.logits(learner.looks[rest], learner.log_p[rest]).argmax(1) == learner.truth[rest]
     values = {name: round(100 * getattr(found, name), 2) for name in ("estimate", "low", "high")}
     true, new = accuracy(right.numpy()), accuracy(learner.right(taught))
-    return {"answers": len(rows), "drawn": found.drawn, **values, "accuracy": true, "new": new, "covers": values["low"] <= true <= values["high"]}
+    return {
+        "answers": len(rows),
+        "drawn": found.drawn,
+        **values,
+        "accuracy": true,
+        "new": new,
+        "covers": values["low"] <= true <= values["high"],
+    }
 
 
 def table(found: list[dict[str, Any]]) -> str:
@@ -296,7 +298,8 @@ def stops(found: list[dict[str, Any]]) -> str:
         off = np.mean([one["estimate"] - one["accuracy"] for one in now])
         told = [one["gain"] for one in now if one["gain"] is not None] or [np.nan]
         real, stop = np.mean([after["new"] - one["new"] for one, after in own]), np.mean(np.array(told) < 1)
-        lines.append(f"| {now[0]['answers']} | {len(own)} | {covers:.0f} % | {off:+.1f} | {np.mean(told):.1f} | {real:+.1f} | {100 * stop:.0f} % |")
+        expected = "" if np.isnan(told).any() else f"{np.mean(told):.1f}"
+        lines.append(f"| {now[0]['answers']} | {len(own)} | {covers:.0f} % | {off:+.1f} | {expected} | {real:+.1f} | {100 * stop:.0f} % |")
     return "\n".join(lines)
 
 

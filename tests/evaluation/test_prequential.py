@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from finelens.evaluation.prequential import BIAS, believed_accuracy, drawn_answers, progress, random_order
+from finelens.evaluation.prequential import BIAS, MODEL, believed_accuracy, drawn_answers, progress, random_order
 
 Q = norm.ppf(0.95)
 
@@ -17,7 +17,7 @@ def test_drawn_answers_alone_are_a_mean_with_its_binomial_error():
     found = progress([0, 1, 2, 0], [0, 1, 0, 0], [True] * 4, np.ones(4), classes=3)
     share = 4 / 6
     assert found.estimate == pytest.approx(0.75)
-    assert found.low == pytest.approx(0.75 - Q * math.sqrt(share * (1 - share) / 4))
+    assert found.low == pytest.approx(0.75 - Q * math.sqrt(share * (1 - share) / 4 + MODEL**2))
     assert found.high == pytest.approx(1)
     assert (found.tested, found.drawn, found.classes_without_example, found.gain, found.stop) == (4, 4, (), None, False)
 
@@ -28,15 +28,15 @@ def test_the_others_count_by_what_they_speak_for_and_with_their_bias():
     one, other = 0.25 / 2, 0.25 * (0.75**2 + 0.25**2) + BIAS**2
     mean = (0.5 / one + 0.75 / other) / (1 / one + 1 / other)
     assert found.estimate == pytest.approx(mean)
-    assert found.low == pytest.approx(mean - Q / math.sqrt(1 / one + 1 / other))
+    assert found.low == pytest.approx(mean - Q * math.sqrt(1 / (1 / one + 1 / other) + MODEL**2))
     assert found.drawn == 2
     narrow = progress(np.zeros(4), 1 - right, drawn, weight, classes=1, level=0.5)
-    assert narrow.high - mean == pytest.approx(norm.ppf(0.75) / math.sqrt(1 / one + 1 / other))
+    assert narrow.high - mean == pytest.approx(norm.ppf(0.75) * math.sqrt(1 / (1 / one + 1 / other) + MODEL**2))
 
 
 def test_many_others_never_say_more_than_their_bias_allows():
     found = progress(np.zeros(4000), np.arange(4000) % 2, np.zeros(4000), np.ones(4000), classes=1)
-    assert found.high - found.estimate == pytest.approx(Q * BIAS, rel=0.01)
+    assert found.high - found.estimate == pytest.approx(Q * math.hypot(BIAS, MODEL), rel=0.01)
 
 
 def test_none_of_these_is_no_test_and_no_example():

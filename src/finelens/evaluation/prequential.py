@@ -1,7 +1,7 @@
 """How good a model is and whether more answers pay, from the answers alone: each tests a model before that model learns it. docs/review.md.
 
 Asked photographs are no random sample: most are asked because they speak for many others. So a known share of the questions, the *drawn* ones, comes
-from one order of all photographs that is random and fixed before anything is asked. They alone are right on average (Horvitz and Thompson, JASA 47,
+from one order of all photographs that is random and fixed before anything is asked. They alone are a random sample (Horvitz and Thompson, JASA 47,
 1952, with equal chances) but few. The others, weighted by the photographs that they speak for, are many and off by something that is bounded by
 experience and not known: ``BIAS``. Both count by the inverse of their mean squared errors.
 """
@@ -21,6 +21,8 @@ from scipy.stats import norm
 ONE_IN = 5
 # Standard deviation of what the answers that were not drawn are off by, as a share; from pets37, dtd10 and cifar10.
 BIAS = 0.12
+# Standard deviation of what all tests are off by: the tested models are not the present one, and other questions were steered away from the drawn.
+MODEL = 0.05
 # The answered part of the random order ends where less than this share of it is answered: a person may skip a few.
 ANSWERED = 0.8
 # The curve of the next gain looks back to this share of the answers.
@@ -71,8 +73,9 @@ def progress(
 
     With ``t_i = [guess_i = label_i] + f (A(K) - A(k_i))``, k_i the answers that the tested model had learnt and A the curve, the m drawn answers
     give ``mean t`` with mean squared error ``s^2 / m``, the others ``sum w t / sum w`` (w: what each speaks for) with
-    ``s^2 sum w^2 / (sum w)^2 + BIAS^2``. The estimate weighs both by the inverses; its interval is normal. ``s^2 = q (1 - q)``, q the share of right
-    guesses with one more right and one more wrong. f, at most 1, is q over A(K): the curve is the model's own belief, and models believe too much.
+    ``s^2 sum w^2 / (sum w)^2 + BIAS^2``. The estimate weighs both by the inverses; its interval is normal, with ``MODEL^2`` added to the mean squared
+    error. ``s^2 = q (1 - q)``, q the share of right guesses with one more right and one more wrong. f, at most 1, is q over A(K): the curve is the
+    model's own belief, and models believe too much.
 
     The curve is fitted by ``a - b / sqrt(k + 1)`` over its points with at least a quarter of the answers; the next round of ``another`` answers is
     expected to gain ``f b (1 / sqrt(k + 1) - 1 / sqrt(k + another + 1))``.
@@ -128,7 +131,7 @@ def _estimate(right: np.ndarray, variance: float, random: np.ndarray, weight: np
         errors.append(variance * float(own @ own) + BIAS**2)
     precision = 1 / np.array(errors)
     mean = float(precision @ np.array(means) / precision.sum())
-    return min(1.0, max(0.0, mean)), float(norm.ppf((1 + level) / 2) / math.sqrt(precision.sum()))
+    return min(1.0, max(0.0, mean)), float(norm.ppf((1 + level) / 2) * math.sqrt(1 / precision.sum() + MODEL**2))
 
 
 def _slope(curve: Sequence[tuple[int, float]]) -> float | None:
