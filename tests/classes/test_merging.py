@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import finelens
+from finelens.classes.hints import asked_in_groups
 from finelens.classes.merging import merge, merged_csv
 from finelens.classes.names import read_class_file
 from finelens.cli import main
@@ -51,7 +52,7 @@ def test_contradictions_name_file_line_and_both_answers(files):
 def test_a_merged_file_is_a_hints_file_again(files):
     Path("all.csv").write_text(merged_csv(merge(files)))
     with open("all.csv", newline="") as file:
-        assert next(csv.reader(file)) == ["path", "label", "by"]
+        assert next(csv.reader(file)) == ["path", "label", "by", "source"]
     assert {path: label for path, (label, _) in merge([Path("all.csv")]).answers.items()} == {
         path: label for path, (label, _) in merge(files).answers.items()
     }
@@ -66,9 +67,16 @@ def test_the_command_says_what_contradicts_and_writes_the_rest(files, capsys):
     assert "4 answers of 3 files" in said
     assert said.splitlines()[-1] == "finelens adapt PHOTOS --classes classes.txt --hints all.csv --out run"
     assert read_class_file("classes.txt") == ["=sum", "owl", "siamese cat"]
-    assert "a.jpg,siamese cat,anna.csv;ben.csv" in Path("all.csv").read_text().splitlines()
+    assert "a.jpg,siamese cat,anna.csv;ben.csv," in Path("all.csv").read_text().splitlines()
 
 
 def test_a_file_of_the_answers_is_not_written_over(files):
     with pytest.raises(UserError, match="one of the files to merge"):
         finelens.merge_hints(files, files[0], console=QUIET)
+
+
+def test_what_was_answered_as_one_of_a_group_stays_so(files):
+    Path("page.csv").write_text("path,label,source,by\ng.jpg,owl,group,anna\nh.jpg,owl,photo,anna\n")
+    Path("all.csv").write_text(merged_csv(merge([*files, Path("page.csv")])))
+    assert asked_in_groups(Path("all.csv")) == {"g.jpg"}
+    assert asked_in_groups(Path("gone.csv")) is None

@@ -15,7 +15,7 @@ DRAWN, ONES = np.array([True, True, False, False, False]), np.ones(5)
 
 
 def test_contradictions_are_of_answers_that_name_a_class():
-    found = answers_of_run(LABELS, BEFORE, "the unadapted model", NAMES, None, DRAWN, ONES)
+    found = answers_of_run(LABELS, BEFORE, "the unadapted model", NAMES, None, DRAWN, ONES, ONES)
     assert (found.answers, found.none, found.named, found.contradicted, found.without_example) == (5, 1, 4, 3, ("c",))
     assert found.estimate is None
     assert found.line == "answers: 5 photographs named by a person; the unadapted model had named 3 of 4 otherwise"
@@ -23,7 +23,7 @@ def test_contradictions_are_of_answers_that_name_a_class():
 
 def test_the_estimate_is_that_of_the_answers_left_out():
     left_out = np.array([0, 1, 2, -1, 0])
-    found = answers_of_run(LABELS, BEFORE, "the model without answers", NAMES, left_out, DRAWN, ONES)
+    found = answers_of_run(LABELS, BEFORE, "the model without answers", NAMES, left_out, DRAWN, ONES, ONES)
     expected = progress(LABELS, left_out, DRAWN, ONES, classes=3)
     assert found.estimate == pytest.approx(expected.estimate, abs=1e-4)
     assert (found.low, found.high, found.drawn) == (round(expected.low, 4), round(expected.high, 4), 2)
@@ -31,4 +31,12 @@ def test_the_estimate_is_that_of_the_answers_left_out():
 
 
 def test_only_none_is_no_test():
-    assert answers_of_run([-1], [0], "x", NAMES, [-1], [True], [1]).estimate is None
+    assert answers_of_run([-1], [0], "x", NAMES, [-1], [True], [1], [True]).estimate is None
+
+
+def test_a_photograph_of_a_group_is_no_test():
+    left_out, alone = np.array([0, 1, 2, -1, 0]), np.array([True, False, False, True, True])
+    found = answers_of_run(LABELS, BEFORE, "x", NAMES, left_out, DRAWN, ONES, alone)
+    assert found.estimate == pytest.approx(progress([0, 0], [0, 0], [True, False], [1, 1], classes=3).estimate, abs=1e-4)
+    assert (found.drawn, found.contradicted) == (1, 3)
+    assert answers_of_run(LABELS, BEFORE, "x", NAMES, left_out, DRAWN, ONES, np.zeros(5)).estimate is None

@@ -16,9 +16,11 @@ from finelens.core.options import nearest
 from finelens.core.schemas import LABEL_COLUMNS, TOLD_COLUMNS
 from finelens.errors import UserError
 from finelens.protocol import Hints, ImageRecord
-from finelens.storage.cells import escape_cell
+from finelens.storage.cells import escape_cell, unescape_cell
 
 NONE_OF_THESE = -1
+# In the column ``source``: answered as one of a group that was named at one look.
+GROUP = "group"
 # A name as near as this to one of the list is a slip of the pen and no new class; a ratio of difflib.
 SLIP = 0.85
 
@@ -97,6 +99,15 @@ def read_hints(path: Path, photos: Path, records: Sequence[ImageRecord], class_n
     if len(unread) == len(labels):
         raise UserError(f"hints file {quote(str(path))}: none of its {len(labels)} files is an image that can be read (first: {quote(unread[0])})")
     return _hints({index: label for name, label in labels.items() if (index := positions.get(name)) is not None})
+
+
+def asked_in_groups(path: Path) -> set[str] | None:
+    """Photographs whose answer was given to a whole group, by the column ``source`` that the served page writes; None where the file is gone."""
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            return {unescape_cell(row["path"]) for row in csv.DictReader(file) if row.get("source") == GROUP}
+    except (OSError, UnicodeDecodeError, csv.Error, KeyError, TypeError):
+        return None
 
 
 def hints_by_position(given: Mapping[int, str], records: Sequence[ImageRecord], class_names: Sequence[str]) -> Hints:

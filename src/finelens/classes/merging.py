@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from finelens.classes.hints import GROUP, asked_in_groups
 from finelens.classes.labels import answer_rows
 from finelens.classes.names import normalise
 from finelens.classes.text_files import counted, quote
@@ -18,7 +19,7 @@ from finelens.errors import UserError
 from finelens.storage.cells import escape_cell
 from finelens.storage.files import check_target, write_text
 
-COLUMNS = ("path", "label", "by")
+COLUMNS = ("path", "label", "by", "source")
 # The first line of a class list that answers made; a comment to who reads it.
 LIST_START = "# class names from answers"
 
@@ -67,10 +68,12 @@ class Merged:
     Attributes:
         answers: Name and who said it, by path; the empty name for "none of these".
         contradictions: Photographs that are answered differently.
+        grouped: Those that somebody answered as one of a group.
     """
 
     answers: dict[str, tuple[str, tuple[str, ...]]]
     contradictions: tuple[Contradiction, ...]
+    grouped: frozenset[str] = frozenset()
 
     @property
     def names(self) -> list[str]:
@@ -100,15 +103,17 @@ def merge(files: Sequence[Path]) -> Merged:
             contradictions.append(Contradiction(path, tuple(own), kept))
         if kept is not None:
             answers[path] = kept, tuple(dict.fromkeys(one.file for one in own if one.label == kept))
-    return Merged(answers, tuple(contradictions))
+    grouped = {PurePosixPath(path).as_posix() for file in files for path in asked_in_groups(file) or ()}
+    return Merged(answers, tuple(contradictions), frozenset(grouped))
 
 
 def merged_csv(merged: Merged) -> str:
-    """The content of a hints file with a third column ``by``: the files that say so, separated by semicolons."""
+    """The content of a hints file with two more columns: the files that say so, separated by semicolons, and ``group`` for one of a group."""
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
-    writer.writerows(map(escape_cell, (path, label, ";".join(by))) for path, (label, by) in merged.answers.items())
+    cells = ((path, label, ";".join(by), GROUP if path in merged.grouped else "") for path, (label, by) in merged.answers.items())
+    writer.writerows(map(escape_cell, row) for row in cells)
     return text.getvalue()
 
 
@@ -124,7 +129,7 @@ def merge_hints(
 
     Args:
         files: Hints files.
-        out: File to write, with a third column ``by`` that keeps who said what.
+        out: File to write, with a column ``by`` that keeps who said what.
         classes: Class list to write, of the names that the answers use; None writes none.
         console: What is said on the way.
         photos: What the command that is said last calls the photographs.

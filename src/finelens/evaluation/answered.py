@@ -58,6 +58,7 @@ def answers_of_run(
     left_out: ArrayLike | None,
     drawn: ArrayLike,
     speaks_for: ArrayLike,
+    alone: ArrayLike,
 ) -> Answered:
     """Count and estimate.
 
@@ -69,13 +70,15 @@ def answers_of_run(
         left_out: Class by models that had not learnt the answer, (K,); None where that was not asked.
         drawn: Which answers count as drawn at random, (K,) bool.
         speaks_for: Photographs that each answer speaks for, (K,).
+        alone: Which were asked alone, (K,) bool. Photographs of a group are alike: the others' answers give theirs away, so none is a test.
     """
     y, first = np.asarray(labels), np.asarray(before)
     named = y >= 0
     missing = tuple(name for c, name in enumerate(class_names) if c not in set(y.tolist()))
     found = Answered(len(y), int((~named).sum()), missing, int((first != y)[named].sum()), against)
-    if left_out is None or not named.any():
+    tests = np.where(np.asarray(alone, dtype=bool), y, -1)
+    if left_out is None or not (tests >= 0).any():
         return found
-    estimate = progress(y, left_out, drawn, speaks_for, classes=len(class_names))
+    estimate = progress(tests, left_out, drawn, speaks_for, classes=len(class_names))
     middle, low, high = (round(value, 4) for value in (estimate.estimate, estimate.low, estimate.high))
     return replace(found, estimate=middle, low=low, high=high, drawn=estimate.drawn)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 
 import numpy as np
 import torch
@@ -17,13 +17,14 @@ from finelens.runs.fit import Fitted
 CHUNK = 4096
 
 
-def answered(fitted: Fitted, hints: Hints, ids: Sequence[str]) -> Answered:
+def answered(fitted: Fitted, hints: Hints, ids: Sequence[str], grouped: Container[int] | None) -> Answered:
     """Count the answers, and estimate the accuracy where the method tested them.
 
     Args:
         fitted: The run's model.
         hints: Its hints.
         ids: Sample ids of the images, in store order.
+        grouped: Positions that were answered as one of a group; None where that is not known, so that nothing is estimated.
     """
     index, labels = hints.index.cpu(), hints.label.cpu()
     tested, named = fitted.model.task.tested(), labels >= 0
@@ -40,8 +41,9 @@ def answered(fitted: Fitted, hints: Hints, ids: Sequence[str]) -> Answered:
     drawn = drawn_answers(random_order(contents), [i for i, content in enumerate(contents) if content in known])
     names = tuple(fitted.model.class_names)
     random = np.array([i in drawn for i in index.tolist()])
-    guesses = None if left_out is None else left_out.numpy()
-    return answers_of_run(labels.numpy(), before.numpy(), against, names, guesses, random, _cells(fitted.looks, index))
+    guesses = None if left_out is None or grouped is None else left_out.numpy()
+    alone = np.array([grouped is None or i not in grouped for i in index.tolist()])
+    return answers_of_run(labels.numpy(), before.numpy(), against, names, guesses, random, _cells(fitted.looks, index), alone)
 
 
 def _cells(looks: Tensor, index: Tensor) -> np.ndarray:

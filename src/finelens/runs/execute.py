@@ -13,7 +13,7 @@ import PIL
 import torch
 from torch import Tensor
 
-from finelens.classes.hints import given_hints, hints_by_name
+from finelens.classes.hints import asked_in_groups, given_hints, hints_by_name
 from finelens.core.console import Console, Mute, duration
 from finelens.core.options import to_plain
 from finelens.core.schemas import CHECKPOINT_DIR, EVENTS_FILE
@@ -107,7 +107,7 @@ def execute(
         measured = _measure(fitted, logits, loaded, nearest, rows)
         write_measured(run.signals_path, measured)
         judged = _judge(run, inputs, fitted, measured, rows)
-    run.log("predictions", rows=len(rows), counts=counts, **_answered(fitted, inputs, console))
+    run.log("predictions", rows=len(rows), counts=counts, **_answered(fitted, inputs, run.config, console))
     if any(reason.code == "names" for reason in judged.reasons):
         console.warn(f"{NONSENSE}: check their spelling and language, or give --descriptions")
         run.log("warning", message=NONSENSE)
@@ -169,11 +169,13 @@ def _view_encoder(prepared: Prepared, model: Model, loaded: Loaded, console: Con
     return encoder
 
 
-def _answered(fitted: Fitted, inputs: Inputs, console: Console) -> dict[str, Any]:
+def _answered(fitted: Fitted, inputs: Inputs, config: RunConfig, console: Console) -> dict[str, Any]:
     """What the hints say of the run, for its log; nothing without hints."""
     if inputs.hints is None:
         return {}
-    found = answered(fitted, inputs.hints, inputs.loaded.store.ids)
+    names = asked_in_groups(Path(str(config.hints_file)))
+    grouped = None if names is None else {record.index for record in inputs.loaded.records if record.index is not None and record.name in names}
+    found = answered(fitted, inputs.hints, inputs.loaded.store.ids, grouped)
     console.say(found.line)
     return {"answered": to_plain(found)}
 

@@ -14,10 +14,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from finelens.classes.hints import GROUP
 from finelens.errors import UserError
 from finelens.storage.files import append, json_text
 
-PHOTO, GROUP, FILE = "photo", "group", "file"
+PHOTO, FILE = "photo", "file"
 
 
 @dataclass(frozen=True)
