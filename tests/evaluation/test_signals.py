@@ -130,6 +130,9 @@ def test_a_class_that_holds_far_more_than_its_share_is_looked_at():
 
 def test_few_photographs_are_too_few():
     assert judged(images=50) == "improved"
+    # Nor are they enough where there is hardly one a class.
+    assert judged(images=199, classes=100) == "cannot judge"
+    assert judged(images=200, classes=100) == "improved"
     found = verdict(Signals(**{**HEALTHY, "images": 49}))
     assert (found.level, found.sentence[:14]) == ("cannot judge", "49 photographs")
     # What few photographs overturn says nothing either; a collapse does.

@@ -23,6 +23,9 @@ COLLAPSE = 0.6
 # One class holds far more than its share from this share of the images on, and from so many times an even share where classes are few.
 DOMINANT, TIMES_EVEN = 0.4, 2.0
 
+# Photographs a class below which there are too few to judge.
+A_CLASS = 2
+
 JUDGE_BY = "a descriptions file, some photographs named by you, or labels"
 
 
@@ -92,13 +95,14 @@ def _without_labels(signals: Signals, alarms: Sequence[str], *, labelled: bool, 
     # A person's answers are something to build on, whatever the model knew.
     start = None if labelled else signals.start
     collapsed = signals.classes > 2 and signals.spread < COLLAPSE * signals.spread_zero_shot
-    senseless, dominant, few = _senseless(signals), _dominant(signals), signals.images < FEW_IMAGES
+    enough = max(FEW_IMAGES, A_CLASS * signals.classes)
+    senseless, dominant, few = _senseless(signals), _dominant(signals), signals.images < enough
     second = signals.text_agreement is not None or labelled or signals.further_encoders > 0
     reasons = (
         *(Reason("bad", f"{_sentence(alarm)}.", "alarm") for alarm in alarms),
         *_collapse(signals, collapsed),
         *([Reason("bad", f"{_sentence(NONSENSE)}: check spelling and language, or describe the classes.", "names")] if senseless else []),
-        *([_few(signals)] if few else []),
+        *([Reason("note", f"Below {enough} photographs these numbers say little; there are {signals.images}.", "few")] if few else []),
         *([dominant] if dominant else []),
         _kept(signals),
         *_texts(signals, second),
@@ -117,7 +121,10 @@ def _without_labels(signals: Signals, alarms: Sequence[str], *, labelled: bool, 
     if collapsed or alarms:
         return so("do not use", "nearly all photographs went to a few classes; the unadapted model (finelens zero-shot) is the safer choice.")
     if few:
-        return so("cannot judge", f"{signals.images} photographs are too few to judge without labels; from {FEW_IMAGES} on it can be tried.")
+        return so(
+            "cannot judge",
+            f"{signals.images} photographs are too few to judge {signals.classes} classes without labels; from {enough} on it can be tried.",
+        )
     if start is not None and start.weak:
         return so("unclear", f"{HARDLY}, so there was little to build on; name some photographs, or measure with labels.")
     # Where the starting model knows little, or photographs are few, what it was surest of is no measure.
@@ -196,10 +203,6 @@ def _dominant(signals: Signals) -> Reason | None:
     even = 1 / signals.classes
     said = f"One of {signals.classes} classes holds {signals.largest:.0%} of the photographs; an even share would be {even:.0%}."
     return Reason("bad", said, "dominant")
-
-
-def _few(signals: Signals) -> Reason:
-    return Reason("note", f"{signals.images} photographs are too few for these numbers: below {FEW_IMAGES} they say little.", "few")
 
 
 def _collapse(signals: Signals, collapsed: bool) -> list[Reason]:

@@ -21,7 +21,7 @@ from finelens.solvers.presence import all_present, asked_neighbours, information
 from finelens.solvers.return_rule import ReturnRule
 from finelens.solvers.ridge import ridge_head
 from finelens.solvers.taught import Taught, left_out, teach
-from finelens.solvers.views import ViewsSolver, centred_views
+from finelens.solvers.views import ViewsSolver, centred_views, silenced, unheard_views
 
 TINY = 1e-12
 # Shares of Sinkhorn's potentials that are tried, the most even first.
@@ -80,7 +80,7 @@ class Consensus(ViewsSolver):
         bank_: Images that neighbours are looked for among, (B, D_1 + ... + D_V).
         means_: Of the first mixture, (C, D_1 + ... + D_V), float64; ``smooth_means_`` those of the second, and so below.
         variances_: (D_1 + ... + D_V,), float64.
-        weights_: Of the views, (V,), float64, mean 1.
+        weights_: Of the views, (V,), float64, mean 1 of those that are listened to, 0 of others (:func:`~finelens.solvers.views.unheard_views`).
         potentials_: (C,), float64; zero where masses are free.
         keys_: Of the cache, (M, D_1).
         labels_: Class of each key, (M,), int64.
@@ -139,12 +139,15 @@ class Consensus(ViewsSolver):
         self.bank, self.balance_steps, self.head_steps, self.chunk_size = bank, balance_steps, head_steps, chunk_size
 
     def _fit(self, x: Tensor, prototypes: Tensor, scale: float, known: Known) -> Tensor:
+        widths = self.widths_.tolist()
+        named = (x[:, : widths[0]] @ prototypes.T).argmax(1)
+        x = silenced(x, unheard_views(x, named, widths, len(prototypes)), widths)
         log_p = self._label_free(x, prototypes, scale)
         self.taught_head_, self.taught_bias_, self.taught_scales_ = (self.bias_.new_zeros(0) for _ in range(3))
         self.tested_ = None
         if not len(known):
             return log_p
-        looks = centred_views(x, self.centre_, self.widths_.tolist())
+        looks = centred_views(x, self.centre_, widths)
         taught = teach(looks, log_p, known, bank=self.bank, chunk_size=self.chunk_size)
         self.taught_head_, self.taught_bias_, self.taught_scales_ = taught.head, taught.bias, taught.scales
         if len(known) > 1:
@@ -266,6 +269,7 @@ class Consensus(ViewsSolver):
 
     def _log_proba(self, x: Tensor) -> Tensor:
         widths = self.widths_.tolist()
+        x = silenced(x, [v for v, weight in enumerate(self.weights_.tolist()) if not weight], widths)
         bank = self.bank_[:, : x.shape[1]].to(x)
         seen = centred_views(bank, self.centre_, widths)
         return torch.cat([self._answer(part, bank, seen, widths) for part in x.split(self.chunk_size)])

@@ -16,7 +16,7 @@ from finelens.solvers.known import Known
 from finelens.solvers.mixture import Mixture, MixtureFit
 from finelens.solvers.parameters import COUNT, NOT_NEGATIVE, POSITIVE, Constraints
 from finelens.solvers.sinkhorn import class_prior
-from finelens.solvers.views import ViewsSolver
+from finelens.solvers.views import ViewsSolver, silenced, unheard_views
 
 
 class JointGmm(ViewsSolver):
@@ -41,7 +41,7 @@ class JointGmm(ViewsSolver):
         text_: Scaled prototypes (C, D_1), float64.
         means_: (C, D_1 + ... + D_V), float64, view by view.
         variances_: (D_1 + ... + D_V,), float64.
-        weights_: Of the views, (V,), float64, mean 1.
+        weights_: Of the views, (V,), float64, mean 1 of those that are listened to, 0 of others (:func:`~finelens.solvers.views.unheard_views`).
         potentials_: (C,), float64; zero where the prior is free.
         widths_: D_1 to D_V, (V,), int64.
     """
@@ -73,6 +73,7 @@ class JointGmm(ViewsSolver):
         widths = self.widths_.tolist()
         self.text_ = scale * prototypes.double()
         logits = x[:, : widths[0]] @ self.text_.to(x).T  # (N, C)
+        x = silenced(x, unheard_views(x, logits.argmax(1), widths, len(prototypes)), widths)
         prior = None if isinstance(self.prior, str) and self.prior == "free" else class_prior(self.prior, logits, known)
         fit = MixtureFit(
             x,

@@ -87,6 +87,8 @@ class MixtureFit:
         self.anchor, self.temperature, self.chunk_size = anchor, temperature, chunk_size
         self.given = known.clamp(log_y)
         self.squares = mean_square(x, chunk_size)
+        # A silenced view is zero throughout.
+        self.heard = [v for v, part in enumerate(self.squares.split(self.widths)) if part.any()]
         views, z = x.split(self.widths, 1), self.given.exp()
         first = [text_means(prototypes.double(), views[0].mean(0, dtype=torch.float64))]
         first += [confident_means(view, z, confident) for view in views[1:]]
@@ -116,7 +118,8 @@ class MixtureFit:
         dual = torch.zeros_like(mixture.potentials)
         for _ in range(rounds):
             likelihoods = mixture.likelihoods(self.x)
-            mixture.weights = view_weights(self.given, likelihoods, self.chunk_size)
+            mixture.weights = torch.zeros_like(mixture.weights)
+            mixture.weights[self.heard] = view_weights(self.given, [likelihoods[v] for v in self.heard], self.chunk_size)
             logits, dual = self._assign(mixture, likelihoods, prior, dual, evenness, max_iter)
             del likelihoods
             self.update(mixture, self.known.clamp(logits).log_softmax(1).exp_())

@@ -14,8 +14,13 @@ from torch import Tensor
 from finelens.errors import UserError
 from finelens.protocol import Hints
 from finelens.solvers.base import Features, Solver, unit_rows
+from finelens.solvers.presence import neighbour_agreement
 
 Views = Features | Sequence[Features]
+# Most images that a view is tried on, neighbours of each, and the share of the first view's neighbour agreement from which a view is listened to.
+TRIED, NEAREST, SOUND = 2048, 5, 1 / 3
+# With fewer images, or less agreement in the first view, nothing is told of the others.
+LEAST_IMAGES, LEAST_AGREEMENT = 50, 0.1
 
 
 class ViewsSolver(Solver):
@@ -49,6 +54,36 @@ class ViewsSolver(Solver):
 def split_views(x: Tensor, widths: Sequence[int]) -> tuple[Tensor, ...]:
     """The views of rows (N, D_1 + ... + D_V); rows (N, D_1) are the first alone."""
     return x.split(list(widths), 1) if x.shape[1] == sum(widths) else (x,)
+
+
+def unheard_views(x: Tensor, labels: Tensor, widths: Sequence[int], classes: int) -> list[int]:
+    """Views beside the first that have nothing to say: near images in them do not share classes, however the view is weighed.
+
+    A view that is noise follows whatever posterior it is fitted to, and its weight with it; neighbours are found without any.
+
+    Args:
+        x: Unit views side by side, (N, D_1 + ... + D_V).
+        labels: Classes by the text, (N,).
+        widths: D_1 to D_V.
+        classes: C.
+    """
+    rows = torch.arange(min(len(x), TRIED), device=x.device) * len(x) // min(len(x), TRIED)
+    if len(widths) < 2 or len(rows) < LEAST_IMAGES:
+        return []
+    count = max(1, min(NEAREST, len(rows) // (2 * classes)))
+    agreed = []
+    for view in split_views(x[rows], widths):
+        centred = F.normalize(view - view.mean(0), dim=1)
+        cosines = (centred @ centred.T).fill_diagonal_(-torch.inf)
+        agreed.append(neighbour_agreement(labels[rows], cosines.topk(count, dim=1).indices, classes))
+    return [v for v in range(1, len(widths)) if agreed[0] >= LEAST_AGREEMENT and agreed[v] < SOUND * agreed[0]]
+
+
+def silenced(x: Tensor, views: Sequence[int], widths: Sequence[int]) -> Tensor:
+    """Rows with some of their views at zero: no cosine, no likelihood and no head sees those. Rows of the first view alone stay as they are."""
+    if not views or x.shape[1] != sum(widths):
+        return x
+    return torch.cat([torch.zeros_like(part) if v in views else part for v, part in enumerate(split_views(x, widths))], 1)
 
 
 def centred_views(x: Tensor, centre: Tensor, widths: Sequence[int]) -> Tensor:

@@ -54,7 +54,13 @@ class ExtraTask(SolverTask):
         """What the solver decided, and how much each view weighs."""
         names = ["joint space", *("pooled token" if entry == CLS else Path(entry).name for entry in self.config.extra)]
         weights = ", ".join(f"{name} {weight:.2f}" for name, weight in zip(names, self.solver.weights_.tolist(), strict=True))
-        return [*super().notes(), f"weights of the views, found without labels: {weights}"]
+        silent = [name for name, weight in zip(names, self.solver.weights_.tolist(), strict=True) if not weight]
+        why = "near images in it do not share classes as those in the joint space do"
+        return [
+            *super().notes(),
+            f"weights of the views, found without labels: {weights}",
+            *(f"view {name} is not listened to: {why}" for name in silent),
+        ]
 
     @property
     def listened(self) -> int:
