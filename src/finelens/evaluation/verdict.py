@@ -123,7 +123,7 @@ def _without_labels(signals: Signals, alarms: Sequence[str], *, labelled: bool, 
     if few:
         return so(
             "cannot judge",
-            f"{signals.images} photographs are too few to judge {signals.classes} classes without labels; from {enough} on it can be tried.",
+            f"{signals.images} photographs are too few to judge {signals.classes} classes without labels; {enough} would do.",
         )
     if start is not None and start.weak:
         return so("unclear", f"{HARDLY}, so there was little to build on; name some photographs, or measure with labels.")
