@@ -147,9 +147,10 @@ def test_what_a_model_that_knows_little_was_surest_of_is_no_measure():
 
 def test_names_that_say_nothing():
     alone = {"text_agreement": None, "descriptions_information": None}
-    found = verdict(Signals(**{**HEALTHY, **alone, "name_sense": 2.4}))
-    assert found.level == "do not use"
-    assert "made-up words" in found.sentence
+    for sense, level in ((0.9, "do not use"), (1.0, "unclear"), (2.4, "unclear")):
+        found = verdict(Signals(**{**HEALTHY, **alone, "name_sense": sense}))
+        assert found.level == level
+        assert "made-up words" in found.sentence
     # Descriptions may speak for names that are codes; of two classes nothing can be told.
     assert judged(name_sense=2.4) == "improved"
     assert any(reason.code == "names" for reason in verdict(Signals(**{**HEALTHY, "name_sense": 2.4})).reasons)

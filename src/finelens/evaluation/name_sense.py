@@ -12,6 +12,8 @@ AT_A_TIME, DRAWS, NAME_DRAWS, MOST_IMAGES = 15, 40, 10, 2000
 # Standard deviations over draws of made-up words from which names are believed to say something, and classes from which that can be told: of two
 # classes even good names do not always stand out.
 LEAST_SENSE, LEAST_CLASSES = 2.5, 3
+# Below it names are no better than made-up words; between the two a short list of right names may lie.
+NO_SENSE = 1.0
 
 NONSENSE = "the class names say no more about these photographs than made-up words do"
 

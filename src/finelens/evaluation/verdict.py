@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from finelens.evaluation.name_sense import LEAST_CLASSES, LEAST_SENSE, NONSENSE
+from finelens.evaluation.name_sense import LEAST_CLASSES, LEAST_SENSE, NO_SENSE, NONSENSE
 from finelens.evaluation.signals import Signals
 from finelens.evaluation.weak_start import FEW_IMAGES, HARDLY, REMEDY, Start
 
@@ -114,7 +114,9 @@ def _without_labels(signals: Signals, alarms: Sequence[str], *, labelled: bool, 
         return Verdict(level, _sentence(sentence), reasons)
 
     if senseless and signals.text_agreement is None and not labelled:
-        return so("do not use", f"{NONSENSE}, so the answers mean nothing; check their spelling and language.")
+        if (signals.name_sense or 0.0) < NO_SENSE:
+            return so("do not use", f"{NONSENSE}, so the answers mean nothing; check their spelling and language.")
+        return so("unclear", f"{NONSENSE}, or hardly more; check their spelling and language, or describe the classes.")
     if signals.agreement == 1:
         rest = tuple(reason for reason in reasons if reason.code != "kept")
         return Verdict("cannot judge", "These are the answers of the unadapted model, and nothing tells how good they are.", rest)
