@@ -10,6 +10,7 @@ import pytest
 import finelens
 from finelens import api
 from finelens.cli import main
+from finelens.core.console import Console
 from finelens.errors import UserError
 from finelens.runs.classifier import load_run
 from tests.solvers.data import cloud
@@ -44,7 +45,9 @@ def test_names_make_the_list(tiny_vit, tmp_path, capsys):
     assert [row["path"] for row in after[:8]] == [row["path"] for row in rows]
     assert not {look.path for look in more} & {row["path"] for row in rows}
     # The questions that are still open are passed over.
-    found = api.adapt(photos, None, tmp_path / "run", hints=sheet, backbone=backbone, options=options_for("consensus"), console=QUIET)
+    capsys.readouterr()
+    found = api.adapt(photos, None, tmp_path / "run", hints=sheet, backbone=backbone, options=options_for("consensus"), console=Console())
+    assert "from the hints are the list" in capsys.readouterr().err
     assert load_run(tmp_path / "run").classes == sorted(CLASSES)
     assert np.mean([row.label == row.path.split("/")[0] for row in found.rows]) > 0.9
     assert sum(row.answered for row in found.rows) == 8

@@ -89,9 +89,9 @@ def read_inputs(config: RunConfig, console: Console, hints_copy: Path | None = N
         console.say(f"processes: {processes.count} share the images; this is the first")
     given = _Given.of(config, hints_copy)
     if given.new:
-        console.say(
-            f"new classes: {listing([quote(name) for name in given.new])} from the hints join the {len(given.names) - len(given.new)} of the list"
-        )
+        listed = len(given.names) - len(given.new)
+        joined = f"join the {listed} of the list" if listed else "are the list"
+        console.say(f"new classes: {listing([quote(name) for name in given.new])} from the hints {joined}")
     prepared = prepare(config, given.names, given.descriptions, console, given.source, processes=processes)
     with prepared.engine.stopwatch("decode"):
         loaded = given.source.load(prepared.limits, console)
