@@ -191,3 +191,11 @@ def test_folders_that_are_refused(world, tiny_vit, tmp_path):
         written(world, tiny_vit, tmp_path / "y.features", crops=2)
     with pytest.raises(UserError, match="holds features already"):
         finelens.features(world / "whole.safetensors", tmp_path / "y.features", console=QUIET)
+
+
+def test_a_list_of_photographs(world, tiny_vit, tmp_path):
+    (tmp_path / "list.txt").write_text("".join(f"{world / 'photos' / name / '1.png'}\n" for name in CLASSES[:2]))
+    finelens.features(tmp_path / "list.txt", tmp_path / "x.features", backbone=f"local:{tiny_vit}", console=QUIET)
+    records = read_features(tmp_path / "x.features").records
+    assert [record.name.split("/")[-2] for record in records] == list(CLASSES[:2])
+    assert {record.status for record in records} == {"ok"}

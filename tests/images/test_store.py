@@ -113,7 +113,7 @@ def test_memory_is_flat_when_spilling(tmp_path):
     files = []
     for i in range(30):
         Image.fromarray(picture(i, 300, 400)).save(tmp_path / f"{i}.bmp")
-        files.append(ImageFile(tmp_path / f"{i}.bmp", f"{i}.bmp"))
+        files.append(ImageFile(str(tmp_path / f"{i}.bmp"), f"{i}.bmp"))
     tracemalloc.start()
     load_images(files, memory_budget=0, spill_dir=tmp_path, workers=1)
     peak = tracemalloc.get_traced_memory()[1]

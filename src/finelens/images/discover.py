@@ -51,17 +51,22 @@ _RECOVERED = re.compile(r"found\.\d{3}", re.IGNORECASE)
 STANDARD_INPUT = "-"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ImageFile:
-    """One file to read.
+    """One file to read. There may be millions, so there is no more to it than two texts.
 
     Attributes:
-        path: Absolute path.
+        place: Absolute path, as text.
         name: Path relative to the folder, with forward slashes; bytes that are not UTF-8 are written ``\\xNN``, so it can be printed and stored.
     """
 
-    path: Path
+    place: str
     name: str
+
+    @property
+    def path(self) -> Path:
+        """Absolute path."""
+        return Path(self.place)
 
 
 class FoundFiles(list[ImageFile]):
@@ -155,7 +160,7 @@ def visible_files(root: Path) -> list[ImageFile]:
 
 
 def _sorted(files: list[ImageFile]) -> list[ImageFile]:
-    return sorted(files, key=lambda file: (file.name, os.fsencode(file.path)))
+    return sorted(files, key=lambda file: (file.name, os.fsencode(file.place)))
 
 
 class _Walk:
@@ -198,7 +203,7 @@ class _Walk:
     def _take(self, path: str) -> None:
         # Links that lead nowhere get a row that says so. Pipes, sockets and devices are no files to read.
         if os.path.isfile(path) or (os.path.islink(path) and not os.path.exists(path)):
-            self.files.append(ImageFile(Path(path), self._name(path)))
+            self.files.append(ImageFile(path, self._name(path)))
         else:
             self._special.append(path)
 

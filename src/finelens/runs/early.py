@@ -126,7 +126,7 @@ def check_features(photos: Path, *, backbone: str, device: str, classes: Path | 
     Raises:
         UserError: Input that cannot be used.
     """
-    check_source(photos)
+    check_source(photos, files=True)
     check_device_name(device)
     check_spec(backbone)
     if descriptions is not None and classes is None:

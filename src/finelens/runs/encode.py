@@ -35,7 +35,7 @@ from finelens.protocol import Backbone, ImageRecord
 from finelens.runs.config import RunConfig
 from finelens.runs.predict import GROUP
 from finelens.runs.prepare import prepare
-from finelens.runs.sources import PhotoSource, source_at
+from finelens.runs.sources import PhotoSource, asked_at
 from finelens.storage.cache import spill_folder
 from finelens.storage.files import atomic_writer, json_text
 from finelens.storage.tensors import TensorFile, load_metadata
@@ -113,7 +113,7 @@ def _to_folder(
     out: Path, photos: str | Path, backbone: str, device: str, classes: str | Path | None, descriptions: str | Path | None, console: Console
 ) -> None:
     """Encode shard by shard; each is on the disk before the next is begun."""
-    source = source_at(photos)
+    source = asked_at(photos)
     if not isinstance(source, PhotoSource):
         raise UserError(f"{photos} holds features already; give photographs")
     listing, inputs = source.listing(), source.inputs

@@ -216,7 +216,7 @@ def asked_at(path: str | Path, *, strict: bool = False, row_names: str | Path | 
         return source
     if place.suffix.lower() in LIST_SUFFIXES:
         return replace(source, listed=_listed(place.read_bytes(), str(path)))
-    return replace(source, listed=(ImageFile(Path(os.path.abspath(place)), display_name(path)),))
+    return replace(source, listed=(ImageFile(os.path.abspath(place), display_name(path)),))
 
 
 def _listed(text: bytes, where: str) -> tuple[ImageFile, ...]:
@@ -230,7 +230,7 @@ def _listed(text: bytes, where: str) -> tuple[ImageFile, ...]:
         raise UserError(f"{where}: no paths; write one path a line")
     if any("\0" in name for name in names):
         raise UserError(f"{where}: not a list of paths; write one path a line")
-    return tuple(ImageFile(Path(os.path.abspath(Path(name).expanduser())), display_name(name)) for name in names)
+    return tuple(ImageFile(os.path.abspath(Path(name).expanduser()), display_name(name)) for name in names)
 
 
 def source_of_run(config: RunConfig) -> PhotoSource | FeatureSource:

@@ -40,7 +40,7 @@ def listed_part(root: Path, rows: Sequence[tuple[str, int]], where: str) -> Part
     for path, _ in rows:
         if os.path.isabs(path) or ".." in Path(path).parts:
             raise UserError(f"{where}: {path!r} leaves {root}; paths are relative to that folder")
-        images.append(ImageFile(Path(os.path.abspath(root / path)), display_name(path)))
+        images.append(ImageFile(os.path.abspath(root / path), display_name(path)))
     if len({image.path for image in images}) < len(images):
         raise UserError(f"{where} lists an image twice")
     missing = [image.name for image in images if not image.path.is_file()]
