@@ -32,10 +32,12 @@ class Step:
 def build(record: RunRecord) -> dict[str, Any]:
     """The part above all others."""
     judged = record.verdict
+    # The sentence says already that there is no second opinion.
+    folded = FIGURES | ({"no-second-opinion"} if judged.level == "cannot judge" else frozenset())
     return {
         "badge": BADGES[judged.level],
-        "reasons": [reason for reason in judged.reasons if reason.code not in FIGURES],
-        "figures": [reason for reason in judged.reasons if reason.code in FIGURES],
+        "reasons": [reason for reason in judged.reasons if reason.code not in folded],
+        "figures": [reason for reason in judged.reasons if reason.code in folded],
         **_inside(record),
         "sure": _sure(record),
         "steps": steps(record, judged),
