@@ -65,8 +65,9 @@ class ZLaP(Solver):
         row, column = graph.indices()
         normal = torch.sparse_coo_tensor(graph.indices(), root[row] * graph.values() * root[column], graph.shape, check_invariants=False).coalesce()
         scores = self._propagate(normal, n, c, known)
-        self.spread_ = root[:, None] * scores
-        return _log_shares(scores[:n])
+        shares = _log_shares(scores[:n])
+        self.spread_ = scores.mul_(root[:, None])
+        return shares
 
     def _propagate(self, graph: Tensor, n: int, c: int, known: Known) -> Tensor:
         product = RowProduct(graph)
@@ -104,5 +105,6 @@ def _log_shares(scores: Tensor) -> Tensor:
     positive = scores.clamp_min(0)
     total = positive.sum(1, keepdim=True)
     c = scores.shape[1]
-    shares = torch.where(total > 0, positive / total.clamp_min(torch.finfo(scores.dtype).tiny), 1 / c)
-    return ((shares + UNREACHED) / (1 + c * UNREACHED)).log()
+    # In place: there are N x C of them.
+    positive.div_(total.clamp_min(torch.finfo(scores.dtype).tiny)).masked_fill_(total <= 0, 1 / c)
+    return positive.add_(UNREACHED).div_(1 + c * UNREACHED).log_()
