@@ -162,7 +162,7 @@ def test_missing_and_wrong_features_are_one_line(world, tmp_path, fails, tiny_vi
     finelens.features(few, tmp_path / "few.safetensors", backbone=f"local:{world / 'second'}", console=QUIET)
     line = fails(*base, "joint-gmm", "--extra", tmp_path / "few.safetensors")
     assert "few.safetensors has no feature of 'blue disc/0.png' and of 18 more; write it again from the same images" in line
-    assert "--extra has an effect with --method joint-gmm or consensus only, and the method is stata" in fails(*base, "stata", "--extra", second)
+    assert "joint-gmm or consensus only, and the method is stata" in fails(*base, "stata", "--extra", second)
     assert "--method auto has yet to choose" in fails(*base, "auto", "--extra", second)
     assert "no-such.npy does not exist" in fails(*base, "joint-gmm", "--extra", tmp_path / "no-such.npy")
     assert "method.extra" in fails(*base, "joint-gmm", "--extra", "dino")
