@@ -33,7 +33,7 @@ class PlainBlock(nn.Module):
         self.ln_1 = LayerNorm(config.width, config.norm_eps)
         self.attn = nn.MultiheadAttention(config.width, config.heads)
         self.ln_2 = LayerNorm(config.width, config.norm_eps)
-        self.mlp = MLP(config.width, int(config.width * config.mlp_ratio), config.quick_gelu)
+        self.mlp = MLP(config)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Of tokens (L, B, W)."""

@@ -169,7 +169,7 @@ def test_processes_with_other_options(world, tmp_path, started):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("verb", ["predict", "evaluate", "features", "bench", "demo", "methods"])
+@pytest.mark.parametrize("verb", ["evaluate", "features", "bench", "demo", "methods"])
 def test_verbs_of_one_process(run, monkeypatch, verb):
     for name, value in shared_work.environment(0, 2, 1).items():
         monkeypatch.setenv(name, value)

@@ -105,3 +105,15 @@ def test_products_by_rows():
     product = RowProduct(matrix)
     assert torch.allclose(product.all(dense), matrix.to_dense() @ dense)
     assert torch.allclose(product.of(torch.tensor([1, 4, 5]), dense), (matrix.to_dense() @ dense)[[1, 4, 5]])
+
+
+def test_nearly_equal_images_are_summed_exactly_where_rounding_leaves_no_covariance(monkeypatch):
+    """Half of the digits of such features are the same: sums of rounded products end as noise around zero, which has no inverse."""
+    monkeypatch.setattr(settling, "MANY", 0)
+    torch.manual_seed(0)
+    prototypes = torch.nn.functional.normalize(torch.randn(5, 32, dtype=torch.float64), dim=1)
+    x = torch.nn.functional.normalize(torch.ones(200, 32) + 1e-5 * torch.randn(200, 32), dim=1)
+    found = GdaEm().fit_predict_proba(x, prototypes=prototypes, logit_scale=100.0)
+    assert torch.isfinite(torch.as_tensor(found)).all()
+    plain = GdaEm().fit_predict_proba(x.double(), prototypes=prototypes, logit_scale=100.0)
+    assert (torch.as_tensor(found).argmax(1) == torch.as_tensor(plain).argmax(1)).float().mean() > 0.9

@@ -252,7 +252,7 @@ def test_gda_em_gives_text_and_gaussians_the_same_standard_deviation():
 def test_gda_em_class_without_mass_keeps_its_text_mean():
     solver = GdaEm()
     gamma = torch.tensor(np.eye(C)[np.arange(N) % 4])
-    means, covariance = solver._m_step(_moments(torch.tensor(X), gamma.log(), 10), torch.tensor(W))
+    means, covariance = solver._m_step(_moments(torch.tensor(X), gamma.log(), 10, torch.float64), torch.tensor(W))
     np.testing.assert_allclose(means[4], W[4])
     own = [np.cov(X[np.arange(N) % 4 == c].T, bias=True) for c in range(4)]
     np.testing.assert_allclose(covariance, np.mean(own, axis=0), atol=1e-12)

@@ -204,9 +204,9 @@ def gda_changes(monkeypatch, x, w, rng, wrong=False):
     solver = GdaEm(tol=0.0)
     m_step, moments, seen = solver._m_step, gda_module._moments, []
 
-    def record(x_, log_gamma, chunk_size):
+    def record(x_, log_gamma, chunk_size, kind):
         seen.append((log_gamma.exp().numpy(), solver.coef_.numpy(), solver.intercept_.numpy()))
-        return moments(x_, log_gamma, chunk_size)
+        return moments(x_, log_gamma, chunk_size, kind)
 
     covariances = []
 

@@ -28,11 +28,17 @@ def discriminant(means: Tensor, covariance: Tensor, n: int) -> tuple[Tensor, Ten
     Returns:
         ``w_c = Theta mu_c`` (C, D) and ``b_c = - mu_c^T Theta mu_c / 2`` (C,).
     """
-    dim = means.shape[1]
-    trace = covariance.trace().clamp_min(TINY)
-    ridge = (n - 1) * covariance + trace * torch.eye(dim, dtype=means.dtype, device=means.device)  # (D, D)
-    weights = dim * torch.cholesky_solve(means.T, torch.linalg.cholesky(ridge)).T  # (C, D)
+    weights = means.shape[1] * torch.cholesky_solve(means.T, torch.linalg.cholesky(_ridge(covariance, n))).T  # (C, D)
     return weights, -0.5 * (weights * means).sum(1)
+
+
+def is_definite(covariance: Tensor, n: int) -> bool:
+    """Whether :func:`discriminant` can work with a covariance (D, D) of n images: rounded sums of nearly equal images may leave none."""
+    return int(torch.linalg.cholesky_ex(_ridge(covariance, n)).info) == 0
+
+
+def _ridge(covariance: Tensor, n: int) -> Tensor:
+    return (n - 1) * covariance + covariance.trace().clamp_min(TINY) * torch.eye(len(covariance), dtype=covariance.dtype, device=covariance.device)
 
 
 def text_share(text: Tensor, weights: Tensor, bias: Tensor, mean: Tensor, second: Tensor) -> float:

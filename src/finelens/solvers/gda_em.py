@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from finelens.solvers.base import Solver
-from finelens.solvers.gaussians import TINY, discriminant, linear_log_proba, second_moment, text_means, text_share
+from finelens.solvers.gaussians import TINY, discriminant, is_definite, linear_log_proba, second_moment, text_means, text_share
 from finelens.solvers.known import Known
 from finelens.solvers.parameters import COUNT, NOT_NEGATIVE, Constraints
-from finelens.solvers.settling import sums_type
+from finelens.solvers.settling import is_many, sums_type
 
 
 @dataclass
@@ -65,9 +65,13 @@ class GdaEm(Solver):
         anchors = text_means(w, mean)
         self.coef_, self.intercept_, self.alpha_ = scale * w, w.new_zeros(len(w)), 0.0
         log_gamma, spare = known.clamp(self._log_proba(x)), None
+        kind = sums_type(x, len(w)) if is_many(x, len(w)) else torch.float64
         for round_ in range(1, self.max_iter + 1):
             self.n_iter_ = round_
-            means, covariance = self._m_step(_moments(x, log_gamma, self.chunk_size), anchors)
+            means, covariance = self._m_step(_moments(x, log_gamma, self.chunk_size, kind), anchors)
+            if kind is not torch.float64 and not is_definite(covariance, len(x)):
+                kind = torch.float64
+                means, covariance = self._m_step(_moments(x, log_gamma, self.chunk_size, kind), anchors)
             weights, bias = discriminant(means, covariance, len(x))
             self.alpha_ = text_share(scale * w, weights, bias, mean, second)
             self.coef_, self.intercept_ = scale * w + self.alpha_ * weights, self.alpha_ * bias
@@ -91,20 +95,25 @@ class GdaEm(Solver):
         return linear_log_proba(x, self.coef_, self.intercept_)
 
 
-def _moments(x: Tensor, log_gamma: Tensor, chunk_size: int) -> Moments:
-    # Products in the features' type, or rounded where rows are many; chunks are added up in float64.
-    kind = sums_type(x, log_gamma.shape[1])
+def _moments(x: Tensor, log_gamma: Tensor, chunk_size: int, kind: torch.dtype) -> Moments:
+    """Moments with products in the type ``kind``; chunks are added up in float64."""
     mass = torch.zeros(log_gamma.shape[1], dtype=torch.float64, device=x.device)
     sums = torch.zeros(len(mass), x.shape[1], dtype=torch.float64, device=x.device)
     for rows, part in zip(x.split(chunk_size), log_gamma.split(chunk_size), strict=True):
-        gamma = part.exp()
+        gamma = _exp(part, kind)
         mass += gamma.sum(0, dtype=torch.float64)
         sums += gamma.to(kind).T @ rows.to(kind)
     scatter = torch.zeros(x.shape[1], x.shape[1], dtype=torch.float64, device=x.device)
-    inverse = torch.where(mass > TINY, 1 / mass.clamp_min(TINY), 0.0).to(x)
+    inverse = torch.where(mass > TINY, 1 / mass.clamp_min(TINY), 0.0)
     for rows, part in zip(x.split(chunk_size), log_gamma.split(chunk_size), strict=True):
-        scatter += (rows * (part.exp() @ inverse)[:, None]).to(kind).T @ rows.to(kind)
+        gamma = _exp(part, kind)
+        scatter += (rows * (gamma @ inverse.to(gamma))[:, None]).to(kind).T @ rows.to(kind)
     return Moments(mass, sums, scatter)
+
+
+def _exp(log_gamma: Tensor, kind: torch.dtype) -> Tensor:
+    """The posterior in the wider of its own type and that of the products."""
+    return log_gamma.to(torch.promote_types(log_gamma.dtype, kind)).exp()
 
 
 def _mean_l1(before: Tensor, after: Tensor, chunk_size: int) -> float:
