@@ -17,6 +17,7 @@ from finelens.engine.device import choose_device, choose_precision
 from finelens.engine.engine import Engine
 from finelens.errors import UserError
 from finelens.evaluation.prequential import random_order
+from finelens.evaluation.signals import ID_LENGTH
 from finelens.feature_store.encoder import target_features
 from finelens.images.decode import DecodeLimits
 from finelens.images.load import decode_limits
@@ -51,7 +52,7 @@ def first_questions(
     _, loaded, features = unnamed_features(images, console, backbone, device)
     named = readable(loaded)
     # A copy of an answered photograph is answered.
-    ids = [content.partition("-")[0] for content in loaded.store.ids]
+    ids = [content.partition("-")[0][:ID_LENGTH] for content in loaded.store.ids]
     done = {ids[record.index] for record in named if record.index is not None and record.name in answers}
     answered = torch.tensor([i for i, content in enumerate(ids) if content in done], dtype=torch.int64)
     if len(answered) == len(ids):

@@ -12,6 +12,7 @@ from torch import Tensor
 from finelens.core.console import Console
 from finelens.errors import UserError
 from finelens.evaluation.prequential import random_order
+from finelens.evaluation.signals import ID_LENGTH
 from finelens.reporting.record import RunRecord
 from finelens.reporting.review.answers import earlier_answers
 from finelens.reporting.review.sheet import SIDE, adapt_command, photographs
@@ -127,7 +128,7 @@ def subject_of_photos(photos: Path, hints: Path, console: Console, *, backbone: 
         name=photos.absolute().name,
         classes=(),
         paths=tuple(record.name for record in records),
-        ids=tuple(content.partition("-")[0] for content in loaded.store.ids),
+        ids=tuple(content.partition("-")[0][:ID_LENGTH] for content in loaded.store.ids),
         learner=Learner([view.float().cpu() for view in (features.global_, features.cls)], None),
         photos=from_folder(photos, replace(limits, short_side=SIDE)),
         command=first_adapt_command(str(photos.absolute()), str(hints), backbone),
