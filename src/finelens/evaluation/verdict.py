@@ -162,7 +162,8 @@ def _with_labels(free: Verdict, evaluation: Mapping[str, Any]) -> Verdict:
     described = evaluation.get("description_ensemble_accuracy")
     best = max(before, before if described is None else float(described))
     level: Level = "improved" if low > 0 and right >= best else "do not use" if high < 0 else "unclear"
-    said = f"Measured on {evaluation['n']} labelled photographs: {right:.1%} right, the unadapted model {best:.1%}"
+    with_texts = "" if described is None else f", with descriptions {described:.1%}"
+    said = f"Measured on {evaluation['n']} labelled photographs: {right:.1%} right, the unadapted model {before:.1%}{with_texts}"
     why = {
         "improved": "a difference that chance does not explain",
         "do not use": "a loss; take the unadapted model (finelens zero-shot)",
