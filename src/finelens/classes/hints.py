@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from finelens.classes.labels import answer_rows, read_labels
-from finelens.classes.names import check_names, match, normalise
+from finelens.classes.names import check_names, match, normalise, read_class_file
 from finelens.classes.text_files import quote
 from finelens.core.options import nearest
 from finelens.core.schemas import LABEL_COLUMNS, TOLD_COLUMNS
@@ -50,6 +50,19 @@ def with_new_names(path: Path, class_names: Sequence[str]) -> list[str]:
     if names:
         names = check_names(names, source=f"hints file {quote(str(path))}", places=[f"line {found[name]}" for name in names])
     return [*class_names, *names]
+
+
+def names_of_run(class_file: Path | None, hints: Path | None) -> tuple[list[str], list[str]]:
+    """Names of the classes of a run, first those of its list, and of these the ones that only its hints have.
+
+    Raises:
+        UserError: A file cannot be read, or none names a class.
+    """
+    listed = [] if class_file is None else read_class_file(class_file)
+    names = listed if hints is None else with_new_names(hints, listed)
+    if not names:
+        raise UserError(f"hints file {quote(str(hints))} names no class, and there is no class list; give --classes FILE, or answers with names")
+    return names, names[len(listed) :]
 
 
 def slip_of(label: str, class_names: Sequence[str]) -> str | None:

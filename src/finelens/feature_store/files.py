@@ -23,7 +23,7 @@ from finelens.feature_store.folder import FeatureFolder
 from finelens.feature_store.paths import is_feature_folder
 from finelens.feature_store.store import FeatureStore
 from finelens.protocol import ImageRecord, TargetFeatures
-from finelens.storage.tensors import load_metadata, load_tensors
+from finelens.storage.tensors import load_both, load_metadata, load_tensors
 
 FORMAT = "finelens-features"
 _KEYS = ("global", "features", "image_features", "image_embeds", "embeddings")
@@ -82,7 +82,10 @@ def feature_metadata(path: Path) -> dict[str, str]:
     """
     if is_feature_folder(path):
         return FeatureFolder(path).metadata
-    metadata = {} if path.suffix.lower() == ".npy" else load_metadata(path)
+    return _own_texts({} if path.suffix.lower() == ".npy" else load_metadata(path), path)
+
+
+def _own_texts(metadata: dict[str, str], path: Path) -> dict[str, str]:
     if metadata.get("format") != FORMAT:
         return {name: metadata[name] for name in ("logit_scale", "logit_bias") if name in metadata}
     version = metadata.get("schema_version", "")
@@ -107,7 +110,7 @@ def read_features(path: Path, names_file: Path | None = None) -> FeatureFile:
         if names_file is not None:
             raise UserError(f"{path} names its rows itself; leave --row-names out")
         return read_folder(path) if is_feature_folder(path) else _read_own(path, metadata)
-    tensors = named_tensors(path)
+    tensors, _ = named_tensors(path)
     matrix = read_matrix(path, tensors, _KEYS, "features")
     scale, bias = stored_scale(path, tensors, metadata)
     return matrix_file(matrix, _row_names(names_file, len(matrix)), path, scale, bias or 0.0)
@@ -248,13 +251,14 @@ def _stored_crops(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
     return StoredCrops(path, crops, global_, cls, [row.get(sample_id.partition("-")[0], row[sample_id]) for sample_id in sorted(ids)])
 
 
-def named_tensors(path: Path) -> dict[str, Tensor]:
-    """All tensors of a ``.safetensors`` file; none of a ``.npy`` file, whose one array has no name.
+def named_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """All tensors of a ``.safetensors`` file and what :func:`feature_metadata` gives; none of a ``.npy`` file, whose one array has no name.
 
     Raises:
         UserError: The file cannot be read.
     """
-    return {} if path.suffix.lower() == ".npy" else load_tensors(path)
+    tensors, header = ({}, {}) if path.suffix.lower() == ".npy" else load_both(path)
+    return tensors, _own_texts(header, path)
 
 
 def read_matrix(path: Path, tensors: dict[str, Tensor], keys: Sequence[str], what: str, dims: tuple[int, ...] = (2,)) -> Tensor:

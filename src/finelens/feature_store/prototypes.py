@@ -25,7 +25,6 @@ from finelens.feature_store.files import (
     IN_MEMORY,
     FeatureFile,
     check_matrix,
-    feature_metadata,
     named_tensors,
     quantised,
     read_matrix,
@@ -90,8 +89,7 @@ def read_prototypes(path: Path, class_names: Sequence[str]) -> Prototypes:
     if path.suffix.lower() not in SUFFIXES:
         raise UserError(f"prototypes file {path}: prototypes are read from .npy and .safetensors files; save them as one of these")
     names = check_names(class_names)
-    metadata = feature_metadata(path)
-    tensors = named_tensors(path)
+    tensors, metadata = named_tensors(path)
     if metadata.get("format") == FORMAT and "prototypes" not in tensors:
         raise UserError(f"{path} holds no prototypes; write it again with finelens features ... --classes FILE, or give another --prototypes")
     if "classes" in metadata and json.loads(metadata["classes"]) != names:

@@ -114,14 +114,16 @@ class ParquetImages:
         return EncodedImage(data if isinstance(data, bytes) else b"", self.names[index])
 
 
-def shard_images(path: Path) -> ShardImages:
-    """The images of a tar or Parquet file, or of a folder of nothing else.
+def shard_images(path: Path) -> ShardImages | None:
+    """The images of a tar or Parquet file, or of a folder of nothing else; None for any other path.
 
     Raises:
         UserError: A shard cannot be read, has no column of images, or there is no image.
     """
     shards = shards_at(path)
-    if shards and shards[0].suffix.lower() == ".parquet":
+    if not shards:
+        return None
+    if shards[0].suffix.lower() == ".parquet":
         columns = {image_column(shard) for shard in shards}
         if len(columns) > 1:
             raise UserError(f"{display_name(path)}: its files call the image column {' and '.join(sorted(columns))}; give one at a time")

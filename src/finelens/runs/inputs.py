@@ -9,8 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from finelens.classes.descriptions import load_descriptions
-from finelens.classes.hints import describe_hints, hints_digest, read_hint_labels, read_hints, with_new_names
-from finelens.classes.names import read_class_file
+from finelens.classes.hints import describe_hints, hints_digest, names_of_run, read_hint_labels, read_hints
 from finelens.classes.text_files import counted, listing, quote
 from finelens.core.console import Console
 from finelens.core.options import to_plain
@@ -128,15 +127,11 @@ class _Given:
         """Read and check them."""
         source = source_of_run(config)
         check_hints(config.entry, given=config.hints_file is not None)
-        names = [] if config.classes_file is None else read_class_file(Path(config.classes_file))
+        hints = hints_copy or (None if config.hints_file is None else Path(config.hints_file))
+        names, new = names_of_run(None if config.classes_file is None else Path(config.classes_file), hints)
         descriptions = None if config.descriptions_file is None else Path(config.descriptions_file)
         if descriptions is not None:
             load_descriptions(descriptions)
-        hints = hints_copy or (None if config.hints_file is None else Path(config.hints_file))
-        listed, names = names, names if hints is None else with_new_names(hints, names)
-        if not names:
-            raise UserError(f"hints file {quote(str(hints))} names no class, and there is no class list; give --classes FILE, or answers with names")
-        new = names[len(listed) :]
         if new and config.prototypes_file is not None:
             raise UserError(f"hints name a class that has no row in --prototypes ({quote(new[0])}); add one, and the name to the class list")
         if hints is not None and Path(source.name).is_dir():

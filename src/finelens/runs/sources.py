@@ -24,7 +24,7 @@ from finelens.feature_store.encoder import FeatureEncoder, tower_digest
 from finelens.feature_store.extra import ExtraFiles
 from finelens.feature_store.files import FeatureFile, feature_metadata, given_features, is_matrix, read_features
 from finelens.feature_store.folder import FeatureFolder
-from finelens.feature_store.paths import is_feature_folder, is_feature_path
+from finelens.feature_store.paths import is_feature_path
 from finelens.feature_store.prototypes import Prototypes, check_width, feature_backbone
 from finelens.feature_store.store import feature_rows
 from finelens.images.complaints import note_complaints
@@ -180,7 +180,7 @@ def source_at(
     if is_feature_path(path):
         if strict:
             raise UserError(f"--strict looks into photographs, and {path} holds features; leave it out")
-        if is_feature_folder(Path(path)):
+        if Path(path).is_dir():
             if row_names is not None:
                 raise UserError(f"{path} names its rows itself; leave --row-names out")
             return FolderSource(str(path), Path(path))
@@ -188,10 +188,11 @@ def source_at(
     for name, value in (("--row-names", row_names), ("--logit-scale", logit_scale)):
         if value is not None:
             raise UserError(f"{name} has an effect on feature files only, and {path} is none; leave it out")
-    if shards_at(Path(path)):
+    images = shard_images(Path(path))
+    if images is not None:
         if strict:
             raise UserError(f"--strict looks into files of photographs, and {path} holds shards; leave it out")
-        return ShardSource(str(path), Path(path), images=shard_images(Path(path)))
+        return ShardSource(str(path), Path(path), images=images)
     return PhotoSource(str(path), Path(path), strict=strict)
 
 

@@ -91,6 +91,11 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
     return _read_tensors(path)[0]
 
 
+def load_both(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and the texts of the header. Raises UserError as :func:`load_tensors` does."""
+    return _read_tensors(path)
+
+
 def load_metadata(path: Path) -> dict[str, str]:
     """Texts of a safetensors header. Raises UserError as :func:`load_tensors` does."""
     return _read_tensors(path, names_only=True)[1]
