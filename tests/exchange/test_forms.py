@@ -13,6 +13,7 @@ import finelens
 from finelens.errors import UserError
 from finelens.exchange.datasets import folder_names
 from finelens.exchange.forms import FORMS, write
+from finelens.storage.predictions import PredictionRow, write_predictions
 from tests.exchange.conftest import CLASSES, ROWS
 
 WHO = "finelens 9.9, consensus on embedded"
@@ -230,6 +231,21 @@ def test_camtrap_dp_adds_to_a_package(written, package):
     assert (rows["finelens:m5"]["observationType"], rows["finelens:m5"]["classificationMethod"]) == ("unclassified", "human")
     assert (out / "media.csv").read_bytes() == (package / "media.csv").read_bytes()
     assert json.loads((out / "datapackage.json").read_text())["created"] == "2026-11-28T10:11:12Z"
+
+
+def test_a_cell_of_a_package_ends_where_csv_says(written, package):
+    with (package / "observations.csv").open("a", encoding="utf-8") as file:
+        file.write("next,d1,m3,animal,Lynx\u2028lynx\x85\x0cl\n")
+    rows = {row["observationID"]: row for row in table(written("camtrap-dp", package=package) / "observations.csv")}
+    assert rows["next"]["scientificName"] == "Lynx\u2028lynx\x85\x0cl"
+
+
+@pytest.mark.parametrize("to", ["megadetector", "coco-ct", "folders"])
+def test_predictions_of_another_run_are_refused(run, tmp_path, to):
+    rows = [PredictionRow("cam 1/a.jpg", "red fox", 0.75, 0.5, (("red fox", 0.75), ("wolf", 0.25)))]
+    write_predictions(tmp_path / "new.csv", rows)
+    with pytest.raises(UserError, match=r"new\.csv has the class 'wolf', which .*run has not"):
+        write(run, to, tmp_path / "out", predictions=tmp_path / "new.csv")
 
 
 def test_camtrap_dp_of_other_photographs(run, package, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import re
@@ -12,6 +13,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
@@ -360,6 +362,28 @@ def served(run, hints):
         yield server.address
         server.shutdown()
         thread.join()
+
+
+def test_requests_that_no_page_makes_are_refused_and_the_server_goes_on(run, tmp_path, capsys):
+    with served(run, tmp_path / "hints.csv") as address:
+        place = urlsplit(address)
+        token = place.query.removeprefix("token=")
+
+        def asked(body, length=None):
+            page = http.client.HTTPConnection(place.hostname, place.port, timeout=10)
+            page.putrequest("POST", "/answer")
+            page.putheader("Content-Length", length or str(len(body)))
+            page.endheaders(body)
+            status = page.getresponse().status
+            page.close()
+            return status
+
+        given = f'{{"token": "{token}", "tab": "t", "who": "", "label": "birch", "question": %s}}'
+        assert [asked((given % number).encode()) for number in ("Infinity", "NaN", "1e999", '"x"', "-1", "[]", "9" * 5000)] == [400] * 7
+        assert asked(b"", "9" * 5000) == 404
+        assert asked((given % 1).replace(token, "\\ud800").encode()) == 400
+    assert "Traceback" not in capsys.readouterr().err
+    assert not (tmp_path / "hints.csv").exists()
 
 
 SETTLED = "return !sending && look && document.getElementById('learning').dataset.settled === 'true'"

@@ -16,7 +16,10 @@ from finelens.core.console import Console
 from finelens.errors import UserError
 from finelens.images.store import load_images
 from finelens.runs import predict as groups
+from finelens.runs.sets import sets_header
 from finelens.runs.shard import Shard
+from finelens.storage.files import text_bytes
+from finelens.storage.predictions import predictions_header
 from tests.solvers.data import cloud
 from tests.toy import CLASSES, QUIET, options_for, write_classes, write_photos
 
@@ -119,6 +122,30 @@ def test_parts_join_to_the_bytes_of_the_whole(world, tmp_path, count):
             api.join(parts[1:], tmp_path / "new.csv", console=QUIET)
     api.join(parts[::-1], tmp_path / "new.csv", console=QUIET)
     assert (tmp_path / "new.csv").read_bytes() == (world / "whole.csv").read_bytes()
+
+
+def test_parts_that_are_not_of_one_whole_are_not_joined(tmp_path):
+    parts = [tmp_path / "a-00001-of-00002.csv", tmp_path / "a-00002-of-00002.csv", tmp_path / "b-00002-of-00002.csv"]
+    for part in parts:
+        part.write_bytes(text_bytes(predictions_header()))
+    with pytest.raises(UserError, match="parts of a and of b; give all parts of one whole"):
+        api.join([parts[0], parts[2]], tmp_path / "new.csv", console=QUIET)
+    # Sets beside some of them only would be lost without a word.
+    (tmp_path / "a-00001-of-00002.sets.csv").write_bytes(text_bytes(sets_header()))
+    with pytest.raises(UserError, match=r"a-00002-of-00002\.sets\.csv is missing"):
+        api.join(parts[:2], tmp_path / "new.csv", console=QUIET)
+    assert not (tmp_path / "new.csv").exists()
+    (tmp_path / "a-00001-of-00002.sets.csv").unlink()
+    api.join(parts[:2], tmp_path / "new.csv", console=QUIET)
+    assert (tmp_path / "new.csv").read_bytes() == parts[0].read_bytes()
+
+
+def test_a_path_in_a_list_ends_at_the_end_of_its_line_only(world, tmp_path):
+    photo = tmp_path / "a\u2028b\x85c.png"
+    photo.write_bytes((world / "photos" / CLASSES[0] / "0.png").read_bytes())
+    (tmp_path / "list.txt").write_text(f"{photo}\r\n\n{photo}\n", encoding="utf-8", newline="")
+    rows = api.predict(world / "run", tmp_path / "list.txt", tmp_path / "new.csv", console=QUIET)
+    assert [row.status for row in rows] == ["ok", "ok"]
 
 
 @pytest.mark.parametrize(("total", "count"), [(0, 3), (1, 1), (23, 2), (24, 5), (1000, 7)])

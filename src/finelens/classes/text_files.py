@@ -46,6 +46,12 @@ def control_character(text: str) -> str | None:
     return None if bad is None else f"U+{ord(bad):04X}"
 
 
+def split_lines(text: str) -> list[str]:
+    """Lines without their ends, which only newlines and returns are: ``str.splitlines`` also cuts names that hold U+0085, U+2028 or a form feed."""
+    lines = _LINE_END.split(text)
+    return lines if lines[-1] else lines[:-1]
+
+
 def read_utf8(path: str | Path, what: str) -> str:
     """Read a whole UTF-8 file, with or without a byte-order mark.
 
@@ -92,7 +98,7 @@ def read_lines(path: str | Path, what: str) -> list[tuple[int, str]]:
     Raises:
         UserError: As :func:`read_utf8`.
     """
-    lines = [line.strip() for line in _LINE_END.split(read_utf8(path, what))]
+    lines = [line.strip() for line in split_lines(read_utf8(path, what))]
     content = [(number, line) for number, line in enumerate(lines, start=1) if line and not is_comment(line)]
     return [(number, line[1:] if line.startswith("\\#") else line) for number, line in content]
 

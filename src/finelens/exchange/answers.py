@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from finelens._version import __version__
+from finelens.classes.text_files import quote
 from finelens.core.schemas import MODEL_CONFIG_FILE
 from finelens.errors import UserError
 from finelens.exchange.photographs import Header, header
@@ -84,10 +85,17 @@ def answers_of(run: Path, predictions: Path | None = None, photos: Path | None =
         document: dict[str, Any] = read_json(described)
         own = predictions is None and Path(folder.config.photos).is_dir()
         rows = read_predictions(folder.predictions_path if predictions is None else predictions)
+        classes = tuple(document["class_names"])
+        known = {*classes, None}
+        foreign = next((name for row in rows for name in (row.label, *(own for own, _ in row.top5)) if name not in known), None)
+        if foreign is not None:
+            raise UserError(
+                f"{predictions or folder.predictions_path} has the class {quote(foreign)}, which {run} has not; give the run that answered"
+            )
         times = [event["time"] for event in folder.events() if event["event"] == "end"]
         return Answers(
             rows,
-            tuple(document["class_names"]),
+            classes,
             photos or (Path(folder.config.photos) if own else None),
             f"finelens {document.get('finelens_version', __version__)}, {document['method']} on {folder.config.backbone}",
             datetime.fromisoformat(times[-1]) if times else datetime.fromtimestamp(described.stat().st_mtime, UTC),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import shutil
 from pathlib import Path
 from typing import Any
@@ -145,7 +146,7 @@ def _kept_observations(package: Path) -> list[dict[str, str]]:
 
 def _rows(path: Path) -> list[dict[str, str]]:
     try:
-        read = csv.DictReader(read_utf8(path, "table").splitlines(keepends=True), strict=True)
+        read = csv.DictReader(io.StringIO(read_utf8(path, "table"), newline=""), strict=True)
         return [{name: unescape_cell(cell or "") for name, cell in row.items() if name} for row in read]
     except csv.Error as error:
         raise UserError(f"{path} is not a CSV file ({error}); export the package again") from error

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from finelens.classes.text_files import counted, quote, read_utf8
+from finelens.classes.text_files import counted, quote, read_utf8, split_lines
 from finelens.core.schemas import SCHEMA_VERSION, STATUSES
 from finelens.errors import UserError
 from finelens.feature_store.crops import Crops, StoredCrops
@@ -351,7 +351,7 @@ def stored_scale(path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any
 def _row_names(path: Path | None, count: int) -> list[str]:
     if path is None:
         return [f"row-{i:06d}" for i in range(count)]
-    names = [line.strip() for line in read_utf8(path, "row names file").splitlines()]
+    names = [line.strip() for line in split_lines(read_utf8(path, "row names file"))]
     names = names[: next((i for i in range(len(names), 0, -1) if names[i - 1]), 0)]
     if len(names) != count:
         raise UserError(f"row names file {quote(str(path))} has {counted(len(names), 'line', 'lines')} for {count} rows; give one line a row")

@@ -73,7 +73,10 @@ def join_parts(parts: Sequence[Path], csv: Path, console: Console) -> Path:
     ordered = _whole(parts)
     sets = [sets_path(part) for part in ordered]
     jobs: list[tuple[list[Path], Path, tuple[str, ...]]] = [(ordered, csv, PREDICTION_COLUMNS)]
-    if all(path.is_file() for path in sets):
+    without = [path for path in sets if not path.is_file()]
+    if without and len(without) < len(sets):
+        raise UserError(f"{without[0]} is missing, and other parts have their sets: give predict --calibrate with every part or with none")
+    if not without:
         jobs.append((sets, sets_path(csv), SET_COLUMNS))
     for paths, target, columns in jobs:
         if target in paths:
@@ -99,6 +102,9 @@ def _whole(parts: Sequence[Path]) -> list[Path]:
         counts.add(int(found["count"]))
     if len(counts) != 1:
         raise UserError(f"the files are parts of {' and of '.join(map(str, sorted(counts))) or 'nothing'}; give all parts of one whole")
+    stems = sorted({part.name.rpartition("-of-")[0].rpartition("-")[0] for part in by_number.values()})
+    if len(stems) != 1:
+        raise UserError(f"the files are parts of {' and of '.join(stems)}; give all parts of one whole")
     count = counts.pop()
     missing = [number for number in range(1, count + 1) if number not in by_number]
     if missing:

@@ -17,6 +17,7 @@ from torch import Tensor
 from finelens.backbones.features_only import KIND
 from finelens.backbones.registry import load_backbone
 from finelens.classes.labels import read_labels
+from finelens.classes.text_files import split_lines
 from finelens.core.console import Console
 from finelens.errors import UserError
 from finelens.feature_store.crops import crops_for
@@ -223,7 +224,7 @@ def asked_at(path: str | Path, *, strict: bool = False, row_names: str | Path | 
 def _listed(text: bytes, where: str) -> tuple[ImageFile, ...]:
     """The files of a list; paths are relative to the working directory, as they are for any other command."""
     try:
-        lines = [line.strip() for line in text.decode("utf-8-sig").splitlines()]
+        lines = [line.strip() for line in split_lines(text.decode("utf-8-sig"))]
     except UnicodeDecodeError as error:
         raise UserError(f"{where}: not a list of paths in UTF-8 (byte {error.start}); write one path a line") from error
     names = [line for line in lines if line]

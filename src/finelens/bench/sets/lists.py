@@ -12,7 +12,7 @@ from typing import Any
 from finelens.bench.sets.common import listed_part
 from finelens.bench.sets.data import DataSet, folder_set
 from finelens.classes.names import check_names, match, read_class_file
-from finelens.classes.text_files import read_utf8
+from finelens.classes.text_files import read_utf8, split_lines
 from finelens.errors import UserError
 
 SUFFIXES = (".csv", ".jsonl", ".parquet")
@@ -77,7 +77,7 @@ def _rows(file: Path) -> list[tuple[str, str]]:
 
 def _json_lines(file: Path) -> list[Any]:
     entries = []
-    for number, line in enumerate(read_utf8(file, "image list").splitlines(), start=1):
+    for number, line in enumerate(split_lines(read_utf8(file, "image list")), start=1):
         try:
             entries += [json.loads(line)] if line.strip() else []
         except ValueError as error:

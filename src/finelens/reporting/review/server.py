@@ -89,7 +89,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         """What a page does; the answer is the look and the state after it."""
-        length = int(text) if (text := self.headers.get("Content-Length") or "").isdecimal() else 0
+        text = self.headers.get("Content-Length") or ""
+        # Python refuses to read a number of thousands of digits.
+        length = int(text) if text.isdecimal() and len(text) <= len(str(LARGEST)) else 0
         if not self._from_here() or self.path not in _VERBS or not 0 < length <= LARGEST:
             return self._answer(HTTPStatus.NOT_FOUND, b"not here", "text/plain")
         try:
@@ -97,7 +99,7 @@ class _Handler(BaseHTTPRequestHandler):
             if not isinstance(document, Mapping) or not hmac.compare_digest(str(document["token"]).encode(), self.server.token.encode()):
                 raise ValueError("the page is not the one this server gave out; reload it")
             reply = _VERBS[self.path](self.server.session, document)
-        except (ValueError, KeyError, TypeError, UserError, RecursionError) as error:
+        except (ValueError, KeyError, TypeError, OverflowError, UserError, RecursionError) as error:
             return self._answer(HTTPStatus.BAD_REQUEST, str(error).encode("utf-8", "replace"), "text/plain; charset=utf-8")
         return self._answer(HTTPStatus.OK, json_text(reply).encode("utf-8", "backslashreplace"), "application/json")
 
@@ -111,8 +113,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(body)))
         self.send_header("X-Content-Type-Options", "nosniff")
         self.send_header("Cache-Control", "no-store")
-        self.end_headers()
         try:
+            self.end_headers()
             self.wfile.write(body)
         except (BrokenPipeError, ConnectionResetError):
             # Somebody closed the page while it waited for news.
