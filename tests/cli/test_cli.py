@@ -153,6 +153,8 @@ def test_adapt_twice_gives_the_same_bits(run, given, adapted, tmp_path):
 
 def test_zero_shot(run, given, adapted, tmp_path):
     result = run("zero-shot", *given, "--out", tmp_path / "run")
+    next_step = f"what to do next, with the commands: open {tmp_path / 'run' / 'report.html'} in a browser"
+    assert result.err.splitlines()[-1] == next_step
     assert result.code == 0
     assert "0 of 24 images changed class" in result.err
     rows = {row["path"]: row for row in table(tmp_path / "run" / "predictions.csv")}

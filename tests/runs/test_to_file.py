@@ -148,6 +148,23 @@ def test_a_path_in_a_list_ends_at_the_end_of_its_line_only(world, tmp_path):
     assert [row.status for row in rows] == ["ok", "ok"]
 
 
+def test_a_list_that_leads_nowhere_is_refused(world, tmp_path):
+    """As ``ls`` writes it inside the folder: read elsewhere it would give a row of a vanished file for each photograph."""
+    (tmp_path / "list.txt").write_text("IMG_1.jpg\nIMG_2.jpg\n")
+    with pytest.raises(
+        UserError, match=r"list\.txt: nothing it names exists \(IMG_1\.jpg is the first\); relative paths count from the folder where"
+    ):
+        api.predict(world / "run", tmp_path / "list.txt", tmp_path / "new.csv", console=QUIET)
+    assert not (tmp_path / "new.csv").exists()
+
+
+def test_parts_of_another_ending_join(world, tmp_path):
+    for number in (1, 2):
+        api.predict_to(world / "run", world / "photos", tmp_path / "new.txt", shard=f"{number}/2", console=QUIET)
+    api.join(sorted(tmp_path.glob("new-*-of-00002.txt")), tmp_path / "new.txt", console=QUIET)
+    assert (tmp_path / "new.txt").read_bytes() == (world / "whole.csv").read_bytes()
+
+
 @pytest.mark.parametrize(("total", "count"), [(0, 3), (1, 1), (23, 2), (24, 5), (1000, 7)])
 def test_shards_cover_all_once_from_multiples_of_a_group(total, count):
     parts = [Shard(number, count).rows(total, GROUP) for number in range(1, count + 1)]

@@ -98,7 +98,8 @@ class Tally:
 
     def say(self, console: Console) -> None:
         """Say the numbers by status."""
-        console.say(f"{self.files} files: " + ", ".join(f"{count} {status}" for status, count in self.counts.items()))
+        noun = "file" if self.files == 1 else "files"
+        console.say(f"{self.files} {noun}: " + ", ".join(f"{count} {status}" for status, count in self.counts.items()))
 
     def say_notes(self, console: Console) -> None:
         """Say how many readable files were noted, and why: each kind of note with its number and a first file, the most frequent first."""

@@ -114,9 +114,11 @@ def execute(
     _finish(run, fitted.model, rows, console)
     # The other processes may be gone by now.
     with fitted.model.engine.alone():
-        _report(report, run, fitted.model, loaded, console)
+        page = _report(report, run, fitted.model, loaded, console)
     say_notes(loaded.records, console)
     console.say(f"verdict: {judged.line}")
+    if page is not None:
+        console.say(f"what to do next, with the commands: open {page} in a browser")
     return RunResult(run.path, rows, fitted.untrained, judged)
 
 
@@ -190,14 +192,17 @@ def _measure(fitted: Fitted, logits: Tensor, loaded: Loaded, nearest: Tensor, ro
     return replace(found, signals=replace(found.signals, name_sense=fitted.name_sense, further_encoders=further))
 
 
-def _report(report: Reporter | None, run: RunFolder, model: Model, loaded: Loaded, console: Console) -> None:
-    """The run is finished and saved: whatever goes wrong with its report must not take it back."""
+def _report(report: Reporter | None, run: RunFolder, model: Model, loaded: Loaded, console: Console) -> Path | None:
+    """Where the report is, if it could be written. The run is finished and saved: whatever goes wrong with its report must not take it back."""
     if report is None:
-        return
+        return None
     try:
-        console.say(f"wrote {report(run, model, loaded)}")
+        page = report(run, model, loaded)
     except Exception as error:
         console.warn(f"the report could not be written ({error}); the run itself is complete, finelens report {run.path} tries again")
+        return None
+    console.say(f"wrote {page}")
+    return page
 
 
 def versions() -> dict[str, str]:

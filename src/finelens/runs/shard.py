@@ -15,7 +15,7 @@ from finelens.errors import UserError
 from finelens.storage.files import atomic_writer, check_target
 
 _FORM = re.compile(r"(\d{1,5})/(\d{1,5})")
-_PART = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.csv")
+_PART = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.[^.]+")
 
 
 @dataclass(frozen=True)

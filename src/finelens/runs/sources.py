@@ -206,7 +206,7 @@ def asked_at(path: str | Path, *, strict: bool = False, row_names: str | Path | 
         row_names: See :func:`source_at`.
 
     Raises:
-        UserError: An option has no effect on this kind of source, or a list is empty or no text.
+        UserError: An option has no effect on this kind of source, or a list is empty, no text or names nothing that exists.
     """
     source = source_at(path, strict=strict, row_names=row_names)
     if type(source) is not PhotoSource:
@@ -232,7 +232,14 @@ def _listed(text: bytes, where: str) -> tuple[ImageFile, ...]:
         raise UserError(f"{where}: no paths; write one path a line")
     if any("\0" in name for name in names):
         raise UserError(f"{where}: not a list of paths; write one path a line")
-    return tuple(ImageFile(os.path.abspath(Path(name).expanduser()), display_name(name)) for name in names)
+    files = tuple(ImageFile(os.path.abspath(Path(name).expanduser()), display_name(name)) for name in names)
+    if not any(os.path.lexists(file.place) for file in files):
+        # A list that was made inside the folder of the photographs: every row would say that its file is gone.
+        raise UserError(
+            f"{where}: nothing it names exists ({files[0].name} is the first); "
+            "relative paths count from the folder where the command runs, so run it from where they lead to the photographs, or write full paths"
+        )
+    return files
 
 
 def source_of_run(config: RunConfig) -> PhotoSource | FeatureSource:
