@@ -408,6 +408,21 @@ def _list_forms(context: click.Context, option: click.Parameter, asked: bool) ->
 
 
 @cli.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--to", required=True, type=click.Choice(["torch", "onnx"]), help="torch: a program of torch.export.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder to write.")
+@click.option(
+    "--weights", default="float32", show_default=True, type=click.Choice(["float32", "float16", "int8"]), help="Type of stored weights, for onnx."
+)
+@click.option("--overwrite", is_flag=True, help="Replace an earlier export in --out.")
+def export(run: Path, out: Path, **given: Any) -> None:
+    """Write the classifier of the finished run in RUN for another runtime, and compare its answers with the run's."""
+    from finelens.export.write import export as write_export
+
+    write_export(run, out, **given)
+
+
+@cli.command()
 def methods() -> None:
     """List the methods: name, family, one sentence. The default comes first."""
     known = sorted(all_methods(), key=lambda method: method.name != DEFAULT_METHOD)

@@ -197,6 +197,11 @@ def forward_suffix(tower: nn.Module, prefix: Tensor, last_blocks: int) -> Tensor
     return _forward(tower, prefix, slice(-1 - last_blocks, None))
 
 
+def _exporting() -> bool:
+    """Whether torch.export follows; torch 2.6 has no such question, and what is exported there fails its check."""
+    return bool(getattr(torch.compiler, "is_exporting", bool)())
+
+
 def _forward(tower: nn.Module, x: Tensor, part: slice) -> Tensor:
     """Some of the stem, the residual blocks and the head, one after another, on their input (B, C, h, w)."""
     x = x.contiguous(memory_format=torch.channels_last)
@@ -204,7 +209,9 @@ def _forward(tower: nn.Module, x: Tensor, part: slice) -> Tensor:
     trained = torch.is_grad_enabled() and any(layer.weight.requires_grad for layer in tower.modules() if isinstance(layer, nn.Conv2d))
     # A multiple of all strides together is even at every stride-2 layer.
     stride = math.prod(conv.stride[0] for layers, _ in list(_blocks(tower))[part] for conv, _, _ in layers)
-    if x.device.type != "cpu" or dtype is torch.float16 or trained or tower.training or any(side % stride for side in x.shape[-2:]):
+    odd = any(side % stride for side in x.shape[-2:])
+    # An exporter needs operators that it knows.
+    if x.device.type != "cpu" or dtype is torch.float16 or trained or tower.training or odd or _exporting():
         for module in _modules(tower)[part]:
             x = module(x)
         return x

@@ -69,6 +69,11 @@ class Classifier(nn.Module):
         self._hold(unpack_model(pack_model(self.model), device=str(device)))
         return self
 
+    def at_full_precision(self) -> Classifier:
+        """The same classifier in float32, on its device."""
+        model = unpack_model(pack_model(self.model), device=str(self.model.engine.device), precision="float32")
+        return Classifier(model, self._config, self.extra)
+
     def _apply(self, fn: Any, recurse: bool = True) -> NoReturn:
         raise UserError("a classifier keeps the float types of its run; move it with .to(device)")
 

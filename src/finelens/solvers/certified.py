@@ -20,7 +20,7 @@ SPARE, STRIDE, CHUNK = 6, 32, 512
 
 def is_worth_it(queries: Tensor, keys: Tensor, k: int) -> bool:
     """Whether this processor searches faster so."""
-    many = min(len(queries), len(keys)) >= MANY_KEYS and len(keys) >= STRIDE * (k + SPARE)
+    many = len(keys) >= max(MANY_KEYS, STRIDE * (k + SPARE)) and queries.shape[0] >= MANY_KEYS
     return bool(k and many and queries.dtype is keys.dtype is torch.float32 and queries.device.type == "cpu" and bfloat16_units())
 
 

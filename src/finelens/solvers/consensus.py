@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from finelens.solvers.assignments import centred
+from finelens.solvers.chunks import chunks
 from finelens.solvers.keys import cache_votes, centred_square, confident_rows, matching_weight, sharpness_rate
 from finelens.solvers.known import Known
 from finelens.solvers.mixture import Mixture, MixtureFit
@@ -272,7 +273,7 @@ class Consensus(ViewsSolver):
         x = silenced(x, [v for v, weight in enumerate(self.weights_.tolist()) if not weight], widths)
         bank = self.bank_[:, : x.shape[1]].to(x)
         seen = centred_views(bank, self.centre_, widths)
-        return torch.cat([self._answer(part, bank, seen, widths) for part in x.split(self.chunk_size)])
+        return torch.cat([self._answer(part, bank, seen, widths) for part in (x[rows] for rows in chunks(x.shape[0], self.chunk_size))])
 
     def _answer(self, x: Tensor, bank: Tensor, seen: Tensor, widths: list[int]) -> Tensor:
         """Log-probabilities (M, C) of images with neighbours in ``bank``, whose centred views are ``seen``."""

@@ -57,8 +57,10 @@ def text_share(text: Tensor, weights: Tensor, bias: Tensor, mean: Tensor, second
 
 def linear_log_proba(x: Tensor, coef: Tensor, intercept: Tensor, out: Tensor | None = None) -> Tensor:
     """``log softmax(x coef^T + intercept)``, (N, C), in the type of x; in the memory of ``out`` where it is given."""
-    found = x.new_empty(len(x), len(coef)) if out is None else out
     weights, bias = coef.to(x).T, intercept.to(x)
+    if out is None and x.shape[0] <= CHUNK:
+        return torch.addmm(bias, x, weights).log_softmax(1)
+    found = x.new_empty(len(x), len(coef)) if out is None else out
     for rows, part in zip(x.split(CHUNK), found.split(CHUNK), strict=True):
         torch.addmm(bias, rows, weights, out=part)
         torch.log_softmax(part, 1, out=part)

@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from finelens.solvers.chunks import chunks
+
 TINY = 1e-12
 
 
@@ -40,7 +42,7 @@ def class_votes(affinity: Tensor, values: Tensor, own: Tensor | None = None) -> 
         values: One-hot classes of the keys, (M, C).
         own: Key that is the image itself, (N,), or -1; it does not vote.
     """
-    counts = values.sum(0).expand(len(affinity), -1)  # (N, C)
+    counts = values.sum(0).expand(affinity.shape[0], -1)  # (N, C)
     if own is not None:
         at = (own >= 0).nonzero()[:, 0]
         affinity = affinity.clone()
@@ -71,8 +73,7 @@ def cache_votes(x: Tensor, keys: Tensor, labels: Tensor, beta: Tensor, classes: 
         own = torch.full((len(x),), -1, device=x.device)
         own[rows] = torch.arange(len(rows), device=x.device)
     parts = []
-    for start in range(0, len(x), chunk_size):
-        chunk = slice(start, start + chunk_size)
+    for chunk in chunks(x.shape[0], chunk_size):
         affinity = affinities(x[chunk], keys, beta)  # (chunk, M)
         parts.append(class_votes(affinity, values, None if own is None else own[chunk]))
     return torch.cat(parts)

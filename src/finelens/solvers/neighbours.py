@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from finelens.solvers.certified import certified_neighbours, is_worth_it
+from finelens.solvers.chunks import chunks
 from finelens.solvers.views import split_views
 
 
@@ -40,10 +41,10 @@ def top_neighbours(
                 cosines[own, of_query[own]] = -torch.inf
             values[some], index[some] = cosines.topk(k, dim=1)
         return values, index
-    values = queries.new_empty(len(queries), k)
-    index = torch.empty(len(queries), k, dtype=torch.long, device=queries.device)
-    for start in range(0, len(queries), chunk_size) if k else ():
-        chunk = slice(start, start + chunk_size)
+    values = queries.new_empty(queries.shape[0], k)
+    index = torch.empty(queries.shape[0], k, dtype=torch.long, device=queries.device)
+    for chunk in chunks(queries.shape[0], chunk_size) if k else ():
+        start = chunk.start or 0
         cosines = queries[chunk] @ keys.T  # (chunk, N)
         if rows is not None:
             own = ((rows >= start) & (rows < start + chunk_size)).nonzero()[:, 0]

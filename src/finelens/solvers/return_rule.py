@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from finelens.solvers.assignments import weighted_sums
+from finelens.solvers.chunks import chunks
 
 TINY = 1e-12
 
@@ -64,9 +65,8 @@ class ReturnRule:
             answer: Posteriors (N, C).
             chunk_size: Images in work at a time.
         """
-        after, returned = torch.empty_like(answer), answer.new_empty(len(answer))
-        for start in range(0, len(x), chunk_size):
-            rows = slice(start, start + chunk_size)
+        after, returned = torch.empty_like(answer), answer.new_empty(answer.shape[0])
+        for rows in chunks(x.shape[0], chunk_size):
             _, lost, named = _gains(x[rows], text[rows], answer[rows], self.means)
             back = lost * self.shares.to(lost)[named]  # (chunk, C)
             returned[rows] = back.sum(1)

@@ -1,0 +1,1 @@
+"""Adapted classifiers for other runtimes."""
