@@ -4,6 +4,7 @@ import builtins
 import hashlib
 import io
 import struct
+import sys
 import zlib
 
 import numpy as np
@@ -286,13 +287,24 @@ def test_text_and_svg_called_jpg(tmp_path):
 
 
 OTHERS = {"notes.txt": b"hello", "a.svg": b"<svg/>", "a.psd": b"8BPS\0\1", "a.mp4": b"\0\0\0\x18ftypisom", "README": b"x"}
-OTHERS["a.cr3"] = b"\0\0\0\x18ftypcrx "
 
 
 @pytest.mark.parametrize(("name", "data"), OTHERS.items())
 def test_other_files_are_unsupported(tmp_path, name, data):
     (tmp_path / name).write_bytes(data)
     bad(tmp_path / name, "unsupported")
+
+
+@pytest.mark.parametrize("installed", [False, True])
+def test_camera_raw_of_a_header_alone(tmp_path, monkeypatch, installed):
+    """Whether it is damaged can be said by whoever reads such files; without that the remedy is named."""
+    if installed:
+        pytest.importorskip("rawpy")
+    else:
+        monkeypatch.setitem(sys.modules, "rawpy", None)
+    (tmp_path / "a.cr3").write_bytes(b"\0\0\0\x18ftypcrx ")
+    found = bad(tmp_path / "a.cr3", "corrupt" if installed else "unsupported")
+    assert ("damaged or ends early" if installed else "finelens[raw]") in found.reason
 
 
 def test_postscript_never_starts_ghostscript(tmp_path, monkeypatch):
