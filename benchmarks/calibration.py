@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from asked import data_command
 
 import finelens
 from finelens.classes.labels import read_labels
@@ -48,7 +48,7 @@ def main() -> None:
                 row |= errors(truth, logits, temperature)
             else:
                 row |= conformal(truth, softmax(logits / temperature), given.coverage, given.labels, given.splits)
-            row |= {"finelens": finelens.__version__, "command": "python benchmarks/calibration.py DATA " + " ".join(sys.argv[2:])}
+            row |= {"finelens": finelens.__version__, "command": data_command()}
             with given.out.open("a") as file:
                 file.write(json.dumps(row) + "\n")
             print(json.dumps({key: value for key, value in row.items() if key != "command"}), flush=True)

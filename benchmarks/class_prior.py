@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from asked import data_command
 from torch import Tensor
 
 import finelens
@@ -45,7 +45,7 @@ def main() -> None:
         for protocol in PROTOCOLS:
             for seed in range(given.seeds if protocol != "transductive" else 1):
                 row = {"set": name, "protocol": protocol, "seed": seed, **measure(context, protocol, seed)}
-                row |= {"finelens": finelens.__version__, "command": "python benchmarks/class_prior.py DATA " + " ".join(sys.argv[2:])}
+                row |= {"finelens": finelens.__version__, "command": data_command()}
                 with given.out.open("a") as file:
                     file.write(json.dumps(row) + "\n")
                 print(json.dumps({key: value for key, value in row.items() if key != "command"}), flush=True)

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
+from asked import data_command
 from looking import QUIET
 from torch import Tensor
 
@@ -56,7 +56,7 @@ def main() -> None:
     if given.table is not None:
         print(table([json.loads(line) for line in given.table.read_text().splitlines()]))
         return
-    command = "python benchmarks/groups.py DATA " + " ".join(sys.argv[2:])
+    command = data_command()
     start = Start("embedded")
     for name in given.sets:
         context = Context(read_folder(given.data / name), start, QUIET)

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from asked import data_command
 from torch import Tensor
 
 import finelens
@@ -51,7 +51,7 @@ def main() -> None:
     about = {
         "encoder": given.encoder,
         "finelens": finelens.__version__,
-        "command": "python benchmarks/joint_encoders.py DATA " + " ".join(sys.argv[2:]),
+        "command": data_command(),
     }
     start, encoder = Start("embedded"), TimmEncoder(given.encoder, given.checkpoint)
     for name in given.sets:

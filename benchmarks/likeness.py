@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import torch
+from asked import data_command
 from torch import Tensor
 
 import finelens
@@ -37,7 +37,7 @@ def main() -> None:
     if given.table is not None:
         print(tables([json.loads(line) for line in given.table.read_text().splitlines()]))
         return
-    command = "python benchmarks/likeness.py DATA " + " ".join(sys.argv[2:])
+    command = data_command()
     start = Start("embedded")
     contexts = {name: Context(read_folder(given.data / name), start, Console(enabled=False)) for name in given.sets}
     with given.out.open("w") as file:

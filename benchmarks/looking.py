@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
@@ -30,6 +29,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from asked import data_command
 from curves import area, panels
 from hint_value import QUIET, World, accuracy
 from orders import k_centre, probcover, typiclust
@@ -83,7 +83,7 @@ def main() -> None:
     if given.figure is not None:
         given.svg.write_text(figure(read(given.figure)))
         return
-    command = "python benchmarks/looking.py DATA " + " ".join(sys.argv[2:])
+    command = data_command()
     start = Start("embedded")
     for name in given.sets:
         context = Context(read_folder(given.data / name), start, QUIET)

@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from asked import data_command
 
 import finelens
 from finelens.bench.rows.context import Context, Start
@@ -45,7 +45,7 @@ def main() -> None:
         return
     start = Start("embedded")
     data = {name: read_folder(given.data / name) for name in given.sets}
-    command = "python benchmarks/name_sense.py DATA " + " ".join(sys.argv[2:])
+    command = data_command()
     with given.out.open("w") as file:
         for name, own in data.items():
             context = Context(own, start, Console(enabled=False))

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from asked import data_command
 
 import finelens
 from finelens import api
@@ -39,7 +39,7 @@ def main() -> None:
     for name in given.sets:
         for method in given.methods:
             row = {"set": name, "method": method, **compare(given.data / name, method), "finelens": finelens.__version__}
-            row["command"] = "python benchmarks/review_order.py DATA " + " ".join(sys.argv[2:])
+            row["command"] = data_command()
             with given.out.open("a") as file:
                 file.write(json.dumps(row) + "\n")
             print(json.dumps({key: value for key, value in row.items() if key != "command"}), flush=True)

@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from asked import data_command
 from torch import Tensor
 
 import finelens
@@ -122,7 +122,7 @@ def main() -> None:
         return
     if given.out is None or (given.sets and given.data is None):
         parser.error("give DATA --sets ... --out FILE, or --table FILE")
-    about = {"finelens": finelens.__version__, "command": "python benchmarks/saliency.py DATA " + " ".join(sys.argv[2:]), "backbone": "embedded"}
+    about = {"finelens": finelens.__version__, "command": data_command(), "backbone": "embedded"}
     start = Start("embedded")
     with given.out.open("w") as file:
         for row in rows(start, given.data, given.sets):

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
@@ -20,6 +19,7 @@ from statistics import mean
 from typing import Any
 
 import numpy as np
+from asked import data_command
 
 import finelens
 from finelens.bench.rows.context import Context, Start
@@ -65,7 +65,7 @@ def main() -> None:
                     row = {"set": name, "protocol": protocol, "seed": seed, **measure(context, protocol, seed)}
                 except SkippedError:
                     continue
-                row |= {"finelens": finelens.__version__, "command": "python benchmarks/start_guard.py DATA " + " ".join(sys.argv[2:])}
+                row |= {"finelens": finelens.__version__, "command": data_command()}
                 with given.out.open("a") as file:
                     file.write(json.dumps(row) + "\n")
         print(name, flush=True)

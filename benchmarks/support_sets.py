@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from asked import data_command
 
 import finelens
 from finelens.bench.rows.context import Context, Start
@@ -50,7 +50,7 @@ def main() -> None:
     if given.table is not None:
         print(table([json.loads(line) for line in given.table.read_text().splitlines()]))
         return
-    about = {"finelens": finelens.__version__, "command": "python benchmarks/support_sets.py DATA " + " ".join(sys.argv[2:])}
+    about = {"finelens": finelens.__version__, "command": data_command()}
     start = Start("embedded")
     for name in given.sets:
         context = Context(read_folder(given.data / name), start, QUIET)

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -22,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from asked import data_command
 
 import finelens
 from finelens.bench.rows.context import Context, Start
@@ -67,7 +67,7 @@ def main() -> None:
     if given.table is not None:
         print(tables([json.loads(line) for line in given.table.read_text().splitlines()]))
         return
-    command = "python benchmarks/verdicts.py DATA " + " ".join(sys.argv[2:])
+    command = data_command()
     done = [json.loads(line) for line in given.out.read_text().splitlines()] if given.out.exists() else []
     start = Start("embedded")
     for name in given.sets:
