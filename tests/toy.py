@@ -17,6 +17,7 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from open_clip.tokenizer import SimpleTokenizer
 from PIL import Image
@@ -221,5 +222,8 @@ def load_script(path: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     # Its dataclasses look their module up by name.
     sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
+    # As for ``python SCRIPT``, what stands beside it can be imported.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(path.parent))
+        spec.loader.exec_module(module)
     return module
