@@ -13,7 +13,7 @@ from finelens.backbones.registry import load_backbone
 from finelens.methods.registry import METHODS
 from finelens.protocol import NotAvailableError
 from finelens.reporting import explain
-from finelens.runs import sources
+from finelens.runs import source
 from finelens.runs.folder import RunFolder
 from finelens.training.loop import Interrupted
 from tests.toy import CLASSES, QUIET, digest, hints_file, options_for, pictures, quick, stop_after
@@ -25,14 +25,14 @@ KEEPS = {"coop", "upl"}
 def text_tensors(monkeypatch) -> list[weakref.ref]:
     """Weak references to the text tower, and to each of its parameters, of every backbone that a run opens."""
     found: list[weakref.ref] = []
-    opened = sources.load_backbone
+    opened = source.load_backbone
 
     def recorded(*given):
         backbone = opened(*given)
         found.extend(weakref.ref(thing) for thing in (backbone.text, *backbone.text.parameters()))
         return backbone
 
-    monkeypatch.setattr(sources, "load_backbone", recorded)
+    monkeypatch.setattr(source, "load_backbone", recorded)
     return found
 
 

@@ -11,7 +11,7 @@ from dataclasses import fields
 import pytest
 
 from finelens.methods.method import Method
-from finelens.methods.option_types import OPTION_TYPES
+from finelens.methods.option_types import option_types
 from finelens.methods.registry import METHODS
 
 CODE = """
@@ -98,4 +98,4 @@ def test_an_error_is_an_event_as_well(run, folder):
 def test_the_table_of_options_is_that_of_the_methods(method: Method):
     hints = typing.get_type_hints(method.config_class)
     real = {field.name: hints[field.name] for field in fields(method.config_class)}
-    assert OPTION_TYPES.get(method.name) == real, "run python scripts/option_types.py"
+    assert option_types().get(method.name) == real, "run python scripts/option_types.py"

@@ -1,318 +1,36 @@
 """Names and types of every method's options, so that a mistyped one is refused before a tensor library is imported.
 
-Written by scripts/option_types.py from the methods themselves, which stay the only place where an option is defined; a test compares the two.
+``option_types.json`` holds them in the words of JSON Schema. scripts/option_types.py writes it from the methods themselves, which stay the only
+place where an option is defined; a test compares the two.
 """
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
+from functools import cache, reduce
+from operator import or_
+from pathlib import Path
 from typing import Any, Literal
 
-OPTION_TYPES: dict[str, dict[str, Any]] = {
-    "zero-shot": {},
-    "cupl": {},
-    "descriptions": {
-        "aggregate": Literal["mean", "max"],
-        "weighting": Literal["uniform", "cosine", "softmax"],
-        "softmax_scale": float,
-        "wrap": Literal["auto", "always", "never"],
-    },
-    "waffle": {
-        "count": int,
-        "concept": str,
-    },
-    "perceptionclip": {
-        "context": Literal["with-class", "without-class"],
-        "temperature": float,
-        "noun": str,
-        "factors": str | None,
-    },
-    "wca": {
-        "crops": int,
-        "crop_scale": float,
-        "text_scale": float,
-    },
-    "mta": {
-        "head": Literal["templates", "descriptions"],
-        "views": int,
-        "smallest": float,
-        "agreement": float,
-        "entropy": float,
-        "neighbours": float,
-    },
-    "zero": {
-        "head": Literal["templates", "descriptions"],
-        "views": int,
-        "smallest": float,
-        "keep": float,
-    },
-    "text-classifier": {
-        "text_steps": int,
-        "text_lr": float,
-        "text_noise": float,
-        "text_weight_decay": float,
-        "label_smoothing": float,
-    },
-    "carprt": {
-        "temperature": float,
-    },
-    "gda": {
-        "head": Literal["descriptions", "templates"],
-        "return_rule": float,
-    },
-    "gda-em": {
-        "head": Literal["descriptions", "templates"],
-        "return_rule": float,
-        "anchor": float,
-        "max_iter": int,
-    },
-    "stata": {
-        "head": Literal["descriptions", "templates"],
-        "return_rule": float,
-        "anchor": float,
-        "neighbours": int,
-        "temperature": float,
-        "rounds": int,
-    },
-    "transclip": {
-        "head": Literal["descriptions", "templates"],
-        "return_rule": float,
-        "neighbours": int,
-        "temperature": float,
-        "confident": int,
-        "rounds": int,
-    },
-    "ot": {
-        "head": Literal["descriptions", "templates"],
-        "return_rule": float,
-        "prior": Literal["estimated", "uniform"] | tuple[float, ...],
-    },
-    "self-adaptive-ot": {
-        "head": Literal["descriptions", "templates"],
-        "return_rule": float,
-        "extra": tuple[str, ...],
-        "extra_names": tuple[str, ...],
-        "temperature": float,
-        "eps": float,
-        "confident": int,
-        "rounds": int,
-    },
-    "zlap": {
-        "head": Literal["descriptions", "templates"],
-        "return_rule": float,
-        "neighbours": int,
-        "gamma": float,
-        "alpha": float,
-    },
-    "inmap": {
-        "head": Literal["descriptions", "templates"],
-        "return_rule": float,
-        "prior": Literal["estimated", "uniform"] | tuple[float, ...],
-        "threshold": float,
-        "softness": float,
-        "max_iter": int,
-    },
-    "joint-gmm": {
-        "head": Literal["descriptions", "templates"],
-        "return_rule": float,
-        "extra": tuple[str, ...],
-        "extra_names": tuple[str, ...],
-        "prior": Literal["free", "estimated", "uniform"] | tuple[float, ...],
-        "anchor": float,
-        "confident": int,
-        "temperature": float,
-        "rounds": int,
-    },
-    "consensus": {
-        "head": Literal["descriptions", "templates"],
-        "return_rule": float,
-        "extra": tuple[str, ...],
-        "extra_names": tuple[str, ...],
-        "neighbours": int,
-        "tolerance": float,
-        "anchor": float,
-        "confident": int,
-        "temperature": float,
-        "rounds": int,
-        "further": int,
-        "shots": int,
-        "ridge": float,
-        "enough": float,
-        "give_back": float,
-        "bank": int,
-    },
-    "tip-adapter": {
-        "head": Literal["descriptions", "templates"],
-        "return_rule": float,
-        "shots": int,
-        "sharpness": float,
-        "blend": float,
-    },
-    "tip-adapter-f": {
-        "head": Literal["descriptions", "templates"],
-        "return_rule": float,
-        "shots": int,
-        "sharpness": float,
-        "blend": float,
-        "epochs": int,
-        "lr": float,
-    },
-    "sus-x": {
-        "head": Literal["descriptions", "templates"],
-        "return_rule": float,
-        "support": str | None,
-        "sharpness": float,
-        "blend": float,
-    },
-    "caps-adapter": {
-        "head": Literal["descriptions", "templates"],
-        "return_rule": float,
-        "support": str | None,
-        "sharpness": float,
-        "blend": float,
-        "caption_share": float,
-    },
-    "onzeta": {
-        "head": Literal["descriptions", "templates"],
-        "return_rule": float,
-        "balance": float,
-        "share": float,
-    },
-    "tda": {
-        "head": Literal["descriptions", "templates"],
-        "return_rule": float,
-        "sharpness": float,
-        "blend": float,
-    },
-    "pta": {
-        "head": Literal["descriptions", "templates"],
-        "return_rule": float,
-        "anchor": float,
-        "blend": float,
-    },
-    "online-gda": {
-        "head": Literal["descriptions", "templates"],
-        "return_rule": float,
-        "anchor": float,
-    },
-    "consensus-tuned": {
-        "head": Literal["descriptions", "templates"],
-        "return_rule": float,
-        "extra": tuple[str, ...],
-        "extra_names": tuple[str, ...],
-        "teacher_share": float,
-        "marginal_weight": float,
-        "student": Literal["decided", "always", "never"],
-        "neighbours": int,
-        "tolerance": float,
-        "anchor": float,
-        "confident": int,
-        "temperature": float,
-        "rounds": int,
-        "further": int,
-        "shots": int,
-        "ridge": float,
-        "enough": float,
-        "give_back": float,
-        "bank": int,
-    },
-    "microclip": {
-        "gamma": float,
-        "fusion": float,
-        "crops": int,
-        "prior_views": Literal["fresh", "cached"],
-        "ce_weight": float,
-        "marginal_weight": float,
-        "marginal": Literal["uniform", "prior", "none"],
-        "branches": Literal["fused", "global"],
-        "teacher": Literal["aggregated", "head", "multi-view", "multi-view-fixed"],
-        "pooling": Literal["soap", "saliency-mean", "token-mean"],
-        "query": Literal["saliency", "token-mean", "cls", "random-token"],
-        "empty_token": Literal["zero", "learnable"],
-        "head_init": Literal["descriptions", "templates"],
-        "train_head": bool,
-        "projection_lr_scale": float | None,
-        "salient_side": Literal["decided", "mean-like", "as-solved"] | None,
-        "released_code": bool,
-    },
-    "fair": {
-        "anchors": int,
-        "train_anchors": bool,
-        "crops": int,
-        "keep": int,
-        "crop_scale": float,
-        "pseudo_label": Literal["mean", "las"],
-        "weighting": bool,
-        "eta": float,
-        "marginal": Literal["uniform", "prior", "none"],
-        "marginal_weight": float,
-        "inference": Literal["global", "las"],
-    },
-    "dpa": {
-        "preset": Literal[
-            "default",
-            "dtd",
-            "caltech101",
-            "flowers102",
-            "eurosat",
-            "fgvc",
-            "pets",
-            "cars",
-            "sun397",
-            "cifar10",
-            "cifar100",
-            "ucf101",
-            "food101",
-            "imagenet",
-        ],
-        "image_share": float | None,
-        "align_scale": float | None,
-        "marginal_weight": float | None,
-        "align_weight": float | None,
-        "marginal": Literal["uniform", "prior", "none"],
-        "queue": int,
-        "weighting": bool,
-    },
-    "lafter": {
-        "prompts": int,
-        "label_smoothing": float,
-        "marginal": Literal["uniform", "prior", "none"],
-        "marginal_weight": float,
-        "text_steps": int,
-        "text_lr": float,
-        "text_noise": float,
-        "text_weight_decay": float,
-    },
-    "nola": {
-        "prompts": int,
-        "label_smoothing": float,
-        "marginal": Literal["uniform", "prior", "none"],
-        "marginal_weight": float,
-        "keep_share": float,
-        "keep_min": int,
-        "keep_max": int,
-        "second_encoder": str,
-        "second_checkpoint": str | None,
-        "labelling_epochs": int,
-        "stop": Literal["epochs", "agreement"],
-        "held_out": float,
-        "patience": int,
-    },
-    "upl": {
-        "tokens": int,
-        "init": str,
-        "position": Literal["end", "middle", "front"],
-        "class_specific": bool,
-        "text_batch": int,
-        "per_class": int,
-        "sets": int,
-        "head": Literal["descriptions", "templates"],
-        "marginal": Literal["uniform", "prior"],
-    },
-    "coop": {
-        "tokens": int,
-        "init": str,
-        "position": Literal["end", "middle", "front"],
-        "class_specific": bool,
-        "text_batch": int,
-    },
-}
+FILE = Path(__file__).with_name("option_types.json")
+SCALARS = {"integer": int, "number": float, "boolean": bool, "string": str, "null": type(None)}
+
+
+@cache
+def option_types() -> dict[str, dict[str, Any]]:
+    """Types of the options by method and name."""
+    found = json.loads(FILE.read_text(encoding="utf-8"))
+    return {method: {name: as_type(schema) for name, schema in options.items()} for method, options in found.items()}
+
+
+def as_type(schema: Mapping[str, Any]) -> Any:
+    """The type that a schema describes."""
+    if "enum" in schema:
+        return Literal[tuple(schema["enum"])]
+    if "anyOf" in schema:
+        return reduce(or_, map(as_type, schema["anyOf"]))
+    if schema["type"] != "array":
+        return SCALARS[schema["type"]]
+    as_read: Any = tuple
+    return as_read[as_type(schema["items"]), ...] if "items" in schema else as_read[tuple(map(as_type, schema["prefixItems"]))]

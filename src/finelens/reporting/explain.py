@@ -109,7 +109,7 @@ def explain_image(folder: RunFolder, classifier: Classifier, image: Path, consol
     decoded = decode(image, classifier.limits)
     if not isinstance(decoded, DecodedImage):
         raise UserError(f"{image}: {decoded.status}, {decoded.reason}")
-    found = predict_items(model, [str(image)], classifier.limits, Console(enabled=False))
+    found = predict_items(classifier.request(Console(enabled=False)), [str(image)])
     p = softmax(found.logits["logits"].numpy())[0]
     best = [int(c) for c in (-p).argsort(kind="stable")[:2]]
     with model.unadapted():

@@ -22,7 +22,7 @@ from finelens.protocol import Preprocess
 from finelens.runs.config import RunConfig
 from finelens.runs.folder import RunFolder
 from finelens.runs.model import ANSWER, Model, PackedModel, load_model, pack_model, unpack_model
-from finelens.runs.predict import Predictions
+from finelens.runs.predict import Predictions, Request
 from finelens.runs.sets import calibrate_on, sets_of
 from finelens.runs.sources import asked_at, source_of
 from finelens.storage.predictions import softmax
@@ -100,9 +100,17 @@ class Classifier(nn.Module):
 
     def predictions(self, images: str | Path | ImageItems, *, zero_shot: bool = True, console: Console | None = None) -> Predictions:
         """Logits of a folder, of Python images or of a feature file, by branch and with the unadapted model's beside them."""
-        quiet = Console(enabled=False)
         source = asked_at(images) if isinstance(images, (str, Path)) else source_of(images)
-        return source.answers(self.model, self.limits, console or quiet, zero_shot=zero_shot, extra=self.extra)
+        return source.answers(self.request(console or Console(enabled=False), zero_shot=zero_shot))
+
+    def request(self, console: Console, *, zero_shot: bool = True) -> Request:
+        """A question to this model, as sources take it.
+
+        Args:
+            console: Progress.
+            zero_shot: Whether to ask the unadapted model as well.
+        """
+        return Request(self.model, self.limits, console, zero_shot, self.extra)
 
     def predict_proba(self, images: str | Path | ImageItems) -> np.ndarray:
         """Class probabilities (N, C), one row per input in its order; a file that cannot be read gives a row of NaN.

@@ -23,7 +23,7 @@ from finelens.images.discover import STANDARD_INPUT, check_folder, shards_at
 from finelens.images.signatures import archive_kind
 from finelens.images.view_config import ViewConfig
 from finelens.methods.auto import AUTO, starting_method
-from finelens.methods.option_types import OPTION_TYPES
+from finelens.methods.option_types import option_types
 from finelens.methods.registry import Method, check_hints, find_method
 from finelens.runs.config import TextConfig, is_run_document
 from finelens.runs.folder import RunFolder
@@ -194,8 +194,8 @@ def check_options(method: Method, options: Assignments) -> None:
     if text.templates is not None:
         check_readable([Path(text.templates)])
     # A method of another package says for itself what its options are.
-    if method.name in OPTION_TYPES:
-        check_types(OPTION_TYPES[method.name], options.get("method", {}), "method")
+    if method.name in option_types():
+        check_types(option_types()[method.name], options.get("method", {}), "method")
     from_mapping(TrainingConfig, training, "training")
 
 

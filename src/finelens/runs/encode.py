@@ -33,9 +33,10 @@ from finelens.images.load import Tally, decode_limits, load, say_notes, say_rema
 from finelens.images.store import ImageItems, LoadedImages, load_images
 from finelens.protocol import Backbone, ImageRecord
 from finelens.runs.config import RunConfig
+from finelens.runs.photo_source import PhotoSource
 from finelens.runs.predict import GROUP
 from finelens.runs.prepare import prepare
-from finelens.runs.sources import PhotoSource, asked_at
+from finelens.runs.sources import asked_at
 from finelens.storage.cache import spill_folder
 from finelens.storage.files import atomic_writer, json_text
 from finelens.storage.tensors import TensorFile, load_metadata

@@ -60,7 +60,7 @@ def evaluate(
     truth = source.labels(labels, classifier.classes, left_out)
     if left_out:
         console.warn(f"{counted(len(left_out), 'label is', 'labels are')} left out of the evaluation, the first because: {left_out[0]}")
-    found = source.only(truth).answers(classifier.model, classifier.limits, console, extra=classifier.extra)
+    found = source.only(truth).answers(classifier.request(console))
     kept = [record for record in found.records if record.index is not None]
     if not kept:
         raise UserError(f"none of the {len(found.records)} labelled files in {test} is an image that can be read")

@@ -21,7 +21,8 @@ from finelens.methods.registry import check_hints
 from finelens.protocol import ClassSet, Hints, Loaded
 from finelens.runs.config import RunConfig, to_json
 from finelens.runs.prepare import Prepared, prepare
-from finelens.runs.sources import Source, source_of_run
+from finelens.runs.source import Source
+from finelens.runs.sources import source_of_run
 from finelens.storage.cache import state_digest
 
 # What a process has read, by the event that logs its hash.

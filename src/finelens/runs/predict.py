@@ -73,6 +73,25 @@ def _prediction_views(model: Model, store: ImageStore) -> Iterator[tuple[Tensor,
 
 
 @dataclass(frozen=True)
+class Request:
+    """A question to a model, before anybody says about which images.
+
+    Attributes:
+        model: The model.
+        limits: Decode limits of its run.
+        console: Progress.
+        zero_shot: Whether to ask the unadapted model as well.
+        extra: Features of further encoders, for a model that looks at them.
+    """
+
+    model: Model
+    limits: DecodeLimits
+    console: Console
+    zero_shot: bool = True
+    extra: ExtraFiles | None = None
+
+
+@dataclass(frozen=True)
 class Predictions:
     """Logits of many images, read in groups.
 
@@ -89,59 +108,39 @@ class Predictions:
     likeness: Tensor = field(default_factory=lambda: torch.zeros(0))
 
 
-def predict_items(
-    model: Model,
-    source: list[ImageFile] | ImageItems,
-    limits: DecodeLimits,
-    console: Console,
-    *,
-    zero_shot: bool = True,
-    extra: ExtraFiles | None = None,
-) -> Predictions:
-    """Predict files or Python objects; pixels do not stay in memory. Arguments are those of :func:`item_groups`.
+def predict_items(asked: Request, source: list[ImageFile] | ImageItems) -> Predictions:
+    """Predict files or Python objects; pixels do not stay in memory.
 
     Raises:
         UserError: The model has no image tower, or needs other features of further encoders.
     """
-    return gathered(item_groups(model, source, limits, console, zero_shot=zero_shot, extra=extra))
+    return gathered(item_groups(asked, source))
 
 
-def item_groups(
-    model: Model,
-    source: list[ImageFile] | ImageItems,
-    limits: DecodeLimits,
-    console: Console,
-    *,
-    zero_shot: bool = True,
-    extra: ExtraFiles | None = None,
-    within: range | None = None,
-) -> Iterator[Predictions]:
+def item_groups(asked: Request, source: list[ImageFile] | ImageItems, within: range | None = None) -> Iterator[Predictions]:
     """Predictions of :data:`GROUP` files or Python objects at a time; memory does not grow with their number.
 
     Args:
-        model: The model.
+        asked: The question.
         source: Files or images.
-        limits: Decode limits of the run.
-        console: Progress.
-        zero_shot: Whether to ask the unadapted model as well.
-        extra: Features of further encoders, for a model that looks at them.
         within: Positions in the source; all by default. Numbers have the same bits where it begins at a multiple of a group.
 
     Raises:
         UserError: The model has no image tower, or needs other features of further encoders.
     """
+    model, console = asked.model, asked.console
     _check_tower(model)
-    check_encoders(model.extra, extra)
+    check_encoders(model.extra, asked.extra)
     within = range(count_images(source)) if within is None else within
     say_remarks(source, console)
     with model.unadapted():
-        encoder = FeatureEncoder(model.engine, limits.short_side)
+        encoder = FeatureEncoder(model.engine, asked.limits.short_side)
     if isinstance(model.task, ViewTask):
         encoder.say_size(len(within), model.task.inference.count, console)
     with console.progress(len(within), "predict") as bar:
         for part in _groups(within):
-            loaded = load_images([source[i] for i in part], limits)
-            found = _predict_group(model, loaded, encoder, zero_shot, extra) if len(loaded.store) else Predictions([], {}, {})
+            loaded = load_images([source[i] for i in part], asked.limits)
+            found = _predict_group(asked, loaded, encoder) if len(loaded.store) else Predictions([], {}, {})
             yield replace(found, records=loaded.records)
             bar.update(len(part))
 
@@ -165,60 +164,60 @@ def _groups(within: range) -> Iterator[range]:
     return (within[start : start + GROUP] for start in range(0, len(within), GROUP))
 
 
-def predict_features(model: Model, file: FeatureFile, *, zero_shot: bool = True, extra: ExtraFiles | None = None) -> Predictions:
+def predict_features(asked: Request, file: FeatureFile) -> Predictions:
     """Predict the rows of a feature file.
 
     Raises:
         UserError: The model needs pixels, or features of another model.
     """
-    _check_features(model, file)
-    check_encoders(model.extra, extra)
-    features = _with_extra(file.store.features, file, extra)
-    return replace(_predict_rows(model, file.store, features, zero_shot), records=file.records)
+    features = _features_of(asked, file)
+    return replace(_predict_rows(asked, file.store, features), records=file.records)
 
 
-def feature_groups(
-    model: Model, file: FeatureFile, console: Console, *, zero_shot: bool = True, extra: ExtraFiles | None = None, within: range | None = None
-) -> Iterator[Predictions]:
-    """Predictions of :data:`GROUP` rows of a feature file at a time, in the order of its table; arguments as for :func:`item_groups`.
+def feature_groups(asked: Request, file: FeatureFile, within: range | None = None) -> Iterator[Predictions]:
+    """Predictions of :data:`GROUP` rows of a feature file at a time, in the order of its table; ``within`` as for :func:`item_groups`.
 
     Raises:
         UserError: The model needs pixels, or features of another model.
     """
-    _check_features(model, file)
-    check_encoders(model.extra, extra)
-    whole = _with_extra(file.store.features, file, extra)
+    whole = _features_of(asked, file)
     within = range(len(file.records)) if within is None else within
-    with console.progress(len(within), "predict", "row") as bar:
+    with asked.console.progress(len(within), "predict", "row") as bar:
         for part in _groups(within):
             own = [file.records[i] for i in part]
             # In store order, as photographs of a group are.
             rows = sorted(record.index for record in own if record.index is not None)
             place = {row: k for k, row in enumerate(rows)}
             records = [replace(record, index=None if record.index is None else place[record.index]) for record in own]
-            found = _predict_rows(model, file.store.at(rows), features_at(whole, rows), zero_shot) if rows else Predictions([], {}, {})
+            found = _predict_rows(asked, file.store.at(rows), features_at(whole, rows)) if rows else Predictions([], {}, {})
             yield replace(found, records=records)
             bar.update(len(part))
 
 
-def folder_groups(
-    model: Model, folder: FeatureFolder, console: Console, *, zero_shot: bool = True, extra: ExtraFiles | None = None, within: range | None = None
-) -> Iterator[Predictions]:
-    """Predictions of :data:`GROUP` files of a feature folder at a time; one shard is in memory. Arguments are those of :func:`item_groups`.
+def folder_groups(asked: Request, folder: FeatureFolder, within: range | None = None) -> Iterator[Predictions]:
+    """Predictions of :data:`GROUP` files of a feature folder at a time; one shard is in memory; ``within`` as for :func:`item_groups`.
 
     Raises:
         UserError: The model needs pixels, or features of another model; a shard is damaged.
     """
     within = range(len(folder)) if within is None else within
-    with console.progress(len(within), "predict", "row") as bar:
+    with asked.console.progress(len(within), "predict", "row") as bar:
         for part in folder_parts(folder, within, GROUP):
-            found = predict_features(model, part, zero_shot=zero_shot, extra=extra) if len(part.store) else Predictions(part.records, {}, {})
+            found = predict_features(asked, part) if len(part.store) else Predictions(part.records, {}, {})
             yield found
             bar.update(len(part.records))
 
 
-def _predict_rows(model: Model, store: FeatureStore, features: TargetFeatures, zero_shot: bool) -> Predictions:
-    first = [model.zero_shot_logits(rows) for rows in feature_rows(features, BATCH)] if zero_shot else []
+def _features_of(asked: Request, file: FeatureFile) -> TargetFeatures:
+    """The rows of a file with those of further encoders, if the model can classify them."""
+    _check_features(asked.model, file)
+    check_encoders(asked.model.extra, asked.extra)
+    return _with_extra(file.store.features, file, asked.extra)
+
+
+def _predict_rows(asked: Request, store: FeatureStore, features: TargetFeatures) -> Predictions:
+    model = asked.model
+    first = [model.zero_shot_logits(rows) for rows in feature_rows(features, BATCH)] if asked.zero_shot else []
     return Predictions([], predict_store(model, store, Console(enabled=False), features), _join(first), _likeness(model, features))
 
 
@@ -231,15 +230,15 @@ def _with_extra(features: TargetFeatures, source: Loaded, extra: ExtraFiles | No
     return features if extra is None else replace(features, extra=tuple(rows.to(features.cls.device) for rows in extra.of(source).features))
 
 
-def _predict_group(model: Model, loaded: LoadedImages, encoder: FeatureEncoder, zero_shot: bool, extra: ExtraFiles | None) -> Predictions:
-    quiet, store = Console(enabled=False), loaded.store
+def _predict_group(asked: Request, loaded: LoadedImages, encoder: FeatureEncoder) -> Predictions:
+    model, zero_shot, quiet, store = asked.model, asked.zero_shot, Console(enabled=False), loaded.store
     features = None
     if zero_shot or not model.entry.needs_pixels:
         with model.unadapted():
             # Filling a chunk up and keeping the result is not worth it for a few images.
             few = len(store) < CPU_CHUNK and not isinstance(model.task, ViewTask)
             views = centre_views(store, model.engine.backbone.preprocess, quiet, "encode")
-            features = _with_extra(model.engine.features(views) if few else encoder.centre(store, quiet, "encode"), loaded, extra)
+            features = _with_extra(model.engine.features(views) if few else encoder.centre(store, quiet, "encode"), loaded, asked.extra)
     first = [model.zero_shot_logits(rows) for rows in feature_rows(features, BATCH)] if zero_shot and features is not None else []
     likeness = torch.zeros(0) if features is None else _likeness(model, features)
     return Predictions([], predict_store(model, store, quiet, features, encoder), _join(first), likeness)

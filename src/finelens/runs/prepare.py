@@ -30,7 +30,8 @@ from finelens.methods.registry import Method
 from finelens.protocol import Backbone, ClassSet, TargetFeatures, Task
 from finelens.runs.alarms import check_text_features
 from finelens.runs.config import RunConfig
-from finelens.runs.sources import PHOTOGRAPHS, Source
+from finelens.runs.photo_source import PHOTOGRAPHS
+from finelens.runs.source import Source
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,8 @@ from finelens.runs.folder import RunFolder
 from finelens.runs.predict import GROUP, Predictions
 from finelens.runs.sets import calibrate_on, sets_header, sets_of, sets_text
 from finelens.runs.shard import sets_path
-from finelens.runs.sources import Listing, Source, asked_at, source_at
+from finelens.runs.source import Listing, Source
+from finelens.runs.sources import asked_at, source_at
 from finelens.storage.files import file_digest, text_bytes
 from finelens.storage.growing import GrowingFiles
 from finelens.storage.predictions import predictions_header, predictions_text, rows_from_logits
@@ -57,7 +58,7 @@ def predict_to_file(question: Question, console: Console) -> Path:
         if files.done:
             console.say(f"going on: {files.done} of {len(span)} rows are in {question.target.name}.part")
         left = span[files.done :]
-        found = source.parts(classifier.model, classifier.limits, console, zero_shot=question.zero_shot, extra=classifier.extra, within=left)
+        found = source.parts(classifier.request(console, zero_shot=question.zero_shot), left)
         for part in found if left else ():
             texts = [_lines(part, classifier)]
             likeness.append(part.likeness)
@@ -110,7 +111,7 @@ def _rule(classifier: Classifier, source: Source, question: Question, console: C
         raise UserError(f"{error} (--calibrate-photos FOLDER says so where the labelled photographs lie in another folder)") from error
     # Of other photographs all are asked about, as the names of those that cannot be read tell nothing.
     asked = labelled.only(labels) if labelled is source else labelled
-    seen = asked.answers(classifier.model, classifier.limits, console, zero_shot=False, extra=classifier.extra)
+    seen = asked.answers(classifier.request(console, zero_shot=False))
     coverage = DEFAULT_COVERAGE if question.coverage is None else question.coverage
     rule = calibrate_on(seen, labels, coverage, str(question.calibrate), left_out)
     if left_out:

@@ -25,7 +25,8 @@ from finelens.images.view_config import ViewConfig
 from finelens.protocol import ImageRecord, Loaded, TargetFeatures
 from finelens.reporting.review.order import Look
 from finelens.reporting.review.worth import centred_looks, looks_of
-from finelens.runs.sources import FeatureSource, source_of
+from finelens.runs.feature_source import FeatureSource
+from finelens.runs.sources import source_of
 from finelens.storage.cells import escape_cell
 from finelens.storage.predictions import PredictionRow
 from finelens.training.config import TrainingConfig
