@@ -6,6 +6,7 @@
     python benchmarks/looking.py --table benchmarks/results/looking.jsonl
     python benchmarks/looking.py --areas benchmarks/results/looking.jsonl
     python benchmarks/looking.py --coverage benchmarks/results/estimates.jsonl
+    python benchmarks/looking.py --gains benchmarks/results/gains.jsonl
     python benchmarks/looking.py --stops benchmarks/results/rounds.jsonl
     python benchmarks/looking.py --figure benchmarks/results/looking.jsonl --svg docs/looking.svg
 
@@ -39,7 +40,7 @@ import finelens
 from finelens.bench.rows.context import Context, Start
 from finelens.bench.rows.features import take
 from finelens.bench.sets.data import read_folder
-from finelens.evaluation.prequential import believed_accuracy, drawn_answers, progress, random_order
+from finelens.evaluation.prequential import believed_accuracy, difference, drawn_answers, progress, random_order
 from finelens.images.randomness import generator, permutation
 from finelens.protocol import FeatureRows, TargetFeatures
 from finelens.reporting.review.worth import centred_looks, questions
@@ -72,11 +73,12 @@ def main() -> None:
     parser.add_argument("--table", type=Path, help="print the table of a file of results")
     parser.add_argument("--areas", type=Path, help="print the area under the curves of a file of results")
     parser.add_argument("--coverage", type=Path, help="print how often the intervals of a file cover")
+    parser.add_argument("--gains", type=Path, help="the same of the gain over the unadapted model, and how often chance does not explain it")
     parser.add_argument("--stops", type=Path, help="print what a file says of the stop rule")
     parser.add_argument("--figure", type=Path, help="draw the curves of a file to --svg")
     parser.add_argument("--svg", type=Path)
     given = parser.parse_args()
-    for path, show in ((given.table, table), (given.areas, areas), (given.coverage, coverage), (given.stops, stops)):
+    for path, show in ((given.table, table), (given.areas, areas), (given.coverage, coverage), (given.gains, gains), (given.stops, stops)):
         if path is not None:
             print(show(read(path)))
             return
@@ -108,8 +110,8 @@ class Learner:
         self.truth, self.classes = torch.as_tensor(self.world.truth), len(context.data.class_names)
         self.train, self.test = take(self.world.pool.features, self.world.fitted_rows), context.test.features
         self.ids = [self.world.pool.row_digests[row] for row in self.world.fitted_rows]
-        state = cached_tensors(["looking", context.source["checksum"], context.start.texts, str(draw)], self._fit)
-        self.looks, self.log_p, self.test_looks, self.test_log_p, self.doubted, size = state.values()
+        state = cached_tensors(["looking, with zero-shot", context.source["checksum"], context.start.texts, str(draw)], self._fit)
+        self.looks, self.log_p, self.test_looks, self.test_log_p, self.doubted, size, self.zero_shot = state.values()
         self.size = float(size)
 
     def _fit(self) -> dict[str, Tensor]:
@@ -118,7 +120,7 @@ class Learner:
         found = {name: value for part in ("train", "test") for name, value in self._part(task, part).items()}
         doubted = torch.as_tensor(self.world.review_order(fitted))
         # Sorted by name, as they are read back.
-        return dict(zip("abcdef", (*found.values(), doubted, task.solver.sizes_[-1:]), strict=True))
+        return dict(zip("abcdefg", (*found.values(), doubted, task.solver.sizes_[-1:], fitted.zero_shot_logits.argmax(1)), strict=True))
 
     def _part(self, task: Any, part: str) -> dict[str, Tensor]:
         features: TargetFeatures = self.train if part == "train" else self.test
@@ -246,6 +248,9 @@ def estimated(learner: Learner, n: int, seed: int) -> dict[str, Any]:
     right = taught.logits(learner.looks[rest], learner.log_p[rest]).argmax(1) == learner.truth[rest]
     values = {name: round(100 * getattr(found, name), 2) for name in ("estimate", "low", "high")}
     true, new = accuracy(right.numpy()), accuracy(learner.right(taught))
+    zero_shot = learner.zero_shot
+    gains = [round(100 * value, 2) for value in difference(known.labels, guesses, zero_shot[rows], random, speaks_for)]
+    gained = round(true - accuracy((zero_shot[rest] == learner.truth[rest]).numpy()), 2)
     return {
         "answers": len(rows),
         "drawn": found.drawn,
@@ -253,6 +258,9 @@ def estimated(learner: Learner, n: int, seed: int) -> dict[str, Any]:
         "accuracy": true,
         "new": new,
         "covers": values["low"] <= true <= values["high"],
+        **dict(zip(("gain", "gain low", "gain high"), gains, strict=True)),
+        "gained": gained,
+        "gain covers": gains[1] <= gained <= gains[2],
     }
 
 
@@ -284,6 +292,22 @@ def coverage(found: list[dict[str, Any]]) -> str:
             half = np.mean([(row["high"] - row["low"]) / 2 for row in own])
             what = f"{100 * np.mean([row['covers'] for row in own]):.0f} % | {half:.0f} | {off.mean():+.1f} | {np.sqrt((off**2).mean()):.1f}"
             lines.append(f"| {name} | {'all' if times is None else 'C' if times == 1 else f'{times}C'} | {len(own)} | {what} |")
+    return "\n".join(lines)
+
+
+def gains(found: list[dict[str, Any]]) -> str:
+    """Markdown: the gain over the unadapted model by the answers, what it is, and how often its interval decides the verdict, rightly or not."""
+    lines = ["| set | answers | estimates | gain | told | covers | half its width | better | worse | wrongly |", "|---" * 10 + "|"]
+    names = [*dict.fromkeys(row["set"] for row in found), "all"]
+    for name, times in [(name, times) for name in names for times in TIMES]:
+        own = [row for row in found if name in (row["set"], "all") and row["times"] == times]
+        if own:
+            true, told = (np.array([row[key] for row in own]) for key in ("gained", "gain"))
+            low, high = (np.array([row[f"gain {end}"] for row in own]) for end in ("low", "high"))
+            wrong = ((low > 0) & (true <= 0)) | ((high < 0) & (true >= 0))
+            cells = (f"{true.mean():+.1f}", f"{told.mean():+.1f}", f"{100 * np.mean([row['gain covers'] for row in own]):.0f} %")
+            counts = (f"{(high - low).mean() / 2:.0f}", (low > 0).sum(), (high < 0).sum(), wrong.sum())
+            lines.append(" | ".join(map(str, (f"| {name}", "C" if times == 1 else f"{times}C", len(own), *cells, *counts))) + " |")
     return "\n".join(lines)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from finelens.evaluation.prequential import BIAS, MODEL, believed_accuracy, drawn_answers, progress, random_order
+from finelens.evaluation.prequential import BIAS, MODEL, believed_accuracy, difference, drawn_answers, progress, random_order
 
 Q = norm.ppf(0.95)
 
@@ -32,6 +32,17 @@ def test_the_others_count_by_what_they_speak_for_and_with_their_bias():
     assert found.drawn == 2
     narrow = progress(np.zeros(4), 1 - right, drawn, weight, classes=1, level=0.5)
     assert narrow.high - mean == pytest.approx(norm.ppf(0.75) * math.sqrt(1 / (1 / one + 1 / other) + MODEL**2))
+
+
+def test_a_difference_is_paired():
+    # Right and wrong together: no difference, and the three of four that differ all speak for the first.
+    gain, low, high = difference([0, 0, 0, 0], [0, 0, 0, 1], [0, 1, 1, 0], [True] * 4, np.ones(4))
+    variance = (3 + 2) / 6 - (1 / 6) ** 2
+    half = Q * math.sqrt(variance / 4 + MODEL**2)
+    assert (gain, low, high) == pytest.approx((0.25, 0.25 - half, 0.25 + half))
+    gain, low, high = difference([0, -1], [0, 0], [1, 1], [True] * 2, np.ones(2))
+    assert (gain, high) == (1, 1)
+    assert low < 0
 
 
 def test_many_others_never_say_more_than_their_bias_allows():

@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
+from finelens.evaluation.answered import Answered
 from finelens.evaluation.collapse import balance, collapse_warning
 from finelens.evaluation.confusion import estimate_confusion
 from finelens.evaluation.signals import Signals, class_typicality, measure, read_measured, signals_of, write_measured
@@ -207,3 +209,19 @@ def test_signals_come_back_as_written(tmp_path):
     assert measured.ids == ("id5", "id4", "id3", "id2", "id1", "id0")
     write_measured(tmp_path / "signals.json", measured)
     assert read_measured(tmp_path / "signals.json") == measured
+
+
+def test_answers_decide_where_chance_does_not_explain_them():
+    def answered(gain: float) -> Answered:
+        found = Answered(40, 0, (), 30, "the model without answers", 0.7, 0.6, 0.8, 8)
+        return replace(found, gain=gain, gain_low=gain - 0.1, gain_high=gain + 0.1)
+
+    signals = Signals(**{**HEALTHY, "largest": 0.9})
+    free = verdict(signals, labelled=True)
+    assert free.level == "unclear"
+    better, chance, worse = (verdict(signals, labelled=True, answered=answered(gain)) for gain in (0.3, 0.05, -0.2))
+    assert (better.level, chance.level, worse.level) == ("improved", "unclear", "do not use")
+    assert better.sentence.startswith("By the answers of a person about 70% are right; against the unadapted model that is +30 points (+20 to +40")
+    assert [reason.code for reason in better.reasons[:2]] == ["answers", "without-answers"]
+    assert chance.sentence == free.sentence
+    assert not better.measured

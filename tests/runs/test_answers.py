@@ -11,7 +11,6 @@ from finelens.core.console import Console
 from finelens.errors import UserError
 from finelens.reporting.record import read_run
 from finelens.reporting.review.answers import earlier_answers
-from finelens.reporting.sections import answered
 from finelens.runs.classifier import load_run
 from finelens.runs.folder import RunFolder
 from finelens.storage.predictions import read_predictions
@@ -39,7 +38,7 @@ def test_the_person_is_right(tmp_path, tiny_vit, method):
     assert (tmp_path / "run" / "report.html").is_file()
     record = read_run(RunFolder.open(tmp_path / "run", lock=False))
     assert earlier_answers(record) == wrong
-    told = answered.build(record)
+    told = record.answered
     assert (told.answers, told.none, told.named) == (3, 1, 2)
     # A method that tests its answers says how accurate it is; another says only what the unadapted model had said.
     assert (told.estimate is not None) == (method == "consensus")

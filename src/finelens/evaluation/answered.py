@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import ArrayLike
 
-from finelens.evaluation.prequential import progress
+from finelens.evaluation.prequential import difference, progress
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,9 @@ class Answered:
         low: Lower end of its 90 % interval.
         high: Upper end.
         drawn: Tested answers that count as drawn at random.
+        gain: What the accuracy is above that of the unadapted model by the same tests, as a share; None where answers were not tested.
+        gain_low: Lower end of its 90 % interval.
+        gain_high: Upper end.
     """
 
     answers: int
@@ -35,6 +38,9 @@ class Answered:
     low: float | None = None
     high: float | None = None
     drawn: int = 0
+    gain: float | None = None
+    gain_low: float | None = None
+    gain_high: float | None = None
 
     @property
     def named(self) -> int:
@@ -55,6 +61,7 @@ def answers_of_run(
     before: ArrayLike,
     against: str,
     class_names: tuple[str, ...],
+    zero_shot: ArrayLike,
     left_out: ArrayLike | None,
     drawn: ArrayLike,
     speaks_for: ArrayLike,
@@ -67,6 +74,7 @@ def answers_of_run(
         before: Class that the model without answers gave, (K,).
         against: What that model is, for sentences.
         class_names: C names.
+        zero_shot: Class that the unadapted model gave, (K,).
         left_out: Class by models that had not learnt the answer, (K,); None where that was not asked.
         drawn: Which answers count as drawn at random, (K,) bool.
         speaks_for: Photographs that each answer speaks for, (K,).
@@ -81,4 +89,5 @@ def answers_of_run(
         return found
     estimate = progress(tests, left_out, drawn, speaks_for, classes=len(class_names))
     middle, low, high = (round(value, 4) for value in (estimate.estimate, estimate.low, estimate.high))
-    return replace(found, estimate=middle, low=low, high=high, drawn=estimate.drawn)
+    gain, gain_low, gain_high = (round(value, 4) for value in difference(tests, left_out, zero_shot, drawn, speaks_for))
+    return replace(found, estimate=middle, low=low, high=high, drawn=estimate.drawn, gain=gain, gain_low=gain_low, gain_high=gain_high)

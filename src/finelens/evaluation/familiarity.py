@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from scipy.stats import binom
+from scipy.special import bdtrc
 from torch import Tensor
 
 from finelens.solvers.neighbours import evenly_spread, top_neighbours
@@ -50,7 +50,7 @@ class Familiarity:
             likeness: Of all its photographs, (N,).
         """
         n, signs = len(likeness), int((likeness < self.levels[1]).sum())
-        if not n or signs < SHARE * n or binom.sf(signs - 1, n, SIGN) > CHANCE:
+        if not n or signs < SHARE * n or bdtrc(signs - 1, n, SIGN) > CHANCE:
             return None
         return (
             f"{signs} of {n} photographs look unlike those that the run was adapted to (of its own kind {SIGN:.0%} would): "

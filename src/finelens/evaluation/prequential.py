@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.stats import norm
+from scipy.special import ndtri
 
 # One question in so many is drawn at random.
 ONE_IN = 5
@@ -106,7 +106,8 @@ def progress(
         known, value = np.array(curve, dtype=np.float64).T
         right = right + trust * (value[-1] - np.interp(np.asarray(learnt)[test], known, value))
     gain = None if (slope := _slope(curve)) is None else trust * slope * _step(curve[-1][0], another)
-    estimate, half = _estimate(right, share * (1 - share), random, weight, level) if len(right) else (math.nan, math.inf)
+    mean, half = _estimate(right, share * (1 - share), random, weight, level) if len(right) else (math.nan, math.inf)
+    estimate = float(np.clip(mean, 0, 1))
     low, high = (max(0.0, estimate - half), min(1.0, estimate + half)) if len(right) else (0.0, 1.0)
     stop = gain is not None and gain < worth
     counted = int(random.sum())
@@ -119,8 +120,32 @@ def progress(
     return Progress(estimate, low, high, len(right), counted, missing, gain, stop, "; ".join(why))
 
 
+def difference(
+    labels: ArrayLike, guesses: ArrayLike, before: ArrayLike, drawn: ArrayLike, speaks_for: ArrayLike, *, level: float = 0.9
+) -> tuple[float, float, float]:
+    """By how much more of the photographs a model is right than another one: estimate, low and high end of its interval, as shares.
+
+    Weighted as in :func:`progress`, with ``d_i = [guess_i = label_i] - [before_i = label_i]`` for t, so that what is hard for both models cancels.
+
+    Args:
+        labels: As for :func:`progress`, like ``drawn``, ``speaks_for`` and ``level``; at least one names a class.
+        guesses: Of the model that had not learnt the answer, (K,).
+        before: Of the other, (K,).
+        drawn: See there.
+        speaks_for: See there.
+        level: See there.
+    """
+    y = np.asarray(labels)
+    test = y >= 0
+    better = ((np.asarray(guesses) == y).astype(np.float64) - (np.asarray(before) == y))[test]
+    # One answer more for and one against: a few that all agree are no proof.
+    spread = float((better @ better + 2) / (len(better) + 2)) - float(better.sum() / (len(better) + 2)) ** 2
+    estimate, half = _estimate(better, spread, np.asarray(drawn, dtype=bool)[test], np.asarray(speaks_for, dtype=np.float64)[test], level)
+    return estimate, max(-1.0, estimate - half), min(1.0, estimate + half)
+
+
 def _estimate(right: np.ndarray, variance: float, random: np.ndarray, weight: np.ndarray, level: float) -> tuple[float, float]:
-    """Estimate, in [0, 1], and half the width of its interval."""
+    """Weighted mean, and half the width of its interval."""
     means, errors = [], []
     if random.any():
         means.append(float(right[random].mean()))
@@ -131,7 +156,7 @@ def _estimate(right: np.ndarray, variance: float, random: np.ndarray, weight: np
         errors.append(variance * float(own @ own) + BIAS**2)
     precision = 1 / np.array(errors)
     mean = float(precision @ np.array(means) / precision.sum())
-    return min(1.0, max(0.0, mean)), float(norm.ppf((1 + level) / 2) * math.sqrt(1 / precision.sum() + MODEL**2))
+    return mean, float(ndtri((1 + level) / 2)) * math.sqrt(1 / precision.sum() + MODEL**2)
 
 
 def _slope(curve: Sequence[tuple[int, float]]) -> float | None:

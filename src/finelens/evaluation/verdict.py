@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from finelens.evaluation.answered import Answered
 from finelens.evaluation.name_sense import LEAST_CLASSES, LEAST_SENSE, NO_SENSE, NONSENSE
 from finelens.evaluation.signals import Signals
 from finelens.evaluation.weak_start import FEW_IMAGES, HARDLY, REMEDY, Start
@@ -72,22 +73,25 @@ def verdict(
     *,
     labelled: bool = False,
     trains: bool = False,
+    answered: Answered | None = None,
     evaluation: Mapping[str, Any] | None = None,
 ) -> Verdict:
     """Judge a run.
 
     Adaptation is believed where it leaves alone what the starting model was sure of, and where that model is worth keeping by a second opinion: its
-    two kinds of text agree, a person named photographs, or another encoder took part. Without one nothing tells a good start from a bad one. What
-    labels say goes before all of that.
+    two kinds of text agree, a person named photographs, or another encoder took part. Without one nothing tells a good start from a bad one. Where a
+    person's answers tested the model, and chance does not explain by how much it is better or worse than the unadapted one, they decide; labels go
+    before all of that.
 
     Args:
         signals: Numbers of the run.
         alarms: Warnings of the run, in sentences.
         labelled: Whether a person's labels took part, as hints or as a support set.
         trains: Whether the method trains on answers of its own.
+        answered: What a person's answers said; None without.
         evaluation: What labels said (``evaluation.metrics.evaluate_predictions``); None without labels.
     """
-    free = _without_labels(signals, alarms, labelled=labelled, trains=trains)
+    free = _by_answers(_without_labels(signals, alarms, labelled=labelled, trains=trains), answered)
     return free if evaluation is None else _with_labels(free, evaluation)
 
 
@@ -153,6 +157,24 @@ def _without_labels(signals: Signals, alarms: Sequence[str], *, labelled: bool, 
         f"probably better than the unadapted model: {1 - signals.agreement:.0%} of the answers changed, and {signals.kept:.0%} of those it was "
         "surest of did not.",
     )
+
+
+def _by_answers(free: Verdict, answered: Answered | None) -> Verdict:
+    """What a person's answers say, where they tested the model; what was said without them is kept among the reasons."""
+    if answered is None or answered.gain is None or answered.gain_low is None or answered.gain_high is None:
+        return free
+    gain = f"{100 * answered.gain:+.0f} points ({100 * answered.gain_low:+.0f} to {100 * answered.gain_high:+.0f}, 90 % interval)"
+    said = f"By the answers of a person about {answered.estimate:.0%} are right; against the unadapted model that is {gain}"
+    level: Level
+    kind: Kind
+    if answered.gain_low > 0:
+        level, kind, why = "improved", "good", "a difference that chance does not explain"
+    elif answered.gain_high < 0:
+        level, kind, why = "do not use", "bad", "a loss; take the unadapted model (finelens zero-shot)"
+    else:
+        return replace(free, reasons=(*free.reasons, Reason("note", f"{said}, which may be chance.", "answers")))
+    others = (Reason("note", f"Without the answers: {free.line}", "without-answers"), *free.reasons)
+    return Verdict(level, f"{said}: {why}.", (Reason(kind, f"{said}.", "answers"), *others))
 
 
 def _with_labels(free: Verdict, evaluation: Mapping[str, Any]) -> Verdict:

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from finelens.core.options import from_mapping
 from finelens.core.schemas import MODEL_CONFIG_FILE
 from finelens.errors import UserError
+from finelens.evaluation.answered import Answered
 from finelens.evaluation.signals import Measured, read_measured
 from finelens.evaluation.verdict import Verdict
 from finelens.runs.config import RunConfig
@@ -56,7 +58,22 @@ class RunRecord:
     def verdict(self) -> Verdict:
         """Whether to trust the run."""
         supported, signals = bool(self.event("support")), self.measured.signals
-        return judge(self.config, signals, self.rows, self.classes, untrained=self.untrained, supported=supported, evaluation=self.evaluation)
+        return judge(
+            self.config,
+            signals,
+            self.rows,
+            self.classes,
+            untrained=self.untrained,
+            supported=supported,
+            answered=self.answered,
+            evaluation=self.evaluation,
+        )
+
+    @property
+    def answered(self) -> Answered | None:
+        """What a person's answers say; None for a run without, or of before they were counted."""
+        found = self.event("predictions").get("answered")
+        return None if found is None else from_mapping(Answered, found, "answered")
 
     @property
     def untrained(self) -> str | None:

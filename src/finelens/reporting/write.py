@@ -12,7 +12,7 @@ from finelens.reporting import rows
 from finelens.reporting.card import model_card
 from finelens.reporting.page import render
 from finelens.reporting.record import RunRecord, read_run
-from finelens.reporting.sections import answered, balance, changes, classes, confusions, cost, first, found, labelled, looked, training
+from finelens.reporting.sections import balance, changes, classes, confusions, cost, first, found, labelled, looked, training
 from finelens.reporting.thumbnails import Photos, Thumbnails, from_folder, from_store
 from finelens.runs.folder import RunFolder
 from finelens.runs.judge import write_verdict
@@ -55,7 +55,7 @@ def report_html(record: RunRecord, thumbnails: Thumbnails, model: Model | None =
         "folder": folder,
         "record": record,
         "verdict": record.verdict,
-        "answered": answered.build(record),
+        "answered": record.answered,
         "first": first.build(record),
         "found": found.build(record),
         "balance": balance.build(record),

@@ -28,7 +28,8 @@ def answered(fitted: Fitted, hints: Hints, ids: Sequence[str], grouped: Containe
     """
     index, labels = hints.index.cpu(), hints.label.cpu()
     tested, named = fitted.model.task.tested(), labels >= 0
-    before, against = fitted.zero_shot_logits.argmax(1)[index], "the unadapted model"
+    zero_shot = before = fitted.zero_shot_logits.argmax(1)[index]
+    against = "the unadapted model"
     left_out = None
     if tested is not None:
         before = before.clone()
@@ -43,7 +44,7 @@ def answered(fitted: Fitted, hints: Hints, ids: Sequence[str], grouped: Containe
     random = np.array([i in drawn for i in index.tolist()])
     guesses = None if left_out is None or grouped is None else left_out.numpy()
     alone = np.array([grouped is None or i not in grouped for i in index.tolist()])
-    return answers_of_run(labels.numpy(), before.numpy(), against, names, guesses, random, _cells(fitted.looks, index), alone)
+    return answers_of_run(labels.numpy(), before.numpy(), against, names, zero_shot.numpy(), guesses, random, _cells(fitted.looks, index), alone)
 
 
 def _cells(looks: Tensor, index: Tensor) -> np.ndarray:

@@ -6,7 +6,6 @@ import platform
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import PIL
@@ -19,6 +18,7 @@ from finelens.core.options import to_plain
 from finelens.core.schemas import CHECKPOINT_DIR, EVENTS_FILE
 from finelens.engine.flops import speed_line
 from finelens.errors import UserError
+from finelens.evaluation.answered import Answered
 from finelens.evaluation.collapse import balance, collapse_warning
 from finelens.evaluation.name_sense import NONSENSE
 from finelens.evaluation.signals import Measured, measure, nearest_images, write_measured
@@ -106,8 +106,9 @@ def execute(
         write_predictions(run.predictions_path, rows)
         measured = _measure(fitted, logits, loaded, nearest, rows)
         write_measured(run.signals_path, measured)
-        judged = _judge(run, inputs, fitted, measured, rows)
-    run.log("predictions", rows=len(rows), counts=counts, **_answered(fitted, inputs, run.config, console))
+        answers = _answered(fitted, inputs, run.config, console)
+        judged = _judge(run, inputs, fitted, measured, rows, answers)
+    run.log("predictions", rows=len(rows), counts=counts, **({} if answers is None else {"answered": to_plain(answers)}))
     if any(reason.code == "names" for reason in judged.reasons):
         console.warn(f"{NONSENSE}: check their spelling and language, or give --descriptions")
         run.log("warning", message=NONSENSE)
@@ -122,9 +123,10 @@ def execute(
     return RunResult(run.path, rows, fitted.untrained, judged)
 
 
-def _judge(run: RunFolder, inputs: Inputs, fitted: Fitted, measured: Measured, rows: list[PredictionRow]) -> Verdict:
+def _judge(run: RunFolder, inputs: Inputs, fitted: Fitted, measured: Measured, rows: list[PredictionRow], answers: Answered | None) -> Verdict:
     prepared, signals = inputs.prepared, measured.signals
-    judged = judge(run.config, signals, rows, prepared.classes.names, untrained=fitted.untrained, supported=prepared.support is not None)
+    supported = prepared.support is not None
+    judged = judge(run.config, signals, rows, prepared.classes.names, untrained=fitted.untrained, supported=supported, answered=answers)
     write_verdict(run.verdict_path, judged, signals)
     return judged
 
@@ -171,15 +173,15 @@ def _view_encoder(prepared: Prepared, model: Model, loaded: Loaded, console: Con
     return encoder
 
 
-def _answered(fitted: Fitted, inputs: Inputs, config: RunConfig, console: Console) -> dict[str, Any]:
-    """What the hints say of the run, for its log; nothing without hints."""
+def _answered(fitted: Fitted, inputs: Inputs, config: RunConfig, console: Console) -> Answered | None:
+    """What the hints say of the run; None without hints."""
     if inputs.hints is None:
-        return {}
+        return None
     names = asked_in_groups(Path(str(config.hints_file)))
     grouped = None if names is None else {record.index for record in inputs.loaded.records if record.index is not None and record.name in names}
     found = answered(fitted, inputs.hints, inputs.loaded.store.ids, grouped)
     console.say(found.line)
-    return {"answered": to_plain(found)}
+    return found
 
 
 def _measure(fitted: Fitted, logits: Tensor, loaded: Loaded, nearest: Tensor, rows: list[PredictionRow]) -> Measured:

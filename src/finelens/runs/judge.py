@@ -10,6 +10,7 @@ from typing import Any
 from finelens._version import __version__
 from finelens.core.schemas import SCHEMA_VERSION, VERDICT_FILE, VERDICTS
 from finelens.errors import UserError
+from finelens.evaluation.answered import Answered
 from finelens.evaluation.collapse import collapse_warning
 from finelens.evaluation.signals import Signals
 from finelens.evaluation.verdict import Verdict, nothing_trained, verdict
@@ -30,6 +31,7 @@ def judge(
     *,
     untrained: str | None = None,
     supported: bool = False,
+    answered: Answered | None = None,
     evaluation: Mapping[str, Any] | None = None,
 ) -> Verdict:
     """Judge a run.
@@ -41,6 +43,7 @@ def judge(
         classes: Class names.
         untrained: Why nothing was trained though the method trains.
         supported: Whether a support set took part.
+        answered: What a person's answers said; None without.
         evaluation: What labels said; None without labels.
     """
     if untrained is not None:
@@ -48,7 +51,7 @@ def judge(
     alarm = collapse_warning(rows, classes)
     labelled = config.hints_file is not None or supported
     alarms = [] if alarm is None else [alarm]
-    return verdict(signals, alarms, labelled=labelled, trains=config.entry.trains, evaluation=evaluation)
+    return verdict(signals, alarms, labelled=labelled, trains=config.entry.trains, answered=answered, evaluation=evaluation)
 
 
 def write_verdict(path: Path, found: Verdict, signals: Signals, evaluation: Mapping[str, Any] | None = None) -> None:
