@@ -14,6 +14,8 @@ from finelens.core.schemas import CONFIG_FILE
 from finelens.engine.distributed import Processes
 from finelens.engine.distributed import join as join_processes
 from finelens.errors import UserError
+from finelens.intake.recognise import CONFIDENCE
+from finelens.intake.taken import Taken, saved, take
 from finelens.methods.auto import AUTO, starting_method
 from finelens.methods.registry import DEFAULT_METHOD, METHODS, find_method
 from finelens.protocol import Loaded
@@ -46,6 +48,9 @@ def adapt(
     *,
     descriptions: str | Path | None = None,
     hints: str | Path | None = None,
+    in_file: str | Path | None = None,
+    box_confidence: float | None = None,
+    csv_bom: bool = False,
     strict: bool = False,
     prototypes: str | Path | None = None,
     row_names: str | Path | None = None,
@@ -68,11 +73,15 @@ def adapt(
 
     Args:
         photos: Folder of photographs; sub-folders are searched, their names are never read as labels. Or a feature file, see docs/features.md.
-        classes: File of class names; None takes the names that the hints use.
+        classes: File of class names; None takes those of ``in_file``, or the names that the hints use.
         out: The run folder: new, empty, or an earlier run with ``overwrite``.
         descriptions: JSON file {class: [sentence, ...]}; templates stand in without it.
         hints: CSV file with the columns ``path`` (relative to ``photos``) and ``label`` for a few photographs: what few-shot methods learn from, and
             fixed labels for the others. An empty label says "none of these classes".
+        in_file: File of another tool about the photographs (docs/exchange.md): what it names are the rows, boxes in it are classified as crops. Its
+            class names stand in for ``classes``, and answers of people in it for ``hints``, where these are not given.
+        box_confidence: Boxes of a detector that are less sure are left out; by default 0.2.
+        csv_bom: Whether ``predictions.csv`` begins with a byte-order mark, for Excel.
         strict: Whether photographs that decode although the image library complained get a note in their row.
         prototypes: ``.npy`` or ``.safetensors`` of class prototypes in the place of texts, rows in the order of the classes.
         row_names: Text file of row names for a feature file of another origin.
@@ -97,6 +106,9 @@ def adapt(
     Raises:
         UserError: Input that cannot be used; the message names it and the remedy.
     """
+    taken = _taken(in_file, photos, box_confidence)
+    if taken is not None:
+        classes, hints = classes or (in_file if taken.classes else None), hints or (in_file if taken.hints else None)
     if classes is None and hints is None:
         raise UserError("there is no class list: give --classes FILE, or --hints FILE whose names are the list")
     processes = join_processes(device)
@@ -111,6 +123,9 @@ def adapt(
         classes_file=None if classes is None else absolute(classes),
         descriptions_file=None if descriptions is None else absolute(descriptions),
         hints_file=None if hints is None else absolute(hints),
+        in_file=None if in_file is None else absolute(in_file),
+        box_confidence=box_confidence,
+        csv_bom=csv_bom,
         strict=strict,
         calibration=calibration,
         prototypes_file=None if prototypes is None else absolute(prototypes),
@@ -123,7 +138,9 @@ def adapt(
     # Whatever can be refused is refused before the folder is made or an earlier run in it is removed.
     if processes.first:
         RunFolder.check(out, config, overwrite=overwrite)
-    inputs = read_inputs(config, console, processes=processes)
+    for remark in () if taken is None else taken.remarks:
+        console.say(remark)
+    inputs = read_inputs(config, console, processes=processes, taken=taken)
     config = _pinned(config, inputs.prepared.engine.backbone.name)
     if method == AUTO or minutes is not None:
         choice = choose(inputs.prepared, inputs.loaded, config, inputs.hints, minutes, console)
@@ -132,6 +149,21 @@ def adapt(
         return follow(Path(out), config, inputs, should_stop)
     with RunFolder.create(out, config, overwrite=overwrite) as run:
         return execute(run, inputs, console, should_stop, report=_write_report)
+
+
+def _taken(in_file: str | Path | None, photos: str | Path, box_confidence: float | None) -> Taken | None:
+    """What a file of another tool says about a folder; None without one."""
+    if in_file is None:
+        if box_confidence is not None:
+            raise UserError("--box-confidence is about the boxes of --in FILE; give that file, or leave it out")
+        return None
+    return take(Path(in_file), Path(photos), CONFIDENCE if box_confidence is None else box_confidence)
+
+
+def _taken_of(folder: RunFolder) -> Taken | None:
+    """The rows that a run was started with; those of its file of another tool where it was killed before they were kept."""
+    config = folder.config
+    return saved(folder.taken_path) or _taken(config.in_file, config.photos, config.box_confidence)
 
 
 def _with_extra(method: str, options: Assignments, extra: Sequence[str | Path], names: Sequence[str | Path]) -> Assignments:
@@ -191,7 +223,7 @@ def resume(run: str | Path, *, console: Console | None = None, should_stop: Call
 def _go_on(folder: RunFolder, processes: Processes, console: Console, should_stop: Callable[[], bool] | None) -> RunResult:
     choice = next((str(event["reason"]) for event in folder.events() if event["event"] == "choice"), None)
     copy = folder.given_hints_path if folder.given_hints_path.is_file() else None
-    inputs = replace(read_inputs(folder.config, console, copy, processes=processes), choice=choice)
+    inputs = replace(read_inputs(folder.config, console, copy, processes=processes, taken=_taken_of(folder)), choice=choice)
     if not processes.first:
         return follow(folder.path, folder.config, inputs, should_stop, resume=True)
     return execute(folder, inputs, console, should_stop, resume=True, report=_write_report)
@@ -216,6 +248,9 @@ def predict_to(
     device: str = "cpu",
     strict: bool = False,
     row_names: str | Path | None = None,
+    in_file: str | Path | None = None,
+    box_confidence: float | None = None,
+    csv_bom: bool = False,
     extra: Sequence[str | Path] = (),
     extra_names: Sequence[str | Path] = (),
     calibrate: str | Path | None = None,
@@ -238,6 +273,9 @@ def predict_to(
         device: Where to run it.
         strict: As in :func:`adapt`.
         row_names: As in :func:`adapt`.
+        in_file: As in :func:`adapt`: what it names of ``photos`` is classified, its boxes as crops.
+        box_confidence: As in :func:`adapt`.
+        csv_bom: Whether the files begin with a byte-order mark, for Excel.
         extra: Feature files of the further encoders that the run was made with, in that order, about these images; see docs/features.md.
         extra_names: Text files of row names for those of another origin: one for all, or one each.
         calibrate: CSV file with the columns ``path``, relative to ``calibrate_photos``, and ``label`` of some photographs; writes conformal sets too,
@@ -269,6 +307,9 @@ def predict_to(
         coverage,
         zero_shot,
         None if shard is None else Shard.parse(shard),
+        None if in_file is None else Path(in_file),
+        box_confidence,
+        csv_bom,
     )
     check_question(question)
     return predict_to_file(question, console or Console())
@@ -316,7 +357,7 @@ def report(
         UserError: Not a finished run, labels that cannot be matched, or a file that cannot be written.
     """
     from finelens.reporting.record import read_run
-    from finelens.reporting.thumbnails import from_folder
+    from finelens.reporting.thumbnails import from_run
     from finelens.reporting.write import write_report
 
     console = console or Console()
@@ -324,10 +365,11 @@ def report(
         if test is not None and labels is None:
             raise UserError("--test needs --labels: folders, or a CSV file with the columns path,label")
         if labels is not None:
-            given: dict[str, Any] = {"extra": extra, "extra_names": extra_names} if test is not None else own_features(folder.config)
+            elsewhere: dict[str, Any] = {"extra": extra, "extra_names": extra_names}
+            given = elsewhere if test is not None else own_features(folder.config) | {"taken": saved(folder.taken_path)}
             evaluate(run, test or folder.config.photos, labels, device=device, json_file=folder.evaluation_path, console=console, **given)
         classifier = load_run(run, device=device)
-        path = write_report(folder, from_folder(Path(folder.config.photos), classifier.limits), classifier.model)
+        path = write_report(folder, from_run(folder.path, folder.config.photos, classifier.limits), classifier.model)
         judged = read_run(folder).verdict
     console.say(f"wrote {path}")
     console.say(f"verdict: {judged.line}")
@@ -364,7 +406,7 @@ def explain(run: str | Path, image: str | Path, out: str | Path | None = None, *
         raise UserError(f"{run} looks at features of further encoders, which explain does not have of one photograph; ask finelens predict --extra")
     found = explain_image(folder, load_run(run, device=device), Path(image), console)
     if out is not None:
-        write_text(Path(out), explained_html(found, folder.path, photographs(folder.config.photos)))
+        write_text(Path(out), explained_html(found, folder.path, photographs(folder)))
         console.say(f"wrote {out}")
     return found
 

@@ -44,6 +44,14 @@ def cli(context: click.Context) -> None:
 
 BACKBONES = "embedded, open_clip:NAME/TAG, hf-hub:ORG/REPO, local:DIR or transformers:DIR_OR_ORG/REPO."
 _row_names = click.option("--row-names", type=click.Path(path_type=Path), help="Text file, a name for each row of a feature file of another origin.")
+_in_file = click.option(
+    "--in",
+    "in_file",
+    type=click.Path(path_type=Path),
+    help="File of another tool (MegaDetector, Label Studio, ...): what it names of PHOTOS is classified, its boxes as crops.",
+)
+_box_confidence = click.option("--box-confidence", type=float, help="Boxes of a detector in --in that are less sure are left out.  [default: 0.2]")
+_csv_bom = click.option("--csv-bom", is_flag=True, help="Begin CSV files of answers with a byte-order mark, for Excel.")
 _extra = click.option(
     "--extra", multiple=True, help="Feature file of a further encoder about the same images, for consensus, joint-gmm, self-adaptive-ot; repeatable."
 )
@@ -89,12 +97,17 @@ def _run_options(command: F) -> F:
     """Options that ``adapt`` and ``zero-shot`` share."""
     options = [
         click.argument("photos", type=click.Path(path_type=Path)),
-        click.option("--classes", type=click.Path(path_type=Path), help="File of class names, one a line.  [default: the names that --hints use]"),
+        click.option(
+            "--classes", type=click.Path(path_type=Path), help="File of class names, one a line.  [default: those of --in, or that --hints use]"
+        ),
         click.option("--out", required=True, type=click.Path(path_type=Path), help="Run folder to write."),
         click.option("--descriptions", type=click.Path(path_type=Path), help="JSON file {class: [sentence, ...]}."),
         click.option("--prototypes", type=click.Path(path_type=Path), help="Class prototypes, .npy or .safetensors, in the place of texts."),
         click.option("--logit-scale", type=float, help="Multiplier of cosines, for features of another origin.  [default: the file's, else 100]"),
         _row_names,
+        _in_file,
+        _box_confidence,
+        _csv_bom,
         click.option("--backbone", help=BACKBONES + "  [default: embedded, or what a feature file says]"),
         click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Seed of all randomness."),
         click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:N or mps."),
@@ -182,6 +195,9 @@ def resume(run: Path, fail_on: str | None) -> None:
 @click.option("--zero-shot/--no-zero-shot", default=True, show_default=True, help="Fill the column zero_shot_class; without it: half the work.")
 @click.option("--shard", metavar="I/K", help="Part I of K only, into OUT-0000I-of-0000K.csv; finelens join puts the parts together.")
 @_row_names
+@_in_file
+@_box_confidence
+@_csv_bom
 @_extra
 @_extra_names
 def predict(
@@ -196,6 +212,9 @@ def predict(
     zero_shot: bool,
     shard: str | None,
     row_names: Path | None,
+    in_file: Path | None,
+    box_confidence: float | None,
+    csv_bom: bool,
     extra: tuple[str, ...],
     extra_names: tuple[Path, ...],
     console: Console,
@@ -215,7 +234,12 @@ def predict(
         raise UserError("torchrun shares the photographs among its processes, and --shard does so among machines; use one of them")
     part = Shard.parse(shard) if shard is not None else Shard(rank + 1, processes) if processes > 1 else None
     files = tuple(map(Path, extra))
-    question = Question(run, photos, csv_file, device, strict, row_names, files, extra_names, calibrate, calibrate_photos, coverage, zero_shot, part)
+    question = Question(
+        *(run, photos, csv_file, device, strict, row_names, files, extra_names, calibrate, calibrate_photos, coverage, zero_shot, part),
+        in_file,
+        box_confidence,
+        csv_bom,
+    )
     check_question(question)
     from finelens.runs.to_file import predict_to_file
 
@@ -384,6 +408,7 @@ def merge_hints(files: tuple[Path, ...], out: Path, classes: Path | None) -> Non
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="New file or folder to write.")
 @click.option("--csv", "predictions", type=click.Path(path_type=Path), help="Predictions on new photographs.  [default: those of the run]")
 @click.option("--photos", type=click.Path(path_type=Path), help="Folder of the photographs.  [default: the run's]")
+@click.option("--in", "in_file", type=click.Path(path_type=Path), help="File that predict --in was given, beside --csv.")
 @click.option("--at-least", default=0.0, show_default=True, help="Probability below which an answer of the model is written as none.")
 @click.option("--how", type=click.Choice(["copy", "hardlink", "link"]), help="How folders get their photographs.  [default: copy]")
 @click.option("--package", type=click.Path(path_type=Path), help="For camtrap-dp: folder of the package that the photographs are of.")

@@ -251,3 +251,17 @@ def test_rows_of_features_are_written_in_groups_too(tmp_path, monkeypatch):
     assert sizes == [5, 5, 5, 5, 5, 3]
     assert (tmp_path / "again.csv").read_bytes() == (tmp_path / "new.csv").read_bytes()
     assert [row.label for row in rows] == [row.label for row in api.read_predictions(tmp_path / "run" / "predictions.csv")]
+
+
+def test_a_byte_order_mark_for_spreadsheets(world, tmp_path):
+    arguments = (world / "run", world / "photos", tmp_path / "new.csv")
+    plain = (world / "whole.csv").read_bytes()
+    rows = api.predict(*arguments, csv_bom=True, console=QUIET)
+    assert (tmp_path / "new.csv").read_bytes() == b"\xef\xbb\xbf" + plain
+    assert rows == api.read_predictions(world / "whole.csv")
+    # Such a file is one of ours, with the mark or without.
+    api.predict(*arguments, console=QUIET)
+    assert (tmp_path / "new.csv").read_bytes() == plain
+    api.predict(*arguments, csv_bom=True, console=QUIET)
+    with pytest.raises(UserError, match="--csv-bom would stand in every part"):
+        api.predict(*arguments, csv_bom=True, shard="1/2", console=QUIET)

@@ -9,7 +9,7 @@ import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from finelens.classes.labels import answer_rows, read_labels
+from finelens.classes.labels import Told, answer_rows, read_labels
 from finelens.classes.names import check_names, match, normalise, read_class_file
 from finelens.classes.text_files import quote
 from finelens.core.options import nearest
@@ -25,7 +25,7 @@ GROUP = "group"
 SLIP = 0.85
 
 
-def with_new_names(path: Path, class_names: Sequence[str]) -> list[str]:
+def with_new_names(path: Path | Told, class_names: Sequence[str]) -> list[str]:
     """The class list and, after it, the names that only a hints file has, sorted.
 
     Args:
@@ -52,13 +52,17 @@ def with_new_names(path: Path, class_names: Sequence[str]) -> list[str]:
     return [*class_names, *names]
 
 
-def names_of_run(class_file: Path | None, hints: Path | None) -> tuple[list[str], list[str]]:
+def names_of_run(classes: Path | Sequence[str] | None, hints: Path | Told | None) -> tuple[list[str], list[str]]:
     """Names of the classes of a run, first those of its list, and of these the ones that only its hints have.
+
+    Args:
+        classes: The class file, or names that were read elsewhere.
+        hints: The hints file, or answers that were read elsewhere.
 
     Raises:
         UserError: A file cannot be read, or none names a class.
     """
-    listed = [] if class_file is None else read_class_file(class_file)
+    listed = read_class_file(classes) if isinstance(classes, Path) else check_names(classes) if classes else []
     names = listed if hints is None else with_new_names(hints, listed)
     if not names:
         raise UserError(f"hints file {quote(str(hints))} names no class, and there is no class list; give --classes FILE, or answers with names")
@@ -73,7 +77,7 @@ def slip_of(label: str, class_names: Sequence[str]) -> str | None:
 
 
 def read_hint_labels(
-    path: Path, photos: Path, class_names: Sequence[str], names: Sequence[str] | None = None, left_out: list[str] | None = None
+    path: Path | Told, photos: Path, class_names: Sequence[str], names: Sequence[str] | None = None, left_out: list[str] | None = None
 ) -> dict[str, int]:
     """Class, or -1 for none of them, by file name: all that can be checked before an image is read.
 
@@ -91,7 +95,15 @@ def read_hint_labels(
     return read_labels(photos, path, class_names, none_label=NONE_OF_THESE, names=names, what="hints file", left_out=told)
 
 
-def read_hints(path: Path, photos: Path, records: Sequence[ImageRecord], class_names: Sequence[str], left_out: list[str] | None = None) -> Hints:
+def read_hints(
+    path: Path | Told,
+    photos: Path,
+    records: Sequence[ImageRecord],
+    class_names: Sequence[str],
+    left_out: list[str] | None = None,
+    *,
+    listed: bool = False,
+) -> Hints:
     """Read a hints file.
 
     Args:
@@ -100,12 +112,13 @@ def read_hints(path: Path, photos: Path, records: Sequence[ImageRecord], class_n
         records: What became of each file.
         class_names: C names.
         left_out: Takes a line for each hint about a file that does not exist or could not be read.
+        listed: Whether the records are other rows than the files of the folder.
 
     Raises:
         UserError: The file cannot be read, names a class that does not exist, contradicts itself, or none of its files exists and could be read.
     """
     told = [] if left_out is None else left_out
-    labels = read_hint_labels(path, photos, class_names, None if photos.is_dir() else [record.name for record in records], told)
+    labels = read_hint_labels(path, photos, class_names, None if photos.is_dir() and not listed else [record.name for record in records], told)
     positions = {record.name: record.index for record in records}
     unread = [name for name in labels if positions.get(name) is None]
     told += [f"{quote(name)} is not an image that can be read" for name in unread]

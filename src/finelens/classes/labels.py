@@ -6,6 +6,7 @@ import csv
 import io
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from finelens.classes.file_names import FileNames, leaves
@@ -26,9 +27,25 @@ UNANSWERED = "?"
 FolderClasses = Callable[..., Mapping[str, str]]
 
 
+@dataclass(frozen=True)
+class Told:
+    """Labels that stand in no CSV file but were read from a file of another tool.
+
+    Attributes:
+        where: That file.
+        labels: Class names by path.
+    """
+
+    where: str
+    labels: Mapping[str, str]
+
+    def __str__(self) -> str:
+        return self.where
+
+
 def read_labels(
     test_dir: Path | str,
-    labels: Path | str,
+    labels: Path | str | Told,
     class_names: Sequence[str],
     *,
     folder_classes: FolderClasses = find_folder_classes,
@@ -58,19 +75,19 @@ def read_labels(
     Raises:
         UserError: TEST or the labels file cannot be read, or names a class or file that does not exist, contradicts itself, or leaves TEST.
     """
-    test_dir = Path(test_dir)
+    test_dir, file = Path(test_dir), labels if isinstance(labels, Told) else Path(labels)
     if names is not None:
         files = {name: PurePosixPath(name).parts[0] if "/" in name else "" for name in names}
         if str(labels) == FOLDERS:
             folders = classes_of_folders(test_dir, sorted({folder for folder in files.values() if folder}), class_names, left_out=left_out)
             return _from_folders(test_dir, files, folders, class_names)
-        return _from_csv(test_dir, files, Path(labels), class_names, none_label, what, left_out)
+        return _from_csv(test_dir, files, file, class_names, none_label, what, left_out)
     if not os.path.isdir(test_dir):
         raise UserError(f"test folder {quote(str(test_dir))} is not a folder; check the path")
     if str(labels) == FOLDERS:
         told = {} if left_out is None else {"left_out": left_out}
         return _from_folders(test_dir, _files(test_dir), folder_classes(test_dir, class_names, **told), class_names)
-    return _from_csv(test_dir, _files(test_dir), Path(labels), class_names, none_label, what, left_out)
+    return _from_csv(test_dir, _files(test_dir), file, class_names, none_label, what, left_out)
 
 
 def _from_folders(test_dir: Path, files: Mapping[str, str], folders: Mapping[str, str], class_names: Sequence[str]) -> dict[str, int]:
@@ -89,7 +106,7 @@ def _files(test_dir: Path) -> dict[str, str]:
 def _from_csv(
     test_dir: Path,
     files: Mapping[str, str],
-    labels: Path,
+    labels: Path | Told,
     class_names: Sequence[str],
     none_label: int | None,
     what: str,
@@ -129,7 +146,7 @@ def _label_of(target: int, class_names: Sequence[str]) -> str:
     return quote(class_names[target]) if target in range(len(class_names)) else "none of the classes"
 
 
-def answer_rows(labels: Path, class_names: Sequence[str], kind: str = "hints file") -> list[tuple[int, str, str]]:
+def answer_rows(labels: Path | Told, class_names: Sequence[str], kind: str = "hints file") -> list[tuple[int, str, str]]:
     """Line number, path and label of each answer in a file; the label is empty for "none of these classes".
 
     Args:
@@ -147,7 +164,7 @@ def answer_rows(labels: Path, class_names: Sequence[str], kind: str = "hints fil
     return rows
 
 
-def read_rows(labels: Path, kind: str) -> list[tuple[int, str, str]]:
+def read_rows(labels: Path | Told, kind: str) -> list[tuple[int, str, str]]:
     """Line number, path and label of each row.
 
     Args:
@@ -157,6 +174,8 @@ def read_rows(labels: Path, kind: str) -> list[tuple[int, str, str]]:
     Raises:
         UserError: It cannot be read, or is no such file.
     """
+    if isinstance(labels, Told):
+        return [(number, path, label) for number, (path, label) in enumerate(labels.labels.items(), start=1)]
     what = f"{kind} {quote(str(labels))}"
     reader = csv.reader(io.StringIO(read_utf8(labels, kind), newline=""), strict=True)
     rows: list[tuple[int, str, str]] = []

@@ -70,6 +70,8 @@ CARD_FILE: Final = "MODEL_CARD.md"
 REVIEW_FILE: Final = "review.html"
 HINTS_FILE: Final = "hints.csv"
 GIVEN_HINTS_FILE: Final = "given_hints.csv"
+# Rows of a run with --in: photographs and boxes, what the file calls them, its class names and the answers of people in it.
+TAKEN_FILE: Final = "given_in.json"
 EVALUATION_FILE: Final = "evaluation.json"
 MODEL_DIR: Final = "model"
 CHECKPOINT_DIR: Final = "checkpoint"

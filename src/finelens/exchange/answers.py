@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +15,7 @@ from finelens.core.schemas import MODEL_CONFIG_FILE
 from finelens.errors import UserError
 from finelens.exchange.photographs import Header, header
 from finelens.images.discover import discover
+from finelens.intake.taken import Row, Taken, saved, take
 from finelens.runs.folder import RunFolder
 from finelens.storage.files import read_json
 from finelens.storage.predictions import PredictionRow, read_predictions
@@ -31,6 +32,8 @@ class Answers:
         model: Who answered, for a person to read.
         time: When, in UTC.
         at_least: An answer of the model below this probability is written as no answer.
+        taken: The file of another tool that the rows come from; None where each row is a file.
+        source: That file, as far as it is known.
     """
 
     rows: Sequence[PredictionRow]
@@ -39,6 +42,8 @@ class Answers:
     model: str
     time: datetime
     at_least: float = 0.0
+    taken: Taken | None = None
+    source: Path | None = None
 
     @property
     def read(self) -> Iterator[PredictionRow]:
@@ -59,14 +64,30 @@ class Answers:
         """
         if self.photos is None:
             raise UserError("where the photographs of these answers lie is not known; give their folder with --photos")
-        return {file.name: file.path for file in discover(self.photos)}
+        return {file.name: file.path for file in (discover(self.photos) if self.taken is None else self.taken.images(self.photos))}
+
+    @cached_property
+    def boxes(self) -> dict[str, Row]:
+        """The rows that are boxes, by path of the row."""
+        return {} if self.taken is None else {row.name: row for row in self.taken.rows if row.box is not None}
+
+    def file(self, row: PredictionRow) -> str:
+        """The photograph that a row is about, or about a box of."""
+        return self.boxes[row.path].file if row.path in self.boxes else row.path
 
     def header(self, row: PredictionRow) -> Header | None:
         """Size and time of a row's photograph; None where it is gone or its header cannot be read."""
         return header(self.files[row.path]) if row.path in self.files else None
 
+    def photographs(self) -> dict[str, list[PredictionRow]]:
+        """Rows by photograph, in their order; of one without boxes its only row."""
+        groups: dict[str, list[PredictionRow]] = {}
+        for row in self.rows:
+            groups.setdefault(self.file(row), []).append(row)
+        return groups
 
-def answers_of(run: Path, predictions: Path | None = None, photos: Path | None = None, at_least: float = 0.0) -> Answers:
+
+def answers_of(run: Path, predictions: Path | None = None, photos: Path | None = None, at_least: float = 0.0, in_file: Path | None = None) -> Answers:
     """Read the answers of a run.
 
     Args:
@@ -74,6 +95,7 @@ def answers_of(run: Path, predictions: Path | None = None, photos: Path | None =
         predictions: CSV file of ``finelens predict`` with that run; None for the run's own answers.
         photos: Folder of the photographs; None for the run's. Needed beside ``predictions`` by the forms that look into files.
         at_least: See :class:`Answers`.
+        in_file: File of another tool that ``predictions`` were asked with; the run's own answers know theirs.
 
     Raises:
         UserError: Not a finished run, or a file that cannot be read.
@@ -92,6 +114,10 @@ def answers_of(run: Path, predictions: Path | None = None, photos: Path | None =
             raise UserError(
                 f"{predictions or folder.predictions_path} has the class {quote(foreign)}, which {run} has not; give the run that answered"
             )
+        if own:
+            taken, source = saved(folder.taken_path), None if folder.config.in_file is None else Path(folder.config.in_file)
+        else:
+            taken, source = _taken(in_file, photos, rows), in_file
         times = [event["time"] for event in folder.events() if event["event"] == "end"]
         return Answers(
             rows,
@@ -100,4 +126,20 @@ def answers_of(run: Path, predictions: Path | None = None, photos: Path | None =
             f"finelens {document.get('finelens_version', __version__)}, {document['method']} on {folder.config.backbone}",
             datetime.fromisoformat(times[-1]) if times else datetime.fromtimestamp(described.stat().st_mtime, UTC),
             at_least,
+            taken,
+            source if in_file is None else in_file,
         )
+
+
+def _taken(in_file: Path | None, photos: Path | None, rows: Sequence[PredictionRow]) -> Taken | None:
+    """Rows of the file that predictions were asked with: every box that has an answer."""
+    if in_file is None:
+        return None
+    if photos is None:
+        raise UserError(f"where the photographs of {in_file} lie is not known; give their folder with --photos")
+    found = take(in_file, photos, 0.0)
+    unknown = {row.path for row in rows} - {row.name for row in found.rows}
+    if unknown:
+        raise UserError(f"{in_file} does not name {min(unknown)}, which has an answer; give the file that finelens predict --in was given")
+    asked = {row.path for row in rows}
+    return replace(found, rows=tuple(row for row in found.rows if row.name in asked))

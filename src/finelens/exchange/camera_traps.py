@@ -14,7 +14,6 @@ from finelens.errors import UserError
 from finelens.exchange.answers import Answers
 from finelens.exchange.kinds import kind_of
 from finelens.exchange.tables import csv_text
-from finelens.storage.cells import unescape_cell
 from finelens.storage.files import read_json, write_json, write_text
 from finelens.storage.predictions import PredictionRow
 
@@ -35,21 +34,37 @@ def write_coco_camera_traps(answers: Answers, out: Path) -> None:
     numbers = {name: _EMPTY if kind_of(name) == "blank" else number for number, name in enumerate(answers.classes, start=1)}
     categories = [{"id": _EMPTY, "name": "empty"}, *({"id": number, "name": name} for name, number in numbers.items() if number != _EMPTY)]
     images, annotations = [], []
-    for row in answers.rows:
-        images.append(_coco_image(answers, row))
-        label = answers.label(row)
-        if row.status == "ok" and label is not None:
-            annotations.append({"id": f"{row.path}#0", "image_id": row.path, "category_id": numbers[label], "score": row.probability})
+    for file, rows in answers.photographs().items():
+        image = _coco_image(answers, file, rows)
+        images.append(image)
+        annotations += [own for row in rows if (own := _coco_annotation(answers, row, image, numbers)) is not None]
     info = {"version": "1.0", "description": "Answers for each photograph as a whole", "contributor": answers.model, "year": answers.time.year}
     date = {"date_created": f"{answers.time:%Y-%m-%d %H:%M:%S}"}
     write_json(out, {"info": info | date, "images": images, "categories": categories, "annotations": annotations})
 
 
-def _coco_image(answers: Answers, row: PredictionRow) -> dict[str, Any]:
-    image: dict[str, Any] = {"id": row.path, "file_name": row.path}
-    if row.status != "ok":
+def _coco_annotation(answers: Answers, row: PredictionRow, image: dict[str, Any], numbers: dict[str, int]) -> dict[str, Any] | None:
+    label = answers.label(row)
+    if row.status != "ok" or label is None:
+        return None
+    box = answers.boxes.get(row.path)
+    name = f"{row.path}#0" if box is None else row.path
+    annotation = {"id": name, "image_id": image["id"], "category_id": numbers[label], "score": row.probability}
+    if box is None or box.box is None:
+        return annotation
+    annotation["bbox_relative"] = box.box.values
+    if "width" in image:
+        sides = (image["width"], image["height"]) * 2
+        annotation["bbox"] = [share * side for share, side in zip(box.box.values, sides, strict=True)]
+    return annotation
+
+
+def _coco_image(answers: Answers, file: str, rows: list[PredictionRow]) -> dict[str, Any]:
+    image: dict[str, Any] = {"id": file, "file_name": file}
+    read = next((row for row in rows if row.status == "ok"), None)
+    if read is None:
         return image | {"corrupt": True}
-    header = answers.header(row)
+    header = answers.header(read)
     if header is not None:
         image |= {"width": header.width, "height": header.height}
         if header.taken is not None:
@@ -147,6 +162,6 @@ def _kept_observations(package: Path) -> list[dict[str, str]]:
 def _rows(path: Path) -> list[dict[str, str]]:
     try:
         read = csv.DictReader(io.StringIO(read_utf8(path, "table"), newline=""), strict=True)
-        return [{name: unescape_cell(cell or "") for name, cell in row.items() if name} for row in read]
+        return [{name: cell or "" for name, cell in row.items() if name} for row in read]
     except csv.Error as error:
         raise UserError(f"{path} is not a CSV file ({error}); export the package again") from error

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from finelens.errors import UserError
 from finelens.exchange.answers import Answers
 from finelens.exchange.tables import csv_text
+from finelens.storage.cells import escape_cell
 from finelens.storage.files import write_json, write_text
 from finelens.storage.predictions import PredictionRow
 
@@ -98,4 +99,5 @@ def _without_suffix(path: str) -> str:
 def _say_not_read(answers: Answers, out: Path) -> None:
     rows = [(row.path, row.status, row.reason) for row in answers.rows if row.status != "ok"]
     if rows:
-        write_text(out / NOT_READ, csv_text(("path", "status", "reason"), rows))
+        # This one is for a person, who will open it in a spreadsheet.
+        write_text(out / NOT_READ, csv_text(("path", "status", "reason"), [map(escape_cell, row) for row in rows]))

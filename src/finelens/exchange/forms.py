@@ -32,6 +32,7 @@ class Form:
         folder: Whether it is a folder.
         options: Options that it takes, of ``how``, ``package`` and ``project``.
         needed: Those of them that it cannot do without.
+        boxes: Whether it has a place for boxes.
     """
 
     summary: str
@@ -39,19 +40,20 @@ class Form:
     folder: bool = False
     options: frozenset[str] = frozenset()
     needed: frozenset[str] = frozenset()
+    boxes: bool = False
 
 
 _PLACED = frozenset({"how"})
 _PACKAGE, _PROJECT = frozenset({"package"}), frozenset({"project"})
 FORMS: dict[str, Form] = {
-    "megadetector": Form("MegaDetector batch output 1.6, JSON: for Timelapse and AddaxAI", write_megadetector),
+    "megadetector": Form("MegaDetector batch output 1.6, JSON: for Timelapse and AddaxAI", write_megadetector, boxes=True),
     "speciesnet": Form("SpeciesNet predictions, JSON", write_speciesnet),
     "pybioclip": Form("pybioclip predictions, CSV", write_pybioclip),
     "wildlife-insights": Form("Wildlife Insights images.csv", write_wildlife_insights, options=_PROJECT, needed=_PROJECT),
-    "coco-ct": Form("COCO Camera Traps, JSON", write_coco_camera_traps),
+    "coco-ct": Form("COCO Camera Traps, JSON", write_coco_camera_traps, boxes=True),
     "camtrap-dp": Form("Camtrap DP 1.x folder: observations added to a given package", write_camtrap_dp, True, _PACKAGE, _PACKAGE),
-    "label-studio": Form("Label Studio tasks with predictions, JSON", write_label_studio),
-    "cvat": Form("CVAT for images 1.1, XML", write_cvat),
+    "label-studio": Form("Label Studio tasks with predictions, JSON", write_label_studio, boxes=True),
+    "cvat": Form("CVAT for images 1.1, XML", write_cvat, boxes=True),
     "fiftyone": Form("FiftyOneImageClassificationDataset folder", write_fiftyone, True, _PLACED),
     "imagefolder": Form("Hugging Face imagefolder with metadata.csv", write_imagefolder, True, _PLACED),
     "folders": Form("a sub-folder of photographs for each class", write_folders, True, _PLACED),
@@ -70,6 +72,7 @@ def write(
     how: How | None = None,
     package: str | Path | None = None,
     project: str | None = None,
+    in_file: str | Path | None = None,
 ) -> str:
     """Write the answers of a finished run in the form of another tool.
 
@@ -83,6 +86,7 @@ def write(
         how: For folders of photographs: ``copy`` (default), ``hardlink`` or ``link``.
         package: For ``camtrap-dp``: folder of the package that the photographs are of.
         project: For ``wildlife-insights``: the project's id.
+        in_file: With ``predictions``: the file of another tool that they were asked with, as for :func:`finelens.predict`.
 
     Returns:
         What was written, one line.
@@ -100,7 +104,11 @@ def write(
         raise UserError(f"--at-least is a probability from 0 to 1, got {at_least:g}")
     target = Path(out)
     _check(target, form.folder)
-    answers = answers_of(Path(run), None if predictions is None else Path(predictions), None if photos is None else Path(photos), at_least)
+    asked, place, source = (None if path is None else Path(path) for path in (predictions, photos, in_file))
+    answers = answers_of(Path(run), asked, place, at_least, source)
+    if answers.boxes and not form.boxes:
+        able = ", ".join(name for name, other in FORMS.items() if other.boxes)
+        raise UserError(f"the rows are boxes in photographs, and --to {to} has no place for them; forms with boxes: {able}")
     if form.folder:
         _refuse_inside(target, answers)
         said = _write_folder(target, lambda folder: form.write(answers, folder, **options))

@@ -9,7 +9,6 @@ from pathlib import Path, PurePosixPath
 
 from finelens.exchange.answers import Answers
 from finelens.exchange.kinds import kind_of
-from finelens.storage.cells import escape_cell
 from finelens.storage.files import write_text
 from finelens.storage.predictions import PredictionRow
 
@@ -19,12 +18,13 @@ WILDLIFE_INSIGHTS_COLUMNS = (
 )
 
 
-def csv_text(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """A CSV file with a header; no cell is one that a spreadsheet computes."""
+def csv_text(columns: Sequence[str], rows: Iterable[Iterable[object]]) -> str:
+    """A CSV file with a header for the program that reads it: every cell as it is, as an apostrophe more would make another name of it."""
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)
-    writer.writerows([escape_cell("" if cell is None else str(cell)) for cell in row] for row in rows)
+    # Older csv readers refuse the null character; no file name and no sensible class holds one.
+    writer.writerows(["" if cell is None else str(cell).replace("\0", "\N{REPLACEMENT CHARACTER}") for cell in row] for row in rows)
     return text.getvalue()
 
 

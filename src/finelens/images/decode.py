@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import math
 import os
 import stat
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.ExifTags import Base
 from torch import Tensor
 
+from finelens.images.boxes import Box
 from finelens.images.containers import brighten_png, is_upright, jxl_size, open_image
 from finelens.images.dicom import is_dicom, read_dicom
 from finelens.images.discover import display_name
@@ -28,6 +30,8 @@ from finelens.images.tiff import Page, choose_page, pages, read_tiff, sub_pages,
 # Behind a JPEG that ends early: bytes that are pixels wherever the reader still waits for some, and every restart marker it may wait for.
 _MORE = b"".join(bytes((0xFF, marker)) + b"\x53\xa9\x1d\x66" * 64 for marker in range(0xD0, 0xD8))[2:]
 _END = b"\xff\xd9"
+# A box of a smaller share of a side has no pixels to speak of in any photograph.
+_THINNEST = 1e-4
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,7 @@ class DecodedImage:
 
     Attributes:
         pixels: (3, H, W) uint8, the channel last in memory (that is how they are resized fastest).
-        sha256: Hexadecimal digest of the file's bytes; of shape and pixels for an image that never was a file.
+        sha256: Hexadecimal digest of the file's bytes, and of the box where it is a part; of shape and pixels for an image that never was a file.
         notes: What was done that the owner may not expect.
     """
 
@@ -85,12 +89,13 @@ class _RefusedError(Exception):
         self.failure = Failure(status, reason)
 
 
-def decode(path: Path, limits: DecodeLimits) -> DecodedImage | Failure:
+def decode(path: Path, limits: DecodeLimits, box: Box | None = None) -> DecodedImage | Failure:
     """Read, check and decode one file. The bytes are read once, so digest and pixels belong together.
 
     Args:
         path: The file.
-        limits: What to refuse and what to reduce.
+        limits: What to refuse and what to reduce; sides and their ratio are those of the box.
+        box: The part of the upright picture that is wanted; None for all of it.
 
     Returns:
         The image, upright by its EXIF orientation, 8-bit RGB by the rules of :mod:`finelens.images.pixels`, first frame only; or the failure:
@@ -99,7 +104,8 @@ def decode(path: Path, limits: DecodeLimits) -> DecodedImage | Failure:
         the bytes are not, or end early).
     """
     try:
-        return _decoded(_read(path, limits), path, limits)
+        data = _read(path, limits)
+        return _decoded(data, path, limits) if box is None else _cut(data, path, limits, box)
     except Exception as error:
         return _failure(error)
 
@@ -117,6 +123,16 @@ def decode_bytes(data: bytes, name: str, limits: DecodeLimits) -> DecodedImage |
 def _decoded(data: bytes, path: Path, limits: DecodeLimits) -> DecodedImage:
     pixels, notes = _decode_bytes(data, path, limits)
     return DecodedImage(reduce_to_short_side(pixels, limits.short_side), hashlib.sha256(data).hexdigest(), notes)
+
+
+def _cut(data: bytes, path: Path, limits: DecodeLimits, box: Box) -> DecodedImage:
+    # So much more of the whole that the part has the size it is kept at.
+    whole = replace(limits, short_side=math.ceil(limits.short_side / max(min(box.width, box.height), _THINNEST)))
+    pixels, notes = _decode_bytes(data, path, whole)
+    part = box.cut(pixels)
+    _refuse(check_geometry(part.shape[2], part.shape[1], limits))
+    identity = hashlib.sha256(hashlib.sha256(data).digest() + box.identity).hexdigest()
+    return DecodedImage(reduce_to_short_side(part, limits.short_side), identity, notes)
 
 
 def decode_open_image(image: Image.Image, limits: DecodeLimits) -> DecodedImage | Failure:

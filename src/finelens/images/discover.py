@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from finelens.errors import UserError
+from finelens.images.boxes import Box
 from finelens.images.signatures import archive_kind
 
 # Left behind by operating systems, archivers, network storage and recycle bins; nobody means them as photographs. Lower case.
@@ -53,15 +54,18 @@ STANDARD_INPUT = "-"
 
 @dataclass(frozen=True, slots=True)
 class ImageFile:
-    """One file to read. There may be millions, so there is no more to it than two texts.
+    """One file to read, or a part of it. There may be millions, so there is no more to it than two texts.
 
     Attributes:
         place: Absolute path, as text.
-        name: Path relative to the folder, with forward slashes; bytes that are not UTF-8 are written ``\\xNN``, so it can be printed and stored.
+        name: Path relative to the folder, with forward slashes; bytes that are not UTF-8 are written ``\\xNN``, so it can be printed and stored. That
+            of a part ends in its number, ``a.jpg#1``.
+        box: The part that is meant; None for the whole photograph.
     """
 
     place: str
     name: str
+    box: Box | None = None
 
     @property
     def path(self) -> Path:

@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from finelens.errors import UserError
+from finelens.images.boxes import Box
 from finelens.images.decode import DecodedImage, DecodeLimits, Failure, decode, decode_bytes, decode_open_image, from_pixels
 from finelens.images.discover import ImageFile, display_name
 from finelens.images.spill import PixelBuffer
@@ -126,13 +127,13 @@ def load_images(
 Job = Callable[[], "DecodedImage | Failure"]
 
 
-def _decode_job(path: Path, limits: DecodeLimits) -> Job:
-    return lambda: decode(path, limits)
+def _decode_job(path: Path, limits: DecodeLimits, box: Box | None = None) -> Job:
+    return lambda: decode(path, limits, box)
 
 
 def _item_job(position: int, item: Any, limits: DecodeLimits) -> tuple[str, Job]:
     if isinstance(item, ImageFile):
-        return item.name, _decode_job(item.path, limits)
+        return item.name, _decode_job(item.path, limits, item.box)
     image = _image_of(item)
     if isinstance(image, (str, bytes, os.PathLike)):
         path = Path(os.fsdecode(image))

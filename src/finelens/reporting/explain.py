@@ -21,6 +21,7 @@ from finelens.feature_store.encoder import FeatureEncoder
 from finelens.images.decode import DecodedImage, decode
 from finelens.images.store import load_images
 from finelens.images.views import centre_view
+from finelens.intake.taken import saved
 from finelens.protocol import ClassSet
 from finelens.runs.config import RunConfig
 from finelens.runs.folder import RunFolder
@@ -129,7 +130,7 @@ def _nearest(
     """Photographs of the run with each of the classes that are most like the image; exact copies of it say nothing."""
     given = {row.path: row.label for row in read_predictions(folder.predictions_path)}
     try:
-        source, limits = source_of_run(folder.config), classifier.limits
+        source, limits = source_of_run(folder.config, saved(folder.taken_path)), classifier.limits
         records, ids, features = source.joint_features(encoder, limits, lambda name: given.get(name) in names, console)
     except UserError as error:
         console.warn(f"the run's photographs are not shown: {error}")

@@ -14,7 +14,8 @@ from finelens.reporting import figures
 from finelens.reporting.explain import Explanation, Side
 from finelens.reporting.page import render
 from finelens.reporting.sections.looked import dimmed
-from finelens.reporting.thumbnails import Photos, Thumbnails, from_folder, picture_uri, whole
+from finelens.reporting.thumbnails import Photos, Thumbnails, from_run, picture_uri, whole
+from finelens.runs.folder import RunFolder
 
 SIDE = 288
 
@@ -44,9 +45,9 @@ def explained_html(found: Explanation, run: Path, photos: Photos) -> str:
     return render("explained.html.j2", content)
 
 
-def photographs(folder: str) -> Photos:
+def photographs(folder: RunFolder) -> Photos:
     """The run's photographs, read again."""
-    return from_folder(Path(folder), DecodeLimits(short_side=SIDE))
+    return from_run(folder.path, folder.config.photos, DecodeLimits(short_side=SIDE))
 
 
 def _uri(pixels: Tensor) -> str:

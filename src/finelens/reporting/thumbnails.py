@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
 from torch import Tensor
 
+from finelens.core.schemas import TAKEN_FILE
 from finelens.errors import UserError
 from finelens.images.decode import DecodedImage, DecodeLimits, decode
-from finelens.images.discover import discover
+from finelens.images.discover import ImageFile, discover
 from finelens.images.resize import centre_crop, resize
+from finelens.intake.taken import saved
 from finelens.protocol import ImageStore
 
 SIDE = 128
@@ -79,13 +81,29 @@ def no_photos(name: str) -> None:
 def from_folder(photos: Path, limits: DecodeLimits) -> Photos:
     """Read photographs by their name relative to a folder, through the one decode boundary. A folder that is gone, or a feature file, has none."""
     try:
-        paths = {file.name: file.path for file in discover(photos)}
+        return _from_files(discover(photos), limits)
     except UserError:
         return no_photos
 
+
+def from_run(run: Path, photos: str, limits: DecodeLimits) -> Photos:
+    """As :func:`from_folder`, of the rows of a run, boxes among them.
+
+    Args:
+        run: Folder of the run.
+        photos: Its photographs.
+        limits: What to refuse and what to reduce.
+    """
+    taken = saved(run / TAKEN_FILE)
+    return from_folder(Path(photos), limits) if taken is None else _from_files(taken.images(Path(photos)), limits)
+
+
+def _from_files(found: Iterable[ImageFile], limits: DecodeLimits) -> Photos:
+    files = {file.name: file for file in found}
+
     def photo(name: str) -> Photo | None:
-        path = paths.get(name)
-        decoded = None if path is None else decode(path, limits)
+        file = files.get(name)
+        decoded = None if file is None else decode(file.path, limits, file.box)
         return Photo(decoded.pixels, decoded.sha256) if isinstance(decoded, DecodedImage) else None
 
     return photo

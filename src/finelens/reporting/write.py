@@ -13,7 +13,7 @@ from finelens.reporting.card import model_card
 from finelens.reporting.page import render
 from finelens.reporting.record import RunRecord, read_run
 from finelens.reporting.sections import balance, changes, classes, confusions, cost, first, found, labelled, looked, training
-from finelens.reporting.thumbnails import Photos, Thumbnails, from_folder, from_store
+from finelens.reporting.thumbnails import Photos, Thumbnails, from_run, from_store
 from finelens.runs.folder import RunFolder
 from finelens.runs.judge import write_verdict
 from finelens.runs.model import Model
@@ -35,7 +35,7 @@ def write_report(folder: RunFolder, photos: Photos | None = None, model: Model |
         UserError: The run is not finished or damaged, or the file cannot be written.
     """
     record = read_run(folder)
-    source = photos or from_folder(Path(record.config.photos), DecodeLimits())
+    source = photos or from_run(record.path, record.config.photos, DecodeLimits())
     write_text(folder.report_path, report_html(record, Thumbnails(source), model))
     write_text(folder.card_path, model_card(record))
     write_verdict(folder.verdict_path, record.verdict, record.measured.signals, record.evaluation)

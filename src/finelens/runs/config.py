@@ -47,7 +47,11 @@ class RunConfig:
         classes_file: List of class names; None where the verb takes them from elsewhere.
         descriptions_file: Sentences about the classes, or None.
         hints_file: Classes that a person gave for a few photographs, or None.
+        in_file: File of another tool that says which photographs, or boxes in them, are the rows; None for all files of the folder. Where it is the
+            classes or hints file too, these come from it.
+        box_confidence: Boxes of a detector in it that are less sure are left out; None for the default.
         strict: Whether files that decode with warnings get a note.
+        csv_bom: Whether ``predictions.csv`` begins with a byte-order mark.
         calibration: Whether the probabilities are calibrated without labels.
         prototypes_file: Prototypes in the place of texts, or None.
         row_names_file: Names of the rows of a feature file of another origin, or None.
@@ -67,7 +71,10 @@ class RunConfig:
     classes_file: str | None = None
     descriptions_file: str | None = None
     hints_file: str | None = None
+    in_file: str | None = None
+    box_confidence: float | None = None
     strict: bool = False
+    csv_bom: bool = False
     calibration: bool = True
     prototypes_file: str | None = None
     row_names_file: str | None = None
@@ -96,6 +103,12 @@ class RunConfig:
             UserError: There is no method of that name.
         """
         return find_method(self.method)
+
+
+def in_options(config: RunConfig) -> list[str]:
+    """The options of a command that give a run the rows of its file of another tool; none without one."""
+    given = (("--in", config.in_file), ("--box-confidence", config.box_confidence))
+    return [text for flag, value in given if value is not None for text in (flag, str(value))]
 
 
 def parse_assignments(assignments: Iterable[str]) -> dict[str, dict[str, Any]]:

@@ -52,6 +52,9 @@ class Question:
     coverage: float | None = None
     zero_shot: bool = True
     shard: Shard | None = None
+    in_file: Path | None = None
+    box_confidence: float | None = None
+    csv_bom: bool = False
 
     @property
     def target(self) -> Path:
@@ -66,13 +69,16 @@ def check_question(question: Question) -> None:
         UserError: Input that cannot be used.
     """
     check_device_name(question.device)
+    if question.csv_bom and question.shard is not None:
+        raise UserError("--csv-bom would stand in every part of --shard; leave it out, and import the joined file as UTF-8")
     check_target(question.target, ",".join(FIRST_PREDICTION_COLUMNS))
     if question.calibrate is not None:
         check_target(sets_path(question.target), ",".join(SET_COLUMNS))
     elif question.calibrate_photos is not None or question.coverage is not None:
         raise UserError("--coverage and --calibrate-photos have an effect with --calibrate only: give labelled photographs, or leave them out")
     check_finished(question.run)
-    check_source(question.photos, strict=question.strict, row_names=question.row_names, files=True)
+    check_source(question.photos, strict=question.strict, row_names=question.row_names, files=question.in_file is None)
+    check_in(question.photos, question.in_file, question.box_confidence)
     check_readable((question.row_names, question.calibrate))
 
 
@@ -86,6 +92,8 @@ def check_run(
     minutes: float | None = None,
     descriptions: Path | None = None,
     hints: Path | None = None,
+    in_file: Path | None = None,
+    box_confidence: float | None = None,
     prototypes: Path | None = None,
     row_names: Path | None = None,
     logit_scale: float | None = None,
@@ -101,6 +109,7 @@ def check_run(
         UserError: Input that cannot be used.
     """
     check_source(photos, strict=strict, row_names=row_names, logit_scale=logit_scale)
+    check_in(photos, in_file, box_confidence)
     found = find_method(starting_method(method, options, minutes))
     check_options(found, options)
     check_device_name(device)
@@ -109,9 +118,10 @@ def check_run(
         assert backbone is not None
         check_spec(backbone)
     RunFolder.check_place(out, photos, overwrite=overwrite)
-    if method != AUTO:
+    if method != AUTO and in_file is None:
         check_hints(found, given=hints is not None)
-    if classes is None and hints is None:
+    # Whether a file of another tool has names and answers is seen when it is read.
+    if classes is None and hints is None and in_file is None:
         raise UserError("there is no class list: give --classes FILE, or --hints FILE whose names are the list")
     if classes is not None:
         read_class_file(classes)
@@ -179,6 +189,22 @@ def check_source(photos: Path, *, strict: bool = False, row_names: Path | None =
         check_folder(photos)
     elif strict:
         raise UserError(f"--strict looks into files of photographs, and {photos} holds shards; leave it out")
+
+
+def check_in(photos: Path, in_file: Path | None, box_confidence: float | None) -> None:
+    """Refuse a file of another tool where there is nothing that it could be about.
+
+    Raises:
+        UserError: It is not there, or PHOTOS is no folder of photographs.
+    """
+    if in_file is None:
+        if box_confidence is not None:
+            raise UserError("--box-confidence is about the boxes of --in FILE; give that file, or leave it out")
+        return
+    if not in_file.is_dir():
+        check_readable([in_file])
+    if is_feature_path(photos) or shards_at(photos):
+        raise UserError(f"--in says which photographs of a folder are meant, and {photos} is none; give the folder of the photographs")
 
 
 def check_options(method: Method, options: Assignments) -> None:

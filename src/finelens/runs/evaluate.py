@@ -13,8 +13,9 @@ from finelens.core.console import Console
 from finelens.core.schemas import EVALUATION_KEYS
 from finelens.errors import UserError
 from finelens.evaluation.metrics import accuracy, evaluate_predictions
+from finelens.intake.taken import Taken
 from finelens.runs.classifier import load_run
-from finelens.runs.sources import source_at
+from finelens.runs.sources import source_at, with_rows
 from finelens.storage.files import check_json_target, write_json
 from finelens.storage.predictions import softmax
 
@@ -27,6 +28,7 @@ def evaluate(
     device: str = "cpu",
     json_file: str | Path | None = None,
     row_names: str | Path | None = None,
+    taken: Taken | None = None,
     extra: Sequence[str | Path] = (),
     extra_names: Sequence[str | Path] = (),
     console: Console | None = None,
@@ -40,6 +42,7 @@ def evaluate(
         device: Where to run it.
         json_file: Where to write the result.
         row_names: As in :func:`adapt`.
+        taken: Rows of a file of another tool about ``test``, boxes among them; None for its files.
         extra: Feature files of the further encoders that the run was made with, in that order, about these images; see docs/features.md.
         extra_names: Text files of row names for those of another origin: one for all, or one each.
         console: Progress.
@@ -54,7 +57,8 @@ def evaluate(
     console = console or Console()
     if json_file is not None:
         check_json_target(Path(json_file), EVALUATION_KEYS)
-    source = source_at(test, row_names=row_names)
+    found_at = source_at(test, row_names=row_names)
+    source = found_at if taken is None else with_rows(found_at, taken)
     classifier = load_run(run, device=device, extra=extra, extra_names=extra_names, source_named=row_names is not None)
     left_out: list[str] = []
     truth = source.labels(labels, classifier.classes, left_out)

@@ -103,7 +103,7 @@ def execute(
         run.log("guard", reason=fitted.untrained)
     with inputs.prepared.engine.stopwatch("write"):
         save_model(run.model_dir, fitted.model)
-        write_predictions(run.predictions_path, rows)
+        write_predictions(run.predictions_path, rows, bom=run.config.csv_bom)
         measured = _measure(fitted, logits, loaded, nearest, rows)
         write_measured(run.signals_path, measured)
         answers = _answered(fitted, inputs, run.config, console)
@@ -244,6 +244,8 @@ def _log_start(run: RunFolder, inputs: Inputs, counts: dict[str, int]) -> int:
         run.log("support", count=len(prepared.support.rows), digest=digests["support"])
     if prepared.extra is not None:
         run.log("extra", encoders=[str(encoder) for encoder in prepared.extra.encoders], digest=digests["extra"])
+    if inputs.taken is not None:
+        inputs.taken.save(run.taken_path)
     if inputs.hints is not None:
         write_text(run.given_hints_path, given_hints(inputs.hints, inputs.loaded.records, classes.names))
         run.log("hints", count=len(inputs.hints.index), digest=digests["hints"])

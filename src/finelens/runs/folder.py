@@ -26,6 +26,7 @@ from finelens.core.schemas import (
     REPORT_FILE,
     REVIEW_FILE,
     SIGNALS_FILE,
+    TAKEN_FILE,
     VERDICT_FILE,
 )
 from finelens.errors import UserError
@@ -50,6 +51,7 @@ _OWN_ENTRIES = (
     CARD_FILE,
     REVIEW_FILE,
     GIVEN_HINTS_FILE,
+    TAKEN_FILE,
     EVENTS_FILE,
     CONFIG_FILE,
 )
@@ -211,6 +213,11 @@ class RunFolder:
     def given_hints_path(self) -> Path:
         """``given_hints.csv``: the hints that the run was started with, whatever becomes of the user's file."""
         return self.path / GIVEN_HINTS_FILE
+
+    @property
+    def taken_path(self) -> Path:
+        """``given_in.json``: the rows that the run was started with, whatever becomes of the file of ``--in``."""
+        return self.path / TAKEN_FILE
 
     def log(self, event: str, **fields: Any) -> int:
         """Append one line to ``events.jsonl``.

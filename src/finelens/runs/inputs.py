@@ -10,6 +10,7 @@ from pathlib import Path
 
 from finelens.classes.descriptions import load_descriptions
 from finelens.classes.hints import describe_hints, hints_digest, names_of_run, read_hint_labels, read_hints
+from finelens.classes.labels import Told
 from finelens.classes.text_files import counted, listing, quote
 from finelens.core.console import Console
 from finelens.core.options import to_plain
@@ -17,6 +18,7 @@ from finelens.engine.distributed import ALONE, Processes
 from finelens.errors import UserError
 from finelens.feature_store.extra import ExtraFiles, read_extra
 from finelens.images.load import status_counts
+from finelens.intake.taken import Taken
 from finelens.methods.registry import check_hints
 from finelens.protocol import ClassSet, Hints, Loaded
 from finelens.runs.config import RunConfig, to_json
@@ -46,6 +48,7 @@ class Inputs:
         hints: Classes that the user gave for a few of them; None without.
         digests: Hashes of the unadapted image tower, the images and the classes, by the event that logs them; whatever the files are called.
         choice: Why ``--method auto`` chose the run's method; None where the user named it.
+        taken: The file of another tool that gave the rows; None in a run without.
     """
 
     prepared: Prepared
@@ -53,6 +56,7 @@ class Inputs:
     hints: Hints | None
     digests: dict[str, str]
     choice: str | None = None
+    taken: Taken | None = None
 
 
 def images_digest(loaded: Loaded) -> str:
@@ -72,7 +76,9 @@ def prototypes_digest(prepared: Prepared) -> str:
     return hashlib.sha256((classes_digest(prepared.classes) + state_digest(state)).encode()).hexdigest()
 
 
-def read_inputs(config: RunConfig, console: Console, hints_copy: Path | None = None, processes: Processes = ALONE) -> Inputs:
+def read_inputs(
+    config: RunConfig, console: Console, hints_copy: Path | None = None, processes: Processes = ALONE, taken: Taken | None = None
+) -> Inputs:
     """Read classes, descriptions, backbone and images; the quick checks come first. Nothing is written but the cache.
 
     Args:
@@ -80,6 +86,7 @@ def read_inputs(config: RunConfig, console: Console, hints_copy: Path | None = N
         console: What to say.
         hints_copy: Read in the place of the user's hints file: what the run that is resumed was started with.
         processes: Those of the run; each reads for itself.
+        taken: Rows, names and answers of the file of another tool; None in a run without.
 
     Raises:
         UserError: Any of them cannot be used, or the processes have read different things.
@@ -87,7 +94,7 @@ def read_inputs(config: RunConfig, console: Console, hints_copy: Path | None = N
     processes.check_same({"options": json.dumps(to_json(config), sort_keys=True)})
     if processes.count > 1:
         console.say(f"processes: {processes.count} share the images; this is the first")
-    given = _Given.of(config, hints_copy)
+    given = _Given.of(config, hints_copy, taken)
     if given.new:
         listed = len(given.names) - len(given.new)
         joined = f"join the {listed} of the list" if listed else "are the list"
@@ -102,14 +109,17 @@ def read_inputs(config: RunConfig, console: Console, hints_copy: Path | None = N
     counts = status_counts(loaded.records)
     console.say(f"images: {len(loaded.records)} files, " + ", ".join(f"{count} {status}" for status, count in counts.items()))
     left_out: list[str] = []
-    hints = None if given.hints is None else read_hints(given.hints, Path(given.source.name), loaded.records, prepared.classes.names, left_out)
+    hints = None
+    if given.hints is not None:
+        place, listed = Path(given.source.name), taken is not None
+        hints = read_hints(given.hints, place, loaded.records, prepared.classes.names, left_out, listed=listed)
     if left_out:
         console.warn(f"{counted(len(left_out), 'hint is', 'hints are')} left out, the first because: {left_out[0]}")
     if hints is not None:
         console.say(describe_hints(hints, prepared.classes.names))
     digests = _digests(prepared, loaded, hints, texts=config.prototypes_file is None)
     processes.check_same({_READ[name]: digest for name, digest in digests.items()})
-    return Inputs(prepared, loaded, hints, digests)
+    return Inputs(prepared, loaded, hints, digests, taken=taken)
 
 
 @dataclass(frozen=True)
@@ -120,26 +130,33 @@ class _Given:
     names: list[str]
     new: list[str]
     descriptions: Path | None
-    hints: Path | None
+    hints: Path | Told | None
     extra: ExtraFiles | None
 
     @classmethod
-    def of(cls, config: RunConfig, hints_copy: Path | None) -> _Given:
+    def of(cls, config: RunConfig, hints_copy: Path | None, taken: Taken | None) -> _Given:
         """Read and check them."""
-        source = source_of_run(config)
+        source = source_of_run(config, taken)
         check_hints(config.entry, given=config.hints_file is not None)
-        hints = hints_copy or (None if config.hints_file is None else Path(config.hints_file))
-        names, new = names_of_run(None if config.classes_file is None else Path(config.classes_file), hints)
+        hints = hints_copy or _hints_of(config, taken)
+        listed = None if config.classes_file is None else Path(config.classes_file)
+        names, new = names_of_run(taken.classes if taken is not None and config.classes_file == config.in_file else listed, hints)
         descriptions = None if config.descriptions_file is None else Path(config.descriptions_file)
         if descriptions is not None:
             load_descriptions(descriptions)
         if new and config.prototypes_file is not None:
             raise UserError(f"hints name a class that has no row in --prototypes ({quote(new[0])}); add one, and the name to the class list")
         if hints is not None and Path(source.name).is_dir():
-            read_hint_labels(hints, Path(source.name), names)
+            read_hint_labels(hints, Path(source.name), names, None if taken is None else [row.name for row in taken.rows])
         extra = read_extra(**further_encoders(config), source_named=config.row_names_file is not None)
         source.check(config.entry)
         return cls(source, names, new, descriptions, hints, extra)
+
+
+def _hints_of(config: RunConfig, taken: Taken | None) -> Path | Told | None:
+    if config.hints_file is None:
+        return None
+    return Told(config.hints_file, taken.hints or {}) if taken is not None and config.hints_file == config.in_file else Path(config.hints_file)
 
 
 def _digests(prepared: Prepared, loaded: Loaded, hints: Hints | None, *, texts: bool) -> dict[str, str]:

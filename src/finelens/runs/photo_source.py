@@ -118,7 +118,7 @@ class PhotoSource:
         """Files by name, size and time of change; what Python gave by its number only."""
         if self.folder is None:
             return Listing(len(self.items), "")
-        return Listing(len(self.files), digest_of((file.name, file.path) for file in self.files))
+        return Listing(len(self.files), digest_of((f"{file.name}{file.box or ''}", file.path) for file in self.files))
 
     def joint_features(
         self, encoder: FeatureEncoder, limits: DecodeLimits, wanted: Callable[[str], bool], console: Console

@@ -16,6 +16,7 @@ from finelens.images.discover import STANDARD_INPUT, ImageFile, display_name
 from finelens.images.shards import shard_images
 from finelens.images.signatures import archive_kind
 from finelens.images.store import ImageItems
+from finelens.intake.taken import Taken
 from finelens.runs.config import RunConfig
 from finelens.runs.feature_source import FeatureSource, FolderSource
 from finelens.runs.photo_source import PhotoSource, ShardSource
@@ -111,6 +112,18 @@ def _listed(text: bytes, where: str) -> tuple[ImageFile, ...]:
     return files
 
 
-def source_of_run(config: RunConfig) -> PhotoSource | FeatureSource:
-    """The source that a run's configuration names."""
-    return source_at(config.photos, strict=config.strict, row_names=config.row_names_file, logit_scale=config.logit_scale)
+def source_of_run(config: RunConfig, taken: Taken | None = None) -> PhotoSource | FeatureSource:
+    """The source that a run's configuration names; ``taken`` are its rows where they come from a file of another tool."""
+    source = source_at(config.photos, strict=config.strict, row_names=config.row_names_file, logit_scale=config.logit_scale)
+    return source if taken is None else with_rows(source, taken)
+
+
+def with_rows(source: PhotoSource | FeatureSource, taken: Taken) -> PhotoSource:
+    """The rows of a file of another tool in the place of all files of a folder.
+
+    Raises:
+        UserError: The source is no folder of photographs.
+    """
+    if type(source) is not PhotoSource or source.folder is None or not source.folder.is_dir():
+        raise UserError(f"--in says which photographs of a folder are meant, and {source.name} is none; give the folder of the photographs")
+    return replace(source, listed=taken.images(source.folder))

@@ -18,6 +18,8 @@ from finelens.core.schemas import MODEL_CONFIG_FILE, SCHEMA_VERSION, UNLIKE_NOTE
 from finelens.errors import UserError
 from finelens.evaluation.conformal import Conformal
 from finelens.images.load import Tally
+from finelens.intake.recognise import CONFIDENCE
+from finelens.intake.taken import take
 from finelens.runs.classifier import Classifier, load_run
 from finelens.runs.early import Question
 from finelens.runs.folder import RunFolder
@@ -25,10 +27,10 @@ from finelens.runs.predict import GROUP, Predictions
 from finelens.runs.sets import calibrate_on, sets_header, sets_of, sets_text
 from finelens.runs.shard import sets_path
 from finelens.runs.source import Listing, Source
-from finelens.runs.sources import asked_at, source_at
+from finelens.runs.sources import asked_at, source_at, with_rows
 from finelens.storage.files import file_digest, text_bytes
 from finelens.storage.growing import GrowingFiles
-from finelens.storage.predictions import predictions_header, predictions_text, rows_from_logits
+from finelens.storage.predictions import BOM, predictions_header, predictions_text, rows_from_logits
 
 DEFAULT_COVERAGE = 0.9
 
@@ -42,7 +44,7 @@ def predict_to_file(question: Question, console: Console) -> Path:
     Raises:
         UserError: Input that cannot be used.
     """
-    source = asked_at(question.photos, strict=question.strict, row_names=question.row_names)
+    source = _source(question, console)
     classifier = load_run(
         question.run, device=question.device, extra=question.extra, extra_names=question.extra_names, source_named=question.row_names is not None
     )
@@ -50,9 +52,9 @@ def predict_to_file(question: Question, console: Console) -> Path:
     rule = None if question.calibrate is None else _rule(classifier, source, question, console)
     listing = source.listing()
     span = range(listing.count) if question.shard is None else question.shard.rows(listing.count, GROUP)
-    paths, starts = [question.target], [predictions_header()]
+    paths, starts = [question.target], [predictions_header(bom=question.csv_bom)]
     if rule is not None:
-        paths, starts = [*paths, sets_path(question.target)], [*starts, sets_header()]
+        paths, starts = [*paths, sets_path(question.target)], [*starts, (BOM if question.csv_bom else "") + sets_header()]
     tally, sizes = Tally(), Counter[int]()
     with GrowingFiles(paths, list(map(text_bytes, starts)), _key(question, classifier, listing, rule)) as files:
         if files.done:
@@ -80,6 +82,16 @@ def predict_to_file(question: Question, console: Console) -> Path:
     for path in paths:
         console.say(f"wrote {path}")
     return question.target
+
+
+def _source(question: Question, console: Console) -> Source:
+    """The photographs, or what a file of another tool names of them."""
+    if question.in_file is None:
+        return asked_at(question.photos, strict=question.strict, row_names=question.row_names)
+    taken = take(question.in_file, question.photos, CONFIDENCE if question.box_confidence is None else question.box_confidence)
+    for remark in taken.remarks:
+        console.say(remark)
+    return with_rows(source_at(question.photos, strict=question.strict, row_names=question.row_names), taken)
 
 
 def _lines(part: Predictions, classifier: Classifier) -> str:
@@ -130,7 +142,7 @@ def _key(question: Question, classifier: Classifier, listing: Listing, rule: Con
         "precision": [classifier.model.engine.precision.name, str(classifier.model.engine.device), torch.get_num_threads()],
         "inputs": asdict(listing),
         "extra": [[str(path), file_digest(Path(path))] for path in files],
-        "options": [question.strict, question.zero_shot, None if question.shard is None else asdict(question.shard)],
+        "options": [question.strict, question.zero_shot, question.csv_bom, None if question.shard is None else asdict(question.shard)],
         "rule": None if rule is None else repr(rule),
     }
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()

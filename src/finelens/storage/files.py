@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import errno
 import hashlib
 import json
@@ -77,7 +78,7 @@ def check_target(path: Path, start: str) -> None:
 
     Args:
         path: The file to be.
-        start: How files that finelens wrote there begin; such a file is replaced.
+        start: How files that finelens wrote there begin, with a byte-order mark or without; such a file is replaced.
 
     Raises:
         UserError: No such parent folder, a folder in its place, or a file that begins otherwise.
@@ -90,7 +91,8 @@ def check_target(path: Path, start: str) -> None:
         return
     try:
         with path.open("rb") as file:
-            ours = file.read(len(start.encode())) in (start.encode(), b"")
+            wanted = start.encode().removeprefix(codecs.BOM_UTF8)
+            ours = file.read(len(codecs.BOM_UTF8) + len(wanted)).removeprefix(codecs.BOM_UTF8)[: len(wanted)] in (wanted, b"")
     except OSError as error:
         raise write_error(path, error) from error
     if not ours:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from finelens.protocol import ImageRecord
 
 TOP = 5
+BOM = "\ufeff"
 # In the column ``answered``.
 ANSWERED = "yes"
 
@@ -136,18 +137,23 @@ def _round(value: float) -> float:
     return float(f"{value:.6g}")
 
 
-def write_predictions(path: Path, rows: Iterable[PredictionRow]) -> None:
+def write_predictions(path: Path, rows: Iterable[PredictionRow], *, bom: bool = False) -> None:
     """Write ``predictions.csv`` atomically, in the order given.
+
+    Args:
+        path: The file.
+        rows: Its lines.
+        bom: Whether it begins with a byte-order mark, without which some spreadsheets take other letters than English ones for others.
 
     Raises:
         UserError: The file cannot be written.
     """
-    write_text(path, predictions_header() + predictions_text(rows))
+    write_text(path, predictions_header(bom=bom) + predictions_text(rows))
 
 
-def predictions_header() -> str:
+def predictions_header(*, bom: bool = False) -> str:
     """The first line of ``predictions.csv``."""
-    return csv_text([PREDICTION_COLUMNS])
+    return (BOM if bom else "") + csv_text([PREDICTION_COLUMNS])
 
 
 def predictions_text(rows: Iterable[PredictionRow]) -> str:

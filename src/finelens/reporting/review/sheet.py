@@ -15,7 +15,8 @@ from finelens.reporting.page import render
 from finelens.reporting.record import RunRecord, read_run
 from finelens.reporting.review.answers import earlier_answers
 from finelens.reporting.review.order import Look, looks
-from finelens.reporting.thumbnails import Photos, Thumbnails, from_folder
+from finelens.reporting.thumbnails import Photos, Thumbnails, from_run
+from finelens.runs.config import in_options
 from finelens.runs.folder import RunFolder
 from finelens.storage.files import write_text
 
@@ -96,7 +97,8 @@ def adapt_command(record: RunRecord, hints: str = "hints.csv") -> str:
     config = record.config
     # Hints have no effect on a method that does not adapt, and little on one that was kept from training.
     method = config.method if config.entry.adapts and record.untrained is None else "auto"
-    listed = ["--classes", config.classes_file] if config.classes_file is not None else []
+    listed = ["--classes", config.classes_file] if config.classes_file not in (None, config.in_file) else []
+    listed += in_options(config)
     parts = ["finelens", "adapt", config.photos, *listed, "--method", method]
     if config.descriptions_file is not None:
         parts += ["--descriptions", config.descriptions_file]
@@ -121,4 +123,4 @@ def adapt_command(record: RunRecord, hints: str = "hints.csv") -> str:
 
 def photographs(record: RunRecord) -> Photos:
     """The run's photographs, read again."""
-    return from_folder(Path(record.config.photos), DecodeLimits(short_side=SIDE))
+    return from_run(record.path, record.config.photos, DecodeLimits(short_side=SIDE))

@@ -14,6 +14,7 @@ from finelens.core.console import Console
 from finelens.errors import UserError
 from finelens.evaluation.prequential import ONE_IN, drawn_answers, random_order
 from finelens.feature_store.encoder import target_features
+from finelens.intake.taken import saved
 from finelens.protocol import TargetFeatures
 from finelens.reporting.record import read_run
 from finelens.reporting.review.answers import earlier_answers, read_answers
@@ -108,7 +109,7 @@ def unadapted_features(folder: RunFolder, console: Console, device: str) -> tupl
         UserError: The run is not finished, or its images are gone.
     """
     classifier = load_run(folder.path, device=device)
-    loaded = source_of_run(folder.config).load(classifier.limits, console)
+    loaded = source_of_run(folder.config, saved(folder.taken_path)).load(classifier.limits, console)
     with classifier.model.unadapted():
         found = target_features(classifier.model.engine, loaded.store, classifier.limits.short_side, console)
     return classifier, found, {record.name: record.index for record in loaded.records if record.index is not None}

@@ -12,7 +12,7 @@ from finelens.core.options import from_mapping, to_plain
 from finelens.images.view_config import ViewConfig
 from finelens.reporting import figures
 from finelens.reporting.record import RunRecord
-from finelens.runs.config import RunConfig, TextConfig
+from finelens.runs.config import RunConfig, TextConfig, in_options
 from finelens.training.config import TrainingConfig
 
 
@@ -65,17 +65,20 @@ def options(config: RunConfig) -> list[tuple[str, Any, bool]]:
 
 def command(config: RunConfig, out: Path) -> str:
     """The command line that gives this run again."""
-    listed = [] if config.classes_file is None else ["--classes", config.classes_file]
-    parts = ["finelens", config.verb, config.photos, *listed, "--out", str(out), "--method", config.method]
+    listed = [] if config.classes_file in (None, config.in_file) else ["--classes", str(config.classes_file)]
+    parts = ["finelens", config.verb, config.photos, *listed, *in_options(config), "--out", str(out), "--method", config.method]
     if config.descriptions_file is not None:
         parts += ["--descriptions", config.descriptions_file]
     for name, usual in (("backbone", "embedded"), ("seed", 0), ("device", "cpu")):
         if (value := getattr(config, name)) != usual:
             parts += [f"--{name}", str(value)]
-    inputs = {"hints": config.hints_file, "prototypes": config.prototypes_file, "row-names": config.row_names_file, "logit-scale": config.logit_scale}
+    told = None if config.hints_file == config.in_file else config.hints_file
+    inputs = {"hints": told, "prototypes": config.prototypes_file, "row-names": config.row_names_file, "logit-scale": config.logit_scale}
     for name, value in inputs.items():
         if value is not None:
             parts += [f"--{name}", str(value)]
+    if config.csv_bom:
+        parts.append("--csv-bom")
     if config.strict:
         parts.append("--strict")
     if not config.calibration:
