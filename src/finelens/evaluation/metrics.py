@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.sparse import coo_array, csr_array
 from scipy.special import bdtr
 
 from finelens.errors import UserError
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
 
 # Smallest probability that the negative log-likelihood tells from zero.
 _TINY = 1e-12
@@ -29,6 +31,8 @@ def accuracy(targets: ArrayLike, predictions: ArrayLike) -> float:
 
 def confusion(targets: ArrayLike, predictions: ArrayLike, n_classes: int) -> csr_array:
     """Counts (C, C): rows are true classes, columns predicted ones. Sparse: a dense matrix of 20,000 classes would take 3 GB."""
+    from scipy.sparse import coo_array
+
     pairs = np.asarray(targets), np.asarray(predictions)
     return coo_array((np.ones(len(pairs[0]), dtype=np.int64), pairs), shape=(n_classes, n_classes)).tocsr()
 

@@ -9,21 +9,19 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import ArrayLike
-from sklearn.base import BaseEstimator, ClassifierMixin
-from sklearn.utils._param_validation import InvalidParameterError
-from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from finelens.errors import UserError
 from finelens.protocol import Hints
+from finelens.solvers.estimator import Estimator, check_fitted
 from finelens.solvers.known import Known, split_hints
-from finelens.solvers.parameters import Constraints, ParameterError, checked
+from finelens.solvers.parameters import Constraints, check_parameters, checked
 
 Self = TypeVar("Self", bound="Solver")
 Features = Tensor | ArrayLike
 
 
-class Solver(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc]
+class Solver(Estimator, ABC):
     """Classifies images from their features and one text prototype a class, with the statistics of the unlabelled images.
 
     ``fit`` and ``predict_proba`` are the inductive use (new images), ``fit_predict_proba`` the transductive one (the images of the fit themselves,
@@ -87,7 +85,7 @@ class Solver(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc]
 
     def predict_log_proba(self, X: Features) -> Any:
         """Log-probabilities (M, C) of new images (M, D), of the kind that ``X`` is (array or tensor)."""
-        check_is_fitted(self, "classes_")
+        check_fitted(self)
         x = self._new_rows(X)
         reference: Tensor = getattr(self, self.state_names[0])
         with torch.no_grad():
@@ -108,7 +106,7 @@ class Solver(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc]
 
     def state(self) -> dict[str, Tensor]:
         """The fitted tensors by name: all that prediction needs."""
-        check_is_fitted(self, "classes_")
+        check_fitted(self)
         return {name: getattr(self, name) for name in self.state_names}
 
     def load_state(self: Self, state: dict[str, Tensor], *, classes: int, features: int) -> Self:
@@ -126,10 +124,7 @@ class Solver(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc]
         return self
 
     def _validate_params(self) -> None:
-        try:
-            super()._validate_params()
-        except InvalidParameterError as error:
-            raise ParameterError(str(error)) from None
+        check_parameters(self._parameter_constraints, self.get_params(), type(self).__name__)
 
     def _new_rows(self, X: Features) -> Tensor:
         x = unit_rows(X, "X")

@@ -108,6 +108,7 @@ class Consensus(ViewsSolver):
         *("keys_", "labels_", "alpha_", "beta_", "sizes_", "share_", "head_", "bias_", "centroids_", "returns_", "widths_"),
         *("taught_head_", "taught_bias_", "taught_scales_"),
     )
+    potentials_: Tensor
     internal: ClassVar[frozenset[str]] = ViewsSolver.internal | {"balance_steps", "head_steps"}
     _parameter_constraints: ClassVar[Constraints] = {
         **dict.fromkeys(("neighbours", "confident", "rounds", "further", "shots", "bank", "balance_steps", "head_steps", "chunk_size"), COUNT),

@@ -9,12 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar, Literal
 
-from sklearn.utils._param_validation import StrOptions
 from torch import Tensor
 
 from finelens.solvers.known import Known
 from finelens.solvers.mixture import Mixture, MixtureFit
-from finelens.solvers.parameters import COUNT, NOT_NEGATIVE, POSITIVE, Constraints
+from finelens.solvers.parameters import COUNT, NOT_NEGATIVE, POSITIVE, Constraints, WordOrShares
 from finelens.solvers.sinkhorn import class_prior
 from finelens.solvers.views import ViewsSolver, silenced, unheard_views
 
@@ -48,7 +47,7 @@ class JointGmm(ViewsSolver):
 
     state_names: ClassVar[tuple[str, ...]] = ("text_", "means_", "variances_", "weights_", "potentials_", "widths_")
     _parameter_constraints: ClassVar[Constraints] = {
-        "prior": [StrOptions({"free", "estimated", "uniform"}), "array-like"],
+        "prior": WordOrShares(frozenset({"free", "estimated", "uniform"})),
         "anchor": NOT_NEGATIVE,
         "confident": COUNT,
         "temperature": POSITIVE,

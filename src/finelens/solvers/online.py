@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
-from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from finelens.errors import UserError
 from finelens.protocol import Hints
-from finelens.solvers.base import Features, Self, Solver, unit_rows
+from finelens.solvers.base import Features, Solver, unit_rows
+from finelens.solvers.estimator import check_fitted
 from finelens.solvers.known import Known
 from finelens.solvers.parameters import COUNT, SEED, Constraints, checked
+
+Self = TypeVar("Self", bound="OnlineSolver")
 
 
 class OnlineSolver(Solver):
@@ -71,7 +73,7 @@ class OnlineSolver(Solver):
         Yields:
             Probabilities (C,) of the kind that ``X`` is.
         """
-        check_is_fitted(self, "classes_")
+        check_fitted(self)
         for row in self._checked(X):
             with torch.no_grad():
                 p = self._arrive(row.double(), None).exp().to(row)

@@ -14,7 +14,6 @@ from typing import Any, ClassVar, Literal, Union, get_args, get_origin, get_type
 
 import torch
 import torch.nn.functional as F
-from sklearn.utils._param_validation import Interval, make_constraint
 from torch import Tensor
 
 from finelens.classes.heads import ClassHeads
@@ -23,7 +22,7 @@ from finelens.engine.engine import Engine
 from finelens.methods.parts.frozen import FrozenTask
 from finelens.protocol import ImageTokens, TargetFeatures
 from finelens.solvers import Solver
-from finelens.solvers.parameters import rule
+from finelens.solvers.parameters import allowed, rule
 from finelens.solvers.return_rule import ReturnRule
 from finelens.training.state import resize_on_load
 
@@ -91,11 +90,13 @@ def _as_option(hint: Any) -> Any:
     return as_read[*get_args(hint), ...] if get_origin(hint) is Sequence else hint
 
 
-def _require(key: str, constraints: list[Any], value: Any) -> None:
+def _require(key: str, constraints: Sequence[Any], value: Any) -> None:
     """Refuse a value that breaks a solver's constraints."""
-    found = [make_constraint(constraint) for constraint in constraints]
-    rules = " or ".join(rule(one) if isinstance(one, Interval) else str(one) for one in found)
-    require(any(one.is_satisfied_by(value) for one in found), key, rules, value)
+    if not allowed(constraints, value):
+        from sklearn.utils._param_validation import Interval, make_constraint
+
+        found = [make_constraint(constraint) for constraint in constraints]
+        require(False, key, " or ".join(rule(one) if isinstance(one, Interval) else str(one) for one in found), value)
     if isinstance(value, tuple):
         usable = bool(value) and all(0 < share < math.inf for share in value)
         require(usable, key, "estimated, uniform, or finite numbers above 0, one a class", list(value))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import rankdata
 
 from finelens.reporting.record import RunRecord
 from finelens.storage.predictions import PredictionRow
@@ -59,6 +58,9 @@ def looks(record: RunRecord, limit: int) -> list[Look]:
 
 def ranks(values: np.ndarray) -> np.ndarray:
     """Ranks in [0, 1), equal values sharing their mean rank."""
+    # Slow to import, and no part of a run.
+    from scipy.stats import rankdata
+
     return np.asarray((rankdata(values) - 1) / len(values))
 
 
