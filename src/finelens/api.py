@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finelens.backbones.registry import absolute_spec
+from finelens.backbones.registry import absolute_spec, check_encoder_spec, is_encoder_spec
 from finelens.core.console import Console, Mute
 from finelens.core.launch import launched
 from finelens.core.schemas import CONFIG_FILE
@@ -17,7 +17,7 @@ from finelens.errors import UserError
 from finelens.intake.recognise import CONFIDENCE
 from finelens.intake.taken import Taken, saved, take
 from finelens.methods.auto import AUTO, starting_method
-from finelens.methods.registry import DEFAULT_METHOD, METHODS, find_method
+from finelens.methods.registry import DEFAULT_METHOD, find_method
 from finelens.protocol import Loaded
 from finelens.runs.auto import choose
 from finelens.runs.classifier import load_run
@@ -28,7 +28,7 @@ from finelens.runs.execute import RunResult, execute, follow
 from finelens.runs.folder import RunFolder
 from finelens.runs.inputs import further_encoders, read_inputs
 from finelens.runs.model import Model
-from finelens.runs.resolve import absolute, make_config
+from finelens.runs.resolve import absolute, make_config, with_extra
 from finelens.runs.shard import Shard, join_parts
 from finelens.runs.sources import source_at
 from finelens.runs.to_file import predict_to_file
@@ -56,6 +56,7 @@ def adapt(
     row_names: str | Path | None = None,
     extra: Sequence[str | Path] = (),
     extra_names: Sequence[str | Path] = (),
+    extra_encoders: Sequence[str] = (),
     logit_scale: float | None = None,
     backbone: str | None = None,
     method: str = DEFAULT_METHOD,
@@ -88,6 +89,9 @@ def adapt(
         extra: Feature files of further encoders about the same images, matched by content or name, for methods that need ``extra`` (``consensus``
             among them): the same as their option ``method.extra``, see docs/features.md. ``cls`` stands for the model's own pooled token.
         extra_names: Text files of row names for those of another origin: one for all, or one each.
+        extra_encoders: Further encoders by name, after ``extra``: ``timm:NAME``, ``timm:NAME@FILE``, DINOv2 or DINOv3 as
+            ``transformers:DIR_OR_ORG/REPO``, or any form of ``backbone``. They encode the photographs like the run's own model, and new ones when the
+            run predicts.
         logit_scale: Multiplier of cosines for features of another origin; by default what a file says, else 100.
         backbone: ``embedded``, ``open_clip:NAME/TAG``, ``hf-hub:ORG/REPO``, ``local:DIR`` or ``transformers:DIR_OR_ORG/REPO``; by default
             ``embedded``, or what the feature file says.
@@ -111,10 +115,12 @@ def adapt(
         classes, hints = classes or (in_file if taken.classes else None), hints or (in_file if taken.hints else None)
     if classes is None and hints is None:
         raise UserError("there is no class list: give --classes FILE, or --hints FILE whose names are the list")
+    for spec in extra_encoders:
+        check_encoder_spec(spec)
     processes = join_processes(device)
     console = _voice(processes, console)
     source = source_at(photos, strict=strict, row_names=row_names, logit_scale=logit_scale)
-    options = _with_extra(method, options or {}, extra, extra_names)
+    options = with_extra(method, options or {}, (*extra, *extra_encoders), extra_names)
     config = make_config(
         verb,
         absolute(photos),
@@ -164,20 +170,6 @@ def _taken_of(folder: RunFolder) -> Taken | None:
     """The rows that a run was started with; those of its file of another tool where it was killed before they were kept."""
     config = folder.config
     return saved(folder.taken_path) or _taken(config.in_file, config.photos, config.box_confidence)
-
-
-def _with_extra(method: str, options: Assignments, extra: Sequence[str | Path], names: Sequence[str | Path]) -> Assignments:
-    """The options with ``--extra`` among those of the method."""
-    if not extra and not names:
-        return options
-    if method != AUTO and "extra" not in find_method(method).needs:
-        able = " or ".join(entry.name for entry in METHODS if "extra" in entry.needs)
-        raise UserError(f"--extra has an effect with --method {able} only, and the method is {method}; leave it out")
-    if "extra" in options.get("method", {}):
-        raise UserError("--extra and --set method.extra say the same thing; give one of them")
-    if not extra:
-        raise UserError("--extra-names is about the files of --extra; give them, or leave it out")
-    return {**options, "method": {**options.get("method", {}), "extra": [str(path) for path in extra], "extra_names": [str(path) for path in names]}}
 
 
 def _voice(processes: Processes, console: Console | None) -> Console:
@@ -253,6 +245,7 @@ def predict_to(
     csv_bom: bool = False,
     extra: Sequence[str | Path] = (),
     extra_names: Sequence[str | Path] = (),
+    extra_encoders: Sequence[str] = (),
     calibrate: str | Path | None = None,
     calibrate_photos: str | Path | None = None,
     coverage: float | None = None,
@@ -278,6 +271,7 @@ def predict_to(
         csv_bom: Whether the files begin with a byte-order mark, for Excel.
         extra: Feature files of the further encoders that the run was made with, in that order, about these images; see docs/features.md.
         extra_names: Text files of row names for those of another origin: one for all, or one each.
+        extra_encoders: Where the weights of encoders that were given by name are now, if they have moved; in their order.
         calibrate: CSV file with the columns ``path``, relative to ``calibrate_photos``, and ``label`` of some photographs; writes conformal sets too,
             see docs/calibration.md.
         calibrate_photos: Folder of those photographs; by default ``photos``.
@@ -310,6 +304,7 @@ def predict_to(
         None if in_file is None else Path(in_file),
         box_confidence,
         csv_bom,
+        tuple(extra_encoders),
     )
     check_question(question)
     return predict_to_file(question, console or Console())
@@ -337,6 +332,7 @@ def report(
     device: str = "cpu",
     extra: Sequence[str | Path] = (),
     extra_names: Sequence[str | Path] = (),
+    extra_encoders: Sequence[str] = (),
     console: Console | None = None,
 ) -> Path:
     """Write the report and the model card of a finished run again, with labels where there are some.
@@ -348,6 +344,7 @@ def report(
         device: Where the model runs.
         extra: As for :func:`predict`, about ``test``; without ``test`` the run's own.
         extra_names: As for :func:`predict`.
+        extra_encoders: As for :func:`predict`.
         console: Progress.
 
     Returns:
@@ -367,6 +364,7 @@ def report(
         if labels is not None:
             elsewhere: dict[str, Any] = {"extra": extra, "extra_names": extra_names}
             given = elsewhere if test is not None else own_features(folder.config) | {"taken": saved(folder.taken_path)}
+            given["extra_encoders"] = extra_encoders
             evaluate(run, test or folder.config.photos, labels, device=device, json_file=folder.evaluation_path, console=console, **given)
         classifier = load_run(run, device=device)
         path = write_report(folder, from_run(folder.path, folder.config.photos, classifier.limits), classifier.model)
@@ -379,7 +377,8 @@ def report(
 def own_features(config: RunConfig) -> dict[str, Any]:
     """``extra``, ``extra_names`` and ``row_names`` that a run was made with, as :func:`evaluate` takes them."""
     further = further_encoders(config)
-    return {"extra": further["paths"], "extra_names": further["names_files"], "row_names": config.row_names_file}
+    files = [entry for entry in further["entries"] if not is_encoder_spec(entry)]
+    return {"extra": files, "extra_names": further["names_files"], "row_names": config.row_names_file}
 
 
 def explain(run: str | Path, image: str | Path, out: str | Path | None = None, *, device: str = "cpu", console: Console | None = None) -> Explanation:
@@ -402,8 +401,8 @@ def explain(run: str | Path, image: str | Path, out: str | Path | None = None, *
     if out is not None:
         check_target(Path(out), HTML_START)
     folder = RunFolder.open(run, lock=False)
-    if own_features(folder.config)["extra"]:
-        raise UserError(f"{run} looks at features of further encoders, which explain does not have of one photograph; ask finelens predict --extra")
+    if further_encoders(folder.config)["entries"]:
+        raise UserError(f"{run} looks at features of further encoders, which explain does not have of one photograph; ask finelens predict")
     found = explain_image(folder, load_run(run, device=device), Path(image), console)
     if out is not None:
         write_text(Path(out), explained_html(found, folder.path, photographs(folder)))

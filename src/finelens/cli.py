@@ -55,6 +55,15 @@ _csv_bom = click.option("--csv-bom", is_flag=True, help="Begin CSV files of answ
 _extra = click.option(
     "--extra", multiple=True, help="Feature file of a further encoder about the same images, for consensus, joint-gmm, self-adaptive-ot; repeatable."
 )
+_extra_encoders = click.option(
+    "--extra-encoder",
+    "extra_encoders",
+    multiple=True,
+    help="Further encoder by name: timm:NAME[@FILE], transformers:DIR_OR_ORG/REPO (DINOv2, DINOv3) or a form of --backbone; repeatable.",
+)
+_moved_encoders = click.option(
+    "--extra-encoder", "extra_encoders", multiple=True, help="Where the weights of a run's --extra-encoder are now, if they have moved; repeatable."
+)
 _extra_names = click.option("--extra-names", multiple=True, type=click.Path(path_type=Path), help="Row names of an --extra array of another origin.")
 
 
@@ -132,6 +141,7 @@ def _run_options(command: F) -> F:
 @click.option("--hints", type=click.Path(path_type=Path), help="CSV file path,label for a few of PHOTOS; few-shot methods need it.")
 @_extra
 @_extra_names
+@_extra_encoders
 def adapt(photos: Path, assignments: tuple[str, ...], fail_on: str | None, **given: Any) -> None:
     """Adapt to PHOTOS, a folder or a feature file, without labels and write a run folder.
 
@@ -200,6 +210,7 @@ def resume(run: Path, fail_on: str | None) -> None:
 @_csv_bom
 @_extra
 @_extra_names
+@_moved_encoders
 def predict(
     run: Path,
     photos: Path,
@@ -217,6 +228,7 @@ def predict(
     csv_bom: bool,
     extra: tuple[str, ...],
     extra_names: tuple[Path, ...],
+    extra_encoders: tuple[str, ...],
     console: Console,
 ) -> None:
     """Classify new PHOTOS with the finished run in RUN.
@@ -239,6 +251,7 @@ def predict(
         in_file,
         box_confidence,
         csv_bom,
+        extra_encoders,
     )
     check_question(question)
     from finelens.runs.to_file import predict_to_file
@@ -271,6 +284,7 @@ def join(parts: tuple[Path, ...], csv_file: Path) -> None:
 @_row_names
 @_extra
 @_extra_names
+@_moved_encoders
 def evaluate(run: Path, test: Path, labels: str, **given: Any) -> None:
     """Score the finished run in RUN on the labelled photographs in TEST, a folder or a feature file."""
     from finelens.runs.evaluate import evaluate as score
@@ -316,6 +330,7 @@ def features(photos: Path, **given: Any) -> None:
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:N or mps.")
 @_extra
 @_extra_names
+@_moved_encoders
 @_fail_on
 def report(run: Path, fail_on: str | None, **given: Any) -> None:
     """Write report.html, MODEL_CARD.md and verdict.json of the finished run in RUN again."""

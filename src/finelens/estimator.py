@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from finelens.classes.hints import hints_by_position
 from finelens.classes.names import read_class_file
 from finelens.core.console import Console
 from finelens.errors import UserError
+from finelens.feature_store.extra import read_extra
+from finelens.feature_store.extra_towers import Beside
 from finelens.feature_store.files import is_matrix
 from finelens.feature_store.prototypes import given_prototypes
 from finelens.images.store import ImageItems
@@ -24,8 +27,9 @@ from finelens.methods.registry import DEFAULT_METHOD, find_method
 from finelens.runs.auto import choose
 from finelens.runs.classifier import Classifier
 from finelens.runs.fit import fit
+from finelens.runs.inputs import further_encoders
 from finelens.runs.prepare import prepare, release_text
-from finelens.runs.resolve import make_config
+from finelens.runs.resolve import make_config, with_extra
 from finelens.runs.sources import source_of
 
 Features = Tensor | np.ndarray
@@ -46,6 +50,7 @@ class LabelFreeClassifier(ClassifierMixin, BaseEstimator):
         verbose: Whether to show lines and progress bars.
         prototypes: As for :meth:`fit`, which uses these where it is given none. For cross-validation, which takes a parameter of ``fit`` with as many
             rows as there are samples for something to be divided among the folds.
+        extra_encoders: Further encoders by name (``timm:NAME``, ``transformers:DIR_OR_ORG/REPO``), for methods that look at several at once.
 
     Attributes:
         classes_: Class names, sorted as scikit-learn's scorers assume; the columns of :meth:`predict_proba` have this order.
@@ -68,9 +73,11 @@ class LabelFreeClassifier(ClassifierMixin, BaseEstimator):
         options: Mapping[str, Mapping[str, Any]] | None = None,
         verbose: bool = False,
         prototypes: Features | None = None,
+        extra_encoders: Sequence[str] = (),
     ) -> None:
         self.classes, self.method, self.minutes, self.descriptions, self.backbone, self.seed = classes, method, minutes, descriptions, backbone, seed
         self.device, self.options, self.verbose, self.prototypes = device, options, verbose, prototypes
+        self.extra_encoders = extra_encoders
 
     def fit(
         self,
@@ -107,19 +114,25 @@ class LabelFreeClassifier(ClassifierMixin, BaseEstimator):
         elif logit_scale is not None:
             raise UserError("logit_scale has an effect beside features only: a model of photographs has its own; leave it out")
         console = Console(enabled=self.verbose)
-        start = starting_method(self.method, self.options or {}, self.minutes)
+        options = with_extra(self.method, self.options or {}, self.extra_encoders)
+        start = starting_method(self.method, options, self.minutes)
         source.check(find_method(start))
         told = {"backbone": self.backbone if texts is None else KIND, "seed": self.seed, "device": self.device, "logit_scale": logit_scale}
-        config = make_config("adapt", source.name, start, self.options or {}, **told)
+        config = make_config("adapt", source.name, start, options, **told)
+        extra = read_extra(**further_encoders(config), source_named=False)
         prepared = prepare(config, names if texts is None else texts.classes.names, self.descriptions, console, source, texts)
+        if extra is not None:
+            prepared = replace(prepared, limits=extra.wide_enough(prepared.limits))
         loaded = source.load(prepared.limits, console)
+        if extra is not None:
+            prepared = replace(prepared, extra=extra.of(loaded, Beside(prepared.engine, prepared.limits.short_side)))
         known = None if hints is None else hints_by_position(hints, loaded.records, prepared.classes.names)
         if self.method == AUTO or self.minutes is not None:
             choice = choose(prepared, loaded, config, known, self.minutes, console)
             config, prepared = choice.config, choice.prepared
         release_text(prepared)
         fitted = fit(prepared, loaded.store, config, console, hints=known)
-        self.classifier_, self.untrained_ = Classifier(fitted.model, config), fitted.untrained
+        self.classifier_, self.untrained_ = Classifier(fitted.model, config, extra), fitted.untrained
         given = np.array(names) if names or texts is None else np.arange(len(prepared.classes))
         self._order = np.argsort(given)
         self.classes_ = given[self._order]

@@ -113,7 +113,7 @@ def test_set_is_the_same_as_the_option(world, tmp_path, tiny_vit):
 def test_the_model_says_what_it_needs(world):
     (encoder,) = json.loads((world / "run/model/model.json").read_text())["extra"]
     file = read_features(world / "photos.second.safetensors")
-    assert encoder == {"width": file.dim, "tower": file.tower, "backbone": f"local:{world / 'second'}"}
+    assert encoder == {"width": file.dim, "tower": file.tower, "backbone": f"local:{world / 'second'}", "encodes": False}
     events = [json.loads(line) for line in (world / "run/events.jsonl").read_text().splitlines()]
     assert [len(event["encoders"]) for event in events if event["event"] == "extra"] == [1]
 

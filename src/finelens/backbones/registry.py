@@ -18,6 +18,9 @@ FORMS = (
     "transformers:ORG/REPO[@COMMIT], transformers:DIR"
 )
 
+ENCODER_FORMS = "timm:NAME[@FILE.safetensors], timm:DIR, transformers:DIR, transformers:ORG/REPO[@COMMIT], or any form of --backbone"
+_SCHEMES = ("open_clip", "hf-hub", "local", "transformers")
+
 
 def check_spec(spec: str) -> None:
     """Refuse what is no specification of a backbone; nothing is loaded.
@@ -26,8 +29,24 @@ def check_spec(spec: str) -> None:
         UserError: Unknown form.
     """
     scheme, _, rest = spec.partition(":")
-    if spec != "embedded" and (scheme not in ("open_clip", "hf-hub", "local", "transformers") or not rest):
+    if spec != "embedded" and (scheme not in _SCHEMES or not rest):
         raise UserError(f"unknown backbone {spec!r}; the forms are: {FORMS}")
+
+
+def is_encoder_spec(text: str) -> bool:
+    """Whether a text specifies an image encoder, rather than naming a file."""
+    scheme, colon, rest = text.partition(":")
+    return text == "embedded" or bool(colon and rest and scheme in ("timm", *_SCHEMES))
+
+
+def check_encoder_spec(spec: str) -> None:
+    """Refuse what is no specification of an image encoder; nothing is loaded.
+
+    Raises:
+        UserError: Unknown form.
+    """
+    if not is_encoder_spec(spec):
+        raise UserError(f"unknown encoder {spec!r}; the forms are: {ENCODER_FORMS}")
 
 
 def load_backbone(spec: str) -> Backbone:
@@ -60,11 +79,38 @@ def load_backbone(spec: str) -> Backbone:
     return OpenClipBackbone.from_tag(name, tag)
 
 
+def load_encoder(spec: str) -> Backbone:
+    """Load a model of which only the image side is wanted: timm's, an image encoder of transformers, or any backbone.
+
+    Args:
+        spec: One of :data:`ENCODER_FORMS`.
+
+    Raises:
+        UserError: Unknown form, or a model that cannot be found or read; the message names the remedy.
+    """
+    check_encoder_spec(spec)
+    scheme, _, rest = spec.partition(":")
+    if scheme == "timm":
+        from finelens.backbones.image_encoders import timm_encoder
+
+        return timm_encoder(rest)
+    if scheme == "transformers":
+        from finelens.backbones.image_encoders import transformers_encoder
+
+        return transformers_encoder(rest)
+    backbone = load_backbone(spec)
+    backbone.release_text()
+    return backbone
+
+
 def absolute_spec(spec: str) -> str:
     """The specification with a folder in it written in full, so that it means the same from everywhere."""
     scheme, _, rest = spec.partition(":")
+    if scheme == "timm" and "@" in rest and not rest.startswith("hf-hub:"):
+        name, _, file = rest.partition("@")
+        return f"timm:{name}@{os.path.abspath(Path(file).expanduser())}"
     folder = Path(rest).expanduser()
-    if rest and (scheme == "local" or (scheme == "transformers" and folder.is_dir())):
+    if rest and (scheme == "local" or (scheme in ("transformers", "timm") and folder.is_dir())):
         return f"{scheme}:{os.path.abspath(folder)}"
     return spec
 

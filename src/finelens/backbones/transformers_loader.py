@@ -57,7 +57,11 @@ class TransformersBackbone(DualEncoder):
     @classmethod
     def from_name(cls, rest: str) -> TransformersBackbone:
         """Load ``transformers:DIR`` or ``transformers:ORG/REPO[@COMMIT]``; raises :class:`~finelens.errors.UserError` for what cannot be used."""
-        source = find(rest)
+        return cls.from_source(find(rest))
+
+    @classmethod
+    def from_source(cls, source: Source) -> TransformersBackbone:
+        """Convert what was found; raises :class:`~finelens.errors.UserError` for what cannot be used."""
         preprocess = read_preprocess(source)
         text = convert_text(source)
         bias = getattr(source.model, "logit_bias", None)

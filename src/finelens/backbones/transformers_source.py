@@ -1,13 +1,13 @@
-"""Find a dual encoder in transformers' saved layout, in a folder or on the hub: the model with its weights, its tokenizer, its image processor."""
+"""Find a dual encoder, or an image encoder, in transformers' saved layout, in a folder or on the hub: weights, tokenizer, image processor."""
 
 from __future__ import annotations
 
 import json
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,13 @@ FAMILIES = {
     "chinese_clip": "ChineseCLIPModel",
     "align": "AlignModel",
 }
+# Image encoders without a text tower, whose pooled output is a feature of the image.
+IMAGE_FAMILIES = {
+    "dinov2": "Dinov2Model",
+    "dinov2_with_registers": "Dinov2WithRegistersModel",
+    "dinov3_vit": "DINOv3ViTModel",
+    "dinov3_convnext": "DINOv3ConvNextModel",
+}
 SMALL_FILES = ["*.json", "*.txt", "*.model", "*.tiktoken"]
 WEIGHTS = "model.safetensors"
 PICKLE = "pytorch_model.bin"
@@ -41,8 +48,9 @@ class Source:
         name: The user's specification, of a hub repository with the commit found.
         family: ``model_type`` of its configuration.
         model: The model, float32, in evaluation mode.
-        tokenizer: Its tokenizer.
+        tokenizer: Its tokenizer; None of an image encoder.
         processor: Its image processor.
+        stated: ``config.json`` as it stands in the file.
     """
 
     name: str
@@ -50,6 +58,7 @@ class Source:
     model: Any
     tokenizer: Any
     processor: Any
+    stated: Mapping[str, Any] = field(default_factory=dict)
 
 
 def is_folder(rest: str) -> bool:
@@ -57,8 +66,12 @@ def is_folder(rest: str) -> bool:
     return Path(rest).expanduser().is_dir() or rest.startswith((".", "/", "~")) or rest.count("/") != 1
 
 
-def find(rest: str) -> Source:
+def find(rest: str, families: Mapping[str, str] = FAMILIES) -> Source:
     """The model of ``transformers:DIR`` or ``transformers:ORG/REPO[@COMMIT]``. Code from a repository is never run.
+
+    Args:
+        rest: What follows the scheme.
+        families: Classes of transformers by the ``model_type`` that is accepted.
 
     Raises:
         UserError: Missing or unreachable files, a kind of model that is not supported, or a local pickle in the place of safetensors.
@@ -67,15 +80,15 @@ def find(rest: str) -> Source:
         folder = Path(rest).expanduser()
         if not folder.is_dir():
             raise UserError(f"{SCHEME}{rest}: no such folder; give one with config.json and {WEIGHTS}, or ORG/REPO of the hub")
-        _refuse_pickles(folder)
-        return _load(f"{SCHEME}{folder}", folder)
+        _refuse_pickles(folder, families)
+        return _load(f"{SCHEME}{folder}", folder, families)
     repository, _, revision = rest.partition("@")
-    folder = _fetch(repository, revision)
+    folder = _fetch(repository, revision, families)
     commit = folder.name if _COMMIT.fullmatch(folder.name) else revision
-    return _load(f"{SCHEME}{repository}" + (f"@{commit}" if commit else ""), folder)
+    return _load(f"{SCHEME}{repository}" + (f"@{commit}" if commit else ""), folder, families)
 
 
-def _fetch(repository: str, revision: str) -> Path:
+def _fetch(repository: str, revision: str, families: Mapping[str, str]) -> Path:
     """Download what is needed of a repository, weights as safetensors if it has them; from one commit, whatever is pushed in between."""
     from huggingface_hub import snapshot_download
 
@@ -85,7 +98,7 @@ def _fetch(repository: str, revision: str) -> Path:
             return Path(snapshot_download(repository, revision=commit, allow_patterns=list(patterns), ignore_patterns=["*/*"]))
 
         folder = download(revision or None, *SMALL_FILES)
-        _family(folder)
+        family_of(folder, families)
         commit = folder.name if _COMMIT.fullmatch(folder.name) else revision or None
         folder = download(commit, *SMALL_FILES, "model*.safetensors")
         return folder if _has_safetensors(folder) else download(commit, *SMALL_FILES, "pytorch_model*.bin")
@@ -101,8 +114,8 @@ def _has_tokenizer(folder: Path) -> bool:
     return alone or all((folder / name).is_file() for name in ("vocab.json", "merges.txt"))
 
 
-def _refuse_pickles(folder: Path) -> None:
-    _family(folder)
+def _refuse_pickles(folder: Path, families: Mapping[str, str]) -> None:
+    family_of(folder, families)
     if _has_safetensors(folder):
         return
     if any(folder.glob("pytorch_model*.bin")):
@@ -113,11 +126,11 @@ def _refuse_pickles(folder: Path) -> None:
     raise UserError(f"{folder}: no weights; expected {WEIGHTS}")
 
 
-def _family(folder: Path) -> str:
-    """``model_type`` of a folder.
+def read_config(folder: Path) -> dict[str, Any]:
+    """``config.json`` of a folder.
 
     Raises:
-        UserError: No configuration, or not one of the supported families.
+        UserError: There is none, or it is no JSON object.
     """
     path = folder / "config.json"
     try:
@@ -127,30 +140,43 @@ def _family(folder: Path) -> str:
         raise UserError(f"{path}: no such file; a model in transformers' layout has one{hint}") from error
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: not readable as JSON: {first_line(error)}") from error
-    family = config.get("model_type") if isinstance(config, dict) else None
+    return config if isinstance(config, dict) else {}
+
+
+def family_of(folder: Path, families: Mapping[str, str]) -> str:
+    """``model_type`` of a folder.
+
+    Raises:
+        UserError: No configuration, or not one of the families.
+    """
+    path = folder / "config.json"
+    family = read_config(folder).get("model_type")
     if family == "siglip2":
         raise UserError(
             f"{path}: NaFlex models (model_type siglip2) take a different number of patches for each image, and finelens one square for all; "
             "use a fixed-resolution SigLIP 2 such as google/siglip2-base-patch16-224"
         )
-    if family not in FAMILIES:
-        raise UserError(f"{path}: model_type {family!r} is not supported; supported: {', '.join(FAMILIES)}")
+    if family not in families:
+        if family in IMAGE_FAMILIES:
+            raise UserError(f"{path}: model_type {family!r} has no text tower; give it beside a CLIP model, with --extra-encoder")
+        raise UserError(f"{path}: model_type {family!r} is not supported; supported: {', '.join(families)}")
     return str(family)
 
 
-def _load(name: str, folder: Path) -> Source:
+def _load(name: str, folder: Path, families: Mapping[str, str]) -> Source:
     import transformers
 
-    family = _family(folder)
-    model_class = getattr(transformers, FAMILIES[family], None)
+    family = family_of(folder, families)
+    has_text = family in FAMILIES
+    model_class = getattr(transformers, families[family], None)
     if model_class is None:
-        raise UserError(f"{name}: transformers {transformers.__version__} has no {FAMILIES[family]}; pip install -U transformers")
+        raise UserError(f"{name}: transformers {transformers.__version__} has no {families[family]}; pip install -U transformers")
     if (folder / "adapter_config.json").is_file():
         raise UserError(f"{name}: holds an adapter of another model; merge it into that model and save the whole")
     safe = _has_safetensors(folder)
     if not safe:
         logger.warning("%s: %s is a pickle; only its tensors are read (weights_only)", name, PICKLE)
-    if not _has_tokenizer(folder):
+    if has_text and not _has_tokenizer(folder):
         raise UserError(f"{name}: no tokenizer: it needs tokenizer.json, or a vocabulary with its merges; save the tokenizer with the model")
     own = {"local_files_only": True, "trust_remote_code": False}
     with offline_if_unreachable(), _quiet(transformers):
@@ -163,16 +189,16 @@ def _load(name: str, folder: Path) -> Source:
             raise UserError(f"{name}: the model cannot be loaded: {first_line(error)}") from error
         missing = sorted(found["missing_keys"])
         if missing:
-            raise UserError(f"{name}: the weights lack {missing[0]} and {len(missing) - 1} more; give a whole {FAMILIES[family]}")
+            raise UserError(f"{name}: the weights lack {missing[0]} and {len(missing) - 1} more; give a whole {families[family]}")
         try:
-            tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **own)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **own) if has_text else None
         except Exception as error:  # tokenizer back ends raise anything from OSError to their own types
             raise UserError(f"{name}: its tokenizer cannot be loaded: {first_line(error)}") from error
         try:
             processor = transformers.AutoImageProcessor.from_pretrained(folder, **own)
         except Exception as error:
             raise UserError(f"{name}: its image processor cannot be loaded: {first_line(error)}") from error
-    return Source(name, family, model.float().eval(), tokenizer, processor)
+    return Source(name, family, model.float().eval(), tokenizer, processor, read_config(folder))
 
 
 def first_line(error: BaseException) -> str:

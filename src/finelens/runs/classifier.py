@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from finelens.core.console import Console
 from finelens.errors import UserError
-from finelens.feature_store.extra import ExtraFiles, check_encoders, read_extra
+from finelens.feature_store.extra import ExtraFiles, extra_of_run
 from finelens.images.decode import DecodeLimits
 from finelens.images.load import decode_limits
 from finelens.images.store import ImageItems
@@ -87,7 +87,8 @@ class Classifier(nn.Module):
     @property
     def limits(self) -> DecodeLimits:
         """What the run refuses and reduces when it decodes."""
-        return decode_limits(self._config.views, self._preprocess)
+        own = decode_limits(self._config.views, self._preprocess)
+        return own if self.extra is None else self.extra.wide_enough(own)
 
     @property
     def hinted(self) -> bool:
@@ -166,23 +167,29 @@ def _unpack(packed: PackedModel, config: RunConfig, extra: ExtraFiles | None, pr
 
 
 def load_run(
-    run: str | Path, *, device: str = "cpu", extra: Sequence[str | Path] = (), extra_names: Sequence[str | Path] = (), source_named: bool = False
+    run: str | Path,
+    *,
+    device: str = "cpu",
+    extra: Sequence[str | Path] = (),
+    extra_names: Sequence[str | Path] = (),
+    extra_encoders: Sequence[str] = (),
+    source_named: bool = False,
 ) -> Classifier:
     """Load a finished run.
 
     Args:
         run: The run folder.
         device: Where to run it.
-        extra: Feature files of the further encoders that the run was made with, about the images that will be asked about.
+        extra: Feature files of the further encoders that the run was made with, about the images that will be asked about. Photographs need none for
+            encoders that were given by name.
         extra_names: Text files of row names for those that are arrays of another origin: one for all, or one each.
+        extra_encoders: Where the weights of encoders that were given by name are now, if they have moved.
         source_named: Whether the user names the rows of the images' own feature file.
 
     Raises:
         UserError: Not a run, not finished, or damaged; or features of other encoders than the run's.
     """
     folder = RunFolder.open(run, lock=False)
-    files = read_extra(extra, extra_names, source_named=source_named)
     model = load_model(folder.model_dir, device=device)
-    if files is not None:
-        check_encoders(model.extra, files)
+    files = extra_of_run(model.extra, extra, extra_names, extra_encoders, source_named=source_named)
     return Classifier(model, folder.config, files)

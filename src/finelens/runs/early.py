@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from finelens.backbones.registry import check_spec
+from finelens.backbones.registry import check_encoder_spec, check_spec
 from finelens.classes.descriptions import load_descriptions
 from finelens.classes.names import read_class_file
 from finelens.core.device_names import check_device_name
@@ -55,6 +55,7 @@ class Question:
     in_file: Path | None = None
     box_confidence: float | None = None
     csv_bom: bool = False
+    extra_encoders: tuple[str, ...] = ()
 
     @property
     def target(self) -> Path:
@@ -77,6 +78,8 @@ def check_question(question: Question) -> None:
     elif question.calibrate_photos is not None or question.coverage is not None:
         raise UserError("--coverage and --calibrate-photos have an effect with --calibrate only: give labelled photographs, or leave them out")
     check_finished(question.run)
+    for spec in question.extra_encoders:
+        check_encoder_spec(spec)
     check_source(question.photos, strict=question.strict, row_names=question.row_names, files=question.in_file is None)
     check_in(question.photos, question.in_file, question.box_confidence)
     check_readable((question.row_names, question.calibrate))
@@ -101,6 +104,7 @@ def check_run(
     device: str = "cpu",
     strict: bool = False,
     overwrite: bool = False,
+    extra_encoders: Iterable[str] = (),
     **given: Any,
 ) -> None:
     """Refuse what ``adapt`` and ``zero-shot`` would refuse; arguments as those of :func:`finelens.api.adapt`.
@@ -117,6 +121,8 @@ def check_run(
     if backbone not in (None, "features"):
         assert backbone is not None
         check_spec(backbone)
+    for spec in extra_encoders:
+        check_encoder_spec(spec)
     RunFolder.check_place(out, photos, overwrite=overwrite)
     if method != AUTO and in_file is None:
         check_hints(found, given=hints is not None)

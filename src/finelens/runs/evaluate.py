@@ -31,6 +31,7 @@ def evaluate(
     taken: Taken | None = None,
     extra: Sequence[str | Path] = (),
     extra_names: Sequence[str | Path] = (),
+    extra_encoders: Sequence[str] = (),
     console: Console | None = None,
 ) -> dict[str, Any]:
     """Score a finished run on labelled photographs; the only place where labels meet the code.
@@ -45,6 +46,7 @@ def evaluate(
         taken: Rows of a file of another tool about ``test``, boxes among them; None for its files.
         extra: Feature files of the further encoders that the run was made with, in that order, about these images; see docs/features.md.
         extra_names: Text files of row names for those of another origin: one for all, or one each.
+        extra_encoders: Where the weights of encoders that were given by name are now, if they have moved.
         console: Progress.
 
     Returns:
@@ -59,7 +61,7 @@ def evaluate(
         check_json_target(Path(json_file), EVALUATION_KEYS)
     found_at = source_at(test, row_names=row_names)
     source = found_at if taken is None else with_rows(found_at, taken)
-    classifier = load_run(run, device=device, extra=extra, extra_names=extra_names, source_named=row_names is not None)
+    classifier = load_run(run, device=device, extra=extra, extra_names=extra_names, extra_encoders=extra_encoders, source_named=row_names is not None)
     left_out: list[str] = []
     truth = source.labels(labels, classifier.classes, left_out)
     if left_out:

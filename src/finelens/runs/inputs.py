@@ -17,6 +17,7 @@ from finelens.core.options import to_plain
 from finelens.engine.distributed import ALONE, Processes
 from finelens.errors import UserError
 from finelens.feature_store.extra import ExtraFiles, read_extra
+from finelens.feature_store.extra_towers import Beside
 from finelens.images.load import status_counts
 from finelens.intake.taken import Taken
 from finelens.methods.registry import check_hints
@@ -100,12 +101,14 @@ def read_inputs(
         joined = f"join the {listed} of the list" if listed else "are the list"
         console.say(f"new classes: {listing([quote(name) for name in given.new])} from the hints {joined}")
     prepared = prepare(config, given.names, given.descriptions, console, given.source, processes=processes)
+    if given.extra is not None:
+        prepared = replace(prepared, limits=given.extra.wide_enough(prepared.limits))
     with prepared.engine.stopwatch("decode"):
         loaded = given.source.load(prepared.limits, console)
     if given.extra is not None:
         for doubt in given.extra.doubts:
             console.warn(doubt)
-        prepared = replace(prepared, extra=given.extra.of(loaded))
+        prepared = replace(prepared, extra=given.extra.of(loaded, Beside(prepared.engine, prepared.limits.short_side)))
     counts = status_counts(loaded.records)
     console.say(f"images: {len(loaded.records)} files, " + ", ".join(f"{count} {status}" for status, count in counts.items()))
     left_out: list[str] = []
@@ -176,7 +179,7 @@ def _digests(prepared: Prepared, loaded: Loaded, hints: Hints | None, *, texts: 
 
 
 def further_encoders(config: RunConfig) -> dict[str, Sequence[str]]:
-    """Feature files of further encoders that a run names among its method's options, and their row names: ``paths`` and ``names_files``."""
+    """Further encoders that a run names among its method's options, and row names of their files: ``entries`` and ``names_files``."""
     options = config.method_options
     takes = "extra" in config.entry.needs
-    return {"paths": options.files if takes else (), "names_files": options.extra_names if takes else ()}
+    return {"entries": options.further if takes else (), "names_files": options.extra_names if takes else ()}

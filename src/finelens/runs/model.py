@@ -21,7 +21,7 @@ from finelens.engine.device import choose_device, choose_precision
 from finelens.engine.engine import Engine
 from finelens.errors import UserError
 from finelens.evaluation.familiarity import Familiarity
-from finelens.feature_store.extra import ExtraEncoder
+from finelens.feature_store.extra_towers import ExtraEncoder
 from finelens.methods.parts.frozen import cosine_logits
 from finelens.methods.registry import Method, find_method
 from finelens.protocol import Backbone, FeatureRows, Task

@@ -14,6 +14,7 @@ from finelens.engine.engine import CPU_CHUNK
 from finelens.errors import UserError
 from finelens.feature_store.encoder import FeatureEncoder, tower_digest
 from finelens.feature_store.extra import ExtraFiles, check_encoders
+from finelens.feature_store.extra_towers import Beside
 from finelens.feature_store.files import FeatureFile, folder_parts
 from finelens.feature_store.folder import FeatureFolder
 from finelens.feature_store.store import FeatureStore, feature_rows, features_at
@@ -212,7 +213,7 @@ def _features_of(asked: Request, file: FeatureFile) -> TargetFeatures:
     """The rows of a file with those of further encoders, if the model can classify them."""
     _check_features(asked.model, file)
     check_encoders(asked.model.extra, asked.extra)
-    return _with_extra(file.store.features, file, asked.extra)
+    return _with_extra(asked, file.store.features, file)
 
 
 def _predict_rows(asked: Request, store: FeatureStore, features: TargetFeatures) -> Predictions:
@@ -226,8 +227,11 @@ def _likeness(model: Model, features: TargetFeatures) -> Tensor:
     return torch.zeros(0) if model.familiarity is None else model.familiarity.likeness(features.global_)
 
 
-def _with_extra(features: TargetFeatures, source: Loaded, extra: ExtraFiles | None) -> TargetFeatures:
-    return features if extra is None else replace(features, extra=tuple(rows.to(features.cls.device) for rows in extra.of(source).features))
+def _with_extra(asked: Request, features: TargetFeatures, source: Loaded) -> TargetFeatures:
+    if asked.extra is None:
+        return features
+    further = asked.extra.of(source, Beside(asked.model.engine, asked.limits.short_side)).features
+    return replace(features, extra=tuple(rows.to(features.cls.device) for rows in further))
 
 
 def _predict_group(asked: Request, loaded: LoadedImages, encoder: FeatureEncoder) -> Predictions:
@@ -238,7 +242,8 @@ def _predict_group(asked: Request, loaded: LoadedImages, encoder: FeatureEncoder
             # Filling a chunk up and keeping the result is not worth it for a few images.
             few = len(store) < CPU_CHUNK and not isinstance(model.task, ViewTask)
             views = centre_views(store, model.engine.backbone.preprocess, quiet, "encode")
-            features = _with_extra(model.engine.features(views) if few else encoder.centre(store, quiet, "encode"), loaded, asked.extra)
+            own = model.engine.features(views) if few else encoder.centre(store, quiet, "encode")
+        features = _with_extra(asked, own, loaded)
     first = [model.zero_shot_logits(rows) for rows in feature_rows(features, BATCH)] if zero_shot and features is not None else []
     likeness = torch.zeros(0) if features is None else _likeness(model, features)
     return Predictions([], predict_store(model, store, quiet, features, encoder), _join(first), likeness)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
+from finelens.backbones.registry import absolute_spec, is_encoder_spec
 from finelens.core.options import from_mapping
 from finelens.engine.device import choose_device, choose_precision
 from finelens.errors import UserError
 from finelens.images.view_config import ViewConfig
-from finelens.methods.registry import find_method
+from finelens.methods.auto import AUTO
+from finelens.methods.registry import METHODS, find_method
 from finelens.runs.config import RunConfig, TextConfig
 from finelens.runs.early import Assignments, refuse_idle
 from finelens.training.config import TrainingConfig
@@ -40,7 +43,7 @@ def make_config(verb: str, photos: str, method: str, assignments: Assignments, *
     if "support" in found.needs and options.support is not None:
         options = replace(options, support=absolute(options.support))
     if "extra" in found.needs:
-        views = tuple(absolute(entry) if entry in options.files else entry for entry in options.extra)
+        views = tuple(absolute(entry) if entry in options.files else absolute_spec(entry) for entry in options.extra)
         options = replace(options, extra=views, extra_names=tuple(map(absolute, options.extra_names)))
     precision = choose_precision(wanted.precision, choose_device(given.get("device", "cpu"))).name
     return RunConfig(
@@ -53,6 +56,25 @@ def make_config(verb: str, photos: str, method: str, assignments: Assignments, *
         method_options=options,
         **given,
     )
+
+
+def with_extra(method: str, options: Assignments, extra: Sequence[str | Path], names: Sequence[str | Path] = ()) -> Assignments:
+    """The options with ``--extra`` and ``--extra-encoder`` among those of the method.
+
+    Raises:
+        UserError: The method takes none, or the options say it already.
+    """
+    if not extra and not names:
+        return options
+    said = "--extra-encoder" if extra and all(is_encoder_spec(str(entry)) for entry in extra) else "--extra"
+    if method != AUTO and "extra" not in find_method(method).needs:
+        able = " or ".join(entry.name for entry in METHODS if "extra" in entry.needs)
+        raise UserError(f"{said} has an effect with --method {able} only, and the method is {method}; leave it out")
+    if "extra" in options.get("method", {}):
+        raise UserError(f"{said} and --set method.extra say the same thing; give one of them")
+    if not extra:
+        raise UserError("--extra-names is about the files of --extra; give them, or leave it out")
+    return {**options, "method": {**options.get("method", {}), "extra": [str(path) for path in extra], "extra_names": [str(path) for path in names]}}
 
 
 def absolute(path: str | Path) -> str:

@@ -46,7 +46,12 @@ def predict_to_file(question: Question, console: Console) -> Path:
     """
     source = _source(question, console)
     classifier = load_run(
-        question.run, device=question.device, extra=question.extra, extra_names=question.extra_names, source_named=question.row_names is not None
+        question.run,
+        device=question.device,
+        extra=question.extra,
+        extra_names=question.extra_names,
+        extra_encoders=question.extra_encoders,
+        source_named=question.row_names is not None,
     )
     likeness: list[torch.Tensor] = []
     rule = None if question.calibrate is None else _rule(classifier, source, question, console)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from finelens.backbones.registry import is_encoder_spec
 from finelens.core.options import require
 from finelens.errors import UserError
 from finelens.feature_store.paths import FOLDER_SUFFIX, SUFFIXES
@@ -25,7 +26,7 @@ class ExtraConfig(SolverConfig):
 
     Attributes:
         extra: Views beside the joint-space feature: ``cls`` is the tower's pooled token before the projection, anything else the path of a feature
-            file of a further encoder; an empty list leaves the first alone.
+            file of a further encoder, or an encoder by name (``timm:NAME``, see docs/features.md); an empty list leaves the first alone.
         extra_names: Text files of row names, for feature files that are arrays of another origin: one for all, or one each.
     """
 
@@ -34,13 +35,18 @@ class ExtraConfig(SolverConfig):
 
     def __post_init__(self) -> None:
         usable = self.extra.count(CLS) <= 1 and all(Path(path).suffix.lower() in (*SUFFIXES, FOLDER_SUFFIX) for path in self.files)
-        require(usable, "method.extra", "[], or cls and feature files (.safetensors, .npy)", list(self.extra))
+        require(usable, "method.extra", "[], or cls, feature files (.safetensors, .npy) and encoders (timm:NAME)", list(self.extra))
         super().__post_init__()
 
     @property
-    def files(self) -> tuple[str, ...]:
-        """The feature files among the views."""
+    def further(self) -> tuple[str, ...]:
+        """The further encoders among the views, as files or by name."""
         return tuple(entry for entry in self.extra if entry != CLS)
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The feature files among them."""
+        return tuple(entry for entry in self.further if not is_encoder_spec(entry))
 
 
 class ExtraTask(SolverTask):
@@ -52,7 +58,7 @@ class ExtraTask(SolverTask):
 
     def notes(self) -> list[str]:
         """What the solver decided, and how much each view weighs."""
-        names = ["joint space", *("pooled token" if entry == CLS else Path(entry).name for entry in self.config.extra)]
+        names = ["joint space", *("pooled token" if entry == CLS else _short(entry) for entry in self.config.extra)]
         weights = ", ".join(f"{name} {weight:.2f}" for name, weight in zip(names, self.solver.weights_.tolist(), strict=True))
         silent = [name for name, weight in zip(names, self.solver.weights_.tolist(), strict=True) if not weight]
         why = "near images in it do not share classes as those in the joint space do"
@@ -64,7 +70,7 @@ class ExtraTask(SolverTask):
 
     @property
     def listened(self) -> int:
-        """Files of further encoders whose view has a weight."""
+        """Further encoders whose view has a weight."""
         weights = zip(self.config.extra, self.solver.weights_.tolist()[1:], strict=True)
         return sum(weight > 0 for entry, weight in weights if entry != CLS)
 
@@ -83,9 +89,17 @@ class ExtraTask(SolverTask):
         return self._views(self.engine.encode_frozen(images[:, :own]), parts)
 
     def _views(self, tokens: ImageTokens | TargetFeatures, further: Sequence[Tensor]) -> list[Tensor]:
-        count = len(self.config.files)
+        count = len(self.config.further)
         if len(further) != count:
             raise UserError(f"features of {count} further encoders are needed with the images, got {len(further)}; give them with --extra FILE")
         left = iter(further)
         views = [tokens.cls if entry == CLS else next(left) for entry in self.config.extra]
         return [view.to(self.place) for view in (tokens.global_, *views)]
+
+
+def _short(entry: str) -> str:
+    """What a view is called in a line: a file by its name, an encoder without the folder of its weights."""
+    if not is_encoder_spec(entry):
+        return Path(entry).name
+    scheme, _, rest = entry.partition("@")[0].partition(":")
+    return f"{scheme}:{Path(rest).name}" if Path(rest).is_absolute() else f"{scheme}:{rest}" if rest else scheme
