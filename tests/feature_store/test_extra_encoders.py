@@ -178,7 +178,7 @@ def test_features_and_files_beside_it(world, tmp_path, tiny_vit):
 
 
 def test_methods_that_take_none_say_so(world, tmp_path, tiny_vit):
-    with pytest.raises(UserError, match="--extra-encoder has an effect with --method .*consensus only"):
+    with pytest.raises(UserError, match=r"--extra-encoder has an effect with --method .*consensus only"):
         adapt(world, tmp_path / "run", tiny_vit, method="zero-shot")
     with pytest.raises(UserError, match="unknown encoder 'test_vit'"):
         adapt(world, tmp_path / "run", tiny_vit, extra_encoders=["test_vit"])

@@ -58,7 +58,7 @@ class TaughtConfig(ExtraConfig):
     def __post_init__(self) -> None:
         require(0 <= self.teacher_share <= 1, "method.teacher_share", "between 0 and 1", self.teacher_share)
         require(0 <= self.marginal_weight < math.inf, "method.marginal_weight", "at least 0 and finite", self.marginal_weight)
-        require(not self.further, "method.extra", "[] or cls where the tower is trained", list(self.extra))
+        require(not self.others, "method.extra", "[] or cls where the tower is trained", list(self.extra))
         super().__post_init__()
 
 

@@ -182,4 +182,4 @@ def further_encoders(config: RunConfig) -> dict[str, Sequence[str]]:
     """Further encoders that a run names among its method's options, and row names of their files: ``entries`` and ``names_files``."""
     options = config.method_options
     takes = "extra" in config.entry.needs
-    return {"entries": options.further if takes else (), "names_files": options.extra_names if takes else ()}
+    return {"entries": options.others if takes else (), "names_files": options.extra_names if takes else ()}

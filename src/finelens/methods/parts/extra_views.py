@@ -39,14 +39,14 @@ class ExtraConfig(SolverConfig):
         super().__post_init__()
 
     @property
-    def further(self) -> tuple[str, ...]:
+    def others(self) -> tuple[str, ...]:
         """The further encoders among the views, as files or by name."""
         return tuple(entry for entry in self.extra if entry != CLS)
 
     @property
     def files(self) -> tuple[str, ...]:
         """The feature files among them."""
-        return tuple(entry for entry in self.further if not is_encoder_spec(entry))
+        return tuple(entry for entry in self.others if not is_encoder_spec(entry))
 
 
 class ExtraTask(SolverTask):
@@ -89,7 +89,7 @@ class ExtraTask(SolverTask):
         return self._views(self.engine.encode_frozen(images[:, :own]), parts)
 
     def _views(self, tokens: ImageTokens | TargetFeatures, further: Sequence[Tensor]) -> list[Tensor]:
-        count = len(self.config.further)
+        count = len(self.config.others)
         if len(further) != count:
             raise UserError(f"features of {count} further encoders are needed with the images, got {len(further)}; give them with --extra FILE")
         left = iter(further)
