@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import signal
 import sys
 import time
@@ -460,6 +461,21 @@ def export(run: Path, out: Path, **given: Any) -> None:
     from finelens.export.write import export as write_export
 
     write_export(run, out, **given)
+
+
+@cli.command()
+@click.option("--for", "use", help="natural, satellite, species, medical or languages.  [default: all]")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, a list of objects.")
+def backbones(use: str | None, as_json: bool) -> None:
+    """List models to start from: what for, size, licence, published zero-shot accuracy and its source."""
+    from finelens.backbones.catalogue import known_backbones, table_lines
+
+    rows = known_backbones(use)
+    if as_json:
+        click.echo(json.dumps([row.to_json() for row in rows], indent=1))
+        return
+    for line in table_lines(rows):
+        click.echo(line)
 
 
 @cli.command()

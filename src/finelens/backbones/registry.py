@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from finelens.protocol import Backbone
 
+EMBEDDED = "embedded"
 FORMS = (
     "embedded, open_clip:NAME/TAG (e.g. open_clip:ViT-B-32/openai), hf-hub:ORG/REPO[@COMMIT], local:DIR, "
     "transformers:ORG/REPO[@COMMIT], transformers:DIR"
@@ -29,14 +30,14 @@ def check_spec(spec: str) -> None:
         UserError: Unknown form.
     """
     scheme, _, rest = spec.partition(":")
-    if spec != "embedded" and (scheme not in _SCHEMES or not rest):
+    if spec != EMBEDDED and (scheme not in _SCHEMES or not rest):
         raise UserError(f"unknown backbone {spec!r}; the forms are: {FORMS}")
 
 
 def is_encoder_spec(text: str) -> bool:
     """Whether a text specifies an image encoder, rather than naming a file."""
     scheme, colon, rest = text.partition(":")
-    return text == "embedded" or bool(colon and rest and scheme in ("timm", *_SCHEMES))
+    return text == EMBEDDED or bool(colon and rest and scheme in ("timm", *_SCHEMES))
 
 
 def check_encoder_spec(spec: str) -> None:
@@ -59,7 +60,7 @@ def load_backbone(spec: str) -> Backbone:
     Raises:
         UserError: Unknown form, or a model that cannot be found or read; the message names the remedy.
     """
-    if spec == "embedded":
+    if spec == EMBEDDED:
         from finelens.backbones.embedded import EmbeddedBackbone
 
         return EmbeddedBackbone()
@@ -130,7 +131,7 @@ def rebuild_image_tower(config: dict[str, Any], state: dict[str, Tensor]) -> Bac
         from finelens.backbones.features_only import FeatureBackbone
 
         return FeatureBackbone.from_config(config)
-    if kind == "embedded":
+    if kind == EMBEDDED:
         from finelens.backbones.embedded import EmbeddedBackbone
 
         return EmbeddedBackbone.image_only(config, state)

@@ -12,6 +12,8 @@ import PIL
 import torch
 from torch import Tensor
 
+from finelens.backbones.catalogue import RECOMMENDED
+from finelens.backbones.registry import EMBEDDED
 from finelens.classes.hints import asked_in_groups, given_hints, hints_by_name
 from finelens.core.console import Console, Mute, duration
 from finelens.core.options import to_plain
@@ -120,6 +122,8 @@ def execute(
     console.say(f"verdict: {judged.line}")
     if page is not None:
         console.say(f"what to do next, with the commands: open {page} in a browser")
+    if run.config.backbone == EMBEDDED:
+        console.say(f"for real work take a model trained on images with texts: --backbone {RECOMMENDED}; finelens backbones lists others")
     return RunResult(run.path, rows, fitted.untrained, judged)
 
 

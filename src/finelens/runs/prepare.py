@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from finelens.backbones.registry import EMBEDDED
 from finelens.classes.alignment_report import DescriptionReport
 from finelens.classes.class_set import build_class_set
 from finelens.classes.heads import ClassHeads, build_heads
@@ -91,7 +92,7 @@ def prepare(
     device = processes.device(choose_device(config.device))
     prototypes = _prototypes(config, names) if prototypes is None else prototypes
     backbone = source.open_backbone(config, prototypes, console)
-    if config.backbone == "embedded":
+    if config.backbone == EMBEDDED:
         console.say("backbone: embedded (EfficientNet-Lite0 + MiniLM, a stand-in that knows what is near ImageNet); --backbone takes a CLIP model")
     if prototypes is None:
         classes, report = _class_set(config, names, descriptions, backbone, console)
