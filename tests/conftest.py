@@ -15,7 +15,8 @@ from open_clip.tokenizer import SimpleTokenizer
 
 from finelens.backbones.embedded import IMAGENET_CAPTION, EmbeddedBackbone
 from finelens.backbones.minilm import IDENTITY
-from finelens.storage.cache import ENVIRONMENT_VARIABLE, cache_folder, cached_tensors
+from finelens.storage.cache import cached_tensors
+from finelens.storage.cache_place import ENVIRONMENT_VARIABLE, cache_folder
 from tests.backbones.checkpoints import write_tiny_resnet, write_tiny_vit
 from tests.toy import shared_tokenizer, write_classes, write_photos
 

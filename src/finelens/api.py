@@ -28,6 +28,7 @@ from finelens.runs.execute import RunResult, execute, follow
 from finelens.runs.folder import RunFolder
 from finelens.runs.inputs import further_encoders, read_inputs
 from finelens.runs.model import Model
+from finelens.runs.plan import Plan, plan_run
 from finelens.runs.resolve import absolute, make_config, with_extra
 from finelens.runs.shard import Shard, join_parts
 from finelens.runs.sources import source_at
@@ -110,6 +111,86 @@ def adapt(
     Raises:
         UserError: Input that cannot be used; the message names it and the remedy.
     """
+    processes = join_processes(device)
+    console = _voice(processes, console)
+    config, taken = _config(
+        photos,
+        classes,
+        verb=verb,
+        descriptions=descriptions,
+        hints=hints,
+        in_file=in_file,
+        box_confidence=box_confidence,
+        csv_bom=csv_bom,
+        strict=strict,
+        prototypes=prototypes,
+        row_names=row_names,
+        extra=extra,
+        extra_names=extra_names,
+        extra_encoders=extra_encoders,
+        logit_scale=logit_scale,
+        backbone=backbone,
+        method=method,
+        minutes=minutes,
+        seed=seed,
+        device=device,
+        options=options,
+        calibration=calibration,
+    )
+    # Whatever can be refused is refused before the folder is made or an earlier run in it is removed.
+    if processes.first:
+        RunFolder.check(out, config, overwrite=overwrite)
+    for remark in () if taken is None else taken.remarks:
+        console.say(remark)
+    inputs = read_inputs(config, console, processes=processes, taken=taken)
+    config = _pinned(config, inputs.prepared.engine.backbone.name)
+    if method == AUTO or minutes is not None:
+        choice = choose(inputs.prepared, inputs.loaded, config, inputs.hints, minutes, console)
+        config, inputs = choice.config, replace(inputs, prepared=choice.prepared, choice=choice.reason)
+    if not processes.first:
+        return follow(Path(out), config, inputs, should_stop)
+    with RunFolder.create(out, config, overwrite=overwrite) as run:
+        return execute(run, inputs, console, should_stop, report=_write_report)
+
+
+def plan(photos: str | Path, classes: str | Path | None, out: str | Path, *, console: Console | None = None, **given: Any) -> Plan:
+    """What :func:`adapt` would do with the same arguments, and for how long; nothing is written but texts in the cache.
+
+    Raises:
+        UserError: As :func:`adapt`.
+    """
+    overwrite = given.pop("overwrite", False)
+    config, taken = _config(photos, classes, **given)
+    RunFolder.check(out, config, overwrite=overwrite)
+    return plan_run(config, Path(out), console or Console(), taken)
+
+
+def _config(
+    photos: str | Path,
+    classes: str | Path | None,
+    *,
+    verb: str = "adapt",
+    descriptions: str | Path | None = None,
+    hints: str | Path | None = None,
+    in_file: str | Path | None = None,
+    box_confidence: float | None = None,
+    csv_bom: bool = False,
+    strict: bool = False,
+    prototypes: str | Path | None = None,
+    row_names: str | Path | None = None,
+    extra: Sequence[str | Path] = (),
+    extra_names: Sequence[str | Path] = (),
+    extra_encoders: Sequence[str] = (),
+    logit_scale: float | None = None,
+    backbone: str | None = None,
+    method: str = DEFAULT_METHOD,
+    minutes: float | None = None,
+    seed: int = 0,
+    device: str = "cpu",
+    options: Assignments | None = None,
+    calibration: bool = True,
+) -> tuple[RunConfig, Taken | None]:
+    """The configuration of a run, from the arguments of :func:`adapt`, and what it takes from a file of another tool."""
     taken = _taken(in_file, photos, box_confidence)
     if taken is not None:
         classes, hints = classes or (in_file if taken.classes else None), hints or (in_file if taken.hints else None)
@@ -117,8 +198,6 @@ def adapt(
         raise UserError("there is no class list: give --classes FILE, or --hints FILE whose names are the list")
     for spec in extra_encoders:
         check_encoder_spec(spec)
-    processes = join_processes(device)
-    console = _voice(processes, console)
     source = source_at(photos, strict=strict, row_names=row_names, logit_scale=logit_scale)
     options = with_extra(method, options or {}, (*extra, *extra_encoders), extra_names)
     config = make_config(
@@ -141,20 +220,7 @@ def adapt(
         seed=seed,
         device=device,
     )
-    # Whatever can be refused is refused before the folder is made or an earlier run in it is removed.
-    if processes.first:
-        RunFolder.check(out, config, overwrite=overwrite)
-    for remark in () if taken is None else taken.remarks:
-        console.say(remark)
-    inputs = read_inputs(config, console, processes=processes, taken=taken)
-    config = _pinned(config, inputs.prepared.engine.backbone.name)
-    if method == AUTO or minutes is not None:
-        choice = choose(inputs.prepared, inputs.loaded, config, inputs.hints, minutes, console)
-        config, inputs = choice.config, replace(inputs, prepared=choice.prepared, choice=choice.reason)
-    if not processes.first:
-        return follow(Path(out), config, inputs, should_stop)
-    with RunFolder.create(out, config, overwrite=overwrite) as run:
-        return execute(run, inputs, console, should_stop, report=_write_report)
+    return config, taken
 
 
 def _taken(in_file: str | Path | None, photos: str | Path, box_confidence: float | None) -> Taken | None:

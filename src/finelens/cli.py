@@ -2,32 +2,40 @@
 
 from __future__ import annotations
 
-import functools
-import json
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from finelens._version import __version__
 from finelens.bench.command import bench
-from finelens.core.console import Console, EventConsole
+from finelens.commands.cache import cache
+from finelens.commands.completion import complete_method, completion
+from finelens.commands.doctor import doctor
+from finelens.commands.new_method import new_method
+from finelens.commands.settings import config, config_option, sections_of_file
+from finelens.core.console import Console
 from finelens.core.launch import launched
-from finelens.core.schemas import CHECKPOINT_DIR, CONFIG_FILE, VERDICTS
+from finelens.core.schemas import CHECKPOINT_DIR, CONFIG_FILE, REPORT_FILE, VERDICTS
+from finelens.core.voice import INTERRUPTED, JUDGED, MISTAKE, speak, voice
 from finelens.errors import UserError
 from finelens.methods import auto
 from finelens.methods.registry import DEFAULT_METHOD, all_methods
 
+if TYPE_CHECKING:
+    from finelens.runs.execute import RunResult
+    from finelens.runs.plan import Plan
+
 F = TypeVar("F", bound=Callable[..., Any])
-INTERRUPTED = 130
-# Of --fail-on.
-JUDGED = 3
+# What --json of evaluate is without a file: standard output.
+_EVENTS = "-"
 # Verbs that several processes can share.
 SHARED_VERBS = ("adapt", "zero-shot", "resume", "predict")
 # Seconds that the first process has to say what is wrong with all of them.
@@ -75,34 +83,6 @@ _fail_on = click.option(
 )
 
 
-def _voice(command: F) -> F:
-    """``--quiet`` and ``--json``; the verb gets a ``console``."""
-
-    @click.option("--quiet", is_flag=True, help="Say nothing but warnings and errors.")
-    @click.option("--json", "as_events", is_flag=True, help="Say everything as JSON, an object a line, on standard output (docs/progress.md).")
-    @functools.wraps(command)
-    def speaking(*args: Any, quiet: bool, as_events: bool, **given: Any) -> Any:
-        if not as_events:
-            return command(*args, console=Console(enabled=not quiet), **given)
-        if quiet:
-            raise UserError("--quiet says nothing and --json everything; give one of them")
-        console = EventConsole()
-        try:
-            result = command(*args, console=console, **given)
-        except UserError as error:
-            console.tell("error", text=" ".join(str(error).split()))
-            raise
-        except SystemExit as stop:
-            # A verdict that the user did not want ends a run that is finished all the same.
-            event = {INTERRUPTED: "interrupted", JUDGED: "end"}.get(stop.code if isinstance(stop.code, int) else 0, "error")
-            console.tell(event, **({} if event == "end" else {"text": ""}))
-            raise
-        console.tell("end")
-        return result
-
-    return cast(F, speaking)
-
-
 def _run_options(command: F) -> F:
     """Options that ``adapt`` and ``zero-shot`` share."""
     options = [
@@ -110,7 +90,7 @@ def _run_options(command: F) -> F:
         click.option(
             "--classes", type=click.Path(path_type=Path), help="File of class names, one a line.  [default: those of --in, or that --hints use]"
         ),
-        click.option("--out", required=True, type=click.Path(path_type=Path), help="Run folder to write."),
+        click.option("--out", type=click.Path(path_type=Path), help="Run folder to write.  [default: a new one with the date, beside PHOTOS]"),
         click.option("--descriptions", type=click.Path(path_type=Path), help="JSON file {class: [sentence, ...]}."),
         click.option("--prototypes", type=click.Path(path_type=Path), help="Class prototypes, .npy or .safetensors, in the place of texts."),
         click.option("--logit-scale", type=float, help="Multiplier of cosines, for features of another origin.  [default: the file's, else 100]"),
@@ -125,6 +105,8 @@ def _run_options(command: F) -> F:
         click.option("--strict", is_flag=True, help="Note in its row a photograph that decodes although the image library complained."),
         click.option("--calibration/--no-calibration", default=True, show_default=True, help="Calibrate probabilities without labels."),
         click.option("--overwrite", is_flag=True, help="Replace an earlier run in --out."),
+        click.option("--dry-run", is_flag=True, help="Say what would be done and for how long; do nothing."),
+        config_option,
         _fail_on,
     ]
     for option in reversed(options):
@@ -133,9 +115,15 @@ def _run_options(command: F) -> F:
 
 
 @cli.command()
-@_voice
+@voice
 @_run_options
-@click.option("--method", default=DEFAULT_METHOD, show_default=True, help="See: finelens methods. auto chooses one and says why.")
+@click.option(
+    "--method",
+    default=DEFAULT_METHOD,
+    show_default=True,
+    shell_complete=complete_method,
+    help="See: finelens methods. auto chooses one and says why.",
+)
 @click.option(
     "--minutes", type=float, help="Time that training may take, for the default method and for --method auto.  [default: none: neither trains]"
 )
@@ -143,7 +131,7 @@ def _run_options(command: F) -> F:
 @_extra
 @_extra_names
 @_extra_encoders
-def adapt(photos: Path, assignments: tuple[str, ...], fail_on: str | None, **given: Any) -> None:
+def adapt(photos: Path, assignments: tuple[str, ...], dry_run: bool, fail_on: str | None, **given: Any) -> None:
     """Adapt to PHOTOS, a folder or a feature file, without labels and write a run folder.
 
     Sub-folders of PHOTOS are searched; their names are never read as labels.
@@ -151,48 +139,87 @@ def adapt(photos: Path, assignments: tuple[str, ...], fail_on: str | None, **giv
     options = _checked_options(photos, assignments, given)
     from finelens import api
 
+    if dry_run:
+        _tell_plan(given["console"], api.plan(photos, **given, options=options))
+        return
     with _graceful_stop(given["out"]) as should_stop:
-        api.adapt(photos, **given, options=options, should_stop=should_stop)
+        result = api.adapt(photos, **given, options=options, should_stop=should_stop)
+    _tell_run(given["console"], result)
     _exit_by_verdict(given["out"], fail_on)
 
 
 @cli.command("zero-shot")
-@_voice
+@voice
 @_run_options
 @click.option("--method", default="zero-shot", show_default=True, help="zero-shot (templates) or cupl (descriptions).")
-def zero_shot(photos: Path, assignments: tuple[str, ...], fail_on: str | None, **given: Any) -> None:
+def zero_shot(photos: Path, assignments: tuple[str, ...], dry_run: bool, fail_on: str | None, **given: Any) -> None:
     """Classify PHOTOS, a folder or a feature file, with the unadapted model and write a run folder."""
     options = _checked_options(photos, assignments, given)
     from finelens import api
 
-    api.zero_shot(photos, **given, options=options)
+    if dry_run:
+        _tell_plan(given["console"], api.plan(photos, **given, options=options, verb="zero-shot"))
+        return
+    _tell_run(given["console"], api.zero_shot(photos, **given, options=options))
     _exit_by_verdict(given["out"], fail_on)
 
 
 def _checked_options(photos: Path, assignments: tuple[str, ...], given: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """The options of ``--set``; whatever can be refused before a tensor library is imported is refused here."""
+    """The options of ``--config`` and ``--set``, and ``out`` where it was left to us; what can be refused before a tensor library is imported is."""
     from finelens.runs.config import parse_assignments
     from finelens.runs.early import check_run
 
-    options = parse_assignments(assignments)
+    options = sections_of_file()
+    for section, values in parse_assignments(assignments).items():
+        options[section] = {**options.get(section, {}), **values}
+    left_to_us = given["out"] is None
+    if left_to_us:
+        given["out"] = _own_folder(photos, overwrite=given["overwrite"])
     check_run(photos, options, **given)
+    if left_to_us:
+        given["console"].say(f"the run goes to {given['out']}")
     return options
 
 
+def _own_folder(photos: Path, *, overwrite: bool) -> Path:
+    from finelens.runs.place import dated_folder
+
+    if overwrite:
+        raise UserError("--overwrite replaces the run in --out: say which")
+    if launched()[1] > 1:
+        raise UserError("several processes must be told one --out")
+    return dated_folder(photos)
+
+
+def _tell_plan(console: Console, found: Plan) -> None:
+    console.answer("\n".join(found.lines()), **asdict(found), seconds=found.seconds)
+
+
+def _tell_run(console: Console, result: RunResult) -> None:
+    """What a finished run is, for another program; a person has read it by now. Of several processes, the first one tells."""
+    if launched()[0]:
+        return
+    report, verdict = result.path / REPORT_FILE, None if result.verdict is None else result.verdict.level
+    console.answer("", run=str(result.path), report=str(report) if report.is_file() else None, verdict=verdict, rows=len(result.rows))
+
+
 @cli.command()
+@voice
 @click.argument("run", type=click.Path(path_type=Path))
 @_fail_on
-def resume(run: Path, fail_on: str | None) -> None:
+def resume(run: Path, fail_on: str | None, console: Console) -> None:
     """Go on with the interrupted run in RUN, with its own configuration."""
     from finelens import api
 
     with _graceful_stop(run) as should_stop:
-        api.resume(run, should_stop=should_stop)
+        result = api.resume(run, console=console, should_stop=should_stop)
+    if result is not None:
+        _tell_run(console, result)
     _exit_by_verdict(run, fail_on)
 
 
 @cli.command()
-@_voice
+@voice
 @click.argument("run", type=click.Path(path_type=Path))
 @click.argument("photos", type=click.Path(path_type=Path))
 @click.option("--csv", "csv_file", required=True, type=click.Path(path_type=Path), help="File to write.")
@@ -262,44 +289,59 @@ def predict(
     except KeyboardInterrupt:
         click.echo(f"\nstopped; what was answered is in {question.target}.part, and the same command goes on from there", err=True)
         sys.exit(INTERRUPTED)
+    console.answer("", csv=str(question.target))
     if part is not None and part.number == 1:
         console.say(f"when all {part.count} parts are there: finelens join {Shard.pattern(csv_file, part.count)} --csv {csv_file}")
 
 
 @cli.command()
+@voice
 @click.argument("parts", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--csv", "csv_file", required=True, type=click.Path(path_type=Path), help="File to write.")
-def join(parts: tuple[Path, ...], csv_file: Path) -> None:
+def join(parts: tuple[Path, ...], csv_file: Path, console: Console) -> None:
     """Put the PARTS that predict --shard wrote together: the bytes of a file that was written without parts."""
     from finelens.runs.shard import join_parts
 
-    join_parts(parts, csv_file, Console())
+    console.answer("", csv=str(join_parts(parts, csv_file, console)))
 
 
 @cli.command()
 @click.argument("run", type=click.Path(path_type=Path))
 @click.argument("test", type=click.Path(path_type=Path))
 @click.option("--labels", required=True, help="folders (the first sub-folder of TEST names the class), or a CSV file with columns path,label.")
-@click.option("--json", "json_file", type=click.Path(path_type=Path), help="File to write all measures to.")
+@click.option(
+    "--json",
+    "json_file",
+    is_flag=False,
+    flag_value=_EVENTS,
+    type=click.Path(path_type=Path),
+    help="File to write all measures to; as the last word: everything as JSON on standard output (docs/command.md).",
+)
+@click.option("--quiet", is_flag=True, help="Say nothing but the measures, warnings and errors.")
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:N or mps.")
 @_row_names
 @_extra
 @_extra_names
 @_moved_encoders
-def evaluate(run: Path, test: Path, labels: str, **given: Any) -> None:
+def evaluate(json_file: Path | None, quiet: bool, **given: Any) -> None:
     """Score the finished run in RUN on the labelled photographs in TEST, a folder or a feature file."""
+    told = str(json_file) == _EVENTS
+    speak(_evaluate, quiet=quiet, as_events=told, json_file=None if told else json_file, **given)
+
+
+def _evaluate(run: Path, test: Path, labels: str, console: Console, **given: Any) -> None:
     from finelens.runs.evaluate import evaluate as score
     from finelens.runs.evaluate import summary
     from finelens.runs.judge import contradiction
 
-    found = score(run, test, labels, **given)
-    click.echo(summary(found))
+    found = score(run, test, labels, console=console, **given)
+    console.answer(summary(found), measures=found)
     if said := contradiction(run, found):
-        click.echo(f"warning: {said}", err=True)
+        console.warn(said)
 
 
 @cli.command()
-@_voice
+@voice
 @click.argument("photos", type=click.Path(path_type=Path))
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="File to write, .safetensors; or a folder of shards, .features.")
 @click.option("--backbone", default="embedded", show_default=True, help=BACKBONES)
@@ -319,12 +361,14 @@ def features(photos: Path, **given: Any) -> None:
 
     try:
         write_features(photos, **given)
+        given["console"].answer("", out=str(given["out"]))
     except KeyboardInterrupt:
         click.echo("\nstopped; what was encoded is in the cache, and the same command goes on from there", err=True)
         sys.exit(INTERRUPTED)
 
 
 @cli.command()
+@voice
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--labels", help="folders, or a CSV file with columns path,label: adds measured accuracy to the report.")
 @click.option("--test", type=click.Path(path_type=Path), help="Folder of the labelled photographs; default: those of the run.")
@@ -336,25 +380,30 @@ def features(photos: Path, **given: Any) -> None:
 def report(run: Path, fail_on: str | None, **given: Any) -> None:
     """Write report.html, MODEL_CARD.md and verdict.json of the finished run in RUN again."""
     from finelens import api
+    from finelens.runs.judge import read_level
 
-    api.report(run, **given)
+    page = api.report(run, **given)
+    given["console"].answer("", report=str(page), verdict=read_level(run))
     _exit_by_verdict(run, fail_on)
 
 
 @cli.command()
+@voice
 @click.argument("run", type=click.Path(path_type=Path))
 @click.argument("image", type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), help="HTML page to write as well.")
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:N or mps.")
-def explain(run: Path, image: Path, out: Path | None, device: str) -> None:
+def explain(run: Path, image: Path, out: Path | None, device: str, console: Console) -> None:
     """Say why the finished run in RUN gives IMAGE its class: texts, where it looked, the nearest photographs."""
     from finelens import api
 
-    for line in api.explain(run, image, out, device=device).lines():
-        click.echo(line)
+    found = api.explain(run, image, out, device=device, console=console)
+    page = None if out is None else str(out)
+    console.answer("\n".join(found.lines()), image=str(image), zero_shot=found.zero_shot, sides=[asdict(side) for side in found.sides], out=page)
 
 
 @cli.command()
+@voice
 @click.argument("run", metavar="RUN|PHOTOS", type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), help="Sheet to write.  [default: RUN/review.html]")
 @click.option("--limit", default=200, show_default=True, type=click.IntRange(1, 2000), help="Most photographs on the sheet.")
@@ -382,6 +431,7 @@ def review(
     hints: Path | None,
     port: int,
     backbone: str,
+    console: Console,
 ) -> None:
     """Show photographs of the finished run in RUN for a person to look at: those most likely wrong, or with --ask those worth most to name.
 
@@ -394,31 +444,37 @@ def review(
     if csv is not None:
         if ask is None or serve or out is not None:
             raise UserError("--csv writes the order of --ask N in the place of a sheet; give --ask, and leave out --serve and --out")
-        api.ask(run, ask, csv=csv, order=order, backbone=backbone)
+        chosen = api.ask(run, ask, csv=csv, order=order, backbone=backbone, console=console)
+        console.answer("", csv=str(csv), photographs=len(chosen))
         return
     if not serve:
-        api.review(run, out, limit=limit, order=order)
+        console.answer("", sheet=str(api.review(run, out, limit=limit, order=order, console=console)))
         return
-    with api.review_server(run, hints, limit=limit, port=port, order=order, backbone=backbone) as server:
-        click.echo(f"open {server.address} in a browser; answers go to {server.hints}; Ctrl-C ends")
+    with api.review_server(run, hints, limit=limit, port=port, order=order, backbone=backbone, console=console) as server:
+        address, file = server.address, str(server.hints)
+        console.answer(f"open {address} in a browser; answers go to {file}; Ctrl-C ends", address=address, hints=file)
         try:
             server.serve_forever()
         except KeyboardInterrupt:
-            click.echo(f"\nended; the answers are used by\n{server.session.subject.command}")
+            command = server.session.subject.command
+            console.answer(f"\nended; the answers are used by\n{command}", hints=file, command=command)
 
 
 @cli.command("merge-hints")
+@voice
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Hints file to write; its column by keeps who said what.")
 @click.option("--classes", type=click.Path(path_type=Path), help="Class list to write, of the names that the answers use.")
-def merge_hints(files: tuple[Path, ...], out: Path, classes: Path | None) -> None:
+def merge_hints(files: tuple[Path, ...], out: Path, classes: Path | None, console: Console) -> None:
     """Join the answers of several people, hints FILES, into one; shows where they contradict one another, and leaves that out."""
     from finelens.classes.merging import merge_hints as merge
 
-    merge(files, out, classes=classes)
+    merge(files, out, classes=classes, console=console)
+    console.answer("", out=str(out), classes=None if classes is None else str(classes))
 
 
 @cli.command()
+@voice
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--to", required=True, metavar="FORM", help="Name of the form; finelens write --list shows all.")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="New file or folder to write.")
@@ -430,11 +486,12 @@ def merge_hints(files: tuple[Path, ...], out: Path, classes: Path | None) -> Non
 @click.option("--package", type=click.Path(path_type=Path), help="For camtrap-dp: folder of the package that the photographs are of.")
 @click.option("--project", help="For wildlife-insights: id of the project.")
 @click.option("--list", is_flag=True, is_eager=True, expose_value=False, callback=lambda *given: _list_forms(*given), help="Show the forms.")
-def write(run: Path, to: str, out: Path, **given: Any) -> None:
+def write(run: Path, to: str, out: Path, console: Console, **given: Any) -> None:
     """Write the answers of the finished run in RUN in the form of another tool: Timelapse, Label Studio, folders by class, ..."""
     from finelens.exchange.forms import write as write_form
 
-    click.echo(f"wrote {out}: {write_form(run, to, out, **given)}")
+    said = write_form(run, to, out, **given)
+    console.answer(f"wrote {out}: {said}", out=str(out), form=to, text=said)
 
 
 def _list_forms(context: click.Context, option: click.Parameter, asked: bool) -> None:
@@ -449,6 +506,7 @@ def _list_forms(context: click.Context, option: click.Parameter, asked: bool) ->
 
 
 @cli.command()
+@voice
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--to", required=True, type=click.Choice(["torch", "onnx"]), help="torch: a program of torch.export.")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder to write.")
@@ -461,36 +519,35 @@ def export(run: Path, out: Path, **given: Any) -> None:
     from finelens.export.write import export as write_export
 
     write_export(run, out, **given)
+    given["console"].answer("", out=str(out), form=given["to"])
 
 
 @cli.command()
+@voice
 @click.option("--for", "use", help="natural, satellite, species, medical or languages.  [default: all]")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, a list of objects.")
-def backbones(use: str | None, as_json: bool) -> None:
+def backbones(use: str | None, console: Console) -> None:
     """List models to start from: what for, size, licence, published zero-shot accuracy and its source."""
     from finelens.backbones.catalogue import known_backbones, table_lines
 
     rows = known_backbones(use)
-    if as_json:
-        click.echo(json.dumps([row.to_json() for row in rows], indent=1))
-        return
-    for line in table_lines(rows):
-        click.echo(line)
+    console.answer("\n".join(table_lines(rows)), backbones=[row.to_json() for row in rows])
 
 
 @cli.command()
-def methods() -> None:
+@voice
+def methods(console: Console) -> None:
     """List the methods: name, family, one sentence. The default comes first."""
     known = sorted(all_methods(), key=lambda method: method.name != DEFAULT_METHOD)
     lines = [(method.name, method.family, f"Default. {method.summary}" if method.name == DEFAULT_METHOD else method.summary) for method in known]
     lines.insert(1, (auto.AUTO, auto.FAMILY, auto.SUMMARY))
     name_width = max(len(name) for name, _, _ in lines)
     family_width = max(len(family) for _, family, _ in lines)
-    for name, family, summary in lines:
-        click.echo(f"{name:<{name_width}}  {family:<{family_width}}  {summary}")
+    text = "\n".join(f"{name:<{name_width}}  {family:<{family_width}}  {summary}" for name, family, summary in lines)
+    console.answer(text, methods=[{"name": name, "family": family, "summary": summary} for name, family, summary in lines], default=DEFAULT_METHOD)
 
 
 @cli.command()
+@voice
 @click.option(
     "--out", default="finelens-demo", show_default=True, type=click.Path(path_type=Path), help="Run folder; an earlier demo in it is replaced."
 )
@@ -500,15 +557,17 @@ def methods() -> None:
 @click.option(
     "--data-dir", default="finelens-data", show_default=True, type=click.Path(path_type=Path), help="Where --dataset pets is downloaded to."
 )
-def demo(out: Path, dataset: str, data_dir: Path) -> None:
+def demo(out: Path, dataset: str, data_dir: Path, console: Console) -> None:
     """Adapt to the photographs that ship with finelens and show zero-shot against adapted."""
     from finelens.demo.run import run_demo
 
     with _graceful_stop(out) as should_stop:
-        click.echo(run_demo(out, dataset, data_dir, should_stop=should_stop))
+        said = run_demo(out, dataset, data_dir, should_stop=should_stop, console=console)
+    console.answer(said, run=str(out), text=said)
 
 
-cli.add_command(bench)
+for command in (bench, cache, completion, config, doctor, new_method):
+    cli.add_command(command)
 
 
 @contextmanager
@@ -576,7 +635,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         code = cli.main(args=None if arguments is None else list(arguments), prog_name="finelens", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message())
-        sys.exit(2)
+        sys.exit(MISTAKE)
     except click.ClickException as error:
         _fail(error.format_message())
     except UserError as error:
@@ -597,4 +656,4 @@ def _fail(message: str) -> None:
         time.sleep(FIRST_SPEAKS)
         name = f"finelens, process {rank} of {count}"
     click.echo(f"{name}: " + " ".join(message.split()), err=True)
-    sys.exit(2)
+    sys.exit(MISTAKE)

@@ -12,11 +12,11 @@ import torch
 import finelens
 from finelens.errors import UserError
 from finelens.feature_store import cache as module
-from finelens.feature_store.cache import LIMIT_VARIABLE, FeatureCache, bound
+from finelens.feature_store.cache import FeatureCache, bound
 from finelens.feature_store.crops import Crops
 from finelens.feature_store.encoder import FeatureEncoder
 from finelens.protocol import TargetFeatures
-from finelens.storage.cache import cache_folder
+from finelens.storage.cache_place import LIMIT_VARIABLE, cache_folder
 from tests.children import Child
 from tests.methods.tiny import Pictures, tiny_engine
 from tests.toy import QUIET, forwards, options_for

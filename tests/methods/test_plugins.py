@@ -6,23 +6,29 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
+from finelens.commands.new_method import write_package
 from finelens.errors import UserError
 from finelens.methods import plugins
+from finelens.methods.method import Method
 from finelens.methods.registry import METHODS as OWN
 from finelens.methods.registry import all_methods, find_method
+from finelens.testing import CHECKS, check_entry, check_hints
 
 # The whole matrix, for METHODS of this module.
 from tests.methods.test_matrix import *  # noqa: F403
 
 SOURCE = Path(__file__).parent / "plugin"
 sys.path.insert(0, str(SOURCE))
-from finelens_toys import METHODS  # noqa: E402
+from finelens_toys import METHODS as TOYS  # noqa: E402
 
 sys.path.remove(str(SOURCE))
+# What ``finelens new-method nearest-mean`` writes passes the matrix as it is.
+METHODS = [Method("nearest-mean", "solver", "Text logits and class means of the text posterior.", "finelens_nearest_mean.solver:NearestMean"), *TOYS]
 
 
 def write_distribution(folder: Path, name: str, entry_points: dict[str, str]) -> Path:
@@ -35,9 +41,17 @@ def write_distribution(folder: Path, name: str, entry_points: dict[str, str]) ->
     return folder
 
 
+def install_scaffold(site: Path) -> Path:
+    """What ``pip install`` of a new package does. Returns ``site``."""
+    write_package("nearest-mean", site / "package")
+    shutil.copytree(site / "package" / "src" / "finelens_nearest_mean", site / "finelens_nearest_mean")
+    entry = tomllib.loads((site / "package" / "pyproject.toml").read_text())["project"]["entry-points"]["finelens.methods"]
+    return write_distribution(site, "finelens-nearest-mean", entry)
+
+
 @pytest.fixture(autouse=True, scope="module")
 def _installed(tmp_path_factory):
-    site = tmp_path_factory.mktemp("site")
+    site = install_scaffold(tmp_path_factory.mktemp("site"))
     shutil.copytree(SOURCE / "finelens_toys", site / "finelens_toys")
     write_distribution(site, "finelens-toys", {"toys": "finelens_toys:METHODS"})
     with pytest.MonkeyPatch.context() as patch:
@@ -132,11 +146,33 @@ def test_the_command_line_lists_them_without_torch_and_survives_a_broken_package
     assert "package broken: its methods (no_such_module:METHODS) are left out" in done.stdout
 
 
-def test_the_example_of_the_documentation_runs(install, tiny_vit):
+def test_the_page_shows_what_the_command_writes(tmp_path):
+    write_package("nearest-mean", tmp_path)
     text = (Path(__file__).parents[2] / "docs" / "adding_a_method.md").read_text(encoding="utf-8")
-    (code,) = re.findall(r"```python\n(.*?)```", text, re.S)
-    assert '[project.entry-points."finelens.methods"]\nnearest-mean = "nearest_mean:METHOD"' in text
-    install("nearest-mean", code, "nearest_mean:METHOD")
+    shown = re.findall(r"```(?:python|toml)\n(.*?)```", text, re.S)
+    written = [path.read_text(encoding="utf-8") for path in sorted(tmp_path.rglob("*")) if path.suffix in (".py", ".toml")]
+    assert len(shown) == 4
+    for block in shown:
+        assert any(block in file for file in written), block
+
+
+def test_the_checks_of_a_new_package_pass_and_can_fail(tmp_path, install):
+    for check in CHECKS:
+        check("nearest-mean")
+    write_package("deaf", tmp_path / "deaf")
+    code = (tmp_path / "deaf" / "src" / "finelens_deaf" / "solver.py").read_text().replace("known.clamp(", "(")
+    install(
+        "deaf-one",
+        f"{code}\nfrom finelens.methods.registry import Method\nMETHOD = Method('deaf', 'solver', 'One.', 'deaf_one:Deaf')\n",
+        "deaf_one:METHOD",
+    )
+    with pytest.raises(AssertionError, match=r"use known\.clamp"):
+        check_hints("deaf")
+    with pytest.raises(AssertionError, match="of solvers"):
+        check_entry("toy-text")
+
+
+def test_options_of_a_new_method(tiny_vit):
     _, first, _ = fit_toy(tiny_vit, "nearest-mean", pictures())  # noqa: F405
     _, second, _ = fit_toy(tiny_vit, "nearest-mean", pictures(), options={"method": {"weight": 2.0}})  # noqa: F405
     assert not torch.equal(first.model.task.coef_, second.model.task.coef_)  # noqa: F405

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from finelens.storage import cache
-from finelens.storage.cache import ENVIRONMENT_VARIABLE, cache_folder, cache_key, cached_tensors
+from finelens.storage.cache import cache_key, cached_tensors
+from finelens.storage.cache_place import ENVIRONMENT_VARIABLE, cache_folder
 
 
 class Counter:

@@ -34,6 +34,12 @@ def check_spec(spec: str) -> None:
         raise UserError(f"unknown backbone {spec!r}; the forms are: {FORMS}")
 
 
+def is_local(spec: str) -> bool:
+    """Whether a backbone is on this machine by what it is called; one of a hub may or may not be."""
+    scheme, _, rest = spec.partition(":")
+    return scheme in ("embedded", "features", "local") or (scheme == "transformers" and Path(rest).expanduser().is_dir())
+
+
 def is_encoder_spec(text: str) -> bool:
     """Whether a text specifies an image encoder, rather than naming a file."""
     scheme, colon, rest = text.partition(":")

@@ -7,12 +7,15 @@ from pathlib import Path
 
 import click
 
+from finelens.core.console import Console, EventConsole
+from finelens.core.voice import voice
 from finelens.errors import UserError
 
 DATA_ROOT = "FINELENS_DATA"
 
 
 @click.group(invoke_without_command=True)
+@voice
 @click.option("--data", multiple=True, metavar="FOLDER|NAME", help="A data set: a folder, or a name under --data-root; repeatable.")
 @click.option("--data-root", type=click.Path(path_type=Path), help=f"Folder of data sets; default ${DATA_ROOT}.")
 @click.option("--methods", default="features", show_default=True, help="Names, or all, training, training-free, features (need no pixels).")
@@ -42,6 +45,7 @@ def bench(
     assignments: tuple[str, ...],
     device: str,
     out: Path | None,
+    console: Console,
 ) -> None:
     """Compare methods on labelled data sets, by rules that the code keeps.
 
@@ -49,6 +53,8 @@ def bench(
     processes with the same --out.
     """
     if ctx.invoked_subcommand is not None:
+        if isinstance(console, EventConsole):
+            raise UserError(f"--json stands behind the word that it is for: finelens bench {ctx.invoked_subcommand} --json")
         return
     if not data or out is None:
         raise UserError("bench needs --data FOLDER and --out FILE; see finelens bench --help")
@@ -56,7 +62,6 @@ def bench(
     from finelens.bench.rows.protocols import parse_protocol
     from finelens.bench.rows.results import ResultsFile
     from finelens.bench.sets.find import find_data
-    from finelens.core.console import Console
     from finelens.storage.files import check_target
 
     check_target(out, '{"schema": 1, "data": ')
@@ -71,20 +76,22 @@ def bench(
     )
     root = data_root or (Path(os.environ[DATA_ROOT]) if os.environ.get(DATA_ROOT) else None)
     found = [find_data(text, root) for text in data]
-    busy = run(plan, [read for _, read in found], [name for name, _ in found], ResultsFile(out), Console())
+    busy = run(plan, [read for _, read in found], [name for name, _ in found], ResultsFile(out), console)
     if busy:
-        click.echo(f"{busy} rows are being computed by another process", err=True)
-    click.echo(f"results are in {out}; finelens bench table {out}", err=True)
+        console.say(f"{busy} rows are being computed by another process")
+    console.say(f"results are in {out}; finelens bench table {out}")
+    console.answer("", results=str(out), busy=busy)
 
 
 @bench.command()
+@voice
 @click.argument("results", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--markdown", is_flag=True, help="Markdown, which is the only form so far and the default.")
 @click.option("--measure", show_default="accuracy", help="Any measure of the results, e.g. class_mean_accuracy, ece, gain.")
 @click.option("--published", is_flag=True, help="Published numbers on the same data sets under each table, marked comparable or not.")
 @click.option("--methods", help="Only these, comma-separated; default all.")
 @click.option("--runs", is_flag=True, help="One line a row, with baselines, branches and intervals; takes neither --measure nor --published.")
-def table(results: tuple[Path, ...], markdown: bool, measure: str | None, published: bool, methods: str | None, runs: bool) -> None:
+def table(results: tuple[Path, ...], markdown: bool, measure: str | None, published: bool, methods: str | None, runs: bool, console: Console) -> None:
     """One table per protocol: methods by data sets, means over seeds; or the rows themselves."""
     from finelens.bench.rows.results import only_methods, read_results
     from finelens.bench.tables.table import markdown_runs, markdown_tables
@@ -94,13 +101,14 @@ def table(results: tuple[Path, ...], markdown: bool, measure: str | None, publis
         found = only_methods(found, _items(methods, "--methods"))
     if runs and (published or measure is not None):
         raise UserError("--runs shows every row as it is; leave out --measure and --published")
-    click.echo(markdown_runs(found) if runs else markdown_tables(found, measure or "accuracy", published), nl=False)
+    console.answer((markdown_runs(found) if runs else markdown_tables(found, measure or "accuracy", published)).rstrip("\n"))
 
 
 @bench.command()
+@voice
 @click.argument("results", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--html", required=True, type=click.Path(path_type=Path), help="File to write; it needs nothing else.")
-def leaderboard(results: tuple[Path, ...], html: Path) -> None:
+def leaderboard(results: tuple[Path, ...], html: Path, console: Console) -> None:
     """Write RESULTS as one HTML page: tables to sort, intervals, accuracy against cost."""
     from finelens.bench.rows.results import read_results
     from finelens.bench.tables.leaderboard import leaderboard as page
@@ -108,35 +116,38 @@ def leaderboard(results: tuple[Path, ...], html: Path) -> None:
 
     check_target(html, HTML_START)
     write_text(html, page(read_results(results)))
-    click.echo(f"wrote {html}", err=True)
+    console.say(f"wrote {html}")
+    console.answer("", html=str(html))
 
 
 @bench.command()
+@voice
 @click.argument("results", nargs=-1, required=True, type=click.Path(path_type=Path))
-def summary(results: tuple[Path, ...]) -> None:
+def summary(results: tuple[Path, ...], console: Console) -> None:
     """Say what RESULTS say: the best method by mean, by worst case and by cost, and whether the defaults fall below zero-shot."""
     from finelens.bench.rows.results import read_results
     from finelens.bench.tables.summary import summary as text
 
-    click.echo(text(read_results(results)), nl=False)
+    console.answer(text(read_results(results)).rstrip("\n"))
 
 
 @bench.command()
+@voice
 @click.argument("a")
 @click.argument("b")
 @click.option("--results", multiple=True, type=click.Path(path_type=Path), help="Results that hold both methods; repeatable.")
-def compare(a: str, b: str, results: tuple[Path, ...]) -> None:
+def compare(a: str, b: str, results: tuple[Path, ...], console: Console) -> None:
     """Differences of two methods in --results, or of the same rows in two results files A and B, with paired intervals."""
     from finelens.bench.rows.results import read_results
     from finelens.bench.tables.compare import compare_files, compare_methods
 
     if results:
-        click.echo(compare_methods(read_results(results), a, b), nl=False)
+        console.answer(compare_methods(read_results(results), a, b).rstrip("\n"))
         return
     for text in (a, b):
         if not Path(text).is_file():
             raise UserError(f"{text} is no results file; to compare two methods add --results FILE")
-    click.echo(compare_files(read_results([Path(a)]), read_results([Path(b)])), nl=False)
+    console.answer(compare_files(read_results([Path(a)]), read_results([Path(b)])).rstrip("\n"))
 
 
 def _items(text: str, option: str) -> list[str]:

@@ -32,6 +32,11 @@ class Console:
         """One line that should not be missed."""
         print(f"warning: {line}", file=sys.stderr, flush=True)
 
+    def answer(self, text: str, /, **fields: object) -> None:
+        """What was asked for, on standard output: as a text for a person, as ``fields`` for another program."""
+        if text:
+            print(text, flush=True)
+
     def progress(self, total: int, what: str, unit: str = "image") -> AbstractContextManager[Progress]:
         """A bar with an ETA."""
         return progress(total, what, unit=unit, enabled=self.enabled)
@@ -44,6 +49,9 @@ class Mute(Console):
         super().__init__(enabled=False)
 
     def warn(self, line: str) -> None:
+        """Nothing."""
+
+    def answer(self, text: str, /, **fields: object) -> None:
         """Nothing."""
 
 
@@ -63,6 +71,8 @@ def duration(seconds: float, *, rough: bool = False) -> str:
 DELAY = 2.0
 # Time between two lines in a log, in seconds.
 LOG_INTERVAL = 60.0
+# Version of the fields of events ``result``: raised when one of them goes or changes its meaning.
+RESULT_SCHEMA = 1
 # Time between two events of one piece of work for another program, in seconds.
 EVENT_INTERVAL = 1.0
 
@@ -186,6 +196,10 @@ class EventConsole(Console):
     def warn(self, line: str) -> None:
         """An event ``warning``."""
         self.tell("warning", text=line)
+
+    def answer(self, text: str, /, **fields: object) -> None:
+        """An event ``result`` with the fields, or with the text where there are none."""
+        self.tell("result", schema=RESULT_SCHEMA, **(fields or {"text": text}))
 
     def tell(self, event: str, **fields: object) -> None:
         """Write an event with its time."""

@@ -207,7 +207,7 @@ def nothing_trained(signals: Signals, reason: str, evaluation: Mapping[str, Any]
         evaluation: What labels said; None without labels.
     """
     account = Reason("bad", f"{_sentence(reason)}.", "start")
-    reasons = (account, Reason("note", f"{REMEDY}.", "remedy"), *_texts(signals, signals.text_agreement is not None), *_notes(signals))
+    reasons = (account, Reason("note", f"{_sentence(REMEDY)}.", "remedy"), *_texts(signals, signals.text_agreement is not None), *_notes(signals))
     if evaluation is not None:
         said = f"Nothing was trained; {evaluation['accuracy']:.1%} of {evaluation['n']} labelled photographs are right."
         return Verdict("unclear", said, reasons, measured=True)

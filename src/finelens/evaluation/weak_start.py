@@ -16,8 +16,8 @@ FEW_IMAGES = 50
 
 HARDLY = "the starting model hardly knows these classes"
 REMEDY = (
-    "--method auto takes a method that trains nothing, which does far better with a few labelled photographs (finelens review makes a sheet to label "
-    "them on, --hints takes it). Other class names or descriptions may help; --set training.guard=off trains all the same"
+    "label a few photographs and adapt again with --hints (finelens review makes a sheet to label them on), or take --method auto, which chooses a "
+    "method that trains nothing. Other class names or descriptions may help; --set training.guard=off trains all the same"
 )
 
 

@@ -19,33 +19,15 @@ import torch
 from torch import Tensor
 
 from finelens.errors import UserError
-from finelens.storage.cache import cache_folder, cache_key
-from finelens.storage.files import TEMPORARY_PREFIX, TEMPORARY_SUFFIX
+from finelens.storage.cache import cache_key
+from finelens.storage.cache_place import FEATURES, STALE_SECONDS, cache_folder, cache_limit, is_temporary
 from finelens.storage.tensors import load_tensors, save_tensors
-
-LIMIT_VARIABLE = "FINELENS_CACHE_GB"
-DEFAULT_LIMIT_GB = 20.0
-FOLDER = "features"
 
 # A shard is written at whichever comes first: what a killed process loses is at most this much.
 SHARD_ROWS, SHARD_BYTES, SHARD_SECONDS = 1024, 64 << 20, 30.0
 # More small shards than this in one folder are joined: single images predicted one by one would make a file each.
 SMALL_SHARDS, SMALL_BYTES = 32, 1 << 20
-STALE_SECONDS = 24 * 3600.0
 ID, CHECK = "id", "check"
-
-
-def cache_limit() -> int:
-    """Bytes that cached features may take: ``$FINELENS_CACHE_GB``, else 20 GB. 0 switches the cache off.
-
-    Raises:
-        UserError: The variable is not a number.
-    """
-    text = os.environ.get(LIMIT_VARIABLE) or str(DEFAULT_LIMIT_GB)
-    try:
-        return max(0, int(float(text) * 1e9))
-    except (ValueError, OverflowError):
-        raise UserError(f"{LIMIT_VARIABLE} must be a number of gigabytes, got {text!r}; unset it for {DEFAULT_LIMIT_GB:g}") from None
 
 
 class FeatureCache:
@@ -61,7 +43,7 @@ class FeatureCache:
         # A home folder that cannot be found is a cache that cannot be used.
         self.folder: Path | None = None
         with suppress(RuntimeError):
-            self.folder = cache_folder() / FOLDER / key if self._limit else None
+            self.folder = cache_folder() / FEATURES / key if self._limit else None
         self.error: str | None = None
         self._pending: list[tuple[list[bytes], dict[str, Tensor]]] = []
         self._rows = self._bytes = 0
@@ -214,7 +196,7 @@ def bound(root: Path, limit: int) -> None:
             info = path.stat()
             if path.suffix == ".safetensors":
                 shards.append((info.st_mtime, info.st_size, path))
-            elif path.name.startswith(TEMPORARY_PREFIX) and path.name.endswith(TEMPORARY_SUFFIX) and time.time() - info.st_mtime > STALE_SECONDS:
+            elif is_temporary(path.name) and time.time() - info.st_mtime > STALE_SECONDS:
                 path.unlink()
     total = sum(size for _, size, _ in shards)
     for _, size, path in sorted(shards):

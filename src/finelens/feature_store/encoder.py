@@ -14,7 +14,7 @@ from torch import Tensor
 
 from finelens.core.console import Console
 from finelens.engine.engine import Engine
-from finelens.feature_store.cache import LIMIT_VARIABLE, FeatureCache, cache_limit
+from finelens.feature_store.cache import FeatureCache
 from finelens.feature_store.crops import Crops
 from finelens.feature_store.store import FeatureStore
 from finelens.images.batches import batches, centre_batches, inference_batches
@@ -22,6 +22,7 @@ from finelens.images.view_config import ViewConfig
 from finelens.images.views import INFERENCE_SEED
 from finelens.protocol import Backbone, ImageStore, InferenceViews, TargetFeatures, ViewPlan
 from finelens.storage.cache import state_digest
+from finelens.storage.cache_place import LIMIT_VARIABLE, cache_limit
 
 BATCH = 64
 # Part of every key: raise it when centre or crop views of the same file change, or what a tower makes of them.

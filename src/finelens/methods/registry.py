@@ -7,7 +7,7 @@ from finelens.errors import UserError
 from finelens.methods.method import Method
 from finelens.methods.plugins import find_plugins
 
-__all__ = ["DEFAULT_METHOD", "METHODS", "Method", "all_methods", "check_hints", "find_method"]
+__all__ = ["DEFAULT_METHOD", "METHODS", "Method", "all_methods", "check_hints", "find_method", "plugin_problems"]
 
 DEFAULT_METHOD = "consensus"
 
@@ -138,11 +138,17 @@ def all_methods() -> tuple[Method, ...]:
     return (*METHODS, *find_plugins(_own_names()).methods)
 
 
+def plugin_problems() -> tuple[str, ...]:
+    """What of other packages was left out and why, one line each."""
+    return find_plugins(_own_names()).problems
+
+
 def find_method(name: str) -> Method:
     """The method of that name.
 
     Raises:
-        UserError: There is none; the message names the nearest, packages whose methods could not be had, and where others were looked for.
+        UserError: There is none; the message names the nearest, or else all, packages whose methods could not be had, and where others were
+            looked for.
     """
     for method in METHODS:
         if method.name == name:
@@ -150,10 +156,10 @@ def find_method(name: str) -> Method:
     names = [method.name for method in all_methods()]
     if name in names:
         return all_methods()[names.index(name)]
-    near = nearest(name, names)
-    remedy = f"did you mean {near}?" if near else f"known are: {', '.join(names)}"
+    if near := nearest(name, names):
+        raise UserError(f"unknown method {name!r}; did you mean {near}?")
     plugins = find_plugins(_own_names())
-    raise UserError("; ".join([f"unknown method {name!r}; {remedy}", *plugins.problems, plugins.searched()]))
+    raise UserError("; ".join([f"unknown method {name!r}; known are: {', '.join(names)}", *plugins.problems, plugins.searched()]))
 
 
 def _own_names() -> frozenset[str]:

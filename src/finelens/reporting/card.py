@@ -6,7 +6,8 @@ import re
 
 from finelens.methods.registry import find_method
 from finelens.reporting.record import RunRecord
-from finelens.reporting.sections.cost import command, options, versions
+from finelens.reporting.sections.cost import command, versions
+from finelens.runs.repeat import options
 
 # Characters that Markdown or the HTML inside it would read as markup.
 _MARKUP = re.compile(r"([\\`*_{}\[\]()#+!|~-])")

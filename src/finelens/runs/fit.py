@@ -138,7 +138,8 @@ def _guard(prepared: Prepared, store: ImageStore, seen: _Seen, config: RunConfig
     if _labelled(hints):
         console.warn(f"{HARDLY}: {start.account}. Training goes on, since photographs are labelled; --method auto makes more of few labels")
         return None
-    console.warn(f"nothing is trained, the answers are those of zero-shot; {HARDLY}: {start.account}. {REMEDY}")
+    console.warn(REMEDY)
+    console.say(f"nothing is trained, the answers are those of the unadapted model, because {HARDLY}: {start.account} (docs/guard.md)")
     return start.account
 
 

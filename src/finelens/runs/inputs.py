@@ -95,7 +95,7 @@ def read_inputs(
     processes.check_same({"options": json.dumps(to_json(config), sort_keys=True)})
     if processes.count > 1:
         console.say(f"processes: {processes.count} share the images; this is the first")
-    given = _Given.of(config, hints_copy, taken)
+    given = Given.of(config, hints_copy, taken)
     if given.new:
         listed = len(given.names) - len(given.new)
         joined = f"join the {listed} of the list" if listed else "are the list"
@@ -126,7 +126,7 @@ def read_inputs(
 
 
 @dataclass(frozen=True)
-class _Given:
+class Given:
     """What the user's files hold, as far as it can be checked before a model is loaded or an image read."""
 
     source: Source
@@ -137,7 +137,7 @@ class _Given:
     extra: ExtraFiles | None
 
     @classmethod
-    def of(cls, config: RunConfig, hints_copy: Path | None, taken: Taken | None) -> _Given:
+    def of(cls, config: RunConfig, hints_copy: Path | None, taken: Taken | None) -> Given:
         """Read and check them."""
         source = source_of_run(config, taken)
         check_hints(config.entry, given=config.hints_file is not None)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import cache
@@ -14,31 +13,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from finelens.errors import UserError
+from finelens.storage.cache_place import TENSORS, cache_folder
 from finelens.storage.tensors import load_metadata, load_tensors, save_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-ENVIRONMENT_VARIABLE = "FINELENS_CACHE"
 # Part of every key: raise it when the meaning of stored tensors changes.
 CACHE_SCHEMA = 1
 # What computes what is cached: another version may round otherwise.
 _COMPUTED_BY = ("torch", "torchvision", "pillow", "transformers", "tokenizers", "open_clip_torch", "timm")
 # By these the libraries below torch choose other instructions.
 _ARITHMETIC_VARIABLES = ("ONEDNN_MAX_CPU_ISA", "ONEDNN_DEFAULT_FPMATH_MODE", "MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS")
-
-
-def cache_folder() -> Path:
-    """``$FINELENS_CACHE`` if set, else ``finelens`` in the platform's folder for caches. It need not exist."""
-    if chosen := os.environ.get(ENVIRONMENT_VARIABLE):
-        return Path(chosen)
-    if sys.platform == "win32":
-        parent = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
-    elif sys.platform == "darwin":
-        parent = Path.home() / "Library" / "Caches"
-    else:
-        parent = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return parent / "finelens"
 
 
 def cache_key(parts: Sequence[str]) -> str:
@@ -87,7 +73,7 @@ def cached_tensors(key_parts: Sequence[str], compute: Callable[[], Mapping[str, 
     key = cache_key(key_parts)
     # A home folder that cannot be found is a cache that cannot be used.
     try:
-        path = cache_folder() / "tensors" / f"{key}.safetensors"
+        path = cache_folder() / TENSORS / f"{key}.safetensors"
     except RuntimeError:
         return dict(compute())
     stored = _read(path, key)

@@ -22,7 +22,6 @@ from finelens.bench.sets.sealed import RuleBroken, method_runs
 from finelens.core.private_torch import version
 from finelens.engine.device import Precision
 from finelens.engine.engine import Engine, TowerFlops
-from finelens.feature_store.cache import LIMIT_VARIABLE, cache_limit
 from finelens.feature_store.encoder import FeatureEncoder
 from finelens.feature_store.store import feature_rows
 from finelens.images.load import BATCH
@@ -36,6 +35,7 @@ from finelens.runs.fit import Fitted, fit
 from finelens.runs.model import copy_into
 from finelens.runs.predict import predict_store
 from finelens.solvers.online import OnlineSolver
+from finelens.storage.cache_place import LIMIT_VARIABLE, cache_limit
 from finelens.storage.predictions import softmax
 
 # In an inductive protocol an answer depends on no other test image: some images are asked alone before all are asked, and probabilities are compared.

@@ -8,12 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from finelens.core.console import duration
-from finelens.core.options import from_mapping, to_plain
-from finelens.images.view_config import ViewConfig
 from finelens.reporting import figures
 from finelens.reporting.record import RunRecord
-from finelens.runs.config import RunConfig, TextConfig, in_options
-from finelens.training.config import TrainingConfig
+from finelens.runs.config import RunConfig, in_options
+from finelens.runs.repeat import changed_options, options
 
 
 def build(record: RunRecord) -> dict[str, Any]:
@@ -47,22 +45,6 @@ def versions(record: RunRecord) -> dict[str, str]:
     return {"finelens": str(start.get("config", {}).get("finelens_version", "unknown")), **start.get("versions", {})}
 
 
-def options(config: RunConfig) -> list[tuple[str, Any, bool]]:
-    """Every option by the name that ``--set`` knows it by, its value, and whether that is not the method's default."""
-    method = config.entry
-    training = from_mapping(TrainingConfig, method.training_with(config.method_options), "training")
-    defaults = {"training": training, "views": ViewConfig(), "text": TextConfig()}
-    found: list[tuple[str, Any, bool]] = [(name, getattr(config, name), False) for name in ("backbone", "method", "seed", "device")]
-    for section, default in defaults.items():
-        values, usual = to_plain(getattr(config, section)), to_plain(default)
-        found += [(f"{section}.{key}", value, value != usual[key]) for key, value in values.items()]
-    own, usual = to_plain(config.method_options), to_plain(method.config_class())
-    given = {key: value for key, value in own.items() if value != usual.get(key)}
-    # One option may decide what another is by default.
-    usual = to_plain(from_mapping(method.config_class, given, "method"))
-    return found + [(f"method.{key}", value, key in given or value != usual.get(key)) for key, value in own.items()]
-
-
 def command(config: RunConfig, out: Path) -> str:
     """The command line that gives this run again."""
     listed = [] if config.classes_file in (None, config.in_file) else ["--classes", str(config.classes_file)]
@@ -83,8 +65,6 @@ def command(config: RunConfig, out: Path) -> str:
         parts.append("--strict")
     if not config.calibration:
         parts.append("--no-calibration")
-    for name, value, changed in options(config):
-        trained = name == "training.precision" or not name.startswith("training.") or config.entry.trains
-        if changed and trained:
-            parts += ["--set", f"{name}={value if isinstance(value, str) else json.dumps(value)}"]
+    for name, value in changed_options(config).items():
+        parts += ["--set", f"{name}={value if isinstance(value, str) else json.dumps(value)}"]
     return shlex.join(parts)

@@ -1,0 +1,1 @@
+"""Verbs of the command that are about finelens itself: its settings, its cache, the machine it runs on, methods to come."""

@@ -1,0 +1,52 @@
+"""How a command speaks: ``--quiet`` and ``--json`` of every verb, and exit codes. Documentation: docs/command.md."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+import click
+
+from finelens.core.console import Console, EventConsole
+from finelens.errors import UserError
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+MISTAKE = 2
+# Of --fail-on.
+JUDGED = 3
+INTERRUPTED = 130
+
+
+def voice(command: F) -> F:
+    """``--quiet`` and ``--json``; the verb gets a ``console``."""
+
+    @click.option("--quiet", is_flag=True, help="Say nothing but warnings and errors.")
+    @click.option("--json", "as_events", is_flag=True, help="Say everything as JSON, an object a line, on standard output (docs/command.md).")
+    @functools.wraps(command)
+    def speaking(*args: Any, quiet: bool, as_events: bool, **given: Any) -> Any:
+        return speak(command, *args, quiet=quiet, as_events=as_events, **given)
+
+    return cast(F, speaking)
+
+
+def speak(command: Callable[..., Any], *args: Any, quiet: bool, as_events: bool, **given: Any) -> Any:
+    """Run a verb with the console that its options ask for; for another program the last event says how it ended."""
+    if not as_events:
+        return command(*args, console=Console(enabled=not quiet), **given)
+    if quiet:
+        raise UserError("--quiet says nothing and --json everything; give one of them")
+    console = EventConsole()
+    try:
+        result = command(*args, console=console, **given)
+    except UserError as error:
+        console.tell("error", text=" ".join(str(error).split()))
+        raise
+    except SystemExit as stop:
+        # A verdict that the user did not want ends a run that is finished all the same.
+        event = {INTERRUPTED: "interrupted", JUDGED: "end"}.get(stop.code if isinstance(stop.code, int) else 0, "error")
+        console.tell(event, **({} if event == "end" else {"text": ""}))
+        raise
+    console.tell("end")
+    return result

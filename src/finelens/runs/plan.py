@@ -1,0 +1,128 @@
+"""What a run would do and for how long, without doing it."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from finelens.backbones.registry import is_local
+from finelens.classes.hints import names_of_run
+from finelens.core.console import Console, duration
+from finelens.engine.engine import Engine
+from finelens.images.batches import centre_batches
+from finelens.images.load import load
+from finelens.runs.config import RunConfig
+from finelens.runs.prepare import Prepared, prepare
+from finelens.runs.sources import FeatureSource, PhotoSource, source_of_run
+from finelens.training.estimate import estimate, untouched
+
+# Photographs that are read and encoded to see how long it takes here.
+PROBE = 8
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run would do.
+
+    Attributes:
+        photos: What it would read.
+        files: How many files or rows there are.
+        classes: How many class names.
+        method: What it would run.
+        summary: One sentence on that.
+        backbone: The model.
+        out: The run folder.
+        encoding: Seconds for looking at photographs that were never encoded before; None where it is not known.
+        training: Seconds of training; 0 for a method without, None where it is not known.
+        note: What the times rest on, or why they are not known.
+    """
+
+    photos: str
+    files: int
+    classes: int
+    method: str
+    summary: str
+    backbone: str
+    out: str
+    encoding: float | None
+    training: float | None
+    note: str
+
+    @property
+    def seconds(self) -> float | None:
+        """The whole time; None where a part of it is not known."""
+        return None if self.encoding is None or self.training is None else self.encoding + self.training
+
+    def lines(self) -> list[str]:
+        """For a person."""
+        parts = [("encoding", self.encoding), ("training", self.training)]
+        told = [f"{name} {duration(value, rough=True)}" for name, value in parts if value]
+        total = "not known" if self.seconds is None else f"about {duration(self.seconds, rough=True)}" + (f" ({', '.join(told)})" if told else "")
+        return [
+            "nothing was written; without --dry-run this would",
+            f"  read      {self.photos}: {self.files:,} {'file' if self.files == 1 else 'files'}",
+            f"  sort into {self.classes:,} {'class' if self.classes == 1 else 'classes'}",
+            f"  with      method {self.method}: {self.summary}",
+            f"  starting  from {self.backbone}",
+            f"  write     {self.out}",
+            f"  take      {total}; {self.note}",
+        ]
+
+
+def plan_run(config: RunConfig, out: Path, console: Console) -> Plan:
+    """Count what there is and measure how long a few photographs take. Texts that are encoded for it go to the cache, as a run's do.
+
+    Args:
+        config: The run.
+        out: Its folder, which is not touched.
+        console: What to say.
+
+    Raises:
+        UserError: What the run itself would refuse.
+    """
+    source = source_of_run(config)
+    hints = None if config.hints_file is None else Path(config.hints_file)
+    names, _ = names_of_run(None if config.classes_file is None else Path(config.classes_file), hints)
+    files = source.listing().count
+    encoding: float | None = None
+    training: float | None = None if config.entry.trains else 0.0
+    if isinstance(source, FeatureSource):
+        encoding, note = 0.0, "features are read, not encoded; a method without training takes seconds"
+    elif type(source) is not PhotoSource:
+        note = "shards are not looked into for this"
+    elif not is_local(config.backbone):
+        note = "weights are not fetched for this; finelens doctor --backbone measures them"
+    else:
+        prepared = prepare(config, names, config.descriptions_file, console, source)
+        encoding = files * _seconds_each(prepared, source)
+        if config.entry.trains:
+            training = estimate(prepared.task, prepared.engine, files, config.training.epochs, draws=config.training.cached_prefix).seconds
+        note = f"measured on {min(PROBE, files)} of them; what was encoded before takes no time, and a method without training takes seconds"
+    return Plan(config.photos, files, len(names), config.method, config.entry.summary, config.backbone, str(out), encoding, training, note)
+
+
+def _seconds_each(prepared: Prepared, source: PhotoSource) -> float:
+    """Seconds to read and encode one photograph, with the further views of a method that answers from many."""
+    step = max(1, len(source.files) // PROBE)
+    views = 1 if prepared.task.inference is None else 1 + prepared.task.inference.count
+    start = time.perf_counter()
+    loaded = load(source.files[::step][:PROBE], prepared.limits, Console(enabled=False))
+    read = (time.perf_counter() - start) / min(PROBE, len(source.files))
+    (_, pixels), *_ = centre_batches(loaded.store, prepared.engine.backbone.preprocess, PROBE)
+    return read + views * encoding_seconds(prepared.engine, pixels)
+
+
+def encoding_seconds(engine: Engine, pixels: Tensor) -> float:
+    """Seconds that the tower takes for one of some centre views (B, 3, S, S) uint8, the better of two passes."""
+    with untouched(engine):
+        return min(_timed(engine, pixels) for _ in range(2)) / len(pixels)
+
+
+def _timed(engine: Engine, pixels: Tensor) -> float:
+    start = time.perf_counter()
+    # What comes back to the host has been computed.
+    engine.encode_frozen(pixels).global_.cpu()
+    return time.perf_counter() - start
