@@ -7,7 +7,6 @@ import platform
 import shutil
 import sys
 import time
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +58,9 @@ def doctor(backbone: str, device: str, console: Console) -> None:
 
 
 def _version(package: str) -> str | None:
+    # Not at the top: ``--help`` gets as far as there.
+    from importlib.metadata import PackageNotFoundError, version
+
     try:
         return version(package)
     except PackageNotFoundError:

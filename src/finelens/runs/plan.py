@@ -15,8 +15,10 @@ from finelens.engine.engine import Engine
 from finelens.images.batches import centre_batches
 from finelens.images.load import load
 from finelens.runs.config import RunConfig
+from finelens.runs.feature_source import FeatureSource
+from finelens.runs.photo_source import PhotoSource
 from finelens.runs.prepare import Prepared, prepare
-from finelens.runs.sources import FeatureSource, PhotoSource, source_of_run
+from finelens.runs.sources import source_of_run
 from finelens.training.estimate import estimate, untouched
 
 # Photographs that are read and encoded to see how long it takes here.
