@@ -115,7 +115,9 @@ AWKWARD = 'a "b" \\ c\td\x7f é\U0001f426'
 def test_texts_and_nothings_survive_the_settings(tmp_path):
     config = RunConfig("adapt", AWKWARD, method="microclip", method_options=None)
     (tmp_path / "a.toml").write_text(to_toml(config), encoding="utf-8")
-    values, sections = read_options(tmp_path / "a.toml", "adapt", {"photos", "backbone", "method", "seed", "device", "calibration", "strict"})
+    values, sections = read_options(
+        tmp_path / "a.toml", "adapt", {"photos", "backbone", "method", "seed", "device", "calibration", "strict", "csv-bom"}
+    )
     assert values["photos"] == AWKWARD
     assert sections == {}
     (tmp_path / "b.toml").write_text('set = ["views.x=null", "training.epochs=3"]')

@@ -9,16 +9,16 @@ from pathlib import Path
 from torch import Tensor
 
 from finelens.backbones.registry import is_local
-from finelens.classes.hints import names_of_run
 from finelens.core.console import Console, duration
 from finelens.engine.engine import Engine
 from finelens.images.batches import centre_batches
 from finelens.images.load import load
+from finelens.intake.taken import Taken
 from finelens.runs.config import RunConfig
 from finelens.runs.feature_source import FeatureSource
+from finelens.runs.inputs import Given
 from finelens.runs.photo_source import PhotoSource
 from finelens.runs.prepare import Prepared, prepare
-from finelens.runs.sources import source_of_run
 from finelens.training.estimate import estimate, untouched
 
 # Photographs that are read and encoded to see how long it takes here.
@@ -74,20 +74,20 @@ class Plan:
         ]
 
 
-def plan_run(config: RunConfig, out: Path, console: Console) -> Plan:
+def plan_run(config: RunConfig, out: Path, console: Console, taken: Taken | None = None) -> Plan:
     """Count what there is and measure how long a few photographs take. Texts that are encoded for it go to the cache, as a run's do.
 
     Args:
         config: The run.
         out: Its folder, which is not touched.
         console: What to say.
+        taken: Rows, names and answers of the file of another tool; None in a run without.
 
     Raises:
         UserError: What the run itself would refuse.
     """
-    source = source_of_run(config)
-    hints = None if config.hints_file is None else Path(config.hints_file)
-    names, _ = names_of_run(None if config.classes_file is None else Path(config.classes_file), hints)
+    given = Given.of(config, None, taken)
+    source, names = given.source, given.names
     files = source.listing().count
     encoding: float | None = None
     training: float | None = None if config.entry.trains else 0.0
@@ -98,7 +98,7 @@ def plan_run(config: RunConfig, out: Path, console: Console) -> Plan:
     elif not is_local(config.backbone):
         note = "weights are not fetched for this; finelens doctor --backbone measures them"
     else:
-        prepared = prepare(config, names, config.descriptions_file, console, source)
+        prepared = prepare(config, names, given.descriptions, console, source)
         encoding = files * _seconds_each(prepared, source)
         if config.entry.trains:
             training = estimate(prepared.task, prepared.engine, files, config.training.epochs, draws=config.training.cached_prefix).seconds

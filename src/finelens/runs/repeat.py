@@ -16,9 +16,17 @@ from finelens.runs.config import RunConfig, TextConfig, parse_assignments
 from finelens.training.config import TrainingConfig
 
 # Options of the command line by what they are called in a configuration.
-_FILES = {"classes": "classes_file", "descriptions": "descriptions_file", "hints": "hints_file"}
-_FILES |= {"prototypes": "prototypes_file", "row-names": "row_names_file", "logit-scale": "logit_scale"}
-_ALWAYS = ("backbone", "method", "seed", "device", "calibration", "strict")
+_FILES = {
+    "classes": "classes_file",
+    "descriptions": "descriptions_file",
+    "hints": "hints_file",
+    "in": "in_file",
+    "box-confidence": "box_confidence",
+    "prototypes": "prototypes_file",
+    "row-names": "row_names_file",
+    "logit-scale": "logit_scale",
+}
+_ALWAYS = ("backbone", "method", "seed", "device", "calibration", "strict", "csv-bom")
 VERB, SET = "verb", "set"
 # The one option of training that a method without training has.
 PRECISION = "training.precision"
@@ -53,8 +61,11 @@ def to_toml(config: RunConfig) -> str:
         UserError: A path that is not valid text, which TOML cannot hold.
     """
     lines = [f"# finelens {config.verb} --config THIS_FILE --out RUN", f"{VERB} = {_toml(config.verb)}", f"photos = {_toml(config.photos)}"]
-    lines += [f"{name} = {_toml(value)}" for name, field in _FILES.items() if (value := getattr(config, field)) is not None]
-    lines += [f"{name} = {_toml(getattr(config, name))}" for name in _ALWAYS]
+    # What a file of another tool gives is found in it again.
+    told = {name: getattr(config, field) for name, field in _FILES.items()}
+    told |= {name: None for name in ("classes", "hints") if told[name] == told["in"]}
+    lines += [f"{name} = {_toml(value)}" for name, value in told.items() if value is not None]
+    lines += [f"{name} = {_toml(getattr(config, name.replace('-', '_')))}" for name in _ALWAYS]
     changed = changed_options(config)
     if not all(_fits(value) for value in changed.values()):
         # TOML has no null: these stand as --set has them.
