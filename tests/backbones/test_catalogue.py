@@ -39,7 +39,7 @@ def test_table_and_json_of_the_command(capsys):
     assert "PE-Core-B-16/meta " not in out
     with pytest.raises(SystemExit):
         main(["backbones", "--json"])
-    rows = json.loads(capsys.readouterr().out)
+    rows = json.loads(capsys.readouterr().out.splitlines()[0])["backbones"]
     assert [row["spec"] for row in rows if row["recommended"]] == [RECOMMENDED]
     assert rows[0]["zero_shot"] == 81.5
     assert "2606.08126" in rows[0]["source"]
