@@ -28,7 +28,19 @@ def model(tiny_vit) -> LabelFreeClassifier:
 def test_parameters_survive_get_set_and_clone(tiny_vit):
     model = LabelFreeClassifier(CLASSES, method="cupl", backbone=f"local:{tiny_vit}", options={"training": {"precision": "float32"}}, seed=5)
     parameters = model.get_params()
-    assert set(parameters) == {"classes", "method", "descriptions", "backbone", "seed", "device", "options", "minutes", "verbose", "prototypes"}
+    assert set(parameters) == {
+        "classes",
+        "method",
+        "descriptions",
+        "backbone",
+        "seed",
+        "device",
+        "options",
+        "minutes",
+        "verbose",
+        "prototypes",
+        "extra_encoders",
+    }
     twin = clone(model)
     assert twin is not model
     assert twin.get_params() == parameters

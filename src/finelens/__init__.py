@@ -14,15 +14,15 @@ if TYPE_CHECKING:
     from finelens.api import RunResult, adapt, ask, evaluate, predict, report, resume, review, zero_shot
     from finelens.classes.merging import merge_hints
     from finelens.errors import UserError
-    from finelens.estimator import LabelFreeClassifier
     from finelens.exchange.forms import write
     from finelens.runs.classifier import Classifier
     from finelens.runs.classifier import load_run as load
     from finelens.runs.encode import features
+    from finelens.runs.label_free import LabelFreeClassifier
 
 _WHERE = {
     "Classifier": "finelens.runs.classifier",
-    "LabelFreeClassifier": "finelens.estimator",
+    "LabelFreeClassifier": "finelens.runs.label_free",
     "RunResult": "finelens.api",
     "UserError": "finelens.errors",
     "adapt": "finelens.api",

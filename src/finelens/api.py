@@ -105,7 +105,7 @@ def adapt(
         calibration: Whether the probabilities are calibrated without labels, see docs/calibration.md; no answer depends on it.
         overwrite: Whether an earlier run in ``out`` is replaced.
         console: What is said on the way; by default lines and bars on standard error.
-        should_stop: Asked after each training step; True saves and raises :class:`~finelens.training.loop.Interrupted`.
+        should_stop: Asked after each training step; True saves and raises :class:`~finelens.errors.Interrupted`.
         verb: Recorded in the configuration.
 
     Raises:

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from finelens._version import __version__
 from finelens.bench.command import bench
 from finelens.commands.cache import cache
 from finelens.commands.completion import complete_method, completion
@@ -23,9 +22,9 @@ from finelens.commands.new_method import new_method
 from finelens.commands.settings import config, config_option, sections_of_file
 from finelens.core.console import Console
 from finelens.core.launch import launched
-from finelens.core.schemas import CHECKPOINT_DIR, CONFIG_FILE, REPORT_FILE, VERDICTS
+from finelens.core.schemas import CHECKPOINT_DIR, CONFIG_FILE, REPORT_FILE, VERDICTS, VERSION
 from finelens.core.voice import INTERRUPTED, JUDGED, MISTAKE, speak, voice
-from finelens.errors import UserError
+from finelens.errors import Interrupted, UserError
 from finelens.methods import auto
 from finelens.methods.registry import DEFAULT_METHOD, all_methods
 
@@ -43,7 +42,7 @@ FIRST_SPEAKS = 2.0
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
-@click.version_option(__version__, prog_name="finelens")
+@click.version_option(VERSION, prog_name="finelens")
 @click.pass_context
 def cli(context: click.Context) -> None:
     """Turn a folder of unlabelled photographs and a list of class names into a better classifier, without labels."""
@@ -573,7 +572,6 @@ for command in (bench, cache, completion, config, doctor, new_method):
 @contextmanager
 def _graceful_stop(run: Path) -> Iterator[Callable[[], bool]]:
     """Yields ``should_stop`` for the training loop: the first Ctrl-C finishes the step and saves, the second stops at once."""
-    from finelens.training.loop import Interrupted
 
     asked = False
     training = False

@@ -1,4 +1,4 @@
-"""Errors that a user can cause. The command prints the message on one line and exits with code 2."""
+"""Errors that a user can cause, and the end that a user can ask for. The command prints an error's message on one line and exits with code 2."""
 
 from __future__ import annotations
 
@@ -8,3 +8,7 @@ class UserError(Exception):
 
     def __init__(self, message: str) -> None:
         super().__init__(" ".join(line.strip() for line in message.splitlines()))
+
+
+class Interrupted(Exception):
+    """Training was asked to stop; the state is saved."""

@@ -12,9 +12,9 @@ from typing import Any
 
 import click
 
-from finelens._version import __version__
 from finelens.commands.cache import size_text
 from finelens.core.console import Console, duration
+from finelens.core.schemas import VERSION
 from finelens.core.voice import voice
 from finelens.errors import UserError
 from finelens.storage.cache_place import cache_files, cache_folder, cache_limit
@@ -40,7 +40,7 @@ def doctor(backbone: str, device: str, console: Console) -> None:
     """Say what finelens has to work with here: versions, devices, cache, and how fast a model is. Exit code 2 if something does not work."""
     problems: list[str] = []
     found: dict[str, Any] = {
-        "finelens": __version__,
+        "finelens": VERSION,
         "python": platform.python_version(),
         "platform": platform.platform(),
         "processors": os.cpu_count(),

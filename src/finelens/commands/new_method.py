@@ -10,8 +10,8 @@ from pathlib import Path
 
 import click
 
-from finelens._version import __version__
 from finelens.core.console import Console
+from finelens.core.schemas import VERSION
 from finelens.core.voice import voice
 from finelens.errors import UserError
 
@@ -63,7 +63,7 @@ def write_package(name: str, out: Path) -> list[Path]:
         "solver.txt": f"src/{module}/solver.py",
         "test.txt": f"tests/test_{name.replace('-', '_')}.py",
     }
-    words = {"@NAME@": name, "@MODULE@": module, "@CLASS@": name.title().replace("-", ""), "@VERSION@": __version__}
+    words = {"@NAME@": name, "@MODULE@": module, "@CLASS@": name.title().replace("-", ""), "@VERSION@": VERSION}
     try:
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise UserError(f"{out} is there already; choose another --out")

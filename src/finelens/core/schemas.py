@@ -7,7 +7,11 @@ from __future__ import annotations
 
 from typing import Final
 
+from finelens._version import __version__
+
+# Of the formats below, and of the program that writes them.
 SCHEMA_VERSION: Final = 3
+VERSION: Final = __version__
 
 # predictions.csv: UTF-8, comma separated, one header row, one row per input file, in path order.
 # ``path`` is relative to PHOTOS with forward slashes; ``top5`` is a JSON list of [class, probability] pairs; a cell that a spreadsheet would read

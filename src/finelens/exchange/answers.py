@@ -9,9 +9,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from finelens._version import __version__
 from finelens.classes.text_files import quote
-from finelens.core.schemas import MODEL_CONFIG_FILE
+from finelens.core.schemas import MODEL_CONFIG_FILE, VERSION
 from finelens.errors import UserError
 from finelens.exchange.photographs import Header, header
 from finelens.images.discover import discover
@@ -123,7 +122,7 @@ def answers_of(run: Path, predictions: Path | None = None, photos: Path | None =
             rows,
             classes,
             photos or (Path(folder.config.photos) if own else None),
-            f"finelens {document.get('finelens_version', __version__)}, {document['method']} on {folder.config.backbone}",
+            f"finelens {document.get('finelens_version', VERSION)}, {document['method']} on {folder.config.backbone}",
             datetime.fromisoformat(times[-1]) if times else datetime.fromtimestamp(described.stat().st_mtime, UTC),
             at_least,
             taken,

@@ -17,8 +17,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from finelens._version import __version__
 from finelens.core.console import Console
+from finelens.core.schemas import VERSION
 from finelens.errors import UserError
 from finelens.export.onnx_file import Weights, need_packages, write_onnx
 from finelens.export.program import INPUT, MOST_IMAGES, OUTPUT, exported
@@ -179,7 +179,7 @@ def _describe(folder: Path, run: str | Path, classifier: Classifier, to: Target,
         folder / DESCRIPTION,
         {
             "format": "finelens-export",
-            "finelens_version": __version__,
+            "finelens_version": VERSION,
             "file": FILES[to],
             "weights": weights,
             "method": model.method,
@@ -195,7 +195,7 @@ def _describe(folder: Path, run: str | Path, classifier: Classifier, to: Target,
     card = Path(run) / CARD
     text = card.read_text(encoding="utf-8") if card.is_file() else f"# Classifier of {len(classifier.classes)} classes\n"
     text += (
-        f"\n## Exported\n\nfinelens {__version__} wrote this folder (`{FILES[to]}`, {weights} weights) from method `{model.method}` on backbone "
+        f"\n## Exported\n\nfinelens {VERSION} wrote this folder (`{FILES[to]}`, {weights} weights) from method `{model.method}` on backbone "
         f"`{classifier.backbone.name}`. {difference.equal} of {difference.images} answers are those of the run.\n\n"
         "The weights derive from that backbone and stand under its licence. Look it up before you pass this folder on: some, such as CLIP-Refine's "
         "and Apple's, allow research or evaluation only.\n"

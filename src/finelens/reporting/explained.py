@@ -8,7 +8,7 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
-from finelens._version import __version__
+from finelens.core.schemas import VERSION
 from finelens.images.decode import DecodeLimits
 from finelens.reporting import figures
 from finelens.reporting.explain import Explanation, Side
@@ -40,7 +40,7 @@ def explained_html(found: Explanation, run: Path, photos: Photos) -> str:
         "seen": seen,
         "whole": _uri(whole(found.pixels, SIDE)),
         "sides": [_side(side, found, thumbnails) for side in found.sides],
-        "version": __version__,
+        "version": VERSION,
     }
     return render("explained.html.j2", content)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from pathlib import Path
 
-from finelens._version import __version__
+from finelens.core.schemas import VERSION
 from finelens.images.decode import DecodeLimits
 from finelens.protocol import Loaded
 from finelens.reporting import rows
@@ -67,6 +67,6 @@ def report_html(record: RunRecord, thumbnails: Thumbnails, model: Model | None =
         "cost": cost.build(record),
         "labelled": labelled.build(record),
         "written": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "version": __version__,
+        "version": VERSION,
     }
     return render("report.html.j2", content, {"table-data": rows.build(record)})

@@ -10,9 +10,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
-from finelens._version import __version__
 from finelens.core.options import from_mapping, nearest, require, to_plain
-from finelens.core.schemas import CONFIG_SECTIONS, SCHEMA_VERSION
+from finelens.core.schemas import CONFIG_SECTIONS, SCHEMA_VERSION, VERSION
 from finelens.errors import UserError
 from finelens.images.view_config import ViewConfig
 from finelens.methods.registry import DEFAULT_METHOD, Method, find_method
@@ -146,7 +145,7 @@ def _parse_value(text: str) -> Any:
 
 def to_json(config: RunConfig) -> dict[str, Any]:
     """The content of ``config.json``: the configuration with the format's name and version and the version of finelens."""
-    head = {"format": FORMAT, "schema_version": SCHEMA_VERSION, "finelens_version": __version__}
+    head = {"format": FORMAT, "schema_version": SCHEMA_VERSION, "finelens_version": VERSION}
     return {**head, **to_plain(config)}
 
 
@@ -173,7 +172,7 @@ def from_json(document: Any, where: str) -> RunConfig:
     if version > SCHEMA_VERSION:
         writer = document.get("finelens_version", "unknown")
         raise UserError(
-            f"{where}: written by a newer finelens ({writer}, format {version}); this is {__version__}, which reads formats up to {SCHEMA_VERSION}: "
+            f"{where}: written by a newer finelens ({writer}, format {version}); this is {VERSION}, which reads formats up to {SCHEMA_VERSION}: "
             "upgrade finelens, or start a new run in another folder"
         )
     values = {k: v for k, v in document.items() if k not in ("format", "schema_version", "finelens_version")}

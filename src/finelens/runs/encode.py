@@ -13,12 +13,11 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from finelens._version import __version__
 from finelens.backbones.registry import absolute_spec, load_backbone
 from finelens.classes.heads import ClassHeads
 from finelens.classes.names import read_class_file
 from finelens.core.console import Console, Progress
-from finelens.core.schemas import SCHEMA_VERSION
+from finelens.core.schemas import SCHEMA_VERSION, VERSION
 from finelens.engine.device import choose_device, choose_precision
 from finelens.engine.engine import Engine
 from finelens.errors import UserError
@@ -213,7 +212,7 @@ def _metadata(engine: Engine, spec: str) -> dict[str, str]:
     return {
         "format": FORMAT,
         "schema_version": str(SCHEMA_VERSION),
-        "finelens_version": __version__,
+        "finelens_version": VERSION,
         "backbone": absolute_spec(spec),
         "tower": tower_digest(backbone),
         "preprocess": json.dumps(asdict(backbone.preprocess)),

@@ -7,8 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from finelens._version import __version__
-from finelens.core.schemas import SCHEMA_VERSION, VERDICT_FILE, VERDICTS
+from finelens.core.schemas import SCHEMA_VERSION, VERDICT_FILE, VERDICTS, VERSION
 from finelens.errors import UserError
 from finelens.evaluation.answered import Answered
 from finelens.evaluation.collapse import collapse_warning
@@ -64,7 +63,7 @@ def write_verdict(path: Path, found: Verdict, signals: Signals, evaluation: Mapp
     document = {
         "format": FORMAT,
         "schema_version": SCHEMA_VERSION,
-        "finelens_version": __version__,
+        "finelens_version": VERSION,
         "verdict": found.level,
         "measured": found.measured,
         "sentence": found.sentence,

@@ -12,11 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from finelens._version import __version__
 from finelens.backbones.registry import rebuild_image_tower
 from finelens.classes.heads import ClassHeads
 from finelens.core.options import from_mapping, to_plain
-from finelens.core.schemas import MODEL_CONFIG_FILE, MODEL_WEIGHTS_FILE, SCHEMA_VERSION, ZERO_SHOT_WEIGHTS_FILE
+from finelens.core.schemas import MODEL_CONFIG_FILE, MODEL_WEIGHTS_FILE, SCHEMA_VERSION, VERSION, ZERO_SHOT_WEIGHTS_FILE
 from finelens.engine.device import choose_device, choose_precision
 from finelens.engine.engine import Engine
 from finelens.errors import UserError
@@ -145,7 +144,7 @@ def pack_model(model: Model) -> PackedModel:
     document = {
         "format": FORMAT,
         "schema_version": SCHEMA_VERSION,
-        "finelens_version": __version__,
+        "finelens_version": VERSION,
         "method": model.method,
         "method_options": to_plain(model.method_options),
         "training": to_plain(model.training),

@@ -11,10 +11,9 @@ from typing import Any
 
 import torch
 
-from finelens._version import __version__
 from finelens.classes.text_files import counted
 from finelens.core.console import Console
-from finelens.core.schemas import MODEL_CONFIG_FILE, SCHEMA_VERSION, UNLIKE_NOTE
+from finelens.core.schemas import MODEL_CONFIG_FILE, SCHEMA_VERSION, UNLIKE_NOTE, VERSION
 from finelens.errors import UserError
 from finelens.evaluation.conformal import Conformal
 from finelens.images.load import Tally
@@ -142,7 +141,7 @@ def _key(question: Question, classifier: Classifier, listing: Listing, rule: Con
     """Everything that decides the bytes of the file: another model, photograph or option begins anew."""
     files = [*question.extra, *question.extra_names]
     parts: dict[str, Any] = {
-        "versions": [__version__, SCHEMA_VERSION, torch.__version__],
+        "versions": [VERSION, SCHEMA_VERSION, torch.__version__],
         "model": file_digest(RunFolder.open(question.run, lock=False).model_dir / MODEL_CONFIG_FILE),
         "precision": [classifier.model.engine.precision.name, str(classifier.model.engine.device), torch.get_num_threads()],
         "inputs": asdict(listing),

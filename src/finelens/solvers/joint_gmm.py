@@ -17,6 +17,9 @@ from finelens.solvers.parameters import COUNT, NOT_NEGATIVE, POSITIVE, Constrain
 from finelens.solvers.sinkhorn import class_prior
 from finelens.solvers.views import ViewsSolver, silenced, unheard_views
 
+# Class masses: how they come about, or one number a class.
+Masses = Literal["free", "estimated", "uniform"] | Sequence[float]
+
 
 class JointGmm(ViewsSolver):
     """Gaussian mixtures in several feature spaces that share one posterior an image.
@@ -56,14 +59,7 @@ class JointGmm(ViewsSolver):
     }
 
     def __init__(
-        self,
-        *,
-        prior: Literal["free", "estimated", "uniform"] | Sequence[float] = "free",
-        anchor: float = 1.0,
-        confident: int = 8,
-        temperature: float = 50.0,
-        rounds: int = 10,
-        chunk_size: int = 4096,
+        self, *, prior: Masses = "free", anchor: float = 1.0, confident: int = 8, temperature: float = 50.0, rounds: int = 10, chunk_size: int = 4096
     ) -> None:
         self.prior, self.anchor, self.confident, self.temperature, self.rounds = prior, anchor, confident, temperature, rounds
         self.chunk_size = chunk_size

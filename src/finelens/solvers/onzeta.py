@@ -39,8 +39,7 @@ class OnZeta(OnlineSolver):
 
     def __init__(self, *, balance: float = 1.0, share: float = 0.8, seed: int = 0, chunk_size: int = 4096) -> None:
         super().__init__(seed=seed, chunk_size=chunk_size)
-        self.balance = balance
-        self.share = share
+        self.balance, self.share = balance, share
 
     def _begin(self, prototypes: Tensor, scale: float) -> None:
         self.text_, self.proxies_ = scale * prototypes, prototypes

@@ -38,8 +38,7 @@ class Pta(OnlineSolver):
 
     def __init__(self, *, anchor: float = 1.0, blend: float = 1.0, seed: int = 0, chunk_size: int = 4096) -> None:
         super().__init__(seed=seed, chunk_size=chunk_size)
-        self.anchor = anchor
-        self.blend = blend
+        self.anchor, self.blend = anchor, blend
 
     def _begin(self, prototypes: Tensor, scale: float) -> None:
         self.text_ = scale * prototypes

@@ -39,12 +39,8 @@ class StatA(Solver):
     state_names: ClassVar[tuple[str, ...]] = ("means_", "variances_", "text_")
     internal: ClassVar[frozenset[str]] = Solver.internal | {"inner_rounds"}
     _parameter_constraints: ClassVar[Constraints] = {
-        "anchor": POSITIVE,
-        "neighbours": COUNT,
-        "temperature": POSITIVE,
-        "rounds": COUNT,
-        "inner_rounds": COUNT,
-        "chunk_size": COUNT,
+        **dict.fromkeys(("anchor", "temperature"), POSITIVE),
+        **dict.fromkeys(("neighbours", "rounds", "inner_rounds", "chunk_size"), COUNT),
     }
 
     def __init__(

@@ -50,8 +50,7 @@ class TDA(OnlineSolver):
 
     def __init__(self, *, sharpness: float = 5.0, blend: float = 1.0, seed: int = 0, chunk_size: int = 4096) -> None:
         super().__init__(seed=seed, chunk_size=chunk_size)
-        self.sharpness = sharpness
-        self.blend = blend
+        self.sharpness, self.blend = sharpness, blend
 
     def _begin(self, prototypes: Tensor, scale: float) -> None:
         c, dim = prototypes.shape

@@ -89,9 +89,8 @@ class TipAdapterF(TipAdapter):
     internal: ClassVar[frozenset[str]] = Solver.internal | {"batch_size"}
     _parameter_constraints: ClassVar[Constraints] = {
         **TipAdapter._parameter_constraints,
-        "epochs": COUNT,
+        **dict.fromkeys(("epochs", "batch_size"), COUNT),
         "lr": POSITIVE,
-        "batch_size": COUNT,
         "seed": SEED,
     }
 

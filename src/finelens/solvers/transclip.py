@@ -42,12 +42,8 @@ class TransClip(Solver):
     means_: Tensor
     variance_: Tensor
     _parameter_constraints: ClassVar[Constraints] = {
-        "neighbours": COUNT,
+        **dict.fromkeys(("neighbours", "confident", "rounds", "inner_rounds", "chunk_size"), COUNT),
         "temperature": POSITIVE,
-        "confident": COUNT,
-        "rounds": COUNT,
-        "inner_rounds": COUNT,
-        "chunk_size": COUNT,
     }
 
     def __init__(

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from finelens.engine.engine import Engine
 from finelens.engine.microbatch import BufferSnapshot, is_out_of_memory, until_it_fits
-from finelens.errors import UserError
+from finelens.errors import Interrupted, UserError
 from finelens.images.batches import batches, epoch_order
 from finelens.images.view_config import ViewConfig
 from finelens.protocol import Batch, ImageStore, StepOutput, Task
@@ -26,10 +26,6 @@ from finelens.training.memory import PseudoLabelMemory
 from finelens.training.prefix_cache import PrefixCache
 from finelens.training.schedule import build_optimizer, learning_rate, set_lr
 from finelens.training.step_log import StepLog, StepStart
-
-
-class Interrupted(Exception):
-    """Training was asked to stop; the state is saved."""
 
 
 class RunLog(Protocol):

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from finelens._version import __version__
 from finelens.bench.rows.results import Key
+from finelens.core.schemas import VERSION
 
 DEVICE = "cpu"
 PACKAGE = Path(__file__).parents[2]
@@ -22,7 +22,7 @@ PACKAGE = Path(__file__).parents[2]
 def versions() -> dict[str, Any]:
     """What computes rows in this process."""
     return {
-        "finelens": __version__,
+        "finelens": VERSION,
         "code": code_digest(PACKAGE),
         "python": platform.python_version(),
         "torch": torch.__version__,

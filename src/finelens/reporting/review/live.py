@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from finelens._version import __version__
+from finelens.core.schemas import VERSION
 from finelens.reporting.page import render
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def live_html(session: Session, token: str, hints: str) -> str:
         "new_names": subject.new_names,
         "hints": hints,
         "command": subject.command,
-        "version": __version__,
+        "version": VERSION,
     }
     data = {"review-data": {"classes": list(subject.classes), "token": token}}
     return render("live.html.j2", content, data, script=("names.js", "live.js"), answers=True)

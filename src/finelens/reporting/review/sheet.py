@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from finelens._version import __version__
 from finelens.core.options import to_plain
+from finelens.core.schemas import VERSION
 from finelens.images.decode import DecodeLimits
 from finelens.reporting.page import render
 from finelens.reporting.record import RunRecord, read_run
@@ -65,7 +65,7 @@ def sheet_html(
         "total": len(record.predicted),
         "copies": len(record.predicted) - len(set(record.measured.ids)),
         "command": adapt_command(record, hints),
-        "version": __version__,
+        "version": VERSION,
     }
     sheet = {
         "classes": list(record.classes),
