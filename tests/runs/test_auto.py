@@ -137,9 +137,9 @@ def test_a_run_killed_before_its_first_checkpoint_keeps_the_reason(tmp_path, pho
     assert [event["event"] for event in events(tmp_path / "run")][:2] == ["start", "choice"]
 
 
-def test_the_estimator_takes_it():
+def test_the_estimator_takes_it(tiny_vit):
     images = pictures()
-    model = LabelFreeClassifier(CLASSES, method="auto", options=PLAIN).fit(images)
+    model = LabelFreeClassifier(CLASSES, method="auto", backbone=f"local:{tiny_vit}", options=PLAIN).fit(images)
     assert model.classifier_.model.method == "zero-shot"
     hints = {6 * kind: name for kind, name in enumerate(CLASSES)}
     assert model.fit(images, hints=hints).classifier_.model.method == "gda"

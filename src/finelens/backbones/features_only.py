@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from torch import Tensor, nn
+from torch import Tensor
 
+from finelens.backbones.without_texts import WithoutTexts
 from finelens.errors import UserError
-from finelens.protocol import Backbone, ImageTokens, Preprocess
+from finelens.protocol import ImageTokens, Preprocess
 
 KIND = "features"
 
 
-class FeatureBackbone(Backbone):
+class FeatureBackbone(WithoutTexts):
     """Stands for a model of which only the features are known. The joint space is that of the features, tokens are the features themselves.
 
     Args:
@@ -51,30 +51,10 @@ class FeatureBackbone(Backbone):
         """Refuses: there is no image tower."""
         self.refuse_pixels()
 
-    def project(self, tokens: Tensor) -> Tensor:
-        """Tokens are in the joint space already."""
-        return tokens
-
     def _no_texts(self) -> NoReturn:
         raise UserError(
             "prototypes stand for the classes and there is no text tower: choose a method that writes no texts of its own, such as zero-shot"
         )
-
-    def tokenize(self, texts: Sequence[str]) -> Tensor:
-        """Refuses: there is no text tower."""
-        self._no_texts()
-
-    def count_tokens(self, texts: Sequence[str]) -> list[int]:
-        """Refuses: there is no text tower."""
-        self._no_texts()
-
-    def encode_text(self, texts: Sequence[str]) -> Tensor:
-        """Refuses: there is no text tower."""
-        self._no_texts()
-
-    def tunable(self, scope: str) -> dict[str, nn.Parameter]:
-        """Nothing to tune."""
-        return {}
 
     def image_config(self) -> dict[str, Any]:
         """JSON description of what computed the features."""

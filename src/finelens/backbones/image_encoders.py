@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict
 from difflib import get_close_matches
 from pathlib import Path
@@ -19,6 +19,7 @@ from finelens.backbones.tower import unit
 from finelens.backbones.transformers_loader import TransformersBackbone, read_preprocess
 from finelens.backbones.transformers_source import FAMILIES, IMAGE_FAMILIES, first_line
 from finelens.backbones.transformers_source import find as find_in_transformers
+from finelens.backbones.without_texts import WithoutTexts
 from finelens.errors import UserError
 from finelens.protocol import Backbone, ImageTokens, Interpolation, NotAvailableError, Preprocess
 from finelens.storage.tensors import load_tensors
@@ -30,7 +31,7 @@ OFFLINE_REMEDY = f"use {SCHEME}NAME@FILE.safetensors with weights of that model,
 _OF_THE_FILE = ("transformers_version", "_name_or_path", "dtype", "torch_dtype", "architectures")
 
 
-class ImageEncoder(Backbone):
+class ImageEncoder(WithoutTexts):
     """An image encoder of another library with its own forward. It has one token an image, its feature, and no text side.
 
     Args:
@@ -68,28 +69,8 @@ class ImageEncoder(Backbone):
         feature = self._feature(self.trunk, images)  # (B, D)
         return ImageTokens(unit(feature), feature)
 
-    def project(self, tokens: Tensor) -> Tensor:
-        """The feature is not projected."""
-        return tokens
-
     def _no_texts(self) -> NoReturn:
         raise NotAvailableError(f"image encoder {self.name!r} has no text tower; give it beside a CLIP model, with --extra-encoder")
-
-    def tokenize(self, texts: Sequence[str]) -> Tensor:
-        """Refuses: there is no text tower."""
-        self._no_texts()
-
-    def count_tokens(self, texts: Sequence[str]) -> list[int]:
-        """Refuses: there is no text tower."""
-        self._no_texts()
-
-    def encode_text(self, texts: Sequence[str]) -> Tensor:
-        """Refuses: there is no text tower."""
-        self._no_texts()
-
-    def tunable(self, scope: str) -> dict[str, nn.Parameter]:
-        """Nothing to tune."""
-        return {}
 
     def image_config(self) -> dict[str, Any]:
         """JSON description of the encoder."""
