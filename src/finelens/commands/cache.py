@@ -7,7 +7,6 @@ import click
 from finelens.core.console import Console
 from finelens.core.voice import voice
 from finelens.errors import UserError
-from finelens.storage.cache_place import FEATURES, KINDS, LIMIT_VARIABLE, cache_files, cache_folder, cache_limit, clear_cache
 
 
 @click.group(invoke_without_command=True)
@@ -17,6 +16,8 @@ def cache(context: click.Context, console: Console) -> None:
     """Show where encoded photographs and texts are kept, and how much they take; finelens cache clear removes them."""
     if context.invoked_subcommand is not None:
         return
+    from finelens.storage.cache_place import FEATURES, KINDS, LIMIT_VARIABLE, cache_files, cache_folder, cache_limit
+
     folder, limit = cache_folder(), cache_limit()
     sizes = dict.fromkeys(KINDS, 0)
     counts = dict.fromkeys(KINDS, 0)
@@ -35,6 +36,8 @@ def cache(context: click.Context, console: Console) -> None:
 @click.option("--older-than", "days", default=0.0, metavar="DAYS", help="Keep what was used within so many days.  [default: keep nothing]")
 def clear(days: float, console: Console) -> None:
     """Remove cached files. Runs that are going on are not disturbed: what is missing is computed again."""
+    from finelens.storage.cache_place import cache_folder, clear_cache
+
     if not days >= 0:
         raise UserError(f"--older-than must be a number of days from 0, got {days}")
     count, total, kept = clear_cache(days)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import shutil
 import sys
 import time
 from pathlib import Path
@@ -17,7 +16,6 @@ from finelens.core.console import Console, duration
 from finelens.core.schemas import VERSION
 from finelens.core.voice import voice
 from finelens.errors import UserError
-from finelens.storage.cache_place import cache_files, cache_folder, cache_limit
 
 NEEDED = ("torch", "torchvision", "timm", "open_clip_torch", "transformers", "numpy", "scikit-learn", "pillow")
 # Packages of extras, by what they are for.
@@ -74,6 +72,10 @@ def _plugins() -> dict[str, Any]:
 
 
 def _cache(problems: list[str]) -> dict[str, Any]:
+    import shutil
+
+    from finelens.storage.cache_place import cache_files, cache_folder, cache_limit
+
     folder = cache_folder()
     # The nearest folder that is there decides whether it can be made.
     there = next((place for place in (folder, *folder.absolute().parents) if place.exists()), Path(folder.anchor or "."))

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import keyword
 import re
-import shlex
-from importlib.resources import files
 from pathlib import Path
 
 import click
@@ -27,6 +25,8 @@ def new_method(name: str, out: Path | None, console: Console) -> None:
 
     docs/adding_a_method.md says what to change, how to publish it, and how to put its row beside ours.
     """
+    import shlex
+
     from finelens.methods.registry import all_methods
 
     if not _NAME.fullmatch(name) or keyword.iskeyword(name):
@@ -63,6 +63,8 @@ def write_package(name: str, out: Path) -> list[Path]:
         "solver.txt": f"src/{module}/solver.py",
         "test.txt": f"tests/test_{name.replace('-', '_')}.py",
     }
+    from importlib.resources import files
+
     words = {"@NAME@": name, "@MODULE@": module, "@CLASS@": name.title().replace("-", ""), "@VERSION@": VERSION}
     try:
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
