@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finelens.backbones.registry import absolute_spec, check_encoder_spec, is_encoder_spec
+from finelens.backbones.registry import absolute_spec, check_encoder_spec, is_encoder_spec, several
 from finelens.core.console import Console, Mute
 from finelens.core.launch import launched
 from finelens.core.schemas import CONFIG_FILE
@@ -20,6 +20,7 @@ from finelens.methods.auto import AUTO, starting_method
 from finelens.methods.registry import DEFAULT_METHOD, find_method
 from finelens.protocol import Loaded
 from finelens.runs.auto import choose
+from finelens.runs.choose_backbone import rank_of_run
 from finelens.runs.classifier import load_run
 from finelens.runs.config import RunConfig
 from finelens.runs.early import Assignments, Question, check_question
@@ -95,7 +96,7 @@ def adapt(
             run predicts.
         logit_scale: Multiplier of cosines for features of another origin; by default what a file says, else 100.
         backbone: ``embedded``, ``open_clip:NAME/TAG``, ``hf-hub:ORG/REPO``, ``local:DIR`` or ``transformers:DIR_OR_ORG/REPO``; by default
-            ``embedded``, or what the feature file says.
+            ``embedded``, or what the feature file says. Several, ``A,B,C``, are ranked on the photographs without labels, and the best is taken.
         method: Name of the method, see ``finelens methods``; ``auto`` chooses one and says why (docs/auto.md).
         minutes: Time that training may take: the answer of ``consensus`` then teaches the tower (docs/methods/consensus-tuned.md), and ``auto`` may
             choose a method that trains. Without it neither trains.
@@ -142,7 +143,11 @@ def adapt(
         RunFolder.check(out, config, overwrite=overwrite)
     for remark in () if taken is None else taken.remarks:
         console.say(remark)
-    inputs = read_inputs(config, console, processes=processes, taken=taken)
+    candidates = [] if backbone is None else several(backbone)
+    ranked = rank_of_run(candidates, config, console) if len(candidates) > 1 else None
+    if ranked is not None:
+        config = replace(config, backbone=ranked.spec)
+    inputs = replace(read_inputs(config, console, processes=processes, taken=taken), backbones=None if ranked is None else ranked.to_json())
     config = _pinned(config, inputs.prepared.engine.backbone.name)
     if method == AUTO or minutes is not None:
         choice = choose(inputs.prepared, inputs.loaded, config, inputs.hints, minutes, console)
@@ -199,6 +204,7 @@ def _config(
     for spec in extra_encoders:
         check_encoder_spec(spec)
     source = source_at(photos, strict=strict, row_names=row_names, logit_scale=logit_scale)
+    candidates = [] if backbone is None else several(backbone)
     options = with_extra(method, options or {}, (*extra, *extra_encoders), extra_names)
     config = make_config(
         verb,
@@ -216,7 +222,7 @@ def _config(
         prototypes_file=None if prototypes is None else absolute(prototypes),
         row_names_file=None if row_names is None else absolute(row_names),
         logit_scale=logit_scale,
-        backbone=absolute_spec(source.backbone(backbone, prototypes)),
+        backbone=absolute_spec(source.backbone(candidates[0] if candidates else None, prototypes)),
         seed=seed,
         device=device,
     )
@@ -281,7 +287,9 @@ def resume(run: str | Path, *, console: Console | None = None, should_stop: Call
 def _go_on(folder: RunFolder, processes: Processes, console: Console, should_stop: Callable[[], bool] | None) -> RunResult:
     choice = next((str(event["reason"]) for event in folder.events() if event["event"] == "choice"), None)
     copy = folder.given_hints_path if folder.given_hints_path.is_file() else None
-    inputs = replace(read_inputs(folder.config, console, copy, processes=processes, taken=_taken_of(folder)), choice=choice)
+    backbones = next(({key: event[key] for key in ("reason", "ranked")} for event in folder.events() if event["event"] == "backbones"), None)
+    inputs = read_inputs(folder.config, console, copy, processes=processes, taken=_taken_of(folder))
+    inputs = replace(inputs, choice=choice, backbones=backbones)
     if not processes.first:
         return follow(folder.path, folder.config, inputs, should_stop, resume=True)
     return execute(folder, inputs, console, should_stop, resume=True, report=_write_report)

@@ -97,7 +97,7 @@ def _run_options(command: F) -> F:
         _in_file,
         _box_confidence,
         _csv_bom,
-        click.option("--backbone", help=BACKBONES + "  [default: embedded, or what a feature file says]"),
+        click.option("--backbone", help=BACKBONES + " A,B,C: the best by rank without labels.  [default: embedded, or what a feature file says]"),
         click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Seed of all randomness."),
         click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:N or mps."),
         click.option("--set", "assignments", multiple=True, metavar="SECTION.KEY=VALUE", help="An option, e.g. training.epochs=3; repeatable."),

@@ -40,6 +40,13 @@ def is_local(spec: str) -> bool:
     return scheme in ("embedded", "features", "local") or (scheme == "transformers" and Path(rest).expanduser().is_dir())
 
 
+def several(text: str) -> list[str]:
+    """The specifications of ``A,B,C``; one of whatever else, a folder with a comma in its name among them."""
+    parts = [part.strip() for part in text.split(",")]
+    named = all(part == EMBEDDED or (part.partition(":")[0] in _SCHEMES and part.partition(":")[2]) for part in parts)
+    return parts if named else [text]
+
+
 def is_encoder_spec(text: str) -> bool:
     """Whether a text specifies an image encoder, rather than naming a file."""
     scheme, colon, rest = text.partition(":")

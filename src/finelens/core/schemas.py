@@ -45,6 +45,7 @@ UNLIKE_NOTE: Final = "unlike the photographs of the fit"
 EVENT_FIELDS: Final = ("time", "event")
 EVENTS: Final = (
     "start",
+    "backbones",
     "choice",
     "images",
     "classes",

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from finelens.backbones.registry import check_encoder_spec, check_spec
+from finelens.backbones.registry import check_encoder_spec, check_spec, several
 from finelens.classes.descriptions import load_descriptions
 from finelens.classes.names import read_class_file
 from finelens.core.device_names import check_device_name
@@ -120,7 +120,8 @@ def check_run(
     # The last is what a run on features and prototypes is called; whether it fits is seen with them.
     if backbone not in (None, "features"):
         assert backbone is not None
-        check_spec(backbone)
+        for spec in several(backbone):
+            check_spec(spec)
     for spec in extra_encoders:
         check_encoder_spec(spec)
     RunFolder.check_place(out, photos, overwrite=overwrite)

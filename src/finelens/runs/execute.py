@@ -239,6 +239,8 @@ def _refuse_changes(run: RunFolder, inputs: Inputs) -> None:
 def _log_start(run: RunFolder, inputs: Inputs, counts: dict[str, int]) -> int:
     config, prepared, digests = run.config, inputs.prepared, inputs.digests
     run.log("start", config=to_json(config), digest=digests["start"], versions=versions())
+    if inputs.backbones is not None:
+        run.log("backbones", **inputs.backbones)
     if inputs.choice is not None:
         run.log("choice", method=config.method, reason=inputs.choice)
     run.log("images", files=len(inputs.loaded.records), counts=counts, digest=digests["images"])

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from finelens.classes.descriptions import load_descriptions
 from finelens.classes.hints import describe_hints, hints_digest, names_of_run, read_hint_labels, read_hints
@@ -57,6 +58,7 @@ class Inputs:
     hints: Hints | None
     digests: dict[str, str]
     choice: str | None = None
+    backbones: Mapping[str, Any] | None = None
     taken: Taken | None = None
 
 

@@ -13,6 +13,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
 from finelens.backbones.features_only import KIND
+from finelens.backbones.registry import several
 from finelens.classes.hints import hints_by_position
 from finelens.classes.names import read_class_file
 from finelens.core.console import Console
@@ -25,6 +26,7 @@ from finelens.images.store import ImageItems
 from finelens.methods.auto import AUTO, starting_method
 from finelens.methods.registry import DEFAULT_METHOD, find_method
 from finelens.runs.auto import choose
+from finelens.runs.choose_backbone import choose_backbone
 from finelens.runs.classifier import Classifier
 from finelens.runs.fit import fit
 from finelens.runs.inputs import further_encoders
@@ -44,6 +46,7 @@ class LabelFreeClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         minutes: Time that training may take, for ``consensus`` and ``auto``.
         descriptions: {class: [sentence, ...]}, or a JSON file of it.
         backbone: ``embedded``, ``open_clip:NAME/TAG``, ``hf-hub:ORG/REPO``, ``local:DIR`` or ``transformers:DIR_OR_ORG/REPO``.
+            Several, ``A,B,C``, are ranked on the images of ``fit`` without labels, and the best is taken.
         seed: Seed of all randomness.
         device: ``cpu``, ``cuda`` or ``mps``.
         options: Values by section and key, e.g. ``{"training": {"epochs": 3}}``.
@@ -117,8 +120,12 @@ class LabelFreeClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         options = with_extra(self.method, self.options or {}, self.extra_encoders)
         start = starting_method(self.method, options, self.minutes)
         source.check(find_method(start))
-        told = {"backbone": self.backbone if texts is None else KIND, "seed": self.seed, "device": self.device, "logit_scale": logit_scale}
+        candidates = several(self.backbone)
+        told = {"backbone": candidates[0] if texts is None else KIND, "seed": self.seed, "device": self.device, "logit_scale": logit_scale}
         config = make_config("adapt", source.name, start, options, **told)
+        if len(candidates) > 1 and texts is None:
+            chosen = choose_backbone(candidates, config, names, self.descriptions, source, console)
+            config = replace(config, backbone=chosen.spec)
         extra = read_extra(**further_encoders(config), source_named=False)
         prepared = prepare(config, names if texts is None else texts.classes.names, self.descriptions, console, source, texts)
         if extra is not None:

@@ -29,6 +29,7 @@ def build(record: RunRecord) -> dict[str, Any]:
         "versions": versions(record),
         "options": [(name, json.dumps(value, ensure_ascii=False), changed) for name, value, changed in options(record.config)],
         "choice": record.event("choice").get("reason"),
+        "backbones": record.event("backbones").get("reason"),
         "decision": record.event("decision").get("message"),
         "command": command(record.config, record.path),
         "digests": {
