@@ -18,7 +18,7 @@ from finelens.runs.folder import RunFolder
 from finelens.training.loop import Interrupted
 from tests.toy import CLASSES, QUIET, digest, hints_file, options_for, pictures, quick, stop_after
 
-KEEPS = {"coop", "upl"}
+KEEPS = {"coop", "upl", "clip-svd"}
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def alive(references: list[weakref.ref]) -> int:
     return sum(reference() is not None for reference in references)
 
 
-@pytest.mark.parametrize("method", ["microclip", "upl", "coop"])
+@pytest.mark.parametrize("method", ["microclip", "upl", "coop", "clip-svd"])
 def test_it_is_gone_while_a_method_trains_that_needs_none(tiny_vit, photos, classes, tmp_path, text_tensors, method):
     left: list[int] = []
 

@@ -166,12 +166,25 @@ class Backbone(nn.Module, ABC):
             UserError: Unknown scope; the message lists those that exist.
         """
 
+    def tunable_text(self, scope: str) -> dict[str, nn.Parameter]:
+        """Named parameters that training a scope of the text tower moves: ``svd`` (singular values of the matrices inside its blocks).
+
+        They count in :meth:`encode_token_embeddings` until :meth:`merge`, which leaves the text tower as it was before.
+
+        Raises:
+            UserError: Unknown scope.
+            NotAvailableError: There is no text tower, or it cannot be differentiated.
+        """
+        raise NotAvailableError(f"backbone {self.name!r} has no text tower that can be trained")
+
     def adapted(self, scope: str) -> Mapping[str, Tensor]:
         """Plain image-tower weights that training a scope changes, by name. Default: the trained parameters themselves."""
         return self.tunable(scope)
 
     def merge(self) -> None:
-        """End the use of a scope: every matrix becomes a plain weight again, of the value it has now. Default: nothing to do."""
+        """End the use of a scope: every matrix of the image tower becomes a plain weight again, of the value it has now; the text tower is left as it
+        was before. Default: nothing to do.
+        """
 
     def fit_centre(self, cls: Tensor) -> None:
         """Take label-free statistics of the target images from their ``cls`` tokens (N, W). Default: nothing to fit."""

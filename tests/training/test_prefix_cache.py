@@ -33,9 +33,9 @@ from tests.backbones.checkpoints import write_tiny_timm
 from tests.methods.tiny import tiny_engine
 from tests.toy import QUIET, TUNING, digest, fit_toy, pictures, prepare_toy, quick, stop_after
 
-PROMPTED = ("lafter", "nola")
+PROMPTED = ("lafter", "nola", "mars")
 SCOPE = "last-1-norm"
-VIEWS = {"microclip": 2 + 8, "fair": 2 + 16, "consensus-tuned": 2, "dpa": 2, "lafter": 2, "nola": 1}
+VIEWS = {"microclip": 2 + 8, "fair": 2 + 16, "consensus-tuned": 2, "dpa": 2, "lafter": 2, "nola": 1, "mars": 2, "clip-svd": 1}
 
 
 def options(method: str, draws: int, **training):

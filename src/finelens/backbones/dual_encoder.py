@@ -9,10 +9,10 @@ from typing import Any, Protocol, Self
 import torch
 from torch import Tensor, nn
 
-from finelens.backbones.low_rank import merge, plain_state
+from finelens.backbones.low_rank import merge, plain_state, undo
 from finelens.backbones.tower import ImageTower, unit
 from finelens.backbones.towers import tower_class
-from finelens.backbones.tuning import select_adapted, select_parameters
+from finelens.backbones.tuning import select_adapted, select_parameters, select_text
 from finelens.errors import UserError
 from finelens.protocol import Backbone, ImageTokens, NotAvailableError, Preprocess
 
@@ -51,6 +51,14 @@ class TextEncoder(Protocol):
 
     def encode_embeddings(self, embeddings: Tensor, tokens: Tensor) -> Tensor:
         """Features (T, E), not normalised, from embeddings (T, L, W_text) and the ids (T, L) that place the pooling token."""
+        ...
+
+    def blocks(self) -> Sequence[nn.Module]:
+        """Its blocks, where :meth:`encode_embeddings` works.
+
+        Raises:
+            NotAvailableError: It does not.
+        """
         ...
 
 
@@ -161,9 +169,15 @@ class DualEncoder(Backbone):
         blocks, final = self.visual.depth_groups()
         return select_adapted(self, scope, trunk=self.visual, blocks=blocks, final=final)
 
+    def tunable_text(self, scope: str) -> dict[str, nn.Parameter]:
+        """Parameters of a scope of the text tower; names begin with ``text.``."""
+        return select_text(self, scope, self._text_tower.blocks())
+
     def merge(self) -> None:
-        """Write tuned weights into the tower."""
+        """Write tuned weights into the image tower, and forget those of the text tower."""
         merge(self.visual)
+        if isinstance(self.text, nn.Module):
+            undo(self.text)
 
     def image_config(self) -> dict[str, Any]:
         """JSON description of the image side."""

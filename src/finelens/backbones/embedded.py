@@ -22,7 +22,7 @@ from finelens.backbones.lite0_tower import HEAD as WIDTH
 from finelens.backbones.lite0_tower import Lite0Tower
 from finelens.backbones.low_rank import merge, plain_state
 from finelens.backbones.minilm import CONTEXT_LENGTH, IDENTITY, TEXT_WIDTH, MiniLM
-from finelens.backbones.tuning import select_adapted, select_parameters
+from finelens.backbones.tuning import select_adapted, select_parameters, select_text
 from finelens.backbones.wheels import wheel_file
 from finelens.protocol import Backbone, ImageTokens, NotAvailableError, Preprocess
 from finelens.storage.cache import cached_tensors
@@ -189,9 +189,16 @@ class EmbeddedBackbone(Backbone):
         """Adapted tensors of a scope; names are those of :meth:`image_state`."""
         return select_adapted(self, scope, trunk=self.tower, blocks=self._blocks, final=[self.tower.bn2])
 
+    def tunable_text(self, scope: str) -> dict[str, nn.Parameter]:
+        """Parameters of a scope of the sentence encoder, which runs on the CPU."""
+        model = self.text_tower.model
+        return {f"text.{name}": parameter for name, parameter in select_text(model, scope, list(model.encoder.layer)).items()}
+
     def merge(self) -> None:
-        """Write tuned weights into the tower."""
+        """Write tuned weights into the image tower, and forget those of the sentence encoder."""
         merge(self.tower)
+        if "text_tower" in vars(self):
+            self.text_tower.undo()
 
     @property
     def _blocks(self) -> list[nn.Module]:

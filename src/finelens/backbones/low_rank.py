@@ -148,6 +148,20 @@ def merge(root: nn.Module) -> None:
                 parametrize.remove_parametrizations(module, name, leave_parametrized=True)
 
 
+def undo(root: nn.Module) -> None:
+    """Make every parametrised weight inside ``root`` a plain one of the value it had before."""
+    for module in list(root.modules()):
+        if parametrize.is_parametrized(module):
+            parametrisations: Any = module.parametrizations
+            for name in list(parametrisations):
+                parametrize.remove_parametrizations(module, name, leave_parametrized=False)
+
+
+def is_changed(root: nn.Module) -> bool:
+    """Whether a weight inside ``root`` is parametrised."""
+    return any(parametrize.is_parametrized(module) for module in root.modules())
+
+
 def plain_state(root: nn.Module) -> dict[str, Tensor]:
     """``root.state_dict()`` as it would be after :func:`merge`; tensors share memory with the plain weights among them."""
     state = dict(root.state_dict())

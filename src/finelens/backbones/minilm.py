@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from finelens.backbones.low_rank import is_changed, undo
 from finelens.backbones.wheels import wheel_file
 from finelens.storage.cache import cached_tensors
 from finelens.storage.tensors import load_tensors
@@ -73,7 +74,14 @@ class MiniLM:
 
     def encode(self, texts: Sequence[str]) -> Tensor:
         """Unit-norm sentence vectors (T, 384), float32, on the CPU; from the cache if these texts were encoded before."""
+        if "model" in vars(self) and is_changed(self.model):
+            return self._encode(texts)
         return cached_tensors([*IDENTITY, *texts], lambda: {"texts": self._encode(texts)})["texts"]
+
+    def undo(self) -> None:
+        """Give up what a tuning scope changed."""
+        if "model" in vars(self):
+            undo(self.model)
 
     @torch.no_grad()
     def _encode(self, texts: Sequence[str]) -> Tensor:

@@ -126,6 +126,15 @@ class TextTower(nn.Module):
             return pooled
         return projection(pooled) if isinstance(projection, nn.Linear) else pooled @ projection  # (T, E)
 
+    def blocks(self) -> Sequence[nn.Module]:
+        """Residual blocks from input to output.
+
+        Raises:
+            NotAvailableError: Not a standard CLIP text transformer.
+        """
+        self._require_standard()
+        return list(self._parts.transformer.resblocks)
+
     def _encode_ids(self, tokens: Tensor) -> Tensor:
         return self.encode_embeddings(self.embed(tokens), tokens) if self.is_standard else self.model.encode_text(tokens)
 

@@ -83,5 +83,9 @@ class BertText(nn.Module):
         """Not available."""
         raise self._no_context()
 
+    def blocks(self) -> Sequence[nn.Module]:
+        """Not available."""
+        raise self._no_context()
+
     def _no_context(self) -> NotAvailableError:
         return NotAvailableError(f"backbone {self.name!r} has no standard CLIP text tower; use a method without learned text context")

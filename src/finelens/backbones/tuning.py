@@ -110,6 +110,22 @@ def select_parameters(
     return _plain_parameters(root, parsed, trunk, blocks, final)
 
 
+def select_text(root: nn.Module, scope: str, blocks: Sequence[nn.Module]) -> dict[str, nn.Parameter]:
+    """Parameters that training a scope of a text tower moves, under the names that ``root`` gives them.
+
+    Args:
+        root: Contains the blocks.
+        scope: ``svd``.
+        blocks: Of the text tower.
+
+    Raises:
+        UserError: Another scope.
+    """
+    if scope != "svd":
+        raise UserError(f"unknown tuning scope {scope!r} for a text tower: use svd")
+    return install(_matrices(root, scope, blocks), lambda matrix, weight: SingularValueDelta(weight, matrix.parts))
+
+
 def select_adapted(root: nn.Module, scope: str, *, trunk: nn.Module, blocks: Sequence[nn.Module], final: Sequence[nn.Module]) -> dict[str, Tensor]:
     """Plain weights that are different after training a scope and merging; nothing is parametrised. Arguments as for :func:`select_parameters`.
 
@@ -134,5 +150,5 @@ def _plain_parameters(
 def _matrices(root: nn.Module, scope: str, blocks: Sequence[nn.Module]) -> list[Matrix]:
     matrices = find_matrices(root, blocks)
     if not matrices:
-        raise UserError(f"tuning scope {scope!r} needs linear layers or 1x1 convolutions inside the blocks, and this image tower has none; use norm")
+        raise UserError(f"tuning scope {scope!r} needs linear layers or 1x1 convolutions inside the blocks, and this tower has none; use norm")
     return matrices

@@ -128,8 +128,14 @@ METHODS = (
     Method(
         "nola", "self-training", "A small network on a second encoder's features labels images; visual prompts, norms and text head learn from them."
     ),
+    Method(
+        "mars",
+        "self-training",
+        "For long tails: prompts and a text adapter learn answers that images support, then the tower learns labels or posteriors by class (MARS).",
+    ),
     Method("upl", "self-training", "Prompt context learned on the most confident images of each class; several sets of prompts are averaged."),
     Method("coop", "few-shot", "Prompt context learned on a few labelled photographs."),
+    Method("clip-svd", "few-shot", "Singular values of both towers' matrices learned on a few labelled photographs (CLIP-SVD)."),
 )
 
 
