@@ -325,6 +325,9 @@ def predict_to(
     coverage: float | None = None,
     zero_shot: bool = True,
     shard: str | None = None,
+    classes: str | Path | None = None,
+    descriptions: str | Path | None = None,
+    prototypes: str | Path | None = None,
     console: Console | None = None,
 ) -> Path:
     """Classify new photographs, or the rows of a feature file, and write a CSV file with the columns of ``predictions.csv``.
@@ -353,6 +356,9 @@ def predict_to(
         zero_shot: Whether the unadapted model is asked as well; without it the column ``zero_shot_class`` is empty, and a trained method takes half
             the time.
         shard: ``I/K`` writes part I of K only, into ``CSV-0000I-of-0000K.csv``; see :func:`join`.
+        classes: File of another list of class names than the run's; what becomes of new ones is on the page docs/new_classes.md.
+        descriptions: JSON file of sentences about them; by default the run's.
+        prototypes: Their prototypes, where the run was made with prototypes.
         console: Progress.
 
     Returns:
@@ -379,6 +385,7 @@ def predict_to(
         box_confidence,
         csv_bom,
         tuple(extra_encoders),
+        *(None if path is None else Path(path) for path in (classes, descriptions, prototypes)),
     )
     check_question(question)
     return predict_to_file(question, console or Console())

@@ -230,6 +230,9 @@ def resume(run: Path, fail_on: str | None, console: Console) -> None:
 @click.option("--calibrate-photos", type=click.Path(path_type=Path), help="Folder of the labelled photographs.  [default: PHOTOS]")
 @click.option("--coverage", type=float, help="Share of the sets that should hold the true class.  [default: 0.9]")
 @click.option("--zero-shot/--no-zero-shot", default=True, show_default=True, help="Fill the column zero_shot_class; without it: half the work.")
+@click.option("--classes", type=click.Path(path_type=Path), help="Another list of class names than the run's (docs/new_classes.md).")
+@click.option("--descriptions", type=click.Path(path_type=Path), help="JSON file {class: [sentence, ...]} for --classes.  [default: the run's]")
+@click.option("--prototypes", type=click.Path(path_type=Path), help="Prototypes for --classes, where the run was made with prototypes.")
 @click.option("--shard", metavar="I/K", help="Part I of K only, into OUT-0000I-of-0000K.csv; finelens join puts the parts together.")
 @_row_names
 @_in_file
@@ -248,6 +251,9 @@ def predict(
     calibrate_photos: Path | None,
     coverage: float | None,
     zero_shot: bool,
+    classes: Path | None,
+    descriptions: Path | None,
+    prototypes: Path | None,
     shard: str | None,
     row_names: Path | None,
     in_file: Path | None,
@@ -279,6 +285,9 @@ def predict(
         box_confidence,
         csv_bom,
         extra_encoders,
+        classes=classes,
+        descriptions=descriptions,
+        prototypes=prototypes,
     )
     check_question(question)
     from finelens.runs.to_file import predict_to_file

@@ -381,6 +381,8 @@ class Task(nn.Module, ABC):
         inference: Views an answer needs besides the centre view; None for most methods.
         optimisation: Optimiser and warm-up.
         needs_text: Whether training encodes texts; the text tower is released before it where it does not.
+        takes_loss: Whether ``training.loss`` is heeded.
+        loss_form: The :class:`~finelens.training.loss_form.LossForm` of such a task.
         asks_unadapted: Whether an answer rests on what the unadapted tower makes of the image as well; such a task answers in :meth:`predict_beside`.
     """
 
@@ -388,6 +390,8 @@ class Task(nn.Module, ABC):
     inference: InferenceViews | None = None
     optimisation: Optimisation = Optimisation()
     needs_text: bool = False
+    takes_loss: bool = False
+    loss_form: Any
     asks_unadapted: bool = False
     engine: Any
 

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.utils.checkpoint import checkpoint
@@ -23,6 +22,7 @@ from finelens.errors import UserError
 from finelens.methods.parts.hint_memory import HintMemory
 from finelens.protocol import Batch, Cost, NotAvailableError, StepOutput, TargetFeatures, Task, ViewPlan
 from finelens.training.config import TrainingConfig
+from finelens.training.loss_form import LossForm
 
 # What the paper trains with; the number of epochs is ours, see the page.
 TRAINING = {"epochs": 50, "batch_size": 32, "lr": 5e-4, "min_lr": 1e-6, "weight_decay": 0.01, "scope": "svd"}
@@ -77,6 +77,8 @@ class ClipSvd(Task):
 
     engine: Engine
     views = ViewPlan(weak=True, strong=False)
+    takes_loss = True
+    loss_form = LossForm()
 
     def __init__(self, engine: Engine, heads: ClassHeads, config: ClipSvdConfig, *, scope: str = "svd", weight_decay: float = 0.01) -> None:
         super().__init__(engine)
@@ -139,9 +141,12 @@ class ClipSvd(Task):
         assert batch.weak is not None
         labels = self.hints.find(batch.index)[1]
         prototypes = self.text_features() if self.tuned_text else self.prototypes
-        logits = self.logits(self.engine.encode(batch.weak).global_, prototypes)
-        loss = F.cross_entropy(logits, labels)
-        return StepOutput(loss, {"ce": loss, "agreement": (logits.argmax(-1) == labels).float().mean()})
+        images = self.engine.encode(batch.weak).global_
+        logits = self.logits(images, prototypes)
+        loss = self.loss_form.each(logits, labels).mean()
+        log: dict[str, float | Tensor] = {"ce": loss, "agreement": (logits.argmax(-1) == labels).float().mean()}
+        mixed = self.loss_form.mixed(images, prototypes, labels, self.engine.backbone.logit_scale, epoch, step_in_epoch)
+        return StepOutput(loss, log) if mixed is None else StepOutput(loss + mixed, {**log, "mixed": mixed})
 
     @torch.no_grad()
     def end_epoch(self, epoch: int) -> Mapping[str, float]:

@@ -99,6 +99,7 @@ class ConsensusTuned(SelfTraining):
 
     views = ViewPlan(weak=True, strong=True)
     asks_unadapted = True
+    takes_loss = True
 
     def __init__(self, engine: Engine, heads: ClassHeads, config: Any, *, scope: str, weight_decay: float, seed: int = 0) -> None:
         start = getattr(heads, config.head)
@@ -175,8 +176,9 @@ class ConsensusTuned(SelfTraining):
         assert batch.weak is not None
         assert batch.strong is not None
         pseudo = self.pseudo_labels(batch.index, self.engine.encode_frozen(batch.weak).global_)
-        strong = self.logits(self.engine.encode(batch.strong).global_)
-        loss, log = self_training_loss(strong, pseudo, self.class_prior, self.config.marginal_weight)
+        strong = self.engine.encode(batch.strong).global_
+        found = self_training_loss(self.logits(strong), pseudo, self.class_prior, self.config.marginal_weight, form=self.loss_form)
+        loss, log = self.with_mixtures(*found, strong, self.anchors, pseudo.labels, epoch, step_in_epoch)
         return StepOutput(loss, log, pseudo.labels)
 
     def end_epoch(self, epoch: int) -> Mapping[str, float]:

@@ -44,7 +44,7 @@ class MarsConfig:
         beta: Power of the estimated class frequencies in the balance of the second stage.
         momentum: Of the running mean of a class's margins.
         return_rule: Share of the unsupported gains that goes back to the text in the target of the first stage; 1 is the published rule.
-        head: Text prototypes that the adapter starts from: mean of each class's ``descriptions`` (templates stand in), or the ensemble of ``templates``.
+        head: Where the adapter starts: mean of each class's ``descriptions`` (templates stand in), or the ensemble of ``templates``.
     """
 
     # No marginal term: class masses are not drawn anywhere.
@@ -98,9 +98,7 @@ class Mars(SelfTraining):
     views = ViewPlan(weak=True, strong=True)
     optimisation = Optimisation("sgd")
 
-    def __init__(
-        self, engine: Engine, heads: ClassHeads, config: MarsConfig, *, scope: str, weight_decay: float, epochs: int, seed: int = 0
-    ) -> None:
+    def __init__(self, engine: Engine, heads: ClassHeads, config: MarsConfig, *, scope: str, weight_decay: float, epochs: int, seed: int = 0) -> None:
         start = getattr(heads, config.head)
         super().__init__(engine, start, config, scope=scope, weight_decay=weight_decay, seed=seed)
         self.first = first_epochs(config.first_stage, epochs)

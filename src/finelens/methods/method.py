@@ -24,18 +24,28 @@ if TYPE_CHECKING:
 Need = Literal["pixels", "views", "support", "extra", "hints", "stream"]
 
 
+# What becomes of class names that come after the run (``predict --classes``); names may go with every method.
+NewClasses = Literal["rebuilt", "text", "refused"]
+NEW_CLASSES: dict[NewClasses, str] = {
+    "rebuilt": "answered as if they had been in the list from the start",
+    "text": "the text says how likely a photograph is of one of them; among the classes of the run the method decides as before",
+    "refused": "refused: what was trained knows the classes of the run alone",
+}
+
+
 class Family(NamedTuple):
     """What all methods of a kind have in common."""
 
     trains: bool
     adapts: bool
     needs: frozenset[Need] = frozenset()
+    new_classes: NewClasses = "refused"
 
 
 FAMILIES = {
-    "text": Family(trains=False, adapts=False),
-    "views": Family(trains=False, adapts=False, needs=frozenset({"pixels", "views"})),
-    "solver": Family(trains=False, adapts=True),
+    "text": Family(trains=False, adapts=False, new_classes="rebuilt"),
+    "views": Family(trains=False, adapts=False, needs=frozenset({"pixels", "views"}), new_classes="rebuilt"),
+    "solver": Family(trains=False, adapts=True, new_classes="text"),
     "self-training": Family(trains=True, adapts=True, needs=frozenset({"pixels"})),
     "few-shot": Family(trains=True, adapts=True, needs=frozenset({"pixels", "hints"})),
 }
@@ -104,6 +114,12 @@ class Method:
         options: Any = from_mapping(self.config_class, document, "method")
         before = getattr(self._load(), "BEFORE", {})
         return replace(options, **{name: value for name, value in before.items() if name not in document})
+
+    @property
+    def new_classes(self) -> NewClasses:
+        """What becomes of class names that come after the run: ``NEW_CLASSES`` of the module, that of the solver, or what the family does."""
+        declared: NewClasses = getattr(self._load(), "NEW_CLASSES", FAMILIES[self.family].new_classes)
+        return declared
 
     @property
     def training_defaults(self) -> dict[str, Any]:

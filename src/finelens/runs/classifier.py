@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from finelens.classes.names import read_class_file
 from finelens.core.console import Console
 from finelens.errors import UserError
 from finelens.feature_store.extra import ExtraFiles, extra_of_run
@@ -22,6 +23,7 @@ from finelens.protocol import Preprocess
 from finelens.runs.config import RunConfig
 from finelens.runs.folder import RunFolder
 from finelens.runs.model import ANSWER, Model, PackedModel, load_model, pack_model, unpack_model
+from finelens.runs.other_classes import model_with_classes
 from finelens.runs.predict import Predictions, Request
 from finelens.runs.sets import calibrate_on, sets_of
 from finelens.runs.sources import asked_at, source_of
@@ -68,6 +70,30 @@ class Classifier(nn.Module):
         """
         self._hold(unpack_model(pack_model(self.model), device=str(device)))
         return self
+
+    def with_classes(
+        self,
+        classes: str | Path | Sequence[str],
+        *,
+        descriptions: str | Path | None = None,
+        prototypes: str | Path | None = None,
+        console: Console | None = None,
+    ) -> Classifier:
+        """A classifier for another list of classes, without a new run; this one stays as it is. See docs/new_classes.md.
+
+        Args:
+            classes: Names, or a file of them. Those of the run may be left out, and new ones added where the method has an answer for them.
+            descriptions: JSON file of sentences about the classes; without it the one that the run was given.
+            prototypes: Prototypes of the other list, for a run that was given prototypes.
+            console: What is said.
+
+        Raises:
+            UserError: The method has no answer for new names, or what their texts need cannot be had.
+        """
+        names = read_class_file(classes) if isinstance(classes, (str, Path)) else list(classes)
+        quiet = console or Console(enabled=False)
+        model = model_with_classes(self.model, self._config, names, quiet, descriptions=descriptions, prototypes=prototypes)
+        return Classifier(model, self._config, self.extra)
 
     def at_full_precision(self) -> Classifier:
         """The same classifier in float32, on its device."""

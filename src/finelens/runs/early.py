@@ -56,6 +56,9 @@ class Question:
     box_confidence: float | None = None
     csv_bom: bool = False
     extra_encoders: tuple[str, ...] = ()
+    classes: Path | None = None
+    descriptions: Path | None = None
+    prototypes: Path | None = None
 
     @property
     def target(self) -> Path:
@@ -77,12 +80,18 @@ def check_question(question: Question) -> None:
         check_target(sets_path(question.target), ",".join(SET_COLUMNS))
     elif question.calibrate_photos is not None or question.coverage is not None:
         raise UserError("--coverage and --calibrate-photos have an effect with --calibrate only: give labelled photographs, or leave them out")
+    if question.classes is not None:
+        read_class_file(question.classes)
+    elif question.descriptions is not None or question.prototypes is not None:
+        raise UserError("--descriptions and --prototypes are about the names of --classes FILE: give it, or leave them out")
+    if question.descriptions is not None:
+        load_descriptions(question.descriptions)
     check_finished(question.run)
     for spec in question.extra_encoders:
         check_encoder_spec(spec)
     check_source(question.photos, strict=question.strict, row_names=question.row_names, files=question.in_file is None)
     check_in(question.photos, question.in_file, question.box_confidence)
-    check_readable((question.row_names, question.calibrate))
+    check_readable((question.row_names, question.calibrate, question.prototypes))
 
 
 def check_run(

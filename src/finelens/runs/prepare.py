@@ -33,6 +33,7 @@ from finelens.runs.alarms import check_text_features
 from finelens.runs.config import RunConfig
 from finelens.runs.photo_source import PHOTOGRAPHS
 from finelens.runs.source import Source
+from finelens.training.loss_form import LossForm
 
 
 @dataclass(frozen=True)
@@ -118,8 +119,16 @@ def prepare(
 
 
 def assemble(config: RunConfig, engine: Engine, heads: ClassHeads, classes: ClassSet, report: DescriptionReport | None = None) -> Prepared:
-    """Everything that the configuration's method starts from, around an engine and text heads that are there already."""
+    """Everything that the configuration's method starts from, around an engine and text heads that are there already.
+
+    Raises:
+        UserError: Another loss is asked for than the method's own.
+    """
     task = config.entry.build(engine, heads, config.method_options, config.training, config.seed)
+    if config.entry.trains and config.training.loss != LossForm.name:
+        if not task.takes_loss:
+            raise UserError(f"training.loss={config.training.loss} has no effect: the loss of method {config.method} is its own; leave it out")
+        task.loss_form = LossForm.of(config.training, config.seed)
     limits = decode_limits(config.views, engine.backbone.preprocess)
     return Prepared(config.entry, classes, report, engine, heads, task, limits)
 

@@ -27,6 +27,7 @@ from finelens.runs.sets import calibrate_on, sets_header, sets_of, sets_text
 from finelens.runs.shard import sets_path
 from finelens.runs.source import Listing, Source
 from finelens.runs.sources import asked_at, source_at, with_rows
+from finelens.storage.cache import state_digest
 from finelens.storage.files import file_digest, text_bytes
 from finelens.storage.growing import GrowingFiles
 from finelens.storage.predictions import BOM, predictions_header, predictions_text, rows_from_logits
@@ -52,6 +53,9 @@ def predict_to_file(question: Question, console: Console) -> Path:
         extra_encoders=question.extra_encoders,
         source_named=question.row_names is not None,
     )
+    if question.classes is not None:
+        given = {"descriptions": question.descriptions, "prototypes": question.prototypes}
+        classifier = classifier.with_classes(question.classes, **given, console=console)
     likeness: list[torch.Tensor] = []
     rule = None if question.calibrate is None else _rule(classifier, source, question, console)
     listing = source.listing()
@@ -137,6 +141,12 @@ def _rule(classifier: Classifier, source: Source, question: Question, console: C
     return rule
 
 
+def _other_classes(question: Question, classifier: Classifier) -> list[str]:
+    """What decides the answers for another list of classes; nothing without one."""
+    files = [path for path in (question.descriptions, question.prototypes) if path is not None]
+    return [] if question.classes is None else [*classifier.classes, state_digest(classifier.model.zero_shot_heads), *map(file_digest, files)]
+
+
 def _key(question: Question, classifier: Classifier, listing: Listing, rule: Conformal | None) -> str:
     """Everything that decides the bytes of the file: another model, photograph or option begins anew."""
     files = [*question.extra, *question.extra_names]
@@ -146,6 +156,7 @@ def _key(question: Question, classifier: Classifier, listing: Listing, rule: Con
         "precision": [classifier.model.engine.precision.name, str(classifier.model.engine.device), torch.get_num_threads()],
         "inputs": asdict(listing),
         "extra": [[str(path), file_digest(Path(path))] for path in files],
+        "classes": _other_classes(question, classifier),
         "options": [question.strict, question.zero_shot, question.csv_bom, None if question.shard is None else asdict(question.shard)],
         "rule": None if rule is None else repr(rule),
     }

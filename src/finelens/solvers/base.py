@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -15,6 +17,7 @@ from finelens.errors import UserError
 from finelens.protocol import Hints
 from finelens.solvers.estimator import Estimator, check_fitted
 from finelens.solvers.known import Known, split_hints
+from finelens.solvers.other_classes import OtherClasses, check_kept
 from finelens.solvers.parameters import Constraints, check_parameters, checked
 
 Self = TypeVar("Self", bound="Solver")
@@ -31,6 +34,9 @@ class Solver(Estimator, ABC):
     ``_log_proba``. Tensors stay on the device of the features. As a method it has its parameters as options, save those in ``internal``, which say
     how to compute and not what.
 
+    For class names that come after the fit the text speaks (:class:`~finelens.solvers.other_classes.OtherClasses`), unless a subclass writes
+    ``_take_classes``; ``new_classes`` says so to the registry.
+
     Attributes:
         classes_: Class indices 0 to C - 1, in the order of the prototypes.
         n_features_in_: Feature width D.
@@ -42,6 +48,10 @@ class Solver(Estimator, ABC):
     state_names: ClassVar[tuple[str, ...]]
     _parameter_constraints: ClassVar[Constraints]
     internal: ClassVar[frozenset[str]] = frozenset({"chunk_size", "tol", "seed"})
+    new_classes: ClassVar[str] = "text"
+    # Fitted tensors that models of before do not hold, and that new classes alone need.
+    late_state: ClassVar[frozenset[str]] = frozenset()
+    others: OtherClasses | None = None
 
     @abstractmethod
     def _fit(self, x: Tensor, prototypes: Tensor, scale: float, known: Known) -> Tensor:
@@ -89,7 +99,11 @@ class Solver(Estimator, ABC):
         x = self._new_rows(X)
         reference: Tensor = getattr(self, self.state_names[0])
         with torch.no_grad():
-            return _like(X, self._log_proba(x.to(reference.device)))
+            x = x.to(reference.device)
+            found = self._log_proba(x)
+            if self.others is not None:
+                found = self.others.answer(found, x[:, : self.others.text.shape[1]]).log_softmax(1)
+            return _like(X, found)
 
     def predict_proba(self, X: Features) -> Any:
         """Class probabilities (M, C) of new images (M, D)."""
@@ -100,6 +114,38 @@ class Solver(Estimator, ABC):
         """Class indices (M,) of new images (M, D)."""
         return self.predict_log_proba(X).argmax(1)
 
+    def with_classes(self: Self, kept: Sequence[int], *, prototypes: Features, logit_scale: float = 100.0) -> Self:
+        """The fitted solver for another list of classes, without a new fit; this one stays as it is.
+
+        Args:
+            kept: For each class of the other list its index among those of the fit, -1 for a new class.
+            prototypes: Text features of the other list, (C', D).
+            logit_scale: As in the fit.
+
+        Raises:
+            UserError: ``kept`` and ``prototypes`` do not fit each other or the solver, or this solver has other classes already.
+        """
+        check_fitted(self)
+        if self.others is not None:
+            raise UserError("this solver answers for other classes than it was fitted for: ask the one that was fitted")
+        w = unit_rows(prototypes, "prototypes")
+        places = check_kept(kept, len(self.classes_), len(w))
+        other = copy.copy(self)
+        other.classes_ = np.arange(len(w))
+        if not other._take_classes(places, w, float(logit_scale)):
+            other.others = OtherClasses(places, logit_scale * w)
+        return other
+
+    def _take_classes(self, kept: Tensor, prototypes: Tensor, scale: float) -> bool:
+        """Bring the fitted tensors to another list of classes by the solver's own equations; False where it has none, or lacks what they need.
+
+        Args:
+            kept: See :class:`~finelens.solvers.other_classes.OtherClasses`, (C',).
+            prototypes: Unit rows (C', D).
+            scale: Multiplier of cosines.
+        """
+        return False
+
     def notes(self) -> list[str]:
         """What the fit decided and the user should know, one line each; read after ``fit``."""
         return []
@@ -107,6 +153,8 @@ class Solver(Estimator, ABC):
     def state(self) -> dict[str, Tensor]:
         """The fitted tensors by name: all that prediction needs."""
         check_fitted(self)
+        if self.others is not None:
+            raise UserError("a solver with other classes than those of its fit is not kept: keep the one that was fitted, and the other list")
         return {name: getattr(self, name) for name in self.state_names}
 
     def load_state(self: Self, state: dict[str, Tensor], *, classes: int, features: int) -> Self:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -18,8 +20,6 @@ def text_means(prototypes: Tensor, mean: Tensor) -> Tensor:
 def discriminant(means: Tensor, covariance: Tensor, n: int) -> tuple[Tensor, Tensor]:
     """Weights and biases of Gaussians with a shared covariance and equal priors.
 
-    The precision is the ridge form of Kubokawa and Srivastava (2008): ``D ((n - 1) S + tr(S) I)^-1``, positive definite also for n < D.
-
     Args:
         means: (C, D), float64.
         covariance: S, (D, D), float64.
@@ -28,7 +28,25 @@ def discriminant(means: Tensor, covariance: Tensor, n: int) -> tuple[Tensor, Ten
     Returns:
         ``w_c = Theta mu_c`` (C, D) and ``b_c = - mu_c^T Theta mu_c / 2`` (C,).
     """
-    weights = means.shape[1] * torch.cholesky_solve(means.T, torch.linalg.cholesky(_ridge(covariance, n))).T  # (C, D)
+    return discriminant_of(means, precision_factor(covariance, n))
+
+
+def precision_factor(covariance: Tensor, n: int) -> Tensor:
+    """Cholesky factor L (D, D) of ``Theta = D (L L^T)^-1``.
+
+    The precision is the ridge form of Kubokawa and Srivastava (2008): ``D ((n - 1) S + tr(S) I)^-1``, positive definite also for n < D.
+
+    Args:
+        covariance: S, (D, D), float64.
+        n: Number of images behind it.
+    """
+    factor: Tensor = torch.linalg.cholesky(_ridge(covariance, n))
+    return factor
+
+
+def discriminant_of(means: Tensor, factor: Tensor) -> tuple[Tensor, Tensor]:
+    """What :func:`discriminant` gives, of a factor (D, D) that is there already."""
+    weights = means.shape[1] * torch.cholesky_solve(means.T, factor).T  # (C, D)
     return weights, -0.5 * (weights * means).sum(1)
 
 
@@ -39,6 +57,36 @@ def is_definite(covariance: Tensor, n: int) -> bool:
 
 def _ridge(covariance: Tensor, n: int) -> Tensor:
     return (n - 1) * covariance + covariance.trace().clamp_min(TINY) * torch.eye(len(covariance), dtype=covariance.dtype, device=covariance.device)
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What all classes of a Gaussian discriminant have in common, and with it what a class needs that has nothing but a text.
+
+    Attributes:
+        factor: L of :func:`precision_factor`, (D, D), float32.
+        shift: From the centre of the prototypes to that of the images, (D,), float64.
+        alpha: Weight of the Gaussian part.
+    """
+
+    factor: Tensor
+    shift: Tensor
+    alpha: Tensor
+
+    @classmethod
+    def of(cls, factor: Tensor, prototypes: Tensor, mean: Tensor, alpha: float) -> Shared:
+        """Of a fit with these prototypes (C, D) and this mean of the images (D,)."""
+        return cls(factor.float(), mean - prototypes.mean(0), factor.new_tensor(alpha))
+
+    def classifier(self, prototypes: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+        """Rows (C', D) and intercepts (C',) of classes at their text means, ``w_c + shift``, under the shared covariance.
+
+        Args:
+            prototypes: Unit rows (C', D), float64.
+            scale: Multiplier of cosines.
+        """
+        weights, bias = discriminant_of(prototypes + self.shift, self.factor.double())
+        return scale * prototypes + self.alpha * weights, self.alpha * bias
 
 
 def text_share(text: Tensor, weights: Tensor, bias: Tensor, mean: Tensor, second: Tensor) -> float:
@@ -53,6 +101,19 @@ def text_share(text: Tensor, weights: Tensor, bias: Tensor, mean: Tensor, second
     """
     spread = _logit_std(weights, bias, mean, second)
     return float(_logit_std(text, torch.zeros_like(bias), mean, second) / spread) if spread > TINY else 0.0
+
+
+def other_rows(kept: Tensor, rows: Tensor, new: Tensor) -> Tensor:
+    """Rows (C', ...) of another list of classes: those of the fit where a class is kept, else the next ones of ``new``.
+
+    Args:
+        kept: Index among the rows of the fit, -1 for a new class, (C',).
+        rows: Of the fit, (C, ...).
+        new: Of each new class in its order.
+    """
+    found = rows[kept.clamp_min(0).to(rows.device)].clone()
+    found[(kept < 0).to(rows.device)] = new.to(found)
+    return found
 
 
 def linear_log_proba(x: Tensor, coef: Tensor, intercept: Tensor, out: Tensor | None = None) -> Tensor:

@@ -5,16 +5,29 @@ Wang et al., "A Hard-to-Beat Baseline for Training-free CLIP-based Adaptation", 
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
+from sklearn.utils._param_validation import StrOptions
 from torch import Tensor
 
 from finelens.errors import UserError
 from finelens.solvers.base import Solver
-from finelens.solvers.gaussians import discriminant, linear_log_proba, second_moment, text_means, text_share
+from finelens.solvers.gaussians import (
+    Shared,
+    discriminant_of,
+    linear_log_proba,
+    other_rows,
+    precision_factor,
+    second_moment,
+    text_means,
+    text_share,
+)
 from finelens.solvers.known import Known
 from finelens.solvers.parameters import COUNT, Constraints
+from finelens.solvers.prior import estimate_prior
+
+SHARED = ("shared_factor_", "shared_shift_", "shared_alpha_")
 
 
 class Gda(Solver):
@@ -25,19 +38,38 @@ class Gda(Solver):
     the centres of images and texts.
 
     Args:
+        prior: Class frequencies: ``uniform``, those of the labelled images (``hints``, one image a class added), or ``estimated`` without labels from
+            the answers under even ones.
+        base_to_new: Of a class that comes after the fit: ``text`` as for any solver, or ``gaussian``: it has its text mean and the shared covariance,
+            which the model then keeps.
         chunk_size: Images in work at a time.
 
     Attributes:
         coef_: Weights (C, D), float64: text and Gaussian parts together.
         intercept_: (C,), float64.
         alpha_: Weight of the Gaussian part.
+        shared_factor_: What a later class is scored with (:class:`~finelens.solvers.gaussians.Shared`), (D, D), float32; empty unless asked for, like
+            the two below.
+        shared_shift_: (D,), float64.
+        shared_alpha_: float64.
     """
 
-    state_names: ClassVar[tuple[str, ...]] = ("coef_", "intercept_")
-    _parameter_constraints: ClassVar[Constraints] = {"chunk_size": COUNT}
+    state_names: ClassVar[tuple[str, ...]] = ("coef_", "intercept_", *SHARED)
+    late_state: ClassVar[frozenset[str]] = frozenset(SHARED)
+    _parameter_constraints: ClassVar[Constraints] = {
+        "prior": [StrOptions({"uniform", "hints", "estimated"})],
+        "base_to_new": [StrOptions({"text", "gaussian"})],
+        "chunk_size": COUNT,
+    }
 
-    def __init__(self, *, chunk_size: int = 4096) -> None:
-        self.chunk_size = chunk_size
+    def __init__(
+        self,
+        *,
+        prior: Literal["uniform", "hints", "estimated"] = "uniform",
+        base_to_new: Literal["text", "gaussian"] = "text",
+        chunk_size: int = 4096,
+    ) -> None:
+        self.prior, self.base_to_new, self.chunk_size = prior, base_to_new, chunk_size
 
     def _fit(self, x: Tensor, prototypes: Tensor, scale: float, known: Known) -> Tensor:
         if not len(known):
@@ -46,13 +78,37 @@ class Gda(Solver):
         mean, second = second_moment(x, self.chunk_size)
         means, scatter = class_means(x[known.rows].double(), known.labels, text_means(w, mean))
         count = max(2, len(known))
-        weights, bias = discriminant(means, scatter / (count - 1), count)
+        factor = precision_factor(scatter / (count - 1), count)
+        weights, bias = discriminant_of(means, factor)
         self.alpha_ = text_share(scale * w, weights, bias, mean, second)
         self.coef_, self.intercept_ = scale * w + self.alpha_ * weights, self.alpha_ * bias
+        self.shared_factor_, self.shared_shift_, self.shared_alpha_ = (w.new_zeros(0) for _ in SHARED)
+        if self.base_to_new == "gaussian":
+            shared = Shared.of(factor, w, mean, self.alpha_)
+            self.shared_factor_, self.shared_shift_, self.shared_alpha_ = shared.factor, shared.shift, shared.alpha
+        if self.prior != "uniform":
+            frequent = self._frequencies(x, known).log()
+            # Around their mean, which a later class has.
+            self.intercept_ = self.intercept_ + frequent - frequent.mean()
         return self._log_proba(x)
+
+    def _frequencies(self, x: Tensor, known: Known) -> Tensor:
+        """Of the classes, (C,), float64."""
+        classes = len(self.intercept_)
+        if self.prior == "hints":
+            return (known.counts(classes).to(self.intercept_) + 1) / (len(known) + classes)
+        return estimate_prior(known.clamp(self._log_proba(x)).exp()).to(self.intercept_)
 
     def _log_proba(self, x: Tensor) -> Tensor:
         return linear_log_proba(x, self.coef_, self.intercept_)
+
+    def _take_classes(self, kept: Tensor, prototypes: Tensor, scale: float) -> bool:
+        if not self.shared_factor_.numel():
+            return False
+        shared = Shared(self.shared_factor_, self.shared_shift_, self.shared_alpha_)
+        rows, intercepts = shared.classifier(prototypes[kept < 0].to(shared.shift), scale)
+        self.coef_, self.intercept_ = other_rows(kept, self.coef_, rows), other_rows(kept, self.intercept_, intercepts)
+        return True
 
 
 def class_means(shots: Tensor, labels: Tensor, fallback: Tensor) -> tuple[Tensor, Tensor]:

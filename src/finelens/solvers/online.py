@@ -113,6 +113,8 @@ class OnlineSolver(Solver):
         return super().load_state({name: tensor.clone() for name, tensor in state.items()}, classes=classes, features=features)
 
     def _checked(self, X: Features) -> Tensor:
+        if self.others is not None:
+            raise UserError("with other classes than those it began with a stream can be asked (predict_proba), but takes no further image")
         x = unit_rows(X, "X")
         if x.shape[1] != self.n_features_in_:
             raise UserError(f"X has {x.shape[1]} columns, but the stream began with {self.n_features_in_}; use features of the same model")

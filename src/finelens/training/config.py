@@ -17,6 +17,9 @@ Compile = Literal["auto", "on", "off"]
 Guard = Literal["on", "off"]
 
 
+Loss = Literal["ce", "infoloob", "m2-mix"]
+
+
 @dataclass(frozen=True)
 class TrainingConfig:
     """The optimisation, common to all trainable methods.
@@ -32,6 +35,9 @@ class TrainingConfig:
             is kept. 0: new views in every epoch, as published.
         guard: ``on``: where the starting model hardly knows the classes (``evaluation.weak_start``) nothing is trained and its answers are kept;
             ``off`` trains from any start, as published.
+        loss: Classification loss of methods that leave the choice: ``ce`` (cross-entropy, as published), ``infoloob`` in its place, or ``m2-mix``: a
+            term of hard negatives between images and texts beside it (docs/losses.md).
+        mix_weight: Weight of that term in the first epoch; it falls as 1 / epoch.
         precision: Arithmetic of the tower; ``auto`` lets the device decide.
         compile: Whether the tower goes through ``torch.compile``; ``auto``: on CUDA for long runs. The same numbers up to rounding.
     """
@@ -44,6 +50,8 @@ class TrainingConfig:
     scope: str = "norm"
     cached_prefix: int = 0
     guard: Guard = "on"
+    loss: Loss = "ce"
+    mix_weight: float = 0.05
     precision: Precision = "auto"
     compile: Compile = "auto"
 
@@ -55,6 +63,7 @@ class TrainingConfig:
         require(0 <= self.weight_decay < math.inf, "training.weight_decay", "at least 0 and finite", self.weight_decay)
         require(bool(self.scope.strip()), "training.scope", "a tuning scope such as norm", self.scope)
         require(self.cached_prefix >= 0, "training.cached_prefix", "0 (new views in every epoch) or more", self.cached_prefix)
+        require(0 <= self.mix_weight < math.inf, "training.mix_weight", "at least 0 and finite", self.mix_weight)
         if self.cached_prefix:
             wanted = "last-k-norm where training.cached_prefix is given, for example last-3-norm: other scopes leave no first blocks as they are"
             require(self.scope.startswith("last-"), "training.scope", wanted, self.scope)

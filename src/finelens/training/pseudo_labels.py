@@ -6,11 +6,13 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from finelens.training.loss_form import LossForm
 from finelens.training.losses import log_batch_marginal
 from finelens.training.marginal import ClassPrior
+
+PLAIN = LossForm()
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ def ranking(probabilities: Tensor, labels: Tensor) -> Tensor:
     return probabilities.gather(1, labels[:, None])[:, 0] / probabilities.amax(1)
 
 
-def weighted_cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor, smoothing: float = 0.0) -> Tensor:
+def weighted_cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor, smoothing: float = 0.0, form: LossForm = PLAIN) -> Tensor:
     """``mean_b omega_b CE(z_b, y_b)``: the mean is over the batch, so doubtful batches count less.
 
     Args:
@@ -46,12 +48,13 @@ def weighted_cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor, smoo
         labels: (B,).
         weights: (B,).
         smoothing: Share of every target that is spread evenly over the classes.
+        form: Another loss in the place of cross-entropy.
     """
-    return (weights * F.cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing)).mean()
+    return (weights * form.each(logits, labels, smoothing)).mean()
 
 
 def self_training_loss(
-    logits: Tensor, pseudo: PseudoLabels, class_prior: ClassPrior, marginal_weight: float, smoothing: float = 0.0
+    logits: Tensor, pseudo: PseudoLabels, class_prior: ClassPrior, marginal_weight: float, smoothing: float = 0.0, form: LossForm = PLAIN
 ) -> tuple[Tensor, dict[str, float | Tensor]]:
     """Weighted cross-entropy and the marginal term of the batch: the loss that the self-training methods share.
 
@@ -61,11 +64,12 @@ def self_training_loss(
         class_prior: What the batch marginal is drawn to.
         marginal_weight: Weight of that term.
         smoothing: Of the cross-entropy.
+        form: Another loss in its place.
 
     Returns:
         The scalar loss and numbers to log.
     """
-    loss = weighted_cross_entropy(logits, pseudo.labels, pseudo.weights, smoothing)
+    loss = weighted_cross_entropy(logits, pseudo.labels, pseudo.weights, smoothing, form)
     log: dict[str, float | Tensor] = {
         "ce": loss,
         "pseudo_confidence": pseudo.posterior.amax(-1).mean(),

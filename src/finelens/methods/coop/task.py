@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from finelens.classes.heads import ClassHeads
@@ -16,6 +15,7 @@ from finelens.methods.coop.config import CoopConfig
 from finelens.methods.coop.context import Prompts, encode_prompts, initial_context, place_context
 from finelens.methods.registry import all_methods
 from finelens.protocol import Batch, Cost, NotAvailableError, Optimisation, StepOutput, TargetFeatures, Task, ViewPlan
+from finelens.training.loss_form import LossForm
 from finelens.training.state import resize_on_load
 
 # What the loop uses for these methods unless the user says otherwise (CoOp and UPL).
@@ -45,6 +45,8 @@ class Coop(Task):
     views = ViewPlan(weak=False, strong=False)
     optimisation = Optimisation("sgd", warmup_epochs=1)
     needs_text = True
+    takes_loss = True
+    loss_form = LossForm()
 
     def __init__(self, engine: Engine, heads: ClassHeads, config: CoopConfig, *, weight_decay: float, seed: int, sets: int = 1) -> None:
         super().__init__(engine)
@@ -112,10 +114,17 @@ class Coop(Task):
         """Cross-entropy of the batch under every prompt set. The sum over sets trains each as if it were alone."""
         rows = torch.searchsorted(self.index, batch.index.to(self.index.device))
         labels = self.labels[rows]
-        logits = self.logits(self.features[rows], self.text_features())  # (S, B, C)
-        losses = torch.stack([F.cross_entropy(one, labels) for one in logits])
+        images, texts = self.features[rows], self.text_features()
+        logits = self.logits(images, texts)  # (S, B, C)
+        losses = torch.stack([self.loss_form.each(one, labels).mean() for one in logits])
         right = (logits.mean(0).argmax(-1) == labels).float().mean()
-        return StepOutput(losses.sum(), {"ce": losses.mean(), "agreement": right})
+        log: dict[str, float | Tensor] = {"ce": losses.mean(), "agreement": right}
+        scale = self.engine.backbone.logit_scale
+        terms = [term for own in texts if (term := self.loss_form.mixed(images, own, labels, scale, epoch, step_in_epoch)) is not None]
+        if not terms:
+            return StepOutput(losses.sum(), log)
+        mixed = torch.stack(terms)
+        return StepOutput(losses.sum() + mixed.sum(), {**log, "mixed": mixed.mean()})
 
     @torch.no_grad()
     def end_epoch(self, epoch: int) -> Mapping[str, float]:

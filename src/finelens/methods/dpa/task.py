@@ -40,6 +40,7 @@ class Dpa(SelfTraining):
     """
 
     views = ViewPlan(weak=True, strong=True)
+    takes_loss = True
 
     def __init__(self, engine: Engine, start: Tensor, config: DpaConfig, *, scope: str = "norm", weight_decay: float = 0.1) -> None:
         super().__init__(engine, start, config, scope=scope, weight_decay=weight_decay)
@@ -114,7 +115,8 @@ class Dpa(SelfTraining):
         assert batch.strong is not None
         weak = self.engine.encode_frozen(batch.weak).global_
         pseudo = self.hints.apply_to(batch.index, self.pseudo_labels(weak))
-        loss, log = self.loss(self.engine.encode(batch.strong).global_, pseudo)
+        strong = self.engine.encode(batch.strong).global_
+        loss, log = self.with_mixtures(*self.loss(strong, pseudo), strong, self.prototypes, pseudo.labels, epoch, step_in_epoch)
         self.memory_features[batch.index] = weak.to(self.memory_features.dtype)
         self.memory_labels[batch.index] = pseudo.labels
         if self.config.marginal == "prior":
@@ -131,7 +133,7 @@ class Dpa(SelfTraining):
         Returns:
             The scalar loss and numbers to log.
         """
-        loss, log = self_training_loss(self.logits(strong), pseudo, self.class_prior, self.strengths.marginal_weight)
+        loss, log = self_training_loss(self.logits(strong), pseudo, self.class_prior, self.strengths.marginal_weight, form=self.loss_form)
         align = alignment_loss(self.image_prototypes, F.normalize(self.prototypes, dim=-1), self.strengths.align_scale * self._scale)
         return loss + self.strengths.align_weight * align, {**log, "align": align}
 

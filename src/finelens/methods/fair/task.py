@@ -36,6 +36,8 @@ class Fair(SelfTraining):
         seed: Seed of the k-means.
     """
 
+    takes_loss = True
+
     def __init__(
         self,
         engine: Engine,
@@ -110,7 +112,8 @@ class Fair(SelfTraining):
         weak = self.engine.encode_frozen(batch.weak).global_
         crops = None if batch.crops is None else self._encode_crops(batch.crops)
         pseudo = self.hints.apply_to(batch.index, self.pseudo_labels(weak, crops))
-        loss, log = self.loss(self.engine.encode(batch.strong).global_, pseudo)
+        strong = self.engine.encode(batch.strong).global_
+        loss, log = self.with_mixtures(*self.loss(strong, pseudo), strong, self.anchors, pseudo.labels, epoch, step_in_epoch)
         self.class_prior.remember(batch.index, pseudo.posterior)
         return StepOutput(loss, log, pseudo.labels)
 
@@ -127,7 +130,7 @@ class Fair(SelfTraining):
         Returns:
             The scalar loss and numbers to log.
         """
-        return self_training_loss(self.logits(strong), pseudo, self.class_prior, self.config.marginal_weight)
+        return self_training_loss(self.logits(strong), pseudo, self.class_prior, self.config.marginal_weight, form=self.loss_form)
 
     def prediction_state(self) -> dict[str, Tensor]:
         """The anchors; the memories of training stay behind."""

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch.nn.functional as F
 from torch import Tensor
 
 from finelens.engine.engine import Engine
 from finelens.protocol import Task
+from finelens.training.loss_form import LossForm
 from finelens.training.marginal import ClassPrior
 
 
@@ -29,6 +31,7 @@ class SelfTraining(Task):
     """
 
     engine: Engine
+    loss_form = LossForm()
 
     def __init__(self, engine: Engine, start: Tensor, config: Any, *, scope: str, weight_decay: float, seed: int = 0) -> None:
         super().__init__(engine)
@@ -37,6 +40,23 @@ class SelfTraining(Task):
         self.weight_decay = weight_decay
         self.seed = seed
         self.class_prior = ClassPrior(config.marginal, len(start), start.dtype)
+
+    def with_mixtures(
+        self, loss: Tensor, log: Mapping[str, float | Tensor], images: Tensor, classes: Tensor, labels: Tensor, epoch: int, step: int
+    ) -> tuple[Tensor, dict[str, float | Tensor]]:
+        """A loss and what it logs, with the mixed term of the batch where ``training.loss`` asks for one.
+
+        Args:
+            loss: Scalar.
+            log: Numbers.
+            images: Unit-norm features of the strong views, (B, E).
+            classes: Class vectors (C, E), rows of any norm.
+            labels: (B,).
+            epoch: From 0.
+            step: In the epoch.
+        """
+        term = self.loss_form.mixed(images, F.normalize(classes, dim=-1), labels, self._scale, epoch, step)
+        return (loss, dict(log)) if term is None else (loss + term, {**log, "mixed": term})
 
     @property
     def _scale(self) -> float:

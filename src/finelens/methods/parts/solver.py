@@ -174,16 +174,24 @@ class SolverTask(FrozenTask):
     def predict_logits(self, images: Tensor) -> dict[str, Tensor]:
         """Log-probabilities of the images' features under the fitted solver."""
         rows = self.seen(images)
-        state = {name: getattr(self, name) for name in self.solver.state_names}
-        classes, width = self.prototypes.shape
-        solver = self.solver.load_state(state, classes=classes, features=width)
-        log_proba = solver.predict_log_proba(rows)
+        log_proba = self.fitted().predict_log_proba(rows)
         if self.config.return_rule:
             x = first_view(rows)
             rule = ReturnRule(self.return_means, self.return_shares)
             answers = rule.apply(x, self._text_posterior(x), log_proba.exp(), chunk_size=CHUNK)[0]
             log_proba = answers.clamp_min(torch.finfo(answers.dtype).tiny).log()
         return {"logits": log_proba.float()}
+
+    def fitted(self) -> Solver:
+        """The solver with the buffers as its state."""
+        state = {name: getattr(self, name) for name in self.solver.state_names}
+        classes, width = self.prototypes.shape
+        return self.solver.load_state(state, classes=classes, features=width)
+
+    def prediction_state(self) -> dict[str, Tensor]:
+        """The buffers; one that models of before do not hold is no part of such a model."""
+        late = self.solver.late_state
+        return {name: tensor for name, tensor in self.state_dict().items() if name not in late or tensor.numel()}
 
     def seen(self, images: Tensor) -> Tensor | list[Tensor]:
         """What the solver takes of uint8 centre views (B, 3, S, S), or of :class:`~finelens.protocol.FeatureRows` of them."""

@@ -28,6 +28,7 @@ class SolverMethod:
         self.task: type[SolverTask] = SupportTask if "support" in needs else ExtraTask if "extra" in needs else SolverTask
         base = SupportConfig if "support" in needs else ExtraConfig if "extra" in needs else SolverConfig
         self.CONFIG = solver_options(solver, base)
+        self.NEW_CLASSES = solver.new_classes
 
     def build(self, engine: Engine, heads: ClassHeads, config: Any, training: TrainingConfig, seed: int) -> SolverTask:
         """The task of this method; arguments are those of :class:`finelens.methods.registry.Method`."""
