@@ -4,9 +4,9 @@
 
 DATA holds data sets as for ``finelens bench``. Of each set half of the classes, drawn by a seed, are known: a solver is fitted to their training
 photographs and names (``gda`` also to four labelled ones a class), takes the other names afterwards (``Solver.with_classes``), and is asked about
-all of the test part. Accuracy on test photographs of known classes, of new ones, their harmonic mean, and on all. Beside it the description ensemble on the
-same centred features with all names, and the same solver fitted to all training photographs and names. The tower is centred by the photographs of the
-fit. ``gaussian`` is ``Gda(base_to_new="gaussian")``.
+all of the test part. Accuracy on test photographs of known classes, of new ones, their harmonic mean, and on all. Beside it the description
+ensemble on the same centred features with all names, and the same solver fitted to all training photographs and names. The tower is centred by the
+photographs of the fit. ``gaussian`` is ``Gda(base_to_new="gaussian")``.
 """
 
 from __future__ import annotations
