@@ -21,8 +21,8 @@ from finelens.methods.parts.other_classes import with_classes
 from finelens.protocol import TargetFeatures, Task
 from finelens.runs.config import RunConfig
 from finelens.runs.model import Model
-from finelens.runs.prepare import Prepared, prepare
 from finelens.runs.photo_source import PHOTOGRAPHS
+from finelens.runs.prepare import Prepared, prepare
 from finelens.runs.sources import source_of_run
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 from typing import ClassVar, Literal
 
 import torch
-from sklearn.utils._param_validation import StrOptions
 from torch import Tensor
 
 from finelens.errors import UserError
@@ -24,7 +23,7 @@ from finelens.solvers.gaussians import (
     text_share,
 )
 from finelens.solvers.known import Known
-from finelens.solvers.parameters import COUNT, Constraints
+from finelens.solvers.parameters import COUNT, Constraints, Word
 from finelens.solvers.prior import estimate_prior
 
 SHARED = ("shared_factor_", "shared_shift_", "shared_alpha_")
@@ -57,8 +56,8 @@ class Gda(Solver):
     state_names: ClassVar[tuple[str, ...]] = ("coef_", "intercept_", *SHARED)
     late_state: ClassVar[frozenset[str]] = frozenset(SHARED)
     _parameter_constraints: ClassVar[Constraints] = {
-        "prior": [StrOptions({"uniform", "hints", "estimated"})],
-        "base_to_new": [StrOptions({"text", "gaussian"})],
+        "prior": Word(frozenset({"uniform", "hints", "estimated"})),
+        "base_to_new": Word(frozenset({"text", "gaussian"})),
         "chunk_size": COUNT,
     }
 

@@ -72,6 +72,23 @@ class Numbers(Rule):
 
 
 @dataclass(frozen=True)
+class Word(Rule):
+    """One of some words."""
+
+    words: frozenset[str]
+
+    def allows(self, value: Any) -> bool:
+        """Whether it is one of the words."""
+        return isinstance(value, str) and value in self.words
+
+    def constraints(self) -> list[Any]:
+        """Words."""
+        from sklearn.utils._param_validation import StrOptions
+
+        return [StrOptions(set(self.words))]
+
+
+@dataclass(frozen=True)
 class WordOrShares(Rule):
     """One of some words, or one number a class."""
 
