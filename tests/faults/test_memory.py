@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from finelens.engine.microbatch import BufferSnapshot, MicroBatch, OutOfMemoryError, is_out_of_memory, until_it_fits
 from finelens.errors import UserError
 from finelens.images.view_config import ViewConfig
+from finelens.methods.clip_svd import ClipSvd
 from finelens.methods.registry import find_method
-from finelens.protocol import Backbone
+from finelens.protocol import Backbone, Hints
 from finelens.training.checkpoint import named_trainable
 from finelens.training.config import TrainingConfig
 from finelens.training.loop import Hooks, Trainer
@@ -25,6 +28,13 @@ def build(tiny_vit, method: str, options=None):
     found = find_method(method)
     task = found.build(engine, random_heads(3), found.config_class(**(options or {})), TrainingConfig(epochs=1, batch_size=8), 0)
     return engine, task
+
+
+def look(engine, task, store) -> None:
+    """Prepare a task; one that learns from labels gets some for every picture."""
+    few_shot = isinstance(task, ClipSvd)
+    hints = Hints(torch.arange(len(store)), torch.arange(len(store)) % 3) if few_shot else None
+    task.prepare(replace(target_features(engine, store), hints=hints))
 
 
 def starve(monkeypatch, engine, capacity: int, error: BaseException, *, kept: bool = True) -> list[int]:
@@ -65,7 +75,7 @@ def test_micro_batches_give_the_gradient_of_the_whole_batch(tiny_vit, method):
     """Every method that trains the tower, its terms over the batch included: the loss sees the whole batch whatever the tower takes at once."""
     engine, task = build(tiny_vit, method)
     store = Pictures(8)
-    task.prepare(target_features(engine, store))
+    look(engine, task, store)
     batch = random_batch(8, task.views.crops)
     before = BufferSnapshot(task)
     whole = gradients(task, batch)
@@ -84,7 +94,7 @@ def test_a_run_short_of_memory_ends_like_one_with_plenty(tiny_vit, method, error
 
     def trained(capacity: int | None):
         engine, task = build(tiny_vit, method)
-        task.prepare(target_features(engine, pictures_))
+        look(engine, task, pictures_)
         said: list[str] = []
         engine.micro.say = said.append
         with monkeypatch.context() as patch:
@@ -111,7 +121,7 @@ def test_memory_that_runs_out_in_the_backward_pass(tiny_vit, monkeypatch):
 
     def trained(fail: int):
         engine, task = build(tiny_vit, "dpa")
-        task.prepare(target_features(engine, pictures_))
+        look(engine, task, pictures_)
         backward, left = torch.Tensor.backward, [fail]
 
         def sometimes(self, *args, **given):

@@ -105,11 +105,14 @@ def test_epochs_after_the_first_round_run_no_first_block_and_build_no_view(tiny_
     _, fitted, log = fit_toy(tiny_vit, method, images, options=options(method, 2, epochs=5))
     engine = fitted.model.engine
     assert {epoch for _, epoch in seen} == {0, 1}
-    assert seen["strong_view", 0] == seen["strong_view", 1] == len(images)
+    # A few-shot method visits the labelled images only, in their weak view.
+    subset, view = fitted.model.task.subset(), "strong_view" if fitted.model.task.views.strong else "weak_view"
+    visited = len(images) if subset is None else len(subset)
+    assert seen[view, 0] == seen[view, 1] == visited
     assert len(log.losses) == 5
     # Two rounds are computed, and what is encoded later starts behind the first blocks.
     encoded = engine.no_grad_forwards + engine.grad_forwards - len(images)
-    assert engine.spared_prefixes == encoded - 2 * len(images) * VIEWS[method]
+    assert engine.spared_prefixes == encoded - 2 * visited * VIEWS[method]
 
 
 def test_an_interrupted_run_ends_in_the_same_bits_with_the_same_counts(backbone, photos, classes, tmp_path):
