@@ -165,7 +165,7 @@ def test_scores_replace_scores_and_nothing_else(finished, photos, tmp_path):
 
 @pytest.mark.parametrize("stage", ["write_predictions", "save_model"])
 def test_run_killed_after_training_is_finished_by_resume(photos, classes, given, finished, tmp_path, monkeypatch, stage):
-    def die(*_: object) -> None:
+    def die(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:

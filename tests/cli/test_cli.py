@@ -67,6 +67,8 @@ def test_adapt_writes_a_run(adapted):
         "scope": "norm",
         "cached_prefix": 0,
         "guard": "on",
+        "loss": "ce",
+        "mix_weight": 0.05,
         "precision": choose_precision("auto", torch.device("cpu")).name,
         "compile": "auto",
     }

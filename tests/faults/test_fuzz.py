@@ -30,6 +30,7 @@ from finelens.runs.config import from_json
 from finelens.runs.folder import RunFolder
 from finelens.runs.model import load_model
 from finelens.storage import cache
+from finelens.storage.cache_place import ENVIRONMENT_VARIABLE
 from finelens.storage.files import read_json
 from finelens.storage.predictions import read_predictions
 from finelens.storage.tensors import load_tensors, save_tensors
@@ -250,7 +251,7 @@ def test_any_document_as_configuration_or_model(finished, data):
 def test_any_damage_to_a_cache_entry_is_computed_again(tmp_path, data):
     shutil.rmtree(tmp_path / "cache", ignore_errors=True)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(cache.ENVIRONMENT_VARIABLE, str(tmp_path / "cache"))
+        patch.setenv(ENVIRONMENT_VARIABLE, str(tmp_path / "cache"))
         good = {"a": torch.arange(20.0), "b": torch.ones(3, 2, dtype=torch.int64)}
         cache.cached_tensors(["k"], lambda: good)
         (path,) = (tmp_path / "cache").rglob("*.safetensors")

@@ -18,6 +18,7 @@ from finelens.runs import folder as runs
 from finelens.runs.config import to_json
 from finelens.runs.folder import RunFolder
 from finelens.storage import cache
+from finelens.storage.cache_place import ENVIRONMENT_VARIABLE
 from finelens.storage.files import write_json
 from finelens.storage.tensors import load_tensors
 from finelens.training.loop import Interrupted
@@ -92,7 +93,7 @@ def test_disk_full_while_an_event_is_written(adapt, tmp_path, monkeypatch):
 
 
 def test_disk_full_while_caching_costs_nothing_but_time(tmp_path, monkeypatch):
-    monkeypatch.setenv(cache.ENVIRONMENT_VARIABLE, str(tmp_path))
+    monkeypatch.setenv(ENVIRONMENT_VARIABLE, str(tmp_path))
 
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -109,7 +110,7 @@ def test_many_writers_of_one_cache_entry(tmp_path):
         "    got = cached_tensors(['k', str(i)], lambda: {'a': torch.full((1000,), float(i))})\n"
         "    assert (got['a'] == i).all()\n"
     )
-    processes = [Child(["-c", code], {**os.environ, cache.ENVIRONMENT_VARIABLE: str(tmp_path)}) for _ in range(2)]
+    processes = [Child(["-c", code], {**os.environ, ENVIRONMENT_VARIABLE: str(tmp_path)}) for _ in range(2)]
     assert [(p.communicate(timeout=120).err, p.returncode) for p in processes] == [("", 0)] * 2
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert len(files) == 20
