@@ -326,6 +326,7 @@ def join(parts: tuple[Path, ...], csv_file: Path, console: Console) -> None:
     help="File to write all measures to; as the last word: everything as JSON on standard output (docs/command.md).",
 )
 @click.option("--quiet", is_flag=True, help="Say nothing but the measures, warnings and errors.")
+@click.option("--unknown", is_flag=True, help="Labels of no class of the run say 'none of these': judges the column none_of_these.")
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:N or mps.")
 @_row_names
 @_extra

@@ -11,18 +11,18 @@ import torch
 
 from finelens import api
 from finelens.bench.rows.context import Context
-from finelens.bench.rows.matrix import Plan, choose_methods, compute, run
+from finelens.bench.rows.matrix import Plan, choose_methods, compute, mixed, run
 from finelens.bench.rows.measures import NUMBERS, SHARES
 from finelens.bench.rows.origin import versions
 from finelens.bench.rows.protocols import make_split, parse_protocol
 from finelens.bench.rows.results import ResultsFile, unpack
-from finelens.bench.sets.data import Part
+from finelens.bench.sets.data import Part, read_folder
 from finelens.bench.sets.find import find_data
 from finelens.bench.sets.sealed import Labels
 from finelens.errors import UserError
 from finelens.methods.registry import METHODS, find_method
 from finelens.solvers import TDA, OnlineGda, OnZeta
-from tests.bench.world import make_context, row, without_times
+from tests.bench.world import make_context, row, without_times, write_set
 from tests.toy import ALL, QUIET, TRAINING, WITH_SUPPORT
 
 SET_UP = (*(method.name for method in METHODS if method.trains or method.few_shot), *WITH_SUPPORT)
@@ -53,9 +53,50 @@ def test_a_row_says_what_a_run_of_the_user_says(context, toy_set, tiny_vit, meth
         assert found.measures[own] == pytest.approx(expected[name], abs=1e-4), name
 
 
+def test_a_row_with_unknown_classes_says_what_evaluate_unknown_says(context, toy_set, tiny_vit, tmp_path):
+    found = row(context, "cupl", "unknown-half")
+    assert found.status == "ok", found.reason
+    assert (found.split["classes"], found.split["fit"], found.split["test"], found.split["unknown"]) == (2, 24, 6, 6)
+    train, test = context.train.truth(), context.test.truth()
+    names = make_split(parse_protocol("unknown-half"), train, test, context.data.class_names, 0, None).names
+    (tmp_path / "names.txt").write_text("\n".join(names))
+    options = {"training": {"precision": "float32"}}
+    given = {"backbone": f"local:{tiny_vit}", "descriptions": toy_set / "descriptions.json", "options": options, "console": QUIET}
+    api.adapt(toy_set / "train", tmp_path / "names.txt", tmp_path / "run", method="cupl", **given)
+    table = {own["dir"]: own["name"] for own in json.loads((toy_set / "classes.json").read_text())["classes"]}
+    lines = [f"{path.relative_to(toy_set / 'test')},{table[path.parent.name]}" for path in sorted((toy_set / "test").glob("*/*"))]
+    (tmp_path / "labels.csv").write_text("path,label\n" + "\n".join(lines))
+    said = api.evaluate(tmp_path / "run", toy_set / "test", tmp_path / "labels.csv", unknown=True, console=QUIET)
+    assert found.measures["accuracy"] == pytest.approx(said["accuracy"])
+    expected = {"none_known": "said_known", "none_unknown": "said_unknown", "none_text_auroc": "auroc", "none_text_fpr95": "fpr95"}
+    for measure, name in expected.items():
+        assert found.measures[measure] == pytest.approx(said["unknown"][name]), measure
+
+
+def test_images_of_another_set_are_mixed_in_as_features(context, toy_set, tiny_vit, tmp_path):
+    other = write_set(tmp_path / "other", train=4, test=2)
+    plan = Plan(
+        (parse_protocol("unknown-with-other"),), ("zero-shot", "fair"), (0,), context.start.spec, others={"other": lambda: read_folder(other)}
+    )
+    results = {}
+    for key, protocol in plan.keys(context.data.name):
+        results[key.method] = compute(mixed(context, protocol, plan), key, protocol, plan)
+    found = results["zero-shot"]
+    assert found.status == "ok", found.reason
+    # Half of 24 and of 12, and no more than there are.
+    assert (found.split["fit"], found.split["test"], found.split["unknown"]) == (24 + 12, 12, 6)
+    assert found.measures["none_true"] == pytest.approx(1 / 3)
+    assert found.source["other"] == "other"
+    assert found.source["checksum"] != context.source["checksum"]
+    assert found.measures["accuracy"] == row(context, "zero-shot").measures["accuracy"]
+    assert (results["fair"].status, "needs pixels" in results["fair"].reason) == ("skipped", True)
+    key, protocol = next(replace(plan, protocols=(parse_protocol("unknown-with-toy"),), others={"toy": lambda: read_folder(toy_set)}).keys("toy"))
+    assert compute(context, key, protocol, plan).reason == "the set is mixed in with itself"
+
+
 def test_every_measure_is_a_share_or_a_number(context):
     """Tables print shares in per cent: a measure of neither kind would be one that somebody forgot."""
-    found = row(context, "gda-em").measures
+    found = row(context, "gda-em", "unknown-half").measures
     assert {name for name, value in found.items() if isinstance(value, int | float)} == SHARES | NUMBERS
     assert not SHARES & NUMBERS
 

@@ -6,7 +6,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from finelens.bench.rows.protocols import HALF, PartTruth, Protocol, SkippedError, make_split, name_rank, parse_protocol
+from finelens.bench.rows.protocols import HALF, STRANGER, PartTruth, Protocol, SkippedError, make_split, name_rank, parse_protocol
 from finelens.errors import UserError
 
 NAMES = tuple(f"class {c}" for c in range(20))
@@ -33,6 +33,9 @@ def split(text: str, seed: int = 0, limit: int | None = None, train: PartTruth =
         ("partial-half", Protocol("partial-half", "inductive", "partial", HALF)),
         ("transductive+partial-5", Protocol("transductive+partial-5", "transductive", "partial", 5)),
         ("balanced", Protocol("balanced", "inductive", "balanced")),
+        ("unknown-half", Protocol("unknown-half", "inductive", "unknown", HALF)),
+        ("unknown-none", Protocol("unknown-none", "inductive", "unknown")),
+        ("transductive+unknown-with-dtd10", Protocol("transductive+unknown-with-dtd10", "transductive", "unknown", other="dtd10")),
     ],
 )
 def test_names_of_protocols(text, protocol):
@@ -52,6 +55,10 @@ WRONG = [
     "tail-10",
     "few-²",
     "transductive+fewshot-1",
+    "unknown",
+    "unknown-3",
+    "unknown-with-",
+    "online+unknown-half",
 ]
 
 
@@ -254,3 +261,37 @@ def test_test_images_without_a_class_are_not_asked_about():
     labels = TEST.labels.copy()
     labels[10:20] = -1
     assert len(split("inductive", test=PartTruth(labels, TEST.ranks)).test) == 90
+
+
+def test_half_of_the_classes_are_left_out_of_the_list_and_their_images_stay():
+    found = split("unknown-half", seed=3)
+    assert len(found.fit) == 800
+    assert len(found.test) == 100
+    assert len(found.names) == found.occurring == 10
+    for row, position in zip(found.test.tolist(), found.truth.tolist(), strict=True):
+        name = NAMES[TEST.labels[row]]
+        assert found.names[position] == name if position >= 0 else name not in found.names
+    assert found.names == tuple(sorted(found.names, key=NAMES.index))
+    assert split("unknown-half", seed=4).names != found.names
+    whole = split("unknown-none")
+    assert whole.names == NAMES
+    assert (whole.truth == TEST.labels).all()
+
+
+def test_images_of_another_set_are_half_as_many_and_of_no_class():
+    def with_others(part: PartTruth, count: int) -> PartTruth:
+        labels = np.concatenate([part.labels, np.full(count, STRANGER)])
+        return PartTruth(labels, [name_rank(str(i)) for i in range(len(labels))])
+
+    train, test = with_others(TRAIN, 1000), with_others(TEST, 20)
+    found = split("unknown-with-other", train=train, test=test)
+    assert (found.fit < 800).sum() == 800
+    assert (found.fit >= 800).sum() == 400
+    # No more than there are.
+    assert (found.truth == -1).sum() == 20
+    assert (found.truth[:100] == TEST.labels).all()
+    assert found.names == NAMES
+    again = split("unknown-with-other", seed=1, train=train, test=test)
+    assert found.fit.tolist() != again.fit.tolist()
+    same = split("transductive+unknown-with-other", train=train, test=test)
+    assert same.fit.tolist() == same.test.tolist()

@@ -15,6 +15,7 @@ from PIL import Image
 from finelens.core.schemas import EVALUATION_KEYS, PREDICTION_COLUMNS, UNLIKE_NOTE, VERDICTS
 from finelens.engine.device import choose_precision
 from finelens.methods.registry import DEFAULT_METHOD, METHODS
+from finelens.storage.tensors import load_tensors
 from tests.cli.conftest import FAST
 from tests.toy import CLASSES, digest
 
@@ -248,6 +249,48 @@ def test_overwrite_replaces_an_earlier_run(run, given, tmp_path):
     assert run("zero-shot", *given, "--out", out, "--overwrite").code == 0
     assert json.loads((out / "config.json").read_text())["verb"] == "zero-shot"
     assert not (out / "checkpoint").exists()
+
+
+def test_every_prediction_says_how_likely_it_is_none_of_the_classes(run, adapted, world, tmp_path):
+    doubts = [float(row["none_of_these"]) for row in table(adapted / "predictions.csv") if row["status"] == "ok"]
+    assert len(doubts) == 24
+    said = sum(doubt > 0.5 for doubt in doubts)
+    assert json.loads((adapted / "verdict.json").read_text())["figures"]["none_of_these"] == pytest.approx(said / 24, abs=1e-4)
+    assert ("probably none of your classes" in (adapted / "report.html").read_text().lower()) == (said > 0)
+    # New photographs are held against the level that the run found.
+    assert load_tensors(adapted / "model" / "zero_shot.safetensors")["none.level"][1] > 0
+    result = run("predict", adapted, world / "new", "--csv", tmp_path / "new.csv")
+    assert result.code == 0
+    new = [float(row["none_of_these"]) for row in table(tmp_path / "new.csv")]
+    assert all(0 < doubt < 1 for doubt in new)
+    if strange := sum(doubt > 0.5 for doubt in new):
+        assert f"{strange} of 4 photograph" in result.err
+    # It costs the unadapted model's look.
+    assert run("predict", adapted, world / "new", "--csv", tmp_path / "fast.csv", "--no-zero-shot").code == 0
+    assert {row["none_of_these"] for row in table(tmp_path / "fast.csv")} == {""}
+
+
+def test_evaluate_unknown_judges_that_column(run, adapted, world, tmp_path):
+    labels = tmp_path / "labels.csv"
+    known = [f"{name}/{i}.png,{name}" for name in CLASSES[:2] for i in range(3)]
+    other = [f"{CLASSES[2]}/0.png,a thing that is no class", f"{CLASSES[2]}/1.png,", f"{CLASSES[3]}/1.png,none of these"]
+    labels.write_text("path,label\n" + "\n".join([*known, *other]) + "\n")
+    refused = run("evaluate", adapted, world / "photos", "--labels", labels)
+    assert refused.code == 2
+    assert "unknown label" in refused.err
+    result = run("evaluate", adapted, world / "photos", "--labels", labels, "--unknown", "--json", tmp_path / "found.json")
+    assert result.code == 0, result.err
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert (found["n"], found["unknown"]["n"], found["unknown"]["known"]) == (6, 3, 6)
+    assert "none of the classes: said of" in result.out
+    labels.write_text("path,label\n" + "\n".join(known) + "\n")
+    assert "every label names a class" in run("evaluate", adapted, world / "photos", "--labels", labels, "--unknown").err
+    # By folders, those of no class.
+    copy = shutil.copytree(world / "photos", tmp_path / "photos", ignore=shutil.ignore_patterns("*.txt", "broken*", ".hidden*"))
+    (copy / CLASSES[3]).rename(copy / "something else")
+    result = run("evaluate", adapted, copy, "--labels", "folders", "--unknown", "--json", tmp_path / "folders.json")
+    found = json.loads((tmp_path / "folders.json").read_text())
+    assert (found["n"], found["unknown"]["n"], found["labels_left_out"]) == (18, 6, 0)
 
 
 def test_predict_warns_of_photographs_unlike_those_of_the_fit(run, adapted, world, tmp_path):

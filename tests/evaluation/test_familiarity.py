@@ -17,7 +17,7 @@ def around(direction: int, count: int, seed: int, spread: float = 0.05) -> Tenso
 
 def test_likeness_is_the_mean_cosine_with_the_nearest():
     x = torch.cat([around(0, 20, 0), around(1, 20, 1)])
-    seen = learn_familiarity(x)
+    seen, _ = learn_familiarity(x)
     expected = (x[:3] @ seen.bank.float().T).topk(5, dim=1).values.mean(1)
     assert torch.allclose(seen.likeness(x[:3]), expected)
     # Each photograph of the fit among the others: itself counts for nothing.
@@ -27,7 +27,7 @@ def test_likeness_is_the_mean_cosine_with_the_nearest():
 
 
 def test_another_collection_is_noticed_and_the_own_one_is_not():
-    seen = learn_familiarity(torch.cat([around(0, 100, 0), around(1, 100, 1)]))
+    seen, _ = learn_familiarity(torch.cat([around(0, 100, 0), around(1, 100, 1)]))
     assert seen.complaint(seen.likeness(torch.cat([around(0, 50, 2), around(1, 50, 3)]))) is None
     # Of one of its classes alone: not another collection.
     assert seen.complaint(seen.likeness(around(1, 50, 3))) is None
@@ -44,7 +44,7 @@ def test_few_photographs_are_not_remembered():
 
 
 def test_a_large_fit_is_remembered_in_part():
-    seen = learn_familiarity(around(0, 3000, 0))
+    seen, _ = learn_familiarity(around(0, 3000, 0))
     assert seen.bank.shape == (1024, 16)
     assert seen.bank.dtype == torch.float16
 

@@ -63,7 +63,7 @@ def test_no_cell_starts_a_formula(tmp_path):
     write_predictions(tmp_path / "p.csv", [PredictionRow(n, n, 0.5, 0.5, ((n, 0.5),), n, "ok", n) for n in HOSTILE])
     with open(tmp_path / "p.csv", encoding="utf-8", newline="") as file:
         cells = [cell for row in csv.reader(file) for cell in row]
-    assert len(cells) == 11 * (len(HOSTILE) + 1)
+    assert len(cells) == 12 * (len(HOSTILE) + 1)
     assert not [cell for cell in cells if cell[:1] in tuple("=+-@\t\r")]
     assert "'=cmd|'/C calc'!A0" in cells
 
@@ -94,12 +94,16 @@ def test_round_trip(tmp_path_factory, rows):
 def test_the_file_is_what_the_schema_says(tmp_path):
     path = tmp_path / "p.csv"
     write_predictions(
-        path, [PredictionRow("a/b.jpg", "cat", 0.75, 0.5, (("cat", 0.75), ("dog", 0.25)), "dog"), PredictionRow("c", status="corrupt", reason="cut")]
+        path,
+        [
+            PredictionRow("a/b.jpg", "cat", 0.75, 0.5, (("cat", 0.75), ("dog", 0.25)), "dog", none_of_these=0.125),
+            PredictionRow("c", status="corrupt", reason="cut"),
+        ],
     )
     expected = (
-        "path,class,probability,margin,top5,zero_shot_class,status,reason,answered,second_class,second_probability\r\n"
-        'a/b.jpg,cat,0.75,0.5,"[[""cat"", 0.75], [""dog"", 0.25]]",dog,ok,,,dog,0.25\r\n'
-        "c,,,,,,corrupt,cut,,,\r\n"
+        "path,class,probability,margin,top5,zero_shot_class,status,reason,answered,second_class,second_probability,none_of_these\r\n"
+        'a/b.jpg,cat,0.75,0.5,"[[""cat"", 0.75], [""dog"", 0.25]]",dog,ok,,,dog,0.25,0.125\r\n'
+        "c,,,,,,corrupt,cut,,,,\r\n"
     )
     assert path.read_bytes().decode() == expected
 
@@ -176,13 +180,14 @@ HEAD = ",".join(PREDICTION_COLUMNS) + "\n"
     [
         (b"", "expected the columns path, class"),
         (b"path,label\n", "expected the columns"),
-        ((HEAD + "a,b\n").encode(), "line 2: expected 11 cells, got 2"),
-        ((HEAD + "a,,,,,,fine,,,,\n").encode(), "line 2: unknown status 'fine'"),
-        ((HEAD + "a,c,high,,,,ok,,,,\n").encode(), "line 2: could not convert string to float: 'high'"),
-        ((HEAD + "a,c,1,1,[[1 2]],,ok,,,,\n").encode(), "line 2"),
-        ((HEAD + 'a,c,1,1,"[[1, 2]]",,ok,,,,\n').encode(), "line 2: top5 names a class 1"),
-        ((HEAD + "a,c,1,1,5,,ok,,,,\n").encode(), "line 2"),
-        ((HEAD + "a,c,1,1,,,ok,,maybe,,\n").encode(), "line 2: answered is yes or empty, got 'maybe'"),
+        ((HEAD + "a,b\n").encode(), "line 2: expected 12 cells, got 2"),
+        ((HEAD + "a,,,,,,fine,,,,,\n").encode(), "line 2: unknown status 'fine'"),
+        ((HEAD + "a,c,high,,,,ok,,,,,\n").encode(), "line 2: could not convert string to float: 'high'"),
+        ((HEAD + "a,c,1,1,[[1 2]],,ok,,,,,\n").encode(), "line 2"),
+        ((HEAD + 'a,c,1,1,"[[1, 2]]",,ok,,,,,\n').encode(), "line 2: top5 names a class 1"),
+        ((HEAD + "a,c,1,1,5,,ok,,,,,\n").encode(), "line 2"),
+        ((HEAD + "a,c,1,1,,,ok,,maybe,,,\n").encode(), "line 2: answered is yes or empty, got 'maybe'"),
+        ((HEAD + "a,c,1,1,,,ok,,,,,much\n").encode(), "line 2: could not convert string to float: 'much'"),
         (HEAD.encode() + b"\xff,,,,,,ok,\n", "not a CSV file in UTF-8"),
         ((HEAD + '"a,c').encode(), "not a CSV file"),
     ],
@@ -197,7 +202,7 @@ def test_damaged_tables_are_named(tmp_path, content, message):
 def test_missing_table_and_byte_order_mark(tmp_path):
     with pytest.raises(UserError, match="cannot read"):
         read_predictions(tmp_path / "p.csv")
-    (tmp_path / "p.csv").write_bytes(b"\xef\xbb\xbf" + HEAD.encode() + b"a,,,,,,corrupt,x,,,\n")
+    (tmp_path / "p.csv").write_bytes(b"\xef\xbb\xbf" + HEAD.encode() + b"a,,,,,,corrupt,x,,,,\n")
     assert read_predictions(tmp_path / "p.csv") == [PredictionRow("a", status="corrupt", reason="x")]
 
 
@@ -210,8 +215,8 @@ def test_plain_apostrophes_are_left_alone():
 def test_the_person_is_right(tmp_path):
     rows = [PredictionRow(name, "a", 0.5, 0.25, (("a", 0.5), ("b", 0.25)), "b") for name in "xyz"] + [PredictionRow("w", status="corrupt")]
     found = with_answers(rows, {"x": "b", "y": "", "w": "a"})
-    assert found[0] == PredictionRow("x", "b", 1.0, 1.0, (("b", 1.0),), "b", answered=True)
-    assert found[1] == PredictionRow("y", zero_shot_class="b", answered=True)
+    assert found[0] == PredictionRow("x", "b", 1.0, 1.0, (("b", 1.0),), "b", answered=True, none_of_these=0.0)
+    assert found[1] == PredictionRow("y", zero_shot_class="b", answered=True, none_of_these=1.0)
     assert found[2:] == rows[2:]
     write_predictions(tmp_path / "p.csv", found)
     assert read_predictions(tmp_path / "p.csv") == found
@@ -226,6 +231,12 @@ def test_files_of_schema_2_have_no_columns_of_the_second_class(tmp_path):
     head = "path,class,probability,margin,top5,zero_shot_class,status,reason,answered"
     (tmp_path / "p.csv").write_text(head + '\nx,a,0.5,0.1,"[[""a"", 0.5], [""b"", 0.4]]",b,ok,,yes\n')
     assert read_predictions(tmp_path / "p.csv") == [PredictionRow("x", "a", 0.5, 0.1, (("a", 0.5), ("b", 0.4)), "b", answered=True)]
+
+
+def test_files_of_schema_3_do_not_say_who_belongs_to_no_class(tmp_path):
+    head = "path,class,probability,margin,top5,zero_shot_class,status,reason,answered,second_class,second_probability"
+    (tmp_path / "p.csv").write_text(head + '\nx,a,0.5,0.1,"[[""a"", 0.5], [""b"", 0.4]]",b,ok,,,b,0.4\n')
+    assert read_predictions(tmp_path / "p.csv") == [PredictionRow("x", "a", 0.5, 0.1, (("a", 0.5), ("b", 0.4)), "b")]
 
 
 def test_a_spreadsheet_finds_the_second_class_in_columns_of_its_own(tmp_path):

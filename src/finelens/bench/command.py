@@ -19,7 +19,7 @@ DATA_ROOT = "FINELENS_DATA"
 @click.option("--data", multiple=True, metavar="FOLDER|NAME", help="A data set: a folder, or a name under --data-root; repeatable.")
 @click.option("--data-root", type=click.Path(path_type=Path), help=f"Folder of data sets; default ${DATA_ROOT}.")
 @click.option("--methods", default="features", show_default=True, help="Names, or all, training, training-free, features (need no pixels).")
-@click.option("--protocols", default="inductive", show_default=True, help="Comma-separated, e.g. inductive,transductive,longtail-10,partial-5.")
+@click.option("--protocols", default="inductive", show_default=True, help="Comma-separated, e.g. inductive,transductive,longtail-10,unknown-half.")
 @click.option("--seeds", default="0", show_default=True, help="Comma-separated; of the splits and of the methods.")
 @click.option("--backbone", default="embedded", show_default=True, help="As for adapt: embedded, open_clip:NAME/TAG, local:DIR, ...")
 @click.option(
@@ -65,16 +65,18 @@ def bench(
     from finelens.storage.files import check_target
 
     check_target(out, '{"schema": 1, "data": ')
+    root = data_root or (Path(os.environ[DATA_ROOT]) if os.environ.get(DATA_ROOT) else None)
+    asked = tuple(parse_protocol(text) for text in _items(protocols, "--protocols"))
     plan = Plan(
-        protocols=tuple(parse_protocol(text) for text in _items(protocols, "--protocols")),
+        protocols=asked,
         methods=choose_methods(_items(methods, "--methods")),
         seeds=tuple(_seed(text) for text in _items(seeds, "--seeds")),
         backbone=backbone,
         profile=profile,
         assignments=assignments,
         device=device,
+        others={protocol.other: find_data(protocol.other, root)[1] for protocol in asked if protocol.other},
     )
-    root = data_root or (Path(os.environ[DATA_ROOT]) if os.environ.get(DATA_ROOT) else None)
     found = [find_data(text, root) for text in data]
     busy = run(plan, [read for _, read in found], [name for name, _ in found], ResultsFile(out), console)
     if busy:

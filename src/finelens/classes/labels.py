@@ -53,6 +53,7 @@ def read_labels(
     names: Sequence[str] | None = None,
     what: str = "labels file",
     left_out: list[str] | None = None,
+    strangers: int | None = None,
 ) -> dict[str, int]:
     """Read the true class of the files below a folder.
 
@@ -67,6 +68,7 @@ def read_labels(
             None refuses all of these.
         what: What messages call the CSV file.
         left_out: Takes a line for each file that does not exist and each folder of no class; None refuses the first.
+        strangers: As ``none_label``, and what every other label and every folder of no class stands for as well.
 
     Returns:
         Path relative to TEST, spelled as image records spell it (``images.discover.display_name``) -> class index in [0, C). With ``folders`` every
@@ -76,23 +78,30 @@ def read_labels(
         UserError: TEST or the labels file cannot be read, or names a class or file that does not exist, contradicts itself, or leaves TEST.
     """
     test_dir, file = Path(test_dir), labels if isinstance(labels, Told) else Path(labels)
+    none_label = none_label if strangers is None else strangers
+    # Folders of no class are no fault then.
+    doubts = left_out if strangers is None else []
     if names is not None:
         files = {name: PurePosixPath(name).parts[0] if "/" in name else "" for name in names}
         if str(labels) == FOLDERS:
-            folders = classes_of_folders(test_dir, sorted({folder for folder in files.values() if folder}), class_names, left_out=left_out)
-            return _from_folders(test_dir, files, folders, class_names)
-        return _from_csv(test_dir, files, file, class_names, none_label, what, left_out)
+            folders = classes_of_folders(test_dir, sorted({folder for folder in files.values() if folder}), class_names, left_out=doubts)
+            return _from_folders(test_dir, files, folders, class_names, strangers)
+        return _from_csv(test_dir, files, file, class_names, none_label, what, left_out, strangers)
     if not os.path.isdir(test_dir):
         raise UserError(f"test folder {quote(str(test_dir))} is not a folder; check the path")
     if str(labels) == FOLDERS:
-        told = {} if left_out is None else {"left_out": left_out}
-        return _from_folders(test_dir, _files(test_dir), folder_classes(test_dir, class_names, **told), class_names)
-    return _from_csv(test_dir, _files(test_dir), file, class_names, none_label, what, left_out)
+        told = {} if doubts is None else {"left_out": doubts}
+        return _from_folders(test_dir, _files(test_dir), folder_classes(test_dir, class_names, **told), class_names, strangers)
+    return _from_csv(test_dir, _files(test_dir), file, class_names, none_label, what, left_out, strangers)
 
 
-def _from_folders(test_dir: Path, files: Mapping[str, str], folders: Mapping[str, str], class_names: Sequence[str]) -> dict[str, int]:
+def _from_folders(
+    test_dir: Path, files: Mapping[str, str], folders: Mapping[str, str], class_names: Sequence[str], strangers: int | None = None
+) -> dict[str, int]:
     index = {name: i for i, name in enumerate(class_names)}
     result = {path: index[folders[folder]] for path, folder in files.items() if folder in folders}
+    if strangers is not None:
+        result |= {path: strangers for path, folder in files.items() if folder and folder not in folders}
     if not result:
         raise UserError(f"the class folders of {quote(str(test_dir))} hold no files; put the test images in them")
     return result
@@ -111,6 +120,7 @@ def _from_csv(
     none_label: int | None,
     what: str,
     left_out: list[str] | None,
+    strangers: int | None = None,
 ) -> dict[str, int]:
     rows = read_rows(labels, what) if none_label is None else answer_rows(labels, class_names, what)
     named = f"{what} {quote(str(labels))}"
@@ -118,7 +128,9 @@ def _from_csv(
     positions = {name: i for i, name in enumerate(class_names)}
     index = {label: positions[name] for label, name in known.items()} | ({} if none_label is None else {"": none_label})
     unknown = {label: line for line, _, label in reversed(rows) if label not in index}
-    if unknown:
+    if strangers is not None:
+        index |= dict.fromkeys(unknown, strangers)
+    elif unknown:
         raise UserError(_unknown_labels(named, unknown, class_names))
     result: dict[str, int] = {}
     lines: dict[str, int] = {}

@@ -8,8 +8,11 @@ from functools import cache
 from importlib.resources import files
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from finelens.classes.heads import ClassHeads
 from finelens.classes.templates import fill
 from finelens.protocol import Backbone, ClassSet
 
@@ -38,6 +41,19 @@ def name_texts(backbone: Backbone, classes: ClassSet) -> NameTexts:
     names = [classes.names[i] for i in chosen]
     features = backbone.encode_text(_filled(classes.templates[0], [*names, *_words()])).float().cpu()
     return NameTexts(features[: len(names)], features[len(names) :])
+
+
+def words_beside_names(heads: ClassHeads, texts: NameTexts | None) -> tuple[Tensor, Tensor] | None:
+    """Every class name (C, E) and the made-up words (M, E) in the first template; None where no text was encoded.
+
+    Args:
+        heads: Text heads; the filled templates of a class are the last of its texts.
+        texts: Made-up words.
+    """
+    if texts is None or heads.classes is None:
+        return None
+    first = [own[-len(heads.classes.templates)] for own in heads.texts]
+    return F.normalize(torch.stack(first).float().cpu(), dim=1), texts.made_up
 
 
 def _filled(template: str, words: Sequence[str]) -> list[str]:

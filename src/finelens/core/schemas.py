@@ -10,7 +10,7 @@ from typing import Final
 from finelens._version import __version__
 
 # Of the formats below, and of the program that writes them.
-SCHEMA_VERSION: Final = 3
+SCHEMA_VERSION: Final = 4
 VERSION: Final = __version__
 
 # predictions.csv: UTF-8, comma separated, one header row, one row per input file, in path order.
@@ -18,10 +18,14 @@ VERSION: Final = __version__
 # as a formula (first character one of = + - @ tab or carriage return) is written with a leading apostrophe and read back without it.
 # ``answered`` is ``yes`` where ``class`` is what a person said: then ``probability`` is 1, or ``class`` is empty for "none of these classes". Files
 # of schema version 1 end before it. ``second_class`` and ``second_probability`` repeat the second pair of ``top5`` for those who read the file in a
-# spreadsheet; files of schema version 2 end before them.
+# spreadsheet; files of schema version 2 end before them. ``none_of_these`` is above 0.5 where the photograph probably belongs to none of the classes,
+# and empty where that was not asked; files of schema version 3 end before it.
 FIRST_PREDICTION_COLUMNS: Final = ("path", "class", "probability", "margin", "top5", "zero_shot_class", "status", "reason")
 SECOND_PREDICTION_COLUMNS: Final = (*FIRST_PREDICTION_COLUMNS, "answered")
-PREDICTION_COLUMNS: Final = (*SECOND_PREDICTION_COLUMNS, "second_class", "second_probability")
+THIRD_PREDICTION_COLUMNS: Final = (*SECOND_PREDICTION_COLUMNS, "second_class", "second_probability")
+PREDICTION_COLUMNS: Final = (*THIRD_PREDICTION_COLUMNS, "none_of_these")
+
+PROBABLY_NONE: Final = 0.5
 
 # ``OUT.sets.csv`` beside ``OUT.csv`` of ``predict --calibrate``: the same rows; ``set`` is a JSON list of classes, likeliest first.
 SET_COLUMNS: Final = ("path", "set", "size", "status")

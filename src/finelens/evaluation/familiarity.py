@@ -34,10 +34,13 @@ class Familiarity:
     levels: Tensor
 
     @torch.no_grad()
+    def nearest(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosines (N, k) of unit-norm features (N, E) with the nearest photographs of the bank, and their positions (N, k)."""
+        return top_neighbours(features.float().cpu(), self.bank.float(), NEAREST, chunk_size=CHUNK)
+
     def likeness(self, features: Tensor) -> Tensor:
         """Mean cosine (N,) of unit-norm features (N, E) with the nearest photographs of the bank."""
-        cosines = top_neighbours(features.float().cpu(), self.bank.float(), NEAREST, chunk_size=CHUNK)[0]  # (N, k)
-        return cosines.mean(1)
+        return self.nearest(features)[0].mean(1)
 
     def unlike(self, likeness: Tensor) -> Tensor:
         """Which photographs (N,) look unlike nearly all of the fit; of the fit's own kind one in a hundred does."""
@@ -59,17 +62,20 @@ class Familiarity:
 
 
 @torch.no_grad()
-def learn_familiarity(features: Tensor) -> Familiarity | None:
+def learn_familiarity(features: Tensor) -> tuple[Familiarity, Tensor] | None:
     """Remember what the photographs of a fit look like; None of fewer than ``LEAST``.
 
     Args:
         features: Unit norm, by the unadapted model, (N, E).
+
+    Returns:
+        What is remembered, and positions (N, k) in its bank of each photograph's nearest others.
     """
     if len(features) < LEAST:
         return None
     rows = evenly_spread(len(features), BANK, features.device)
     bank = features[rows].half()
-    cosines = top_neighbours(features.float(), bank.float(), NEAREST, chunk_size=CHUNK, rows=rows)[0]  # (N, k)
+    cosines, near = top_neighbours(features.float(), bank.float(), NEAREST, chunk_size=CHUNK, rows=rows)  # (N, k)
     order = cosines.mean(1).sort().values
     levels = [order[int(share * len(order))].item() for share in (UNLIKE, SIGN)]
-    return Familiarity(bank, torch.tensor(levels))
+    return Familiarity(bank, torch.tensor(levels)), near

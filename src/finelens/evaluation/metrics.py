@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import bdtr
+from scipy.stats import rankdata
 
 from finelens.errors import UserError
 
@@ -98,6 +99,20 @@ def nll(targets: ArrayLike, probabilities: ArrayLike) -> float:
     p = np.asarray(probabilities, dtype=np.float64)
     own = p[np.arange(len(p)), np.asarray(targets)]
     return float(-np.log(np.maximum(own, _TINY)).mean())
+
+
+def auroc_fpr95(scores: ArrayLike, unknown: ArrayLike) -> tuple[float, float]:
+    """How well scores tell images of no class from the others: AUROC, and FPR95, the share of unknown images that pass where 95 % of the known do.
+
+    Args:
+        scores: Higher for unknown images, (N,).
+        unknown: Which images belong to no class, (N,) bool; some do and some do not.
+    """
+    s, u = np.asarray(scores, dtype=np.float64), np.asarray(unknown, dtype=bool)
+    # The rank statistic of Mann and Whitney: mean ranks for ties.
+    above = rankdata(s)[u].sum() - u.sum() * (u.sum() + 1) / 2
+    level = np.quantile(s[~u], 0.95)
+    return float(above / (u.sum() * (~u).sum())), float((s[u] <= level).mean())
 
 
 def bootstrap_interval(correct: ArrayLike, n: int = 2000, seed: int = 0, level: float = 0.95) -> tuple[float, float]:

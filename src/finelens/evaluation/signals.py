@@ -53,6 +53,7 @@ class Signals:
         descriptions_information: What it knows of them with descriptions; None without descriptions.
         name_sense: How far class names stand out from made-up words, see ``name_sense.name_sense``; None where no text was encoded.
         further_encoders: Encoders of ``--extra`` that the method listens to.
+        none_of_these: Share of images that probably belong to none of the classes; None in runs of before.
     """
 
     images: int
@@ -73,6 +74,7 @@ class Signals:
     descriptions_information: float | None = None
     name_sense: float | None = None
     further_encoders: int = 0
+    none_of_these: float | None = None
 
     @property
     def start(self) -> Start | None:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from finelens.evaluation.answered import Answered
 from finelens.evaluation.name_sense import LEAST_CLASSES, LEAST_SENSE, NO_SENSE, NONSENSE
+from finelens.evaluation.none_of_these import MANY
 from finelens.evaluation.signals import Signals
 from finelens.evaluation.weak_start import FEW_IMAGES, HARDLY, REMEDY, Start
 
@@ -23,6 +24,9 @@ TEXTS_AGREE = 0.65
 COLLAPSE = 0.6
 # One class holds far more than its share from this share of the images on, and from so many times an even share where classes are few.
 DOMINANT, TIMES_EVEN = 0.4, 2.0
+
+# Share of photographs of no class from which it is worth a line.
+WORTH_SAYING = 0.01
 
 # Photographs a class below which there are too few to judge.
 A_CLASS = 2
@@ -111,6 +115,7 @@ def _without_labels(signals: Signals, alarms: Sequence[str], *, labelled: bool, 
         _kept(signals),
         *_texts(signals, second),
         *_start(start, trains),
+        *_strangers(signals),
         *_notes(signals),
     )
 
@@ -255,6 +260,16 @@ def _start(start: Start | None, trains: bool) -> list[Reason]:
         return []
     account = start.account if trains else start.told
     return [Reason("bad" if start.weak else "note", f"What the unadapted model knows: {account}.", "start")]
+
+
+def _strangers(signals: Signals) -> list[Reason]:
+    share = signals.none_of_these
+    if share is None or share < WORTH_SAYING:
+        return []
+    said = f"{share:.0%} of the photographs probably belong to none of the classes"
+    if share < MANY:
+        return [Reason("note", f"{said}.", "none-of-these")]
+    return [Reason("bad", f"{said}: check whether the class list fits these photographs, or add the classes that it lacks.", "none-of-these")]
 
 
 def _notes(signals: Signals) -> list[Reason]:

@@ -12,7 +12,7 @@ from finelens.reporting import rows
 from finelens.reporting.card import model_card
 from finelens.reporting.page import render
 from finelens.reporting.record import RunRecord, read_run
-from finelens.reporting.sections import balance, changes, classes, confusions, cost, first, found, labelled, looked, training
+from finelens.reporting.sections import balance, changes, classes, confusions, cost, first, found, labelled, looked, strangers, training
 from finelens.reporting.thumbnails import Photos, Thumbnails, from_run, from_store
 from finelens.runs.folder import RunFolder
 from finelens.runs.judge import write_verdict
@@ -58,6 +58,7 @@ def report_html(record: RunRecord, thumbnails: Thumbnails, model: Model | None =
         "answered": record.answered,
         "first": first.build(record),
         "found": found.build(record),
+        "strangers": strangers.build(record, thumbnails),
         "balance": balance.build(record),
         "confusions": confusions.build(record, thumbnails),
         "changes": changes.build(record, thumbnails),

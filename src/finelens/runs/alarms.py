@@ -6,13 +6,17 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from finelens.classes.heads import same_vectors
 from finelens.classes.text_files import listing, quote
+from finelens.core.schemas import PROBABLY_NONE
 from finelens.errors import UserError
 from finelens.evaluation.collapse import pseudo_label_warning
+from finelens.evaluation.none_of_these import complaint, remark
 from finelens.feature_store.prototypes import look_turned
 
 if TYPE_CHECKING:
@@ -50,6 +54,23 @@ def with_alarms(hooks: Hooks, engine: Engine, zero_shot: Tensor, class_names: Se
 
     engine.micro.say = say
     return replace(hooks, alarm=alarm, zero_shot=zero_shot.argmax(1))
+
+
+def say_none(doubt: ArrayLike, console: Console) -> str | None:
+    """Say how many photographs probably belong to none of the classes; where they are many, as a warning, which is returned.
+
+    Args:
+        doubt: Of ``evaluation.none_of_these``, (N,).
+        console: What to say.
+    """
+    values = np.asarray(doubt)
+    count = int((values > PROBABLY_NONE).sum())
+    warning = complaint(count, len(values))
+    if warning is not None:
+        console.warn(warning)
+    elif count:
+        console.say(remark(count, len(values)))
+    return warning
 
 
 def check_image_features(features: Tensor, console: Console) -> None:

@@ -10,14 +10,17 @@ import numpy as np
 
 from finelens.classes.text_files import counted
 from finelens.core.console import Console
-from finelens.core.schemas import EVALUATION_KEYS
+from finelens.core.schemas import EVALUATION_KEYS, PROBABLY_NONE
 from finelens.errors import UserError
-from finelens.evaluation.metrics import accuracy, evaluate_predictions
+from finelens.evaluation.metrics import accuracy, auroc_fpr95, evaluate_predictions
 from finelens.intake.taken import Taken
 from finelens.runs.classifier import load_run
 from finelens.runs.sources import source_at, with_rows
 from finelens.storage.files import check_json_target, write_json
 from finelens.storage.predictions import softmax
+
+# Label of photographs of no class.
+NONE = -1
 
 
 def evaluate(
@@ -27,6 +30,7 @@ def evaluate(
     *,
     device: str = "cpu",
     json_file: str | Path | None = None,
+    unknown: bool = False,
     row_names: str | Path | None = None,
     taken: Taken | None = None,
     extra: Sequence[str | Path] = (),
@@ -42,6 +46,8 @@ def evaluate(
         labels: ``folders`` (the first sub-folder names the class, on the stored paths too) or a CSV file with the columns ``path`` and ``label``.
         device: Where to run it.
         json_file: Where to write the result.
+        unknown: Whether labels and folders that name no class, and empty labels, say "none of these": such photographs are held against the column
+            ``none_of_these`` and are in no other number.
         row_names: As in :func:`adapt`.
         taken: Rows of a file of another tool about ``test``, boxes among them; None for its files.
         extra: Feature files of the further encoders that the run was made with, in that order, about these images; see docs/features.md.
@@ -51,7 +57,8 @@ def evaluate(
 
     Returns:
         What :func:`finelens.evaluation.metrics.evaluate_predictions` returns, ``description_ensemble_accuracy``, the unadapted model with the mean of
-        each class's descriptions, and ``labels_left_out``, labels of files that do not exist and folders of no class.
+        each class's descriptions, and ``labels_left_out``, labels of files that do not exist and folders of no class. With ``unknown``, what
+        :func:`judge_unknown` returns under that name.
 
     Raises:
         UserError: Labels that cannot be matched, or no labelled image that can be read.
@@ -63,13 +70,14 @@ def evaluate(
     source = found_at if taken is None else with_rows(found_at, taken)
     classifier = load_run(run, device=device, extra=extra, extra_names=extra_names, extra_encoders=extra_encoders, source_named=row_names is not None)
     left_out: list[str] = []
-    truth = source.labels(labels, classifier.classes, left_out)
+    truth = source.labels(labels, classifier.classes, left_out, strangers=NONE if unknown else None)
     if left_out:
         console.warn(f"{counted(len(left_out), 'label is', 'labels are')} left out of the evaluation, the first because: {left_out[0]}")
     found = source.only(truth).answers(classifier.request(console))
-    kept = [record for record in found.records if record.index is not None]
+    read = [record for record in found.records if record.index is not None]
+    kept = [record for record in read if truth[record.name] != NONE]
     if not kept:
-        raise UserError(f"none of the {len(found.records)} labelled files in {test} is an image that can be read")
+        raise UserError(f"none of the {len(found.records)} labelled files in {test} is an image of a class that can be read")
     targets = np.array([truth[record.name] for record in kept])
     order = [cast(int, record.index) for record in kept]
     result = evaluate_predictions(
@@ -78,17 +86,42 @@ def evaluate(
         classifier.classes,
         zero_shot=found.zero_shot["templates"].numpy()[order].argmax(1),
         branches={name: logits.numpy()[order].argmax(1) for name, logits in found.logits.items()},
-        n_failed=len(found.records) - len(kept),
+        n_failed=len(found.records) - len(read),
     )
     result["description_ensemble_accuracy"] = accuracy(targets, found.zero_shot["descriptions"].numpy()[order].argmax(1))
     result["labels_left_out"] = len(left_out)
+    if unknown:
+        strange = np.array([truth[record.name] == NONE for record in read])
+        result["unknown"] = judge_unknown(found.none_of_these.numpy()[[cast(int, record.index) for record in read]], strange)
     if json_file is not None:
         write_json(Path(json_file), result)
     return result
 
 
+def judge_unknown(doubt: np.ndarray, strange: np.ndarray) -> dict[str, Any]:
+    """How well ``none_of_these`` tells photographs of no class.
+
+    Args:
+        doubt: The column, (N,).
+        strange: Which photographs belong to no class, (N,) bool.
+
+    Returns:
+        ``n`` of no class and ``known`` of one; ``said_unknown`` and ``said_known``, the shares of both above 0.5; ``auroc`` and ``fpr95``
+        (:func:`finelens.evaluation.metrics.auroc_fpr95`).
+
+    Raises:
+        UserError: No photograph is of no class.
+    """
+    if not strange.any():
+        raise UserError("--unknown: every label names a class of the run; give photographs of other things, or leave --unknown out")
+    said = doubt > PROBABLY_NONE
+    auroc, fpr95 = auroc_fpr95(doubt, strange)
+    shares = {"said_unknown": float(said[strange].mean()), "said_known": float(said[~strange].mean())}
+    return {"n": int(strange.sum()), "known": int((~strange).sum()), **shares, "auroc": auroc, "fpr95": fpr95}
+
+
 def summary(result: Mapping[str, Any]) -> str:
-    """An evaluation in one line."""
+    """An evaluation in a line, or two."""
     low, high = result["accuracy_interval"]
     text = (
         f"accuracy {result['accuracy']:.1%} (95 % interval {low:.1%} to {high:.1%}), class mean {result['class_mean_accuracy']:.1%}, "
@@ -96,4 +129,10 @@ def summary(result: Mapping[str, Any]) -> str:
     )
     if result["labels_left_out"]:
         text += f", {counted(result['labels_left_out'], 'label', 'labels')} left out"
-    return text + (f", {result['n_failed']} could not be read" if result["n_failed"] else "")
+    text += f", {result['n_failed']} could not be read" if result["n_failed"] else ""
+    if (found := result.get("unknown")) is not None:
+        text += (
+            f"\nnone of the classes: said of {found['said_unknown']:.1%} of {found['n']} such images and of {found['said_known']:.1%} of the others; "
+            f"AUROC {found['auroc']:.3f}, FPR95 {found['fpr95']:.3f}"
+        )
+    return text

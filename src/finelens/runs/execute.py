@@ -23,6 +23,7 @@ from finelens.errors import UserError
 from finelens.evaluation.answered import Answered
 from finelens.evaluation.collapse import balance, collapse_warning
 from finelens.evaluation.name_sense import NONSENSE
+from finelens.evaluation.none_of_these import share_of_none
 from finelens.evaluation.signals import Measured, measure, nearest_images, write_measured
 from finelens.evaluation.verdict import Verdict
 from finelens.feature_store.encoder import FeatureEncoder
@@ -30,6 +31,7 @@ from finelens.images.load import say_notes, status_counts
 from finelens.methods.parts.extra_views import ExtraTask
 from finelens.methods.parts.views import ViewTask
 from finelens.protocol import Loaded
+from finelens.runs.alarms import say_none
 from finelens.runs.answered import answered
 from finelens.runs.config import RunConfig, diff, from_json, to_json
 from finelens.runs.fit import Fitted, fit, run_temperature
@@ -162,7 +164,8 @@ def _answer(config: RunConfig, inputs: Inputs, console: Console, hooks: Hooks, *
         fitted.model.temperature = run_temperature(fitted, logits, nearest)
         console.say(f"calibration: logits divided by {fitted.model.temperature:.3g}, found without labels")
     logits = fitted.model.calibrated(logits)
-    rows = rows_from_logits(loaded.records, prepared.classes.names, logits.numpy(), fitted.zero_shot_logits.argmax(1).numpy())
+    first, doubt = fitted.zero_shot_logits.argmax(1).numpy(), fitted.none_of_these.numpy()
+    rows = rows_from_logits(loaded.records, prepared.classes.names, logits.numpy(), first, doubt)
     if inputs.hints is not None:
         rows = with_answers(rows, hints_by_name(inputs.hints, loaded.records, prepared.classes.names))
     return fitted, logits, nearest, rows
@@ -195,7 +198,8 @@ def _measure(fitted: Fitted, logits: Tensor, loaded: Loaded, nearest: Tensor, ro
     found = measure(logits, fitted.zero_shot_logits, fitted.described_logits, fitted.looks, heads, loaded.store.ids, order, nearest)
     task = fitted.model.task
     further = task.listened if isinstance(task, ExtraTask) else 0
-    return replace(found, signals=replace(found.signals, name_sense=fitted.name_sense, further_encoders=further))
+    none = share_of_none(fitted.none_of_these)
+    return replace(found, signals=replace(found.signals, name_sense=fitted.name_sense, further_encoders=further, none_of_these=none))
 
 
 def _report(report: Reporter | None, run: RunFolder, model: Model, loaded: Loaded, console: Console) -> Path | None:
@@ -263,6 +267,9 @@ def _finish(run: RunFolder, model: Model, rows: list[PredictionRow], console: Co
     warning = collapse_warning(rows, model.class_names)
     if warning is not None:
         console.warn(warning)
+        run.log("warning", message=warning)
+    warning = say_none([row.none_of_these for row in rows if row.none_of_these is not None], console)
+    if warning is not None:
         run.log("warning", message=warning)
     engine = model.engine
     stages = {name: round(seconds, 3) for name, seconds in engine.stopwatch.seconds.items()}

@@ -108,9 +108,11 @@ class FeatureSource:
         """The rows, as they were read."""
         return self.file
 
-    def labels(self, labels: str | Path, classes: Sequence[str], left_out: list[str] | None = None) -> dict[str, int]:
+    def labels(
+        self, labels: str | Path, classes: Sequence[str], left_out: list[str] | None = None, *, strangers: int | None = None
+    ) -> dict[str, int]:
         """By stored path or from a file."""
-        return read_labels(self.name, labels, classes, names=[record.name for record in self.file.records], left_out=left_out)
+        return read_labels(self.name, labels, classes, names=[record.name for record in self.file.records], left_out=left_out, strangers=strangers)
 
     def only(self, names: Container[str]) -> FeatureSource:
         """The rows of those names."""

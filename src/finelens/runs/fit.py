@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from finelens.classes.made_up import words_beside_names
 from finelens.core.console import Console, duration
 from finelens.engine.compiled import worth_compiling
 from finelens.engine.engine import Engine
@@ -18,6 +19,7 @@ from finelens.errors import UserError
 from finelens.evaluation.calibration import label_free_temperature
 from finelens.evaluation.familiarity import learn_familiarity
 from finelens.evaluation.name_sense import name_sense
+from finelens.evaluation.none_of_these import learn_none_of_these, with_neighbours
 from finelens.evaluation.weak_start import HARDLY, REMEDY
 from finelens.feature_store.encoder import target_features
 from finelens.feature_store.support import encode_support
@@ -47,6 +49,7 @@ class Fitted:
         looks: A copy of the unadapted model's unit-norm features, (N, E), float16 on the host: what the run's own measures rest on.
         untrained: Why nothing was trained though the method trains; None where it was.
         name_sense: How far class names stand out from made-up words; None where no text was encoded.
+        none_of_these: Doubt whether each image belongs to any of the classes, (N,), in store order.
     """
 
     model: Model
@@ -56,6 +59,7 @@ class Fitted:
     looks: Tensor
     untrained: str | None = None
     name_sense: float | None = None
+    none_of_these: Tensor = field(default_factory=lambda: torch.zeros(0))
 
 
 def fit(
@@ -174,11 +178,13 @@ def _wrap(prepared: Prepared, config: RunConfig, seen: _Seen, base: dict[str, Te
     heads = {"templates": prepared.heads.templates, "descriptions": prepared.heads.descriptions}
     further = () if prepared.extra is None else prepared.extra.encoders
     options = config.method_options
-    seen_before = learn_familiarity(seen.looks)
+    familiarity, near = learn_familiarity(seen.looks) or (None, None)
+    averaged = with_neighbours(seen.looks, None if familiarity is None else familiarity.bank, near)
+    none, doubt = learn_none_of_these(averaged, list(heads.values()), words_beside_names(prepared.heads, prepared.name_texts))
     names, task = prepared.classes.names, prepared.task
-    model = Model(prepared.engine, task, names, config.method, options, config.training, heads, base, extra=further, familiarity=seen_before)
+    model = Model(prepared.engine, task, names, config.method, options, config.training, heads, base, 1.0, further, familiarity, none)
     features = None if prepared.method.needs_pixels else replace(seen.features, hints=None)
-    return Fitted(model, seen.zero_shot, features, seen.described, seen.looks, untrained, _name_sense(prepared, seen.looks))
+    return Fitted(model, seen.zero_shot, features, seen.described, seen.looks, untrained, _name_sense(prepared, seen.looks), doubt)
 
 
 def _name_sense(prepared: Prepared, looks: Tensor) -> float | None:

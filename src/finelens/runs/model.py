@@ -20,6 +20,7 @@ from finelens.engine.device import choose_device, choose_precision
 from finelens.engine.engine import Engine
 from finelens.errors import UserError
 from finelens.evaluation.familiarity import Familiarity
+from finelens.evaluation.none_of_these import NoneOfThese, text_likeness, with_neighbours
 from finelens.feature_store.extra_towers import ExtraEncoder
 from finelens.methods.parts.frozen import cosine_logits
 from finelens.methods.registry import Method, find_method
@@ -49,6 +50,7 @@ class Model:
         temperature: What the logits of the answer are divided by, see ``finelens.evaluation.calibration``; 1 leaves them.
         extra: Further encoders whose features the method looks at, in the order of ``--extra``.
         familiarity: What the photographs of the fit look like; None of too few, and in models of before.
+        none_of_these: From which likeness on a photograph probably belongs to no class; None in models of before.
     """
 
     engine: Engine
@@ -62,6 +64,7 @@ class Model:
     temperature: float = 1.0
     extra: tuple[ExtraEncoder, ...] = ()
     familiarity: Familiarity | None = None
+    none_of_these: NoneOfThese | None = None
 
     @property
     def entry(self) -> Method:
@@ -94,6 +97,22 @@ class Model:
         with self.unadapted():
             features = self.engine.encode_frozen(images).global_
         return {name: cosine_logits(self.engine, features, head).float().cpu() for name, head in self.zero_shot_heads.items()}
+
+    @torch.no_grad()
+    def seen_before(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Likeness (N,) of photographs to those of the fit, and doubt (N,) whether they belong to any class; empty where the model does not know.
+
+        Args:
+            features: Unit norm, by the unadapted model, (N, E).
+        """
+        near, likeness, doubt = None, torch.zeros(0), torch.zeros(0)
+        if self.familiarity is not None:
+            cosines, near = self.familiarity.nearest(features)
+            likeness = cosines.mean(1)
+        if self.none_of_these is not None:
+            bank, heads = None if self.familiarity is None else self.familiarity.bank, list(self.zero_shot_heads.values())
+            doubt = self.none_of_these.doubt(torch.cat([text_likeness(part, heads) for part in with_neighbours(features, bank, near)]))
+        return likeness, doubt
 
     @contextmanager
     def unadapted(self) -> Iterator[None]:
@@ -141,6 +160,8 @@ def pack_model(model: Model) -> PackedModel:
     unadapted = {f"head.{k}": v for k, v in model.zero_shot_heads.items()} | {f"base.{k}": v for k, v in model.base.items()}
     if model.familiarity is not None:
         unadapted |= {"seen.bank": model.familiarity.bank, "seen.levels": model.familiarity.levels}
+    if model.none_of_these is not None:
+        unadapted["none.level"] = torch.tensor([model.none_of_these.level, model.none_of_these.spread], dtype=torch.float64)
     document = {
         "format": FORMAT,
         "schema_version": SCHEMA_VERSION,
@@ -230,7 +251,9 @@ def unpack_model(packed: PackedModel, *, device: str = "cpu", precision: str | N
     extra = tuple(from_mapping(ExtraEncoder, own, "extra") for own in document.get("extra", []))
     seen = strip_prefix(zero_shot, "seen.")
     familiarity = Familiarity(seen["bank"], seen["levels"]) if seen else None
-    return Model(engine, task, names, method.name, options, training, heads, base, temperature, extra, familiarity)
+    level = zero_shot.get("none.level")
+    none_of_these = None if level is None else NoneOfThese(*level.tolist())
+    return Model(engine, task, names, method.name, options, training, heads, base, temperature, extra, familiarity, none_of_these)
 
 
 def strip_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -101,12 +101,14 @@ class Predictions:
         logits: (N, C) by branch.
         zero_shot: (N, C) of the unadapted model by text head; empty unless asked for.
         likeness: To the photographs of the fit, (N,), see ``evaluation.familiarity``; empty unless the unadapted model was asked.
+        none_of_these: Doubt whether they belong to any class, (N,), see ``evaluation.none_of_these``; empty unless the unadapted model was asked.
     """
 
     records: list[ImageRecord]
     logits: dict[str, Tensor]
     zero_shot: dict[str, Tensor]
     likeness: Tensor = field(default_factory=lambda: torch.zeros(0))
+    none_of_these: Tensor = field(default_factory=lambda: torch.zeros(0))
 
 
 def predict_items(asked: Request, source: list[ImageFile] | ImageItems) -> Predictions:
@@ -156,8 +158,8 @@ def gathered(parts: Iterable[Predictions]) -> Predictions:
         rows += sum(r.index is not None for r in part.records)
         if part.logits:
             kept.append(part)
-    likeness = torch.cat([part.likeness for part in kept]) if kept else torch.zeros(0)
-    return Predictions(records, _join([part.logits for part in kept]), _join([part.zero_shot for part in kept]), likeness)
+    seen = [torch.cat([torch.zeros(0), *(getattr(part, name) for part in kept)]) for name in ("likeness", "none_of_these")]
+    return Predictions(records, _join([part.logits for part in kept]), _join([part.zero_shot for part in kept]), *seen)
 
 
 def _groups(within: range) -> Iterator[range]:
@@ -219,12 +221,7 @@ def _features_of(asked: Request, file: FeatureFile) -> TargetFeatures:
 def _predict_rows(asked: Request, store: FeatureStore, features: TargetFeatures) -> Predictions:
     model = asked.model
     first = [model.zero_shot_logits(rows) for rows in feature_rows(features, BATCH)] if asked.zero_shot else []
-    return Predictions([], predict_store(model, store, Console(enabled=False), features), _join(first), _likeness(model, features))
-
-
-def _likeness(model: Model, features: TargetFeatures) -> Tensor:
-    """Likeness (N,) of images to those of the fit; empty for a model that does not know."""
-    return torch.zeros(0) if model.familiarity is None else model.familiarity.likeness(features.global_)
+    return Predictions([], predict_store(model, store, Console(enabled=False), features), _join(first), *model.seen_before(features.global_))
 
 
 def _with_extra(asked: Request, features: TargetFeatures, source: Loaded) -> TargetFeatures:
@@ -245,8 +242,8 @@ def _predict_group(asked: Request, loaded: LoadedImages, encoder: FeatureEncoder
             own = model.engine.features(views) if few else encoder.centre(store, quiet, "encode")
         features = _with_extra(asked, own, loaded)
     first = [model.zero_shot_logits(rows) for rows in feature_rows(features, BATCH)] if zero_shot and features is not None else []
-    likeness = torch.zeros(0) if features is None else _likeness(model, features)
-    return Predictions([], predict_store(model, store, quiet, features, encoder), _join(first), likeness)
+    seen = (torch.zeros(0), torch.zeros(0)) if features is None else model.seen_before(features.global_)
+    return Predictions([], predict_store(model, store, quiet, features, encoder), _join(first), *seen)
 
 
 def _join(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:

@@ -79,8 +79,10 @@ class Source(Protocol):
         """
         ...
 
-    def labels(self, labels: str | Path, classes: Sequence[str], left_out: list[str] | None = None) -> dict[str, int]:
-        """True classes by name of the image, see :func:`finelens.classes.labels.read_labels`."""
+    def labels(
+        self, labels: str | Path, classes: Sequence[str], left_out: list[str] | None = None, *, strangers: int | None = None
+    ) -> dict[str, int]:
+        """True classes by name of the image; arguments as for :func:`finelens.classes.labels.read_labels`."""
         ...
 
     def only(self, names: Container[str]) -> Source:

@@ -19,6 +19,7 @@ from finelens.evaluation.conformal import Conformal
 from finelens.images.load import Tally
 from finelens.intake.recognise import CONFIDENCE
 from finelens.intake.taken import take
+from finelens.runs.alarms import say_none
 from finelens.runs.classifier import Classifier, load_run
 from finelens.runs.early import Question
 from finelens.runs.folder import RunFolder
@@ -57,6 +58,7 @@ def predict_to_file(question: Question, console: Console) -> Path:
         given = {"descriptions": question.descriptions, "prototypes": question.prototypes}
         classifier = classifier.with_classes(question.classes, **given, console=console)
     likeness: list[torch.Tensor] = []
+    doubt: list[torch.Tensor] = []
     rule = None if question.calibrate is None else _rule(classifier, source, question, console)
     listing = source.listing()
     span = range(listing.count) if question.shard is None else question.shard.rows(listing.count, GROUP)
@@ -72,6 +74,7 @@ def predict_to_file(question: Question, console: Console) -> Path:
         for part in found if left else ():
             texts = [_lines(part, classifier)]
             likeness.append(part.likeness)
+            doubt.append(part.none_of_these)
             if rule is not None:
                 sets = sets_of(part, classifier.classes, rule)
                 sizes.update(len(own) for own in sets if own)
@@ -87,6 +90,7 @@ def predict_to_file(question: Question, console: Console) -> Path:
     familiarity, likes = classifier.model.familiarity, torch.cat([torch.zeros(0), *likeness])
     if len(likes) and familiarity is not None and (complaint := familiarity.complaint(likes)):
         console.warn(complaint)
+    say_none(torch.cat([torch.zeros(0), *doubt]).numpy(), console)
     for path in paths:
         console.say(f"wrote {path}")
     return question.target
@@ -105,7 +109,7 @@ def _source(question: Question, console: Console) -> Source:
 def _lines(part: Predictions, classifier: Classifier) -> str:
     logits = part.logits["logits"].numpy() if part.logits else torch.zeros(0, len(classifier.classes)).numpy()
     first = part.zero_shot["templates"].argmax(1).numpy() if part.zero_shot else None
-    rows = rows_from_logits(part.records, classifier.classes, logits, first)
+    rows = rows_from_logits(part.records, classifier.classes, logits, first, part.none_of_these.numpy())
     familiarity = classifier.model.familiarity
     if familiarity is None or not len(part.likeness):
         return predictions_text(rows)

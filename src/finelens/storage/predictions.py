@@ -13,7 +13,13 @@ import numpy as np
 import scipy.special
 from numpy.typing import ArrayLike
 
-from finelens.core.schemas import FIRST_PREDICTION_COLUMNS, PREDICTION_COLUMNS, SECOND_PREDICTION_COLUMNS, STATUSES
+from finelens.core.schemas import (
+    FIRST_PREDICTION_COLUMNS,
+    PREDICTION_COLUMNS,
+    SECOND_PREDICTION_COLUMNS,
+    STATUSES,
+    THIRD_PREDICTION_COLUMNS,
+)
 from finelens.errors import UserError
 from finelens.storage.cells import csv_text, escape_cell, unescape_cell
 from finelens.storage.files import write_text
@@ -23,6 +29,8 @@ if TYPE_CHECKING:
 
 TOP = 5
 BOM = "\ufeff"
+# An order and a level; more digits would say nothing.
+DOUBT_DIGITS = 3
 # In the column ``answered``.
 ANSWERED = "yes"
 
@@ -41,6 +49,7 @@ class PredictionRow:
         status: One of ``schemas.STATUSES``.
         reason: Why there is no prediction; for ``ok`` notes on how the file was read, if any.
         answered: Whether ``label`` is a person's answer; None then says "none of these classes".
+        none_of_these: Doubt whether the photograph belongs to any class, above 0.5 where it probably does not; None where that was not asked.
     """
 
     path: str
@@ -52,6 +61,7 @@ class PredictionRow:
     status: str = "ok"
     reason: str = ""
     answered: bool = False
+    none_of_these: float | None = None
 
     @property
     def second(self) -> tuple[str, float] | None:
@@ -65,7 +75,11 @@ def softmax(logits: ArrayLike) -> np.ndarray:
 
 
 def rows_from_logits(
-    records: Sequence[ImageRecord], class_names: Sequence[str], logits: ArrayLike, zero_shot_argmax: ArrayLike | None = None
+    records: Sequence[ImageRecord],
+    class_names: Sequence[str],
+    logits: ArrayLike,
+    zero_shot_argmax: ArrayLike | None = None,
+    none_of_these: ArrayLike | None = None,
 ) -> list[PredictionRow]:
     """Rows of ``predictions.csv`` from scaled logits (N, C); see :func:`rows_from_probabilities`.
 
@@ -77,11 +91,15 @@ def rows_from_logits(
     if len(bad):
         names = [record.name for record in records if record.index == bad[0]] or [f"row {bad[0]}"]
         raise UserError(f"the scores of {len(bad)} image(s) are not finite, first {names[0]}; try --set training.precision=float32")
-    return rows_from_probabilities(records, class_names, softmax(values), zero_shot_argmax)
+    return rows_from_probabilities(records, class_names, softmax(values), zero_shot_argmax, none_of_these)
 
 
 def rows_from_probabilities(
-    records: Sequence[ImageRecord], class_names: Sequence[str], probabilities: ArrayLike, zero_shot_argmax: ArrayLike | None = None
+    records: Sequence[ImageRecord],
+    class_names: Sequence[str],
+    probabilities: ArrayLike,
+    zero_shot_argmax: ArrayLike | None = None,
+    none_of_these: ArrayLike | None = None,
 ) -> list[PredictionRow]:
     """Rows of ``predictions.csv``, one for every input, in the order of the records (path order for a folder).
 
@@ -92,6 +110,7 @@ def rows_from_probabilities(
         class_names: C names.
         probabilities: (N, C), rows in store order.
         zero_shot_argmax: (N,) class index that the unadapted model gives, or None.
+        none_of_these: (N,) doubt whether they belong to any class, in [0, 1]; None or empty where that was not asked.
 
     Returns:
         As many rows as records; a file without an image keeps its status and reason, and its other cells are empty.
@@ -100,13 +119,15 @@ def rows_from_probabilities(
     if p.ndim != 2 or p.shape[1] != len(class_names):
         raise ValueError(f"probabilities of shape {p.shape} do not fit {len(class_names)} classes")
     zero_shot = None if zero_shot_argmax is None else np.asarray(zero_shot_argmax)
+    doubt = np.asarray([] if none_of_these is None else none_of_these, dtype=np.float64)
     rows = []
     for record in records:
         if record.status != "ok" or record.index is None:
             rows.append(PredictionRow(path=record.name, status=record.status, reason=record.reason))
             continue
         first = None if zero_shot is None else class_names[int(zero_shot[record.index])]
-        rows.append(_predicted_row(record, class_names, p[record.index], first))
+        row = _predicted_row(record, class_names, p[record.index], first)
+        rows.append(replace(row, none_of_these=round(float(doubt[record.index]), DOUBT_DIGITS)) if len(doubt) else row)
     return rows
 
 
@@ -129,8 +150,8 @@ def with_answers(rows: Iterable[PredictionRow], answers: Mapping[str, str]) -> l
 
 def _answered(row: PredictionRow, label: str) -> PredictionRow:
     if not label:
-        return replace(row, label=None, probability=None, margin=None, top5=(), answered=True)
-    return replace(row, label=label, probability=1.0, margin=1.0, top5=((label, 1.0),), answered=True)
+        return replace(row, label=None, probability=None, margin=None, top5=(), answered=True, none_of_these=1.0)
+    return replace(row, label=label, probability=1.0, margin=1.0, top5=((label, 1.0),), answered=True, none_of_these=0.0)
 
 
 def _round(value: float) -> float:
@@ -165,7 +186,7 @@ def _cells(row: PredictionRow) -> list[str]:
     top5 = json.dumps(row.top5, ensure_ascii=False) if row.top5 else ""
     texts = [row.path, row.label or "", _number(row.probability), _number(row.margin), top5, row.zero_shot_class or "", row.status, row.reason]
     name, probability = row.second or ("", None)
-    texts += [ANSWERED if row.answered else "", name, _number(probability)]
+    texts += [ANSWERED if row.answered else "", name, _number(probability), _number(row.none_of_these)]
     return [escape_cell(text) for text in texts]
 
 
@@ -183,7 +204,7 @@ def read_predictions(path: Path) -> list[PredictionRow]:
         with open(path, encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file, strict=True)
             header = next(reader, [])
-            if tuple(header) not in (PREDICTION_COLUMNS, SECOND_PREDICTION_COLUMNS, FIRST_PREDICTION_COLUMNS):
+            if tuple(header) not in (PREDICTION_COLUMNS, THIRD_PREDICTION_COLUMNS, SECOND_PREDICTION_COLUMNS, FIRST_PREDICTION_COLUMNS):
                 raise UserError(f"{path}: expected the columns {', '.join(PREDICTION_COLUMNS)}; give the predictions.csv of a finelens run")
             return [_parse(cells, len(header), f"{path}, line {reader.line_num}") for cells in reader]
     except OSError as error:
@@ -203,9 +224,9 @@ def _parse(cells: Sequence[str], columns: int, where: str) -> PredictionRow:
         raise UserError(f"{where}: answered is {ANSWERED} or empty, got {answered[0]!r}; write the file again with finelens predict")
     try:
         pairs = tuple((_text(name), float(p)) for name, p in json.loads(top5)) if top5 else ()
-        return PredictionRow(
-            path, label or None, _float(probability), _float(margin), pairs, zero_shot or None, status, reason, answered == [ANSWERED]
-        )
+        numbers, said = (_float(probability), _float(margin)), answered == [ANSWERED]
+        none = _float("".join(cells[len(THIRD_PREDICTION_COLUMNS) :]))
+        return PredictionRow(path, label or None, *numbers, pairs, zero_shot or None, status, reason, said, none)
     except (ValueError, TypeError) as error:
         raise UserError(f"{where}: {error}; write the file again with finelens predict") from error
 

@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 from finelens.backbones.registry import load_backbone
-from finelens.bench.rows.features import Pool
+from finelens.bench.rows.features import MixedPool, Pool
 from finelens.bench.sets.data import DataSet
 from finelens.classes.class_set import build_class_set
 from finelens.classes.heads import ClassHeads, build_heads
+from finelens.classes.made_up import name_texts
 from finelens.core.console import Console
 from finelens.core.options import to_plain
 from finelens.engine.device import choose_device, choose_precision
@@ -136,10 +137,18 @@ class Context:
         """Configuration of a row."""
         return make_config("adapt", PHOTOS, method, options, backbone=self.start.spec, seed=seed, device=str(self.start.device))
 
-    def prepared(self, config: RunConfig, names: Sequence[str], engine: Engine) -> Prepared:
-        """What :func:`finelens.runs.prepare.prepare` makes, with texts that were encoded before and the engine given."""
+    def prepared(self, config: RunConfig, names: Sequence[str], engine: Engine, *, named: bool = False) -> Prepared:
+        """What :func:`finelens.runs.prepare.prepare` makes, with texts that were encoded before and the engine given.
+
+        Args:
+            config: The row's configuration.
+            names: Class names.
+            engine: Runs the backbone.
+            named: Whether words that mean nothing are put beside the names, for the level of "none of these".
+        """
         classes, report, _ = self._texts_of(tuple(names))
-        return assemble(config, engine, self.heads(names), classes, report)
+        texts = name_texts(self.start.backbone, classes) if named else None
+        return replace(assemble(config, engine, self.heads(names), classes, report), name_texts=texts)
 
     def _texts_of(self, names: tuple[str, ...]) -> tuple[ClassSet, Any, ClassHeads]:
         if names not in self._texts:
@@ -164,9 +173,9 @@ class Context:
     def _encode(self, classes: ClassSet) -> ClassHeads:
         """Heads of a class set; those of the set's own classes are shared by all class sets that add names to them."""
         own = len(self.data.class_names)
+        if len(classes) <= own:
+            return self.start.heads(classes)
         first = self.start.heads(ClassSet(classes.names[:own], classes.templates, classes.descriptions[:own]))
-        if own == len(classes):
-            return first
         more = self.start.heads(ClassSet(classes.names[own:], classes.templates, classes.descriptions[own:]))
         joined: dict[str, Any] = {name: torch.cat([getattr(first, name), getattr(more, name)]) for name in _HEADS}
         joined |= {name: getattr(first, name) + getattr(more, name) for name in _PER_CLASS}
@@ -175,6 +184,14 @@ class Context:
     def pool(self, part: str) -> Pool:
         """``train`` or ``test``."""
         return self.train if part == "train" else self.test
+
+    def mixed_with(self, other: Context) -> Context:
+        """The same classes, and images of both sets; those of the other belong to no class."""
+        both = copy.copy(self)
+        both.train, both.test = MixedPool(self.train, other.train), MixedPool(self.test, other.test)
+        checksum = hashlib.sha256(f"{self.source['checksum']} with {other.source['checksum']}".encode()).hexdigest()
+        vars(both)["source"] = {**self.source, "checksum": checksum, "other": other.data.name}
+        return both
 
     @cached_property
     def source(self) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from finelens.bench.rows.protocols import PartTruth, name_rank
+from finelens.bench.rows.protocols import STRANGER, PartTruth, SkippedError, name_rank
 from finelens.bench.sets.data import Part, counted_out
 from finelens.bench.sets.sealed import UnlabelledFeatures, UnlabelledImages
 from finelens.core.console import Console
@@ -117,6 +117,53 @@ class Pool:
         """What splits are made from; not for methods."""
         labels = np.array(self._by_row(self.part.labels.read().tolist()), dtype=np.int64)
         return PartTruth(labels, self._by_row([name_rank(name) for name in self.part.names()]))
+
+
+class MixedPool(Pool):
+    """Features of two parts as one; images of the second belong to no class of the first.
+
+    Args:
+        own: First part.
+        other: Second part.
+    """
+
+    def __init__(self, own: Pool, other: Pool) -> None:
+        super().__init__(own.part, own.encoder, own.limits, own.console)
+        self.pools = own, other
+
+    @cached_property
+    def features(self) -> TargetFeatures:
+        """Of the unadapted model, one part after the other."""
+        both = [pool.features for pool in self.pools]
+        return TargetFeatures(torch.cat([part.global_ for part in both]), torch.cat([part.cls for part in both]))
+
+    @property
+    def unread(self) -> list[str]:
+        """Names of what could not be read as an image."""
+        return [name for pool in self.pools for name in pool.unread]
+
+    @property
+    def seconds_per_image(self) -> float:
+        """Of the slower part."""
+        return max(pool.seconds_per_image for pool in self.pools)
+
+    @cached_property
+    def row_digests(self) -> list[str]:
+        """Hash of each image, one part after the other."""
+        return [digest for pool in self.pools for digest in pool.row_digests]
+
+    def images(self, rows: np.ndarray, *, sealed: bool = False) -> UnlabelledImages:
+        """There are features alone.
+
+        Raises:
+            SkippedError: Always.
+        """
+        raise SkippedError("images of another set are mixed in as features, and the method needs pixels")
+
+    def truth(self) -> PartTruth:
+        """What splits are made from; not for methods."""
+        own, other = (pool.truth() for pool in self.pools)
+        return PartTruth(np.concatenate([own.labels, np.full(len(other.labels), STRANGER)]), [*own.ranks, *other.ranks])
 
 
 def _file_digest(image: ImageFile) -> str:

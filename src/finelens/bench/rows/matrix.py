@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from finelens.bench.rows.context import Context, Start
-from finelens.bench.rows.measures import measure
+from finelens.bench.rows.measures import measure, measure_none
 from finelens.bench.rows.origin import DEVICE, command, versions
 from finelens.bench.rows.protocols import PartTruth, Protocol, SkippedError, Split, make_split
 from finelens.bench.rows.results import Key, Result, ResultsFile, pack
@@ -49,6 +49,7 @@ class Plan:
         profile: Of :data:`PROFILES`.
         assignments: Arguments of ``--set``.
         device: Where the backbone runs.
+        others: Read each data set whose images a protocol mixes in.
     """
 
     protocols: tuple[Protocol, ...]
@@ -58,6 +59,7 @@ class Plan:
     profile: str = "full"
     assignments: tuple[str, ...] = ()
     device: str = DEVICE
+    others: Mapping[str, Callable[[], DataSet]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if "text" in parse_assignments(self.assignments):
@@ -123,7 +125,7 @@ def run(plan: Plan, data_sets: Sequence[Callable[[], DataSet]], names: Sequence[
                     if not mine:
                         busy += 1
                     elif key not in out.keys():  # noqa: SIM118
-                        result = compute(context, key, protocol, plan)
+                        result = compute(mixed(context, protocol, plan), key, protocol, plan)
                         out.append(result)
                         if result.status == "broke_a_rule":
                             # Nothing that the method may have touched is used again.
@@ -133,6 +135,13 @@ def run(plan: Plan, data_sets: Sequence[Callable[[], DataSet]], names: Sequence[
                 bar.update(1)
     out.tidy()
     return busy
+
+
+def mixed(context: Context, protocol: Protocol, plan: Plan) -> Context:
+    """The context of a protocol: the set itself, or with the images of another."""
+    if not protocol.other:
+        return context
+    return context.mixed_with(Context(plan.others[protocol.other](), context.start, context.console))
 
 
 def _say_kept(rows: Sequence[Result], console: Console) -> None:
@@ -159,6 +168,8 @@ def compute(context: Context, key: Key, protocol: Protocol, plan: Plan) -> Resul
     }
     try:
         refuse(find_method(key.method), protocol)
+        if protocol.other == key.data:
+            raise SkippedError("the set is mixed in with itself")
         # The training part is not even decoded where nothing is adapted to it; some sets have none.
         train = (
             context.train.truth() if protocol.fit_part == "train" and len(context.data.train.labels) else PartTruth(np.zeros(0, dtype=np.int64), [])
@@ -171,15 +182,19 @@ def compute(context: Context, key: Key, protocol: Protocol, plan: Plan) -> Resul
     about["split"] = _describe_split(context, protocol, split)
     try:
         answers = answer(context, config, protocol, split)
+    except SkippedError as reason:
+        return Result(status="skipped", reason=str(reason), **about)
     except RuleBroken as error:
         return Result(status="broke_a_rule", reason=str(error), **about)
     except (UserError, RuntimeError, ValueError, ArithmeticError, NotImplementedError) as error:
         return Result(status="failed", reason=" ".join(f"{type(error).__name__}: {error}".split()), **about)
-    targets, health = context.test.truth().labels[split.test], answers.health
+    known, health = split.truth >= 0, answers.health
     temperature = None if health is None else health.temperature
-    measures, correct = measure(targets, answers.logits, zero_shot(context, split), split.names, temperature)
+    logits, first = ({name: values[known] for name, values in found.items()} for found in (answers.logits, zero_shot(context, split)))
+    measures, correct = measure(split.truth[known], logits, first, split.names, temperature)
+    measures |= measure_none(answers.none_of_these, ~known)
     # Hits stand in the order of rows, whatever the order of a stream.
-    packed = pack(correct[np.argsort(split.test)])
+    packed = pack(correct[np.argsort(split.test[known])])
     said = {} if health is None else health.to_json()
     return Result(status="ok", measures=measures, cost=answers.cost, timing=answers.timing, health=said, correct=packed, **about)
 
@@ -195,18 +210,20 @@ def _options(key: Key, plan: Plan) -> tuple[int | None, dict[str, dict[str, Any]
 def _describe_split(context: Context, protocol: Protocol, split: Split) -> dict[str, Any]:
     fit = [context.pool(protocol.fit_part).row_digests[row] for row in split.fit]
     test = [context.test.row_digests[row] for row in split.test]
+    known = [digest for digest, label in zip(test, split.truth, strict=True) if label >= 0]
     unread = sum(len(pool.unread) for pool in {context.pool(protocol.fit_part), context.test})
     hints = [f"{position} {label}" for position, label in zip(split.hinted, split.hint_labels, strict=True)]
     return {
         "fit": len(fit),
-        "test": len(test),
+        "test": len(known),
+        **({"unknown": len(test) - len(known)} if len(test) > len(known) else {}),
         "classes": len(split.names),
         "occurring": split.occurring,
         "labelled": len(hints),
         "unread": unread,
         "checksum": _sha256([*fit, ";", *hints, ";", *test, ";", *split.names]),
         # Rows with the same test images can be compared image by image.
-        "test_checksum": _sha256(sorted(test)),
+        "test_checksum": _sha256(sorted(known)),
     }
 
 

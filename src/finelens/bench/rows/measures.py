@@ -7,12 +7,18 @@ from typing import Any
 
 import numpy as np
 
-from finelens.evaluation.metrics import accuracy, ece, evaluate_predictions, mcnemar, nll, paired_bootstrap
+from finelens.core.schemas import PROBABLY_NONE
+from finelens.evaluation.metrics import accuracy, auroc_fpr95, ece, evaluate_predictions, mcnemar, nll, paired_bootstrap
 from finelens.storage.predictions import softmax
 
+# Scores by which images of no class are told, see bench.rows.unknown; ``none_of_these`` of predictions.csv holds the second.
+TEXT = "text"
+SCORES = ("probability", TEXT, "cosine", "negatives", "gaussians")
 # Every measure that is one number, so that tables know its unit: shares are shown in per cent.
 SHARES = frozenset(
     {
+        *(f"none_{name}_{figure}" for name in SCORES for figure in ("auroc", "fpr95")),
+        *("none_known", "none_unknown", "none_said", "none_true"),
         "accuracy",
         "class_mean_accuracy",
         "worst_10_percent",
@@ -89,6 +95,29 @@ def measure(
         "zero_shot_ece": ece(targets, start),
         "zero_shot_nll": nll(targets, start),
     } | _calibrated(targets, logits["logits"], temperature), correct
+
+
+def measure_none(scores: Mapping[str, np.ndarray], unknown: np.ndarray) -> dict[str, float]:
+    """How well images of no class are told from the others, of which there are some.
+
+    Args:
+        scores: Of :mod:`finelens.bench.rows.unknown`, each (N,).
+        unknown: Which images belong to no class, (N,) bool.
+
+    Returns:
+        ``none_NAME_auroc`` and ``none_NAME_fpr95`` (:func:`finelens.evaluation.metrics.auroc_fpr95`) of each score, where there are both.
+        Of the model's own level: the shares of the known and of the unknown images above it (``none_known``, ``none_unknown``), of all that it calls
+        none (``none_said``), and of all that are (``none_true``).
+    """
+    if not scores:
+        return {}
+    said = scores[TEXT] > PROBABLY_NONE
+    found = {"none_known": said[~unknown].mean(), "none_said": said.mean(), "none_true": unknown.mean()}
+    if unknown.any():
+        found["none_unknown"] = said[unknown].mean()
+        for name, values in scores.items():
+            found[f"none_{name}_auroc"], found[f"none_{name}_fpr95"] = auroc_fpr95(values, unknown)
+    return {name: float(value) for name, value in found.items()}
 
 
 def _calibrated(targets: np.ndarray, logits: np.ndarray, temperature: float | None) -> dict[str, float]:

@@ -19,12 +19,17 @@ from finelens.errors import UserError
 from finelens.images.randomness import generator, permutation
 
 Setting = Literal["inductive", "transductive", "online"]
-Change = Literal["", "balanced", "longtail", "partial", "few", "noise", "fewshot"]
+Change = Literal["", "balanced", "longtail", "partial", "few", "noise", "fewshot", "unknown"]
 HALF = -1
+# Label of an image of another set, which belongs to none of the classes; -1 is an image whose class is not known.
+STRANGER = -2
+# Before the name of the set whose images are mixed in.
+WITH = "with-"
 _TAKES_NUMBER = ("longtail", "partial", "few", "noise", "fewshot")
 EXAMPLES = (
     "inductive, transductive, online, balanced, longtail-10, longtail-20, longtail-50, partial-5, partial-10, partial-25, partial-half, few-1, "
-    "few-4, few-16, fewshot-1, fewshot-4, fewshot-16, noise-25; transductive+partial-10 combines a setting and a change"
+    "few-4, few-16, fewshot-1, fewshot-4, fewshot-16, noise-25, unknown-none, unknown-half, unknown-with-SET; "
+    "transductive+partial-10 combines a setting and a change"
 )
 
 
@@ -42,12 +47,14 @@ class Protocol:
             ``online`` sees the test part once, in a random order.
         change: What is done to the images or classes before.
         amount: Its number; ``HALF`` for half of the classes.
+        other: Data set whose images are mixed in, half as many as there are.
     """
 
     name: str
     setting: Setting
     change: Change = ""
     amount: int = 0
+    other: str = ""
 
     @property
     def fit_part(self) -> str:
@@ -70,6 +77,12 @@ def parse_protocol(text: str) -> Protocol:
     known = change in get_args(Change) and change != "" and setting in get_args(Setting)
     # An image whose class was given cannot be asked about.
     known = known and (change != "fewshot" or setting == "inductive")
+    # The level of a model for none of the classes is found on all images.
+    known = known and (change != "unknown" or setting != "online")
+    if known and change == "unknown" and number.startswith(WITH) and len(number) > len(WITH):
+        return Protocol(name, cast(Setting, setting), "unknown", other=number.removeprefix(WITH))
+    if known and change == "unknown" and number in ("half", "none"):
+        return Protocol(name, cast(Setting, setting), "unknown", HALF if number == "half" else 0)
     if known and change == "balanced" and not number:
         return Protocol(name, cast(Setting, setting), "balanced")
     if known and change == "partial" and number == "half":
@@ -85,7 +98,7 @@ class PartTruth:
     """What a split is made from, for one part, in store order.
 
     Attributes:
-        labels: Class of each image, (N,); -1 where it is not known.
+        labels: Class of each image, (N,); -1 where it is not known, ``STRANGER`` where it is of another set.
         ranks: A text for each image that sorts the images at random but for good; profiles take the first ones.
     """
 
@@ -101,6 +114,7 @@ class Split:
         fit: Rows of the part that is adapted to, ascending.
         test: Rows of the test part that are asked about: ascending, or for ``online`` in the order of the stream.
         names: Class names, extra ones last.
+        truth: Class of each row of ``test`` by its position in ``names``; -1 where it is none of them.
         occurring: Number of classes that occur in ``test``.
         hinted: Positions in ``fit`` whose class is given to methods that can use it, ascending; empty but for ``fewshot``.
         hint_labels: Their classes.
@@ -109,6 +123,7 @@ class Split:
     fit: np.ndarray
     test: np.ndarray
     names: tuple[str, ...]
+    truth: np.ndarray
     occurring: int
     hinted: tuple[int, ...] = ()
     hint_labels: tuple[int, ...] = ()
@@ -131,8 +146,10 @@ def make_split(protocol: Protocol, train: PartTruth, test: PartTruth, names: Seq
     """
     same = protocol.setting != "inductive"
     source = test if same else train
-    asked = np.flatnonzero(test.labels >= 0)
+    asked = np.flatnonzero(test.labels != -1)
     fit = asked if same else np.arange(len(train.labels))
+    if protocol.other:
+        asked, fit = (_with_strangers(rows, part, seed) for rows, part in ((asked, test), (fit, source)))
     shots = np.zeros(0, dtype=np.int64)
     if not same and not len(fit):
         raise SkippedError("the set has no training part; transductive and online need none")
@@ -149,12 +166,34 @@ def make_split(protocol: Protocol, train: PartTruth, test: PartTruth, names: Seq
         asked = asked[np.isin(test.labels[asked], _drawn_classes(protocol, len(names), seed))]
     if not len(fit) or not len(asked):
         raise SkippedError("no image is left")
-    occurring = len(np.unique(test.labels[asked]))
     if protocol.setting == "online":
         asked = asked[permutation(generator(seed, 0, "", "bench online"), len(asked))]
     extra = _extra_names(protocol, names, seed) if protocol.change == "noise" else ()
+    kept = np.arange(len(names))
+    if protocol.change == "unknown" and protocol.amount == HALF:
+        kept = np.sort(_drawn_classes(protocol, len(names), seed))
+    truth = _positions(test.labels[asked], kept)
+    if not (truth >= 0).any():
+        raise SkippedError("no image of the classes is left")
+    own = tuple(names[c] for c in kept.tolist())
     hinted = np.flatnonzero(np.isin(fit, shots))
-    return Split(fit, asked, (*names, *extra), occurring, tuple(hinted.tolist()), tuple(source.labels[fit[hinted]].tolist()))
+    hints = tuple(hinted.tolist()), tuple(source.labels[fit[hinted]].tolist())
+    return Split(fit, asked, (*own, *extra), truth, len(np.unique(truth[truth >= 0])), *hints)
+
+
+def _positions(labels: np.ndarray, kept: np.ndarray) -> np.ndarray:
+    """Labels (N,) as positions in the classes that are kept, rising; -1 for the others and for strangers."""
+    place = np.full(max(labels.max(initial=-1), kept.max(initial=-1)) + 2, -1)
+    place[kept] = np.arange(len(kept))
+    return np.asarray(place[np.maximum(labels, -1)])
+
+
+def _with_strangers(rows: np.ndarray, part: PartTruth, seed: int) -> np.ndarray:
+    """The set's own images and half as many of the other set, or all of those."""
+    strangers = part.labels[rows] == STRANGER
+    own, others = rows[~strangers], rows[strangers]
+    order = permutation(generator(seed, 0, "", "bench unknown"), len(others))[: len(own) // 2]
+    return np.sort(np.concatenate([own, others[order]]))
 
 
 def _cut(rows: np.ndarray, shots: np.ndarray, part: PartTruth, limit: int) -> np.ndarray:
@@ -208,13 +247,19 @@ def _drawn_classes(protocol: Protocol, classes: int, seed: int) -> np.ndarray:
 
 
 def _extra_names(protocol: Protocol, names: Sequence[str], seed: int) -> tuple[str, ...]:
-    lines = files("finelens.bench.rows").joinpath("extra_names.txt").read_text(encoding="utf-8").splitlines()
-    taken = match(lines, names)
-    free = [line for line in lines if line and not line.startswith("#") and line not in taken]
+    words = extra_words()
+    taken = match(words, names)
+    free = [word for word in words if word not in taken]
     if protocol.amount > len(free):
         raise SkippedError(f"there are only {len(free)} extra names")
     order = permutation(generator(seed, 0, "", "bench noise"), len(free))[: protocol.amount]
     return tuple(free[i] for i in order)
+
+
+def extra_words() -> list[str]:
+    """Names that a class list may hold and a data set does not."""
+    lines = files("finelens.bench.rows").joinpath("extra_names.txt").read_text(encoding="utf-8").splitlines()
+    return [line for line in lines if line and not line.startswith("#")]
 
 
 def name_rank(name: str) -> str:

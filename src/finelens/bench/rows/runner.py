@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from finelens.bench.rows.features import take
 from finelens.bench.rows.health import Health, health_of
 from finelens.bench.rows.memory import peak_megabytes, reset_peak
 from finelens.bench.rows.protocols import Protocol, SkippedError, Split
+from finelens.bench.rows.unknown import scores_of
 from finelens.bench.sets.sealed import RuleBroken, method_runs
 from finelens.core.private_torch import version
 from finelens.engine.device import Precision
@@ -56,12 +57,14 @@ class Answers:
         cost: Counted work.
         timing: Seconds by stage, and memory.
         health: What a run would say about itself without labels: its temperature, signals and verdict; None where that was not asked.
+        none_of_these: Scores by which images of no class are told, each (N,); empty where the protocol has none.
     """
 
     logits: dict[str, np.ndarray]
     cost: dict[str, Any]
     timing: dict[str, Any]
     health: Health | None = None
+    none_of_these: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 def refuse(method: Method, protocol: Protocol) -> None:
@@ -111,13 +114,15 @@ def _from_features(context: Context, method: Method, config: RunConfig, protocol
     reset_peak()
     start = time.perf_counter()
     try:
-        fitted = fit(context.prepared(config, split.names, engine), store, config, context.quiet, hints=_hints(method, split))
+        prepared = context.prepared(config, split.names, engine, named=protocol.change == "unknown")
+        fitted = fit(prepared, store, config, context.quiet, hints=_hints(method, split))
         test = take(context.test.features, split.test)
         singles = list(feature_rows(test, 1))
         alone = _ask_alone(engine, protocol, len(singles), lambda i: fitted.model.logits(singles[i]))
         logits = _transductive(fitted, protocol) or _joined([fitted.model.logits(rows) for rows in feature_rows(test, BATCH)])
         timing = _timing(engine, start)
         health = health_of(fitted, store, context.quiet, labelled=bool(split.hinted))
+        none = {} if health is None else scores_of(context, protocol, split, fitted, store, logits["logits"], health.temperature)
     finally:
         copy_into(dict(backbone.fitted_state()), centre)
     if _versions(backbone) != unchanged:
@@ -126,7 +131,7 @@ def _from_features(context: Context, method: Method, config: RunConfig, protocol
     # What a run by itself would have encoded.
     engine.no_grad_forwards += len(split.test) + (0 if protocol.setting == "online" else len(split.fit))
     shared = {"features": "shared", "seconds_per_shared_forward": round(max(source.seconds_per_image, context.test.seconds_per_image), 5)}
-    return Answers(logits, _cost(context, engine, config), timing | shared, health)
+    return Answers(logits, _cost(context, engine, config), timing | shared, health, none)
 
 
 def _from_stream(context: Context, method: Method, config: RunConfig, protocol: Protocol, split: Split) -> Answers:
@@ -159,14 +164,17 @@ def _from_pixels(context: Context, method: Method, config: RunConfig, protocol: 
     reset_peak()
     start = time.perf_counter()
     with _no_cached_features():
-        fitted = fit(context.prepared(config, split.names, engine), fit_images, config, context.console, hints=_hints(method, split))
+        prepared = context.prepared(config, split.names, engine, named=protocol.change == "unknown")
+        fitted = fit(prepared, fit_images, config, context.console, hints=_hints(method, split))
         test_images.open()
         alone = _ask_alone(engine, protocol, len(split.test), lambda i: predict_store(fitted.model, test_images.only(i), context.quiet))
         logits = {name: value.numpy() for name, value in predict_store(fitted.model, test_images, context.console).items()}
     compare_alone(alone, logits["logits"], tolerance_of(engine.device, engine.precision))
     cost = _cost(context, engine, config if fitted.untrained is None else None)
     timing = _timing(engine, start) | {"features": "own"}
-    return Answers(logits, cost, timing, health_of(fitted, fit_images, context.quiet, labelled=bool(split.hinted)))
+    health = health_of(fitted, fit_images, context.quiet, labelled=bool(split.hinted))
+    none = {} if health is None else scores_of(context, protocol, split, fitted, fit_images, logits["logits"], health.temperature)
+    return Answers(logits, cost, timing, health, none)
 
 
 def _from_views(context: Context, method: Method, config: RunConfig, protocol: Protocol, split: Split) -> Answers:
