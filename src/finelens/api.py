@@ -410,6 +410,7 @@ def report(
     *,
     labels: str | Path | None = None,
     test: str | Path | None = None,
+    groups: str | Path | None = None,
     device: str = "cpu",
     extra: Sequence[str | Path] = (),
     extra_names: Sequence[str | Path] = (),
@@ -422,6 +423,7 @@ def report(
         run: The run folder.
         labels: ``folders`` or a CSV file, as for :func:`evaluate`; the result is kept in the run as ``evaluation.json``.
         test: Folder of labelled photographs; by default those the run was adapted to.
+        groups: As for :func:`evaluate`.
         device: Where the model runs.
         extra: As for :func:`predict`, about ``test``; without ``test`` the run's own.
         extra_names: As for :func:`predict`.
@@ -442,11 +444,14 @@ def report(
     with RunFolder.open(run) as folder:
         if test is not None and labels is None:
             raise UserError("--test needs --labels: folders, or a CSV file with the columns path,label")
+        if groups is not None and labels is None:
+            raise UserError("--groups needs --labels: accuracy by group is measured with labels")
         if labels is not None:
             elsewhere: dict[str, Any] = {"extra": extra, "extra_names": extra_names}
             given = elsewhere if test is not None else own_features(folder.config) | {"taken": saved(folder.taken_path)}
             given["extra_encoders"] = extra_encoders
-            evaluate(run, test or folder.config.photos, labels, device=device, json_file=folder.evaluation_path, console=console, **given)
+            given |= {"device": device, "json_file": folder.evaluation_path, "groups": groups, "console": console}
+            evaluate(run, test or folder.config.photos, labels, **given)
         classifier = load_run(run, device=device)
         path = write_report(folder, from_run(folder.path, folder.config.photos, classifier.limits), classifier.model)
         judged = read_run(folder).verdict

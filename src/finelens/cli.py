@@ -326,6 +326,7 @@ def join(parts: tuple[Path, ...], csv_file: Path, console: Console) -> None:
     help="File to write all measures to; as the last word: everything as JSON on standard output (docs/command.md).",
 )
 @click.option("--quiet", is_flag=True, help="Say nothing but the measures, warnings and errors.")
+@click.option("--groups", type=click.Path(path_type=Path), help="CSV file path,NAME,...: accuracy, gaps and calibration by group, and shortcuts.")
 @click.option("--unknown", is_flag=True, help="Labels of no class of the run say 'none of these': judges the column none_of_these.")
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:N or mps.")
 @_row_names
@@ -381,6 +382,7 @@ def features(photos: Path, **given: Any) -> None:
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--labels", help="folders, or a CSV file with columns path,label: adds measured accuracy to the report.")
 @click.option("--test", type=click.Path(path_type=Path), help="Folder of the labelled photographs; default: those of the run.")
+@click.option("--groups", type=click.Path(path_type=Path), help="CSV file path,NAME,... as for evaluate: adds groups to the report.")
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:N or mps.")
 @_extra
 @_extra_names

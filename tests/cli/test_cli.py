@@ -293,6 +293,29 @@ def test_evaluate_unknown_judges_that_column(run, adapted, world, tmp_path):
     assert (found["n"], found["unknown"]["n"], found["labels_left_out"]) == (18, 6, 0)
 
 
+def test_evaluate_by_groups_and_report_with_them(run, adapted, world, tmp_path):
+    groups = tmp_path / "groups.csv"
+    lines = [f"{name}/{i}.png,{'yes' if i % 2 else 'no'},{'north' if i < 3 else 'south'}" for name in CLASSES for i in range(6)]
+    groups.write_text("path,marker,site\n" + "\n".join(lines) + "\nelsewhere.png,yes,north\n")
+    photos = shutil.copytree(world / "photos", tmp_path / "photos", ignore=shutil.ignore_patterns("*.txt", "broken*", ".hidden*"))
+    result = run("evaluate", adapted, photos, "--labels", "folders", "--groups", groups, "--json", tmp_path / "found.json")
+    assert result.code == 0, result.err
+    assert "1 line of" in result.err.replace("are about", "of")
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert list(found["groups"]) == ["marker", "site"]
+    marker = found["groups"]["marker"]
+    assert sum(group["n"] for group in marker["groups"]) == 24
+    weighted = sum(group["n"] * group["accuracy"] for group in marker["groups"]) / 24
+    assert weighted == pytest.approx(found["accuracy"])
+    assert "marker: worst and best group" in result.out
+    copy = shutil.copytree(adapted, tmp_path / "run")
+    assert "--groups needs --labels" in run("report", copy, "--groups", groups).err
+    assert run("report", copy, "--labels", "folders", "--test", photos, "--groups", groups).code == 0
+    page = (copy / "report.html").read_text()
+    assert "<h3>By <bdi>marker</bdi></h3>" in page
+    assert "groups drawn at random have one as large" in page
+
+
 def test_predict_warns_of_photographs_unlike_those_of_the_fit(run, adapted, world, tmp_path):
     assert "look unlike" not in run("predict", adapted, world / "photos", "--csv", tmp_path / "own.csv").err
     flat = tmp_path / "flat"

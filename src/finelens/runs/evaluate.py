@@ -8,10 +8,12 @@ from typing import Any, cast
 
 import numpy as np
 
+from finelens.classes.groups import read_groups
 from finelens.classes.text_files import counted
 from finelens.core.console import Console
 from finelens.core.schemas import EVALUATION_KEYS, PROBABLY_NONE
 from finelens.errors import UserError
+from finelens.evaluation.groups import LEAST, judge_groups
 from finelens.evaluation.metrics import accuracy, auroc_fpr95, evaluate_predictions
 from finelens.intake.taken import Taken
 from finelens.runs.classifier import load_run
@@ -31,6 +33,7 @@ def evaluate(
     device: str = "cpu",
     json_file: str | Path | None = None,
     unknown: bool = False,
+    groups: str | Path | None = None,
     row_names: str | Path | None = None,
     taken: Taken | None = None,
     extra: Sequence[str | Path] = (),
@@ -48,6 +51,7 @@ def evaluate(
         json_file: Where to write the result.
         unknown: Whether labels and folders that name no class, and empty labels, say "none of these": such photographs are held against the column
             ``none_of_these`` and are in no other number.
+        groups: CSV file with the column ``path`` and a column for each way to sort the photographs into groups.
         row_names: As in :func:`adapt`.
         taken: Rows of a file of another tool about ``test``, boxes among them; None for its files.
         extra: Feature files of the further encoders that the run was made with, in that order, about these images; see docs/features.md.
@@ -58,7 +62,7 @@ def evaluate(
     Returns:
         What :func:`finelens.evaluation.metrics.evaluate_predictions` returns, ``description_ensemble_accuracy``, the unadapted model with the mean of
         each class's descriptions, and ``labels_left_out``, labels of files that do not exist and folders of no class. With ``unknown``, what
-        :func:`judge_unknown` returns under that name.
+        :func:`judge_unknown` returns under that name. With ``groups``, what :func:`finelens.evaluation.groups.judge_groups` returns, by column.
 
     Raises:
         UserError: Labels that cannot be matched, or no labelled image that can be read.
@@ -80,11 +84,13 @@ def evaluate(
         raise UserError(f"none of the {len(found.records)} labelled files in {test} is an image of a class that can be read")
     targets = np.array([truth[record.name] for record in kept])
     order = [cast(int, record.index) for record in kept]
+    probabilities = softmax(found.logits["logits"].numpy()[order])
+    first = found.zero_shot["templates"].numpy()[order].argmax(1)
     result = evaluate_predictions(
         targets,
-        softmax(found.logits["logits"].numpy()[order]),
+        probabilities,
         classifier.classes,
-        zero_shot=found.zero_shot["templates"].numpy()[order].argmax(1),
+        zero_shot=first,
         branches={name: logits.numpy()[order].argmax(1) for name, logits in found.logits.items()},
         n_failed=len(found.records) - len(read),
     )
@@ -93,6 +99,13 @@ def evaluate(
     if unknown:
         strange = np.array([truth[record.name] == NONE for record in read])
         result["unknown"] = judge_unknown(found.none_of_these.numpy()[[cast(int, record.index) for record in read]], strange)
+    if groups is not None:
+        names = [record.name for record in kept]
+        columns, others = read_groups(Path(groups), names, Path(test))
+        if others:
+            console.warn(f"{counted(others, 'line', 'lines')} of {groups} are about files that are not among the labelled photographs")
+        sorted_by = {column: [own.get(name, "") for name in names] for column, own in columns.items() if own}
+        result["groups"] = {column: judge_groups(targets, probabilities, first, values, classifier.classes) for column, values in sorted_by.items()}
     if json_file is not None:
         write_json(Path(json_file), result)
     return result
@@ -130,9 +143,25 @@ def summary(result: Mapping[str, Any]) -> str:
     if result["labels_left_out"]:
         text += f", {counted(result['labels_left_out'], 'label', 'labels')} left out"
     text += f", {result['n_failed']} could not be read" if result["n_failed"] else ""
+    for column, sorted_by in result.get("groups", {}).items():
+        text += "\n" + _groups_line(column, sorted_by)
     if (found := result.get("unknown")) is not None:
         text += (
             f"\nnone of the classes: said of {found['said_unknown']:.1%} of {found['n']} such images and of {found['said_known']:.1%} of the others; "
             f"AUROC {found['auroc']:.3f}, FPR95 {found['fpr95']:.3f}"
         )
     return text
+
+
+def _groups_line(column: str, found: Mapping[str, Any]) -> str:
+    """The groups of a column in one line."""
+    if found["worst"] is None:
+        return f"{column}: fewer than two groups of {LEAST} images"
+    by_name = {group["group"]: group for group in found["groups"]}
+    ends = " and ".join(f"{name} {by_name[name]['accuracy']:.1%} of {by_name[name]['n']}" for name in (found["worst"], found["best"]))
+    low, high = (100 * end for end in found["gap_interval"])
+    said = (
+        f"{column}: worst and best group {ends}; gap {100 * found['gap']:.1f} points ({low:+.1f} to {high:+.1f}, p = {found['gap_p']:.3f})"
+    )
+    suspected = (found["shortcut"] or {}).get("suspected")
+    return said + (f"; may be found by {column}: {', '.join(suspected)}" if suspected else "")

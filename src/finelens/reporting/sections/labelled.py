@@ -27,6 +27,7 @@ def build(record: RunRecord) -> dict[str, Any] | None:
         "bar": figures.share_bar(found["accuracy"], found["zero_shot_accuracy"]),
         "per_class": [entry for entry in found["per_class"] if entry["n"]],
         "reliability": _reliability(found),
+        "groups": found.get("groups", {}),
         **_confusion(record, found),
     }
 
