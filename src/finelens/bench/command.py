@@ -18,6 +18,7 @@ DATA_ROOT = "FINELENS_DATA"
 @voice
 @click.option("--data", multiple=True, metavar="FOLDER|NAME", help="A data set: a folder, or a name under --data-root; repeatable.")
 @click.option("--data-root", type=click.Path(path_type=Path), help=f"Folder of data sets; default ${DATA_ROOT}.")
+@click.option("--corrupt", "corruptions", multiple=True, metavar="NAME:LEVEL", help="Corrupt the test photographs, e.g. fog:3; repeatable.")
 @click.option("--methods", default="features", show_default=True, help="Names, or all, training, training-free, features (need no pixels).")
 @click.option("--protocols", default="inductive", show_default=True, help="Comma-separated, e.g. inductive,transductive,longtail-10,unknown-half.")
 @click.option("--seeds", default="0", show_default=True, help="Comma-separated; of the splits and of the methods.")
@@ -37,6 +38,7 @@ def bench(
     ctx: click.Context,
     data: tuple[str, ...],
     data_root: Path | None,
+    corruptions: tuple[str, ...],
     methods: str,
     protocols: str,
     seeds: str,
@@ -61,7 +63,9 @@ def bench(
     from finelens.bench.rows.matrix import Plan, choose_methods, run
     from finelens.bench.rows.protocols import parse_protocol
     from finelens.bench.rows.results import ResultsFile
+    from finelens.bench.sets.corrupted import AT
     from finelens.bench.sets.find import find_data
+    from finelens.images.corruptions import parse_corruption
     from finelens.storage.files import check_target
 
     check_target(out, '{"schema": 1, "data": ')
@@ -77,7 +81,8 @@ def bench(
         device=device,
         others={protocol.other: find_data(protocol.other, root)[1] for protocol in asked if protocol.other},
     )
-    found = [find_data(text, root) for text in data]
+    wanted = [f"{text}{AT}{parse_corruption(corruption)}" for text in data for corruption in corruptions] if corruptions else data
+    found = [find_data(text, root) for text in wanted]
     busy = run(plan, [read for _, read in found], [name for name, _ in found], ResultsFile(out), console)
     if busy:
         console.say(f"{busy} rows are being computed by another process")

@@ -150,6 +150,11 @@ def _item_job(position: int, item: Any, limits: DecodeLimits) -> tuple[str, Job]
     return f"[{position}]", lambda: from_pixels(image.detach().cpu(), limits)
 
 
+def decode_item(position: int, item: Any, limits: DecodeLimits) -> DecodedImage | Failure:
+    """Decode one of the items that :func:`load_images` takes."""
+    return _item_job(position, item, limits)[1]()
+
+
 def _image_of(item: Any) -> Any:
     """The image part of an item; nothing else of it is looked at."""
     if isinstance(item, (str, bytes, os.PathLike, EncodedImage, Image.Image, np.ndarray, Tensor)):

@@ -25,6 +25,8 @@ SHARES = frozenset(
         "macro_f1",
         "ece",
         "calibrated_ece",
+        "estimated_accuracy",
+        "estimate_error",
         "zero_shot_ece",
         "zero_shot_accuracy",
         "zero_shot_class_mean_accuracy",
@@ -74,8 +76,9 @@ def measure(
     Returns:
         The measures: what :func:`finelens.evaluation.metrics.evaluate_predictions` says but for single classes; ``agreement`` with zero-shot;
         ``description_ensemble_accuracy``; ``baseline``, the better of the two unadapted answers, with ``gain``, ``gain_interval`` and
-        ``gain_mcnemar_p`` against it; ``zero_shot_ece`` and ``zero_shot_nll``; with a ``temperature``, that and ``calibrated_ece`` and
-        ``calibrated_nll``. And whether each image is right, (N,).
+        ``gain_mcnemar_p`` against it; ``zero_shot_ece`` and ``zero_shot_nll``; with a ``temperature``, that, ``calibrated_ece`` and
+        ``calibrated_nll``, and the accuracy that the mean calibrated confidence promises (``estimated_accuracy``) with its distance from the true one
+        (``estimate_error``). And whether each image is right, (N,).
     """
     probabilities = softmax(logits["logits"])
     answers, first = probabilities.argmax(1), {name: values.argmax(1) for name, values in zero_shot.items()}
@@ -124,4 +127,6 @@ def _calibrated(targets: np.ndarray, logits: np.ndarray, temperature: float | No
     if temperature is None:
         return {}
     p = softmax(logits / temperature)
-    return {"temperature": temperature, "calibrated_ece": ece(targets, p), "calibrated_nll": nll(targets, p)}
+    estimated, true = float(p.max(axis=1).mean()), accuracy(targets, p.argmax(axis=1))
+    said = {"estimated_accuracy": estimated, "estimate_error": abs(estimated - true)}
+    return {"temperature": temperature, "calibrated_ece": ece(targets, p), "calibrated_nll": nll(targets, p), **said}

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from finelens.bench.sets import webdataset
+from finelens.bench.sets.corrupted import AT, corrupted, split_corruption
 from finelens.bench.sets.data import DataSet
 from finelens.bench.sets.imagefolder import read_image_folder, test_folder
 from finelens.bench.sets.lists import list_files, read_lists
@@ -19,12 +20,20 @@ def find_data(text: str, root: Path | None) -> tuple[str, Callable[[], DataSet]]
     """A data set's name and how to read it.
 
     Args:
-        text: A folder, a name under ``root``, or the name of a set of :data:`SETS`.
+        text: A folder, a name under ``root``, or the name of a set of :data:`SETS`; with ``@NAME:LEVEL`` behind it, test photographs are corrupted.
         root: Folder of data sets.
 
     Raises:
         UserError: There is no such folder, or the set is not there; the message says how to get it.
     """
+    plain, corruption = split_corruption(text)
+    if corruption is None or Path(text).exists():
+        return _find(text, root)
+    name, read = _find(plain, root)
+    return f"{name}{AT}{corruption}", corrupted(read, corruption)
+
+
+def _find(text: str, root: Path | None) -> tuple[str, Callable[[], DataSet]]:
     named = next((spec for spec in SETS if spec.name == text), None)
     whole = [] if named is None or root is None else [root / folder for folder in named.folder.split("|") if not _missing(named, root / folder)]
     place = whole[0] if whole else None
