@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 
 # Scores below which two groups cannot be told, and gain per score of the Bayesian information criterion and distance of the means in standard
@@ -28,14 +30,18 @@ def mixture_level(scores: np.ndarray) -> float | None:
     if len(scores) < LEAST or np.ptp(scores) <= 0:
         return None
     from scipy.stats import boxcox
+    from sklearn.exceptions import ConvergenceWarning
     from sklearn.mixture import GaussianMixture
 
     distance = scores.max() - scores + MARGIN * np.ptp(scores)
     x = boxcox(distance / distance.mean())[0]
     x = ((x - x.mean()) / x.std())[:, None]
-    one = GaussianMixture(1).fit(x)
+    one = GaussianMixture(1, random_state=0).fit(x)
     starts = (GaussianMixture(2, means_init=np.quantile(x, ends)[:, None], reg_covar=1e-4, max_iter=300, tol=1e-5, random_state=0) for ends in STARTS)
-    two = max((start.fit(x) for start in starts), key=lambda found: float(found.lower_bound_))
+    with warnings.catch_warnings():
+        # A mixture that is still moving is only a little less likely than it could be.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        two = max((start.fit(x) for start in starts), key=lambda found: float(found.lower_bound_))
     means, variances = two.means_[:, 0], two.covariances_[:, 0, 0]
     far = int(means.argmax())
     # A wide group reaches round a narrow one: what lies on its near side is not far.
