@@ -4,11 +4,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from scipy.stats import boxcox
 from sklearn.metrics import roc_auc_score
+from sklearn.mixture import GaussianMixture
 from torch import Tensor
 
 from finelens.evaluation.metrics import auroc_fpr95
-from finelens.evaluation.mixture_level import mixture_level
+from finelens.evaluation.mixture_level import box_cox, mixture_level, two_gaussians
 from finelens.evaluation.none_of_these import (
     NoneOfThese,
     by_chance,
@@ -103,6 +105,20 @@ def test_the_level_of_a_mixture_lies_between_two_groups():
     assert mixture_level(np.concatenate([rng.normal(1.0, 0.1, 100), rng.normal(0.2, 0.1, 300)])) is None
     assert mixture_level(two[::10]) is None
     assert mixture_level(np.ones(100)) is None
+
+
+def test_the_transform_and_the_mixture_are_those_of_the_libraries():
+    rng = np.random.default_rng(1)
+    x = np.concatenate([rng.gamma(4.0, 1.0, 300), rng.gamma(60.0, 0.3, 120)])
+    expected = boxcox(x)[0]
+    assert np.allclose(box_cox(x), expected, atol=1e-3 * np.ptp(expected))
+    z = ((expected - expected.mean()) / expected.std())[:, None]
+    theirs = GaussianMixture(2, means_init=[[-1.0], [1.0]], tol=1e-8, max_iter=2000, random_state=0).fit(z)
+    weights, means, variances, likelihood = two_gaussians(z[:, 0], np.array([-1.0, 1.0]))
+    assert likelihood == pytest.approx(theirs.score(z), abs=1e-3)
+    assert means == pytest.approx(theirs.means_[:, 0], abs=0.02)
+    assert weights == pytest.approx(theirs.weights_, abs=0.01)
+    assert variances == pytest.approx(theirs.covariances_[:, 0, 0], abs=0.02)
 
 
 def test_scores_are_higher_for_what_belongs_to_no_class():

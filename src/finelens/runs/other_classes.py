@@ -50,6 +50,8 @@ def model_with_classes(
     Raises:
         UserError: The method has no answer for new names, or what their texts need cannot be had.
     """
+    # From which likeness on a photograph is of none of the classes was found for the run's own.
+    model = replace(model, none_of_these=None)
     names = check_names(names, source="the other list of classes")
     places, same = {name: c for c, name in enumerate(model.class_names)}, match(names, model.class_names)
     kept = torch.tensor([places[same[name]] if name in same else -1 for name in names])
