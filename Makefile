@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 
 LOWEST := .venv-lowest
 
-.PHONY: demo test test-lowest coverage lint clean
+.PHONY: demo test test-lowest coverage docs lint clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -34,6 +34,11 @@ test-lowest:
 # Lines of what stands between a run and its loss: decoding, run state, checkpoints. One process, about five minutes.
 coverage: $(VENV)/.installed
 	$(BIN)/python scripts/measure_coverage.py
+
+# The documentation as a site in build/site; a link or an anchor that leads nowhere fails it.
+docs: $(VENV)/.installed
+	$(BIN)/python scripts/api_page.py
+	$(BIN)/mkdocs build --strict
 
 lint: $(VENV)/.installed
 	$(BIN)/python -m ruff check --fix .

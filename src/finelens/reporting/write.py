@@ -6,13 +6,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from finelens.core.schemas import VERSION
+from finelens.evaluation.layout import Layout, read_layout
 from finelens.images.decode import DecodeLimits
 from finelens.protocol import Loaded
 from finelens.reporting import rows
 from finelens.reporting.card import model_card
 from finelens.reporting.page import render
 from finelens.reporting.record import RunRecord, read_run
-from finelens.reporting.sections import balance, changes, classes, confusions, cost, first, found, labelled, looked, strangers, training
+from finelens.reporting.sections import balance, changes, classes, confusions, cost, first, found, labelled, looked, photo_map, strangers, training
 from finelens.reporting.thumbnails import Photos, Thumbnails, from_run, from_store
 from finelens.runs.folder import RunFolder
 from finelens.runs.judge import write_verdict
@@ -36,7 +37,8 @@ def write_report(folder: RunFolder, photos: Photos | None = None, model: Model |
     """
     record = read_run(folder)
     source = photos or from_run(record.path, record.config.photos, DecodeLimits())
-    write_text(folder.report_path, report_html(record, Thumbnails(source), model))
+    layout = read_layout(folder.map_path, len(record.predicted))
+    write_text(folder.report_path, report_html(record, Thumbnails(source), model, layout))
     write_text(folder.card_path, model_card(record))
     write_verdict(folder.verdict_path, record.verdict, record.measured.signals, record.evaluation)
     return folder.report_path
@@ -47,9 +49,10 @@ def report_of_run(folder: RunFolder, model: Model, loaded: Loaded) -> Path:
     return write_report(folder, from_store(loaded.pictures, loaded.store), model)
 
 
-def report_html(record: RunRecord, thumbnails: Thumbnails, model: Model | None = None) -> str:
+def report_html(record: RunRecord, thumbnails: Thumbnails, model: Model | None = None, layout: Layout | None = None) -> str:
     """The page."""
     folder = Path(record.config.photos).name or record.path.absolute().name
+    shown, places = photo_map.build(record, layout, thumbnails)
     content = {
         "title": f"{folder}: {len(record.predicted)} photographs in {len(record.classes)} classes (finelens)",
         "folder": folder,
@@ -63,6 +66,7 @@ def report_html(record: RunRecord, thumbnails: Thumbnails, model: Model | None =
         "confusions": confusions.build(record, thumbnails),
         "changes": changes.build(record, thumbnails),
         "classes": classes.build(record, thumbnails),
+        "map": shown,
         "looked": looked.build(record, thumbnails, model),
         "training": training.build(record),
         "cost": cost.build(record),
@@ -70,4 +74,4 @@ def report_html(record: RunRecord, thumbnails: Thumbnails, model: Model | None =
         "written": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "version": VERSION,
     }
-    return render("report.html.j2", content, {"table-data": rows.build(record)})
+    return render("report.html.j2", content, {"table-data": rows.build(record)} | places, ("page.js", "map.js"))

@@ -22,6 +22,7 @@ from finelens.engine.flops import speed_line
 from finelens.errors import UserError
 from finelens.evaluation.answered import Answered
 from finelens.evaluation.collapse import balance, collapse_warning
+from finelens.evaluation.layout import lay_out, write_layout
 from finelens.evaluation.name_sense import NONSENSE
 from finelens.evaluation.none_of_these import share_of_none
 from finelens.evaluation.signals import Measured, measure, nearest_images, write_measured
@@ -110,6 +111,7 @@ def execute(
         write_predictions(run.predictions_path, rows, bom=run.config.csv_bom)
         measured = _measure(fitted, logits, loaded, nearest, rows)
         write_measured(run.signals_path, measured)
+        _lay_out(run, fitted, loaded, rows)
         answers = _answered(fitted, inputs, run.config, console)
         judged = _judge(run, inputs, fitted, measured, rows, answers)
     run.log("predictions", rows=len(rows), counts=counts, **({} if answers is None else {"answered": to_plain(answers)}))
@@ -162,7 +164,7 @@ def _answer(config: RunConfig, inputs: Inputs, console: Console, hooks: Hooks, *
     nearest = nearest_images(fitted.looks, len(prepared.classes))
     if config.calibration:
         fitted.model.temperature = run_temperature(fitted, logits, nearest)
-        console.say(f"calibration: logits divided by {fitted.model.temperature:.3g}, found without labels")
+        console.say(f"probabilities: corrected without labels (calibration, temperature {fitted.model.temperature:.3g}); no answer changes by it")
     logits = fitted.model.calibrated(logits)
     first, doubt = fitted.zero_shot_logits.argmax(1).numpy(), fitted.none_of_these.numpy()
     rows = rows_from_logits(loaded.records, prepared.classes.names, logits.numpy(), first, doubt)
@@ -192,14 +194,27 @@ def _answered(fitted: Fitted, inputs: Inputs, config: RunConfig, console: Consol
 
 
 def _measure(fitted: Fitted, logits: Tensor, loaded: Loaded, nearest: Tensor, rows: list[PredictionRow]) -> Measured:
-    pairs = zip(loaded.records, rows, strict=True)
-    order = [record.index for record, row in pairs if record.index is not None and row.label is not None]
+    order = _order(loaded, rows)
     heads = fitted.model.zero_shot_heads["templates"].cpu()
     found = measure(logits, fitted.zero_shot_logits, fitted.described_logits, fitted.looks, heads, loaded.store.ids, order, nearest)
     task = fitted.model.task
     further = task.listened if isinstance(task, ExtraTask) else 0
     none = share_of_none(fitted.none_of_these)
     return replace(found, signals=replace(found.signals, name_sense=fitted.name_sense, further_encoders=further, none_of_these=none))
+
+
+def _lay_out(run: RunFolder, fitted: Fitted, loaded: Loaded, rows: list[PredictionRow]) -> None:
+    """Places on the map of the report, for the rows that have an answer."""
+    with fitted.model.engine.stopwatch("map"):
+        found = lay_out(fitted.looks[_order(loaded, rows)])
+    if found is not None:
+        write_layout(run.map_path, found)
+
+
+def _order(loaded: Loaded, rows: list[PredictionRow]) -> list[int]:
+    """Store positions of the rows that have an answer."""
+    pairs = zip(loaded.records, rows, strict=True)
+    return [record.index for record, row in pairs if record.index is not None and row.label is not None]
 
 
 def _report(report: Reporter | None, run: RunFolder, model: Model, loaded: Loaded, console: Console) -> Path | None:

@@ -21,6 +21,7 @@ from finelens.core.schemas import (
     FAILURE_DIR,
     GIVEN_HINTS_FILE,
     HINTS_FILE,
+    MAP_FILE,
     MODEL_DIR,
     PREDICTIONS_FILE,
     REPORT_FILE,
@@ -45,6 +46,7 @@ _OWN_ENTRIES = (
     MODEL_DIR,
     PREDICTIONS_FILE,
     SIGNALS_FILE,
+    MAP_FILE,
     VERDICT_FILE,
     EVALUATION_FILE,
     REPORT_FILE,
@@ -183,6 +185,11 @@ class RunFolder:
     def signals_path(self) -> Path:
         """``signals.json``."""
         return self.path / SIGNALS_FILE
+
+    @property
+    def map_path(self) -> Path:
+        """``map.safetensors``: where the photographs lie on the map of the report."""
+        return self.path / MAP_FILE
 
     @property
     def verdict_path(self) -> Path:
