@@ -27,6 +27,7 @@ from finelens.runs.early import Assignments, Question, check_question
 from finelens.runs.evaluate import evaluate
 from finelens.runs.execute import RunResult, execute, follow
 from finelens.runs.folder import RunFolder
+from finelens.runs.group_by import absolute_groups
 from finelens.runs.inputs import further_encoders, read_inputs
 from finelens.runs.model import Model
 from finelens.runs.plan import Plan, plan_run
@@ -53,6 +54,8 @@ def adapt(
     in_file: str | Path | None = None,
     box_confidence: float | None = None,
     csv_bom: bool = False,
+    rank_floor: float = 0.8,
+    group_by: str | None = None,
     strict: bool = False,
     prototypes: str | Path | None = None,
     row_names: str | Path | None = None,
@@ -76,7 +79,8 @@ def adapt(
 
     Args:
         photos: Folder of photographs; sub-folders are searched, their names are never read as labels. Or a feature file, see docs/features.md.
-        classes: File of class names; None takes those of ``in_file``, or the names that the hints use.
+        classes: File of class names, or a table of them with ranks (docs/taxonomy.md); None takes those of ``in_file``, or the names that the hints
+            use.
         out: The run folder: new, empty, or an earlier run with ``overwrite``.
         descriptions: JSON file {class: [sentence, ...]}; templates stand in without it.
         hints: CSV file with the columns ``path`` (relative to ``photos``) and ``label`` for a few photographs: what few-shot methods learn from, and
@@ -85,6 +89,9 @@ def adapt(
             class names stand in for ``classes``, and answers of people in it for ``hints``, where these are not given.
         box_confidence: Boxes of a detector that are less sure are left out; by default 0.2.
         csv_bom: Whether ``predictions.csv`` begins with a byte-order mark, for Excel.
+        rank_floor: Probability that the narrowest sure rank in ``predictions_ranks.csv`` has at least, above 0.5 (docs/taxonomy.md).
+        group_by: Which photographs belong together: ``folder``, ``time:SECONDS`` or ``column:FILE``; writes ``predictions_groups.csv``, see
+            docs/together.md.
         strict: Whether photographs that decode although the image library complained get a note in their row.
         prototypes: ``.npy`` or ``.safetensors`` of class prototypes in the place of texts, rows in the order of the classes.
         row_names: Text file of row names for a feature file of another origin.
@@ -123,6 +130,8 @@ def adapt(
         in_file=in_file,
         box_confidence=box_confidence,
         csv_bom=csv_bom,
+        rank_floor=rank_floor,
+        group_by=group_by,
         strict=strict,
         prototypes=prototypes,
         row_names=row_names,
@@ -180,6 +189,8 @@ def _config(
     in_file: str | Path | None = None,
     box_confidence: float | None = None,
     csv_bom: bool = False,
+    rank_floor: float = 0.8,
+    group_by: str | None = None,
     strict: bool = False,
     prototypes: str | Path | None = None,
     row_names: str | Path | None = None,
@@ -217,6 +228,8 @@ def _config(
         in_file=None if in_file is None else absolute(in_file),
         box_confidence=box_confidence,
         csv_bom=csv_bom,
+        rank_floor=rank_floor,
+        group_by=None if group_by is None else absolute_groups(group_by),
         strict=strict,
         calibration=calibration,
         prototypes_file=None if prototypes is None else absolute(prototypes),

@@ -103,6 +103,8 @@ def _run_options(command: F) -> F:
         click.option("--set", "assignments", multiple=True, metavar="SECTION.KEY=VALUE", help="An option, e.g. training.epochs=3; repeatable."),
         click.option("--strict", is_flag=True, help="Note in its row a photograph that decodes although the image library complained."),
         click.option("--calibration/--no-calibration", default=True, show_default=True, help="Calibrate probabilities without labels."),
+        click.option("--group-by", metavar="RULE", help="Answer for photographs that belong together: folder, time:SECONDS or column:FILE."),
+        click.option("--rank-floor", default=0.8, show_default=True, help="How likely the narrowest sure rank is, where --classes has ranks."),
         click.option("--overwrite", is_flag=True, help="Replace an earlier run in --out."),
         click.option("--dry-run", is_flag=True, help="Say what would be done and for how long; do nothing."),
         config_option,

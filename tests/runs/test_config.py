@@ -104,7 +104,7 @@ def test_wrong_types_are_refused_by_name(change, message):
 def test_unknown_key_names_the_nearest():
     with pytest.raises(UserError, match=r"^unknown option training.epoch; did you mean training.epochs\?$"):
         from_mapping(TrainingConfig, {"epoch": 3}, "training")
-    with pytest.raises(UserError, match=r"^unknown option text.zzz; options are: text.templates$"):
+    with pytest.raises(UserError, match=r"^unknown option text.zzz; options are: text.templates, text.synonyms$"):
         from_mapping(TextConfig, {"zzz": 3}, "text")
 
 

@@ -18,6 +18,7 @@ def build_class_set(
     names: Sequence[str],
     descriptions: str | Path | Mapping[str, Any] | None = None,
     templates: Sequence[str] | None = None,
+    synonyms: Sequence[Sequence[str]] = (),
     *,
     count_tokens: Callable[[Sequence[str]], list[int]] | None = None,
     context_length: int | None = None,
@@ -28,6 +29,7 @@ def build_class_set(
         names: Class names.
         descriptions: Description file or dictionary; None for templates only.
         templates: Prompt templates; None for ``DEFAULT_TEMPLATES``.
+        synonyms: Further names of each class; empty for none.
         count_tokens: ``Backbone.count_tokens``; with ``context_length``, texts that the model will cut are reported.
         context_length: ``Backbone.context_length``.
 
@@ -42,10 +44,11 @@ def build_class_set(
     warnings = name_warnings(checked)
     if count_tokens is not None and context_length is not None:
         warnings += _prompts_cut(checked, used, count_tokens, context_length)
+    called = tuple(map(tuple, synonyms)) if any(synonyms) else ()
     if descriptions is None:
-        return ClassSet(tuple(checked), used, ((),) * len(checked)), None, warnings
+        return ClassSet(tuple(checked), used, ((),) * len(checked), called), None, warnings
     aligned, report = align(checked, load_descriptions(descriptions), count_tokens=count_tokens, context_length=context_length)
-    return ClassSet(tuple(checked), used, aligned), report, warnings
+    return ClassSet(tuple(checked), used, aligned, called), report, warnings
 
 
 def _prompts_cut(

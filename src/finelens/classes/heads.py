@@ -87,9 +87,12 @@ def mean_description_head(features: Sequence[Tensor]) -> Tensor:
 
 
 def encode_templates(backbone: Backbone, classes: ClassSet) -> Tensor:
-    """Features of every template of every class, (C, P, E)."""
-    prompts = [fill(template, name) for name in classes.names for template in classes.templates]
-    return backbone.encode_text(prompts).unflatten(0, (len(classes), len(classes.templates)))  # (C, P, E)
+    """Features of every template of every class, (C, P, E); for a class of several names the mean over them, each at unit norm."""
+    prompts = [fill(template, name) for own in classes.called for name in own for template in classes.templates]
+    rows = backbone.encode_text(prompts).unflatten(0, (-1, len(classes.templates)))  # (sum of names, P, E)
+    if not any(classes.synonyms):
+        return rows
+    return torch.stack([own.mean(0) for own in F.normalize(rows, dim=-1).split([len(own) for own in classes.called])])  # (C, P, E)
 
 
 def encode_descriptions(backbone: Backbone, classes: ClassSet) -> list[Tensor]:
@@ -99,7 +102,8 @@ def encode_descriptions(backbone: Backbone, classes: ClassSet) -> list[Tensor]:
         One (T_c, E) tensor per class.
     """
     texts = [
-        list(own) or [fill(template, name) for template in classes.templates] for name, own in zip(classes.names, classes.descriptions, strict=True)
+        list(own) or [fill(template, name) for name in called for template in classes.templates]
+        for called, own in zip(classes.called, classes.descriptions, strict=True)
     ]
     flat = backbone.encode_text([text for own in texts for text in own])
     return list(flat.split([len(own) for own in texts]))

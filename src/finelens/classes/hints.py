@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from finelens.classes.labels import Told, answer_rows, read_labels
-from finelens.classes.names import check_names, match, normalise, read_class_file
+from finelens.classes.names import check_names, match, normalise
+from finelens.classes.taxonomy import read_class_list
 from finelens.classes.text_files import quote
 from finelens.core.options import nearest
 from finelens.core.schemas import LABEL_COLUMNS, TOLD_COLUMNS
@@ -62,7 +63,7 @@ def names_of_run(classes: Path | Sequence[str] | None, hints: Path | Told | None
     Raises:
         UserError: A file cannot be read, or none names a class.
     """
-    listed = read_class_file(classes) if isinstance(classes, Path) else check_names(classes) if classes else []
+    listed = read_class_list(classes)[0] if isinstance(classes, Path) else check_names(classes) if classes else []
     names = listed if hints is None else with_new_names(hints, listed)
     if not names:
         raise UserError(f"hints file {quote(str(hints))} names no class, and there is no class list; give --classes FILE, or answers with names")

@@ -80,6 +80,14 @@ CARD_FILE: Final = "MODEL_CARD.md"
 REVIEW_FILE: Final = "review.html"
 HINTS_FILE: Final = "hints.csv"
 GIVEN_HINTS_FILE: Final = "given_hints.csv"
+# Ranks, groups and further names of the classes of a run whose class list is a table; its answers by rank, beside those by class.
+TAXONOMY_FILE: Final = "taxonomy.json"
+RANKS_FILE: Final = "predictions_ranks.csv"
+# After ``path`` of RANKS_FILE come two columns a rank, its name and ``RANK_probability``, then these; ``sure_rank`` is ``name`` where the class is.
+SURE_COLUMNS: Final = ("sure_rank", "sure_name", "sure_probability", "status")
+# Answers of groups beside those of photographs, of a run with --group-by. ``copy_of`` is the photograph of the group that this one is a near-copy of.
+GROUPS_FILE: Final = "predictions_groups.csv"
+GROUP_COLUMNS: Final = ("path", "group", "group_size", "copy_of", "group_class", "group_probability", "class", "probability", "status")
 # Rows of a run with --in: photographs and boxes, what the file calls them, its class names and the answers of people in it.
 TAKEN_FILE: Final = "given_in.json"
 EVALUATION_FILE: Final = "evaluation.json"

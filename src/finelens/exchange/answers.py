@@ -12,8 +12,8 @@ from typing import Any
 from finelens.classes.text_files import quote
 from finelens.core.schemas import MODEL_CONFIG_FILE, VERSION
 from finelens.errors import UserError
-from finelens.exchange.photographs import Header, header
 from finelens.images.discover import discover
+from finelens.images.header import Header, header
 from finelens.intake.taken import Row, Taken, saved, take
 from finelens.runs.folder import RunFolder
 from finelens.storage.files import read_json

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from finelens.classes.names import read_class_file
+from finelens.classes.taxonomy import read_class_list
 from finelens.core.console import Console
 from finelens.errors import UserError
 from finelens.feature_store.extra import ExtraFiles, extra_of_run
@@ -90,7 +90,7 @@ class Classifier(nn.Module):
         Raises:
             UserError: The method has no answer for new names, or what their texts need cannot be had.
         """
-        names = read_class_file(classes) if isinstance(classes, (str, Path)) else list(classes)
+        names = read_class_list(classes)[0] if isinstance(classes, (str, Path)) else list(classes)
         quiet = console or Console(enabled=False)
         model = model_with_classes(self.model, self._config, names, quiet, descriptions=descriptions, prototypes=prototypes)
         return Classifier(model, self._config, self.extra)

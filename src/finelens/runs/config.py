@@ -28,9 +28,11 @@ class TextConfig:
 
     Attributes:
         templates: Path of a file with one prompt template a line; None for the built-in ones.
+        synonyms: Whether further names of a class in a table fill the templates too.
     """
 
     templates: str | None = None
+    synonyms: bool = True
 
     def __post_init__(self) -> None:
         require(self.templates is None or bool(self.templates.strip()), "text.templates", "the path of a file, or null", self.templates)
@@ -51,6 +53,8 @@ class RunConfig:
         box_confidence: Boxes of a detector in it that are less sure are left out; None for the default.
         strict: Whether files that decode with warnings get a note.
         csv_bom: Whether ``predictions.csv`` begins with a byte-order mark.
+        rank_floor: Probability that the narrowest rank in ``predictions_ranks.csv`` has at least.
+        group_by: Which photographs belong together: ``folder``, ``time:SECONDS`` or ``column:FILE``; None for none.
         calibration: Whether the probabilities are calibrated without labels.
         prototypes_file: Prototypes in the place of texts, or None.
         row_names_file: Names of the rows of a feature file of another origin, or None.
@@ -74,6 +78,8 @@ class RunConfig:
     box_confidence: float | None = None
     strict: bool = False
     csv_bom: bool = False
+    rank_floor: float = 0.8
+    group_by: str | None = None
     calibration: bool = True
     prototypes_file: str | None = None
     row_names_file: str | None = None
@@ -89,6 +95,7 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         require(0 <= self.seed < 2**63, "seed", "between 0 and 2^63 - 1", self.seed)
+        require(0.5 < self.rank_floor <= 1, "rank_floor", "above 0.5 and at most 1", self.rank_floor)
         for name in ("photos", "backbone", "method", "device"):
             require(bool(getattr(self, name)), name, "given", getattr(self, name))
         if self.method_options is None:

@@ -13,10 +13,10 @@ from typing import Any
 
 from finelens.backbones.registry import check_encoder_spec, check_spec, several
 from finelens.classes.descriptions import load_descriptions
-from finelens.classes.names import read_class_file
+from finelens.classes.taxonomy import read_class_list
 from finelens.core.device_names import check_device_name
 from finelens.core.options import check_types, from_mapping
-from finelens.core.schemas import CONFIG_FILE, FIRST_PREDICTION_COLUMNS, MODEL_CONFIG_FILE, MODEL_DIR, SET_COLUMNS
+from finelens.core.schemas import CONFIG_FILE, FIRST_PREDICTION_COLUMNS, MODEL_CONFIG_FILE, MODEL_DIR, SET_COLUMNS, TAXONOMY_FILE
 from finelens.errors import UserError
 from finelens.feature_store.paths import is_feature_path
 from finelens.images.discover import STANDARD_INPUT, check_folder, shards_at
@@ -27,7 +27,8 @@ from finelens.methods.option_types import option_types
 from finelens.methods.registry import Method, check_hints, find_method
 from finelens.runs.config import TextConfig, is_run_document
 from finelens.runs.folder import RunFolder
-from finelens.runs.shard import Shard, sets_path
+from finelens.runs.group_by import TIME, GroupBy
+from finelens.runs.shard import Shard, ranks_path, sets_path
 from finelens.storage.files import check_target, read_json
 from finelens.training.config import TrainingConfig
 
@@ -81,7 +82,7 @@ def check_question(question: Question) -> None:
     elif question.calibrate_photos is not None or question.coverage is not None:
         raise UserError("--coverage and --calibrate-photos have an effect with --calibrate only: give labelled photographs, or leave them out")
     if question.classes is not None:
-        read_class_file(question.classes)
+        read_class_list(question.classes)
     elif question.descriptions is not None or question.prototypes is not None:
         raise UserError("--descriptions and --prototypes are about the names of --classes FILE: give it, or leave them out")
     if question.descriptions is not None:
@@ -89,6 +90,8 @@ def check_question(question: Question) -> None:
     check_finished(question.run)
     for spec in question.extra_encoders:
         check_encoder_spec(spec)
+    if question.classes is None and (question.run / TAXONOMY_FILE).is_file():
+        check_target(ranks_path(question.target), "path,")
     check_source(question.photos, strict=question.strict, row_names=question.row_names, files=question.in_file is None)
     check_in(question.photos, question.in_file, question.box_confidence)
     check_readable((question.row_names, question.calibrate, question.prototypes))
@@ -106,6 +109,7 @@ def check_run(
     hints: Path | None = None,
     in_file: Path | None = None,
     box_confidence: float | None = None,
+    group_by: str | None = None,
     prototypes: Path | None = None,
     row_names: Path | None = None,
     logit_scale: float | None = None,
@@ -123,6 +127,10 @@ def check_run(
     """
     check_source(photos, strict=strict, row_names=row_names, logit_scale=logit_scale)
     check_in(photos, in_file, box_confidence)
+    if group_by is not None:
+        check_readable([GroupBy.parse(group_by).file])
+        if group_by.startswith(TIME) and is_feature_path(photos):
+            raise UserError(f"--group-by {group_by} looks at the times of photographs, and {photos} holds features; group by column:FILE")
     found = find_method(starting_method(method, options, minutes))
     check_options(found, options)
     check_device_name(device)
@@ -140,7 +148,7 @@ def check_run(
     if classes is None and hints is None and in_file is None:
         raise UserError("there is no class list: give --classes FILE, or --hints FILE whose names are the list")
     if classes is not None:
-        read_class_file(classes)
+        read_class_list(classes)
     if descriptions is not None:
         load_descriptions(descriptions)
     check_readable((hints, prototypes, row_names))
@@ -158,7 +166,7 @@ def check_features(photos: Path, *, backbone: str, device: str, classes: Path | 
     if descriptions is not None and classes is None:
         raise UserError("--descriptions is about classes: give --classes FILE as well")
     if classes is not None:
-        read_class_file(classes)
+        read_class_list(classes)
     if descriptions is not None:
         load_descriptions(descriptions)
 

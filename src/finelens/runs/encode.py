@@ -15,7 +15,7 @@ from torch import Tensor
 
 from finelens.backbones.registry import absolute_spec, load_backbone
 from finelens.classes.heads import ClassHeads
-from finelens.classes.names import read_class_file
+from finelens.classes.taxonomy import read_class_list
 from finelens.core.console import Console, Progress
 from finelens.core.schemas import SCHEMA_VERSION, VERSION
 from finelens.engine.device import choose_device, choose_precision
@@ -197,8 +197,8 @@ def _open(
     config: RunConfig, classes: str | Path | None, descriptions: str | Path | None, console: Console
 ) -> tuple[Engine, ClassHeads | None, list[str]]:
     if classes is not None:
-        names = read_class_file(Path(classes))
-        prepared = prepare(config, names, None if descriptions is None else Path(descriptions), console)
+        names, taxonomy = read_class_list(classes)
+        prepared = prepare(config, names, None if descriptions is None else Path(descriptions), console, taxonomy=taxonomy)
         return prepared.engine, prepared.heads, names
     place = choose_device(config.device)
     backbone = load_backbone(config.backbone)

@@ -9,6 +9,7 @@ from typing import Any, cast
 import numpy as np
 
 from finelens.classes.groups import read_groups
+from finelens.classes.taxonomy import saved_taxonomy
 from finelens.classes.text_files import counted
 from finelens.core.console import Console
 from finelens.core.schemas import EVALUATION_KEYS, PROBABLY_NONE
@@ -16,7 +17,9 @@ from finelens.errors import UserError
 from finelens.evaluation.groups import LEAST, judge_groups
 from finelens.evaluation.metrics import accuracy, auroc_fpr95, evaluate_predictions
 from finelens.intake.taken import Taken
+from finelens.runs.by_rank import accuracy_by_rank, say_ranks
 from finelens.runs.classifier import load_run
+from finelens.runs.folder import RunFolder
 from finelens.runs.sources import source_at, with_rows
 from finelens.storage.files import check_json_target, write_json
 from finelens.storage.predictions import softmax
@@ -63,6 +66,7 @@ def evaluate(
         What :func:`finelens.evaluation.metrics.evaluate_predictions` returns, ``description_ensemble_accuracy``, the unadapted model with the mean of
         each class's descriptions, and ``labels_left_out``, labels of files that do not exist and folders of no class. With ``unknown``, what
         :func:`judge_unknown` returns under that name. With ``groups``, what :func:`finelens.evaluation.groups.judge_groups` returns, by column.
+        ``by_rank`` for a run whose class list has ranks.
 
     Raises:
         UserError: Labels that cannot be matched, or no labelled image that can be read.
@@ -95,6 +99,9 @@ def evaluate(
         n_failed=len(found.records) - len(read),
     )
     result["description_ensemble_accuracy"] = accuracy(targets, found.zero_shot["descriptions"].numpy()[order].argmax(1))
+    taxonomy = saved_taxonomy(RunFolder.open(run, lock=False).taxonomy_path)
+    if taxonomy is not None:
+        result["by_rank"] = accuracy_by_rank(taxonomy, targets, probabilities, first)
     result["labels_left_out"] = len(left_out)
     if unknown:
         strange = np.array([truth[record.name] == NONE for record in read])
@@ -140,6 +147,7 @@ def summary(result: Mapping[str, Any]) -> str:
         f"accuracy {result['accuracy']:.1%} (95 % interval {low:.1%} to {high:.1%}), class mean {result['class_mean_accuracy']:.1%}, "
         f"zero-shot {result['zero_shot_accuracy']:.1%}, description ensemble {result['description_ensemble_accuracy']:.1%}, {result['n']} images"
     )
+    text += say_ranks(result.get("by_rank", ()))
     if result["labels_left_out"]:
         text += f", {counted(result['labels_left_out'], 'label', 'labels')} left out"
     text += f", {result['n_failed']} could not be read" if result["n_failed"] else ""

@@ -34,16 +34,21 @@ from finelens.methods.parts.views import ViewTask
 from finelens.protocol import Loaded
 from finelens.runs.alarms import say_none
 from finelens.runs.answered import answered
+from finelens.runs.by_rank import RankTable
 from finelens.runs.config import RunConfig, diff, from_json, to_json
 from finelens.runs.fit import Fitted, fit, run_temperature
 from finelens.runs.folder import RunFolder
+from finelens.runs.group_by import GroupBy
 from finelens.runs.inputs import Inputs
 from finelens.runs.judge import judge, write_verdict
 from finelens.runs.model import Model, save_model
+from finelens.runs.photo_source import PhotoSource
 from finelens.runs.predict import predict_store
 from finelens.runs.prepare import Prepared, release_text
+from finelens.runs.sources import source_of_run
+from finelens.runs.together import groups_by, together
 from finelens.storage.files import write_text
-from finelens.storage.predictions import PredictionRow, rows_from_logits, with_answers, write_predictions
+from finelens.storage.predictions import BOM, PredictionRow, rows_from_logits, softmax, with_answers, write_predictions
 from finelens.training.checkpoint import read_events_offset
 from finelens.training.loop import Hooks
 
@@ -109,6 +114,11 @@ def execute(
     with inputs.prepared.engine.stopwatch("write"):
         save_model(run.model_dir, fitted.model)
         write_predictions(run.predictions_path, rows, bom=run.config.csv_bom)
+        if inputs.taxonomy is not None and inputs.taxonomy.ranks:
+            by_rank = RankTable(inputs.taxonomy, run.config.rank_floor)
+            text = by_rank.header + by_rank.lines(rows, {record.name: record.index for record in loaded.records}, softmax(logits.numpy()))
+            write_text(run.ranks_path, (BOM if run.config.csv_bom else "") + text)
+        _write_groups(run, inputs, fitted, logits, rows, console)
         measured = _measure(fitted, logits, loaded, nearest, rows)
         write_measured(run.signals_path, measured)
         _lay_out(run, fitted, loaded, rows)
@@ -129,6 +139,21 @@ def execute(
     if run.config.backbone == EMBEDDED:
         console.say(f"for real work take a model trained on images with texts: --backbone {RECOMMENDED}; finelens backbones lists others")
     return RunResult(run.path, rows, fitted.untrained, judged)
+
+
+def _write_groups(run: RunFolder, inputs: Inputs, fitted: Fitted, logits: Tensor, rows: list[PredictionRow], console: Console) -> None:
+    """Answers of groups, where the run was told which photographs belong together."""
+    if run.config.group_by is None:
+        return
+    by = GroupBy.parse(run.config.group_by)
+    source = source_of_run(run.config, inputs.taken)
+    files = source.files if isinstance(source, PhotoSource) else []
+    groups = groups_by(by, [row.path for row in rows], files)
+    index = [record.index for record in inputs.loaded.records]
+    found = together(rows, groups, index, inputs.prepared.classes.names, softmax(logits.numpy()), fitted.looks.float().numpy())
+    write_text(run.groups_path, (BOM if run.config.csv_bom else "") + found.text)
+    for line in found.lines:
+        console.say(line)
 
 
 def _judge(run: RunFolder, inputs: Inputs, fitted: Fitted, measured: Measured, rows: list[PredictionRow], answers: Answered | None) -> Verdict:
@@ -271,6 +296,8 @@ def _log_start(run: RunFolder, inputs: Inputs, counts: dict[str, int]) -> int:
         run.log("extra", encoders=[str(encoder) for encoder in prepared.extra.encoders], digest=digests["extra"])
     if inputs.taken is not None:
         inputs.taken.save(run.taken_path)
+    if inputs.taxonomy is not None:
+        inputs.taxonomy.save(run.taxonomy_path)
     if inputs.hints is not None:
         write_text(run.given_hints_path, given_hints(inputs.hints, inputs.loaded.records, classes.names))
         run.log("hints", count=len(inputs.hints.index), digest=digests["hints"])

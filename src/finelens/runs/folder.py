@@ -20,14 +20,17 @@ from finelens.core.schemas import (
     EVENTS_FILE,
     FAILURE_DIR,
     GIVEN_HINTS_FILE,
+    GROUPS_FILE,
     HINTS_FILE,
     MAP_FILE,
     MODEL_DIR,
     PREDICTIONS_FILE,
+    RANKS_FILE,
     REPORT_FILE,
     REVIEW_FILE,
     SIGNALS_FILE,
     TAKEN_FILE,
+    TAXONOMY_FILE,
     VERDICT_FILE,
 )
 from finelens.errors import UserError
@@ -45,6 +48,8 @@ _OWN_ENTRIES = (
     FAILURE_DIR,
     MODEL_DIR,
     PREDICTIONS_FILE,
+    RANKS_FILE,
+    GROUPS_FILE,
     SIGNALS_FILE,
     MAP_FILE,
     VERDICT_FILE,
@@ -54,6 +59,7 @@ _OWN_ENTRIES = (
     REVIEW_FILE,
     GIVEN_HINTS_FILE,
     TAKEN_FILE,
+    TAXONOMY_FILE,
     EVENTS_FILE,
     CONFIG_FILE,
 )
@@ -225,6 +231,21 @@ class RunFolder:
     def taken_path(self) -> Path:
         """``given_in.json``: the rows that the run was started with, whatever becomes of the file of ``--in``."""
         return self.path / TAKEN_FILE
+
+    @property
+    def taxonomy_path(self) -> Path:
+        """``taxonomy.json``: ranks and further names of the classes, where their list was a table."""
+        return self.path / TAXONOMY_FILE
+
+    @property
+    def ranks_path(self) -> Path:
+        """``predictions_ranks.csv``: the answers by rank."""
+        return self.path / RANKS_FILE
+
+    @property
+    def groups_path(self) -> Path:
+        """``predictions_groups.csv``: answers of groups beside those of photographs."""
+        return self.path / GROUPS_FILE
 
     def log(self, event: str, **fields: Any) -> int:
         """Append one line to ``events.jsonl``.

@@ -12,6 +12,7 @@ from typing import Any
 from finelens.classes.descriptions import load_descriptions
 from finelens.classes.hints import describe_hints, hints_digest, names_of_run, read_hint_labels, read_hints
 from finelens.classes.labels import Told
+from finelens.classes.taxonomy import Taxonomy, read_class_list
 from finelens.classes.text_files import counted, listing, quote
 from finelens.core.console import Console
 from finelens.core.options import to_plain
@@ -51,6 +52,7 @@ class Inputs:
         digests: Hashes of the unadapted image tower, the images and the classes, by the event that logs them; whatever the files are called.
         choice: Why ``--method auto`` chose the run's method; None where the user named it.
         taken: The file of another tool that gave the rows; None in a run without.
+        taxonomy: What a table of classes says beside their names; None for a plain list.
     """
 
     prepared: Prepared
@@ -60,6 +62,7 @@ class Inputs:
     choice: str | None = None
     backbones: Mapping[str, Any] | None = None
     taken: Taken | None = None
+    taxonomy: Taxonomy | None = None
 
 
 def images_digest(loaded: Loaded) -> str:
@@ -69,7 +72,10 @@ def images_digest(loaded: Loaded) -> str:
 
 def classes_digest(classes: ClassSet) -> str:
     """Hash of the class names and of every text about them."""
-    return hashlib.sha256(json.dumps(to_plain(classes)).encode()).hexdigest()
+    plain = to_plain(classes)
+    # A run without further names has the hash that it had before there were any.
+    told = plain if any(classes.synonyms) else {key: value for key, value in plain.items() if key != "synonyms"}
+    return hashlib.sha256(json.dumps(told).encode()).hexdigest()
 
 
 def prototypes_digest(prepared: Prepared) -> str:
@@ -102,7 +108,7 @@ def read_inputs(
         listed = len(given.names) - len(given.new)
         joined = f"join the {listed} of the list" if listed else "are the list"
         console.say(f"new classes: {listing([quote(name) for name in given.new])} from the hints {joined}")
-    prepared = prepare(config, given.names, given.descriptions, console, given.source, processes=processes)
+    prepared = prepare(config, given.names, given.descriptions, console, given.source, processes=processes, taxonomy=given.taxonomy)
     if given.extra is not None:
         prepared = replace(prepared, limits=given.extra.wide_enough(prepared.limits))
     with prepared.engine.stopwatch("decode"):
@@ -124,7 +130,7 @@ def read_inputs(
         console.say(describe_hints(hints, prepared.classes.names))
     digests = _digests(prepared, loaded, hints, texts=config.prototypes_file is None)
     processes.check_same({_READ[name]: digest for name, digest in digests.items()})
-    return Inputs(prepared, loaded, hints, digests, taken=taken)
+    return Inputs(prepared, loaded, hints, digests, taken=taken, taxonomy=given.taxonomy)
 
 
 @dataclass(frozen=True)
@@ -137,6 +143,7 @@ class Given:
     descriptions: Path | None
     hints: Path | Told | None
     extra: ExtraFiles | None
+    taxonomy: Taxonomy | None
 
     @classmethod
     def of(cls, config: RunConfig, hints_copy: Path | None, taken: Taken | None) -> Given:
@@ -144,8 +151,8 @@ class Given:
         source = source_of_run(config, taken)
         check_hints(config.entry, given=config.hints_file is not None)
         hints = hints_copy or _hints_of(config, taken)
-        listed = None if config.classes_file is None else Path(config.classes_file)
-        names, new = names_of_run(taken.classes if taken is not None and config.classes_file == config.in_file else listed, hints)
+        listed, taxonomy = _listed(config, taken)
+        names, new = names_of_run(listed, hints)
         descriptions = None if config.descriptions_file is None else Path(config.descriptions_file)
         if descriptions is not None:
             load_descriptions(descriptions)
@@ -155,7 +162,14 @@ class Given:
             read_hint_labels(hints, Path(source.name), names, None if taken is None else [row.name for row in taken.rows])
         extra = read_extra(**further_encoders(config), source_named=config.row_names_file is not None)
         source.check(config.entry)
-        return cls(source, names, new, descriptions, hints, extra)
+        return cls(source, names, new, descriptions, hints, extra, None if taxonomy is None else taxonomy.with_names(names))
+
+
+def _listed(config: RunConfig, taken: Taken | None) -> tuple[Sequence[str], Taxonomy | None]:
+    """Names of the class list, and what a table says of them beside; none where the names come from hints."""
+    if taken is not None and config.classes_file == config.in_file:
+        return taken.classes, None
+    return ([], None) if config.classes_file is None else read_class_list(config.classes_file)
 
 
 def _hints_of(config: RunConfig, taken: Taken | None) -> Path | Told | None:

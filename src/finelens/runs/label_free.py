@@ -15,7 +15,7 @@ from torch import Tensor
 from finelens.backbones.features_only import KIND
 from finelens.backbones.registry import several
 from finelens.classes.hints import hints_by_position
-from finelens.classes.names import read_class_file
+from finelens.classes.taxonomy import read_class_list
 from finelens.core.console import Console
 from finelens.errors import UserError
 from finelens.feature_store.extra import read_extra
@@ -148,7 +148,7 @@ class LabelFreeClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return self
 
     def _names(self) -> list[str]:
-        return read_class_file(Path(self.classes)) if isinstance(self.classes, (str, Path)) else list(self.classes)
+        return read_class_list(self.classes)[0] if isinstance(self.classes, (str, Path)) else list(self.classes)
 
     def predict_proba(self, X: str | Path | ImageItems | Features) -> np.ndarray:
         """Class probabilities (N, C) by ``classes_``; NaN in the row of an image that cannot be read, or of a feature of length 0."""

@@ -98,7 +98,7 @@ def plan_run(config: RunConfig, out: Path, console: Console, taken: Taken | None
     elif not is_local(config.backbone):
         note = "weights are not fetched for this; finelens doctor --backbone measures them"
     else:
-        prepared = prepare(config, names, given.descriptions, console, source)
+        prepared = prepare(config, names, given.descriptions, console, source, taxonomy=given.taxonomy)
         encoding = files * _seconds_each(prepared, source)
         if config.entry.trains:
             training = estimate(prepared.task, prepared.engine, files, config.training.epochs, draws=config.training.cached_prefix).seconds

@@ -14,7 +14,9 @@ from finelens.classes.alignment_report import DescriptionReport
 from finelens.classes.class_set import build_class_set
 from finelens.classes.heads import ClassHeads, build_heads
 from finelens.classes.made_up import NameTexts, name_texts
+from finelens.classes.taxonomy import Taxonomy
 from finelens.classes.templates import read_templates
+from finelens.classes.text_files import counted
 from finelens.core.console import Console
 from finelens.engine.device import choose_device, choose_precision
 from finelens.engine.distributed import ALONE, Processes
@@ -73,6 +75,7 @@ def prepare(
     source: Source = PHOTOGRAPHS,
     prototypes: Prototypes | None = None,
     processes: Processes = ALONE,
+    taxonomy: Taxonomy | None = None,
 ) -> Prepared:
     """Load the backbone, align and encode the texts, build the task.
 
@@ -84,6 +87,7 @@ def prepare(
         source: Where the images come from.
         prototypes: What stands for the texts; by default what the configuration names.
         processes: Those that share the work of the image tower.
+        taxonomy: Further names of the classes; None for none.
 
     Raises:
         UserError: Whatever the user can mend: backbone, device, texts, options.
@@ -96,7 +100,7 @@ def prepare(
     if config.backbone == EMBEDDED:
         console.say("backbone: embedded (EfficientNet-Lite0 + MiniLM, a stand-in that knows what is near ImageNet); --backbone takes a CLIP model")
     if prototypes is None:
-        classes, report = _class_set(config, names, descriptions, backbone, console)
+        classes, report = _class_set(config, names, descriptions, backbone, console, taxonomy)
     else:
         classes, report = prototypes.classes, None
         for doubt in prototypes.doubts:
@@ -169,11 +173,20 @@ def release_text(prepared: Prepared) -> None:
 
 
 def _class_set(
-    config: RunConfig, names: Sequence[str], descriptions: str | Path | Mapping[str, Any] | None, backbone: Backbone, console: Console
+    config: RunConfig,
+    names: Sequence[str],
+    descriptions: str | Path | Mapping[str, Any] | None,
+    backbone: Backbone,
+    console: Console,
+    taxonomy: Taxonomy | None,
 ) -> tuple[ClassSet, DescriptionReport | None]:
     templates = None if config.text.templates is None else read_templates(Path(config.text.templates))
+    synonyms = taxonomy.synonyms if taxonomy is not None and config.text.synonyms else ()
+    if any(synonyms):
+        count = counted(sum(map(bool, synonyms)), "class", "classes")
+        console.say(f"further names of {count}: {sum(map(len, synonyms))} are texts too (--set text.synonyms=false: names alone)")
     classes, report, warnings = build_class_set(
-        names, descriptions, templates, count_tokens=backbone.count_tokens, context_length=backbone.context_length
+        names, descriptions, templates, synonyms, count_tokens=backbone.count_tokens, context_length=backbone.context_length
     )
     for warning in warnings:
         console.warn(warning)

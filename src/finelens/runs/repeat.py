@@ -22,11 +22,12 @@ _FILES = {
     "hints": "hints_file",
     "in": "in_file",
     "box-confidence": "box_confidence",
+    "group-by": "group_by",
     "prototypes": "prototypes_file",
     "row-names": "row_names_file",
     "logit-scale": "logit_scale",
 }
-_ALWAYS = ("backbone", "method", "seed", "device", "calibration", "strict", "csv-bom")
+_ALWAYS = ("backbone", "method", "seed", "device", "calibration", "strict", "csv-bom", "rank-floor")
 VERB, SET = "verb", "set"
 # The one option of training that a method without training has.
 PRECISION = "training.precision"

@@ -59,8 +59,14 @@ def sets_path(csv_file: Path) -> Path:
     return csv_file.with_name(f"{csv_file.stem}.sets.csv")
 
 
+def ranks_path(csv_file: Path) -> Path:
+    """Where the answers by rank of a file of predictions go: ``new.csv`` has ``new_ranks.csv`` beside it."""
+    return csv_file.with_name(f"{csv_file.stem}_ranks.csv")
+
+
 def join_parts(parts: Sequence[Path], csv: Path, console: Console) -> Path:
-    """One file of the parts of ``predict --shard``: the bytes of a run without them. Conformal sets beside the parts are joined beside it.
+    """One file of the parts of ``predict --shard``: the bytes of a run without them. Conformal sets and answers by rank beside the parts are joined
+    beside it.
 
     Args:
         parts: All of them, in any order.
@@ -78,6 +84,11 @@ def join_parts(parts: Sequence[Path], csv: Path, console: Console) -> Path:
         raise UserError(f"{without[0]} is missing, and other parts have their sets: give predict --calibrate with every part or with none")
     if not without:
         jobs.append((sets, sets_path(csv), SET_COLUMNS))
+    # Columns of ranks are those of the run; a run either has them or not.
+    ranks = [path for path in map(ranks_path, ordered) if path.is_file()]
+    if len(ranks) == len(ordered):
+        with ranks[0].open(encoding="utf-8", newline="") as file:
+            jobs.append((ranks, ranks_path(csv), tuple(file.readline().rstrip("\r\n").split(","))))
     for paths, target, columns in jobs:
         if target in paths:
             raise UserError(f"{target} is one of the parts; choose another name for the whole")

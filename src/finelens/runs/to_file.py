@@ -9,8 +9,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
+from finelens.classes.taxonomy import saved_taxonomy
 from finelens.classes.text_files import counted
 from finelens.core.console import Console
 from finelens.core.schemas import MODEL_CONFIG_FILE, SCHEMA_VERSION, UNLIKE_NOTE, VERSION
@@ -20,18 +22,19 @@ from finelens.images.load import Tally
 from finelens.intake.recognise import CONFIDENCE
 from finelens.intake.taken import take
 from finelens.runs.alarms import say_none
+from finelens.runs.by_rank import RankTable
 from finelens.runs.classifier import Classifier, load_run
 from finelens.runs.early import Question
 from finelens.runs.folder import RunFolder
 from finelens.runs.predict import GROUP, Predictions
 from finelens.runs.sets import calibrate_on, sets_header, sets_of, sets_text
-from finelens.runs.shard import sets_path
+from finelens.runs.shard import ranks_path, sets_path
 from finelens.runs.source import Listing, Source
 from finelens.runs.sources import asked_at, source_at, with_rows
 from finelens.storage.cache import state_digest
 from finelens.storage.files import file_digest, text_bytes
 from finelens.storage.growing import GrowingFiles
-from finelens.storage.predictions import BOM, predictions_header, predictions_text, rows_from_logits
+from finelens.storage.predictions import BOM, PredictionRow, predictions_header, predictions_text, rows_from_logits, softmax
 
 DEFAULT_COVERAGE = 0.9
 
@@ -65,6 +68,9 @@ def predict_to_file(question: Question, console: Console) -> Path:
     paths, starts = [question.target], [predictions_header(bom=question.csv_bom)]
     if rule is not None:
         paths, starts = [*paths, sets_path(question.target)], [*starts, (BOM if question.csv_bom else "") + sets_header()]
+    by_rank = _rank_table(question)
+    if by_rank is not None:
+        paths, starts = [*paths, ranks_path(question.target)], [*starts, (BOM if question.csv_bom else "") + by_rank.header]
     tally, sizes = Tally(), Counter[int]()
     with GrowingFiles(paths, list(map(text_bytes, starts)), _key(question, classifier, listing, rule)) as files:
         if files.done:
@@ -72,13 +78,17 @@ def predict_to_file(question: Question, console: Console) -> Path:
         left = span[files.done :]
         found = source.parts(classifier.request(console, zero_shot=question.zero_shot), left)
         for part in found if left else ():
-            texts = [_lines(part, classifier)]
+            rows = _rows(part, classifier)
+            texts = [predictions_text(rows)]
             likeness.append(part.likeness)
             doubt.append(part.none_of_these)
             if rule is not None:
                 sets = sets_of(part, classifier.classes, rule)
                 sizes.update(len(own) for own in sets if own)
                 texts.append(sets_text(part.records, sets))
+            if by_rank is not None:
+                probabilities = softmax(part.logits["logits"].numpy()) if part.logits else np.zeros((0, len(classifier.classes)))
+                texts.append(by_rank.lines(rows, {record.name: record.index for record in part.records}, probabilities))
             tally.add(part.records)
             files.add(list(map(text_bytes, texts)), files.done + len(part.records))
         files.finish()
@@ -106,20 +116,29 @@ def _source(question: Question, console: Console) -> Source:
     return with_rows(source_at(question.photos, strict=question.strict, row_names=question.row_names), taken)
 
 
-def _lines(part: Predictions, classifier: Classifier) -> str:
+def _rank_table(question: Question) -> RankTable | None:
+    """Lines of answers by rank, where the run's class list was a table with ranks and answers are among its classes."""
+    if question.classes is not None:
+        return None
+    folder = RunFolder.open(question.run, lock=False)
+    taxonomy = saved_taxonomy(folder.taxonomy_path)
+    return RankTable(taxonomy, folder.config.rank_floor) if taxonomy is not None and taxonomy.ranks else None
+
+
+def _rows(part: Predictions, classifier: Classifier) -> list[PredictionRow]:
     logits = part.logits["logits"].numpy() if part.logits else torch.zeros(0, len(classifier.classes)).numpy()
     first = part.zero_shot["templates"].argmax(1).numpy() if part.zero_shot else None
     rows = rows_from_logits(part.records, classifier.classes, logits, first, part.none_of_these.numpy())
     familiarity = classifier.model.familiarity
     if familiarity is None or not len(part.likeness):
-        return predictions_text(rows)
+        return rows
     # Photographs that look unlike those of the fit get a note.
     unlike = familiarity.unlike(part.likeness).tolist()
     pairs = zip(rows, part.records, strict=True)
-    return predictions_text(
+    return [
         replace(row, reason="; ".join(filter(None, [row.reason, UNLIKE_NOTE]))) if record.index is not None and unlike[record.index] else row
         for row, record in pairs
-    )
+    ]
 
 
 def _rule(classifier: Classifier, source: Source, question: Question, console: Console) -> Conformal:

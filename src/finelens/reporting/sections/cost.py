@@ -60,6 +60,10 @@ def command(config: RunConfig, out: Path) -> str:
     for name, value in inputs.items():
         if value is not None:
             parts += [f"--{name}", str(value)]
+    if config.group_by is not None:
+        parts += ["--group-by", config.group_by]
+    if config.rank_floor != RunConfig.rank_floor:
+        parts += ["--rank-floor", str(config.rank_floor)]
     if config.csv_bom:
         parts.append("--csv-bom")
     if config.strict:

@@ -1,0 +1,152 @@
+"""Which photographs of a run belong together, and the answers of their groups beside their own."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from finelens.classes.file_names import FileNames
+from finelens.classes.text_files import counted, quote, read_utf8
+from finelens.core.schemas import GROUP_COLUMNS
+from finelens.errors import UserError
+from finelens.evaluation.together import group_probabilities, members, near_copies
+from finelens.images.discover import ImageFile
+from finelens.images.header import header
+from finelens.runs.group_by import FOLDER, TIME, GroupBy
+from finelens.storage.cells import csv_text, escape_cell, unescape_cell
+from finelens.storage.predictions import PredictionRow
+
+_WHAT = "groups file"
+_MOST = 5
+
+
+def groups_by(by: GroupBy, names: Sequence[str], files: Sequence[ImageFile]) -> list[str]:
+    """Name of the group of each row; a row that belongs to no other is a group of its own name.
+
+    Args:
+        by: The rule.
+        names: Names of the rows.
+        files: The same rows as files.
+
+    Raises:
+        UserError: The file of groups cannot be read, or names none of the rows.
+    """
+    if by.kind == FOLDER:
+        return [PurePosixPath(name).parent.as_posix() if "/" in name else name for name in names]
+    if by.kind == TIME:
+        return _bursts(names, files, by.seconds)
+    assert by.file is not None
+    return _of_file(by.file, names)
+
+
+def _bursts(names: Sequence[str], files: Sequence[ImageFile], seconds: float) -> list[str]:
+    """Photographs of one folder of which each follows another within so many seconds of the camera's clock."""
+    taken = {file.place: said.taken for file in files if (said := header(file.path)) is not None and said.taken is not None}
+    groups = {file.name: file.name for file in files}
+    timed: list[tuple[str, datetime, str]] = []
+    for file in files:
+        if (moment := taken.get(file.place)) is not None:
+            timed.append((PurePosixPath(file.name).parent.as_posix(), moment, file.name))
+    before: tuple[str, datetime, str] | None = None
+    for own in sorted(timed):
+        if before is not None and own[0] == before[0] and (own[1] - before[1]).total_seconds() <= seconds:
+            groups[own[2]] = groups[before[2]]
+        before = own
+    return [groups.get(name, name) for name in names]
+
+
+def _of_file(path: Path, names: Sequence[str]) -> list[str]:
+    where = f"{_WHAT} {quote(str(path))}"
+    reader = csv.DictReader(io.StringIO(read_utf8(path, _WHAT), newline=""), strict=True)
+    known, groups, missing = FileNames(names), dict(zip(names, names, strict=True)), 0
+    try:
+        if not {"path", "group"} <= set(reader.fieldnames or ()):
+            raise UserError(f"{where} lacks a column path or group; its first line must be path,group")
+        for row in reader:
+            found = known.find(row["path"] or "")
+            missing += len(found) != 1
+            if len(found) == 1 and row["group"]:
+                groups[found[0]] = unescape_cell(row["group"].strip())
+    except csv.Error as error:
+        raise UserError(f"{where}: {error}; save it as comma-separated values") from error
+    if missing and all(group == name for name, group in groups.items()):
+        raise UserError(f"{where} names none of the photographs; give paths relative to PHOTOS, as in predictions.csv")
+    return [groups[name] for name in names]
+
+
+@dataclass(frozen=True)
+class Together:
+    """Groups of a run's photographs.
+
+    Attributes:
+        text: ``predictions_groups.csv``.
+        lines: What there is, for the terminal.
+    """
+
+    text: str
+    lines: tuple[str, ...]
+
+
+def together(
+    rows: Sequence[PredictionRow],
+    groups: Sequence[str],
+    index: Sequence[int | None],
+    classes: Sequence[str],
+    probabilities: np.ndarray,
+    looks: np.ndarray,
+) -> Together:
+    """Answers of groups beside those of photographs. What a person said of one of a group is the group's answer, if nobody said otherwise.
+
+    Args:
+        rows: Predictions.
+        groups: Name of each row's group.
+        index: Position of each row's image; None where it could not be read.
+        classes: C names.
+        probabilities: Of classes by position, (N, C).
+        looks: Unit-norm features by position, (N, E).
+    """
+    read = [i for i, place in enumerate(index) if place is not None]
+    places = [place for place in index if place is not None]
+    own = [groups[i] for i in read]
+    copies = near_copies(looks[places], own)
+    p = group_probabilities(probabilities[places], own, copies)
+    sizes, said = Counter(own), _said(rows, groups)
+    cells = dict.fromkeys(range(len(rows)), ("", "", "", ""))
+    answers: dict[str, str] = {}
+    for k, i in enumerate(read):
+        best = int(p[k].argmax())
+        label, sure = (said[own[k]], 1.0) if own[k] in said else (classes[best], float(p[k, best]))
+        answers[own[k]] = label
+        cells[i] = str(sizes[own[k]]), rows[read[copies[k]]].path if copies[k] != k else "", label, f"{sure:.6g}"
+    lines = [
+        (row.path, group, *cells[i], row.label or "", "" if row.probability is None else f"{row.probability:.6g}", row.status)
+        for i, (row, group) in enumerate(zip(rows, groups, strict=True))
+    ]
+    return Together(csv_text([GROUP_COLUMNS, *([escape_cell(cell) for cell in line] for line in lines)]), _lines(own, copies, answers))
+
+
+def _said(rows: Sequence[PredictionRow], groups: Sequence[str]) -> dict[str, str]:
+    """Groups of which people named photographs, all by one name."""
+    found: dict[str, set[str]] = {}
+    for row, group in zip(rows, groups, strict=True):
+        if row.answered and row.label is not None:
+            found.setdefault(group, set()).add(row.label)
+    return {group: labels.pop() for group, labels in found.items() if len(labels) == 1}
+
+
+def _lines(groups: Sequence[str], copies: np.ndarray, answers: Mapping[str, str]) -> tuple[str, ...]:
+    several = [own for own in members(groups) if len(own) > 1]
+    repeated = int((copies != np.arange(len(copies))).sum())
+    most = ", ".join(f"{label} {count}" for label, count in Counter(answers.values()).most_common(_MOST))
+    return (
+        f"groups: {counted(sum(map(len, several)), 'photograph', 'photographs')} in {counted(len(several), 'group', 'groups')} of two and more, "
+        f"{counted(repeated, 'near-copy', 'near-copies')} counted once",
+        f"classes by {counted(len(answers), 'group', 'groups')}: {most}",
+    )
