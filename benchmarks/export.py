@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 
 from finelens.core.console import Console
-from finelens.export import write
+from finelens.exporting import check, write
 
 CASES: tuple[tuple[write.Target, str], ...] = (("torch", "float32"), ("onnx", "float32"), ("onnx", "float16"), ("onnx", "int8"))
 
@@ -23,7 +23,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("runs", type=Path, nargs="+")
     runs: list[Path] = parser.parse_args().runs
-    write.CHECKED = 1_000_000
+    check.CHECKED = 1_000_000
     print("| run | target | weights | MB | photographs | largest difference of a logit | equal answers |")
     print("|---|---|---|---|---|---|---|")
     for run in runs:

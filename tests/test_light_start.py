@@ -23,7 +23,8 @@ PACKAGE = Path(finelens.__file__).parent
 MODULES = sorted(".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__") for path in PACKAGE.rglob("*.py"))
 # Loaded with the backbone that they are about.
 _TOWERS = ("align_tower", "hub", "image_encoders", "open_clip_loader", "open_clip_source", "open_clip_text", "resnet", "timm_tower")
-OF_A_TOWER = [f"finelens.backbones.{name}" for name in (*_TOWERS, "transformers_loader", "transformers_source")]
+_FOLDERS = ("finelens.exporting.open_clip_folder", "finelens.exporting.transformers_folder")
+OF_A_TOWER = [*(f"finelens.backbones.{name}" for name in (*_TOWERS, "transformers_loader", "transformers_source")), *_FOLDERS]
 
 
 def imported(code: str, *names: str) -> list[str]:

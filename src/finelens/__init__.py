@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from finelens._version import __version__
 
 if TYPE_CHECKING:
-    from finelens.api import RunResult, adapt, ask, evaluate, predict, report, resume, review, zero_shot
+    from finelens.api import RunResult, adapt, ask, evaluate, export, predict, report, resume, review, zero_shot
     from finelens.classes.merging import merge_hints
     from finelens.errors import UserError
     from finelens.exchange.forms import write
@@ -28,6 +28,7 @@ _WHERE = {
     "adapt": "finelens.api",
     "ask": "finelens.api",
     "evaluate": "finelens.api",
+    "export": "finelens.api",
     "features": "finelens.runs.encode",
     "load": "finelens.runs.classifier",
     "merge_hints": "finelens.classes.merging",
@@ -48,6 +49,7 @@ __all__ = [
     "adapt",
     "ask",
     "evaluate",
+    "export",
     "features",
     "load",
     "merge_hints",

@@ -39,6 +39,7 @@ from finelens.storage.files import HTML_START, check_target, write_text
 from finelens.storage.predictions import PredictionRow, read_predictions
 
 if TYPE_CHECKING:
+    from finelens.exporting.check import Difference
     from finelens.reporting.explain import Explanation
     from finelens.reporting.review.order import Look
     from finelens.reporting.review.server import ReviewServer
@@ -478,6 +479,46 @@ def own_features(config: RunConfig) -> dict[str, Any]:
     further = further_encoders(config)
     files = [entry for entry in further["entries"] if not is_encoder_spec(entry)]
     return {"extra": files, "extra_names": further["names_files"], "row_names": config.row_names_file}
+
+
+def export(
+    run: str | Path,
+    out: str | Path,
+    *,
+    to: str,
+    weights: str = "float32",
+    resize: bool = False,
+    overwrite: bool = False,
+    console: Console | None = None,
+) -> Difference:
+    """Write the classifier of a finished run for another runtime, and compare its answers with the run's; see docs/export.md.
+
+    Args:
+        run: The run folder.
+        out: Folder to write.
+        to: ``open_clip`` or ``transformers`` (a folder in the library's own layout), ``onnx`` or ``torch`` (one file).
+        weights: Type of the stored weights for ``onnx``: ``float32``, ``float16`` or ``int8``.
+        resize: Whether resize and crop are inside, for ``onnx``: the input is then one photograph of any size.
+        overwrite: Whether an earlier export in ``out`` is replaced.
+        console: What is said.
+
+    Returns:
+        How far its answers are from the run's: ``images``, ``largest`` (of a logit), ``equal`` (classes), and ``files`` of whole photographs.
+
+    Raises:
+        UserError: Not a finished run, a method or model that the target cannot hold, or an export whose answers are not the run's.
+    """
+    from finelens.exporting.write import as_target, as_weights
+    from finelens.exporting.write import export as write_export
+
+    return write_export(run, out, to=as_target(to), weights=as_weights(weights), resize=resize, overwrite=overwrite, console=console)
+
+
+def serve(run: str | Path, **given: Any) -> None:
+    """Answer over HTTP until SIGTERM or Ctrl-C; arguments are those of :func:`finelens.serving.server.serve`."""
+    from finelens.serving.server import serve as serve_run
+
+    serve_run(run, **given)
 
 
 def explain(run: str | Path, image: str | Path, out: str | Path | None = None, *, device: str = "cpu", console: Console | None = None) -> Explanation:

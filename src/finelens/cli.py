@@ -521,18 +521,52 @@ def _list_forms(context: click.Context, option: click.Parameter, asked: bool) ->
 @cli.command()
 @voice
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option("--to", required=True, type=click.Choice(["torch", "onnx"]), help="torch: a program of torch.export.")
+@click.option("--to", required=True, type=click.Choice(["open_clip", "transformers", "onnx", "torch"]), help="torch: a program of torch.export.")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder to write.")
 @click.option(
     "--weights", default="float32", show_default=True, type=click.Choice(["float32", "float16", "int8"]), help="Type of stored weights, for onnx."
 )
+@click.option("--resize", is_flag=True, help="For onnx: resize and crop inside; one photograph of any size, uint8 (1, 3, H, W), goes in.")
 @click.option("--overwrite", is_flag=True, help="Replace an earlier export in --out.")
 def export(run: Path, out: Path, **given: Any) -> None:
     """Write the classifier of the finished run in RUN for another runtime, and compare its answers with the run's."""
-    from finelens.export.write import export as write_export
+    from finelens import api
 
-    write_export(run, out, **given)
-    given["console"].answer("", out=str(out), form=given["to"])
+    found = api.export(run, out, **given)
+    given["console"].answer("", out=str(out), form=given["to"], images=found.images, equal=found.equal)
+
+
+@cli.command()
+@voice
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen at; one that others reach needs a token.")
+@click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65535), help="Port; 0 takes a free one.")
+@click.option("--token-file", type=click.Path(path_type=Path), help="File with the token of requests.  [default: variable FINELENS_TOKEN]")
+@click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:N or mps.")
+@click.option("--calibrate", type=click.Path(path_type=Path), help="CSV file path,label: answers carry conformal sets.")
+@click.option("--calibrate-photos", type=click.Path(path_type=Path), help="Folder of the labelled photographs.  [default: the run's]")
+@click.option("--coverage", type=float, help="Share of the sets that should hold the true class.  [default: 0.9]")
+@click.option("--max-images", default=32, show_default=True, help="Images of a request.")
+@click.option("--max-image-mb", default=20.0, show_default=True, help="Size of an image.")
+@click.option("--max-request-mb", default=64.0, show_default=True, help="Size of a request.")
+@click.option("--batch", default=16, show_default=True, help="Most images that the model answers at a time.")
+@click.option("--wait", default=5.0, show_default=True, help="Milliseconds that a batch waits for further images.")
+@click.option("--queue", default=256, show_default=True, help="Images that wait at most; who comes then is told to come back.")
+def serve(
+    run: Path,
+    max_images: int,
+    max_image_mb: float,
+    max_request_mb: float,
+    batch: int,
+    wait: float,
+    queue: int,
+    **given: Any,
+) -> None:
+    """Answer over HTTP with the finished run in RUN: POST images to /predict (docs/serve.md)."""
+    from finelens.serving.server import serve as serve_run
+    from finelens.serving.settings import Settings
+
+    serve_run(run, settings=Settings(max_images, max_image_mb, max_request_mb, batch, wait, queue), **given)
 
 
 @cli.command()

@@ -179,7 +179,7 @@ def _load(name: str, folder: Path, families: Mapping[str, str]) -> Source:
     if has_text and not _has_tokenizer(folder):
         raise UserError(f"{name}: no tokenizer: it needs tokenizer.json, or a vocabulary with its merges; save the tokenizer with the model")
     own = {"local_files_only": True, "trust_remote_code": False}
-    with offline_if_unreachable(), _quiet(transformers):
+    with offline_if_unreachable(), quiet():
         try:
             # The attention is named here: a configuration could name code of the hub in its place.
             model, found = model_class.from_pretrained(
@@ -207,8 +207,10 @@ def first_line(error: BaseException) -> str:
 
 
 @contextmanager
-def _quiet(transformers: Any) -> Iterator[None]:
-    """Without progress bars and load reports: what matters of them is checked."""
+def quiet() -> Iterator[None]:
+    """Without transformers' progress bars and load reports: what matters of them is checked."""
+    import transformers
+
     says = transformers.utils.logging
     verbosity, bars = says.get_verbosity(), says.is_progress_bar_enabled()
     says.set_verbosity_error()

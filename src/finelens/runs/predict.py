@@ -132,7 +132,7 @@ def item_groups(asked: Request, source: list[ImageFile] | ImageItems, within: ra
         UserError: The model has no image tower, or needs other features of further encoders.
     """
     model, console = asked.model, asked.console
-    _check_tower(model)
+    check_tower(model)
     check_encoders(model.extra, asked.extra)
     within = range(count_images(source)) if within is None else within
     say_remarks(source, console)
@@ -250,7 +250,7 @@ def _join(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]} if parts else {}
 
 
-def _check_tower(model: Model) -> None:
+def check_tower(model: Model) -> None:
     """Refuse photographs for a model that knows features only."""
     backbone = model.engine.backbone
     if isinstance(backbone, FeatureBackbone):

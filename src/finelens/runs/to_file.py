@@ -62,7 +62,7 @@ def predict_to_file(question: Question, console: Console) -> Path:
         classifier = classifier.with_classes(question.classes, **given, console=console)
     likeness: list[torch.Tensor] = []
     doubt: list[torch.Tensor] = []
-    rule = None if question.calibrate is None else _rule(classifier, source, question, console)
+    rule = None if question.calibrate is None else conformal_rule(classifier, source, question, console)
     listing = source.listing()
     span = range(listing.count) if question.shard is None else question.shard.rows(listing.count, GROUP)
     paths, starts = [question.target], [predictions_header(bom=question.csv_bom)]
@@ -141,7 +141,7 @@ def _rows(part: Predictions, classifier: Classifier) -> list[PredictionRow]:
     ]
 
 
-def _rule(classifier: Classifier, source: Source, question: Question, console: Console) -> Conformal:
+def conformal_rule(classifier: Classifier, source: Source, question: Question, console: Console) -> Conformal:
     """The conformal rule of the labelled photographs, which are asked about first."""
     assert question.calibrate is not None
     labelled = source if question.calibrate_photos is None else source_at(question.calibrate_photos)

@@ -11,7 +11,7 @@ import torch
 from torch.export import ExportedProgram
 
 from finelens.errors import UserError
-from finelens.export.program import INPUT, OUTPUT
+from finelens.exporting.program import INPUT, OUTPUT
 
 Weights = Literal["float32", "float16", "int8"]
 # Smaller tensors stay as they are.

@@ -11,6 +11,7 @@ from torch.export import Dim, ExportedProgram
 
 from finelens.backbones.features_only import FeatureBackbone
 from finelens.errors import UserError
+from finelens.exporting.heads import LinearHead, NotAHeadError, linear_head
 from finelens.methods.parts.frozen import HeadTask
 from finelens.methods.parts.solver import SolverTask
 from finelens.protocol import Backbone, ImageTokens
@@ -60,6 +61,25 @@ class CosineHead(nn.Module):
         return self.scale * tokens.global_.float() @ self.weights.T + self.bias
 
 
+class AffineHead(nn.Module):
+    """``W f + b``, already divided by the temperature.
+
+    Args:
+        head: W and b.
+    """
+
+    def __init__(self, head: LinearHead) -> None:
+        super().__init__()
+        self.register_buffer("weight", head.weight)
+        self.register_buffer("bias", head.bias)
+        self.weight: Tensor
+        self.bias: Tensor
+
+    def forward(self, tokens: ImageTokens) -> Tensor:
+        """Logits (B, C) of global features."""
+        return F.linear(tokens.global_.float(), self.weight, self.bias)
+
+
 class SolverHead(nn.Module):
     """Log-probabilities of a fitted solver; what it keeps of the images of the fit is part of the program.
 
@@ -82,30 +102,46 @@ class SolverHead(nn.Module):
         return self.solver._log_proba(torch.cat([F.normalize(view.float(), dim=-1) for view in views], 1))
 
 
+def refuse_more_than_a_view(model: Model) -> None:
+    """Refuse a model whose answer is no function of one view.
+
+    Raises:
+        UserError: It has no image tower, looks at several views, or at further encoders; the message names it.
+    """
+    if isinstance(model.engine.backbone, FeatureBackbone):
+        model.engine.backbone.refuse_pixels()
+    if model.task.inference is not None:
+        raise UserError(
+            f"method {model.method} looks at {model.task.inference.count} further views of each photograph, which an exported program does not cut"
+        )
+    if model.extra:
+        raise UserError(
+            f"the run looks at features of {len(model.extra)} further encoders, which an exported program does not have; adapt without --extra"
+        )
+
+
 def program_of(model: Model) -> Program:
     """The program of a model.
 
     Raises:
         UserError: The method's answer is no function of one view's feature, or there is no image tower; the message names it.
     """
-    backbone, task = model.engine.backbone, model.task
-    if isinstance(backbone, FeatureBackbone):
-        backbone.refuse_pixels()
-    if task.inference is not None:
-        raise UserError(
-            f"method {model.method} looks at {task.inference.count} further views of each photograph, which an exported program does not cut"
-        )
-    if model.extra:
-        raise UserError(
-            f"the run looks at features of {len(model.extra)} further encoders, which an exported program does not have; adapt without --extra"
-        )
+    refuse_more_than_a_view(model)
+    backbone, task, temperature = model.engine.backbone, model.task, model.temperature
     if isinstance(task, SolverTask):
+        if task.config.return_rule:
+            raise UserError(f"method.return_rule of method {model.method} is not part of an exported program; adapt with method.return_rule=0")
         head: nn.Module = SolverHead(task)
     elif isinstance(task, HeadTask):
         head = CosineHead(task.head, backbone.logit_scale, backbone.logit_bias)
     else:
-        raise UserError(f"the answer of method {model.method} is more than a head on the global feature, and cannot be exported; see docs/export.md")
-    return Program(backbone, head, model.temperature).eval()
+        try:
+            head, temperature = AffineHead(linear_head(model, torch.zeros(0, backbone.dim))), 1.0
+        except NotAHeadError as error:
+            raise UserError(
+                f"the answer of method {model.method} is more than a head on the global feature ({error}), and cannot be exported; see docs/export.md"
+            ) from error
+    return Program(backbone, head, temperature).eval()
 
 
 @torch.no_grad()

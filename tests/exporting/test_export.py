@@ -13,11 +13,12 @@ from click.testing import CliRunner
 from torch import Tensor
 from torch.export import ExportedProgram
 
+import finelens
 from finelens import api
 from finelens.cli import cli
 from finelens.errors import UserError
-from finelens.export import onnx_file, write
-from finelens.export.program import exported
+from finelens.exporting import check, onnx_file, write
+from finelens.exporting.program import exported
 from finelens.runs.classifier import load_run
 from finelens.runs.model import Model
 from tests.solvers.data import cloud
@@ -96,6 +97,10 @@ def test_onnx_files_answer_as_the_run(world, tmp_path):
     assert_same_answers(tmp_path / "float32" / "classifier.onnx", "onnx", run)
     assert found["float32"].largest < 1e-3 < found["int8"].largest
     assert found["float32"].largest < found["float16"].largest < found["int8"].largest
+    inside = write.export(run, tmp_path / "resize", to="onnx", resize=True, console=QUIET)
+    assert inside.files is not None
+    assert (inside.files.images, inside.files.equal) == (12, 12)
+    assert json.loads((tmp_path / "resize" / "classifier.json").read_text())["input"]["shape"] == [1, 3, "height", "width"]
     sizes = [(tmp_path / weights / "classifier.onnx").stat().st_size for weights in ("float32", "float16", "int8")]
     assert sizes[0] > sizes[1] > sizes[2]
 
@@ -118,18 +123,18 @@ def test_a_file_that_answers_otherwise_is_not_kept(wrong, world, tmp_path, monke
 
 
 def test_smaller_weights_may_change_logits_but_not_most_answers():
-    write._refuse(write.Difference(64, 3.0, 40), "int8")
+    check.refuse(check.Difference(64, 3.0, 40), exact=False)
     with pytest.raises(UserError, match="44 of 64 classes"):
-        write._refuse(write.Difference(64, 3.0, 20), "int8")
+        check.refuse(check.Difference(64, 3.0, 20), exact=False)
     with pytest.raises(UserError, match="logits by nan"):
-        write._refuse(write.Difference(64, float("nan"), 64), "float16")
+        check.refuse(check.Difference(64, float("nan"), 64), exact=False)
 
 
 @pytest.mark.parametrize(
     ("method", "reason"),
     [
         ("mta", "method mta looks at [0-9]+ further views of each photograph"),
-        ("microclip", "the answer of method microclip is more than a head on the global feature"),
+        ("microclip", r"the answer of method microclip is more than a head on the global feature \(it looks at the tokens of the patches\)"),
     ],
 )
 def test_a_method_that_cannot_be_exported_is_named(method, reason, world, tmp_path):
@@ -171,9 +176,16 @@ def test_nothing_but_an_earlier_export_is_written_over(world, tmp_path):
 
 def test_the_command_offers_what_there_is(world, tmp_path):
     ask = CliRunner()
-    refused = ask.invoke(cli, ["export", str(world.run("zero-shot")), "--to", "open_clip", "--out", str(tmp_path / "out")])
+    refused = ask.invoke(cli, ["export", str(world.run("zero-shot")), "--to", "tflite", "--out", str(tmp_path / "out")])
     assert refused.exit_code == 2
-    assert "'torch', 'onnx'" in refused.output
+    assert "'open_clip', 'transformers', 'onnx', 'torch'" in refused.output
     small = ask.invoke(cli, ["export", str(world.run("zero-shot")), "--to", "torch", "--weights", "int8", "--out", str(tmp_path / "out")])
     assert "--weights int8 has an effect with --to onnx only" in str(small.exception) + small.output
     assert not list(tmp_path.iterdir())
+
+
+def test_from_python_unknown_names_are_refused(tmp_path):
+    with pytest.raises(UserError, match="unknown target 'tflite'; known are: open_clip, transformers, onnx, torch"):
+        finelens.export(tmp_path, tmp_path / "out", to="tflite")
+    with pytest.raises(UserError, match="unknown type of weights 'int4'; known are: float32, float16, int8"):
+        finelens.export(tmp_path, tmp_path / "out", to="onnx", weights="int4")

@@ -1,0 +1,305 @@
+"""``finelens export``: a run's classifier for another runtime, checked by value before it is called done."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, Literal, cast, get_args
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from finelens.backbones.registry import load_backbone
+from finelens.core.console import Console
+from finelens.core.schemas import VERSION
+from finelens.errors import UserError
+from finelens.exporting import check
+from finelens.exporting.check import Difference, Runner
+from finelens.exporting.heads import LinearHead, NotAHeadError, linear_head
+from finelens.exporting.licences import Licence, is_folder, licence_of
+from finelens.exporting.onnx_file import Weights, need_packages, write_onnx
+from finelens.exporting.program import INPUT, MOST_IMAGES, OUTPUT, exported, refuse_more_than_a_view
+from finelens.images.discover import ImageFile
+from finelens.runs.classifier import Classifier, load_run
+from finelens.storage.files import read_json, write_error, write_json
+
+Target = Literal["open_clip", "transformers", "onnx", "torch"]
+FILES: dict[Target, str] = {"torch": "classifier.pt2", "onnx": "classifier.onnx"}
+DESCRIPTION = "classifier.json"
+CARD = "MODEL_CARD.md"
+
+
+def export(
+    run: str | Path,
+    out: str | Path,
+    *,
+    to: Target,
+    weights: Weights = "float32",
+    resize: bool = False,
+    overwrite: bool = False,
+    console: Console | None = None,
+) -> Difference:
+    """Write the classifier of a finished run for another runtime, and compare its answers with the run's.
+
+    For ``torch`` and ``onnx`` it is one file: the input is uint8 centre views (B, 3, S, S), B from 1 to 1,024, the output calibrated logits (B, C);
+    the tower's normalisation is inside. For ``open_clip`` and ``transformers`` it is a folder in the library's own layout: adapted image tower, text
+    tower, preprocessing and a linear head. Beside them lie ``classifier.json`` (class names, how views are made) and the run's model card.
+
+    Args:
+        run: The run folder.
+        out: Folder to write.
+        to: ``open_clip``, ``transformers``, ``onnx`` or ``torch`` (a program of torch.export).
+        weights: Type of the stored weights; other than float32 for ``onnx`` only.
+        resize: Whether the resize and the crop are inside, for ``onnx`` only: the input is one photograph of any size, uint8 (1, 3, H, W).
+        overwrite: Whether an earlier export in ``out`` is replaced.
+        console: What is said.
+
+    Returns:
+        How far the export's answers are from those of the run.
+
+    Raises:
+        UserError: Not a finished run, a method or model that the target cannot hold, or an export whose answers are not the run's.
+    """
+    console, out = console or Console(), Path(out)
+    if to != "onnx" and weights != "float32":
+        raise UserError(f"--weights {weights} has an effect with --to onnx only; leave it out")
+    if to != "onnx" and resize:
+        raise UserError("--resize has an effect with --to onnx only; leave it out")
+    _check_folder(out, overwrite)
+    if to == "onnx":
+        need_packages()
+    classifier = load_run(run)
+    if classifier.model.engine.precision.dtype is not torch.float32:
+        classifier = classifier.at_full_precision()
+        console.say("the run computes in bfloat16; exported and compared is its float32")
+    files = check.photographs(run)
+    views = check.views_of(files, classifier, console)
+    with _quiet(), _beside(out) as work:
+        if to in FILES:
+            program = exported(classifier.model)
+            if to == "torch":
+                torch.export.save(program, work / FILES[to])
+            else:
+                write_onnx(program, work / FILES[to], weights)
+            found = check.compare(classifier, runner(work / FILES[to], to), views)
+            check.refuse(found, exact=weights == "float32")
+            if resize:
+                found = replace(found, files=_with_resize(work / FILES[to], classifier, files))
+        else:
+            found = _write_folder(work, classifier, to, views, files)
+        licence = licence_of(classifier.backbone.name)
+        _describe(work, run, classifier, to, weights, found, licence, resize)
+        if out.exists():
+            shutil.rmtree(out)
+        os.replace(work, out)
+    size = sum(file.stat().st_size for file in out.iterdir()) / 1e6
+    console.say(
+        f"wrote {out / FILES.get(to, '')} ({size:.1f} MB); {found.equal} of {found.images} answers are the run's, "
+        f"logits differ by at most {found.largest:.2g}"
+    )
+    if found.files is not None:
+        console.say(f"with the export's own resize and crop, {found.files.equal} of {found.files.images} answers are the run's")
+    if licence is not None and licence.forbids:
+        stands = "by its name stands" if is_folder(classifier.backbone.name) else "stands"
+        console.warn(f"{classifier.backbone.name} {stands} under {licence.name}, which rules out {licence.forbids}, and so does what was exported")
+    return found
+
+
+def _with_resize(path: Path, classifier: Classifier, files: list[ImageFile]) -> Difference:
+    """Put resize and crop into an ONNX file, and compare it on whole photographs."""
+    from finelens.exporting import onnx_resize
+
+    preprocess = classifier.backbone.preprocess
+    onnx_resize.check(preprocess)
+    onnx_resize.put_in_front(path, preprocess, classifier.limits.short_side)
+    answer = runner(path, "onnx", onnx_resize.PHOTOGRAPH)
+    found = check.compare_files(classifier, lambda image: answer(_pixels(image))[0], files)
+    if found is None:
+        raise UserError("--resize is compared on the run's photographs, and these are not where they were; put them there, or leave it out")
+    check.refuse(found, exact=False)
+    return found
+
+
+def _pixels(image: Image.Image) -> Tensor:
+    """An RGB photograph as (1, 3, H, W), uint8."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].contiguous()
+
+
+def as_target(name: str) -> Target:
+    """The target of that name; raises :class:`~finelens.errors.UserError` if there is none."""
+    for target in get_args(Target):
+        if name == target:
+            return cast(Target, target)
+    raise UserError(f"unknown target {name!r}; known are: {', '.join(get_args(Target))}")
+
+
+def as_weights(name: str) -> Weights:
+    """The type of stored weights of that name; raises :class:`~finelens.errors.UserError` if there is none."""
+    for weights in get_args(Weights):
+        if name == weights:
+            return cast(Weights, weights)
+    raise UserError(f"unknown type of weights {name!r}; known are: {', '.join(get_args(Weights))}")
+
+
+def _write_folder(work: Path, classifier: Classifier, to: Target, views: Tensor, files: list[ImageFile]) -> Difference:
+    """Write a folder in the layout of another library, and ask that library."""
+    model = classifier.model
+    refuse_more_than_a_view(model)
+    from finelens.backbones.transformers_source import quiet
+    from finelens.exporting import open_clip_folder, transformers_folder
+
+    target: Any = open_clip_folder if to == "open_clip" else transformers_folder
+    target.refuse(classifier.backbone)
+    with torch.no_grad():
+        seen = torch.cat([model.engine.encode_frozen(part).global_ for part in views.split(16)])
+    try:
+        head = linear_head(model, seen)
+    except NotAHeadError as error:
+        raise UserError(
+            f"--to {to} holds a linear head on the image feature, and the answer of method {model.method} is none: {error}; "
+            "--to onnx and --to torch hold more (docs/export.md)"
+        ) from error
+    with quiet():
+        return _written_folder(work, classifier, target, head, seen, views, files)
+
+
+def _written_folder(
+    work: Path, classifier: Classifier, target: Any, head: LinearHead, seen: Tensor, views: Tensor, files: list[ImageFile]
+) -> Difference:
+    model = classifier.model
+    target.write(model, head, work)
+    theirs = target.Folder(work)
+    found = check.compare(_up_to_a_number(classifier), _up_to_a_number(theirs.of_views), views)
+    check.refuse(found, exact=True)
+    target.check_texts(theirs, model, load_backbone(classifier.backbone.name), seen, views)
+    through_files = check.compare_files(classifier, theirs.of_image, files)
+    if through_files is not None:
+        check.refuse(through_files, exact=False)
+    return Difference(found.images, found.largest, found.equal, through_files)
+
+
+def _up_to_a_number(answer: Runner) -> Runner:
+    return lambda views: answer(views).log_softmax(1)
+
+
+def _check_folder(out: Path, overwrite: bool) -> None:
+    ours = out.is_dir() and (out / DESCRIPTION).is_file() and {path.name for path in out.iterdir()} <= _own_files(out / DESCRIPTION)
+    if os.path.lexists(out) and not (ours and overwrite):
+        raise UserError(f"{out} exists; give a new folder" + (", or --overwrite to replace the earlier export" if ours else ""))
+
+
+def _own_files(description: Path) -> set[str]:
+    """What an earlier export wrote, by its own description."""
+    told = read_json(description)
+    listed = told.get("files", []) if isinstance(told, dict) else []
+    return {*FILES.values(), DESCRIPTION, CARD, *(name for name in listed if isinstance(name, str))}
+
+
+@contextmanager
+def _beside(out: Path) -> Iterator[Path]:
+    """A new folder on the same disk, to be renamed; it goes where it was not."""
+    try:
+        out.absolute().parent.mkdir(parents=True, exist_ok=True)
+        parent = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.absolute().parent))
+    except OSError as error:
+        raise write_error(out, error) from error
+    try:
+        work = parent / out.name
+        work.mkdir()
+        yield work
+    except OSError as error:
+        raise write_error(out, error) from error
+    finally:
+        shutil.rmtree(parent, ignore_errors=True)
+
+
+def runner(path: Path, to: Target, name: str = INPUT) -> Runner:
+    """What answers from the file alone: logits (B, C) of views (B, 3, S, S)."""
+    if to == "torch":
+        module = torch.export.load(path).module()
+        return lambda views: module(views)
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return lambda views: torch.from_numpy(session.run([OUTPUT], {name: views.numpy()})[0])
+
+
+def _describe(
+    folder: Path,
+    run: str | Path,
+    classifier: Classifier,
+    to: Target,
+    weights: Weights,
+    found: Difference,
+    licence: Licence | None,
+    resize: bool,
+) -> None:
+    model = classifier.model
+    size = classifier.backbone.preprocess.image_size
+    views = {"name": INPUT, "type": "uint8", "shape": ["batch", 3, size, size], "most": MOST_IMAGES}
+    photograph = {"name": "photograph", "type": "uint8", "shape": [1, 3, "height", "width"]}
+    program = {
+        "file": FILES.get(to),
+        "weights": weights,
+        "input": photograph if resize else views,
+        "output": {"name": OUTPUT, "type": "float32", "meaning": "softmax gives calibrated probabilities"},
+    }
+    written = sorted(path.name for path in folder.iterdir())
+    write_json(
+        folder / DESCRIPTION,
+        {
+            "format": "finelens-export",
+            "finelens_version": VERSION,
+            "target": to,
+            "files": written,
+            **(program if to in FILES else {}),
+            "method": model.method,
+            "backbone": classifier.backbone.name,
+            "licence": None if licence is None else asdict(licence),
+            "class_names": classifier.classes,
+            "preprocess": asdict(classifier.backbone.preprocess),
+            "temperature": model.temperature,
+            "checked": asdict(found),
+        },
+    )
+    card = Path(run) / CARD
+    text = card.read_text(encoding="utf-8") if card.is_file() else f"# Classifier of {len(classifier.classes)} classes\n"
+    what = f"`{FILES[to]}`, {weights} weights" if to in FILES else f"{to}'s layout"
+    text += (
+        f"\n## Exported\n\nfinelens {VERSION} wrote this folder ({what}) from method `{model.method}` on backbone "
+        f"`{classifier.backbone.name}`. {found.equal} of {found.images} answers are those of the run.\n\n## Licence\n\n"
+    )
+    (folder / CARD).write_text(text + _licence_text(classifier.backbone.name, licence), encoding="utf-8")
+
+
+def _licence_text(backbone: str, licence: Licence | None) -> str:
+    begin = f"The weights derive from `{backbone}` and stand under its licence"
+    if licence is None:
+        return (
+            f"{begin}, which finelens does not know. Look it up before you pass this folder on: some, such as CLIP-Refine's and Apple's, allow "
+            "research or evaluation only.\n"
+        )
+    warning = f"\n**Warning:** that licence rules out {licence.forbids}.\n" if licence.forbids else ""
+    return f"{begin}: {licence.name}, as its publisher says ({licence.source}). Read it there before you pass this folder on.\n{warning}"
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what exporters say of every operator and every weight."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
