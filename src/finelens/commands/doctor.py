@@ -25,6 +25,7 @@ OPTIONAL = {
     "pillow-jxl-plugin": "JPEG XL (jxl)",
     "pyarrow": "Parquet (parquet)",
     "onnxruntime": "export --to onnx (onnx)",
+    "fastapi": "serve (serve)",
 }
 # Made-up photographs that are encoded to measure the speed.
 PROBE = 16

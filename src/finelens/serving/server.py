@@ -85,7 +85,9 @@ def serve(
     except SystemExit:
         raise UserError(f"cannot listen at {host}:{port}; choose another --host or --port") from None
     known = "loopback only" if is_loopback(host) else "others can reach it"
-    console.say(f"listening at http://{host}:{sock.getsockname()[1]} ({known}, {'with' if token else 'without'} a token); Ctrl-C ends")
+    address = f"http://{host}:{sock.getsockname()[1]}"
+    console.answer("", address=address)
+    console.say(f"listening at {address} ({known}, {'with' if token else 'without'} a token); Ctrl-C ends")
     # uvicorn gives the signal on once it has ended; what it would do then is done.
     before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
