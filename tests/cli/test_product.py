@@ -116,7 +116,7 @@ def test_texts_and_nothings_survive_the_settings(tmp_path):
     config = RunConfig("adapt", AWKWARD, method="microclip", method_options=None)
     (tmp_path / "a.toml").write_text(to_toml(config), encoding="utf-8")
     values, sections = read_options(
-        tmp_path / "a.toml", "adapt", {"photos", "backbone", "method", "seed", "device", "calibration", "strict", "csv-bom"}
+        tmp_path / "a.toml", "adapt", {"photos", "backbone", "method", "seed", "device", "calibration", "strict", "csv-bom", "rank-floor"}
     )
     assert values["photos"] == AWKWARD
     assert sections == {}

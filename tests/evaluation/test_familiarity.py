@@ -17,13 +17,16 @@ def around(direction: int, count: int, seed: int, spread: float = 0.05) -> Tenso
 
 def test_likeness_is_the_mean_cosine_with_the_nearest():
     x = torch.cat([around(0, 20, 0), around(1, 20, 1)])
-    seen, _ = learn_familiarity(x)
-    expected = (x[:3] @ seen.bank.float().T).topk(5, dim=1).values.mean(1)
-    assert torch.allclose(seen.likeness(x[:3]), expected)
-    # Each photograph of the fit among the others: itself counts for nothing.
-    others = x @ x.T - 9 * torch.eye(40)
-    order = others.topk(5, dim=1).values.mean(1).sort().values
-    assert torch.allclose(seen.levels, order[[0, 2]], atol=1e-3)
+    seen, near = learn_familiarity(x)
+    new = around(0, 3, 2)
+    assert torch.allclose(seen.likeness(new), (new @ seen.bank.float().T).topk(5, dim=1).values.mean(1))
+    # Each photograph of the fit among the others, then and later: itself counts for nothing.
+    others = (x @ x.T - 9 * torch.eye(40)).topk(5, dim=1)
+    assert torch.allclose(seen.levels, others.values.mean(1).sort().values[[0, 2]], atol=1e-3)
+    cosines, found = seen.nearest(x)
+    assert torch.equal(found, near)
+    assert (found != torch.arange(40)[:, None]).all()
+    assert torch.allclose(cosines, others.values, atol=1e-3)
 
 
 def test_another_collection_is_noticed_and_the_own_one_is_not():

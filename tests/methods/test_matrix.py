@@ -91,7 +91,7 @@ def with_useful_heads(prepared, config, store, names):
     cosines = features @ head.T
     engine.backbone.logit_scale = 2 / (cosines - cosines.mean(0)).std().item()
     heads = replace(prepared.heads, templates=head, descriptions=head, weighted=head, texts=tuple(head[:, None]))
-    return with_method(replace(prepared, heads=heads), config)
+    return with_method(replace(prepared, heads=heads, name_texts=None), config)
 
 
 @every(TRAINS)

@@ -12,6 +12,8 @@ from finelens.solvers.neighbours import evenly_spread, top_neighbours
 
 # Photographs of the fit that new ones are held against, and nearest of them that are averaged.
 BANK, NEAREST = 1024, 5
+# So many copies of a photograph in the bank are passed over: whether it took part in the fit must not decide what it is near to.
+COPIES = 3
 # Shares of the fit's own photographs below whose likeness a photograph is unlike them, and counts as a sign that the collection is another.
 UNLIKE, SIGN = 0.01, 0.05
 # A collection is another from this share of signs on, if chance gives as many this rarely at most.
@@ -27,7 +29,7 @@ class Familiarity:
 
     Attributes:
         bank: Unit-norm features of some of them by the unadapted model, (B, E), float16.
-        levels: Likeness below which the shares ``UNLIKE`` and ``SIGN`` of them lie, each among the others, (2,), float32.
+        levels: Likeness below which the shares ``UNLIKE`` and ``SIGN`` of them lie, (2,), float32.
     """
 
     bank: Tensor
@@ -35,11 +37,19 @@ class Familiarity:
 
     @torch.no_grad()
     def nearest(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosines (N, k) of unit-norm features (N, E) with the nearest photographs of the bank, and their positions (N, k)."""
-        return top_neighbours(features.float().cpu(), self.bank.float(), NEAREST, chunk_size=CHUNK)
+        """Cosines (N, k) of unit-norm features (N, E) with the nearest other photographs of the bank, and their positions (N, k)."""
+        found = [self._others(part) for part in features.split(CHUNK)]
+        cosines, near = zip(*found or [self._others(features)], strict=True)
+        return torch.cat(cosines), torch.cat(near)
+
+    def _others(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        x = features.cpu()
+        cosines, near = top_neighbours(x.float(), self.bank.float(), NEAREST + COPIES, chunk_size=CHUNK)  # (n, K)
+        last = (self.bank[near] == x.half()[:, None]).all(2).long().argsort(dim=1, stable=True)[:, :NEAREST]  # (n, k)
+        return cosines.gather(1, last), near.gather(1, last)
 
     def likeness(self, features: Tensor) -> Tensor:
-        """Mean cosine (N,) of unit-norm features (N, E) with the nearest photographs of the bank."""
+        """Mean cosine (N,) of unit-norm features (N, E) with the nearest other photographs of the bank."""
         return self.nearest(features)[0].mean(1)
 
     def unlike(self, likeness: Tensor) -> Tensor:
@@ -74,8 +84,8 @@ def learn_familiarity(features: Tensor) -> tuple[Familiarity, Tensor] | None:
     if len(features) < LEAST:
         return None
     rows = evenly_spread(len(features), BANK, features.device)
-    bank = features[rows].half()
-    cosines, near = top_neighbours(features.float(), bank.float(), NEAREST, chunk_size=CHUNK, rows=rows)  # (N, k)
+    bank = features[rows].cpu().half()
+    cosines, near = Familiarity(bank, torch.zeros(2)).nearest(features)
     order = cosines.mean(1).sort().values
     levels = [order[int(share * len(order))].item() for share in (UNLIKE, SIGN)]
     return Familiarity(bank, torch.tensor(levels)), near

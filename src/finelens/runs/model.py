@@ -105,6 +105,8 @@ class Model:
         Args:
             features: Unit norm, by the unadapted model, (N, E).
         """
+        # As the fit keeps them: a photograph that took part in it is told the same again.
+        features = features.cpu().half()
         near, likeness, doubt = None, torch.zeros(0), torch.zeros(0)
         if self.familiarity is not None:
             cosines, near = self.familiarity.nearest(features)
