@@ -18,7 +18,7 @@ from tests.toy import CLASSES, write_classes, write_photos
 LIBRARIES = ("torchvision", "timm", "transformers", "open_clip", "tokenizers", "huggingface_hub")
 HEAVY = (*LIBRARIES, "torch._dynamo", "torch._inductor", "sympy", "triton")
 # What scikit-learn brings along takes as long as torch does; a solver needs it only where a parameter is refused or scikit-learn asks.
-STATISTICS = ("sklearn", "joblib", "pandas", "pyarrow", "scipy.stats", "scipy.optimize", "scipy.sparse")
+STATISTICS = ("sklearn", "joblib", "pandas", "pyarrow", "scipy")
 PACKAGE = Path(finelens.__file__).parent
 MODULES = sorted(".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__") for path in PACKAGE.rglob("*.py"))
 # Loaded with the backbone that they are about.

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from scipy.special import bdtrc
 from torch import Tensor
 
 from finelens.solvers.neighbours import evenly_spread, top_neighbours
@@ -62,6 +61,8 @@ class Familiarity:
         Args:
             likeness: Of all its photographs, (N,).
         """
+        from scipy.special import bdtrc
+
         n, signs = len(likeness), int((likeness < self.levels[1]).sum())
         if not n or signs < SHARE * n or bdtrc(signs - 1, n, SIGN) > CHANCE:
             return None

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.special import bdtr
 
 from finelens.errors import UserError
 
@@ -156,6 +155,8 @@ def paired_bootstrap(correct_a: ArrayLike, correct_b: ArrayLike, n: int = 2000, 
 
 def mcnemar(correct_a: ArrayLike, correct_b: ArrayLike) -> float:
     """Two-sided exact p-value that A and B are equally often right on the same images (McNemar 1947, binomial form); 1 if they never differ."""
+    from scipy.special import bdtr
+
     only_a, only_b, _ = _discordant(correct_a, correct_b)
     if only_a + only_b == 0:
         return 1.0

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.special import ndtri
 
 # One question in so many is drawn at random.
 ONE_IN = 5
@@ -146,6 +145,8 @@ def difference(
 
 def _estimate(right: np.ndarray, variance: float, random: np.ndarray, weight: np.ndarray, level: float) -> tuple[float, float]:
     """Weighted mean, and half the width of its interval."""
+    from scipy.special import ndtri
+
     means, errors = [], []
     if random.any():
         means.append(float(right[random].mean()))
