@@ -18,6 +18,7 @@ from finelens.evaluation.none_of_these import (
     gaussian_contrast,
     learn_none_of_these,
     negative_texts,
+    probably_none,
     share_of_none,
     text_likeness,
     unlike_texts,
@@ -153,3 +154,10 @@ def test_many_are_complained_of():
     assert complaint(0, 0) is None
     assert complaint(20, 100).startswith("20 of 100 photographs probably belong to none of the classes")
     assert "1 of 4 photograph probably belongs" in complaint(1, 4)
+
+
+def test_every_count_is_that_of_the_rows():
+    doubt = torch.tensor([0.5004, 0.5006, 0.5, 0.9], dtype=torch.float64)
+    assert probably_none(doubt).tolist() == [False, True, False, True]
+    assert share_of_none(doubt) == 0.5
+    assert share_of_none(doubt[:0]) is None

@@ -26,6 +26,8 @@ THIRD_PREDICTION_COLUMNS: Final = (*SECOND_PREDICTION_COLUMNS, "second_class", "
 PREDICTION_COLUMNS: Final = (*THIRD_PREDICTION_COLUMNS, "none_of_these")
 
 PROBABLY_NONE: Final = 0.5
+# Decimals of that column: an order and a level, of which more would say nothing.
+DOUBT_DIGITS: Final = 3
 
 # ``OUT.sets.csv`` beside ``OUT.csv`` of ``predict --calibrate``: the same rows; ``set`` is a JSON list of classes, likeliest first.
 SET_COLUMNS: Final = ("path", "set", "size", "status")

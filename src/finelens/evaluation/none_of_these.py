@@ -8,10 +8,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
-from finelens.core.schemas import PROBABLY_NONE
+from finelens.core.schemas import DOUBT_DIGITS, PROBABLY_NONE
 from finelens.evaluation.mixture_level import mixture_level
 
 # Share of such photographs from which the class list is doubted.
@@ -178,9 +180,14 @@ def _log_density(x: Tensor, means: Tensor, variances: Tensor) -> Tensor:
     return -0.5 * (square + variances.log().sum(1))
 
 
+def probably_none(doubt: ArrayLike) -> np.ndarray:
+    """Which photographs (N,) probably belong to no class: as predictions.csv rounds their doubt, so that every count is that of its rows."""
+    return np.asarray(np.round(np.asarray(doubt, dtype=np.float64), DOUBT_DIGITS) > PROBABLY_NONE)
+
+
 def share_of_none(doubt: Tensor) -> float | None:
     """Share of photographs that probably belong to none of the classes; None of no photograph."""
-    return round((doubt > PROBABLY_NONE).double().mean().item(), 4) if len(doubt) else None
+    return round(float(probably_none(doubt).mean()), 4) if len(doubt) else None
 
 
 def remark(count: int, total: int) -> str:

@@ -13,10 +13,9 @@ from torch import Tensor
 
 from finelens.classes.heads import same_vectors
 from finelens.classes.text_files import listing, quote
-from finelens.core.schemas import PROBABLY_NONE
 from finelens.errors import UserError
 from finelens.evaluation.collapse import pseudo_label_warning
-from finelens.evaluation.none_of_these import complaint, remark
+from finelens.evaluation.none_of_these import complaint, probably_none, remark
 from finelens.feature_store.prototypes import look_turned
 
 if TYPE_CHECKING:
@@ -64,7 +63,7 @@ def say_none(doubt: ArrayLike, console: Console) -> str | None:
         console: What to say.
     """
     values = np.asarray(doubt)
-    count = int((values > PROBABLY_NONE).sum())
+    count = int(probably_none(values).sum())
     warning = complaint(count, len(values))
     if warning is not None:
         console.warn(warning)

@@ -12,10 +12,11 @@ from finelens.classes.groups import read_groups
 from finelens.classes.taxonomy import saved_taxonomy
 from finelens.classes.text_files import counted
 from finelens.core.console import Console
-from finelens.core.schemas import EVALUATION_KEYS, PROBABLY_NONE
+from finelens.core.schemas import EVALUATION_KEYS
 from finelens.errors import UserError
 from finelens.evaluation.groups import LEAST, judge_groups
 from finelens.evaluation.metrics import accuracy, auroc_fpr95, evaluate_predictions
+from finelens.evaluation.none_of_these import probably_none
 from finelens.intake.taken import Taken
 from finelens.runs.by_rank import accuracy_by_rank, say_ranks
 from finelens.runs.classifier import load_run
@@ -134,7 +135,7 @@ def judge_unknown(doubt: np.ndarray, strange: np.ndarray) -> dict[str, Any]:
     """
     if not strange.any():
         raise UserError("--unknown: every label names a class of the run; give photographs of other things, or leave --unknown out")
-    said = doubt > PROBABLY_NONE
+    said = probably_none(doubt)
     auroc, fpr95 = auroc_fpr95(doubt, strange)
     shares = {"said_unknown": float(said[strange].mean()), "said_known": float(said[~strange].mean())}
     return {"n": int(strange.sum()), "known": int((~strange).sum()), **shares, "auroc": auroc, "fpr95": fpr95}

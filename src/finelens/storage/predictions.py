@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from finelens.core.schemas import (
+    DOUBT_DIGITS,
     FIRST_PREDICTION_COLUMNS,
     PREDICTION_COLUMNS,
     SECOND_PREDICTION_COLUMNS,
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
 
 TOP = 5
 BOM = "\ufeff"
-# An order and a level; more digits would say nothing.
-DOUBT_DIGITS = 3
 # In the column ``answered``.
 ANSWERED = "yes"
 

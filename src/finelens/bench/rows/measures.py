@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from finelens.core.schemas import PROBABLY_NONE
 from finelens.evaluation.metrics import accuracy, auroc_fpr95, ece, evaluate_predictions, mcnemar, nll, paired_bootstrap
+from finelens.evaluation.none_of_these import probably_none
 from finelens.storage.predictions import softmax
 
 # Scores by which images of no class are told, see bench.rows.unknown; ``none_of_these`` of predictions.csv holds the second.
@@ -114,7 +114,7 @@ def measure_none(scores: Mapping[str, np.ndarray], unknown: np.ndarray) -> dict[
     """
     if not scores:
         return {}
-    said = scores[TEXT] > PROBABLY_NONE
+    said = probably_none(scores[TEXT])
     found = {"none_known": said[~unknown].mean(), "none_said": said.mean(), "none_true": unknown.mean()}
     if unknown.any():
         found["none_unknown"] = said[unknown].mean()
