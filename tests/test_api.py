@@ -114,8 +114,13 @@ def test_evaluation_of_a_run(finished, photos, tmp_path):
     assert scores["n"] == 24
     # Without descriptions the templates stand in one by one, so both text heads say the same.
     assert scores["description_ensemble_accuracy"] == scores["zero_shot_accuracy"]
-    line = summary(scores)
-    assert "\n" not in line
+    said = scores["estimates"]
+    assert said["images"] == 24
+    assert said["confidence"] == pytest.approx(np.mean([row.probability for row in finished.rows]), abs=1e-4)
+    # These are the photographs of the fit: their own level says what their probabilities say.
+    assert said["threshold"] == pytest.approx(said["confidence"], abs=1e-4)
+    line, free = summary(scores).split("\n")
+    assert free.startswith(f"without labels one would say: {said['confidence']:.0%} right by its own probabilities")
     assert f"accuracy {scores['accuracy']:.1%}" in line
     assert "24 images" in line
 

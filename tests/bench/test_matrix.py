@@ -12,7 +12,7 @@ import torch
 from finelens import api
 from finelens.bench.rows.context import Context
 from finelens.bench.rows.matrix import Plan, choose_methods, compute, mixed, run
-from finelens.bench.rows.measures import NUMBERS, SHARES
+from finelens.bench.rows.measures import ELEVATER, NUMBERS, SHARES
 from finelens.bench.rows.origin import versions
 from finelens.bench.rows.protocols import make_split, parse_protocol
 from finelens.bench.rows.results import ResultsFile, unpack
@@ -51,6 +51,10 @@ def test_a_row_says_what_a_run_of_the_user_says(context, toy_set, tiny_vit, meth
     for name in ("nll", "ece"):
         own = f"calibrated_{name}" if calibrated else name
         assert found.measures[own] == pytest.approx(expected[name], abs=1e-4), name
+    if calibrated:
+        said = {"estimated_accuracy": "confidence", "estimate_threshold": "threshold", "estimate_agreement": "agreement"}
+        for own, name in said.items():
+            assert found.measures.get(own) == (value if (value := expected["estimates"][name]) is None else pytest.approx(value, abs=1e-4)), name
 
 
 def test_a_row_with_unknown_classes_says_what_evaluate_unknown_says(context, toy_set, tiny_vit, tmp_path):
@@ -96,8 +100,8 @@ def test_images_of_another_set_are_mixed_in_as_features(context, toy_set, tiny_v
 
 def test_every_measure_is_a_share_or_a_number(context):
     """Tables print shares in per cent: a measure of neither kind would be one that somebody forgot."""
-    found = row(context, "gda-em", "unknown-half").measures
-    assert {name for name, value in found.items() if isinstance(value, int | float)} == SHARES | NUMBERS
+    found = row(context, "gda-em", "unknown-half").measures | row(context, "consensus", "fewshot-2").measures
+    assert {name for name, value in found.items() if isinstance(value, int | float)} | {ELEVATER} == SHARES | NUMBERS
     assert not SHARES & NUMBERS
 
 

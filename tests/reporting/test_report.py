@@ -109,6 +109,7 @@ def test_content_of_a_run(plain_run):
         "photos: 25 photographs in 4 classes",
         "What is in the folder",
         "How sure it is",
+        "right by its own probabilities",
         f"finelens review {plain_run} --ask 20 --serve",
         f"--hints {plain_run}/hints.csv",
         f"finelens report {plain_run} --labels labels.csv",
@@ -149,7 +150,7 @@ def test_labels_add_the_measured_part(plain_run, tmp_path):
     labels.write_text("path,label\n" + "".join(f"{name}/{i}.png,{name}\n" for name in CLASSES for i in range(6)))
     api.report(run, labels=labels, console=QUIET)
     text = read(run).text
-    for part in ("Accuracy, with labels", "95 % interval", "Confusion matrix", "Each class"):
+    for part in ("Accuracy, with labels", "said without labels", "95 % interval", "Confusion matrix", "Each class"):
         assert part in text
     measured = json.loads((run / "evaluation.json").read_text())
     assert sum(count for _, _, count in measured["confusion"]) == sum(entry["n"] for entry in measured["reliability"]) == measured["n"] == 24

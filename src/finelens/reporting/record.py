@@ -7,11 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from finelens.core.options import from_mapping
 from finelens.core.schemas import MODEL_CONFIG_FILE
 from finelens.errors import UserError
 from finelens.evaluation.answered import Answered
 from finelens.evaluation.signals import Measured, read_measured
+from finelens.evaluation.trust import Estimates, estimates
 from finelens.evaluation.verdict import Verdict
 from finelens.runs.config import RunConfig
 from finelens.runs.folder import RunFolder
@@ -74,6 +77,15 @@ class RunRecord:
         """What a person's answers say; None for a run without, or of before they were counted."""
         found = self.event("predictions").get("answered")
         return None if found is None else from_mapping(Answered, found, "answered")
+
+    @property
+    def estimates(self) -> Estimates | None:
+        """How many answers are right, said without labels; None where all answers are a person's."""
+        rows = [row for row in self.predicted if not row.answered and row.probability is not None]
+        if not rows:
+            return None
+        answers, first = np.array([row.label for row in rows]), np.array([row.zero_shot_class for row in rows])
+        return estimates(np.array([row.probability for row in rows], dtype=np.float64), answers, [first], answered=self.answered)
 
     @property
     def untrained(self) -> str | None:

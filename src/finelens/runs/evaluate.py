@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,16 +13,19 @@ from finelens.classes.groups import read_groups
 from finelens.classes.taxonomy import saved_taxonomy
 from finelens.classes.text_files import counted
 from finelens.core.console import Console
+from finelens.core.options import from_mapping
 from finelens.core.schemas import EVALUATION_KEYS
 from finelens.errors import UserError
 from finelens.evaluation.groups import LEAST, judge_groups
 from finelens.evaluation.metrics import accuracy, auroc_fpr95, evaluate_predictions
 from finelens.evaluation.none_of_these import probably_none
+from finelens.evaluation.trust import Estimates
 from finelens.intake.taken import Taken
 from finelens.runs.by_rank import accuracy_by_rank, say_ranks
 from finelens.runs.classifier import load_run
 from finelens.runs.folder import RunFolder
 from finelens.runs.sources import source_at, with_rows
+from finelens.runs.trust import estimates_of_run
 from finelens.storage.files import check_json_target, write_json
 from finelens.storage.predictions import softmax
 
@@ -67,7 +71,8 @@ def evaluate(
         What :func:`finelens.evaluation.metrics.evaluate_predictions` returns, ``description_ensemble_accuracy``, the unadapted model with the mean of
         each class's descriptions, and ``labels_left_out``, labels of files that do not exist and folders of no class. With ``unknown``, what
         :func:`judge_unknown` returns under that name. With ``groups``, what :func:`finelens.evaluation.groups.judge_groups` returns, by column.
-        ``by_rank`` for a run whose class list has ranks.
+        ``by_rank`` for a run whose class list has ranks. ``estimates``, what the run would say of these photographs without labels
+        (:class:`finelens.evaluation.trust.Estimates`).
 
     Raises:
         UserError: Labels that cannot be matched, or no labelled image that can be read.
@@ -90,7 +95,8 @@ def evaluate(
     targets = np.array([truth[record.name] for record in kept])
     order = [cast(int, record.index) for record in kept]
     probabilities = softmax(found.logits["logits"].numpy()[order])
-    first = found.zero_shot["templates"].numpy()[order].argmax(1)
+    unadapted = {name: logits.numpy()[order].argmax(1) for name, logits in found.zero_shot.items()}
+    first = unadapted["templates"]
     result = evaluate_predictions(
         targets,
         probabilities,
@@ -99,8 +105,10 @@ def evaluate(
         branches={name: logits.numpy()[order].argmax(1) for name, logits in found.logits.items()},
         n_failed=len(found.records) - len(read),
     )
-    result["description_ensemble_accuracy"] = accuracy(targets, found.zero_shot["descriptions"].numpy()[order].argmax(1))
-    taxonomy = saved_taxonomy(RunFolder.open(run, lock=False).taxonomy_path)
+    result["description_ensemble_accuracy"] = accuracy(targets, unadapted["descriptions"])
+    folder = RunFolder.open(run, lock=False)
+    result["estimates"] = asdict(estimates_of_run(folder, probabilities.max(1), probabilities.argmax(1), unadapted.values()))
+    taxonomy = saved_taxonomy(folder.taxonomy_path)
     if taxonomy is not None:
         result["by_rank"] = accuracy_by_rank(taxonomy, targets, probabilities, first)
     result["labels_left_out"] = len(left_out)
@@ -152,6 +160,7 @@ def summary(result: Mapping[str, Any]) -> str:
     if result["labels_left_out"]:
         text += f", {counted(result['labels_left_out'], 'label', 'labels')} left out"
     text += f", {result['n_failed']} could not be read" if result["n_failed"] else ""
+    text += f"\nwithout labels one would say: {from_mapping(Estimates, result['estimates'], 'estimates').line}" if "estimates" in result else ""
     for column, sorted_by in result.get("groups", {}).items():
         text += "\n" + _groups_line(column, sorted_by)
     if (found := result.get("unknown")) is not None:

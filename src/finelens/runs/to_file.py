@@ -31,6 +31,7 @@ from finelens.runs.sets import calibrate_on, sets_header, sets_of, sets_text
 from finelens.runs.shard import ranks_path, sets_path
 from finelens.runs.source import Listing, Source
 from finelens.runs.sources import asked_at, source_at, with_rows
+from finelens.runs.trust import Seen
 from finelens.storage.cache import state_digest
 from finelens.storage.files import file_digest, text_bytes
 from finelens.storage.growing import GrowingFiles
@@ -71,7 +72,7 @@ def predict_to_file(question: Question, console: Console) -> Path:
     by_rank = _rank_table(question)
     if by_rank is not None:
         paths, starts = [*paths, ranks_path(question.target)], [*starts, (BOM if question.csv_bom else "") + by_rank.header]
-    tally, sizes = Tally(), Counter[int]()
+    tally, sizes, seen = Tally(), Counter[int](), Seen()
     with GrowingFiles(paths, list(map(text_bytes, starts)), _key(question, classifier, listing, rule)) as files:
         if files.done:
             console.say(f"going on: {files.done} of {len(span)} rows are in {question.target.name}.part")
@@ -82,6 +83,7 @@ def predict_to_file(question: Question, console: Console) -> Path:
             texts = [predictions_text(rows)]
             likeness.append(part.likeness)
             doubt.append(part.none_of_these)
+            seen.add(part)
             if rule is not None:
                 sets = sets_of(part, classifier.classes, rule)
                 sizes.update(len(own) for own in sets if own)
@@ -101,6 +103,9 @@ def predict_to_file(question: Question, console: Console) -> Path:
     if len(likes) and familiarity is not None and (complaint := familiarity.complaint(likes)):
         console.warn(complaint)
     say_none(torch.cat([torch.zeros(0), *doubt]).numpy(), console)
+    # What was read by a command that was stopped is not here any more.
+    if question.classes is None and len(left) == len(span):
+        seen.say(RunFolder.open(question.run, lock=False), console)
     for path in paths:
         console.say(f"wrote {path}")
     return question.target

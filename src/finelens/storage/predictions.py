@@ -134,9 +134,9 @@ def rows_from_probabilities(
 
 def _predicted_row(record: ImageRecord, class_names: Sequence[str], p: np.ndarray, zero_shot_class: str | None) -> PredictionRow:
     order = np.argsort(-p, kind="stable")[:TOP]
-    top5 = tuple((class_names[int(c)], _round(p[c])) for c in order)
+    top5 = tuple((class_names[int(c)], rounded(p[c])) for c in order)
     second = p[order[1]] if len(order) > 1 else 0.0
-    return PredictionRow(record.name, top5[0][0], top5[0][1], _round(p[order[0]] - second), top5, zero_shot_class, record.status, record.reason)
+    return PredictionRow(record.name, top5[0][0], top5[0][1], rounded(p[order[0]] - second), top5, zero_shot_class, record.status, record.reason)
 
 
 def with_answers(rows: Iterable[PredictionRow], answers: Mapping[str, str]) -> list[PredictionRow]:
@@ -155,7 +155,8 @@ def _answered(row: PredictionRow, label: str) -> PredictionRow:
     return replace(row, label=label, probability=1.0, margin=1.0, top5=((label, 1.0),), answered=True, none_of_these=0.0)
 
 
-def _round(value: float) -> float:
+def rounded(value: float) -> float:
+    """A probability as the file has it."""
     return float(f"{value:.6g}")
 
 

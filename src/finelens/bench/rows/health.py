@@ -12,7 +12,8 @@ from finelens.core.options import to_plain
 from finelens.evaluation.collapse import pseudo_label_warning
 from finelens.evaluation.signals import Signals, nearest_images, signals_of
 from finelens.evaluation.verdict import Verdict, nothing_trained, verdict
-from finelens.protocol import ImageStore
+from finelens.protocol import Hints, ImageStore
+from finelens.runs.answered import answered
 from finelens.runs.fit import Fitted, run_temperature
 from finelens.runs.predict import predict_store
 
@@ -26,12 +27,16 @@ class Health:
         signals: Label-free numbers.
         verdict: What a report would open with.
         untrained: Why nothing was trained though the method trains; None where it was.
+        probabilities: Calibrated posteriors of these images, (N, C), in store order.
+        answered: Accuracy on them by the hints, each tested before it was learnt; None without hints or where the method tests none.
     """
 
     temperature: float
     signals: Signals
     verdict: Verdict
     untrained: str | None
+    probabilities: Tensor
+    answered: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """For a line of results, which has the temperature among its measures."""
@@ -40,25 +45,28 @@ class Health:
         return {"verdict": self.verdict.level, **said, "signals": signals}
 
 
-def health_of(fitted: Fitted, store: ImageStore, quiet: Console, *, labelled: bool = False) -> Health | None:
+def health_of(fitted: Fitted, store: ImageStore, quiet: Console, hints: Hints | None = None) -> Health | None:
     """Ask a fitted model about its own images, after cost and time were taken; None for many views, which would be encoded again.
 
     Args:
         fitted: From :func:`finelens.runs.fit.fit`.
         store: The images it was fitted to.
         quiet: Says nothing.
-        labelled: Whether labels took part.
+        hints: Labels that took part.
     """
     if fitted.model.entry.family == "views":
         return None
     logits = predict_store(fitted.model, store, quiet, features=fitted.features)["logits"]
     temperature = run_temperature(fitted, logits, nearest_images(fitted.looks, logits.shape[1]))
     first, described = fitted.zero_shot_logits, fitted.described_logits
-    signals = signals_of((logits / temperature).softmax(1), first.softmax(1), described)
+    probabilities = (logits / temperature).softmax(1)
+    signals = signals_of(probabilities, first.softmax(1), described)
     if fitted.untrained is not None:
-        return Health(temperature, signals, nothing_trained(signals, fitted.untrained), fitted.untrained)
+        return Health(temperature, signals, nothing_trained(signals, fitted.untrained), fitted.untrained, probabilities)
     alarm = pseudo_label_warning(_counts(logits), _counts(first), fitted.model.class_names)
-    return Health(temperature, signals, verdict(signals, [] if alarm is None else [alarm], labelled=labelled), None)
+    judged = verdict(signals, [] if alarm is None else [alarm], labelled=hints is not None)
+    tested = None if hints is None else answered(fitted, hints, store.ids, ()).estimate
+    return Health(temperature, signals, judged, None, probabilities, tested)
 
 
 def _counts(logits: Tensor) -> list[int]:

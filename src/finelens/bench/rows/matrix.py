@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from finelens.bench.rows.context import Context, Start
-from finelens.bench.rows.measures import measure, measure_none
+from finelens.bench.rows.health import Health
+from finelens.bench.rows.measures import Source, measure, measure_none, stated
 from finelens.bench.rows.origin import DEVICE, command, versions
 from finelens.bench.rows.protocols import PartTruth, Protocol, SkippedError, Split, make_split
 from finelens.bench.rows.results import Key, Result, ResultsFile, pack
@@ -191,12 +192,25 @@ def compute(context: Context, key: Key, protocol: Protocol, plan: Plan) -> Resul
     known, health = split.truth >= 0, answers.health
     temperature = None if health is None else health.temperature
     logits, first = ({name: values[known] for name, values in found.items()} for found in (answers.logits, zero_shot(context, split)))
-    measures, correct = measure(split.truth[known], logits, first, split.names, temperature)
-    measures |= measure_none(answers.none_of_these, ~known)
+    source = _source(health, protocol, split, context.pool(protocol.fit_part).truth().labels)
+    measures, correct = measure(split.truth[known], logits, first, split.names, temperature, source)
+    measures |= measure_none(answers.none_of_these, ~known) | stated(key.data, measures)
     # Hits stand in the order of rows, whatever the order of a stream.
     packed = pack(correct[np.argsort(split.test[known])])
     said = {} if health is None else health.to_json()
     return Result(status="ok", measures=measures, cost=answers.cost, timing=answers.timing, health=said, correct=packed, **about)
+
+
+def _source(health: Health | None, protocol: Protocol, split: Split, labels: np.ndarray) -> Source | None:
+    """The images of the fit but for the hinted ones, with labels that are read when all is answered; empty where the test images are those."""
+    if health is None:
+        return None
+    if protocol.setting != "inductive":
+        return Source(np.zeros(0), None, health.answered)
+    asked = np.setdiff1d(np.arange(len(split.fit)), np.array(split.hinted, dtype=np.int64))
+    p, truth = health.probabilities.numpy()[asked], labels[split.fit][asked]
+    known = protocol.change != "unknown" and bool((truth >= 0).all())
+    return Source(p.max(axis=1), p.argmax(axis=1) == truth if known else None, health.answered)
 
 
 def _options(key: Key, plan: Plan) -> tuple[int | None, dict[str, dict[str, Any]]]:

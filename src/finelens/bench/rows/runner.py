@@ -121,7 +121,7 @@ def _from_features(context: Context, method: Method, config: RunConfig, protocol
         alone = _ask_alone(engine, protocol, len(singles), lambda i: fitted.model.logits(singles[i]))
         logits = _transductive(fitted, protocol) or _joined([fitted.model.logits(rows) for rows in feature_rows(test, BATCH)])
         timing = _timing(engine, start)
-        health = health_of(fitted, store, context.quiet, labelled=bool(split.hinted))
+        health = health_of(fitted, store, context.quiet, _hints(method, split))
         none = {} if health is None else scores_of(context, protocol, split, fitted, store, logits["logits"], health.temperature)
     finally:
         copy_into(dict(backbone.fitted_state()), centre)
@@ -172,7 +172,7 @@ def _from_pixels(context: Context, method: Method, config: RunConfig, protocol: 
     compare_alone(alone, logits["logits"], tolerance_of(engine.device, engine.precision))
     cost = _cost(context, engine, config if fitted.untrained is None else None)
     timing = _timing(engine, start) | {"features": "own"}
-    health = health_of(fitted, fit_images, context.quiet, labelled=bool(split.hinted))
+    health = health_of(fitted, fit_images, context.quiet, _hints(method, split))
     none = {} if health is None else scores_of(context, protocol, split, fitted, fit_images, logits["logits"], health.temperature)
     return Answers(logits, cost, timing, health, none)
 

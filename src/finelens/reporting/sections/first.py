@@ -40,6 +40,7 @@ def build(record: RunRecord) -> dict[str, Any]:
         "figures": [reason for reason in judged.reasons if reason.code in folded],
         **_inside(record),
         "sure": _sure(record),
+        "estimates": record.estimates,
         "steps": steps(record, judged),
     }
 

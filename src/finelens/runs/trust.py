@@ -1,0 +1,70 @@
+"""What a finished run says without labels of the accuracy on other photographs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from finelens.core.console import Console
+from finelens.core.options import from_mapping
+from finelens.evaluation.answered import Answered
+from finelens.evaluation.trust import Estimates, estimates
+from finelens.runs.folder import RunFolder
+from finelens.runs.predict import Predictions
+from finelens.storage.predictions import read_predictions, rounded, softmax
+
+# Photographs from which a share is worth a line.
+FEWEST = 20
+
+
+def estimates_of_run(folder: RunFolder, confidence: np.ndarray, answers: np.ndarray, unadapted: Iterable[np.ndarray]) -> Estimates:
+    """Estimates for some photographs; of the run's own, its files are enough.
+
+    Args:
+        folder: The run.
+        confidence: Calibrated probability of the answer for each photograph, (N,), N at least 1.
+        answers: Classes, (N,).
+        unadapted: Classes of the unadapted model, (N,), by each text head.
+
+    Raises:
+        UserError: Files of the run are damaged.
+    """
+    rows = read_predictions(folder.predictions_path)
+    fit = np.array([row.probability for row in rows if row.probability is not None and not row.answered], dtype=np.float64)
+    # As the rows have them: solvers give many photographs the same probability, which is the level then.
+    return estimates(np.array(list(map(rounded, confidence.tolist()))), answers, unadapted, fit, answered_of(folder))
+
+
+def answered_of(folder: RunFolder) -> Answered | None:
+    """What a person's answers said of a run; None for a run without."""
+    found = next((event["answered"] for event in folder.events() if event["event"] == "predictions" and "answered" in event), None)
+    return None if found is None else from_mapping(Answered, found, "answered")
+
+
+@dataclass
+class Seen:
+    """What estimates need of photographs that are answered group by group: two numbers each, and a class by text head."""
+
+    confidence: list[np.ndarray] = field(default_factory=list)
+    answers: list[np.ndarray] = field(default_factory=list)
+    unadapted: dict[str, list[np.ndarray]] = field(default_factory=dict)
+
+    def add(self, part: Predictions) -> None:
+        """Take the answers of a group."""
+        if not part.logits:
+            return
+        p = softmax(part.logits["logits"].numpy())
+        self.confidence.append(p.max(axis=1))
+        self.answers.append(p.argmax(axis=1))
+        for name, logits in part.zero_shot.items():
+            self.unadapted.setdefault(name, []).append(logits.numpy().argmax(axis=1))
+
+    def say(self, folder: RunFolder, console: Console) -> None:
+        """Say how many are probably right, in one line; nothing of a few photographs."""
+        if sum(map(len, self.confidence)) < FEWEST:
+            return
+        unadapted = [np.concatenate(own) for own in self.unadapted.values()]
+        found = estimates_of_run(folder, np.concatenate(self.confidence), np.concatenate(self.answers), unadapted)
+        console.say(f"how many are right, without labels (docs/robustness.md says how far off such numbers are): {found.line}")
