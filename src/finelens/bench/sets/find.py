@@ -9,6 +9,7 @@ from pathlib import Path
 from finelens.bench.sets import webdataset
 from finelens.bench.sets.corrupted import AT, corrupted, split_corruption
 from finelens.bench.sets.data import DataSet
+from finelens.bench.sets.elevater import index_files, read_elevater
 from finelens.bench.sets.imagefolder import read_image_folder, test_folder
 from finelens.bench.sets.lists import list_files, read_lists
 from finelens.bench.sets.parquet import read_parquet, shards_of
@@ -70,4 +71,6 @@ def _reader(folder: Path) -> Callable[[Path], DataSet] | None:
         return read_image_folder
     if list_files(folder) is not None:
         return read_lists
+    if index_files(folder) is not None:
+        return read_elevater
     return read_parquet if shards_of(folder) else None

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ import numpy as np
 from finelens.bench.sets.data import DataSet, Part, counted_out, folder_set
 from finelens.bench.sets.sealed import Labels
 from finelens.classes.names import check_names, match, read_class_file
+from finelens.classes.templates import check_templates
+from finelens.classes.text_files import quote, read_lines, read_utf8
 from finelens.errors import UserError
 from finelens.images.discover import is_leftover
 from finelens.images.signatures import IMAGE_SUFFIXES
@@ -27,6 +29,8 @@ from finelens.images.tar_shards import GZIP, OTHERS, PLAIN, Archives, members
 IMAGES = ("jpg", "jpeg", "png", "webp", *sorted(suffix[1:] for suffix in IMAGE_SUFFIXES - {".jpg", ".jpeg", ".png", ".webp"}))
 LABELS = ("cls", "json")
 NAME_FILES = ("classes.txt", "classnames.txt")
+# Beside the shards of CLIP_benchmark's sets. The templates' place for the name is ``{c}``.
+TEMPLATE_FILE, TYPE_FILE, COUNT_FILE = "zeroshot_classification_templates.txt", "dataset_type.txt", "nshards.txt"
 # A label is a number or a name; whatever is larger is none.
 MOST_LABEL_BYTES = 1 << 20
 
@@ -75,7 +79,14 @@ def shards_of(folder: Path, part: str) -> list[Path]:
 
 def _shards(folder: Path, start: str) -> list[Path]:
     found = folder.iterdir() if folder.is_dir() else iter(())
-    return sorted(path for path in found if path.name.startswith(start) and path.name.endswith((*PLAIN, *GZIP, *OTHERS)) and path.is_file())
+    shards = [path for path in found if path.name.startswith(start) and path.name.endswith((*PLAIN, *GZIP, *OTHERS)) and path.is_file()]
+    return sorted(shards, key=_number_first)
+
+
+def _number_first(path: Path) -> tuple[int, str]:
+    """Shards that are called by their number come in its order."""
+    stem = path.name.partition(".")[0]
+    return (int(stem) if stem.isascii() and stem.isdigit() else -1, path.name)
 
 
 def read_webdataset(folder: Path) -> DataSet:
@@ -90,13 +101,41 @@ def read_webdataset(folder: Path) -> DataSet:
     if file is None:
         raise UserError(f"{folder}: put classes.txt there, one class name a line in the order of the labels")
     names = check_names(read_class_file(file), source=str(file))
+    _check_type(folder)
     shards = {part: shards_of(folder, part) for part in ("train", "test")}
+    for part, own in shards.items():
+        _check_count(folder / part / COUNT_FILE, len(own))
     if not shards["test"]:
         raise UserError(f"{folder}: there are no test shards (test*.tar or test/*.tar, or the same with .tar.gz)")
     read = [_part(shards[part], names) for part in ("train", "test")]
     left_out = counted_out("members of no sample", [name for _, others in read for name in others])
     split = f"{len(shards['train'])} train and {len(shards['test'])} test shards"
-    return folder_set(folder, names, *(part for part, _ in read), layout="webdataset", split=split, left_out=left_out)
+    found = folder_set(folder, names, *(part for part, _ in read), layout="webdataset", split=split, left_out=left_out)
+    return replace(found, templates=_templates(folder / TEMPLATE_FILE))
+
+
+def _check_type(folder: Path) -> None:
+    """Refuse CLIP_benchmark's sets of captions and of several labels an image."""
+    if (folder / TYPE_FILE).is_file():
+        kind = read_utf8(folder / TYPE_FILE, "data set type").strip()
+        if kind != "classification":
+            raise UserError(f"{folder}: {TYPE_FILE} calls it {quote(kind)}; this benchmark is of photographs with one class each")
+
+
+def _check_count(file: Path, found: int) -> None:
+    """Refuse a part that was not downloaded whole."""
+    if not file.is_file():
+        return
+    told = read_utf8(file, "number of shards").strip()
+    if not (told.isascii() and told.isdigit()) or int(told) != found:
+        raise UserError(f"{file} says {quote(told)} and there are {found} shards; download the others, or delete the file to go without them")
+
+
+def _templates(file: Path) -> tuple[str, ...] | None:
+    """Prompts of the set; None for the built-in ones."""
+    if not file.is_file():
+        return None
+    return check_templates([line.replace("{c}", "{}") for _, line in read_lines(file, "template file")], str(file))
 
 
 def _part(shards: Sequence[Path], names: Sequence[str]) -> tuple[Part, list[str]]:
