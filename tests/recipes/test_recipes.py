@@ -66,3 +66,37 @@ def test_the_medical_audit_finds_the_drain(tmp_path, monkeypatch):
     # 90 % promised; 300 images and a rule from 100 leave a few points.
     assert 0.82 < held < 0.97
     assert 0 < np.mean([len(sets[name]) != 1 for name in truth]) < 0.9
+
+
+def test_the_inspection_learns_what_no_text_says(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    names = ["good", "scratch", "wrong weave"]
+    means = rng.normal(size=(3, 24))
+
+    def parts(part: str, each: int) -> list[str]:
+        """Rows of all kinds, and their lines of a labels file."""
+        kinds = np.repeat(np.arange(3), each)
+        np.save(f"{part}.npy", (means[kinds] + 1.2 * rng.normal(size=(len(kinds), 24))).astype(np.float32))
+        rows = [f"{part}/{i}" for i in range(len(kinds))]
+        Path(f"{part}.txt").write_text("\n".join(rows))
+        return [f"{row},{names[kind]}" for row, kind in zip(rows, kinds, strict=True)]
+
+    hints, new = parts("labelled", 20), parts("new", 60)
+    # Texts that say nothing of these photographs.
+    np.save("prototypes.npy", rng.normal(size=(3, 24)).astype(np.float32))
+    Path("classes.txt").write_text("\n".join(names))
+    held, asked = new[::3], [line for i, line in enumerate(new) if i % 3]
+    for file, lines in (("hints", hints), ("calibration", held), ("labels", asked)):
+        Path(f"{file}.csv").write_text("path,label\n" + "\n".join(lines))
+    follow("inspection")
+    measured = json.loads(Path("measured.json").read_text())
+    assert measured["class_mean_accuracy"] > 0.85
+    assert measured["zero_shot_class_mean_accuracy"] < 0.6
+    # Twenty answers a class were tested before they were learnt.
+    assert abs(measured["estimates"]["answers"] - measured["accuracy"]) < 0.2
+    truth = dict(line.split(",") for line in asked)
+    with open("answers.sets.csv", newline="") as file:
+        sets = {row["path"]: json.loads(row["set"]) for row in csv.DictReader(file)}
+    assert np.mean([label in sets[name] for name, label in truth.items()]) > 0.8
+    assert np.mean([len(sets[name]) for name in truth]) < 2

@@ -105,6 +105,7 @@ def test_content_of_a_run(plain_run):
         "1 exact copy of other files",
         "(templates) stand in",
         "Classes that are probably",
+        "What varies here",
         # The first screen: what, how sure, what next, and words that need explaining explained.
         "photos: 25 photographs in 4 classes",
         "What is in the folder",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from finelens.core.options import from_mapping
 from finelens.core.schemas import SCHEMA_VERSION
 from finelens.errors import UserError
 from finelens.evaluation.confusion import ConfusionPair, estimate_confusion, similar_pairs
+from finelens.evaluation.diversity import diversity, evenly
 from finelens.evaluation.weak_start import Start, start_of
 from finelens.solvers.neighbours import top_neighbours
 from finelens.storage.files import json_text, read_json, write_text
@@ -54,6 +55,10 @@ class Signals:
         name_sense: How far class names stand out from made-up words, see ``name_sense.name_sense``; None where no text was encoded.
         further_encoders: Encoders of ``--extra`` that the method listens to.
         none_of_these: Share of images that probably belong to none of the classes; None in runs of before.
+        directions: In how many directions the images vary, see ``diversity.Diversity``; None in runs of before, as are the next three.
+        directions_by_text: The same of what the texts of their classes account for.
+        directions_own: The same of what those do not.
+        text_share: Share of the strength of the features that the texts account for.
     """
 
     images: int
@@ -75,6 +80,10 @@ class Signals:
     name_sense: float | None = None
     further_encoders: int = 0
     none_of_these: float | None = None
+    directions: float | None = None
+    directions_by_text: float | None = None
+    directions_own: float | None = None
+    text_share: float | None = None
 
     @property
     def start(self) -> Start | None:
@@ -135,8 +144,16 @@ def measure(
     typicality = class_typicality(features, labels, logits.shape[1])
     support = neighbour_support(features, probabilities, nearest)
     confidence = first.amax(1)
+    some = evenly(len(features))
+    varied = diversity(features[some], heads[labels[some].to(heads.device)])
     return Measured(
-        signals=signals_of(probabilities, first, described),
+        signals=replace(
+            signals_of(probabilities, first, described),
+            directions=varied.all,
+            directions_by_text=varied.by_text,
+            directions_own=varied.own,
+            text_share=varied.share,
+        ),
         confusion=estimate_confusion(probabilities, PAIRS),
         similar=similar_pairs(heads, PAIRS),
         ids=tuple(ids[i].partition("-")[0][:ID_LENGTH] for i in order),

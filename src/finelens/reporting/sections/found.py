@@ -6,6 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from finelens.evaluation.diversity import Diversity
 from finelens.reporting.record import RunRecord
 
 # Texts closer than this can hardly be told apart by a text tower.
@@ -33,9 +34,18 @@ def build(record: RunRecord) -> dict[str, Any]:
         "duplicate_more": max(0, len(groups) - GROUPS),
         "classes": len(record.classes),
         "similar": _similar(record),
+        "varies": _varies(record),
         "templates": len(record.event("classes").get("templates", ())),
         "descriptions": _descriptions(record.event("classes").get("descriptions")),
     }
+
+
+def _varies(record: RunRecord) -> str | None:
+    """What varies in the folder, one sentence; None in runs of before it was measured."""
+    found = record.measured.signals
+    if found.directions is None or found.directions_by_text is None or found.directions_own is None or found.text_share is None:
+        return None
+    return Diversity(found.directions_own, found.directions_by_text, found.directions, found.text_share).line
 
 
 def duplicates(record: RunRecord) -> list[list[str]]:
