@@ -23,7 +23,7 @@ from finelens.runs.auto import choose
 from finelens.runs.choose_backbone import rank_of_run
 from finelens.runs.classifier import load_run
 from finelens.runs.config import RunConfig
-from finelens.runs.early import Assignments, Question, check_question
+from finelens.runs.early import Assignments, Question, check_question, with_stage
 from finelens.runs.evaluate import evaluate
 from finelens.runs.execute import RunResult, execute, follow
 from finelens.runs.folder import RunFolder
@@ -66,6 +66,8 @@ def adapt(
     logit_scale: float | None = None,
     backbone: str | None = None,
     method: str = DEFAULT_METHOD,
+    stage: str | None = None,
+    captions: str | Path | None = None,
     minutes: float | None = None,
     seed: int = 0,
     device: str = "cpu",
@@ -106,6 +108,8 @@ def adapt(
         backbone: ``embedded``, ``open_clip:NAME/TAG``, ``hf-hub:ORG/REPO``, ``local:DIR`` or ``transformers:DIR_OR_ORG/REPO``; by default
             ``embedded``, or what the feature file says. Several, ``A,B,C``, are ranked on the photographs without labels, and the best is taken.
         method: Name of the method, see ``finelens methods``; ``auto`` chooses one and says why (docs/auto.md).
+        stage: What comes before the method: ``clip-refine`` trains both towers on pairs of an image and a text (docs/stages.md).
+        captions: CSV or JSON Lines file of such pairs; by default they are made of the photographs and the class texts.
         minutes: Time that training may take: the answer of ``consensus`` then teaches the tower (docs/methods/consensus-tuned.md), and ``auto`` may
             choose a method that trains. Without it neither trains.
         seed: Seed of all randomness.
@@ -142,6 +146,8 @@ def adapt(
         logit_scale=logit_scale,
         backbone=backbone,
         method=method,
+        stage=stage,
+        captions=captions,
         minutes=minutes,
         seed=seed,
         device=device,
@@ -201,6 +207,8 @@ def _config(
     logit_scale: float | None = None,
     backbone: str | None = None,
     method: str = DEFAULT_METHOD,
+    stage: str | None = None,
+    captions: str | Path | None = None,
     minutes: float | None = None,
     seed: int = 0,
     device: str = "cpu",
@@ -217,7 +225,8 @@ def _config(
         check_encoder_spec(spec)
     source = source_at(photos, strict=strict, row_names=row_names, logit_scale=logit_scale)
     candidates = [] if backbone is None else several(backbone)
-    options = with_extra(method, options or {}, (*extra, *extra_encoders), extra_names)
+    options = with_stage(options or {}, stage, captions)
+    options = with_extra(method, options, (*extra, *extra_encoders), extra_names)
     config = make_config(
         verb,
         absolute(photos),

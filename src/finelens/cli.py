@@ -128,6 +128,8 @@ def _run_options(command: F) -> F:
 @click.option(
     "--minutes", type=float, help="Time that training may take, for the default method and for --method auto.  [default: none: neither trains]"
 )
+@click.option("--stage", type=click.Choice(["clip-refine"]), help="What trains the towers before the method starts (docs/stages.md).")
+@click.option("--captions", type=click.Path(path_type=Path), help="CSV or JSONL file of image,text for --stage.  [default: made of PHOTOS]")
 @click.option("--hints", type=click.Path(path_type=Path), help="CSV file path,label for a few of PHOTOS; few-shot methods need it.")
 @_extra
 @_extra_names

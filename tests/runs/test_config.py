@@ -164,7 +164,7 @@ def test_assignment_without_its_parts(bad):
 def test_assignment_to_an_unknown_section():
     with pytest.raises(UserError, match=r"unknown section 'trainin'; did you mean training\.epochs\?"):
         parse_assignments(["trainin.epochs=3"])
-    with pytest.raises(UserError, match="sections are: training, views, text, method"):
+    with pytest.raises(UserError, match="sections are: training, views, text, stage, method"):
         parse_assignments(["qqq.epochs=3"])
 
 

@@ -58,6 +58,7 @@ EVENTS: Final = (
     "hints",
     "support",
     "extra",
+    "stage",
     "guard",
     "epoch",
     "decision",
@@ -68,7 +69,7 @@ EVENTS: Final = (
 )
 
 # Sections of ``--set section.key=value``; the keys are the fields of the frozen dataclasses in config.py.
-CONFIG_SECTIONS: Final = ("training", "views", "text", "method")
+CONFIG_SECTIONS: Final = ("training", "views", "text", "stage", "method")
 
 # Files of a run folder.
 CONFIG_FILE: Final = "config.json"

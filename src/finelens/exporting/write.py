@@ -78,6 +78,11 @@ def export(
     if to == "onnx":
         need_packages()
     classifier = load_run(run)
+    if classifier.stage != "none" and to not in FILES:
+        raise UserError(
+            f"--to {to} holds a text tower beside the image tower, and the one that --stage {classifier.stage} left is not kept; "
+            "--to onnx and --to torch hold what answers"
+        )
     if classifier.model.engine.precision.dtype is not torch.float32:
         classifier = classifier.at_full_precision()
         console.say("the run computes in bfloat16; exported and compared is its float32")

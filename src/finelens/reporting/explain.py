@@ -117,7 +117,9 @@ def explain_image(folder: RunFolder, classifier: Classifier, image: Path, consol
         encoder = FeatureEncoder(model.engine, classifier.limits.short_side)
         own = encoder.centre(load_images([str(image)], classifier.limits).store, Console(enabled=False), "look").global_[0].cpu()
         near = _nearest(folder, classifier, encoder, decoded.sha256, own, [classifier.classes[c] for c in best], console)
-    texts, described = _texts(config, classifier.classes, best, own) if config.prototypes_file is None else ([() for _ in best], False)
+    # The text tower that a stage left is not kept.
+    spoken = config.prototypes_file is None and config.stage.name == "none"
+    texts, described = _texts(config, classifier.classes, best, own) if spoken else ([() for _ in best], False)
     view = centre_view(decoded.pixels, model.engine.backbone.preprocess)
     sides = tuple(Side(classifier.classes[c], float(p[c]), said, others) for c, said, others in zip(best, texts, near, strict=True))
     zero_shot = classifier.classes[int(found.zero_shot["templates"][0].argmax())]

@@ -111,6 +111,11 @@ class Classifier(nn.Module):
         return self.model.logits(images, views)[ANSWER].to(images.device)
 
     @property
+    def stage(self) -> str:
+        """What trained the towers before the method: ``none``, or the name of a stage."""
+        return self._config.stage.name
+
+    @property
     def limits(self) -> DecodeLimits:
         """What the run refuses and reduces when it decodes."""
         own = decode_limits(self._config.views, self._preprocess)

@@ -16,6 +16,7 @@ from finelens.errors import UserError
 from finelens.images.view_config import ViewConfig
 from finelens.methods.registry import DEFAULT_METHOD, Method, find_method
 from finelens.training.config import TrainingConfig
+from finelens.training.stage_config import StageConfig
 
 FORMAT = "finelens-run"
 
@@ -66,6 +67,7 @@ class RunConfig:
         training: The optimisation.
         views: The image views (``finelens.images.view_config.ViewConfig``).
         text: The prompts.
+        stage: What comes before the method.
         method_options: The method's own dataclass of options; None takes its defaults.
     """
 
@@ -91,6 +93,7 @@ class RunConfig:
     training: TrainingConfig = field(default_factory=TrainingConfig)
     views: ViewConfig = field(default_factory=ViewConfig)
     text: TextConfig = field(default_factory=TextConfig)
+    stage: StageConfig = field(default_factory=StageConfig)
     method_options: Any = None
 
     def __post_init__(self) -> None:

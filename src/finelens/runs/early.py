@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from finelens.backbones.registry import check_encoder_spec, check_spec, several
+from finelens.classes.captions import read_captions
 from finelens.classes.descriptions import load_descriptions
 from finelens.classes.taxonomy import read_class_list
 from finelens.core.device_names import check_device_name
@@ -31,6 +32,7 @@ from finelens.runs.group_by import TIME, GroupBy
 from finelens.runs.shard import Shard, ranks_path, sets_path
 from finelens.storage.files import check_target, read_json
 from finelens.training.config import TrainingConfig
+from finelens.training.stage_config import StageConfig
 
 # Values by section and key, as ``--set`` gives them.
 Assignments = Mapping[str, Mapping[str, Any]]
@@ -110,6 +112,8 @@ def check_run(
     in_file: Path | None = None,
     box_confidence: float | None = None,
     group_by: str | None = None,
+    stage: str | None = None,
+    captions: Path | None = None,
     prototypes: Path | None = None,
     row_names: Path | None = None,
     logit_scale: float | None = None,
@@ -131,8 +135,10 @@ def check_run(
         check_readable([GroupBy.parse(group_by).file])
         if group_by.startswith(TIME) and is_feature_path(photos):
             raise UserError(f"--group-by {group_by} looks at the times of photographs, and {photos} holds features; group by column:FILE")
+    options = with_stage(options, stage, captions)
     found = find_method(starting_method(method, options, minutes))
     check_options(found, options)
+    check_staged(stage_of(options), photos, prototypes)
     check_device_name(device)
     # The last is what a run on features and prototypes is called; whether it fits is seen with them.
     if backbone not in (None, "features"):
@@ -247,6 +253,51 @@ def check_options(method: Method, options: Assignments) -> None:
     if method.name in option_types():
         check_types(option_types()[method.name], options.get("method", {}), "method")
     from_mapping(TrainingConfig, training, "training")
+    stage_of(options)
+
+
+def check_staged(stage: StageConfig, photos: Path, prototypes: Path | None) -> None:
+    """Refuse a stage where there is nothing that it could train, and a captions file that cannot be used.
+
+    Raises:
+        UserError: The towers or the texts are not there, or the file is at fault.
+    """
+    if stage.name == "none":
+        return
+    if is_feature_path(photos):
+        raise UserError(f"--stage {stage.name} trains the towers, and {photos} holds features; give photographs, or leave it out")
+    if prototypes is not None:
+        raise UserError(f"--stage {stage.name} encodes the texts again, and --prototypes stand in their place; leave one of the two out")
+    if stage.captions is not None:
+        read_captions(Path(stage.captions), photos)
+
+
+def with_stage(options: Assignments, stage: str | None, captions: str | Path | None) -> Assignments:
+    """The options with ``--stage`` and ``--captions`` among them.
+
+    Raises:
+        UserError: The options say it already.
+    """
+    said = {key: str(value) for key, value in (("name", stage), ("captions", captions)) if value is not None}
+    twice = sorted(said.keys() & options.get("stage", {}).keys())
+    if twice:
+        raise UserError(f"--set stage.{twice[0]} says again what an option of the command says; give one of them")
+    return {**options, "stage": {**options.get("stage", {}), **said}} if said else options
+
+
+def stage_of(options: Assignments, verb: str = "adapt") -> StageConfig:
+    """What comes before the method.
+
+    Raises:
+        UserError: An option of it is unknown or ill-typed, or has no effect.
+    """
+    values = options.get("stage", {})
+    stage = from_mapping(StageConfig, values, "stage")
+    if stage.name == "none" and values.keys() - {"name"}:
+        raise UserError(f"stage.{min(values.keys() - {'name'})} has no effect without --stage clip-refine; name the stage, or leave it out")
+    if stage.name != "none" and verb == "zero-shot":
+        raise UserError(f"--stage {stage.name} trains: use finelens adapt --method zero-shot --stage {stage.name}")
+    return stage
 
 
 def refuse_idle(method: Method, training: Mapping[str, Any]) -> None:

@@ -263,7 +263,7 @@ def versions() -> dict[str, str]:
 def _refuse_changes(run: RunFolder, inputs: Inputs) -> None:
     options = run.config.method_options
     what = {
-        "start": f"weights of backbone {run.config.backbone}",
+        "start": f"weights of backbone {run.config.backbone}" + ("" if run.config.stage.name == "none" else " after the stage, or its captions,"),
         "images": f"photographs in {run.config.photos}",
         "classes": f"class names, templates or descriptions of {run.path}",
         "hints": f"hints in {run.given_hints_path}",
@@ -287,6 +287,8 @@ def _log_start(run: RunFolder, inputs: Inputs, counts: dict[str, int]) -> int:
         run.log("backbones", **inputs.backbones)
     if inputs.choice is not None:
         run.log("choice", method=config.method, reason=inputs.choice)
+    if prepared.stage is not None:
+        run.log("stage", **prepared.stage)
     run.log("images", files=len(inputs.loaded.records), counts=counts, digest=digests["images"])
     report = None if prepared.report is None else prepared.report.to_json()
     classes = prepared.classes

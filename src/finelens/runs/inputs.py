@@ -25,9 +25,10 @@ from finelens.intake.taken import Taken
 from finelens.methods.registry import check_hints
 from finelens.protocol import ClassSet, Hints, Loaded
 from finelens.runs.config import RunConfig, to_json
-from finelens.runs.prepare import Prepared, prepare
+from finelens.runs.prepare import Prepared, prepare, with_support
 from finelens.runs.source import Source
 from finelens.runs.sources import source_of_run
+from finelens.runs.stage import before_stage, check_stage, run_stage
 from finelens.storage.cache import state_digest
 
 # What a process has read, by the event that logs its hash.
@@ -108,11 +109,18 @@ def read_inputs(
         listed = len(given.names) - len(given.new)
         joined = f"join the {listed} of the list" if listed else "are the list"
         console.say(f"new classes: {listing([quote(name) for name in given.new])} from the hints {joined}")
-    prepared = prepare(config, given.names, given.descriptions, console, given.source, processes=processes, taxonomy=given.taxonomy)
+    staged = config.stage.name != "none"
+    first = before_stage(config) if staged else config
+    check_stage(config, given.source, processes.count)
+    prepared = prepare(first, given.names, given.descriptions, console, given.source, processes=processes, taxonomy=given.taxonomy)
     if given.extra is not None:
         prepared = replace(prepared, limits=given.extra.wide_enough(prepared.limits))
     with prepared.engine.stopwatch("decode"):
         loaded = given.source.load(prepared.limits, console)
+    if staged:
+        prepared = run_stage(prepared, loaded, given.source, config, console)
+        given.source.check_views(prepared.task.inference, config.method)
+        prepared = with_support(prepared, config, console)
     if given.extra is not None:
         for doubt in given.extra.doubts:
             console.warn(doubt)

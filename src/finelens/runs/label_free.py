@@ -126,6 +126,8 @@ class LabelFreeClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         if len(candidates) > 1 and texts is None:
             chosen = choose_backbone(candidates, config, names, self.descriptions, source, console)
             config = replace(config, backbone=chosen.spec)
+        if config.stage.name != "none":
+            raise UserError(f"stage {config.stage.name} is for runs in a folder: use finelens.adapt(..., stage={config.stage.name!r})")
         extra = read_extra(**further_encoders(config), source_named=False)
         prepared = prepare(config, names if texts is None else texts.classes.names, self.descriptions, console, source, texts)
         if extra is not None:

@@ -63,6 +63,11 @@ def model_with_classes(
         heads = {name: head[kept] for name, head in model.zero_shot_heads.items()}
         task = with_classes(method, model.task, kept, _class_heads(heads), model.method_options, training)
         return replace(model, task=task, class_names=tuple(names), zero_shot_heads=heads)
+    if config.stage.name != "none":
+        raise UserError(
+            f"new class names ({listing([quote(name) for name in new])}) need texts, and the text tower that --stage {config.stage.name} left is not "
+            "kept: give names of the run only, or adapt again with the longer list"
+        )
     console.say(f"new classes ({listing([quote(name) for name in new])}): {NEW_CLASSES[method.new_classes]}")
     if method.new_classes == "refused":
         with_classes(method, model.task, kept, _class_heads(model.zero_shot_heads), model.method_options, training)

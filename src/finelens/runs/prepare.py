@@ -53,6 +53,7 @@ class Prepared:
         support: Images of the classes from outside the target set; None where the method takes none.
         extra: Features of further encoders for the target images, in store order; None in a run without.
         name_texts: Class names beside made-up words; None where no text was encoded.
+        stage: What the stage before the method did; None in a run without.
     """
 
     method: Method
@@ -65,6 +66,7 @@ class Prepared:
     support: SupportImages | None = None
     extra: Extra | None = None
     name_texts: NameTexts | None = None
+    stage: Mapping[str, Any] | None = None
 
 
 def prepare(
@@ -93,7 +95,7 @@ def prepare(
         UserError: Whatever the user can mend: backbone, device, texts, options.
     """
     # Refused before anything is loaded.
-    folder = support_folder(config)
+    support_folder(config)
     device = processes.device(choose_device(config.device))
     prototypes = _prototypes(config, names) if prototypes is None else prototypes
     backbone = source.open_backbone(config, prototypes, console)
@@ -117,9 +119,17 @@ def prepare(
     check_text_features(heads, classes.names, console)
     prepared = replace(assemble(config, engine, heads, classes, report), name_texts=named)
     source.check_views(prepared.task.inference, config.method)
+    return with_support(prepared, config, console)
+
+
+def with_support(prepared: Prepared, config: RunConfig, console: Console) -> Prepared:
+    """The same with the images of the support set of a method that needs one."""
+    folder = support_folder(config)
     if folder is None:
         return prepared
-    return replace(prepared, support=read_support(folder, classes.names, prepared.limits, console, captions=config.method_options.needs_captions))
+    return replace(
+        prepared, support=read_support(folder, prepared.classes.names, prepared.limits, console, captions=config.method_options.needs_captions)
+    )
 
 
 def assemble(config: RunConfig, engine: Engine, heads: ClassHeads, classes: ClassSet, report: DescriptionReport | None = None) -> Prepared:

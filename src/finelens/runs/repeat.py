@@ -14,6 +14,7 @@ from finelens.errors import UserError
 from finelens.images.view_config import ViewConfig
 from finelens.runs.config import RunConfig, TextConfig, parse_assignments
 from finelens.training.config import TrainingConfig
+from finelens.training.stage_config import StageConfig
 
 # Options of the command line by what they are called in a configuration.
 _FILES = {
@@ -37,7 +38,7 @@ def options(config: RunConfig) -> list[tuple[str, Any, bool]]:
     """Every option by the name that ``--set`` knows it by, its value, and whether that is not the method's default."""
     method = config.entry
     training = from_mapping(TrainingConfig, method.training_with(config.method_options), "training")
-    defaults = {"training": training, "views": ViewConfig(), "text": TextConfig()}
+    defaults = {"training": training, "views": ViewConfig(), "text": TextConfig(), "stage": StageConfig()}
     found: list[tuple[str, Any, bool]] = [(name, getattr(config, name), False) for name in ("backbone", "method", "seed", "device")]
     for section, default in defaults.items():
         values, usual = to_plain(getattr(config, section)), to_plain(default)

@@ -15,7 +15,7 @@ from finelens.images.view_config import ViewConfig
 from finelens.methods.auto import AUTO
 from finelens.methods.registry import METHODS, find_method
 from finelens.runs.config import RunConfig, TextConfig
-from finelens.runs.early import Assignments, refuse_idle
+from finelens.runs.early import Assignments, refuse_idle, stage_of
 from finelens.training.config import TrainingConfig
 
 
@@ -38,6 +38,7 @@ def make_config(verb: str, photos: str, method: str, assignments: Assignments, *
     if training.get("cached_prefix") and found.training_defaults.get("scope") == "none":
         raise UserError(f"training.cached_prefix has no effect: method {method} leaves the image tower as it is; leave it out")
     text = from_mapping(TextConfig, assignments.get("text", {}), "text")
+    stage = stage_of(assignments, verb)
     options: Any = from_mapping(found.config_class, assignments.get("method", {}), "method")
     wanted = from_mapping(TrainingConfig, {**found.training_with(options), **training}, "training")
     if "support" in found.needs and options.support is not None:
@@ -53,6 +54,7 @@ def make_config(verb: str, photos: str, method: str, assignments: Assignments, *
         training=replace(wanted, precision=cast(Any, precision)),
         views=from_mapping(ViewConfig, assignments.get("views", {}), "views"),
         text=text if text.templates is None else replace(text, templates=absolute(text.templates)),
+        stage=stage if stage.captions is None else replace(stage, captions=absolute(stage.captions)),
         method_options=options,
         **given,
     )

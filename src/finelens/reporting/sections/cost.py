@@ -28,6 +28,7 @@ def build(record: RunRecord) -> dict[str, Any]:
         "stages": [(name, duration(value), figures.share_bar(value / total if total else 0.0)) for name, value in stages],
         "versions": versions(record),
         "options": [(name, json.dumps(value, ensure_ascii=False), changed) for name, value, changed in options(record.config)],
+        "stage": stage_line(record),
         "choice": record.event("choice").get("reason"),
         "backbones": record.event("backbones").get("reason"),
         "decision": record.event("decision").get("message"),
@@ -38,6 +39,20 @@ def build(record: RunRecord) -> dict[str, Any]:
             "backbone": start.get("digest"),
         },
     }
+
+
+def stage_line(record: RunRecord) -> str | None:
+    """What the stage before the method did; None in a run without."""
+    found = record.event("stage")
+    if not found:
+        return None
+    before, after = found["before"], found["after"]
+    towers = "both towers" if found["text_trained"] else "the image tower; the text tower stayed as it was"
+    return (
+        f"{found['name']} trained {towers}, on {found['pairs']} pairs of an image and a text in {found['steps']} steps. Modality gap (distance of "
+        f"the means) {before['gap']:.4f} before, {after['gap']:.4f} after; mean distance within a pair {before['pair_distance']:.4f} before, "
+        f"{after['pair_distance']:.4f} after. What this report calls unadapted is the model after it"
+    )
 
 
 def versions(record: RunRecord) -> dict[str, str]:
