@@ -100,3 +100,58 @@ def test_the_inspection_learns_what_no_text_says(tmp_path, monkeypatch):
         sets = {row["path"]: json.loads(row["set"]) for row in csv.DictReader(file)}
     assert np.mean([label in sets[name] for name, label in truth.items()]) > 0.8
     assert np.mean([len(sets[name]) for name in truth]) < 2
+
+
+def write_rows(rng: np.random.Generator, part: str, means: np.ndarray, each: int, spread: float, names: list[str]) -> list[str]:
+    """Features of all classes as rows of a file, and their lines of a labels file."""
+    kinds = np.repeat(np.arange(len(means)), each)
+    np.save(f"{part}.npy", (means[kinds] + spread * rng.normal(size=(len(kinds), means.shape[1]))).astype(np.float32))
+    rows = [f"{part}/{i}" for i in range(len(kinds))]
+    Path(f"{part}.txt").write_text("\n".join(rows))
+    return [f"{row},{names[kind]}" for row, kind in zip(rows, kinds, strict=True)]
+
+
+def test_a_genus_is_surer_than_a_species(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    names = ["mallard", "teal", "heron", "egret"]
+    genera = ["Anas", "Anas", "Ardea", "Ardea"]
+    means = np.repeat(3 * rng.normal(size=(2, 24)), 2, axis=0) + 0.5 * rng.normal(size=(4, 24))
+    write_rows(rng, "photos", means, 40, 1.0, names)
+    lines = write_rows(rng, "test", means, 40, 1.0, names)
+    np.save("prototypes.npy", means.astype(np.float32))
+    Path("species.csv").write_text("name,genus\n" + "\n".join(f"{name},{genus}" for name, genus in zip(names, genera, strict=True)))
+    Path("labels.csv").write_text("path,label\n" + "\n".join(lines))
+    follow("species")
+    measured = json.loads(Path("measured.json").read_text())
+    by_rank = {own["rank"]: own["accuracy"] for own in measured["by_rank"]}
+    assert by_rank["genus"] > 0.98
+    assert by_rank["genus"] > measured["accuracy"] + 0.02
+    genus = dict(zip(names, genera, strict=True))
+    truth = dict(line.split(",") for line in lines)
+    with open("answers_ranks.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    sure = [
+        row["sure_name"] == (genus[truth[row["path"]]] if row["sure_rank"] == "genus" else truth[row["path"]]) for row in rows if row["sure_rank"]
+    ]
+    assert len(sure) > 80
+    assert np.mean(sure) > 0.8
+
+
+def test_named_tiles_are_worth_more_than_texts(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    names = ["river", "forest", "highway", "houses"]
+    means = rng.normal(size=(4, 24))
+    lines = write_rows(rng, "tiles", means, 30, 0.8, names)
+    region = write_rows(rng, "region", means + 0.1 * rng.normal(size=means.shape), 30, 0.9, names)
+    # Two of the texts are each other's, which nothing but a person can know.
+    np.save("prototypes.npy", means[[1, 0, 2, 3]].astype(np.float32))
+    Path("classes.txt").write_text("\n".join(names))
+    Path("hints.csv").write_text("path,label\n" + "\n".join(lines[::3]))
+    Path("labels.csv").write_text("path,label\n" + "\n".join(region))
+    follow("satellite")
+    measured = json.loads(Path("measured.json").read_text())
+    assert measured["zero_shot_accuracy"] < 0.6
+    assert measured["accuracy"] > measured["zero_shot_accuracy"] + 0.2
+    assert 0 < measured["estimates"]["answers"] <= 1
