@@ -24,9 +24,10 @@ from finelens.core.console import Console
 from finelens.errors import UserError
 from finelens.evaluation.conformal import Conformal, calibrate
 from finelens.images.decode import DecodedImage
+from finelens.images.store import EncodedImage
 from finelens.runs.classifier import load_run
 from finelens.serving import server
-from finelens.serving.answers import Answers, Upload
+from finelens.serving.answers import Answers
 from finelens.serving.batcher import Batcher, FullError
 from finelens.serving.settings import Settings, is_loopback, read_token
 from tests.toy import CLASSES, QUIET, options_for, picture, write_classes, write_photos
@@ -282,7 +283,12 @@ def test_the_command_refuses_before_the_work(tmp_path, monkeypatch):
 
 def test_decoding_never_raises(world):
     answers = Answers(world.classifier, None, 1000)
-    for upload in (Upload(b"", ""), Upload(b"\xff\xd8" * 10, "a\0b"), Upload(b"x" * 2000, "big.png"), Upload(png(picture(0, 0))[:200], "cut.png")):
+    for upload in (
+        EncodedImage(b"", ""),
+        EncodedImage(b"\xff\xd8" * 10, "a\0b"),
+        EncodedImage(b"x" * 2000, "big.png"),
+        EncodedImage(png(picture(0, 0))[:200], "cut.png"),
+    ):
         assert answers.document(upload.name, answers.decode(upload), None, 0)["status"] in ("corrupt", "unsupported", "too_large")
 
 

@@ -22,6 +22,8 @@ class AlignTower(ImageTower):
     """
 
     kind: ClassVar[str] = "transformers_align"
+    # The size of the map is found by a forward.
+    needs_memory = True
     is_convolutional = True
 
     def __init__(self, vision: Mapping[str, Any], image_size: int):
@@ -57,13 +59,6 @@ class AlignTower(ImageTower):
     def from_config(cls, config: dict[str, Any]) -> AlignTower:
         """Build from the arguments of the constructor."""
         return cls(**config)
-
-    @classmethod
-    def from_state(cls, config: dict[str, Any], state: Mapping[str, Tensor]) -> AlignTower:
-        """Build with real memory: the size of the map is found by a forward."""
-        tower = cls.from_config(config)
-        tower.load_state_dict(dict(state))
-        return tower
 
     def _map(self, images: Tensor) -> Tensor:
         return self.trunk(images).last_hidden_state  # (B, W, h, w)

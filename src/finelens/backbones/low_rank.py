@@ -141,20 +141,20 @@ def install(matrices: Sequence[Matrix], make: Callable[[Matrix, Tensor], Delta])
 
 def merge(root: nn.Module) -> None:
     """Make every parametrised weight inside ``root`` a plain one of the same value."""
-    for module in list(root.modules()):
-        if parametrize.is_parametrized(module):
-            parametrisations: Any = module.parametrizations
-            for name in list(parametrisations):
-                parametrize.remove_parametrizations(module, name, leave_parametrized=True)
+    _make_plain(root, keep=True)
 
 
 def undo(root: nn.Module) -> None:
     """Make every parametrised weight inside ``root`` a plain one of the value it had before."""
+    _make_plain(root, keep=False)
+
+
+def _make_plain(root: nn.Module, *, keep: bool) -> None:
     for module in list(root.modules()):
         if parametrize.is_parametrized(module):
             parametrisations: Any = module.parametrizations
             for name in list(parametrisations):
-                parametrize.remove_parametrizations(module, name, leave_parametrized=False)
+                parametrize.remove_parametrizations(module, name, leave_parametrized=keep)
 
 
 def is_changed(root: nn.Module) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
@@ -52,6 +52,8 @@ class TimmTower(TimmModel, ImageTower):
     """
 
     kind: ClassVar[str] = "timm"
+    # Rotary tables and other unsaved buffers are computed by the constructor.
+    needs_memory = True
     trunk: Any
     head: nn.Sequential
 
@@ -115,13 +117,6 @@ class TimmTower(TimmModel, ImageTower):
     def from_config(cls, config: dict[str, Any]) -> TimmTower:
         """Build from the fields of :class:`TimmConfig`."""
         return cls(TimmConfig(**config))
-
-    @classmethod
-    def from_state(cls, config: dict[str, Any], state: Mapping[str, Tensor]) -> TimmTower:
-        """Build with real memory: rotary tables and other unsaved buffers are computed by the constructor."""
-        tower = cls.from_config(config)
-        tower.load_state_dict(dict(state))
-        return tower
 
     def _sequence_head(self, pooled: Tensor) -> Tensor:
         return self.head(self.trunk.head(self.trunk.fc_norm(pooled)))  # (..., E)

@@ -29,10 +29,12 @@ class ImageTower(nn.Module, ABC):
         grid: Rows and columns of patch tokens.
         has_token_sequence: Whether visual prompts can be inserted.
         is_convolutional: Whether patches are cells of a feature map.
+        needs_memory: Whether the constructor computes what no state dict holds, so that :meth:`from_state` builds with real memory.
     """
 
     kind: ClassVar[str]
     has_token_sequence: ClassVar[bool] = False
+    needs_memory: ClassVar[bool] = False
     is_convolutional: bool = False
     image_size: int
     width: int
@@ -78,7 +80,11 @@ class ImageTower(nn.Module, ABC):
         Raises:
             RuntimeError: Missing, unexpected or misshaped tensors.
         """
-        with torch.device("meta"):
+        if cls.needs_memory:
             tower = cls.from_config(config)
-        tower.to_empty(device="cpu").load_state_dict(dict(state))
+        else:
+            with torch.device("meta"):
+                tower = cls.from_config(config)
+            tower.to_empty(device="cpu")
+        tower.load_state_dict(dict(state))
         return tower

@@ -14,7 +14,7 @@ from finelens.classes.names import check_names, normalise, read_class_file
 from finelens.classes.text_files import is_comment, quote, read_utf8, split_lines
 from finelens.errors import UserError
 from finelens.storage.cells import unescape_cell
-from finelens.storage.files import read_json, write_json
+from finelens.storage.files import read_saved, write_json
 
 # From the widest to the narrowest. The group is the user's own and stands in no tree.
 RANKS = ("kingdom", "phylum", "class", "order", "family", "subfamily", "tribe", "genus", "species")
@@ -71,17 +71,15 @@ def saved_taxonomy(path: Path) -> Taxonomy | None:
     Raises:
         UserError: The file is damaged.
     """
-    if not path.is_file():
-        return None
-    document: Any = read_json(path)
-    try:
-        ranks, own = tuple(map(str, document["ranks"])), document["classes"]
-        places = tuple(tuple(map(str, entry["places"])) for entry in own)
-        if any(len(place) != len(ranks) for place in places):
-            raise ValueError("a class has another number of places than there are ranks")
-        return Taxonomy(tuple(entry["name"] for entry in own), ranks, places, tuple(tuple(entry["synonyms"]) for entry in own))
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path} is damaged ({error}); start a new run") from error
+    return read_saved(path, _of_document)
+
+
+def _of_document(document: Any) -> Taxonomy:
+    ranks, own = tuple(map(str, document["ranks"])), document["classes"]
+    places = tuple(tuple(map(str, entry["places"])) for entry in own)
+    if any(len(place) != len(ranks) for place in places):
+        raise ValueError("a class has another number of places than there are ranks")
+    return Taxonomy(tuple(entry["name"] for entry in own), ranks, places, tuple(tuple(entry["synonyms"]) for entry in own))
 
 
 def read_class_list(path: str | Path) -> tuple[list[str], Taxonomy | None]:

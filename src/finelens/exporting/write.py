@@ -227,14 +227,24 @@ def _beside(out: Path) -> Iterator[Path]:
         shutil.rmtree(parent, ignore_errors=True)
 
 
-def runner(path: Path, to: Target, name: str = INPUT) -> Runner:
-    """What answers from the file alone: logits (B, C) of views (B, 3, S, S)."""
+def runner(path: Path, to: Target, name: str = INPUT, threads: int | None = None) -> Runner:
+    """What answers from the file alone: logits (B, C) of views (B, 3, S, S).
+
+    Args:
+        path: The file.
+        to: ``torch`` or ``onnx``.
+        name: Of the input of an ONNX graph.
+        threads: Of onnxruntime; by default as many as it takes.
+    """
     if to == "torch":
         module = torch.export.load(path).module()
         return lambda views: module(views)
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     return lambda views: torch.from_numpy(session.run([OUTPUT], {name: views.numpy()})[0])
 
 

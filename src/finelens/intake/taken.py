@@ -17,7 +17,7 @@ from finelens.images.boxes import Box
 from finelens.images.discover import ImageFile, discover, display_name, visible_files
 from finelens.intake.contents import Contents, Leavings, Said
 from finelens.intake.recognise import CONFIDENCE, read_contents
-from finelens.storage.files import read_json, write_json
+from finelens.storage.files import read_saved, write_json
 
 _WHOLE = Box(0.0, 0.0, 1.0, 1.0)
 _NOWHERE = ".finelens-nowhere"
@@ -82,14 +82,12 @@ def saved(path: Path) -> Taken | None:
     Raises:
         UserError: The file is damaged.
     """
-    if not path.is_file():
-        return None
-    document: Any = read_json(path)
-    try:
-        rows = tuple(Row(file, listed, number, None if box is None else Box(*box)) for file, listed, number, box in document["rows"])
-        return Taken(document["form"], rows, tuple(document["classes"]), document["hints"] or None)
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path} is damaged ({error}); start a new run") from error
+    return read_saved(path, _of_document)
+
+
+def _of_document(document: Any) -> Taken:
+    rows = tuple(Row(file, listed, number, None if box is None else Box(*box)) for file, listed, number, box in document["rows"])
+    return Taken(document["form"], rows, tuple(document["classes"]), document["hints"] or None)
 
 
 def take(file: Path, photos: Path, confidence: float = CONFIDENCE) -> Taken:

@@ -20,7 +20,8 @@ from finelens.core.options import require
 from finelens.engine.engine import Engine
 from finelens.errors import UserError
 from finelens.methods.parts.hint_memory import HintMemory
-from finelens.protocol import Batch, Cost, NotAvailableError, StepOutput, TargetFeatures, Task, ViewPlan
+from finelens.methods.parts.prototypes import PrototypeTask
+from finelens.protocol import Batch, Cost, NotAvailableError, StepOutput, TargetFeatures, ViewPlan
 from finelens.training.config import TrainingConfig
 from finelens.training.loss_form import LossForm
 
@@ -55,7 +56,7 @@ def build(engine: Engine, heads: ClassHeads, config: ClipSvdConfig, training: Tr
     return ClipSvd(engine, heads, config, scope=training.scope, weight_decay=training.weight_decay)
 
 
-class ClipSvd(Task):
+class ClipSvd(PrototypeTask):
     """Cross-entropy on the labelled images, through both towers into the singular values of their matrices.
 
     Attributes:
@@ -93,7 +94,6 @@ class ClipSvd(Task):
                 self.embeddings = engine.backbone.embed_tokens(self.tokens)  # (C, L, W_text)
         self.tuned = engine.backbone.tunable(scope)
         self.register_buffer("prototypes", getattr(heads, "templates" if config.text == "svd" else config.text).clone())
-        self.prototypes: Tensor
         self.hints = HintMemory()
         self.to(engine.device)
 
@@ -131,11 +131,6 @@ class ClipSvd(Task):
             return torch.cat([backbone.encode_token_embeddings(*pair) for pair in pairs]).to(self.prototypes)
         return torch.cat([checkpoint(backbone.encode_token_embeddings, *pair, use_reentrant=False) for pair in pairs]).to(self.prototypes)
 
-    def logits(self, features: Tensor, prototypes: Tensor) -> Tensor:
-        """``s <f, w_c> + b``, (B, C), of unit-norm features (B, E) and prototypes (C, E)."""
-        backbone = self.engine.backbone
-        return backbone.logit_scale * features @ prototypes.T + backbone.logit_bias
-
     def step(self, batch: Batch, epoch: int, step_in_epoch: int) -> StepOutput:
         """Cross-entropy of the labelled images of the batch."""
         assert batch.weak is not None
@@ -154,15 +149,6 @@ class ClipSvd(Task):
         if self.tuned_text:
             self.prototypes = self.text_features()
         return {}
-
-    def prediction_state(self) -> dict[str, Tensor]:
-        """The prototypes; no text tower is needed any more."""
-        return {"prototypes": self.prototypes}
-
-    @torch.no_grad()
-    def predict_logits(self, images: Tensor) -> dict[str, Tensor]:
-        """One centre view against the prototypes."""
-        return {"logits": self.logits(self.engine.encode_frozen(images).global_, self.prototypes)}
 
 
 def _tunable_text(engine: Engine) -> dict[str, nn.Parameter]:

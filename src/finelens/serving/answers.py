@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,26 +13,13 @@ from finelens.core.console import Console
 from finelens.errors import UserError
 from finelens.evaluation.conformal import Conformal
 from finelens.images.decode import DecodedImage, DecodeLimits, Failure, decode_bytes
-from finelens.images.store import PixelStore
+from finelens.images.store import EncodedImage, PixelStore
 from finelens.runs.classifier import Classifier
 from finelens.runs.model import ANSWER
 from finelens.runs.predict import check_tower, predict_store
 from finelens.storage.predictions import softmax
 
 QUIET = Console(enabled=False)
-
-
-@dataclass(frozen=True)
-class Upload:
-    """An image that came with a request.
-
-    Attributes:
-        data: Its bytes.
-        name: What the client calls it.
-    """
-
-    data: bytes
-    name: str
 
 
 class Answers:
@@ -54,7 +41,7 @@ class Answers:
         self.classifier, self.rule = classifier, rule
         self.limits: DecodeLimits = replace(classifier.limits, max_bytes=max_bytes)
 
-    def decode(self, upload: Upload) -> DecodedImage | Failure:
+    def decode(self, upload: EncodedImage) -> DecodedImage | Failure:
         """The pixels, or why there are none; never an exception."""
         return decode_bytes(upload.data, upload.name, self.limits)
 

@@ -17,7 +17,8 @@ from starlette.responses import JSONResponse
 from finelens.core.schemas import STATUSES, VERSION
 from finelens.images.decode import DecodedImage
 from finelens.images.discover import display_name
-from finelens.serving.answers import Answers, Upload
+from finelens.images.store import EncodedImage
+from finelens.serving.answers import Answers
 from finelens.serving.batcher import Batcher, FullError
 from finelens.serving.metrics import Metrics
 from finelens.serving.requests import read_uploads
@@ -165,7 +166,7 @@ def make_app(answers: Answers, settings: Settings, token: str | None = None) -> 
             metrics.images.labels(one["status"]).inc()
         return {"answers": found}
 
-    async def _answered(uploads: list[Upload], top: int) -> list[dict[str, Any]]:
+    async def _answered(uploads: list[EncodedImage], top: int) -> list[dict[str, Any]]:
         results = await asyncio.gather(*(run_in_threadpool(answers.decode, upload) for upload in uploads))
         good = [result for result in results if isinstance(result, DecodedImage)]
         rows = iter(await batcher.probabilities(good))

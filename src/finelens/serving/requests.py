@@ -10,7 +10,7 @@ from starlette.exceptions import HTTPException as PlainHTTPException
 from starlette.formparsers import MultiPartException
 from starlette.requests import ClientDisconnect
 
-from finelens.serving.answers import Upload
+from finelens.images.store import EncodedImage
 from finelens.serving.settings import Settings
 
 MULTIPART, RAW = "multipart/form-data", ("image/", "application/octet-stream", "application/dicom")
@@ -21,7 +21,7 @@ class _TooLargeError(Exception):
     """The body has more bytes than are allowed."""
 
 
-async def read_uploads(request: Request, settings: Settings) -> list[Upload]:
+async def read_uploads(request: Request, settings: Settings) -> list[EncodedImage]:
     """The images of a request: every file of a form, or the body itself.
 
     Raises:
@@ -48,7 +48,7 @@ async def read_uploads(request: Request, settings: Settings) -> list[Upload]:
         raise HTTPException(400, "the client went before its request was whole") from None
     if not body:
         raise HTTPException(400, "the body is empty; send the bytes of an image")
-    return [Upload(body, "")]
+    return [EncodedImage(body, "")]
 
 
 def _too_large(settings: Settings) -> HTTPException:
@@ -70,7 +70,7 @@ def _limited(request: Request, most: int) -> Request:
     return Request(request.scope, counted)
 
 
-async def _files(request: Request, settings: Settings) -> list[Upload]:
+async def _files(request: Request, settings: Settings) -> list[EncodedImage]:
     try:
         form = await request.form(max_files=settings.max_images, max_fields=settings.max_images, max_part_size=MILLION)
     except (MultiPartException, PlainHTTPException) as error:
@@ -82,7 +82,7 @@ async def _files(request: Request, settings: Settings) -> list[Upload]:
         files = [value for _, value in form.multi_items() if isinstance(value, UploadFile)]
         if not files:
             raise HTTPException(400, "the form has no file; send images as files, under any name")
-        return [Upload(await file.read(), _text(file.filename)) for file in files]
+        return [EncodedImage(await file.read(), _text(file.filename)) for file in files]
     finally:
         await form.close()
 

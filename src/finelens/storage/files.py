@@ -9,12 +9,15 @@ import json
 import math
 import os
 import uuid
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 from finelens.errors import UserError
+
+T = TypeVar("T")
+
 
 # Files of this form are ours and left over from a killed process: nothing else may be deleted as rubbish.
 TEMPORARY_PREFIX = ".finelens-"
@@ -215,6 +218,21 @@ def _jsonable(value: Any) -> Any:
     if hasattr(value, "item") and not isinstance(value, type):
         return _jsonable(value.item())
     return value
+
+
+def read_saved(path: Path, build: Callable[[Any], T]) -> T | None:
+    """What ``build`` makes of a JSON file of a run folder; None where there is no such file.
+
+    Raises:
+        UserError: The file is unreadable, or ``build`` finds a key missing or a value of the wrong kind.
+    """
+    if not path.is_file():
+        return None
+    document = read_json(path)
+    try:
+        return build(document)
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path} is damaged ({error}); start a new run") from error
 
 
 def read_json(path: Path) -> Any:

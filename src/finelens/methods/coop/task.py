@@ -13,8 +13,9 @@ from finelens.engine.engine import Engine
 from finelens.errors import UserError
 from finelens.methods.coop.config import CoopConfig
 from finelens.methods.coop.context import Prompts, encode_prompts, initial_context, place_context
+from finelens.methods.parts.prototypes import PrototypeTask
 from finelens.methods.registry import all_methods
-from finelens.protocol import Batch, Cost, NotAvailableError, Optimisation, StepOutput, TargetFeatures, Task, ViewPlan
+from finelens.protocol import Batch, Cost, NotAvailableError, Optimisation, StepOutput, TargetFeatures, ViewPlan
 from finelens.training.loss_form import LossForm
 from finelens.training.state import resize_on_load
 
@@ -22,7 +23,7 @@ from finelens.training.state import resize_on_load
 TRAINING = {"epochs": 50, "batch_size": 32, "lr": 2e-3, "min_lr": 0.0, "weight_decay": 5e-4, "scope": "none"}
 
 
-class Coop(Task):
+class Coop(PrototypeTask):
     """Learns the context of the prompts on features of labelled images; the image tower stays as it is.
 
     Attributes:
@@ -63,7 +64,6 @@ class Coop(Task):
         self.register_buffer("index", torch.zeros(0, dtype=torch.int64))
         self.register_buffer("features", heads.templates[:0].clone())
         self.register_buffer("labels", torch.zeros(0, dtype=torch.int64))
-        self.prototypes: Tensor
         self.index: Tensor
         self.features: Tensor
         self.labels: Tensor
@@ -105,11 +105,6 @@ class Coop(Task):
         assert self.prompts is not None
         return encode_prompts(self.engine.backbone, self.prompts, self.context, self.config.text_batch).to(self.prototypes)
 
-    def logits(self, features: Tensor, prototypes: Tensor) -> Tensor:
-        """``s <x, g(prompt_c)> + b``, (..., B, C), of features (B, E) and prototypes (..., C, E)."""
-        backbone = self.engine.backbone
-        return backbone.logit_scale * features @ prototypes.mT + backbone.logit_bias
-
     def step(self, batch: Batch, epoch: int, step_in_epoch: int) -> StepOutput:
         """Cross-entropy of the batch under every prompt set. The sum over sets trains each as if it were alone."""
         rows = torch.searchsorted(self.index, batch.index.to(self.index.device))
@@ -131,15 +126,6 @@ class Coop(Task):
         """Encode the prompts once more: a model is a set of prototypes."""
         self.prototypes = self.text_features().mean(0)
         return {}
-
-    def prediction_state(self) -> dict[str, Tensor]:
-        """The prototypes; no text tower is needed any more."""
-        return {"prototypes": self.prototypes}
-
-    @torch.no_grad()
-    def predict_logits(self, images: Tensor) -> dict[str, Tensor]:
-        """One centre view against the prototypes."""
-        return {"logits": self.logits(self.engine.encode_frozen(images).global_, self.prototypes)}
 
 
 def check_backbone(engine: Engine, heads: ClassHeads, method: str, scope: str) -> None:
