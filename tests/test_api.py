@@ -121,7 +121,7 @@ def test_evaluation_of_a_run(finished, photos, tmp_path):
     assert said["threshold"] == pytest.approx(said["confidence"], abs=1e-4)
     line, free = summary(scores).split("\n")
     assert free.startswith(f"without labels one would say: {said['confidence']:.0%} right by its own probabilities")
-    assert f"accuracy {scores['accuracy']:.1%}" in line
+    assert f"{scores['accuracy']:.1%} of {scores['n']} images are right (accuracy;" in line
     assert "24 images" in line
 
 

@@ -14,7 +14,14 @@ from finelens.cli import cli
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-SHOWN = [ROOT / "README.md", DOCS / "index.md", *sorted((DOCS / "guides").glob("*.md")), DOCS / "command.md", DOCS / "adding_a_method.md"]
+SHOWN = [
+    ROOT / "README.md",
+    DOCS / "index.md",
+    *sorted((DOCS / "guides").glob("*.md")),
+    DOCS / "command.md",
+    DOCS / "using.md",
+    DOCS / "adding_a_method.md",
+]
 
 
 def test_the_site_names_every_page():
@@ -52,3 +59,18 @@ def test_what_a_page_shows_can_be_typed(path):
         # Options, their values and the number of arguments; nothing is run.
         assert command is not cli, words
         command.make_context("finelens", list(words)).close()
+
+
+def test_the_site_is_built_and_every_link_leads_somewhere(tmp_path):
+    mkdocs = pytest.importorskip("mkdocs.commands.build")
+    from mkdocs.config import load_config
+
+    # Strict: a link or an anchor that leads nowhere is an error.
+    mkdocs.build(load_config(str(ROOT / "mkdocs.yml"), site_dir=str(tmp_path / "site"), strict=True))
+    assert (tmp_path / "site" / "methods" / "index.html").is_file()
+
+
+def test_files_that_the_readme_names_are_there():
+    named = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", (ROOT / "README.md").read_text(encoding="utf-8"))
+    assert len(named) > 20
+    assert [name for name in named if not (ROOT / name).is_file()] == []

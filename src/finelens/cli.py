@@ -391,14 +391,21 @@ def features(photos: Path, **given: Any) -> None:
 @_extra
 @_extra_names
 @_moved_encoders
+@click.option("--pdf", is_flag=True, help="Also print it to report.pdf, with a Chromium, Chrome or Edge of this machine.")
 @_fail_on
-def report(run: Path, fail_on: str | None, **given: Any) -> None:
+def report(run: Path, fail_on: str | None, pdf: bool, **given: Any) -> None:
     """Write report.html, MODEL_CARD.md and verdict.json of the finished run in RUN again."""
     from finelens import api
+    from finelens.reporting.pdf import find_browser, print_pdf
     from finelens.runs.judge import read_level
 
+    # Before the work: without a browser there is nothing to wait for.
+    browser = find_browser() if pdf else None
     page = api.report(run, **given)
-    given["console"].answer("", report=str(page), verdict=read_level(run))
+    printed = None if browser is None else print_pdf(page, page.with_suffix(".pdf"), browser)
+    if printed is not None:
+        given["console"].say(f"wrote {printed}")
+    given["console"].answer("", report=str(page), verdict=read_level(run), pdf=None if printed is None else str(printed))
     _exit_by_verdict(run, fail_on)
 
 
@@ -607,7 +614,7 @@ def methods(console: Console) -> None:
     "--data-dir", default="finelens-data", show_default=True, type=click.Path(path_type=Path), help="Where --dataset pets is downloaded to."
 )
 def demo(out: Path, dataset: str, data_dir: Path, console: Console) -> None:
-    """Adapt to the photographs that ship with finelens and show zero-shot against adapted."""
+    """Adapt to the photographs that ship with finelens and show how many answers are right before and after."""
     from finelens.demo.run import run_demo
 
     with _graceful_stop(out) as should_stop:

@@ -108,7 +108,7 @@ def test_adapt_without_a_method_takes_the_best_answer_known(run, given, tmp_path
     assert (result.code, result.out) == (0, "")
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert config["method"] == DEFAULT_METHOD == "consensus"
-    assert "class masses: " in result.err
+    assert "class sizes (class masses): " in result.err
     assert "went back to the class that the text names" in result.err
     lines = [json.loads(line) for line in (tmp_path / "run" / "events.jsonl").read_text().splitlines()]
     assert not {"guard", "epoch"} & {line["event"] for line in lines}
@@ -143,7 +143,7 @@ def test_one_row_for_each_file_whatever_became_of_it(adapted):
 def test_adapt_says_what_it_does_on_standard_error_only(run, given, tmp_path):
     result = run("adapt", *given, "--out", tmp_path / "run", *FAST)
     assert (result.code, result.out) == (0, "")
-    for part in ("templates stand in for all 4 classes", "26 files, 24 ok", "predicted time: about", "changed class", "wrote"):
+    for part in ("templates stand in for all 4 classes", "26 files, 24 ok", "predicted time: about", "got another class", "wrote"):
         assert part in result.err
     assert "Warning" not in result.err
 
@@ -159,7 +159,7 @@ def test_zero_shot(run, given, adapted, tmp_path):
     next_step = f"what to do next, with the commands: open {tmp_path / 'run' / 'report.html'} in a browser"
     assert result.err.splitlines()[-1] == next_step
     assert result.code == 0
-    assert "0 of 24 images changed class" in result.err
+    assert "0 of 24 images got another class" in result.err
     rows = {row["path"]: row for row in table(tmp_path / "run" / "predictions.csv")}
     assert all(row["class"] == row["zero_shot_class"] for row in rows.values())
     # What a training run calls zero-shot is this.
@@ -217,7 +217,7 @@ def test_evaluate_by_folders(run, adapted, photos, tmp_path):
     assert scores["accuracy"] == pytest.approx(sum(right) / 24)
     assert scores["class_mean_accuracy"] == pytest.approx(sum(right) / 24)
     assert scores["zero_shot_accuracy"] == pytest.approx(sum(first) / 24)
-    assert f"accuracy {scores['accuracy']:.1%}" in result.out
+    assert f"{scores['accuracy']:.1%} of {scores['n']} images are right (accuracy;" in result.out
 
 
 def test_evaluate_by_table_counts_what_could_not_be_read(run, adapted, world, tmp_path):

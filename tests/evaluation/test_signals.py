@@ -23,13 +23,16 @@ def rows(labels: str, zero_shot: str) -> list[PredictionRow]:
 
 def test_balance_counts_changes_and_unused_classes_and_leaves_unreadable_files_out():
     found = [*rows("aabc", "abbb"), PredictionRow("x.jpg", status="corrupt")]
-    assert balance(found, CLASSES) == "2 of 4 images changed class against zero-shot; 1 of 4 classes are never predicted (zero-shot: 2)"
+    assert (
+        balance(found, CLASSES)
+        == "2 of 4 images got another class than from the unadapted model (zero-shot); 1 of 4 classes are never predicted (unadapted model: 2)"
+    )
 
 
 def test_one_class_taking_over_is_a_warning():
     warning = collapse_warning(rows("aaaaabcd", "abbccddd"), CLASSES)
     assert warning is not None
-    assert "5 of 8 images went to class 'a' (zero-shot: 1)" in warning
+    assert "5 of 8 images went to class 'a' (unadapted model: 1)" in warning
 
 
 def test_a_class_that_was_large_before_is_no_collapse():

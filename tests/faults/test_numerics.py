@@ -120,7 +120,7 @@ def test_collapse_is_said_in_the_loop(tiny_vit, monkeypatch, capsys):
     _, _, log = fit_toy(tiny_vit, "dpa", pictures(3), options=quick(epochs=2))
     warnings = [event for event in log.events if event["event"] == "warning"]
     assert [event["epoch"] for event in warnings] == [0, 1]
-    assert warnings[0]["message"].startswith(f"12 of 12 pseudo-labels are class {CLASSES[rare]!r} (zero-shot: ")
+    assert warnings[0]["message"].startswith(f"12 of 12 pseudo-labels are class {CLASSES[rare]!r} (unadapted model: ")
     assert capsys.readouterr().err.count("training is collapsing") == 2
     # Before the epoch's line, so that a run resumed after it neither repeats nor loses the warning.
     assert [event["event"] for event in log.events] == ["warning", "epoch"] * 2

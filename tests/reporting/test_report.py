@@ -118,7 +118,7 @@ def test_content_of_a_run(plain_run):
     ):
         assert part in text
     assert "training needs" not in text
-    assert "of what it would take" not in text.split("More figures")[0]
+    assert "from knowing nothing" not in text.split("More figures")[0]
     assert next(attributes["id"] for tag, attributes in read(plain_run).elements if tag == "section" and "id" in attributes) == "classes"
     assert "Accuracy, with labels" not in text
     rows = json.loads(read(plain_run).scripts["table-data"])["rows"]

@@ -113,8 +113,8 @@ def test_each_text_has_to_know_enough():
     assert not Start(50, LEAST_TEMPLATES, LEAST_DESCRIPTIONS).weak
     assert Start(50, LEAST_TEMPLATES, LEAST_DESCRIPTIONS - 0.0001).weak
     assert Start(50, LEAST_TEMPLATES - 0.0001, LEAST_DESCRIPTIONS).weak
-    assert "tells it 10.99% of what it would take to name the class; training needs 14.50%" in Start(50, 0.1099, None).account
-    assert "tells it 30.00% with templates and 10.99% with descriptions" in Start(50, 0.3, 0.1099).account
+    assert "from knowing nothing to being certain of the class: 10.99%; training needs 14.50%" in Start(50, 0.1099, None).account
+    assert "certain of the class: 30.00% with class names (templates), 10.99% with descriptions" in Start(50, 0.3, 0.1099).account
     assert Start(50, 0.3, 0.1099).account.endswith("training needs 14.50% and 13.00%")
 
 
@@ -281,8 +281,8 @@ def test_a_run_says_so_and_ends_with_the_answers_of_zero_shot(kept):
 
 def test_the_report_and_the_card_open_with_it(kept):
     page = (kept[0] / "report.html").read_text(encoding="utf-8")
-    assert "Nothing was trained, these are the answers of zero-shot" in page
-    assert "By its own account a photograph tells it" in page
+    assert "Nothing was trained, these are the answers of the unadapted model (zero-shot)" in page
+    assert "By its own account one photograph brings it so far from knowing nothing" in page
     assert "Method zero-shot (microclip was kept from training), model" in page
     card = (kept[0] / "MODEL_CARD.md").read_text(encoding="utf-8")
     title = r"zero\-shot \(microclip was kept from training\) on 52"

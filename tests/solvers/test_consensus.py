@@ -244,7 +244,7 @@ def test_images_that_are_nobodys_neighbours_leave_the_text_its_share():
 
 def test_notes_say_what_was_decided():
     masses, agreement, returned = fitted().notes()
-    assert masses.startswith("class masses: even")
+    assert masses.startswith("class sizes (class masses): even")
     assert "100 % of the answer is from the images" in agreement
     assert returned.endswith("went back to the class that the text names")
 

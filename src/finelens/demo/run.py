@@ -92,9 +92,9 @@ def _show(result: dict[str, object], out: Path, what: str) -> str:
     return "\n".join(
         [
             f"{what}: {result['n']} images",
-            f"  zero-shot (templates)     {percent('zero_shot_accuracy')}",
-            f"  description ensemble      {percent('description_ensemble_accuracy')}",
-            f"  adapted, without labels   {percent('accuracy')}",
+            f"  before: by the class names alone (zero-shot)  {percent('zero_shot_accuracy')} right",
+            f"  before: with descriptions                     {percent('description_ensemble_accuracy')} right",
+            f"  after: adapted, without labels                {percent('accuracy')} right",
             f"run folder: {out}",
         ]
     )

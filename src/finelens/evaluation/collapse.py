@@ -21,8 +21,8 @@ def balance(rows: Sequence[PredictionRow], classes: Sequence[str]) -> str:
     unused = len(set(classes) - {row.label for row in predicted})
     unused_before = len(set(classes) - {row.zero_shot_class for row in predicted})
     return (
-        f"{changed} of {len(predicted)} images changed class against zero-shot; "
-        f"{unused} of {len(classes)} classes are never predicted (zero-shot: {unused_before})"
+        f"{changed} of {len(predicted)} images got another class than from the unadapted model (zero-shot); "
+        f"{unused} of {len(classes)} classes are never predicted (unadapted model: {unused_before})"
     )
 
 
@@ -53,4 +53,4 @@ def _warning(now: Counter[T], before: Counter[T], classes: int, what: str, remed
     name, count = now.most_common(1)[0]
     if count < COLLAPSE_SHARE * now.total() or count < COLLAPSE_GROWTH * before[name]:
         return None
-    return f"{count} of {now.total()} {what} {name!r} (zero-shot: {before[name]}): {remedy}"
+    return f"{count} of {now.total()} {what} {name!r} (unadapted model: {before[name]}): {remedy}"

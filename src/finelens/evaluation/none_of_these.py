@@ -193,7 +193,7 @@ def share_of_none(doubt: Tensor) -> float | None:
 def remark(count: int, total: int) -> str:
     """One line about photographs that probably belong to none of the classes."""
     what = "photograph probably belongs" if count == 1 else "photographs probably belong"
-    return f"{count} of {total} {what} to none of the classes (above {PROBABLY_NONE} in none_of_these)"
+    return f"{count} of {total} {what} to none of the classes (column none_of_these above {PROBABLY_NONE})"
 
 
 def complaint(count: int, total: int) -> str | None:

@@ -44,7 +44,7 @@ class Estimates:
         if self.threshold is not None and self.threshold_from == "answers":
             parts.append(f"{self.threshold:.0%} by those and the answers of a person")
         elif self.threshold is not None:
-            parts.append(f"{self.threshold:.0%} by the level of the photographs of the fit")
+            parts.append(f"{self.threshold:.0%} by how sure it was of the photographs that it was adapted to")
         if self.agreement is not None:
             parts.append(f"{self.agreement:.0%} answered as by the unadapted model")
         if self.answers is not None:

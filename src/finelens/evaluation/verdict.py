@@ -216,7 +216,7 @@ def nothing_trained(signals: Signals, reason: str, evaluation: Mapping[str, Any]
     if evaluation is not None:
         said = f"Nothing was trained; {evaluation['accuracy']:.1%} of {evaluation['n']} labelled photographs are right."
         return Verdict("unclear", said, reasons, measured=True)
-    return Verdict("unclear", f"Nothing was trained, these are the answers of zero-shot: {HARDLY}.", reasons)
+    return Verdict("unclear", f"Nothing was trained, these are the answers of the unadapted model (zero-shot): {HARDLY}.", reasons)
 
 
 def _sentence(text: str) -> str:

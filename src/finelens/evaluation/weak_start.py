@@ -46,8 +46,8 @@ class Start:
         """The numbers in words, without an end."""
         told = f"{self.templates:.2%}"
         if self.descriptions is not None:
-            told = f"{told} with templates and {self.descriptions:.2%} with descriptions"
-        return f"by its own account a photograph tells it {told} of what it would take to name the class"
+            told = f"{told} with class names (templates), {self.descriptions:.2%} with descriptions"
+        return f"by its own account one photograph brings it so far from knowing nothing to being certain of the class: {told}"
 
     @property
     def account(self) -> str:

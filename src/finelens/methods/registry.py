@@ -72,7 +72,7 @@ METHODS = (
     Method(
         "consensus",
         "solver",
-        "Mixtures, a cache and a linear head together, with a test whether all classes are present and a way back to the text; ours.",
+        "Photographs that look alike and the class names decide together, with no training (mixtures, a cache and a linear head); ours.",
         "finelens.solvers:Consensus",
         needs={"extra"},
     ),

@@ -153,8 +153,9 @@ def summary(result: Mapping[str, Any]) -> str:
     """An evaluation in a line, or two."""
     low, high = result["accuracy_interval"]
     text = (
-        f"accuracy {result['accuracy']:.1%} (95 % interval {low:.1%} to {high:.1%}), class mean {result['class_mean_accuracy']:.1%}, "
-        f"zero-shot {result['zero_shot_accuracy']:.1%}, description ensemble {result['description_ensemble_accuracy']:.1%}, {result['n']} images"
+        f"{result['accuracy']:.1%} of {result['n']} images are right (accuracy; 95 % interval {low:.1%} to {high:.1%}), mean over the classes "
+        f"{result['class_mean_accuracy']:.1%}; the unadapted model (zero-shot) {result['zero_shot_accuracy']:.1%}, with descriptions "
+        f"{result['description_ensemble_accuracy']:.1%}"
     )
     text += say_ranks(result.get("by_rank", ()))
     if result["labels_left_out"]:

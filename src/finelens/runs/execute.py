@@ -189,7 +189,7 @@ def _answer(config: RunConfig, inputs: Inputs, console: Console, hooks: Hooks, *
     nearest = nearest_images(fitted.looks, len(prepared.classes))
     if config.calibration:
         fitted.model.temperature = run_temperature(fitted, logits, nearest)
-        console.say(f"probabilities: corrected without labels (calibration, temperature {fitted.model.temperature:.3g}); no answer changes by it")
+        console.say(f"probabilities: corrected without labels; no answer changes by it (calibration, temperature {fitted.model.temperature:.3g})")
     logits = fitted.model.calibrated(logits)
     first, doubt = fitted.zero_shot_logits.argmax(1).numpy(), fitted.none_of_these.numpy()
     rows = rows_from_logits(loaded.records, prepared.classes.names, logits.numpy(), first, doubt)

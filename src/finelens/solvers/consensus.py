@@ -27,8 +27,8 @@ from finelens.solvers.views import ViewsSolver, centred_views, silenced, unheard
 TINY = 1e-12
 # Shares of Sinkhorn's potentials that are tried, the most even first.
 EVENNESS = {
-    1.0: "even: neighbours agree as before, so all classes seem to be present",
-    0.5: "drawn half-way to even",
+    1.0: "even: photographs that look alike agree as before, so all classes seem to be present",
+    0.5: "drawn half-way to equal",
     0.0: "left as the images have them",
 }
 # Of the answer's logits over those of the text, in root mean square.
@@ -305,11 +305,14 @@ class Consensus(ViewsSolver):
         if self.taught_head_.numel():
             own = 100 / (1 + float(self.taught_scales_[2]))
             taught = [f"hints: {own:.0f} % of the answer is from what they teach about the images, {100 - own:.0f} % is the label-free answer"]
-        seen = f"neighbours agree by {self.agreement_:.2f} (kappa), so {share:.0f} % of the answer is from the images, the rest from the text alone"
+        seen = (
+            f"photographs that look alike agree on their class by {self.agreement_:.2f}, where 1 is always and 0 is by chance (kappa), "
+            f"so {share:.0f} % of the answer is from the images, the rest from the text alone"
+        )
         if self.told_ < LEAST_TOLD:
             seen = f"the text hardly tells these images apart ({self.told_:.2%}), and nothing else says which class is which: its answers stay"
         return [
-            f"class masses: {EVENNESS[self.evenness_]}",
+            f"class sizes (class masses): {EVENNESS[self.evenness_]}",
             seen,
             f"{returned:.1f} % of the probability went back to the class that the text names",
             *taught,

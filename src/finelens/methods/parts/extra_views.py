@@ -64,7 +64,7 @@ class ExtraTask(SolverTask):
         why = "near images in it do not share classes as those in the joint space do"
         return [
             *super().notes(),
-            f"weights of the views, found without labels: {weights}",
+            f"how much each kind of feature counts, found without labels (weights of the views): {weights}",
             *(f"view {name} is not listened to: {why}" for name in silent),
         ]
 
