@@ -208,8 +208,8 @@ def test_predict_on_the_photographs_of_the_run_repeats_its_table(run, adapted, w
 def test_evaluate_by_folders(run, adapted, photos, tmp_path):
     result = run("evaluate", adapted, photos, "--labels", "folders", "--json", tmp_path / "scores.json")
     assert (result.code, result.err) == (0, "")
-    assert [line.split()[0] for line in result.out.splitlines()] == ["accuracy", "without"]
     scores = json.loads((tmp_path / "scores.json").read_text())
+    assert [line.split()[0] for line in result.out.splitlines()] == [f"{scores['accuracy']:.1%}", "without"]
     assert set(EVALUATION_KEYS) <= scores.keys()
     right = [row["class"] == row["path"].split("/")[0] for row in table(adapted / "predictions.csv") if row["status"] == "ok"]
     first = [row["zero_shot_class"] == row["path"].split("/")[0] for row in table(adapted / "predictions.csv") if row["status"] == "ok"]
