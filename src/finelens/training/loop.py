@@ -255,7 +255,7 @@ class Trainer:
         message = f"{reason} in {_place(start.epoch, start.step)}; the last checkpoint is intact. {remedy}"
         if self.hooks.failures is not None:
             start.buffers.restore()
-            numbers = {name: float(value) for name, value in log.items() if name != "loss"}
+            numbers = {name: float(torch.as_tensor(value).detach()) for name, value in log.items() if name != "loss"}
             facts = {"reason": reason, "epoch": start.epoch, "step": start.step, "seed": self.seed, "log": numbers}
             saved = save_failure(self.hooks.failures, self.task, self.engine.backbone, start.batch, self.store.ids, facts, late=late)
             message = f"{message}. {saved}"
