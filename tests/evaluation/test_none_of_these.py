@@ -153,7 +153,7 @@ def test_many_are_complained_of():
     assert complaint(1, 100) is None
     assert complaint(0, 0) is None
     assert complaint(20, 100).startswith("20 of 100 photographs probably belong to none of the classes")
-    assert "1 of 4 photograph probably belongs" in complaint(1, 4)
+    assert "1 of 4 photographs probably belongs" in complaint(1, 4)
 
 
 def test_every_count_is_that_of_the_rows():

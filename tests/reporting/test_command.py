@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from finelens.reporting.sections.cost import command, options
+from finelens.reporting.sections.cost import command, next_command, options
 from finelens.runs.config import parse_assignments
 from finelens.runs.resolve import make_config
 
@@ -37,3 +38,25 @@ def test_options_that_a_method_was_published_with_are_not_called_changed():
     config = make_config("adapt", "photos", "coop", {"training": {"precision": "float32"}}, backbone="embedded")
     changed = [name for name, _, is_changed in options(config) if is_changed]
     assert changed == ["training.precision"]
+
+
+def test_the_next_round_keeps_all_but_hints_and_folder_and_another_method_has_options_of_its_own():
+    given = {"training": {"epochs": 3}, "method": {"preset": "pets"}, "views": {"crop_low": 0.4}, "stage": {"name": "clip-refine", "lr": 1e-4}}
+    config = make_config("adapt", "photos", "dpa", given, backbone="embedded", classes_file="names.txt", hints_file="old.csv", group_by="folder")
+    config = replace(config, rank_floor=0.7, calibration=False)
+
+    def words(text):
+        return sorted(shlex.split(text))
+
+    usual = command(replace(config, hints_file="new.csv"), Path("run-2"))
+    assert "--set stage.lr=0.0001" in usual
+    assert "--group-by folder" in usual
+    assert words(next_command(config, "dpa", "new.csv", Path("run-2"))) == words(usual)
+    other = next_command(config, "auto", "new.csv", Path("run-2"))
+    assert {word for word in words(usual) if word not in words(other)} == {
+        "dpa",
+        "training.epochs=3",
+        "method.preset=pets",
+        "method.image_share=0.01",
+    }
+    assert {word for word in words(other) if word not in words(usual)} == {"auto"}

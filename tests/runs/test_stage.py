@@ -125,3 +125,11 @@ def test_what_has_no_effect_or_no_text_is_refused(tmp_path, photos, classes, tin
     with pytest.raises(UserError, match="text tower that --stage clip-refine left is not kept"):
         load_run(refined).with_classes(["red stripe", "purple dot"])
     assert load_run(refined).with_classes(["red stripe", "blue disc"]).classes == ["red stripe", "blue disc"]
+
+
+def test_pairs_of_which_one_can_be_read_are_too_few_and_the_remedy_is_named(tmp_path, photos, classes, tiny_vit):
+    first = next(photos.rglob("*.png"))
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    (tmp_path / "pairs.csv").write_text(f"image,text\n{first},one\nbroken.png,two\n")
+    with pytest.raises(UserError, match="1 pair of an image and a text; .* captions file with more images that can be read, or leave --stage out"):
+        adapt(tmp_path / "run", photos, classes, tiny_vit, captions=tmp_path / "pairs.csv")

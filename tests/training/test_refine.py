@@ -130,7 +130,8 @@ def test_no_weight_of_the_references_leaves_them_without_effect(engine, tiny_vit
 
 
 def test_options_out_of_range_are_refused():
-    for key, value in (("lr", -1.0), ("own_match", 1.5), ("batch_size", 1), ("confident", 0.0), ("scope", "lora-4")):
+    scopes = [("scope", scope) for scope in ("lora-4", "last-x-norm", "last-0-norm")]
+    for key, value in (("lr", -1.0), ("own_match", 1.5), ("batch_size", 1), ("confident", 0.0), *scopes):
         with pytest.raises(UserError, match=f"stage.{key}"):
             from_mapping(StageConfig, {"name": "clip-refine", key: value}, "stage")
     with pytest.raises(UserError, match=r"stage\.captions"):

@@ -192,8 +192,8 @@ def share_of_none(doubt: Tensor) -> float | None:
 
 def remark(count: int, total: int) -> str:
     """One line about photographs that probably belong to none of the classes."""
-    what = "photograph probably belongs" if count == 1 else "photographs probably belong"
-    return f"{count} of {total} {what} to none of the classes (column none_of_these above {PROBABLY_NONE})"
+    photographs, belong = "photograph" if total == 1 else "photographs", "belongs" if count == 1 else "belong"
+    return f"{count} of {total} {photographs} probably {belong} to none of the classes (column none_of_these above {PROBABLY_NONE})"
 
 
 def complaint(count: int, total: int) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -49,7 +50,7 @@ class StageConfig:
         require(self.batch_size >= 2, "stage.batch_size", "at least 2", self.batch_size)
         require(0 <= self.lr < math.inf, "stage.lr", "at least 0 and finite", self.lr)
         require(0 <= self.weight_decay < math.inf, "stage.weight_decay", "at least 0 and finite", self.weight_decay)
-        plain = self.scope in ("all", "norm") or (self.scope.startswith("last-") and self.scope.endswith("-norm"))
-        require(plain, "stage.scope", "all, norm or last-k-norm", self.scope)
+        plain = re.fullmatch(r"all|norm|last-[1-9][0-9]*-norm", self.scope) is not None
+        require(plain, "stage.scope", "all, norm or last-k-norm with k from 1 on", self.scope)
         require(0 <= self.reference_weight < math.inf, "stage.reference_weight", "at least 0 and finite", self.reference_weight)
         require(0 <= self.own_match <= 1, "stage.own_match", "between 0 and 1", self.own_match)

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from finelens.core.options import to_plain
 from finelens.core.schemas import VERSION
 from finelens.images.decode import DecodeLimits
 from finelens.reporting.page import render
 from finelens.reporting.record import RunRecord, read_run
 from finelens.reporting.review.answers import earlier_answers
 from finelens.reporting.review.order import Look, looks
+from finelens.reporting.sections.cost import next_command
 from finelens.reporting.thumbnails import Photos, Thumbnails, from_run
-from finelens.runs.config import in_options
 from finelens.runs.folder import RunFolder
 from finelens.storage.files import write_text
 
@@ -93,32 +91,10 @@ def write_sheet(folder: RunFolder, target: Path, limit: int = LIMIT, chosen: Seq
 
 
 def adapt_command(record: RunRecord, hints: str = "hints.csv") -> str:
-    """The command that adapts again with the answers in a file; options of training and views are left to the person."""
-    config = record.config
+    """The command that adapts again with the answers in a file, all else as it was."""
     # Hints have no effect on a method that does not adapt, and little on one that was kept from training.
-    method = config.method if config.entry.adapts and record.untrained is None else "auto"
-    listed = ["--classes", config.classes_file] if config.classes_file not in (None, config.in_file) else []
-    listed += in_options(config)
-    parts = ["finelens", "adapt", config.photos, *listed, "--method", method]
-    if config.descriptions_file is not None:
-        parts += ["--descriptions", config.descriptions_file]
-    if config.backbone != "embedded":
-        parts += ["--backbone", config.backbone]
-    if config.seed:
-        parts += ["--seed", str(config.seed)]
-    for flag, value in (("--prototypes", config.prototypes_file), ("--row-names", config.row_names_file), ("--logit-scale", config.logit_scale)):
-        if value is not None:
-            parts += [flag, str(value)]
-    if method == "auto":
-        return shlex.join([*parts, "--hints", hints, "--out", f"{record.path.name}-2"])
-    usual = to_plain(config.entry.config_class())
-    parts += [
-        text
-        for name, value in to_plain(config.method_options).items()
-        if value != usual[name]
-        for text in ("--set", f"method.{name}={json.dumps(value)}")
-    ]
-    return shlex.join([*parts, "--hints", hints, "--out", f"{record.path.name}-2"])
+    method = record.config.method if record.config.entry.adapts and record.untrained is None else "auto"
+    return next_command(record.config, method, hints, Path(f"{record.path.name}-2"))
 
 
 def photographs(record: RunRecord) -> Photos:

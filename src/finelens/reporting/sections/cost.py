@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from finelens.core.console import duration
 from finelens.reporting import figures
 from finelens.reporting.record import RunRecord
 from finelens.runs.config import RunConfig, in_options
-from finelens.runs.repeat import changed_options, options
+from finelens.runs.repeat import PRECISION, changed_options, options
 
 
 def build(record: RunRecord) -> dict[str, Any]:
@@ -63,15 +64,27 @@ def versions(record: RunRecord) -> dict[str, str]:
 
 def command(config: RunConfig, out: Path) -> str:
     """The command line that gives this run again."""
+    told = None if config.hints_file == config.in_file else config.hints_file
+    return _adapted(config, config.verb, config.method, told, out, changed_options(config))
+
+
+def next_command(config: RunConfig, method: str, hints: str, out: Path) -> str:
+    """The command line that adapts to the same photographs with other hints; another method takes options of its own."""
+    changed = changed_options(config)
+    if method != config.method:
+        changed = {name: value for name, value in changed.items() if name == PRECISION or not name.startswith(("method.", "training."))}
+    return _adapted(config, "adapt", method, hints, out, changed)
+
+
+def _adapted(config: RunConfig, verb: str, method: str, hints: str | None, out: Path, changed: Mapping[str, Any]) -> str:
     listed = [] if config.classes_file in (None, config.in_file) else ["--classes", str(config.classes_file)]
-    parts = ["finelens", config.verb, config.photos, *listed, *in_options(config), "--out", str(out), "--method", config.method]
+    parts = ["finelens", verb, config.photos, *listed, *in_options(config), "--out", str(out), "--method", method]
     if config.descriptions_file is not None:
         parts += ["--descriptions", config.descriptions_file]
     for name, usual in (("backbone", "embedded"), ("seed", 0), ("device", "cpu")):
         if (value := getattr(config, name)) != usual:
             parts += [f"--{name}", str(value)]
-    told = None if config.hints_file == config.in_file else config.hints_file
-    inputs = {"hints": told, "prototypes": config.prototypes_file, "row-names": config.row_names_file, "logit-scale": config.logit_scale}
+    inputs = {"hints": hints, "prototypes": config.prototypes_file, "row-names": config.row_names_file, "logit-scale": config.logit_scale}
     for name, value in inputs.items():
         if value is not None:
             parts += [f"--{name}", str(value)]
@@ -85,6 +98,6 @@ def command(config: RunConfig, out: Path) -> str:
         parts.append("--strict")
     if not config.calibration:
         parts.append("--no-calibration")
-    for name, value in changed_options(config).items():
+    for name, value in changed.items():
         parts += ["--set", f"{name}={value if isinstance(value, str) else json.dumps(value)}"]
     return shlex.join(parts)
