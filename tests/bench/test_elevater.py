@@ -6,9 +6,10 @@ import base64
 import json
 import zipfile
 
+import numpy as np
 import pytest
 
-from finelens.bench.rows.measures import stated
+from finelens.bench.rows.measures import measure, stated
 from finelens.bench.sets.find import find_data
 from finelens.errors import UserError
 from tests.bench.small_files import jpeg, statuses
@@ -147,3 +148,12 @@ def test_captions_are_no_classes(tmp_path):
     (tmp_path / "dataset_type.txt").write_text("retrieval\n")
     with pytest.raises(UserError, match=r"dataset_type\.txt calls it .*retrieval"):
         find_data(str(tmp_path), None)[1]()
+
+
+def test_classes_without_any_probability_are_not_among_the_first_five():
+    targets, logits = np.array([0, 3, 6]), np.full((3, 7), -np.inf)
+    logits[:, 0] = 0.0
+    found, right = measure(targets, {"logits": logits}, {name: np.zeros((3, 7)) for name in ("templates", "descriptions")}, list("abcdefg"))
+    # Class 0 has all of the probability; of the six that are alike the first four come next, in their order.
+    assert right.tolist() == [True, False, False]
+    assert found["top5_accuracy"] == pytest.approx(2 / 3)

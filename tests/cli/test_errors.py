@@ -214,6 +214,14 @@ def test_predict_nothing(fails, adapted, tmp_path):
     assert "nowhere" in fails("predict", adapted, tmp_path / "nowhere", "--csv", tmp_path / "out.csv")
 
 
+def test_predict_over_the_answers_of_a_run(fails, adapted, world):
+    own = adapted / "predictions.csv"
+    before = own.read_bytes()
+    for given in (("predict", adapted, world / "photos"), ("join", own.with_name("a-00001-of-00001.csv"))):
+        assert "holds the answers of the run" in fails(*given, "--csv", own)
+    assert own.read_bytes() == before
+
+
 def test_predict_into_a_folder(fails, adapted, world, tmp_path):
     assert str(tmp_path) in fails("predict", adapted, world / "new", "--csv", tmp_path)
 

@@ -14,6 +14,7 @@ from finelens.core.schemas import CONFIG_FILE, EVENTS_FILE
 from finelens.errors import UserError
 from finelens.feature_store.encoder import tower_digest
 from finelens.runs.classifier import load_run
+from finelens.runs.encode import features
 from finelens.runs.stage import surest
 from finelens.storage.predictions import read_predictions
 from finelens.training.loop import Interrupted
@@ -131,5 +132,18 @@ def test_pairs_of_which_one_can_be_read_are_too_few_and_the_remedy_is_named(tmp_
     first = next(photos.rglob("*.png"))
     (tmp_path / "broken.png").write_bytes(b"no image")
     (tmp_path / "pairs.csv").write_text(f"image,text\n{first},one\nbroken.png,two\n")
-    with pytest.raises(UserError, match="1 pair of an image and a text; .* captions file with more images that can be read, or leave --stage out"):
+    with pytest.raises(UserError, match=r"1 pair of an image and a text; .* captions file with more images that can be read, or leave --stage out"):
         adapt(tmp_path / "run", photos, classes, tiny_vit, captions=tmp_path / "pairs.csv")
+
+
+def test_the_explanation_says_that_the_stage_kept_no_texts(refined, photos, tmp_path):
+    found = api.explain(refined, next(photos.rglob("*.png")), tmp_path / "page.html", console=QUIET)
+    said = "the text tower that --stage clip-refine left is not kept"
+    assert [line.strip() for line in found.lines()].count(said) == len(found.sides) == 2
+    assert said in (tmp_path / "page.html").read_text()
+
+
+def test_features_of_the_tower_before_the_stage_are_refused_with_the_remedy(refined, photos, tiny_vit, tmp_path):
+    features(photos, out=tmp_path / "f.safetensors", backbone=f"local:{tiny_vit}", console=QUIET)
+    with pytest.raises(UserError, match=r"f\.safetensors holds features of .* with other weights than the run has .* give the photographs"):
+        api.predict_to(refined, tmp_path / "f.safetensors", tmp_path / "p.csv", console=QUIET)

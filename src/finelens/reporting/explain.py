@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 NEAREST = 4
 # Texts of a class on the console; the page has all.
 SAID = 5
+PROTOTYPES = "the run has prototypes in the place of texts"
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,7 @@ class Explanation:
         sides: The likeliest class and the second.
         zero_shot: What the unadapted model says.
         described: Whether the sentences are the user's descriptions; else filled templates.
+        without_texts: Why there are no sentences; half a sentence.
         maps: Where the method looked, (h, w) in [0, 1], by what the map is.
     """
 
@@ -75,6 +77,7 @@ class Explanation:
     sides: tuple[Side, ...]
     zero_shot: str
     described: bool
+    without_texts: str
     maps: dict[str, Tensor]
 
     def lines(self) -> list[str]:
@@ -83,7 +86,7 @@ class Explanation:
         for side in self.sides:
             said.append(f"{side.name} ({side.probability:.1%})")
             said += [f"  {cosine:+.3f}  {sentence}" for sentence, cosine in side.sentences[:SAID]]
-            said += ["  the run has prototypes in the place of texts"] if not side.sentences else []
+            said += [f"  {self.without_texts}"] if not side.sentences else []
             said += [f"  and {more} more texts, down to {side.sentences[-1][1]:+.3f}"] if (more := len(side.sentences) - SAID) > 0 else []
             said += [f"  like {path} ({cosine:.3f})" for path, cosine in side.nearest] or ["  no other photograph of the run was given this class"]
         return said
@@ -123,7 +126,8 @@ def explain_image(folder: RunFolder, classifier: Classifier, image: Path, consol
     view = centre_view(decoded.pixels, model.engine.backbone.preprocess)
     sides = tuple(Side(classifier.classes[c], float(p[c]), said, others) for c, said, others in zip(best, texts, near, strict=True))
     zero_shot = classifier.classes[int(found.zero_shot["templates"][0].argmax())]
-    return Explanation(image, decoded.pixels, view, sides, zero_shot, described, maps(model, view, classifier.classes))
+    without = PROTOTYPES if classifier.stage == "none" else f"the text tower that --stage {classifier.stage} left is not kept"
+    return Explanation(image, decoded.pixels, view, sides, zero_shot, described, without, maps(model, view, classifier.classes))
 
 
 def _nearest(

@@ -29,6 +29,7 @@ from finelens.methods.registry import Method, check_hints, find_method
 from finelens.runs.config import TextConfig, is_run_document
 from finelens.runs.folder import RunFolder
 from finelens.runs.group_by import TIME, GroupBy
+from finelens.runs.place import refuse_own_answers
 from finelens.runs.shard import Shard, ranks_path, sets_path
 from finelens.storage.files import check_target, read_json
 from finelens.training.config import TrainingConfig
@@ -78,6 +79,7 @@ def check_question(question: Question) -> None:
     check_device_name(question.device)
     if question.csv_bom and question.shard is not None:
         raise UserError("--csv-bom would stand in every part of --shard; leave it out, and import the joined file as UTF-8")
+    refuse_own_answers(question.target)
     check_target(question.target, ",".join(FIRST_PREDICTION_COLUMNS))
     if question.calibrate is not None:
         check_target(sets_path(question.target), ",".join(SET_COLUMNS))

@@ -273,6 +273,11 @@ def _check_features(model: Model, file: FeatureFile) -> None:
     else:
         with model.unadapted():
             fits = file.tower == tower_digest(backbone)
+    if not fits and file.backbone == backbone.name:
+        raise UserError(
+            f"{file.path} holds features of {backbone.name} with other weights than the run has (--stage trains them, and a model that was replaced "
+            "has others); give the photographs"
+        )
     if not fits:
         raise UserError(
             f"{file.path} holds features of another model than the run's ({backbone.name}); "

@@ -12,6 +12,7 @@ from finelens.classes.text_files import counted
 from finelens.core.console import Console
 from finelens.core.schemas import PREDICTION_COLUMNS, SET_COLUMNS
 from finelens.errors import UserError
+from finelens.runs.place import refuse_own_answers
 from finelens.storage.files import atomic_writer, check_target
 
 _FORM = re.compile(r"(\d{1,5})/(\d{1,5})")
@@ -76,6 +77,7 @@ def join_parts(parts: Sequence[Path], csv: Path, console: Console) -> Path:
     Raises:
         UserError: A part is missing or given twice, is no such file, or is not finished.
     """
+    refuse_own_answers(csv)
     ordered = _whole(parts)
     sets = [sets_path(part) for part in ordered]
     jobs: list[tuple[list[Path], Path, tuple[str, ...]]] = [(ordered, csv, PREDICTION_COLUMNS)]

@@ -71,9 +71,8 @@ def run_stage(prepared: Prepared, loaded: Loaded, source: Source, config: RunCon
             remedy = (
                 "give a captions file with more images that can be read" if stage.captions else "give more photographs, or a file with --captions"
             )
-            raise UserError(
-                f"stage {stage.name}: {counted(len(pairs.text), 'pair', 'pairs')} of an image and a text; it needs two or more; {remedy}, or leave --stage out"
-            )
+            count = counted(len(pairs.text), "pair", "pairs")
+            raise UserError(f"stage {stage.name}: {count} of an image and a text; it needs two or more; {remedy}, or leave --stage out")
         refined = refine(engine, pairs, start, stage, config.seed, console)
         heads = build_heads(engine.backbone, prepared.classes).to(engine.device)
         named = name_texts(engine.backbone, prepared.classes)

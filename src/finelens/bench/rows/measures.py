@@ -136,7 +136,9 @@ def measure(
 def _ranked(targets: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
     """What the order of the classes, or of the images within a class, says."""
     own = np.arange(probabilities.shape[1]) == targets[:, None]
-    above = (probabilities > probabilities[own][:, None]).sum(axis=1)
+    # Of equal classes the first is the answer and comes first here too: a solver that says 0 of all but one has no five that are likely.
+    true = probabilities[own][:, None]
+    above = ((probabilities > true) | ((probabilities == true) & (np.arange(probabilities.shape[1]) < targets[:, None]))).sum(axis=1)
     found = {"top5_accuracy": float((above < 5).mean()), "map_11_points": map_11_points(own, probabilities)}
     if probabilities.shape[1] == 2 and own.any(axis=0).all():
         found["roc_auc"] = roc_auc(targets == 1, probabilities[:, 1])
