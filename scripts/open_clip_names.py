@@ -157,12 +157,13 @@ def small_trunk(vision: dict[str, Any]) -> tuple[int, dict[str, Any]]:
     with torch.device("meta"):
         trunk = timm.create_model(name)
     kind, width = type(trunk).__name__, 128
-    if kind in ("VisionTransformer", "VisionTransformerRelPos", "Eva") and "vitamin" not in name:
+    stem = type(getattr(trunk, "patch_embed", None)).__name__
+    if kind in ("VisionTransformer", "VisionTransformerRelPos", "Eva") and stem != "HybridEmbed" and "vitamin" not in name:
         heads = next(module.num_heads for module in trunk.modules() if hasattr(module, "num_heads"))
         width = 2 * (trunk.embed_dim // heads)
         arguments: dict[str, Any] = {"depth": 2, "embed_dim": width, "num_heads": 2}
         # A convolutional stem wants whole images.
-        if kind != "VisionTransformerRelPos" and type(trunk.patch_embed).__name__ == "PatchEmbed":
+        if kind != "VisionTransformerRelPos" and stem == "PatchEmbed":
             vision["image_size"] = arguments["img_size"] = 4 * trunk.patch_embed.patch_size[0]
         return width, arguments
     if kind == "FastVit":
