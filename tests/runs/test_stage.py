@@ -106,7 +106,7 @@ def test_files_that_are_no_captions_are_named(tmp_path, text, said):
 
 def test_several_texts_of_an_image_are_several_pairs(tmp_path):
     (tmp_path / "a.png").write_bytes(b"")
-    (tmp_path / "pairs.csv").write_text("text,image\none,a.png\ntwo,a.png\n")
+    (tmp_path / "pairs.csv").write_text("text,image\none,a.png\ntwo,a.png\n  ,  \n,\n")
     found = read_captions(tmp_path / "pairs.csv", None)
     assert found.texts == ("one", "two")
     assert found.files == (tmp_path / "a.png",) * 2

@@ -71,7 +71,7 @@ def _of_csv(path: Path, what: str) -> list[tuple[int, str, str]]:
         header = [cell.strip().lower() for cell in next(reader, [])]
         image_at, text_at = (header.index(_column(header, names, what)) for names in (IMAGE_COLUMNS, TEXT_COLUMNS))
         for cells in reader:
-            if not any(cells):
+            if not any(map(str.strip, cells)):
                 continue
             if len(cells) != len(header):
                 raise UserError(f"{what}, line {reader.line_num}: expected {len(header)} cells, got {len(cells)}; quote cells that hold commas")
