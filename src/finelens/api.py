@@ -29,6 +29,7 @@ from finelens.runs.execute import RunResult, execute, follow
 from finelens.runs.folder import RunFolder
 from finelens.runs.group_by import absolute_groups
 from finelens.runs.inputs import further_encoders, read_inputs
+from finelens.runs.judge import read_level
 from finelens.runs.model import Model
 from finelens.runs.plan import Plan, plan_run
 from finelens.runs.resolve import absolute, make_config, with_extra
@@ -77,6 +78,7 @@ def adapt(
     console: Console | None = None,
     should_stop: Callable[[], bool] | None = None,
     verb: str = "adapt",
+    labels_follow: bool = False,
 ) -> RunResult:
     """Adapt a model to a folder of unlabelled photographs and write a run folder.
 
@@ -120,6 +122,7 @@ def adapt(
         console: What is said on the way; by default lines and bars on standard error.
         should_stop: Asked after each training step; True saves and raises :class:`~finelens.errors.Interrupted`.
         verb: Recorded in the configuration.
+        labels_follow: Whether :func:`evaluate` and :func:`report` are called next: they say the verdict then, and this says none.
 
     Raises:
         UserError: Input that cannot be used; the message names it and the remedy.
@@ -171,7 +174,7 @@ def adapt(
     if not processes.first:
         return follow(Path(out), config, inputs, should_stop)
     with RunFolder.create(out, config, overwrite=overwrite) as run:
-        return execute(run, inputs, console, should_stop, report=_write_report)
+        return execute(run, inputs, console, should_stop, report=_write_report, labels_follow=labels_follow)
 
 
 def plan(photos: str | Path, classes: str | Path | None, out: str | Path, *, console: Console | None = None, **given: Any) -> Plan:
@@ -351,6 +354,7 @@ def predict_to(
     classes: str | Path | None = None,
     descriptions: str | Path | None = None,
     prototypes: str | Path | None = None,
+    group_by: str | None = None,
     console: Console | None = None,
 ) -> Path:
     """Classify new photographs, or the rows of a feature file, and write a CSV file with the columns of ``predictions.csv``.
@@ -382,6 +386,8 @@ def predict_to(
         classes: File of another list of class names than the run's; what becomes of new ones is on the page docs/new_classes.md.
         descriptions: JSON file of sentences about them; by default the run's.
         prototypes: Their prototypes, where the run was made with prototypes.
+        group_by: As in :func:`adapt`; writes ``CSV`` with ``_groups`` in its name. Answers of all stay in memory then, and a call that was stopped
+            begins anew.
         console: Progress.
 
     Returns:
@@ -408,7 +414,10 @@ def predict_to(
         box_confidence,
         csv_bom,
         tuple(extra_encoders),
-        *(None if path is None else Path(path) for path in (classes, descriptions, prototypes)),
+        None if classes is None else Path(classes),
+        None if descriptions is None else Path(descriptions),
+        None if prototypes is None else Path(prototypes),
+        group_by=group_by,
     )
     check_question(question)
     return predict_to_file(question, console or Console())
@@ -476,10 +485,13 @@ def report(
             given |= {"device": device, "json_file": folder.evaluation_path, "groups": groups, "console": console}
             evaluate(run, test or folder.config.photos, labels, **given)
         classifier = load_run(run, device=device)
+        before = read_level(folder.path) if labels is not None and folder.verdict_path.is_file() else None
         path = write_report(folder, from_run(folder.path, folder.config.photos, classifier.limits), classifier.model)
         judged = read_run(folder).verdict
     console.say(f"wrote {path}")
-    console.say(f"verdict: {judged.line}")
+    if before is not None and before != judged.level:
+        console.say(f"the verdict on {run} was: {before}; it is replaced, because labels decide now")
+    console.say(f"verdict on {run}: {judged.line}")
     return path
 
 

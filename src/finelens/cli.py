@@ -72,6 +72,7 @@ _extra_encoders = click.option(
 _moved_encoders = click.option(
     "--extra-encoder", "extra_encoders", multiple=True, help="Where the weights of a run's --extra-encoder are now, if they have moved; repeatable."
 )
+_group_by = click.option("--group-by", metavar="RULE", help="Answer for photographs that belong together: folder, time:SECONDS or column:FILE.")
 _extra_names = click.option("--extra-names", multiple=True, type=click.Path(path_type=Path), help="Row names of an --extra array of another origin.")
 
 
@@ -103,7 +104,7 @@ def _run_options(command: F) -> F:
         click.option("--set", "assignments", multiple=True, metavar="SECTION.KEY=VALUE", help="An option, e.g. training.epochs=3; repeatable."),
         click.option("--strict", is_flag=True, help="Note in its row a photograph that decodes although the image library complained."),
         click.option("--calibration/--no-calibration", default=True, show_default=True, help="Calibrate probabilities without labels."),
-        click.option("--group-by", metavar="RULE", help="Answer for photographs that belong together: folder, time:SECONDS or column:FILE."),
+        _group_by,
         click.option("--rank-floor", default=0.8, show_default=True, help="How likely the narrowest sure rank is, where --classes has ranks."),
         click.option("--overwrite", is_flag=True, help="Replace an earlier run in --out."),
         click.option("--dry-run", is_flag=True, help="Say what would be done and for how long; do nothing."),
@@ -238,6 +239,7 @@ def resume(run: Path, fail_on: str | None, console: Console) -> None:
 @click.option("--descriptions", type=click.Path(path_type=Path), help="JSON file {class: [sentence, ...]} for --classes.  [default: the run's]")
 @click.option("--prototypes", type=click.Path(path_type=Path), help="Prototypes for --classes, where the run was made with prototypes.")
 @click.option("--shard", metavar="I/K", help="Part I of K only, into OUT-0000I-of-0000K.csv; finelens join puts the parts together.")
+@_group_by
 @_row_names
 @_in_file
 @_box_confidence
@@ -259,6 +261,7 @@ def predict(
     descriptions: Path | None,
     prototypes: Path | None,
     shard: str | None,
+    group_by: str | None,
     row_names: Path | None,
     in_file: Path | None,
     box_confidence: float | None,
@@ -292,6 +295,7 @@ def predict(
         classes=classes,
         descriptions=descriptions,
         prototypes=prototypes,
+        group_by=group_by,
     )
     check_question(question)
     from finelens.runs.to_file import predict_to_file
@@ -299,7 +303,8 @@ def predict(
     try:
         predict_to_file(question, console)
     except KeyboardInterrupt:
-        click.echo(f"\nstopped; what was answered is in {question.target}.part, and the same command goes on from there", err=True)
+        kept = f"what was answered is in {question.target}.part, and the same command goes on from there"
+        click.echo(f"\nstopped; {kept if group_by is None else 'the same command begins anew, as groups need all answers'}", err=True)
         sys.exit(INTERRUPTED)
     console.answer("", csv=str(question.target))
     if part is not None and part.number == 1:

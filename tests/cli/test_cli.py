@@ -99,7 +99,7 @@ def test_the_verdict_is_a_line_a_file_and_an_exit_code(run, adapted, tmp_path):
     lost = run("resume", copy, "--fail-on", "unclear")
     assert lost.code == 2
     assert "finelens report" in lost.err
-    assert run("report", copy).err.splitlines()[-1] == f"verdict: {verdict['verdict']}. {verdict['sentence']}"
+    assert run("report", copy).err.splitlines()[-1] == f"verdict on {copy}: {verdict['verdict']}. {verdict['sentence']}"
     assert json.loads((copy / "verdict.json").read_text()) == verdict
 
 

@@ -131,3 +131,39 @@ def test_a_run_with_groups(tiny_vit, tmp_path):
     for path in own:
         assert lines[path]["group_class"] == best
         assert float(lines[path]["group_probability"]) == pytest.approx(mean[best], abs=1e-4)
+
+
+def test_new_photographs_with_groups(tiny_vit, tmp_path):
+    photos = write_photos(tmp_path / "photos", per_class=3)
+    (photos / CLASSES[0] / "copy.png").write_bytes((photos / CLASSES[0] / "0.png").read_bytes())
+    (photos / CLASSES[0] / "broken.png").write_bytes(b"no picture")
+    classes = write_classes(tmp_path / "classes.txt")
+    given = {"backbone": f"local:{tiny_vit}", "options": options_for("zero-shot"), "console": QUIET}
+    api.zero_shot(photos, classes, tmp_path / "run", group_by="folder", **given)
+    whole = (tmp_path / "run" / "predictions_groups.csv").read_bytes()
+    # The same photographs, the same answers of groups; without the unadapted model's answers as well.
+    for name, asked in (("new", {}), ("fast", {"zero_shot": False})):
+        api.predict_to(tmp_path / "run", photos, tmp_path / f"{name}.csv", group_by="folder", console=QUIET, **asked)
+        assert (tmp_path / f"{name}_groups.csv").read_bytes() == whole
+    api.predict_to(tmp_path / "run", photos, tmp_path / "alone.csv", console=QUIET)
+    assert (tmp_path / "alone.csv").read_bytes() == (tmp_path / "new.csv").read_bytes()
+    assert not (tmp_path / "alone_groups.csv").exists()
+    with pytest.raises(UserError, match="--group-by needs all photographs"):
+        api.predict_to(tmp_path / "run", photos, tmp_path / "part.csv", group_by="folder", shard="1/2", console=QUIET)
+
+
+def test_groups_reach_over_what_is_read_at_a_time(tiny_vit, tmp_path, monkeypatch):
+    photos = write_photos(tmp_path / "photos", per_class=3)
+    classes = write_classes(tmp_path / "classes.txt")
+    given = {"backbone": f"local:{tiny_vit}", "options": options_for("zero-shot"), "console": QUIET}
+    api.zero_shot(photos, classes, tmp_path / "run", **given)
+    api.predict_to(tmp_path / "run", photos, tmp_path / "whole.csv", group_by="folder", console=QUIET)
+    monkeypatch.setattr("finelens.runs.predict.GROUP", 2)
+    api.predict_to(tmp_path / "run", photos, tmp_path / "parts.csv", group_by="folder", console=QUIET)
+
+    def groups(name: str) -> list[tuple[str, ...]]:
+        with (tmp_path / f"{name}_groups.csv").open(encoding="utf-8", newline="") as file:
+            return [(line["path"], line["group"], line["group_size"], line["copy_of"], line["group_class"]) for line in csv.DictReader(file)]
+
+    assert groups("parts") == groups("whole")
+    assert {line[2] for line in groups("parts")} == {"3"}

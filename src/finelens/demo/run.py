@@ -8,7 +8,7 @@ from pathlib import Path
 
 from finelens import api, demo
 from finelens.core.console import Console
-from finelens.core.schemas import EVALUATION_FILE
+from finelens.core.schemas import EVALUATION_FILE, REPORT_FILE
 from finelens.errors import UserError
 
 PETS_BACKBONE = "open_clip:ViT-B-32-quickgelu/openai"
@@ -40,6 +40,7 @@ def run_demo(out: Path, dataset: str, data_dir: Path, *, should_stop: Callable[[
         overwrite=True,
         should_stop=should_stop,
         console=console,
+        labels_follow=True,
     )
     result = api.evaluate(out, demo.photos_dir(), demo.labels_file(), json_file=out / EVALUATION_FILE, console=console)
     api.report(out, console=console)
@@ -51,7 +52,7 @@ def _run_pets(out: Path, data_dir: Path, should_stop: Callable[[], bool] | None,
     names = _fetch_pets(data_dir, train, test)
     classes = data_dir / "pets" / "classes.txt"
     classes.write_text("\n".join(names) + "\n", encoding="utf-8")
-    api.adapt(train, classes, out, backbone=PETS_BACKBONE, overwrite=True, should_stop=should_stop, console=console)
+    api.adapt(train, classes, out, backbone=PETS_BACKBONE, overwrite=True, should_stop=should_stop, console=console, labels_follow=True)
     result = api.evaluate(out, test, test / "labels.csv", json_file=out / EVALUATION_FILE, console=console)
     api.report(out, console=console)
     return _show(result, out, "Oxford-IIIT Pets, test part")
@@ -95,6 +96,6 @@ def _show(result: dict[str, object], out: Path, what: str) -> str:
             f"  before: by the class names alone (zero-shot)  {percent('zero_shot_accuracy')} right",
             f"  before: with descriptions                     {percent('description_ensemble_accuracy')} right",
             f"  after: adapted, without labels                {percent('accuracy')} right",
-            f"run folder: {out}",
+            f"what to do next: open {out / REPORT_FILE} in a browser",
         ]
     )

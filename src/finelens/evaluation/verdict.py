@@ -194,13 +194,20 @@ def _with_labels(free: Verdict, evaluation: Mapping[str, Any]) -> Verdict:
     why = {
         "improved": "a difference that chance does not explain",
         "do not use": "a loss; take the unadapted model (finelens zero-shot)",
-        "unclear": "no gain that is beyond chance" if right >= best else "a loss, though chance may explain it",
+        "unclear": _by_chance(right, before, best, int(evaluation["n"])),
     }[level]
     interval = f"{100 * low:+.1f} to {100 * high:+.1f} points"
     kind: Kind = "good" if level == "improved" else "bad"
     measured = Reason(kind, f"Against the unadapted model with class names alone the difference is {interval} (95 % interval).", "measured")
     before_labels = Reason("note", f"Without the labels: {free.line}", "without-labels")
     return Verdict(level, f"{said}: {why}.", (measured, before_labels, *free.reasons), measured=True)
+
+
+def _by_chance(right: float, before: float, best: float, n: int) -> str:
+    """Why labels show no difference to the unadapted model."""
+    if right < best:
+        return "a loss, though chance may explain it"
+    return f"more are right, but on {n} photographs that may be chance" if right > before else "no gain"
 
 
 def nothing_trained(signals: Signals, reason: str, evaluation: Mapping[str, Any] | None = None) -> Verdict:

@@ -135,14 +135,15 @@ class Classifier(nn.Module):
         source = asked_at(images) if isinstance(images, (str, Path)) else source_of(images)
         return source.answers(self.request(console or Console(enabled=False), zero_shot=zero_shot))
 
-    def request(self, console: Console, *, zero_shot: bool = True) -> Request:
+    def request(self, console: Console, *, zero_shot: bool = True, looks: bool = False) -> Request:
         """A question to this model, as sources take it.
 
         Args:
             console: Progress.
             zero_shot: Whether to ask the unadapted model as well.
+            looks: Whether to hand out the unadapted model's features.
         """
-        return Request(self.model, self.limits, console, zero_shot, self.extra)
+        return Request(self.model, self.limits, console, zero_shot, self.extra, looks)
 
     def predict_proba(self, images: str | Path | ImageItems) -> np.ndarray:
         """Class probabilities (N, C), one row per input in its order; a file that cannot be read gives a row of NaN.

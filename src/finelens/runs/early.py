@@ -17,7 +17,7 @@ from finelens.classes.descriptions import load_descriptions
 from finelens.classes.taxonomy import read_class_list
 from finelens.core.device_names import check_device_name
 from finelens.core.options import check_types, from_mapping
-from finelens.core.schemas import CONFIG_FILE, FIRST_PREDICTION_COLUMNS, MODEL_CONFIG_FILE, MODEL_DIR, SET_COLUMNS, TAXONOMY_FILE
+from finelens.core.schemas import CONFIG_FILE, FIRST_PREDICTION_COLUMNS, GROUP_COLUMNS, MODEL_CONFIG_FILE, MODEL_DIR, SET_COLUMNS, TAXONOMY_FILE
 from finelens.errors import UserError
 from finelens.feature_store.paths import is_feature_path
 from finelens.images.discover import STANDARD_INPUT, check_folder, shards_at
@@ -30,7 +30,7 @@ from finelens.runs.config import TextConfig, is_run_document
 from finelens.runs.folder import RunFolder
 from finelens.runs.group_by import TIME, GroupBy
 from finelens.runs.place import refuse_own_answers
-from finelens.runs.shard import Shard, ranks_path, sets_path
+from finelens.runs.shard import Shard, groups_path, ranks_path, sets_path
 from finelens.storage.files import check_target, read_json
 from finelens.training.config import TrainingConfig
 from finelens.training.stage_config import StageConfig
@@ -63,6 +63,7 @@ class Question:
     classes: Path | None = None
     descriptions: Path | None = None
     prototypes: Path | None = None
+    group_by: str | None = None
 
     @property
     def target(self) -> Path:
@@ -85,6 +86,13 @@ def check_question(question: Question) -> None:
         check_target(sets_path(question.target), ",".join(SET_COLUMNS))
     elif question.calibrate_photos is not None or question.coverage is not None:
         raise UserError("--coverage and --calibrate-photos have an effect with --calibrate only: give labelled photographs, or leave them out")
+    if question.group_by is not None:
+        check_groups(question.group_by, question.photos)
+        if question.shard is not None:
+            raise UserError(
+                "--group-by needs all photographs of a group, and --shard or torchrun gives each process a part of them; leave one of them out"
+            )
+        check_target(groups_path(question.target), ",".join(GROUP_COLUMNS))
     if question.classes is not None:
         read_class_list(question.classes)
     elif question.descriptions is not None or question.prototypes is not None:
@@ -99,6 +107,17 @@ def check_question(question: Question) -> None:
     check_source(question.photos, strict=question.strict, row_names=question.row_names, files=question.in_file is None)
     check_in(question.photos, question.in_file, question.box_confidence)
     check_readable((question.row_names, question.calibrate, question.prototypes))
+
+
+def check_groups(group_by: str, photos: Path) -> None:
+    """Refuse a rule of groups that is none, a file of groups that is not there, and times of what has none.
+
+    Raises:
+        UserError: One of these.
+    """
+    check_readable([GroupBy.parse(group_by).file])
+    if group_by.startswith(TIME) and is_feature_path(photos):
+        raise UserError(f"--group-by {group_by} looks at the times of photographs, and {photos} holds features; group by column:FILE")
 
 
 def check_run(
@@ -134,9 +153,7 @@ def check_run(
     check_source(photos, strict=strict, row_names=row_names, logit_scale=logit_scale)
     check_in(photos, in_file, box_confidence)
     if group_by is not None:
-        check_readable([GroupBy.parse(group_by).file])
-        if group_by.startswith(TIME) and is_feature_path(photos):
-            raise UserError(f"--group-by {group_by} looks at the times of photographs, and {photos} holds features; group by column:FILE")
+        check_groups(group_by, photos)
     options = with_stage(options, stage, captions)
     found = find_method(starting_method(method, options, minutes))
     check_options(found, options)

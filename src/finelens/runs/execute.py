@@ -81,6 +81,7 @@ def execute(
     *,
     resume: bool = False,
     report: Reporter | None = None,
+    labels_follow: bool = False,
 ) -> RunResult:
     """Adapt, predict and write the run's files; of several processes, what the first one does.
 
@@ -91,6 +92,7 @@ def execute(
         should_stop: Asked after each training step.
         resume: Go on from the checkpoint, if there is one.
         report: Writes the report of the finished run; None writes none.
+        labels_follow: Whether the caller measures with labels next: the verdict and the next step are said after that, so that one verdict is read.
 
     Raises:
         UserError: The inputs are not those the run was started with.
@@ -133,8 +135,9 @@ def execute(
     with fitted.model.engine.alone():
         page = _report(report, run, fitted.model, loaded, console)
     say_notes(loaded.records, console)
-    console.say(f"verdict: {judged.line}")
-    if page is not None:
+    if not labels_follow:
+        console.say(f"verdict on {run.path}: {judged.line}")
+    if page is not None and not labels_follow:
         console.say(f"what to do next, with the commands: open {page} in a browser")
     if run.config.backbone == EMBEDDED:
         console.say(f"for real work take a model trained on images with texts: --backbone {RECOMMENDED}; finelens backbones lists others")

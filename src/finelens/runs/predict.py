@@ -83,6 +83,7 @@ class Request:
         console: Progress.
         zero_shot: Whether to ask the unadapted model as well.
         extra: Features of further encoders, for a model that looks at them.
+        looks: Whether to hand out the unadapted model's features.
     """
 
     model: Model
@@ -90,6 +91,7 @@ class Request:
     console: Console
     zero_shot: bool = True
     extra: ExtraFiles | None = None
+    looks: bool = False
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,7 @@ class Predictions:
         zero_shot: (N, C) of the unadapted model by text head; empty unless asked for.
         likeness: To the photographs of the fit, (N,), see ``evaluation.familiarity``; empty unless the unadapted model was asked.
         none_of_these: Doubt whether they belong to any class, (N,), see ``evaluation.none_of_these``; empty unless the unadapted model was asked.
+        looks: The unadapted model's unit-norm features, (N, E), float16; empty unless asked for, and not gathered.
     """
 
     records: list[ImageRecord]
@@ -109,6 +112,7 @@ class Predictions:
     zero_shot: dict[str, Tensor]
     likeness: Tensor = field(default_factory=lambda: torch.zeros(0))
     none_of_these: Tensor = field(default_factory=lambda: torch.zeros(0))
+    looks: Tensor = field(default_factory=lambda: torch.zeros(0))
 
 
 def predict_items(asked: Request, source: list[ImageFile] | ImageItems) -> Predictions:
@@ -221,7 +225,14 @@ def _features_of(asked: Request, file: FeatureFile) -> TargetFeatures:
 def _predict_rows(asked: Request, store: FeatureStore, features: TargetFeatures) -> Predictions:
     model = asked.model
     first = [model.zero_shot_logits(rows) for rows in feature_rows(features, BATCH)] if asked.zero_shot else []
-    return Predictions([], predict_store(model, store, Console(enabled=False), features), _join(first), *model.seen_before(features.global_))
+    seen = model.seen_before(features.global_)
+    return Predictions([], predict_store(model, store, Console(enabled=False), features), _join(first), *seen, _looks(asked, features))
+
+
+def _looks(asked: Request, features: TargetFeatures | None) -> Tensor:
+    if features is None or not asked.looks:
+        return torch.zeros(0)
+    return torch.nn.functional.normalize(features.global_.float(), dim=1).half().cpu()
 
 
 def _with_extra(asked: Request, features: TargetFeatures, source: Loaded) -> TargetFeatures:
@@ -234,7 +245,7 @@ def _with_extra(asked: Request, features: TargetFeatures, source: Loaded) -> Tar
 def _predict_group(asked: Request, loaded: LoadedImages, encoder: FeatureEncoder) -> Predictions:
     model, zero_shot, quiet, store = asked.model, asked.zero_shot, Console(enabled=False), loaded.store
     features = None
-    if zero_shot or not model.entry.needs_pixels:
+    if zero_shot or asked.looks or not model.entry.needs_pixels:
         with model.unadapted():
             # Filling a chunk up and keeping the result is not worth it for a few images.
             few = len(store) < CPU_CHUNK and not isinstance(model.task, ViewTask)
@@ -243,7 +254,7 @@ def _predict_group(asked: Request, loaded: LoadedImages, encoder: FeatureEncoder
         features = _with_extra(asked, own, loaded)
     first = [model.zero_shot_logits(rows) for rows in feature_rows(features, BATCH)] if zero_shot and features is not None else []
     seen = (torch.zeros(0), torch.zeros(0)) if features is None else model.seen_before(features.global_)
-    return Predictions([], predict_store(model, store, quiet, features, encoder), _join(first), *seen)
+    return Predictions([], predict_store(model, store, quiet, features, encoder), _join(first), *seen, _looks(asked, features))
 
 
 def _join(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:

@@ -65,6 +65,11 @@ def ranks_path(csv_file: Path) -> Path:
     return csv_file.with_name(f"{csv_file.stem}_ranks.csv")
 
 
+def groups_path(csv_file: Path) -> Path:
+    """Where the answers of groups of a file of predictions go: ``new.csv`` has ``new_groups.csv`` beside it."""
+    return csv_file.with_name(f"{csv_file.stem}_groups.csv")
+
+
 def join_parts(parts: Sequence[Path], csv: Path, console: Console) -> Path:
     """One file of the parts of ``predict --shard``: the bytes of a run without them. Conformal sets and answers by rank beside the parts are joined
     beside it.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections import Counter
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -26,14 +27,16 @@ from finelens.runs.by_rank import RankTable
 from finelens.runs.classifier import Classifier, load_run
 from finelens.runs.early import Question
 from finelens.runs.folder import RunFolder
+from finelens.runs.group_by import GroupBy
 from finelens.runs.predict import GROUP, Predictions
 from finelens.runs.sets import calibrate_on, sets_header, sets_of, sets_text
-from finelens.runs.shard import ranks_path, sets_path
+from finelens.runs.shard import groups_path, ranks_path, sets_path
 from finelens.runs.source import Listing, Source
 from finelens.runs.sources import asked_at, source_at, with_rows
+from finelens.runs.together import Gathered
 from finelens.runs.trust import Seen
 from finelens.storage.cache import state_digest
-from finelens.storage.files import file_digest, text_bytes
+from finelens.storage.files import file_digest, text_bytes, write_text
 from finelens.storage.growing import GrowingFiles
 from finelens.storage.predictions import BOM, PredictionRow, predictions_header, predictions_text, rows_from_logits, softmax
 
@@ -72,12 +75,13 @@ def predict_to_file(question: Question, console: Console) -> Path:
     by_rank = _rank_table(question)
     if by_rank is not None:
         paths, starts = [*paths, ranks_path(question.target)], [*starts, (BOM if question.csv_bom else "") + by_rank.header]
+    gathered = None if question.group_by is None else Gathered(GroupBy.parse(question.group_by), source)
     tally, sizes, seen = Tally(), Counter[int](), Seen()
     with GrowingFiles(paths, list(map(text_bytes, starts)), _key(question, classifier, listing, rule)) as files:
         if files.done:
             console.say(f"going on: {files.done} of {len(span)} rows are in {question.target.name}.part")
         left = span[files.done :]
-        found = source.parts(classifier.request(console, zero_shot=question.zero_shot), left)
+        found = source.parts(classifier.request(console, zero_shot=question.zero_shot, looks=gathered is not None), left)
         for part in found if left else ():
             rows = _rows(part, classifier)
             texts = [predictions_text(rows)]
@@ -88,8 +92,10 @@ def predict_to_file(question: Question, console: Console) -> Path:
                 sets = sets_of(part, classifier.classes, rule)
                 sizes.update(len(own) for own in sets if own)
                 texts.append(sets_text(part.records, sets))
+            probabilities = softmax(part.logits["logits"].numpy()) if part.logits else np.zeros((0, len(classifier.classes)))
+            if gathered is not None:
+                gathered.add(part, rows, probabilities)
             if by_rank is not None:
-                probabilities = softmax(part.logits["logits"].numpy()) if part.logits else np.zeros((0, len(classifier.classes)))
                 texts.append(by_rank.lines(rows, {record.name: record.index for record in part.records}, probabilities))
             tally.add(part.records)
             files.add(list(map(text_bytes, texts)), files.done + len(part.records))
@@ -106,6 +112,12 @@ def predict_to_file(question: Question, console: Console) -> Path:
     # What was read by a command that was stopped is not here any more.
     if question.classes is None and len(left) == len(span):
         seen.say(RunFolder.open(question.run, lock=False), console)
+    if gathered is not None:
+        groups = gathered.answers(classifier.classes)
+        write_text(groups_path(question.target), (BOM if question.csv_bom else "") + groups.text)
+        paths = [*paths, groups_path(question.target)]
+        for line in groups.lines:
+            console.say(line)
     for path in paths:
         console.say(f"wrote {path}")
     return question.target
@@ -187,5 +199,7 @@ def _key(question: Question, classifier: Classifier, listing: Listing, rule: Con
         "classes": _other_classes(question, classifier),
         "options": [question.strict, question.zero_shot, question.csv_bom, None if question.shard is None else asdict(question.shard)],
         "rule": None if rule is None else repr(rule),
+        # Groups need what was answered before a stop as well, and the file has no looks: such a command begins anew.
+        "groups": None if question.group_by is None else [question.group_by, time.time_ns()],
     }
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()

@@ -20,6 +20,9 @@ from finelens.evaluation.together import group_probabilities, members, near_copi
 from finelens.images.discover import ImageFile
 from finelens.images.header import header
 from finelens.runs.group_by import FOLDER, TIME, GroupBy
+from finelens.runs.photo_source import PhotoSource
+from finelens.runs.predict import Predictions
+from finelens.runs.source import Source
 from finelens.storage.cells import csv_text, escape_cell, unescape_cell
 from finelens.storage.predictions import PredictionRow
 
@@ -92,6 +95,49 @@ class Together:
 
     text: str
     lines: tuple[str, ...]
+
+
+class Gathered:
+    """What groups of new photographs need of all of them: answers, probabilities and looks, added some at a time.
+
+    Args:
+        by: Which photographs belong together.
+        source: The photographs.
+    """
+
+    def __init__(self, by: GroupBy, source: Source) -> None:
+        self._by, self._files = by, source.files if isinstance(source, PhotoSource) else []
+        self._rows: list[PredictionRow] = []
+        self._index: list[int | None] = []
+        self._probabilities: list[np.ndarray] = []
+        self._looks: list[np.ndarray] = []
+        self._count = 0
+
+    def add(self, part: Predictions, rows: Sequence[PredictionRow], probabilities: np.ndarray) -> None:
+        """Some photographs more.
+
+        Args:
+            part: What the model said.
+            rows: The same as rows.
+            probabilities: Of classes by position, (N, C).
+        """
+        self._rows += rows
+        self._index += [None if record.index is None else record.index + self._count for record in part.records]
+        self._count += len(probabilities)
+        if len(probabilities):
+            self._probabilities.append(probabilities)
+            self._looks.append(part.looks.numpy())
+
+    def answers(self, classes: Sequence[str]) -> Together:
+        """Answers of the groups of all that was added.
+
+        Raises:
+            UserError: The file of groups cannot be read, or names none of the photographs.
+        """
+        groups = groups_by(self._by, [row.path for row in self._rows], self._files)
+        probabilities = np.concatenate([np.zeros((0, len(classes))), *self._probabilities])
+        looks = np.concatenate(self._looks).astype(np.float32) if self._looks else np.zeros((0, 1), np.float32)
+        return together(self._rows, groups, self._index, classes, probabilities, looks)
 
 
 def together(
