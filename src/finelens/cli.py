@@ -52,6 +52,10 @@ def cli(context: click.Context) -> None:
 
 BACKBONES = "embedded, open_clip:NAME/TAG, hf-hub:ORG/REPO, local:DIR or transformers:DIR_OR_ORG/REPO."
 _row_names = click.option("--row-names", type=click.Path(path_type=Path), help="Text file, a name for each row of a feature file of another origin.")
+_engine = click.option(
+    "--engine", type=click.Choice(["local", "ray"]), default="local", show_default=True, help="ray: on a cluster (docs/engine.md)."
+)
+_ray_address = click.option("--ray-address", help="Of the cluster, for --engine ray.  [default: RAY_ADDRESS, else this machine alone]")
 _in_file = click.option(
     "--in",
     "in_file",
@@ -240,6 +244,8 @@ def resume(run: Path, fail_on: str | None, console: Console) -> None:
 @click.option("--prototypes", type=click.Path(path_type=Path), help="Prototypes for --classes, where the run was made with prototypes.")
 @click.option("--shard", metavar="I/K", help="Part I of K only, into OUT-0000I-of-0000K.csv; finelens join puts the parts together.")
 @_group_by
+@_engine
+@_ray_address
 @_row_names
 @_in_file
 @_box_confidence
@@ -262,6 +268,8 @@ def predict(
     prototypes: Path | None,
     shard: str | None,
     group_by: str | None,
+    engine: str,
+    ray_address: str | None,
     row_names: Path | None,
     in_file: Path | None,
     box_confidence: float | None,
@@ -284,6 +292,9 @@ def predict(
     rank, processes = launched()
     if processes > 1 and shard is not None:
         raise UserError("torchrun shares the photographs among its processes, and --shard does so among machines; use one of them")
+    if engine == "ray" and (processes > 1 or shard is not None or csv_bom or group_by is not None or str(photos) == "-"):
+        raise UserError("--engine ray divides files among its workers itself: leave out torchrun, --shard, --csv-bom, --group-by and -")
+    _check_engine(engine, ray_address)
     part = Shard.parse(shard) if shard is not None else Shard(rank + 1, processes) if processes > 1 else None
     files = tuple(map(Path, extra))
     question = Question(
@@ -298,11 +309,19 @@ def predict(
         group_by=group_by,
     )
     check_question(question)
-    from finelens.runs.to_file import predict_to_file
-
     try:
-        predict_to_file(question, console)
+        if engine == "ray":
+            from finelens.runs.on_ray import predict_on_ray
+
+            predict_on_ray(question, console, ray_address)
+        else:
+            from finelens.runs.to_file import predict_to_file
+
+            predict_to_file(question, console)
     except KeyboardInterrupt:
+        if engine == "ray":
+            click.echo(f"\nstopped; parts that are whole are in {question.csv}.parts, and the same command goes on from there", err=True)
+            sys.exit(INTERRUPTED)
         kept = f"what was answered is in {question.target}.part, and the same command goes on from there"
         click.echo(f"\nstopped; {kept if group_by is None else 'the same command begins anew, as groups need all answers'}", err=True)
         sys.exit(INTERRUPTED)
@@ -348,6 +367,11 @@ def evaluate(json_file: Path | None, quiet: bool, **given: Any) -> None:
     speak(_evaluate, quiet=quiet, as_events=told, json_file=None if told else json_file, **given)
 
 
+def _check_engine(engine: str, ray_address: str | None) -> None:
+    if ray_address is not None and engine != "ray":
+        raise UserError("--ray-address has an effect with --engine ray only")
+
+
 def _evaluate(run: Path, test: Path, labels: str, console: Console, **given: Any) -> None:
     from finelens.runs.evaluate import evaluate as score
     from finelens.runs.evaluate import summary
@@ -371,15 +395,26 @@ def _evaluate(run: Path, test: Path, labels: str, console: Console, **given: Any
 @click.option("--crops", default=0, show_default=True, type=click.IntRange(min=0), help="Random crops of each image to encode and store as well.")
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Seed of the crops.")
 @click.option("--overwrite", is_flag=True, help="Replace an earlier feature file.")
-def features(photos: Path, **given: Any) -> None:
+@_engine
+@_ray_address
+def features(photos: Path, engine: str, ray_address: str | None, **given: Any) -> None:
     """Encode PHOTOS once and write a feature file, which the other verbs take in the place of photographs."""
+    _check_engine(engine, ray_address)
+    if engine == "ray" and (given["patches"] or given["crops"] or str(photos) == "-"):
+        raise UserError("--engine ray writes a folder of shards: leave out --patches, --crops and -")
     from finelens.runs.early import check_features
 
     check_features(photos, **{name: given[name] for name in ("backbone", "device", "classes", "descriptions")})
-    from finelens.runs.encode import features as write_features
-
     try:
-        write_features(photos, **given)
+        if engine == "ray":
+            from finelens.runs.on_ray import FeatureQuestion, features_on_ray
+
+            own = {name: given[name] for name in ("out", "backbone", "device", "classes", "descriptions")}
+            features_on_ray(FeatureQuestion(photos, **own), given["console"], ray_address, overwrite=given["overwrite"])
+        else:
+            from finelens.runs.encode import features as write_features
+
+            write_features(photos, **given)
         given["console"].answer("", out=str(given["out"]))
     except KeyboardInterrupt:
         click.echo("\nstopped; what was encoded is in the cache, and the same command goes on from there", err=True)

@@ -7,6 +7,7 @@ with their sizes and SHA-256. Nothing here holds more rows than those of one sha
 from __future__ import annotations
 
 import json
+import shutil
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,6 +30,8 @@ from finelens.storage.lock import Lock
 from finelens.storage.tensors import load_tensors, save_tensors
 
 PART, LOCK, TEXTS = "manifest.part.json", ".finelens.lock", "texts.safetensors"
+# How folders of single attempts at a shard begin.
+ATTEMPT = ".finelens-attempt-"
 # Files of a shard: a few dozen megabytes of features.
 SHARD = 4096
 
@@ -50,6 +53,26 @@ class ShardEntry:
     rows: int
     bytes: int
     sha256: str
+
+
+def write_shard(folder: Path, number: int, records: Sequence[ImageRecord], rows: Mapping[str, Tensor], metadata: Mapping[str, str]) -> ShardEntry:
+    """Write a shard into a folder.
+
+    Args:
+        folder: Where it goes.
+        number: Its place among the shards, from 0.
+        records: One per file.
+        rows: ``global`` (n, E) and ``cls`` (n, W) of those with status ``ok``, in their order.
+        metadata: Texts of the file.
+
+    Raises:
+        UserError: The disk is full or the like.
+    """
+    path = folder / f"shard-{number:05d}.safetensors"
+    table = json_text([[r.name, r.status, r.reason, r.sample_id] for r in numbered(records, Counter())]).encode("utf-8", "backslashreplace")
+    tensors = {"records": torch.frombuffer(bytearray(table), dtype=torch.uint8), **{key: value.float() for key, value in rows.items()}}
+    save_tensors(path, tensors, metadata)
+    return ShardEntry(path.name, len(records), len(rows["global"]), path.stat().st_size, file_digest(path))
 
 
 class FolderWriter:
@@ -92,6 +115,8 @@ class FolderWriter:
             for leftover in self.path.glob("*.safetensors"):
                 if leftover.name not in {entry.name for entry in self.entries}:
                     leftover.unlink()
+            for leftover in self.path.glob(f"{ATTEMPT}*"):
+                shutil.rmtree(leftover, ignore_errors=True)
             (self.path / MANIFEST).unlink(missing_ok=True)
         except BaseException:
             self._lock.release()
@@ -111,19 +136,22 @@ class FolderWriter:
         Raises:
             UserError: The disk is full or the like; shards of before stay.
         """
-        name = f"shard-{len(self.entries):05d}.safetensors"
-        table = json_text([[r.name, r.status, r.reason, r.sample_id] for r in numbered(records, Counter())]).encode("utf-8", "backslashreplace")
-        tensors = {"records": torch.frombuffer(bytearray(table), dtype=torch.uint8), **{key: value.float() for key, value in rows.items()}}
-        save_tensors(self.path / name, tensors, self._metadata)
-        path = self.path / name
-        self.entries.append(ShardEntry(name, len(records), len(rows["global"]), path.stat().st_size, file_digest(path)))
-        write_json(self.path / PART, {"key": self._key, "shards": [asdict(entry) for entry in self.entries]})
+        self.adopt(write_shard(self.path, len(self.entries), records, rows, self._metadata))
 
-    def finish(self, texts: Mapping[str, Tensor] | None = None) -> None:
+    def adopt(self, entry: ShardEntry) -> None:
+        """Count in a shard that lies in the folder already: the next one.
+
+        Raises:
+            UserError: The disk is full or the like.
+        """
+        self.entries.append(entry)
+        write_json(self.path / PART, {"key": self._key, "shards": [asdict(own) for own in self.entries]})
+
+    def finish(self, texts: Mapping[str, Tensor] | bool | None = None) -> None:
         """Write the manifest: the folder is whole then.
 
         Args:
-            texts: Prototypes and sentences, as in a feature file.
+            texts: Prototypes and sentences, as in a feature file; True where they lie in the folder already.
 
         Raises:
             UserError: It cannot be written.
@@ -136,8 +164,9 @@ class FolderWriter:
             "metadata": dict(sorted(self._metadata.items())),
             "shards": [asdict(entry) for entry in self.entries],
         }
-        if texts is not None:
-            save_tensors(self.path / TEXTS, texts, self._metadata)
+        if texts:
+            if texts is not True:
+                save_tensors(self.path / TEXTS, texts, self._metadata)
             document["texts"] = {"name": TEXTS, "sha256": file_digest(self.path / TEXTS)}
         write_json(self.path / MANIFEST, document)
         (self.path / PART).unlink(missing_ok=True)

@@ -96,6 +96,14 @@ class Tally:
                 self._kinds[kind] += 1
                 self._first.setdefault(kind, (note, record.name))
 
+    def merge(self, other: Tally) -> None:
+        """Count what another one has counted."""
+        for status, count in other.counts.items():
+            self.counts[status] = self.counts.get(status, 0) + count
+        self._noted += other._noted
+        self._kinds.update(other._kinds)
+        self._first = {**other._first, **self._first}
+
     def say(self, console: Console) -> None:
         """Say the numbers by status."""
         noun = "file" if self.files == 1 else "files"

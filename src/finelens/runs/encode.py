@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from contextlib import closing
@@ -13,29 +12,20 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from finelens.backbones.registry import absolute_spec, load_backbone
 from finelens.classes.heads import ClassHeads
-from finelens.classes.taxonomy import read_class_list
-from finelens.core.console import Console, Progress
-from finelens.core.schemas import SCHEMA_VERSION, VERSION
-from finelens.engine.device import choose_device, choose_precision
-from finelens.engine.engine import Engine
+from finelens.core.console import Console
 from finelens.errors import UserError
 from finelens.feature_store.crops import Crops
-from finelens.feature_store.encoder import FeatureEncoder, tower_digest
+from finelens.feature_store.encoder import FeatureEncoder
 from finelens.feature_store.files import FORMAT
-from finelens.feature_store.folder import PART, SHARD, TEXTS, FeatureFolder, FolderWriter
+from finelens.feature_store.folder import PART, TEXTS, FeatureFolder
 from finelens.feature_store.paths import FOLDER_SUFFIX, MANIFEST
-from finelens.images.decode import DecodeLimits
 from finelens.images.discover import discover
-from finelens.images.load import Tally, decode_limits, load, say_notes, say_remarks, status_counts
-from finelens.images.store import ImageItems, LoadedImages, load_images
-from finelens.protocol import Backbone, ImageRecord
+from finelens.images.load import decode_limits, load, say_notes, status_counts
+from finelens.images.store import LoadedImages
+from finelens.protocol import ImageRecord
 from finelens.runs.config import RunConfig
-from finelens.runs.photo_source import PhotoSource
-from finelens.runs.predict import GROUP
-from finelens.runs.prepare import prepare
-from finelens.runs.sources import asked_at
+from finelens.runs.encode_folder import encode_folder, metadata_of, open_engine, text_tensors
 from finelens.storage.cache import spill_folder
 from finelens.storage.files import atomic_writer, json_text
 from finelens.storage.tensors import TensorFile, load_metadata
@@ -81,22 +71,22 @@ def features(
     """
     console = console or Console()
     out = Path(out)
-    _check_out(out, Path(photos), overwrite)
+    check_out(out, Path(photos), overwrite)
     if descriptions is not None and classes is None:
         raise UserError("--descriptions is about classes: give --classes FILE as well")
     if out.suffix.lower() == FOLDER_SUFFIX:
         if patches or crops:
             raise UserError("--patches and --crops are written to one file: give --out FILE.safetensors")
-        _to_folder(out, photos, backbone, device, classes, descriptions, console)
+        encode_folder(out, photos, backbone, device, classes, descriptions, console)
         return []
     files = discover(Path(photos))
     config = RunConfig("zero-shot", str(photos), method="zero-shot", backbone=backbone, device=device, seed=seed)
-    engine, heads, names = _open(config, classes, descriptions, console)
+    engine, heads, names = open_engine(config, classes, descriptions, console)
     encoder = FeatureEncoder(engine, (limits := decode_limits(config.views, engine.backbone.preprocess)).short_side)
     loaded = load(files, limits, console, spill_folder())
     if crops:
         encoder.say_size(len(loaded.store), crops, console)
-    metadata = _metadata(engine, backbone)
+    metadata = metadata_of(engine, backbone)
     if heads is not None:
         metadata["classes"] = json.dumps(names)
     if crops:
@@ -107,55 +97,6 @@ def features(
     say_notes(loaded.records, console)
     console.say(f"{engine.no_grad_forwards} views encoded now, the others came from the cache; wrote {out}")
     return loaded.records
-
-
-def _to_folder(
-    out: Path, photos: str | Path, backbone: str, device: str, classes: str | Path | None, descriptions: str | Path | None, console: Console
-) -> None:
-    """Encode shard by shard; each is on the disk before the next is begun."""
-    source = asked_at(photos)
-    if not isinstance(source, PhotoSource):
-        raise UserError(f"{photos} holds features already; give photographs")
-    listing, inputs = source.listing(), source.inputs
-    config = RunConfig("zero-shot", str(photos), method="zero-shot", backbone=backbone, device=device)
-    engine, heads, names = _open(config, classes, descriptions, console)
-    limits = decode_limits(config.views, engine.backbone.preprocess)
-    encoder = FeatureEncoder(engine, limits.short_side)
-    metadata = _metadata(engine, backbone) | ({} if heads is None else {"classes": json.dumps(names)})
-    key = json.dumps([encoder.key, metadata, asdict(listing), SHARD])
-    say_remarks(inputs, console)
-    tally = Tally()
-    with FolderWriter(out, metadata, hashlib.sha256(key.encode()).hexdigest()) as writer:
-        if writer.done:
-            console.say(f"going on: {writer.done} of {listing.count} files are in {out}")
-        with console.progress(listing.count - writer.done, "encode images") as bar:
-            for start in range(writer.done, listing.count, SHARD):
-                records, columns = _encoded(encoder, inputs, range(start, min(start + SHARD, listing.count)), limits, console, bar)
-                tally.add(records)
-                writer.add(records, columns)
-        writer.finish(None if heads is None else _text_tensors(heads))
-    tally.say(console)
-    tally.say_notes(console)
-    console.say(f"{engine.no_grad_forwards} views encoded now, the others came from the cache; wrote {out}")
-
-
-def _encoded(
-    encoder: FeatureEncoder, inputs: ImageItems, within: range, limits: DecodeLimits, console: Console, bar: Progress
-) -> tuple[list[ImageRecord], dict[str, Tensor]]:
-    """Records of some inputs, and the features of those that can be read, in their order."""
-    backbone = encoder.engine.backbone
-    records: list[ImageRecord] = []
-    parts = {"global": [torch.zeros(0, backbone.dim)], "cls": [torch.zeros(0, backbone.width)]}
-    for start in range(within.start, within.stop, GROUP):
-        loaded = load_images([inputs[i] for i in range(start, min(start + GROUP, within.stop))], limits)
-        records += loaded.records
-        order = [record.index for record in loaded.records if record.index is not None]
-        found = encoder.centre(loaded.store, _SILENT, "") if order else None
-        if found is not None:
-            parts["global"].append(found.global_[order].cpu())
-            parts["cls"].append(found.cls[order].cpu())
-        bar.update(len(loaded.records))
-    return records, {name: torch.cat(own) for name, own in parts.items()}
 
 
 def _check_folder(out: Path, overwrite: bool) -> None:
@@ -172,7 +113,12 @@ def _check_folder(out: Path, overwrite: bool) -> None:
         raise UserError(f"{out} was not written by finelens features; choose another name")
 
 
-def _check_out(out: Path, photos: Path, overwrite: bool) -> None:
+def check_out(out: Path, photos: Path, overwrite: bool) -> None:
+    """Refuse a place for features.
+
+    Raises:
+        UserError: It has another form than a place of features, lies inside the photographs, or must not be replaced.
+    """
     folder = out.suffix.lower() == FOLDER_SUFFIX
     if not folder and out.suffix.lower() != ".safetensors":
         raise UserError(f"{out}: features are written as .safetensors, or to a folder NAME{FOLDER_SUFFIX}; give such a name")
@@ -191,35 +137,6 @@ def _check_out(out: Path, photos: Path, overwrite: bool) -> None:
         raise UserError(f"{out} exists; give another name, or --overwrite to replace it")
     if load_metadata(out).get("format") != FORMAT:
         raise UserError(f"{out} was not written by finelens features; choose another name")
-
-
-def _open(
-    config: RunConfig, classes: str | Path | None, descriptions: str | Path | None, console: Console
-) -> tuple[Engine, ClassHeads | None, list[str]]:
-    if classes is not None:
-        names, taxonomy = read_class_list(classes)
-        prepared = prepare(config, names, None if descriptions is None else Path(descriptions), console, taxonomy=taxonomy)
-        return prepared.engine, prepared.heads, names
-    place = choose_device(config.device)
-    backbone = load_backbone(config.backbone)
-    precision = choose_precision(config.training.precision, place)
-    console.say(f"backbone: {config.backbone}; precision: {precision.reason}")
-    return Engine(backbone, place, precision), None, []
-
-
-def _metadata(engine: Engine, spec: str) -> dict[str, str]:
-    backbone: Backbone = engine.backbone
-    return {
-        "format": FORMAT,
-        "schema_version": str(SCHEMA_VERSION),
-        "finelens_version": VERSION,
-        "backbone": absolute_spec(spec),
-        "tower": tower_digest(backbone),
-        "preprocess": json.dumps(asdict(backbone.preprocess)),
-        "precision": engine.precision.name,
-        "logit_scale": repr(float(backbone.logit_scale)),
-        "logit_bias": repr(float(backbone.logit_bias)),
-    }
 
 
 def _write(
@@ -241,7 +158,7 @@ def _write(
     if crops is not None:
         shapes["crops.global"] = ("F32", (count, crops.count, backbone.dim))
         shapes["crops.cls"] = ("F32", (count, crops.count, backbone.width))
-    texts = {} if heads is None else _text_tensors(heads)
+    texts = {} if heads is None else text_tensors(heads)
     shapes |= {name: ("I64" if tensor.dtype is torch.int64 else "F32", tuple(tensor.shape)) for name, tensor in texts.items()}
     shapes["records"] = ("U8", (len(records),))
     # Rows follow the table of files, so that the k-th readable file is row k.
@@ -269,14 +186,3 @@ def _put(file: TensorFile, row: dict[int, int], positions: list[int], values: di
     for name, tensor in values.items():
         for i, position in enumerate(positions):
             file.put(name, row[position], tensor[i : i + 1].float())
-
-
-def _text_tensors(heads: ClassHeads) -> dict[str, Tensor]:
-    owner = torch.cat([torch.full((len(features),), c, dtype=torch.int64) for c, features in enumerate(heads.sentences)])
-    sentences = torch.cat([features.cpu() for features in heads.sentences])
-    return {
-        "prototypes": heads.templates.float(),
-        "descriptions": heads.descriptions.float(),
-        "sentences": sentences.float(),
-        "sentence_class": owner,
-    }

@@ -6,7 +6,7 @@ import hashlib
 import json
 import time
 from collections import Counter
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,16 +43,30 @@ from finelens.storage.predictions import BOM, PredictionRow, predictions_header,
 DEFAULT_COVERAGE = 0.9
 
 
-def predict_to_file(question: Question, console: Console) -> Path:
-    """Classify and write, group by group; memory does not grow with the number of images but by their names.
+@dataclass(frozen=True)
+class Asked:
+    """What all parts of a question share, loaded.
 
-    Returns:
-        The file, which may be the part of a shard.
+    Attributes:
+        source: The photographs.
+        listing: Their names.
+        classifier: The run.
+        rule: Of the conformal sets; None without them.
+    """
+
+    source: Source
+    listing: Listing
+    classifier: Classifier
+    rule: Conformal | None
+
+
+def load_question(question: Question, console: Console) -> Asked:
+    """Load the run and list the photographs.
 
     Raises:
         UserError: Input that cannot be used.
     """
-    source = _source(question, console)
+    source = source_of(question, console)
     classifier = load_run(
         question.run,
         device=question.device,
@@ -64,10 +78,28 @@ def predict_to_file(question: Question, console: Console) -> Path:
     if question.classes is not None:
         given = {"descriptions": question.descriptions, "prototypes": question.prototypes}
         classifier = classifier.with_classes(question.classes, **given, console=console)
+    rule = None if question.calibrate is None else conformal_rule(classifier, source, question, console)
+    return Asked(source, source.listing(), classifier, rule)
+
+
+def predict_to_file(question: Question, console: Console, asked: Asked | None = None) -> Path:
+    """Classify and write, group by group; memory does not grow with the number of images but by their names.
+
+    Args:
+        question: What to answer.
+        console: What is said.
+        asked: The same question loaded, for several parts of it.
+
+    Returns:
+        The file, which may be the part of a shard.
+
+    Raises:
+        UserError: Input that cannot be used.
+    """
+    asked = asked or load_question(question, console)
+    source, listing, classifier, rule = asked.source, asked.listing, asked.classifier, asked.rule
     likeness: list[torch.Tensor] = []
     doubt: list[torch.Tensor] = []
-    rule = None if question.calibrate is None else conformal_rule(classifier, source, question, console)
-    listing = source.listing()
     span = range(listing.count) if question.shard is None else question.shard.rows(listing.count, GROUP)
     paths, starts = [question.target], [predictions_header(bom=question.csv_bom)]
     if rule is not None:
@@ -77,7 +109,7 @@ def predict_to_file(question: Question, console: Console) -> Path:
         paths, starts = [*paths, ranks_path(question.target)], [*starts, (BOM if question.csv_bom else "") + by_rank.header]
     gathered = None if question.group_by is None else Gathered(GroupBy.parse(question.group_by), source)
     tally, sizes, seen = Tally(), Counter[int](), Seen()
-    with GrowingFiles(paths, list(map(text_bytes, starts)), _key(question, classifier, listing, rule)) as files:
+    with GrowingFiles(paths, list(map(text_bytes, starts)), question_key(question, asked)) as files:
         if files.done:
             console.say(f"going on: {files.done} of {len(span)} rows are in {question.target.name}.part")
         left = span[files.done :]
@@ -123,7 +155,7 @@ def predict_to_file(question: Question, console: Console) -> Path:
     return question.target
 
 
-def _source(question: Question, console: Console) -> Source:
+def source_of(question: Question, console: Console) -> Source:
     """The photographs, or what a file of another tool names of them."""
     if question.in_file is None:
         return asked_at(question.photos, strict=question.strict, row_names=question.row_names)
@@ -187,18 +219,19 @@ def _other_classes(question: Question, classifier: Classifier) -> list[str]:
     return [] if question.classes is None else [*classifier.classes, state_digest(classifier.model.zero_shot_heads), *map(file_digest, files)]
 
 
-def _key(question: Question, classifier: Classifier, listing: Listing, rule: Conformal | None) -> str:
+def question_key(question: Question, asked: Asked) -> str:
     """Everything that decides the bytes of the file: another model, photograph or option begins anew."""
+    classifier = asked.classifier
     files = [*question.extra, *question.extra_names]
     parts: dict[str, Any] = {
         "versions": [VERSION, SCHEMA_VERSION, torch.__version__],
         "model": file_digest(RunFolder.open(question.run, lock=False).model_dir / MODEL_CONFIG_FILE),
         "precision": [classifier.model.engine.precision.name, str(classifier.model.engine.device), torch.get_num_threads()],
-        "inputs": asdict(listing),
+        "inputs": asdict(asked.listing),
         "extra": [[str(path), file_digest(Path(path))] for path in files],
         "classes": _other_classes(question, classifier),
         "options": [question.strict, question.zero_shot, question.csv_bom, None if question.shard is None else asdict(question.shard)],
-        "rule": None if rule is None else repr(rule),
+        "rule": None if asked.rule is None else repr(asked.rule),
         # Groups need what was answered before a stop as well, and the file has no looks: such a command begins anew.
         "groups": None if question.group_by is None else [question.group_by, time.time_ns()],
     }
