@@ -94,7 +94,10 @@ class Heard:
         self.lines.append(line)
 
 
-def crew(answer: Any, start: Any = Said("a", "key"), left: tuple[int, ...] = (1, 2, 3), room: int = 2) -> Crew:
+STARTED = Said("a", "key")
+
+
+def crew(answer: Any, start: Any = STARTED, left: tuple[int, ...] = (1, 2, 3), room: int = 2) -> Crew:
     starts = start if callable(start) else lambda: start
     return Crew(FakeRay(), lambda: FakeActor(starts(), answer), lambda: room, FakeTarget(list(left)), 3, Heard())
 
@@ -136,7 +139,7 @@ def test_workers_that_do_not_start_or_differ():
     with pytest.raises(UserError, match=f"{ATTEMPTS} workers in a row did not start: Lost: ModuleNotFoundError: finelens"):
         run(crew(None, Lost("ModuleNotFoundError: finelens")))
     starts = iter([Said("a", "key"), Said("b", "other")])
-    with pytest.raises(UserError, match="[ab] would write other bytes than the worker before it"):
+    with pytest.raises(UserError, match=r"[ab] would write other bytes than the worker before it"):
         run(crew(lambda number: Said("a"), lambda: next(starts)))
 
 
@@ -191,7 +194,8 @@ def test_warnings_are_passed_on_once():
 
 def test_a_worker_looks_before_it_loads(tmp_path):
     seen = Worker(None, None, tmp_path, 1, {**versions(), "torch": "0.1"}).begin()
-    assert "install the same versions" in seen.error and "0.1 here" in seen.error
+    assert "install the same versions" in seen.error
+    assert "0.1 here" in seen.error
     assert "does not see" in Worker(None, None, tmp_path / "elsewhere", 1, versions()).begin().error
 
 
@@ -205,7 +209,7 @@ def test_without_ray_and_without_an_answer(monkeypatch):
             pass
     pytest.importorskip("ray")
     for address in (f"127.0.0.1:{free}", f"ray://127.0.0.1:{free}"):
-        with pytest.raises(UserError, match="no Ray cluster at .*check --ray-address"), connected(address):
+        with pytest.raises(UserError, match=r"no Ray cluster at .*check --ray-address"), connected(address):
             pass
 
 
@@ -262,7 +266,8 @@ def test_shards_in_any_order_are_those_of_one_process(tmp_path, tiny_vit, monkey
     last.close()
     assert last.tally.files == 15
     one, two = ({path.name: path.read_bytes() for path in folder.iterdir()} for folder in (tmp_path / "one.features", asked.out))
-    assert one == two and len(one) == 5
+    assert one == two
+    assert len(one) == 5
 
 
 def test_a_machine_dies_and_another_goes_on(tmp_path, tiny_vit, monkeypatch):
@@ -316,7 +321,8 @@ def test_a_machine_dies_and_another_goes_on(tmp_path, tiny_vit, monkeypatch):
     finally:
         down.cancel()
         machines.shutdown()
-    assert killed.is_set() and lost == 1
+    assert killed.is_set()
+    assert lost == 1
     assert target.read_bytes() == (tmp_path / "one.csv").read_bytes()
     with target.open(newline="") as file:
         assert Counter(row["status"] for row in csv.DictReader(file))["ok"] == 599

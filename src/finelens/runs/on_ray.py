@@ -294,7 +294,7 @@ def features_on_ray(asked: FeatureQuestion, console: Console, address: str | Non
     if asked.out.suffix.lower() != FOLDER_SUFFIX:
         raise UserError(f"--engine ray writes shards: give --out NAME{FOLDER_SUFFIX} in the place of {asked.out}")
     check_out(asked.out, asked.photos, overwrite)
-    absolute = {
+    absolute: dict[str, Any] = {
         name: Path(os.path.abspath(own)) for name in ("photos", "out", "classes", "descriptions") if (own := getattr(asked, name)) is not None
     }
     asked = replace(asked, backbone=absolute_spec(asked.backbone), **absolute)
