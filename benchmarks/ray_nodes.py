@@ -2,9 +2,9 @@
 
     OMP_NUM_THREADS=1 python benchmarks/ray_nodes.py --photographs 2560
 
-Photographs are noise of 64 x 64, every hundredth is no picture. Each side encodes into a cache of its own. ``seconds_two_nodes`` goes from the question to
-the file, workers and their loading included; nodes are started before. The nodes share this machine's cores, so the times say what the engine adds, not
-what a cluster saves.
+Photographs are noise of 64 x 64, every hundredth is no picture. Each side encodes into a cache of its own. ``seconds_two_nodes`` goes from the
+question to the file, workers and their loading included; nodes are started before. The nodes share this machine's cores, so the times say what the
+engine adds, not what a cluster saves.
 """
 
 from __future__ import annotations

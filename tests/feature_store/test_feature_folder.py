@@ -17,7 +17,7 @@ from finelens.feature_store import folder as folders
 from finelens.feature_store.files import read_features
 from finelens.feature_store.folder import FeatureFolder, FolderWriter
 from finelens.protocol import ImageRecord
-from finelens.runs import encode
+from finelens.runs import encode_folder
 from tests.toy import CLASSES, QUIET, options_for, write_classes, write_photos
 
 SHARD, GROUP = 10, 5
@@ -29,8 +29,8 @@ class Killed(BaseException):
 
 @pytest.fixture(autouse=True)
 def _small(monkeypatch):
-    monkeypatch.setattr(encode, "SHARD", SHARD)
-    monkeypatch.setattr(encode, "GROUP", GROUP)
+    monkeypatch.setattr(encode_folder, "SHARD", SHARD)
+    monkeypatch.setattr(encode_folder, "GROUP", GROUP)
     monkeypatch.setattr(folders, "SHARD", SHARD)
     monkeypatch.setattr("finelens.runs.predict.GROUP", GROUP)
     monkeypatch.setattr("finelens.runs.to_file.GROUP", GROUP)
@@ -77,7 +77,7 @@ def test_a_folder_holds_what_a_file_holds(world, tiny_vit, tmp_path):
 @pytest.mark.parametrize("at", [0, 3, 5])
 def test_a_killed_command_goes_on_with_the_same_bytes(world, tiny_vit, tmp_path, monkeypatch, at):
     whole = contents(written(world, tiny_vit, tmp_path / "whole.features"))
-    groups, load = [], encode.load_images
+    groups, load = [], encode_folder.load_images
 
     def dying(items, limits):
         groups.append(len(items))
@@ -85,7 +85,7 @@ def test_a_killed_command_goes_on_with_the_same_bytes(world, tiny_vit, tmp_path,
             raise Killed
         return load(items, limits)
 
-    monkeypatch.setattr(encode, "load_images", dying)
+    monkeypatch.setattr(encode_folder, "load_images", dying)
     with pytest.raises(Killed):
         written(world, tiny_vit, tmp_path / "x.features")
     with pytest.raises(UserError, match="is not finished: give the same" if at > 1 else "has no manifest"):
@@ -93,8 +93,8 @@ def test_a_killed_command_goes_on_with_the_same_bytes(world, tiny_vit, tmp_path,
     # A shard that was being written.
     (tmp_path / "x.features" / "shard-00002.safetensors").write_bytes(b"half")
     done = len(groups) - 1
-    monkeypatch.setattr(encode, "load_images", load)
-    monkeypatch.setattr(encode, "load_images", lambda items, limits: groups.append(len(items)) or load(items, limits))
+    monkeypatch.setattr(encode_folder, "load_images", load)
+    monkeypatch.setattr(encode_folder, "load_images", lambda items, limits: groups.append(len(items)) or load(items, limits))
     written(world, tiny_vit, tmp_path / "x.features")
     # Two groups a shard; those of whole shards are not decoded again.
     assert len(groups) - 1 - done == 6 - at // 2 * 2
@@ -103,7 +103,7 @@ def test_a_killed_command_goes_on_with_the_same_bytes(world, tiny_vit, tmp_path,
 
 def test_other_photographs_begin_anew(world, tiny_vit, tmp_path, monkeypatch):
     photos = shutil.copytree(world / "photos", tmp_path / "photos")
-    load, calls = encode.load_images, []
+    load, calls = encode_folder.load_images, []
 
     def dying(items, limits):
         calls.append(len(items))
@@ -111,7 +111,7 @@ def test_other_photographs_begin_anew(world, tiny_vit, tmp_path, monkeypatch):
             raise Killed
         return load(items, limits)
 
-    monkeypatch.setattr(encode, "load_images", dying)
+    monkeypatch.setattr(encode_folder, "load_images", dying)
     with pytest.raises(Killed):
         finelens.features(photos, tmp_path / "x.features", backbone=f"local:{tiny_vit}", console=QUIET)
     (photos / "a.png").write_bytes((photos / CLASSES[0] / "1.png").read_bytes())
