@@ -614,7 +614,7 @@ def ask(
     chosen = _chosen(RunFolder.open(images, lock=False), n, order, console, device)
     if csv is not None:
         write_text(Path(csv), questions_csv(chosen))
-        console.say(f"wrote {csv} with {len(chosen)} photographs")
+        console.say(f"wrote {csv} with {len(chosen)} photographs; name them in a file with the columns path and label, for adapt --hints")
     return chosen
 
 

@@ -519,7 +519,8 @@ def review(
             server.serve_forever()
         except KeyboardInterrupt:
             command = server.session.subject.command
-            console.answer(f"\nended; the answers are used by\n{command}", hints=file, command=command)
+            given = f"the answers are used by\n{command}" if Path(file).is_file() else f"nothing was answered, and there is no {file}"
+            console.answer(f"\nended; {given}", hints=file, command=command)
 
 
 @cli.command("merge-hints")

@@ -139,7 +139,10 @@ def test_few_photographs_are_too_few():
     assert judged(images=199, classes=100) == "cannot judge"
     assert judged(images=200, classes=100) == "improved"
     found = verdict(Signals(**{**HEALTHY, "images": 49}))
-    assert (found.level, found.sentence[:14]) == ("cannot judge", "49 photographs")
+    assert (found.level, found.sentence) == ("cannot judge", "49 photographs are too few to judge 10 classes without labels; 50 would do.")
+    # With names alone more photographs would not be enough either.
+    names_alone = verdict(Signals(**{**HEALTHY, "images": 49, "text_agreement": None}))
+    assert names_alone.sentence.endswith("; it takes 50, and a second opinion: a descriptions file, some photographs named by you, or labels.")
     # What few photographs overturn says nothing either; a collapse does.
     assert judged(images=49, kept=0.3) == "cannot judge"
     assert judged(images=49, spread=0.3) == "do not use"

@@ -132,10 +132,8 @@ def _without_labels(signals: Signals, alarms: Sequence[str], *, labelled: bool, 
     if collapsed or alarms:
         return so("do not use", "nearly all photographs went to a few classes; the unadapted model (finelens zero-shot) is the safer choice.")
     if few:
-        return so(
-            "cannot judge",
-            f"{signals.images} photographs are too few to judge {signals.classes} classes without labels; {enough} would do.",
-        )
+        needed = f"{enough} would do" if second else f"it takes {enough}, and a second opinion: {JUDGE_BY}"
+        return so("cannot judge", f"{signals.images} photographs are too few to judge {signals.classes} classes without labels; {needed}.")
     if start is not None and start.weak:
         return so("unclear", f"{HARDLY}, so there was little to build on; name some photographs, or measure with labels.")
     # Where the starting model knows little, or photographs are few, what it was surest of is no measure.
