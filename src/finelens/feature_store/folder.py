@@ -109,8 +109,7 @@ class FolderWriter:
             self.path.mkdir(exist_ok=True)
         except OSError as error:
             raise write_error(self.path, error) from error
-        self._lock.acquire()
-        try:
+        with self._lock.claimed():
             self.entries = self._kept()
             for leftover in self.path.glob("*.safetensors"):
                 if leftover.name not in {entry.name for entry in self.entries}:
@@ -118,9 +117,6 @@ class FolderWriter:
             for leftover in self.path.glob(f"{ATTEMPT}*"):
                 shutil.rmtree(leftover, ignore_errors=True)
             (self.path / MANIFEST).unlink(missing_ok=True)
-        except BaseException:
-            self._lock.release()
-            raise
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -147,11 +143,11 @@ class FolderWriter:
         self.entries.append(entry)
         write_json(self.path / PART, {"key": self._key, "shards": [asdict(own) for own in self.entries]})
 
-    def finish(self, texts: Mapping[str, Tensor] | bool | None = None) -> None:
+    def finish(self, texts: Mapping[str, Tensor] | None = None) -> None:
         """Write the manifest: the folder is whole then.
 
         Args:
-            texts: Prototypes and sentences, as in a feature file; True where they lie in the folder already.
+            texts: Prototypes and sentences, as in a feature file; None where there are none, or they lie in the folder already.
 
         Raises:
             UserError: It cannot be written.
@@ -164,9 +160,9 @@ class FolderWriter:
             "metadata": dict(sorted(self._metadata.items())),
             "shards": [asdict(entry) for entry in self.entries],
         }
-        if texts:
-            if texts is not True:
-                save_tensors(self.path / TEXTS, texts, self._metadata)
+        if texts is not None:
+            save_tensors(self.path / TEXTS, texts, self._metadata)
+        if (self.path / TEXTS).is_file():
             document["texts"] = {"name": TEXTS, "sha256": file_digest(self.path / TEXTS)}
         write_json(self.path / MANIFEST, document)
         (self.path / PART).unlink(missing_ok=True)

@@ -9,6 +9,7 @@ import tempfile
 from pathlib import Path
 
 from finelens.errors import UserError
+from finelens.storage.files import atomic_writer
 
 # Names of browsers that print a page from the command line, in the order in which they are looked for.
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome", "microsoft-edge", "msedge", "brave-browser")
@@ -53,7 +54,7 @@ def print_pdf(page: Path, pdf: Path, browser: str) -> Path:
         ``pdf``.
 
     Raises:
-        UserError: The browser ended without a PDF.
+        UserError: The browser ended without a PDF, or it cannot be written.
     """
     with tempfile.TemporaryDirectory(prefix="finelens-pdf-") as profile:
         fresh = Path(profile) / "page.pdf"
@@ -66,10 +67,6 @@ def print_pdf(page: Path, pdf: Path, browser: str) -> Path:
             raise UserError(f"{browser} did not print {page} ({error}); open it and print it from there") from error
         if not fresh.is_file() or fresh.read_bytes()[:5] != b"%PDF-":
             raise UserError(f"{browser} ended with {done.returncode} and printed nothing; open {page} and print it from there")
-        part = pdf.with_name(f"{pdf.name}.part")
-        try:
-            shutil.copyfile(fresh, part)
-            part.replace(pdf)
-        except OSError as error:
-            raise UserError(f"{pdf} cannot be written: {error}") from error
+        with fresh.open("rb") as printed, atomic_writer(pdf) as file:
+            shutil.copyfileobj(printed, file)
     return pdf

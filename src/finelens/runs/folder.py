@@ -110,15 +110,11 @@ class RunFolder:
         except OSError as error:
             raise write_error(path, error) from error
         lock = Lock(path / LOCK_FILE)
-        lock.acquire()
-        try:
+        with lock.claimed():
             # Again, under the lock: another run may have come and gone since.
             _refuse_occupied(path, overwrite)
             _remove_run(path)
             write_json(path / CONFIG_FILE, to_json(config))
-        except BaseException:
-            lock.release()
-            raise
         return cls(path, config, lock)
 
     @classmethod

@@ -83,13 +83,9 @@ class PartFiles:
         Raises:
             UserError: Another command writes them, or something else lies in their place.
         """
-        self._lock.acquire()
-        try:
+        with self._lock.claimed():
             if self._home.exists() and not (self._home.is_dir() and all(_KEY.fullmatch(entry.name) for entry in self._home.iterdir())):
                 raise UserError(f"{self._home} is not a folder that finelens wrote; move it, or give --csv another name")
-        except BaseException:
-            self._lock.release()
-            raise
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -266,7 +262,7 @@ class ShardFiles:
     def finish(self) -> None:
         """Write the manifest."""
         assert self._writer is not None
-        self._writer.finish(self._texts or None)
+        self._writer.finish()
 
     def close(self) -> None:
         """Release the folder."""

@@ -119,12 +119,12 @@ def predict_to_file(question: Question, console: Console, asked: Asked | None = 
             texts = [predictions_text(rows)]
             likeness.append(part.likeness)
             doubt.append(part.none_of_these)
-            seen.add(part)
+            probabilities = softmax(part.logits["logits"].numpy()) if part.logits else np.zeros((0, len(classifier.classes)))
+            seen.add(part, probabilities)
             if rule is not None:
                 sets = sets_of(part, classifier.classes, rule)
                 sizes.update(len(own) for own in sets if own)
                 texts.append(sets_text(part.records, sets))
-            probabilities = softmax(part.logits["logits"].numpy()) if part.logits else np.zeros((0, len(classifier.classes)))
             if gathered is not None:
                 gathered.add(part, rows, probabilities)
             if by_rank is not None:

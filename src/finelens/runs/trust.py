@@ -13,7 +13,7 @@ from finelens.evaluation.answered import Answered
 from finelens.evaluation.trust import Estimates, estimates
 from finelens.runs.folder import RunFolder
 from finelens.runs.predict import Predictions
-from finelens.storage.predictions import read_predictions, rounded, softmax
+from finelens.storage.predictions import read_predictions, rounded
 
 # Photographs from which a share is worth a line.
 FEWEST = 20
@@ -51,13 +51,12 @@ class Seen:
     answers: list[np.ndarray] = field(default_factory=list)
     unadapted: dict[str, list[np.ndarray]] = field(default_factory=dict)
 
-    def add(self, part: Predictions) -> None:
-        """Take the answers of a group."""
+    def add(self, part: Predictions, probabilities: np.ndarray) -> None:
+        """Take the answers of a group, with its calibrated probabilities (N, C)."""
         if not part.logits:
             return
-        p = softmax(part.logits["logits"].numpy())
-        self.confidence.append(p.max(axis=1))
-        self.answers.append(p.argmax(axis=1))
+        self.confidence.append(probabilities.max(axis=1))
+        self.answers.append(probabilities.argmax(axis=1))
         for name, logits in part.zero_shot.items():
             self.unadapted.setdefault(name, []).append(logits.numpy().argmax(axis=1))
 

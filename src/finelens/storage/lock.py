@@ -107,6 +107,20 @@ class Lock:
             raise write_error(self.path, error) from error
         self._owner = owner
 
+    @contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Claim the folder for longer than the block; where the block fails the claim is given up.
+
+        Raises:
+            UserError: As from :meth:`acquire`.
+        """
+        self.acquire()
+        try:
+            yield
+        except BaseException:
+            self.release()
+            raise
+
     @property
     def held(self) -> bool:
         """Whether this process holds the claim. A forked worker inherits the object but not the claim."""

@@ -51,8 +51,7 @@ class Session:
     def __init__(self, subject: Subject, hints: Path, plan: Plan, goal: int) -> None:
         self.subject, self.hints = subject, hints
         self._claim = Lock(hints.parent / f".{hints.name}.lock")
-        self._claim.acquire()
-        try:
+        with self._claim.claimed():
             found = read_answers(hints)
             self.log = AnswerLog(hints.with_suffix(".jsonl"))
             own = {row: self._own({row: label}) for row, label in found.items()}
@@ -60,9 +59,6 @@ class Session:
             self._others = {row: found[row] for row, answer in own.items() if not answer}
             self._take_edits({path: label for answer in own.values() for path, label in answer.items()})
             self.tutor = Tutor(subject, self.log, plan, goal)
-        except BaseException:
-            self._claim.release()
-            raise
         self._lock = threading.RLock()
         self._held: dict[str, tuple[int, float]] = {}
         most = len(subject.paths)
