@@ -112,8 +112,7 @@ def test_evaluation_of_a_run(finished, photos, tmp_path):
     right = [row.label == row.path.split("/")[0] for row in finished.rows]
     assert scores["accuracy"] == pytest.approx(np.mean(right))
     assert scores["n"] == 24
-    # Without descriptions the templates stand in one by one, so both text heads say the same.
-    assert scores["description_ensemble_accuracy"] == scores["zero_shot_accuracy"]
+    assert scores["description_ensemble_accuracy"] is None
     said = scores["estimates"]
     assert said["images"] == 24
     assert said["confidence"] == pytest.approx(np.mean([row.probability for row in finished.rows]), abs=1e-4)
@@ -123,6 +122,8 @@ def test_evaluation_of_a_run(finished, photos, tmp_path):
     assert free.startswith(f"without labels one would say: {said['confidence']:.0%} right by its own probabilities")
     assert f"{scores['accuracy']:.1%} of {scores['n']} images are right (accuracy;" in line
     assert "24 images" in line
+    assert "descriptions" not in line
+    assert ", with descriptions 50.0%" in summary(scores | {"description_ensemble_accuracy": 0.5})
 
 
 def test_evaluation_needs_a_readable_image(finished, tmp_path):

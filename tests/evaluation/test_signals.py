@@ -166,7 +166,7 @@ def test_names_that_say_nothing():
     assert judged(**alone, name_sense=2.5) == "cannot judge"
 
 
-def measured(low: float, high: float, right: float = 0.6, described: float = 0.5) -> dict[str, object]:
+def measured(low: float, high: float, right: float = 0.6, described: float | None = 0.5) -> dict[str, object]:
     return {
         "n": 100,
         "accuracy": right,
@@ -180,6 +180,7 @@ def measured(low: float, high: float, right: float = 0.6, described: float = 0.5
     ("evaluation", "level"),
     [
         (measured(0.02, 0.2), "improved"),
+        (measured(0.02, 0.2, described=None), "improved"),
         (measured(-0.01, 0.2), "unclear"),
         (measured(-0.2, -0.01, right=0.4), "do not use"),
         # Above the class names alone, below the descriptions.
@@ -192,6 +193,7 @@ def test_what_labels_say_goes_first(evaluation, level):
         found = verdict(signals, evaluation=evaluation)
         assert (found.level, found.measured) == (level, True)
         assert found.sentence.startswith("Measured on 100 labelled photographs")
+        assert ("descriptions" in found.sentence) == (evaluation["description_ensemble_accuracy"] is not None)
         assert verdict(signals).line in next(reason.text for reason in found.reasons if reason.code == "without-labels")
 
 

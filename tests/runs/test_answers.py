@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 
@@ -12,12 +15,13 @@ from finelens.errors import UserError
 from finelens.reporting.record import read_run
 from finelens.reporting.review.answers import earlier_answers
 from finelens.runs.classifier import load_run
+from finelens.runs.evaluate import summary
 from finelens.runs.folder import RunFolder
 from finelens.storage.predictions import read_predictions
 from tests.solvers.data import cloud
 from tests.toy import CLASSES, QUIET, options_for, write_classes, write_photos
 
-X, W, _ = cloud([12, 9, 9])
+X, W, TRUTH = cloud([12, 9, 9])
 
 
 @pytest.mark.parametrize("method", ["consensus", "tip-adapter", "dpa"])
@@ -104,3 +108,78 @@ def test_a_new_name_needs_a_row_of_the_prototypes(tmp_path):
             hints=tmp_path / "hints.csv",
             console=QUIET,
         )
+
+
+@pytest.fixture(scope="module")
+def second_round(tmp_path_factory):
+    """A run on rows of features of which a person answered eight, one of them as none of the classes."""
+    folder = tmp_path_factory.mktemp("second")
+    truth = ["abc"[c] for c in TRUTH]
+    told = {0: "a", 1: "a", 2: "a", 13: "b", 14: "b", 22: "c", 23: "c", 29: ""}
+    np.save(folder / "x.npy", X)
+    np.save(folder / "w.npy", W)
+    (folder / "names.txt").write_text("a\nb\nc\n")
+    for name, rows in (("labels.csv", dict(enumerate(truth))), ("hints.csv", told)):
+        (folder / name).write_text("path,label\n" + "".join(f"row-{i:06d},{label}\n" for i, label in rows.items()))
+    given = {"prototypes": folder / "w.npy", "method": "consensus", "hints": folder / "hints.csv"}
+    api.adapt(folder / "x.npy", folder / "names.txt", folder / "run", **given, console=QUIET)
+    return folder, told, truth
+
+
+def expected(folder, told, truth):
+    rows = api.predict(folder / "run", folder / "x.npy", folder / "p.csv", console=QUIET)
+    left = [(row.label, truth[i]) for i, row in enumerate(rows) if i not in told]
+    return len(left), float(np.mean([guess == label for guess, label in left]))
+
+
+def test_what_a_person_answered_measures_nothing(second_round):
+    folder, told, truth = second_round
+    found = finelens.evaluate(folder / "run", folder / "x.npy", folder / "labels.csv", json_file=folder / "e.json", console=QUIET)
+    n, right = expected(folder, told, truth)
+    assert (found["n"], found["answered_left_out"]) == (n, 8) == (len(truth) - 8, json.loads((folder / "e.json").read_text())["answered_left_out"])
+    assert found["accuracy"] == pytest.approx(right)
+    assert found["estimates"]["images"] == sum(found["confusion"][i][2] for i in range(len(found["confusion"]))) == n
+    assert "; 8 images that a person answered in the run left out" in summary(found)
+
+
+def test_copies_of_what_a_person_answered_measure_nothing_either(second_round):
+    folder, told, truth = second_round
+    # Elsewhere, under other names: those of the answered rows are worn by others.
+    order = np.roll(np.arange(len(X)), 5)
+    np.save(folder / "copy.npy", X[order])
+    (folder / "copy.csv").write_text("path,label\n" + "".join(f"row-{k:06d},{truth[i]}\n" for k, i in enumerate(order)))
+    found = finelens.evaluate(folder / "run", folder / "copy.npy", folder / "copy.csv", console=QUIET)
+    n, right = expected(folder, told, truth)
+    assert (found["n"], found["answered_left_out"], found["accuracy"]) == (n, 8, pytest.approx(right))
+    # A run of before logged no contents: those that have a class are known by what it measured.
+    lines = [json.loads(line) for line in (folder / "run" / "events.jsonl").read_text().splitlines()]
+    shutil.copytree(folder / "run", folder / "before")
+    old = [{key: value for key, value in line.items() if key != "contents"} for line in lines]
+    assert old != lines
+    (folder / "before" / "events.jsonl").write_text("".join(json.dumps(line) + "\n" for line in old))
+    assert finelens.evaluate(folder / "before", folder / "copy.npy", folder / "copy.csv", console=QUIET)["answered_left_out"] == 7
+
+
+def test_answered_photographs_are_in_no_part_of_a_measurement(second_round):
+    folder, _, truth = second_round
+    others = {25: "", 29: ""}
+    rows = dict(enumerate(truth)) | others
+    (folder / "unknown.csv").write_text("path,label\n" + "".join(f"row-{i:06d},{label}\n" for i, label in rows.items()))
+    (folder / "groups.csv").write_text("path,half\n" + "".join(f"row-{i:06d},{i % 2}\n" for i in range(len(X))))
+    found = finelens.evaluate(folder / "run", folder / "x.npy", folder / "unknown.csv", unknown=True, groups=folder / "groups.csv", console=QUIET)
+    assert (found["unknown"]["n"], found["unknown"]["known"], found["n"]) == (1, len(X) - 9, len(X) - 9)
+    assert sum(group["n"] for group in found["groups"]["half"]["groups"]) == found["n"]
+
+
+def test_answers_alone_measure_nothing(second_round):
+    folder, *_ = second_round
+    with pytest.raises(UserError, match="give labels of others"):
+        finelens.evaluate(folder / "run", folder / "x.npy", folder / "hints.csv", unknown=True, console=QUIET)
+
+
+def test_the_report_says_what_it_leaves_out(second_round):
+    folder, *_ = second_round
+    page = finelens.report(folder / "run", labels=folder / "labels.csv", console=QUIET).read_text(encoding="utf-8")
+    assert "8 more that a person answered in this run are in no number here." in page
+    assert json.loads((folder / "run" / "verdict.json").read_text())["evaluation"]["answered_left_out"] == 8
+    assert "22 labelled images (8 that a person answered left out)" in (folder / "run" / "MODEL_CARD.md").read_text()

@@ -90,11 +90,12 @@ def _show(result: dict[str, object], out: Path, what: str) -> str:
         assert isinstance(value, float)
         return f"{value:6.1%}"
 
+    described = [] if result["description_ensemble_accuracy"] is None else ["description_ensemble_accuracy"]
     return "\n".join(
         [
             f"{what}: {result['n']} images",
             f"  before: by the class names alone (zero-shot)  {percent('zero_shot_accuracy')} right",
-            f"  before: with descriptions                     {percent('description_ensemble_accuracy')} right",
+            *(f"  before: with descriptions                     {percent(key)} right" for key in described),
             f"  after: adapted, without labels                {percent('accuracy')} right",
             f"what to do next: open {out / REPORT_FILE} in a browser",
         ]

@@ -156,7 +156,7 @@ def measure(
         ),
         confusion=estimate_confusion(probabilities, PAIRS),
         similar=similar_pairs(heads, PAIRS),
-        ids=tuple(ids[i].partition("-")[0][:ID_LENGTH] for i in order),
+        ids=tuple(content_of(ids[i]) for i in order),
         zero_shot_probability=tuple(round(confidence[i].item(), 4) for i in order),
         typicality=tuple(None if math.isnan(value := typicality[i].item()) else round(value, 4) for i in order),
         support=tuple(round(support[i].item(), 4) for i in order),
@@ -252,6 +252,11 @@ def neighbour_support(features: Tensor, probabilities: Tensor, nearest: Tensor |
     for column in nearest.T:
         total += probabilities[column, labels]
     return total / nearest.shape[1]
+
+
+def content_of(sample_id: str) -> str:
+    """What a sample id says of the content alone, the same for every copy of it."""
+    return sample_id.partition("-")[0][:ID_LENGTH]
 
 
 def write_measured(path: Path, measured: Measured) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from typing import Any
 
 from finelens.methods.registry import find_method
 from finelens.reporting.record import RunRecord
@@ -103,13 +105,18 @@ def _measured(record: RunRecord) -> list[str]:
         return ["Nothing: no labels were given. `finelens report RUN --labels FILE` measures it and writes this card again."]
     low, high = found["accuracy_interval"]
     return [
-        f"On {found['n']} labelled images, 95 % bootstrap interval in brackets:",
+        f"On {found['n']} labelled images{_left_out(found)}, 95 % bootstrap interval in brackets:",
         "",
         f"- Accuracy: {found['accuracy']:.1%} [{low:.1%}, {high:.1%}]",
         f"- Mean over classes: {found['class_mean_accuracy']:.1%}",
         f"- Unadapted model, templates: {found['zero_shot_accuracy']:.1%}",
         f"- Expected calibration error: {found['ece']:.1%}",
     ]
+
+
+def _left_out(found: Mapping[str, Any]) -> str:
+    count = found.get("answered_left_out")
+    return f" ({count} that a person answered left out)" if count else ""
 
 
 def plain(text: str) -> str:

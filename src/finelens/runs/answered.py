@@ -1,4 +1,4 @@
-"""What the hints of a run say of it."""
+"""What the hints of a run say of it, and which photographs they are about."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from torch import Tensor
 
 from finelens.evaluation.answered import Answered, answers_of_run
 from finelens.evaluation.prequential import drawn_answers, random_order
-from finelens.evaluation.signals import ID_LENGTH
-from finelens.protocol import Hints
+from finelens.evaluation.signals import content_of, read_measured
+from finelens.protocol import Hints, ImageRecord
 from finelens.runs.fit import Fitted
+from finelens.runs.folder import RunFolder
+from finelens.storage.predictions import read_predictions
 
 CHUNK = 4096
 
@@ -37,7 +39,7 @@ def answered(fitted: Fitted, hints: Hints, ids: Sequence[str], grouped: Containe
         left_out = torch.full_like(labels, -1)
         left_out[named] = tested[1].cpu()
     # A copy of an answered photograph is answered.
-    contents = [content.partition("-")[0][:ID_LENGTH] for content in ids]
+    contents = [content_of(content) for content in ids]
     known = {contents[i] for i in index.tolist()}
     drawn = drawn_answers(random_order(contents), [i for i, content in enumerate(contents) if content in known])
     names = tuple(fitted.model.class_names)
@@ -45,6 +47,29 @@ def answered(fitted: Fitted, hints: Hints, ids: Sequence[str], grouped: Containe
     guesses = None if left_out is None or grouped is None else left_out.numpy()
     alone = np.array([grouped is None or i not in grouped for i in index.tolist()])
     return answers_of_run(labels.numpy(), before.numpy(), against, names, zero_shot.numpy(), guesses, random, _cells(fitted.looks, index), alone)
+
+
+def answered_among(folder: RunFolder, records: Sequence[ImageRecord], *, own: bool) -> set[str]:
+    """Names of the photographs that a person answered in a run, or whose copy a person did: of these the run knows what it was told.
+
+    Args:
+        folder: The run.
+        records: Photographs that could be read, any.
+        own: Whether they lie where the run's own do, so that names say as much as contents.
+
+    Raises:
+        UserError: Files of the run are damaged.
+    """
+    rows = read_predictions(folder.predictions_path)
+    if not any(row.answered for row in rows):
+        return set()
+    names = {row.path for row in rows if row.answered} if own else set()
+    contents = next((set(event["contents"]) for event in folder.events() if event["event"] == "hints" and "contents" in event), None)
+    if contents is None:
+        # A run of before: those that were answered with a class.
+        predicted = [row for row in rows if row.label is not None]
+        contents = {content for row, content in zip(predicted, read_measured(folder.signals_path).ids, strict=True) if row.answered}
+    return {record.name for record in records if record.name in names or content_of(record.sample_id or "") in contents}
 
 
 def _cells(looks: Tensor, index: Tensor) -> np.ndarray:

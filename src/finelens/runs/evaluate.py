@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -19,8 +20,10 @@ from finelens.errors import UserError
 from finelens.evaluation.groups import LEAST, judge_groups
 from finelens.evaluation.metrics import accuracy, auroc_fpr95, evaluate_predictions
 from finelens.evaluation.none_of_these import probably_none
+from finelens.evaluation.signals import read_measured
 from finelens.evaluation.trust import Estimates
 from finelens.intake.taken import Taken
+from finelens.runs.answered import answered_among
 from finelens.runs.by_rank import accuracy_by_rank, say_ranks
 from finelens.runs.classifier import load_run
 from finelens.runs.folder import RunFolder
@@ -69,13 +72,14 @@ def evaluate(
 
     Returns:
         What :func:`finelens.evaluation.metrics.evaluate_predictions` returns, ``description_ensemble_accuracy``, the unadapted model with the mean of
-        each class's descriptions, and ``labels_left_out``, labels of files that do not exist and folders of no class. With ``unknown``, what
-        :func:`judge_unknown` returns under that name. With ``groups``, what :func:`finelens.evaluation.groups.judge_groups` returns, by column.
-        ``by_rank`` for a run whose class list has ranks. ``estimates``, what the run would say of these photographs without labels
-        (:class:`finelens.evaluation.trust.Estimates`).
+        each class's descriptions (None where the run was given none), ``labels_left_out``, labels of files that do not exist and folders of no class,
+        and ``answered_left_out``, photographs that a person answered in the run (``hints``) or copies of them, which are in no number. With
+        ``unknown``, what :func:`judge_unknown` returns under that name. With ``groups``, what
+        :func:`finelens.evaluation.groups.judge_groups` returns, by column. ``by_rank`` for a run whose class list has ranks.
+        ``estimates``, what the run would say of these photographs without labels (:class:`finelens.evaluation.trust.Estimates`).
 
     Raises:
-        UserError: Labels that cannot be matched, or no labelled image that can be read.
+        UserError: Labels that cannot be matched, or no labelled image that can be read and was not answered in the run.
     """
     console = console or Console()
     if json_file is not None:
@@ -89,7 +93,12 @@ def evaluate(
         console.warn(f"{counted(len(left_out), 'label is', 'labels are')} left out of the evaluation, the first because: {left_out[0]}")
     found = source.only(truth).answers(classifier.request(console))
     read = [record for record in found.records if record.index is not None]
-    kept = [record for record in read if truth[record.name] != NONE]
+    folder = RunFolder.open(run, lock=False)
+    told = answered_among(folder, read, own=os.path.realpath(test) == os.path.realpath(folder.config.photos))
+    asked = [record for record in read if record.name not in told]
+    kept = [record for record in asked if truth[record.name] != NONE]
+    if told and not kept:
+        raise UserError(f"{test}: a person answered every labelled image of a class in the run, which knows those answers; give labels of others")
     if not kept:
         raise UserError(f"none of the {len(found.records)} labelled files in {test} is an image of a class that can be read")
     targets = np.array([truth[record.name] for record in kept])
@@ -105,19 +114,19 @@ def evaluate(
         branches={name: logits.numpy()[order].argmax(1) for name, logits in found.logits.items()},
         n_failed=len(found.records) - len(read),
     )
-    result["description_ensemble_accuracy"] = accuracy(targets, unadapted["descriptions"])
-    folder = RunFolder.open(run, lock=False)
+    described = read_measured(folder.signals_path).signals.text_agreement is not None
+    result["description_ensemble_accuracy"] = accuracy(targets, unadapted["descriptions"]) if described else None
     result["estimates"] = asdict(estimates_of_run(folder, probabilities.max(1), probabilities.argmax(1), unadapted.values()))
     taxonomy = saved_taxonomy(folder.taxonomy_path)
     if taxonomy is not None:
         result["by_rank"] = accuracy_by_rank(taxonomy, targets, probabilities, first)
-    result["labels_left_out"] = len(left_out)
+    result["labels_left_out"], result["answered_left_out"] = len(left_out), len(told)
     if unknown:
-        strange = np.array([truth[record.name] == NONE for record in read])
-        result["unknown"] = judge_unknown(found.none_of_these.numpy()[[cast(int, record.index) for record in read]], strange)
+        strange = np.array([truth[record.name] == NONE for record in asked])
+        result["unknown"] = judge_unknown(found.none_of_these.numpy()[[cast(int, record.index) for record in asked]], strange)
     if groups is not None:
         names = [record.name for record in kept]
-        columns, others = read_groups(Path(groups), names, Path(test))
+        columns, others = read_groups(Path(groups), [*names, *told], Path(test))
         if others:
             console.warn(f"{counted(others, 'line', 'lines')} of {groups} are about files that are not among the labelled photographs")
         sorted_by = {column: [own.get(name, "") for name in names] for column, own in columns.items() if own}
@@ -154,13 +163,16 @@ def summary(result: Mapping[str, Any]) -> str:
     low, high = result["accuracy_interval"]
     text = (
         f"{result['accuracy']:.1%} of {result['n']} images are right (accuracy; 95 % interval {low:.1%} to {high:.1%}), mean over the classes "
-        f"{result['class_mean_accuracy']:.1%}; the unadapted model (zero-shot) {result['zero_shot_accuracy']:.1%}, with descriptions "
-        f"{result['description_ensemble_accuracy']:.1%}"
+        f"{result['class_mean_accuracy']:.1%}; the unadapted model (zero-shot) {result['zero_shot_accuracy']:.1%}"
     )
+    if (described := result["description_ensemble_accuracy"]) is not None:
+        text += f", with descriptions {described:.1%}"
     text += say_ranks(result.get("by_rank", ()))
     if result["labels_left_out"]:
         text += f", {counted(result['labels_left_out'], 'label', 'labels')} left out"
     text += f", {result['n_failed']} could not be read" if result["n_failed"] else ""
+    if result["answered_left_out"]:
+        text += f"; {counted(result['answered_left_out'], 'image', 'images')} that a person answered in the run left out"
     text += f"\nwithout labels one would say: {from_mapping(Estimates, result['estimates'], 'estimates').line}" if "estimates" in result else ""
     for column, sorted_by in result.get("groups", {}).items():
         text += "\n" + _groups_line(column, sorted_by)

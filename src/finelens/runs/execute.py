@@ -25,7 +25,7 @@ from finelens.evaluation.collapse import balance, collapse_warning
 from finelens.evaluation.layout import lay_out, write_layout
 from finelens.evaluation.name_sense import NONSENSE
 from finelens.evaluation.none_of_these import share_of_none
-from finelens.evaluation.signals import Measured, measure, nearest_images, write_measured
+from finelens.evaluation.signals import Measured, content_of, measure, nearest_images, write_measured
 from finelens.evaluation.verdict import Verdict
 from finelens.feature_store.encoder import FeatureEncoder
 from finelens.images.load import say_notes, status_counts
@@ -305,7 +305,8 @@ def _log_start(run: RunFolder, inputs: Inputs, counts: dict[str, int]) -> int:
         inputs.taxonomy.save(run.taxonomy_path)
     if inputs.hints is not None:
         write_text(run.given_hints_path, given_hints(inputs.hints, inputs.loaded.records, classes.names))
-        run.log("hints", count=len(inputs.hints.index), digest=digests["hints"])
+        contents = sorted({content_of(inputs.loaded.store.ids[i]) for i in inputs.hints.index.tolist()})
+        run.log("hints", count=len(inputs.hints.index), digest=digests["hints"], contents=contents)
     return run.log("classes", classes=len(classes), templates=list(classes.templates), descriptions=report, digest=digests["classes"])
 
 

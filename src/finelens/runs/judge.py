@@ -19,7 +19,7 @@ from finelens.storage.predictions import PredictionRow
 
 FORMAT = "finelens-verdict"
 # What labels said, of all that ``evaluation.json`` holds.
-MEASURED = ("n", "accuracy", "accuracy_interval", "zero_shot_accuracy", "description_ensemble_accuracy", "difference_interval")
+MEASURED = ("n", "accuracy", "accuracy_interval", "zero_shot_accuracy", "description_ensemble_accuracy", "difference_interval", "answered_left_out")
 
 
 def judge(
@@ -94,6 +94,6 @@ def contradiction(run: Path, evaluation: Mapping[str, Any]) -> str | None:
     """A line where a run was called improved and labels do not confirm it; None elsewhere."""
     if not (run / VERDICT_FILE).is_file() or read_level(run) != VERDICTS[0]:
         return None
-    if evaluation["difference_interval"][0] > 0 and evaluation["accuracy"] >= evaluation.get("description_ensemble_accuracy", 0):
+    if evaluation["difference_interval"][0] > 0 and evaluation["accuracy"] >= (evaluation.get("description_ensemble_accuracy") or 0):
         return None
     return f"the run was called {VERDICTS[0]}, and these labels do not confirm it; finelens report {run} --labels ... puts them into its report"
