@@ -12,7 +12,7 @@ import torch
 from finelens import api
 from finelens.bench.rows.context import Context
 from finelens.bench.rows.matrix import Plan, choose_methods, compute, mixed, run
-from finelens.bench.rows.measures import ELEVATER, NUMBERS, SHARES
+from finelens.bench.rows.measures import ELEVATER, NUMBERS, SHARES, measure_several
 from finelens.bench.rows.origin import versions
 from finelens.bench.rows.protocols import make_split, parse_protocol
 from finelens.bench.rows.results import ResultsFile, unpack
@@ -101,6 +101,7 @@ def test_images_of_another_set_are_mixed_in_as_features(context, toy_set, tiny_v
 def test_every_measure_is_a_share_or_a_number(context):
     """Tables print shares in per cent: a measure of neither kind would be one that somebody forgot."""
     found = row(context, "gda-em", "unknown-half").measures | row(context, "consensus", "fewshot-2").measures
+    found |= measure_several(np.eye(2, dtype=bool), {"logits": np.eye(2)}, {name: np.eye(2) for name in ("templates", "descriptions")})
     assert {name for name, value in found.items() if isinstance(value, int | float)} | {ELEVATER} == SHARES | NUMBERS
     assert not SHARES & NUMBERS
 

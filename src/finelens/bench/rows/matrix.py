@@ -11,9 +11,9 @@ import numpy as np
 
 from finelens.bench.rows.context import Context, Start
 from finelens.bench.rows.health import Health
-from finelens.bench.rows.measures import Source, measure, measure_none, stated
+from finelens.bench.rows.measures import Source, measure, measure_none, measure_several, stated
 from finelens.bench.rows.origin import DEVICE, command, versions
-from finelens.bench.rows.protocols import PartTruth, Protocol, SkippedError, Split, make_split
+from finelens.bench.rows.protocols import PartTruth, Protocol, SkippedError, Split, make_split, refuse_several
 from finelens.bench.rows.results import Key, Result, ResultsFile, pack
 from finelens.bench.rows.runner import answer, refuse, zero_shot
 from finelens.bench.sets.data import DataSet
@@ -169,6 +169,8 @@ def compute(context: Context, key: Key, protocol: Protocol, plan: Plan) -> Resul
     }
     try:
         refuse(find_method(key.method), protocol)
+        if context.data.test.labels.several:
+            refuse_several(protocol)
         if protocol.other == key.data:
             raise SkippedError("the set is mixed in with itself")
         # The training part is not even decoded where nothing is adapted to it; some sets have none.
@@ -189,15 +191,19 @@ def compute(context: Context, key: Key, protocol: Protocol, plan: Plan) -> Resul
         return Result(status="broke_a_rule", reason=str(error), **about)
     except (UserError, RuntimeError, ValueError, ArithmeticError, NotImplementedError) as error:
         return Result(status="failed", reason=" ".join(f"{type(error).__name__}: {error}".split()), **about)
-    known, health = split.truth >= 0, answers.health
+    known, health = split.known, answers.health
     temperature = None if health is None else health.temperature
+    said = {} if health is None else health.to_json()
     logits, first = ({name: values[known] for name, values in found.items()} for found in (answers.logits, zero_shot(context, split)))
+    if context.data.test.labels.several:
+        measures = measure_several(split.truth, logits, first)
+        measures |= stated(key.data, measures)
+        return Result(status="ok", measures=measures, cost=answers.cost, timing=answers.timing, health=said, **about)
     source = _source(health, protocol, split, context.pool(protocol.fit_part).truth().labels)
     measures, correct = measure(split.truth[known], logits, first, split.names, temperature, source)
     measures |= measure_none(answers.none_of_these, ~known) | stated(key.data, measures)
     # Hits stand in the order of rows, whatever the order of a stream.
     packed = pack(correct[np.argsort(split.test[known])])
-    said = {} if health is None else health.to_json()
     return Result(status="ok", measures=measures, cost=answers.cost, timing=answers.timing, health=said, correct=packed, **about)
 
 
@@ -224,7 +230,7 @@ def _options(key: Key, plan: Plan) -> tuple[int | None, dict[str, dict[str, Any]
 def _describe_split(context: Context, protocol: Protocol, split: Split) -> dict[str, Any]:
     fit = [context.pool(protocol.fit_part).row_digests[row] for row in split.fit]
     test = [context.test.row_digests[row] for row in split.test]
-    known = [digest for digest, label in zip(test, split.truth, strict=True) if label >= 0]
+    known = [digest for digest, there in zip(test, split.known, strict=True) if there]
     unread = sum(len(pool.unread) for pool in {context.pool(protocol.fit_part), context.test})
     hints = [f"{position} {label}" for position, label in zip(split.hinted, split.hint_labels, strict=True)]
     return {
@@ -252,6 +258,13 @@ def describe(result: Result) -> str:
     if result.status != "ok":
         return f"{head}  {result.status}: {result.reason}"
     m, untrained = result.measures, "  nothing was trained" if "untrained" in result.health else ""
+    if "accuracy" not in m:
+        low, high = m["mean_average_precision_gain_interval"]
+        return (
+            f"{head}  mean average precision {100 * m['mean_average_precision']:.1f} (zero-shot {100 * m['zero_shot_mean_average_precision']:.1f}, "
+            f"descriptions {100 * m['description_ensemble_mean_average_precision']:.1f})  gain {100 * m['mean_average_precision_gain']:+.1f} "
+            f"[{100 * low:+.1f}, {100 * high:+.1f}]  {result.timing['seconds']:.1f} s{untrained}"
+        )
     low, high = m["gain_interval"]
     return (
         f"{head}  {100 * m['accuracy']:.1f} (zero-shot {100 * m['zero_shot_accuracy']:.1f}, descriptions "

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from finelens.evaluation.average_precision import interval, mean_average_precision
 from finelens.evaluation.elevater import STATED, map_11_points, roc_auc
 from finelens.evaluation.metrics import accuracy, auroc_fpr95, ece, evaluate_predictions, mcnemar, nll, paired_bootstrap
 from finelens.evaluation.none_of_these import probably_none
@@ -32,6 +33,11 @@ SHARES = frozenset(
         "macro_f1",
         "top5_accuracy",
         "map_11_points",
+        "zero_shot_map_11_points",
+        "mean_average_precision",
+        "zero_shot_mean_average_precision",
+        "description_ensemble_mean_average_precision",
+        "mean_average_precision_gain",
         "roc_auc",
         ELEVATER,
         "ece",
@@ -48,7 +54,9 @@ SHARES = frozenset(
         "agreement",
     }
 )
-NUMBERS = frozenset({"nll", "calibrated_nll", "zero_shot_nll", "temperature", "mcnemar_p", "gain_mcnemar_p", "absent_classes", "n"})
+NUMBERS = frozenset(
+    {"nll", "calibrated_nll", "zero_shot_nll", "temperature", "mcnemar_p", "gain_mcnemar_p", "absent_classes", "classes_per_image", "n"}
+)
 
 # Of what evaluate_predictions returns; class by class it would be far longer than all the rest.
 _KEPT = (
@@ -131,6 +139,39 @@ def measure(
         **_calibrated(targets, logits["logits"], temperature),
         **_estimated(targets, logits["logits"], first, temperature, source),
     }, correct
+
+
+def measure_several(targets: np.ndarray, logits: Mapping[str, np.ndarray], zero_shot: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """All measures of a row about photographs that may have several classes: of the order of the images within each class, and none of one answer.
+
+    Args:
+        targets: Which classes each test image has, (N, C) bool; some image has one.
+        logits: Of the method, (N, C), by branch; ``logits`` is its answer.
+        zero_shot: Of the unadapted model, (N, C): ``templates`` and ``descriptions``.
+
+    Returns:
+        ``map_11_points`` of the posteriors, as in ELEVATER; ``mean_average_precision`` of the logits, as in CLIP_benchmark, with its interval;
+        both of zero-shot; ``baseline``, the better of the two unadapted answers, with ``mean_average_precision_gain`` and its interval against it;
+        ``classes_per_image``; ``absent_classes``, left out of the means; ``n``.
+    """
+    own = logits["logits"]
+    unadapted = {name: mean_average_precision(targets, values) for name, values in zero_shot.items()}
+    baseline = max(("templates", "descriptions"), key=lambda name: unadapted[name])
+    found = mean_average_precision(targets, own)
+    return {
+        "mean_average_precision": found,
+        "mean_average_precision_interval": list(interval(targets, own)),
+        "map_11_points": map_11_points(targets, softmax(own)),
+        "zero_shot_mean_average_precision": unadapted["templates"],
+        "zero_shot_map_11_points": map_11_points(targets, softmax(zero_shot["templates"])),
+        "description_ensemble_mean_average_precision": unadapted["descriptions"],
+        "baseline": baseline,
+        "mean_average_precision_gain": found - unadapted[baseline],
+        "mean_average_precision_gain_interval": list(interval(targets, own, zero_shot[baseline])),
+        "classes_per_image": float(targets.sum(axis=1).mean()),
+        "absent_classes": int((~targets.any(axis=0)).sum()),
+        "n": len(targets),
+    }
 
 
 def _ranked(targets: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:

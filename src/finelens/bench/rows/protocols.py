@@ -98,7 +98,8 @@ class PartTruth:
     """What a split is made from, for one part, in store order.
 
     Attributes:
-        labels: Class of each image, (N,); -1 where it is not known, ``STRANGER`` where it is of another set.
+        labels: Class of each image, (N,); -1 where it is not known, ``STRANGER`` where it is of another set. Or, where photographs may have several
+            classes, which they have: (N, C) of 0 and 1.
         ranks: A text for each image that sorts the images at random but for good; profiles take the first ones.
     """
 
@@ -114,7 +115,8 @@ class Split:
         fit: Rows of the part that is adapted to, ascending.
         test: Rows of the test part that are asked about: ascending, or for ``online`` in the order of the stream.
         names: Class names, extra ones last.
-        truth: Class of each row of ``test`` by its position in ``names``; -1 where it is none of them.
+        truth: Class of each row of ``test`` by its position in ``names``; -1 where it is none of them. Where photographs may have several: which of
+            ``names`` each has, (N, C) bool.
         occurring: Number of classes that occur in ``test``.
         hinted: Positions in ``fit`` whose class is given to methods that can use it, ascending; empty but for ``fewshot``.
         hint_labels: Their classes.
@@ -127,6 +129,21 @@ class Split:
     occurring: int
     hinted: tuple[int, ...] = ()
     hint_labels: tuple[int, ...] = ()
+
+    @property
+    def known(self) -> np.ndarray:
+        """Which rows of ``test`` have a class or a set of classes among ``names``, (N,) bool."""
+        return np.ones(len(self.truth), dtype=bool) if self.truth.ndim == 2 else self.truth >= 0
+
+
+def refuse_several(protocol: Protocol) -> None:
+    """Say why a set whose photographs may have several classes cannot be run under a protocol.
+
+    Raises:
+        SkippedError: Its split is made from the class of each photograph.
+    """
+    if protocol.change not in ("", "noise"):
+        raise SkippedError(f"photographs of this set have several classes, and {protocol.name} is made from one class each")
 
 
 def make_split(protocol: Protocol, train: PartTruth, test: PartTruth, names: Sequence[str], seed: int, limit: int | None) -> Split:
@@ -146,7 +163,8 @@ def make_split(protocol: Protocol, train: PartTruth, test: PartTruth, names: Seq
     """
     same = protocol.setting != "inductive"
     source = test if same else train
-    asked = np.flatnonzero(test.labels != -1)
+    several = test.labels.ndim == 2
+    asked = np.arange(len(test.labels)) if several else np.flatnonzero(test.labels != -1)
     fit = asked if same else np.arange(len(train.labels))
     if protocol.other:
         asked, fit = (_with_strangers(rows, part, seed) for rows, part in ((asked, test), (fit, source)))
@@ -169,6 +187,9 @@ def make_split(protocol: Protocol, train: PartTruth, test: PartTruth, names: Seq
     if protocol.setting == "online":
         asked = asked[permutation(generator(seed, 0, "", "bench online"), len(asked))]
     extra = _extra_names(protocol, names, seed) if protocol.change == "noise" else ()
+    if several:
+        sets = np.pad(test.labels[asked] > 0, ((0, 0), (0, len(extra))))
+        return Split(fit, asked, (*names, *extra), sets, int(sets.any(axis=0).sum()))
     kept = np.arange(len(names))
     if protocol.change == "unknown" and protocol.amount == HALF:
         kept = np.sort(_drawn_classes(protocol, len(names), seed))

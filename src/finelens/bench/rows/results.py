@@ -75,7 +75,8 @@ class Result:
         timing: Seconds and memory: all that differs between two equal runs.
         health: What a run says about itself without labels: ``verdict``, ``signals`` and, where ``training.guard`` kept the method from training,
             ``untrained``. Empty in rows of before, without a number, of streams and of methods that look at many views.
-        correct: Whether each test image is right, packed (see :func:`pack`), in the order of content hashes.
+        correct: Whether each test image is right, packed (see :func:`pack`), in the order of content hashes. Empty where a photograph may have
+            several classes, so that there is no accuracy.
     """
 
     key: Key
@@ -105,7 +106,7 @@ class Result:
             return
         if not self.config or self.config.get("method") != self.key.method or self.config.get("seed") != self.key.seed:
             raise ValueError("a result without its configuration cannot be written")
-        if not self.measures or not self.split.get("checksum") or not self.correct:
+        if not self.measures or not self.split.get("checksum") or ("accuracy" in self.measures) != bool(self.correct):
             raise ValueError("a result without measures, split checksum and hits is none")
 
     @property

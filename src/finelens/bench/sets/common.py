@@ -49,6 +49,24 @@ def listed_part(root: Path, rows: Sequence[tuple[str, int]], where: str) -> Part
     return Part(images, Labels(np.array([label for _, label in rows])))
 
 
+def labels_of(parts: Sequence[Sequence[Sequence[int]]], count: int) -> list[Labels]:
+    """Labels of the parts of one set; as soon as one photograph of it has several classes, all have a set of classes.
+
+    Args:
+        parts: For each part the classes of each image, at least one.
+        count: Number of classes.
+    """
+    if all(len(set(own)) == 1 for part in parts for own in part):
+        return [Labels(np.array([own[0] for own in part], dtype=np.int64)) for part in parts]
+    found = []
+    for part in parts:
+        sets = np.zeros((len(part), count), dtype=np.int64)
+        for row, own in zip(sets, part, strict=True):
+            row[list(own)] = 1
+        found.append(Labels(sets))
+    return found
+
+
 def text_lines(path: Path) -> list[str]:
     """Lines of a text file that hold something.
 

@@ -2,8 +2,8 @@
 
 A folder holds an index a part and is read as it is: ``train.txt`` and ``test.txt`` with a line ``ARCHIVE.zip@PATH LABEL`` an image and
 ``labels.txt`` or ``labelmap.txt``; ``train.json`` and ``test.json`` with ``images``, ``annotations`` and ``categories``; or ``train.tsv`` and
-``test.tsv`` with the columns identity, ``[{"class": NAME}]`` and the image. A validation part is in neither part. One class an image; sets of several
-are refused.
+``test.tsv`` with the columns identity, ``[{"class": NAME}]`` and the image. A validation part is in neither part. An image may have several classes:
+labels with commas between them, several annotations, several classes in the cell.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ import binascii
 import json
 import zipfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from finelens.bench.sets.common import listed_part
+from finelens.bench.sets.common import labels_of, listed_part
 from finelens.bench.sets.data import DataSet, Part, folder_set
 from finelens.bench.sets.sealed import Labels
 from finelens.classes.names import check_names, match, read_class_file
@@ -35,7 +35,6 @@ from finelens.storage.files import read_json
 ENDINGS = (".txt", "_images.txt", "_ic.txt", ".json", "_meta.json", "_coco.json", ".tsv")
 NAME_FILES = ("labels.txt", "labelmap.txt", "classes.txt")
 IN_ARCHIVE = ".zip@"
-ONE_CLASS = "photographs of several classes are not what this benchmark measures; take a set with one class each"
 
 
 @dataclass(frozen=True)
@@ -69,14 +68,15 @@ def read_elevater(folder: Path) -> DataSet:
     """A data set from its index files; without one of training images it has no training part.
 
     Raises:
-        UserError: An index cannot be read, a label is no class, an image is of several classes, or an archive or image is missing.
+        UserError: An index cannot be read, a label is no class, or an archive or image is missing.
     """
     found = index_files(folder)
     if found is None:
         raise UserError(f"{folder}: there is no index of the test part (test.txt with labels.txt, test.json, or test.tsv)")
     read = {".txt": _listed, ".json": _coco, ".tsv": _tabled}[found.test.suffix]
     names, parts = read(folder, [path for path in (found.train, found.test) if path is not None], found.names)
-    train = Part([], Labels(np.zeros(0, dtype=np.int64))) if found.train is None else parts[0]
+    nothing = np.zeros((0, len(names)) if parts[-1].labels.several else 0, dtype=np.int64)
+    train = Part([], Labels(nothing)) if found.train is None else parts[0]
     split = found.test.name if found.train is None else f"{found.train.name} and {found.test.name}"
     return folder_set(folder, names, train, parts[-1], layout="elevater", split=split)
 
@@ -87,17 +87,15 @@ def _listed(folder: Path, indices: Sequence[Path], file: Path | None) -> tuple[l
     names = read_class_file(file)
     parts = []
     for index in indices:
-        rows = []
+        rows: list[tuple[str, list[int]]] = []
         for number, line in read_lines(index, "image index"):
-            path, _, label = line.rpartition(" ")
-            rows.append((path.strip(), _number(label, len(names), f"{index}, line {number}")))
-        parts.append(_part(folder, rows, index))
-    return names, parts
+            path, _, told = line.rpartition(" ")
+            rows.append((path.strip(), [_number(label, len(names), f"{index}, line {number}") for label in told.split(",")]))
+        parts.append(rows)
+    return names, _parts(folder, indices, parts, len(names))
 
 
 def _number(label: str, count: int, where: str) -> int:
-    if "," in label:
-        raise UserError(f"{where}: {label} are several labels; {ONE_CLASS}")
     if not (label.isascii() and label.isdigit() and int(label) < count):
         raise UserError(f"{where}: {label!r} is none of the labels 0 to {count - 1}")
     return int(label)
@@ -106,7 +104,7 @@ def _number(label: str, count: int, where: str) -> int:
 def _coco(folder: Path, indices: Sequence[Path], file: Path | None) -> tuple[list[str], list[Part]]:
     """Parts from documents in COCO's form; both have the same categories."""
     names: list[str] = []
-    parts = []
+    parts: list[list[tuple[str, list[int]]]] = []
     for index in indices:
         document = read_json(index)
         try:
@@ -115,18 +113,14 @@ def _coco(folder: Path, indices: Sequence[Path], file: Path | None) -> tuple[lis
             labels: dict[int, list[int]] = {}
             for entry in document["annotations"]:
                 labels.setdefault(int(entry["image_id"]), []).append(place[int(entry["category_id"])])
-            rows = [(_file_name(entry), labels[int(entry["id"])]) for entry in document["images"]]
+            parts.append([(_file_name(entry), labels[int(entry["id"])]) for entry in document["images"]])
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"{index}: expected images, annotations and categories as COCO has them, each image with a category ({error})") from error
-        several = next((path for path, own in rows if len(own) > 1), None)
-        if several is not None:
-            raise UserError(f"{index}: {display_name(several)} has several categories; {ONE_CLASS}")
         own = check_names([name for _, name in categories], source=f"categories of {index}")
         if names and own != names:
             raise UserError(f"{index}: its categories are not those of {indices[0]}; take both from one version of the set")
         names = own
-        parts.append(_part(folder, [(path, own[0]) for path, own in rows], index))
-    return names, parts
+    return names, _parts(folder, indices, parts, len(names))
 
 
 def _file_name(entry: Any) -> str:
@@ -138,21 +132,21 @@ def _file_name(entry: Any) -> str:
 def _tabled(folder: Path, indices: Sequence[Path], file: Path | None) -> tuple[list[str], list[Part]]:
     """Parts from tables of images."""
     tables = [list(_cells(index)) for index in indices]
-    labels = {label for rows in tables for label, *_ in rows}
+    labels = {label for rows in tables for told, *_ in rows for label in told}
     names = read_class_file(file) if file is not None else check_names(sorted(labels), source=f"classes of {indices[-1]}")
     known = match(labels, names)
     unknown = next((label for label in labels if label not in known), None)
     if unknown is not None:
         raise UserError(f"{indices[-1]}: class {unknown!r} is not in {file}")
     place = {label: names.index(name) for label, name in known.items()}
+    own = labels_of([[[place[label] for label in told] for told, *_ in rows] for rows in tables], len(names))
     return names, [
-        Part(TableImages(index, [(start, size) for _, start, size in rows]), Labels(np.array([place[label] for label, *_ in rows])))
-        for index, rows in zip(indices, tables, strict=True)
+        Part(TableImages(index, [(start, size) for _, start, size in rows]), truth) for index, rows, truth in zip(indices, tables, own, strict=True)
     ]
 
 
-def _cells(table: Path) -> Iterator[tuple[str, int, int]]:
-    """Class of each row of a table, and where its image stands in the file: first byte and length."""
+def _cells(table: Path) -> Iterator[tuple[list[str], int, int]]:
+    """Classes of each row of a table, and where its image stands in the file: first byte and length."""
     most = 2 * DecodeLimits().max_bytes
     with table.open("rb") as stream:
         number = position = 0
@@ -167,9 +161,9 @@ def _cells(table: Path) -> Iterator[tuple[str, int, int]]:
                 image = cells[2]
             except (ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
                 raise UserError(f'{table}, row {number}: expected an identity, [{{"class": NAME}}] and an image in base64 ({error})') from error
-            if len(told) != 1:
-                raise UserError(f"{table}, row {number}: {len(told)} classes; {ONE_CLASS}")
-            yield told[0], start + len(cells[0]) + len(cells[1]) + 2, len(image)
+            if not told:
+                raise UserError(f"{table}, row {number}: no class; leave such images out")
+            yield told, start + len(cells[0]) + len(cells[1]) + 2, len(image)
 
 
 class TableImages:
@@ -255,11 +249,17 @@ class ArchiveImages:
         return self._open[1]
 
 
-def _part(folder: Path, rows: Sequence[tuple[str, int]], index: Path) -> Part:
+def _parts(folder: Path, indices: Sequence[Path], rows: Sequence[Sequence[tuple[str, list[int]]]], count: int) -> list[Part]:
+    """Parts from paths and classes of each image."""
+    labels = labels_of([[own for _, own in part] for part in rows], count)
+    return [_part(folder, [path for path, _ in part], truth, index) for part, truth, index in zip(rows, labels, indices, strict=True)]
+
+
+def _part(folder: Path, paths: Sequence[str], labels: Labels, index: Path) -> Part:
     """A part from paths, in archives or not, and labels."""
-    packed = [IN_ARCHIVE in path for path, _ in rows]
+    packed = [IN_ARCHIVE in path for path in paths]
     if not packed or not all(packed):
         if any(packed):
             raise UserError(f"{index}: some of its images are in archives and some are not; put all of them into archives, or none")
-        return listed_part(folder, rows, str(index))
-    return Part(ArchiveImages(folder, [path for path, _ in rows], str(index)), Labels(np.array([label for _, label in rows], dtype=np.int64)))
+        return replace(listed_part(folder, [(path, 0) for path in paths], str(index)), labels=labels)
+    return Part(ArchiveImages(folder, paths, str(index)), labels)

@@ -42,14 +42,14 @@ class Labels:
     """True classes of the images of a part, for splits before a method runs and for scores after it.
 
     Args:
-        values: Class indices (N,); -1 where the class is not known.
+        values: Class indices (N,); -1 where the class is not known. Where photographs may have several classes, which they have: (N, C) of 0 and 1.
     """
 
     def __init__(self, values: ArrayLike) -> None:
         self.__values = np.array(values, dtype=np.int64)
 
     def read(self) -> np.ndarray:
-        """A copy of the labels, (N,), int64.
+        """A copy of the labels, (N,) or (N, C), int64.
 
         Raises:
             RuleBroken: A method is running.
@@ -57,6 +57,11 @@ class Labels:
         if _running:
             raise RuleBroken("labels were read while a method ran")
         return self.__values.copy()
+
+    @property
+    def several(self) -> bool:
+        """Whether photographs may have several classes."""
+        return self.__values.ndim == 2
 
     def __len__(self) -> int:
         return len(self.__values)

@@ -7,6 +7,7 @@ further file of that sample; any other image or label without its partner is an 
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -28,6 +29,8 @@ from finelens.images.tar_shards import GZIP, OTHERS, PLAIN, Archives, members
 
 IMAGES = ("jpg", "jpeg", "png", "webp", *sorted(suffix[1:] for suffix in IMAGE_SUFFIXES - {".jpg", ".jpeg", ".png", ".webp"}))
 LABELS = ("cls", "json")
+# Of CLIP_benchmark's sets of several classes a photograph: a NumPy file of 0 and 1, one a class.
+SETS = ("npy",)
 NAME_FILES = ("classes.txt", "classnames.txt")
 # Beside the shards of CLIP_benchmark's sets. The templates' place for the name is ``{c}``.
 TEMPLATE_FILE, TYPE_FILE, COUNT_FILE = "zeroshot_classification_templates.txt", "dataset_type.txt", "nshards.txt"
@@ -92,7 +95,8 @@ def _number_first(path: Path) -> tuple[int, str]:
 def read_webdataset(folder: Path) -> DataSet:
     """A data set from shards of ``train`` and ``test``; without training shards it has no training part.
 
-    A sample is an image with a label: ``.cls`` holds a class number or name, ``.json`` one under ``label`` or ``cls``.
+    A sample is an image with a label: ``.cls`` holds a class number or name, ``.json`` one under ``label`` or ``cls``. Where ``dataset_type.txt``
+    says ``multilabel``, ``.npy`` holds 0 or 1 for each class.
 
     Raises:
         UserError: A shard is damaged or of another compression, a sample is not whole, or a label is no class.
@@ -101,25 +105,27 @@ def read_webdataset(folder: Path) -> DataSet:
     if file is None:
         raise UserError(f"{folder}: put classes.txt there, one class name a line in the order of the labels")
     names = check_names(read_class_file(file), source=str(file))
-    _check_type(folder)
+    kinds = _label_kinds(folder)
     shards = {part: shards_of(folder, part) for part in ("train", "test")}
     for part, own in shards.items():
         _check_count(folder / part / COUNT_FILE, len(own))
     if not shards["test"]:
         raise UserError(f"{folder}: there are no test shards (test*.tar or test/*.tar, or the same with .tar.gz)")
-    read = [_part(shards[part], names) for part in ("train", "test")]
+    read = [_part(shards[part], names, kinds) for part in ("train", "test")]
     left_out = counted_out("members of no sample", [name for _, others in read for name in others])
     split = f"{len(shards['train'])} train and {len(shards['test'])} test shards"
     found = folder_set(folder, names, *(part for part, _ in read), layout="webdataset", split=split, left_out=left_out)
     return replace(found, templates=_templates(folder / TEMPLATE_FILE))
 
 
-def _check_type(folder: Path) -> None:
-    """Refuse CLIP_benchmark's sets of captions and of several labels an image."""
-    if (folder / TYPE_FILE).is_file():
-        kind = read_utf8(folder / TYPE_FILE, "data set type").strip()
-        if kind != "classification":
-            raise UserError(f"{folder}: {TYPE_FILE} calls it {quote(kind)}; this benchmark is of photographs with one class each")
+def _label_kinds(folder: Path) -> tuple[str, ...]:
+    """Which members are labels, by CLIP_benchmark's type of the set; one of captions is refused."""
+    if not (folder / TYPE_FILE).is_file():
+        return LABELS
+    kind = read_utf8(folder / TYPE_FILE, "data set type").strip()
+    if kind not in ("classification", "multilabel"):
+        raise UserError(f"{folder}: {TYPE_FILE} calls it {quote(kind)}; this benchmark is of photographs with classes")
+    return LABELS if kind == "classification" else SETS
 
 
 def _check_count(file: Path, found: int) -> None:
@@ -138,57 +144,61 @@ def _templates(file: Path) -> tuple[str, ...] | None:
     return check_templates([line.replace("{c}", "{}") for _, line in read_lines(file, "template file")], str(file))
 
 
-def _part(shards: Sequence[Path], names: Sequence[str]) -> tuple[Part, list[str]]:
+def _part(shards: Sequence[Path], names: Sequence[str], kinds: Sequence[str]) -> tuple[Part, list[str]]:
     """A part, and the members of its shards that belong to no sample."""
     places: list[tuple[Path, Member]] = []
-    labels: list[int] = []
+    labels: list[Any] = []
     left_out: list[str] = []
     for shard in shards:
-        samples, others = _samples(shard)
+        samples, others = _samples(shard, kinds)
         left_out += [f"{shard.name}/{name}" for name in others]
         for key, found in samples.items():
             image = next((found[kind] for kind in IMAGES if kind in found), None)
-            label = next(((kind, found[kind].content) for kind in LABELS if kind in found), None)
+            label = next(((kind, found[kind].content) for kind in kinds if kind in found), None)
             if image is None or label is None:
-                lacking = f"image ({', '.join(IMAGES[:4])}, ...)" if image is None else "label (cls, json)"
+                lacking = f"image ({', '.join(IMAGES[:4])}, ...)" if image is None else f"label ({', '.join(kinds)})"
                 raise UserError(f"{shard}: sample {key} has no {lacking}")
             places.append((shard, image))
             labels.append(_label(f"{shard}: sample {key}", *label, names))
-    return Part(Pictures(places), Labels(np.array(labels, dtype=np.int64))), left_out
+    several = kinds == SETS
+    return Part(Pictures(places), Labels(np.array(labels, dtype=np.int64).reshape(-1, len(names)) if several else labels)), left_out
 
 
-def _samples(shard: Path) -> tuple[dict[str, dict[str, Member]], list[str]]:
+def _samples(shard: Path, kinds: Sequence[str]) -> tuple[dict[str, dict[str, Member]], list[str]]:
     """Images and labels by sample and kind, and the names of what belongs to no sample."""
     if shard.name.endswith(OTHERS):
         raise UserError(f"{shard}: of compressed shards only .tar.gz is read; decompress it, for example zstd -d, xz -d or bzip2 -d")
     samples: dict[str, dict[str, Member]] = {}
     others: list[str] = []
-    for name, start, size, content in members(shard, LABELS, MOST_LABEL_BYTES, others):
+    for name, start, size, content in members(shard, kinds, MOST_LABEL_BYTES, others):
         key, _, kind = name.rpartition(".")
         kind = kind.lower()
-        if is_leftover(name.rpartition("/")[2]) or kind not in (*IMAGES, *LABELS):
+        if is_leftover(name.rpartition("/")[2]) or kind not in (*IMAGES, *kinds):
             others.append(name)
         elif samples.setdefault(key, {}).setdefault(kind, member := Member(name, start, size, content)) is not member:
             raise UserError(f"{shard}: sample {key} has two files .{kind}")
     # Texts and embeddings beside an image are part of its sample; a second image or label is as well, but its owner may not have meant it so.
-    left_out = [name for name in others if not _belongs(name, samples)]
-    for key in [key for key, found in samples.items() if not _is_whole(found) and _belongs(key, samples)]:
+    left_out = [name for name in others if not _belongs(name, samples, kinds)]
+    for key in [key for key, found in samples.items() if not _is_whole(found, kinds) and _belongs(key, samples, kinds)]:
         left_out += [member.name for member in samples.pop(key).values()]
     return samples, left_out
 
 
-def _is_whole(found: Collection[str]) -> bool:
-    return not (set(IMAGES).isdisjoint(found) or set(LABELS).isdisjoint(found))
+def _is_whole(found: Collection[str], kinds: Sequence[str]) -> bool:
+    return not (set(IMAGES).isdisjoint(found) or set(kinds).isdisjoint(found))
 
 
-def _belongs(name: str, samples: Mapping[str, Mapping[str, Member]]) -> bool:
+def _belongs(name: str, samples: Mapping[str, Mapping[str, Member]], kinds: Sequence[str]) -> bool:
     """Whether a file is a further one of a whole sample: the sample's name, a dot, and more."""
     folder, slash, base = name.rpartition("/")
     stems = (folder + slash + base[:end] for end, letter in enumerate(base) if letter == ".")
-    return any(_is_whole(samples.get(stem, ())) for stem in stems)
+    return any(_is_whole(samples.get(stem, ()), kinds) for stem in stems)
 
 
-def _label(where: str, kind: str, content: bytes, names: Sequence[str]) -> int:
+def _label(where: str, kind: str, content: bytes, names: Sequence[str]) -> int | np.ndarray:
+    """The class that a label says, or for ``.npy`` the classes, (C,) of 0 and 1."""
+    if kind in SETS:
+        return _set_of(where, content, len(names))
     try:
         value: Any = content.decode().strip()
         if kind == "json":
@@ -203,3 +213,14 @@ def _label(where: str, kind: str, content: bytes, names: Sequence[str]) -> int:
     if not 0 <= number < len(names):
         raise UserError(f"{where}: its .{kind} names none of the {len(names)} classes")
     return number
+
+
+def _set_of(where: str, content: bytes, count: int) -> np.ndarray:
+    try:
+        # A pickle would run what it holds.
+        values = np.load(io.BytesIO(content), allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        raise UserError(f"{where}: its .npy is no NumPy file of numbers ({error}); download the shard again") from error
+    if values.shape != (count,) or values.dtype.kind not in "biuf":
+        raise UserError(f"{where}: its .npy has the shape {values.shape}; expected one number for each of the {count} classes")
+    return np.asarray(values > 0, dtype=np.int64)

@@ -19,6 +19,7 @@ from finelens.bench.tables.paired import (
     grouped,
     mean_difference,
     mixed_seeds,
+    of_one_class,
     paired_difference,
     run_seconds,
     title,
@@ -63,17 +64,17 @@ def leaderboard(results: Iterable[Result]) -> str:
     Raises:
         UserError: There is nothing to show.
     """
-    rows = list(results)
+    rows, several = of_one_class(results)
     groups = grouped(rows)
     if not any(row.status == "ok" for own in groups.values() for row in own):
-        raise UserError("there is no result to show")
+        raise UserError(several or "there is no result to show")
     template = files("finelens.bench.tables").joinpath("leaderboard.html").read_text(encoding="utf-8")
     zero_shot = zero_shot_rows(rows)
     parts = [(f"In short: {setting_title(setting)}", _summary(setting, own, rows)) for setting, own in by_setting(rows).items()]
     parts += [(title(group), _section(own, zero_shot.get(group[:2], []))) for group, own in groups.items()]
     links = "".join(f'<li><a href="#g{i}">{escape(name)}</a></li>' for i, (name, _) in enumerate(parts))
     sections = "\n".join(f'<section id="g{i}"><h2>{escape(name)}</h2>{text}</section>' for i, (name, text) in enumerate(parts))
-    content = {"LINKS": links, "SECTIONS": sections, "ORIGIN": _origin(list(groups.values()))}
+    content = {"LINKS": links, "SECTIONS": sections, "ORIGIN": _origin(list(groups.values())) + (f"<li>{escape(several)}</li>" if several else "")}
     return re.sub("@(LINKS|SECTIONS|ORIGIN)@", lambda found: content[found[1]], template)
 
 

@@ -83,7 +83,7 @@ def paired_difference(a: Iterable[Result], b: Iterable[Result]) -> Difference | 
 
 
 def _by_place(rows: Iterable[Result]) -> dict[Place, Result]:
-    return {place_of(row): row for row in rows if row.status == "ok"}
+    return {place_of(row): row for row in rows if row.status == "ok" and row.correct}
 
 
 def place_of(row: Result) -> Place:
@@ -166,6 +166,19 @@ def group_of(key: Key) -> Group:
 def unique(results: Iterable[Result]) -> list[Result]:
     """One result per key; of several the last."""
     return list({result.key: result for result in results}.values())
+
+
+def of_one_class(results: Iterable[Result]) -> tuple[list[Result], str]:
+    """Rows without those of sets whose photographs have several classes, which have no accuracy; and a sentence that names these, empty without one.
+
+    Args:
+        results: Rows.
+    """
+    rows = list(results)
+    left_out = dict.fromkeys(row.key.data for row in rows if row.status == "ok" and "accuracy" not in row.measures)
+    kept = [row for row in rows if row.key.data not in left_out]
+    several = f"Photographs of {', '.join(left_out)} have several classes and no accuracy: finelens bench table --measure mean_average_precision."
+    return kept, several if left_out else ""
 
 
 def grouped(results: Iterable[Result]) -> Mapping[Group, list[Result]]:

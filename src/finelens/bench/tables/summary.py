@@ -15,6 +15,7 @@ from finelens.bench.tables.paired import (
     by_data,
     forwards_per_image,
     mean_difference,
+    of_one_class,
     paired_difference,
     place_of,
     row_at,
@@ -250,11 +251,12 @@ def summary(results: Iterable[Result]) -> str:
     Raises:
         UserError: There is no result.
     """
-    rows = list(results)
+    rows, several = of_one_class(results)
     settings = by_setting(rows)
     if not settings:
-        raise UserError("there is no result to sum up")
-    return "\n".join(_text(setting, own, baseline_of(setting, rows)) for setting, own in settings.items())
+        raise UserError(several or "there is no result to sum up")
+    text = "\n".join(_text(setting, own, baseline_of(setting, rows)) for setting, own in settings.items())
+    return f"{text}\n{several}\n" if several else text
 
 
 def baseline_of(setting: Setting, results: Iterable[Result]) -> list[Result]:

@@ -10,7 +10,7 @@ from typing import Any
 from finelens.bench.rows.measures import SHARES
 from finelens.bench.rows.results import Result
 from finelens.bench.tables import markdown
-from finelens.bench.tables.paired import Group, applicable, forwards_per_image, grouped, mixed_seeds, run_seconds, title
+from finelens.bench.tables.paired import Group, applicable, forwards_per_image, grouped, mixed_seeds, of_one_class, run_seconds, title, unique
 from finelens.bench.tables.published import beside
 from finelens.errors import UserError
 
@@ -29,13 +29,18 @@ def markdown_tables(results: Iterable[Result], measure: str = "accuracy", publis
     Raises:
         UserError: There is nothing to show, or no such measure.
     """
-    groups = grouped(results)
+    rows = unique(results)
+    one_class, several = of_one_class(rows)
+    # Some measures are of both kinds of sets.
+    shown = one_class if several and one_class and not any(measure in row.measures for row in rows if not row.correct) else rows
+    groups = grouped(shown)
     known = sorted({name for rows in groups.values() for row in rows for name, value in row.measures.items() if isinstance(value, int | float)})
     if not known:
         raise UserError("there is no result to show")
     if measure not in known:
-        raise UserError(f"unknown measure {measure!r}; there are {', '.join(known)}")
-    return "\n".join(_table(group, rows, measure) + (_published(rows) if published else "") for group, rows in groups.items())
+        raise UserError(several if several and measure in SHARES else f"unknown measure {measure!r}; there are {', '.join(known)}")
+    text = "\n".join(_table(group, rows, measure) + (_published(rows) if published else "") for group, rows in groups.items())
+    return f"{text}\n{several}\n" if several and shown is one_class else text
 
 
 def markdown_runs(results: Iterable[Result]) -> str:
@@ -47,10 +52,11 @@ def markdown_runs(results: Iterable[Result]) -> str:
     Raises:
         UserError: There is nothing to show.
     """
-    tables = [_runs(group, done) for group, rows in grouped(results).items() if (done := [row for row in rows if row.status == "ok"])]
+    one_class, several = of_one_class(results)
+    tables = [_runs(group, done) for group, rows in grouped(one_class).items() if (done := [row for row in rows if row.status == "ok"])]
     if not tables:
-        raise UserError("there is no result to show")
-    return "\n".join(tables)
+        raise UserError(several or "there is no result to show")
+    return "\n".join([*tables, *([f"{several}\n"] if several else [])])
 
 
 def _runs(group: Group, rows: Sequence[Result]) -> str:
