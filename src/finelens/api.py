@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -591,8 +591,9 @@ def ask(
         images: A run folder: answers that the run was given, and those in its ``hints.csv``, are taken into account. Or a folder of photographs, a
             feature file, or features (N, D): the person makes the names up.
         n: Questions.
-        csv: File to write. For a run the order, with the columns ``path``, ``why`` and ``expected`` (the class that the run gives). For other images
-            a hints file with ``?`` in the place of each name; answers in an earlier one are kept and taken into account. None writes none.
+        csv: Hints file to write, to be filled in: for a run with the columns ``path``, ``label`` (empty), ``why`` and ``expected`` (the class that
+            the run gives), for other images with ``?`` in the place of each name. Answers in an earlier one are kept and taken into account. None
+            writes none.
         order: ``worth``: an answer says most about all other photographs; ``doubt``: the run's own answer is most likely wrong.
         backbone: Encodes photographs without a run, as for :func:`adapt`.
         device: Where photographs are encoded that the cache does not hold.
@@ -604,6 +605,9 @@ def ask(
     Raises:
         UserError: Not a finished run, images that cannot be used or are gone, or a file that cannot be written or replaced.
     """
+    from finelens.reporting.record import read_run
+    from finelens.reporting.review.answers import read_answers
+    from finelens.reporting.review.sheet import adapt_command
     from finelens.reporting.review.worth import COLUMNS, questions_csv
 
     console = console or Console()
@@ -611,10 +615,12 @@ def ask(
         return _ask_first(images, n, csv, order, backbone, device, console)
     if csv is not None:
         check_target(Path(csv), ",".join(COLUMNS))
-    chosen = _chosen(RunFolder.open(images, lock=False), n, order, console, device)
+    folder, answers = RunFolder.open(images, lock=False), {} if csv is None else read_answers(Path(csv))
+    chosen = _chosen(folder, n, order, console, device, answers)
     if csv is not None:
-        write_text(Path(csv), questions_csv(chosen))
-        console.say(f"wrote {csv} with {len(chosen)} photographs; name them in a file with the columns path and label, for adapt --hints")
+        write_text(Path(csv), questions_csv(chosen, answers))
+        console.say(f"wrote {csv} with {len(answers)} answers and {len(chosen)} questions: write names into the column label (none: no class), then")
+        console.say(adapt_command(read_run(folder), str(csv)))
     return chosen
 
 
@@ -635,13 +641,15 @@ def _ask_first(images: Any, n: int, csv: str | Path | None, order: str, backbone
     return chosen
 
 
-def _chosen(folder: RunFolder, n: int, order: str, console: Console, device: str = "cpu") -> list[Look]:
+def _chosen(folder: RunFolder, n: int, order: str, console: Console, device: str = "cpu", answers: Collection[str] = ()) -> list[Look]:
     from finelens.reporting.record import read_run
     from finelens.reporting.review.order import looks
     from finelens.reporting.review.worth import worth_asking
 
     _check_order(order, n)
-    return worth_asking(folder, n, console, device=device) if order == WORTH else looks(read_run(folder), n)
+    if order == WORTH:
+        return worth_asking(folder, n, console, device=device, answers=answers)
+    return [look for look in looks(read_run(folder), n + len(answers)) if look.path not in answers][:n]
 
 
 def _check_order(order: str, n: int) -> None:

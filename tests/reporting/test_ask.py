@@ -11,6 +11,7 @@ import torch
 import finelens
 from finelens import api
 from finelens.cli import main
+from finelens.core.console import Console
 from finelens.errors import UserError
 from finelens.reporting.review.worth import DRAWN, questions
 from tests.solvers.data import cloud
@@ -36,7 +37,7 @@ def test_photographs_are_asked_about_once_and_in_the_same_order(plain_run, tmp_p
     assert finelens.ask(plain_run, 5, csv=tmp_path / "q.csv", console=QUIET) == found
     with open(tmp_path / "q.csv", encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert rows == [{"path": look.path, "why": look.why, "expected": look.expected} for look in found]
+    assert rows == [{"path": look.path, "label": "", "why": look.why, "expected": look.expected} for look in found]
 
 
 def test_answers_are_not_asked_again(on_features):
@@ -52,8 +53,34 @@ def test_the_command_writes_the_order(on_features, tmp_path):
     with pytest.raises(SystemExit) as ended:
         main(["review", str(on_features), "--ask", "3", "--csv", str(tmp_path / "q.csv")])
     assert ended.value.code == 0
-    assert (tmp_path / "q.csv").read_text().splitlines()[0] == "path,why,expected"
+    assert (tmp_path / "q.csv").read_text().splitlines()[0] == "path,label,why,expected"
     assert len((tmp_path / "q.csv").read_text().splitlines()) == 4
+
+
+@pytest.mark.parametrize("order", ["worth", "doubt"])
+def test_the_file_is_filled_in_and_given_as_hints(on_features, tmp_path, order, capsys):
+    file, features = tmp_path / "q.csv", on_features.parent / "x.npy"
+    first = finelens.ask(on_features, 4, csv=file, order=order, console=Console())
+    assert f"--hints {file}" in capsys.readouterr().err.splitlines()[-1]
+    given = {"prototypes": on_features.parent / "w.npy", "console": QUIET}
+    with pytest.raises(UserError, match="no photograph has a name yet; write them into the column label"):
+        api.adapt(features, on_features.parent / "names.txt", tmp_path / "run", hints=file, **given)
+    # The person names two, and says of a third that it is none of the classes.
+    head, *lines = file.read_text().splitlines()
+    names = ["a", "b", "none", ""]
+    file.write_text("\n".join([head, *(line.replace(",,", f",{name},", 1) for line, name in zip(lines, names, strict=True)), ""]))
+    found = api.adapt(features, on_features.parent / "names.txt", tmp_path / "run", hints=file, **given)
+    told = {row.path: row.label for row in found.rows if row.answered}
+    assert told == {first[0].path: "a", first[1].path: "b", first[2].path: None}
+    # The same command again keeps them, and asks about others.
+    more = finelens.ask(on_features, 3, csv=file, order=order, console=QUIET)
+    assert not set(told) & {look.path for look in more}
+    with open(file, encoding="utf-8", newline="") as sheet:
+        rows = list(csv.DictReader(sheet))
+    assert [(row["path"], row["label"]) for row in rows] == [
+        *((look.path, name) for look, name in zip(first, names, strict=True) if name),
+        *((look.path, "") for look in more),
+    ]
 
 
 def test_the_sheet_takes_either_order(plain_run, tmp_path):

@@ -14,7 +14,7 @@ from finelens.classes.names import classes_of_folders, match, normalise
 from finelens.classes.names import folder_classes as find_folder_classes
 from finelens.classes.text_files import listing, quote, read_utf8
 from finelens.core.options import nearest
-from finelens.core.schemas import LABEL_COLUMNS
+from finelens.core.schemas import LABEL_COLUMNS, WHY_COLUMN
 from finelens.errors import UserError
 from finelens.images.discover import visible_files
 from finelens.storage.cells import unescape_cell
@@ -177,7 +177,7 @@ def answer_rows(labels: Path | Told, class_names: Sequence[str], kind: str = "hi
 
 
 def read_rows(labels: Path | Told, kind: str) -> list[tuple[int, str, str]]:
-    """Line number, path and label of each row.
+    """Line number, path and label of each row; rows of a sheet of questions that nobody has answered are passed over.
 
     Args:
         labels: A CSV file with the columns ``path`` and ``label``.
@@ -205,9 +205,13 @@ def read_rows(labels: Path | Told, kind: str) -> list[tuple[int, str, str]]:
                 continue
             if len(cells) != len(header):
                 raise UserError(f"{what}, line {reader.line_num}: expected {len(header)} cells, got {len(cells)}; quote cells that hold commas")
-            rows.append((reader.line_num, cells[path_at], unescape_cell(cells[label_at].strip())))
+            label = unescape_cell(cells[label_at].strip())
+            if label or WHY_COLUMN not in header:
+                rows.append((reader.line_num, cells[path_at], label))
     except csv.Error as error:
         raise UserError(f"{what}, line {reader.line_num}: {error}; save it as comma-separated values") from error
+    if not rows and WHY_COLUMN in header:
+        raise UserError(f"{what}: no photograph has a name yet; write them into the column {LABEL_COLUMNS[1]}")
     if not rows:
         raise UserError(f"{what} has no rows; add one {','.join(LABEL_COLUMNS)} line for each image")
     return rows

@@ -35,6 +35,8 @@ SET_COLUMNS: Final = ("path", "set", "size", "status")
 # A labels file for ``evaluate``: CSV with a header that has at least these columns; ``path`` is relative to TEST. A hints file for ``adapt`` has the
 # same form with paths relative to PHOTOS, and an empty label says "none of these classes".
 LABEL_COLUMNS: Final = ("path", "label")
+# A hints file with the column ``why`` is a sheet of questions of ``review --ask N --csv``: there a row without a label is still to be answered.
+WHY_COLUMN: Final = "why"
 # A hints file of the served review also says how a label was given (``photo``, ``group``, or ``file`` where the review found it) and who gave it.
 TOLD_COLUMNS: Final = (*LABEL_COLUMNS, "source", "by")
 

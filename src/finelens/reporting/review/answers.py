@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 
 from finelens.classes.labels import UNANSWERED
 from finelens.classes.names import match
-from finelens.core.schemas import GIVEN_HINTS_FILE
+from finelens.core.schemas import GIVEN_HINTS_FILE, WHY_COLUMN
 from finelens.errors import UserError
 from finelens.reporting.record import RunRecord
 from finelens.storage.cells import unescape_cell
@@ -55,6 +55,7 @@ def read_answers(path: Path) -> dict[str, str]:
         with open(path, encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file, strict=True)
             found = {unescape_cell(row["path"]): unescape_cell(row["label"] or "") for row in reader}
-            return {path: label for path, label in found.items() if label != UNANSWERED}
+            still_open = {UNANSWERED, ""} if WHY_COLUMN in (reader.fieldnames or ()) else {UNANSWERED}
+            return {path: label for path, label in found.items() if label not in still_open}
     except (OSError, UnicodeDecodeError, csv.Error, KeyError, TypeError) as error:
         raise UserError(f"{path} is there but is not a hints file ({error}); move it away or give another --hints") from error

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 import torch
 
 from finelens.backbones.registry import load_backbone
-from finelens.classes.labels import UNANSWERED
+from finelens.classes.labels import NONE_WORDS, UNANSWERED
 from finelens.core.console import Console
-from finelens.core.schemas import LABEL_COLUMNS
+from finelens.core.schemas import LABEL_COLUMNS, WHY_COLUMN
 from finelens.engine.device import choose_device, choose_precision
 from finelens.engine.engine import Engine
 from finelens.errors import UserError
@@ -31,7 +31,7 @@ from finelens.storage.cells import escape_cell
 from finelens.storage.predictions import PredictionRow
 from finelens.training.config import TrainingConfig
 
-COLUMNS = (*LABEL_COLUMNS, "why")
+COLUMNS = (*LABEL_COLUMNS, WHY_COLUMN)
 
 
 def first_questions(
@@ -91,6 +91,6 @@ def open_questions(answers: dict[str, str], looks: Sequence[Look]) -> str:
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
-    writer.writerows([escape_cell(path), escape_cell(label), "answered"] for path, label in answers.items())
+    writer.writerows([escape_cell(path), escape_cell(label or NONE_WORDS[0]), "answered"] for path, label in answers.items())
     writer.writerows(map(escape_cell, (look.path, UNANSWERED, look.why)) for look in looks)
     return text.getvalue()

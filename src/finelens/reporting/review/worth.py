@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Container, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from finelens.classes.labels import NONE_WORDS
 from finelens.core.console import Console
+from finelens.core.schemas import LABEL_COLUMNS, WHY_COLUMN
 from finelens.errors import UserError
 from finelens.evaluation.prequential import ONE_IN, drawn_answers, random_order
 from finelens.feature_store.encoder import target_features
@@ -27,7 +29,7 @@ from finelens.solvers.views import centred_views
 from finelens.storage.cells import escape_cell
 from finelens.storage.predictions import PredictionRow
 
-COLUMNS = ("path", "why", "expected")
+COLUMNS = (*LABEL_COLUMNS, WHY_COLUMN, "expected")
 DRAWN = "drawn at random, for the estimate of accuracy"
 
 
@@ -58,7 +60,7 @@ def questions(looks: Tensor, doubt: Tensor, answered: Tensor, order: Sequence[in
     return Asked(*merged), place >= len(others.rows)
 
 
-def worth_asking(folder: RunFolder, n: int, console: Console, *, device: str = "cpu") -> list[Look]:
+def worth_asking(folder: RunFolder, n: int, console: Console, *, device: str = "cpu", answers: Container[str] = ()) -> list[Look]:
     """Photographs of a finished run in the order in which answers say most about the others, at most ``n``.
 
     Answers that the run was given and those in its ``hints.csv`` count as given. Features come from the cache or the feature file where they can.
@@ -68,6 +70,7 @@ def worth_asking(folder: RunFolder, n: int, console: Console, *, device: str = "
         n: Questions.
         console: Progress.
         device: Where photographs are encoded that the cache does not hold.
+        answers: Further photographs that are answered.
 
     Raises:
         UserError: The run is not finished, or its images are gone.
@@ -81,7 +84,7 @@ def worth_asking(folder: RunFolder, n: int, console: Console, *, device: str = "
     looks = centred_looks(features)[[places[row.path] for row in rows]]
     given = {*earlier_answers(record), *read_answers(folder.hints_path)}
     # A copy of an answered photograph is answered.
-    contents = {content for row, content in found if row.path in given}
+    contents = {content for row, content in found if row.path in given or row.path in answers}
     answered = torch.tensor([i for i, content in enumerate(ids) if content in contents], dtype=torch.int64)
     doubt = torch.tensor([1 - (row.probability or 0.0) for row in rows])
     return looks_of(rows, looks, doubt, answered, random_order(ids), n, classes=len(record.classes))
@@ -124,10 +127,11 @@ def centred_looks(features: TargetFeatures) -> Tensor:
     return centred_views(x, x.mean(0), [view.shape[1] for view in views])
 
 
-def questions_csv(looks: list[Look]) -> str:
-    """The content of the file that ``--csv`` writes: where, why, and the class that the run expects."""
+def questions_csv(looks: Sequence[Look], answers: Mapping[str, str]) -> str:
+    """The content of the hints file that ``--csv`` writes: what is answered, then the questions with the class that the run expects."""
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
-    writer.writerows(map(escape_cell, (look.path, look.why, look.expected)) for look in looks)
+    writer.writerows(map(escape_cell, (path, label or NONE_WORDS[0], "answered", "")) for path, label in answers.items())
+    writer.writerows(map(escape_cell, (look.path, "", look.why, look.expected)) for look in looks)
     return text.getvalue()
