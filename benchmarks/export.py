@@ -64,7 +64,7 @@ def speed(run: Path, threads: int) -> None:
     if own != "float32":
         sides[own] = classifier
     views = check.views_of(check.photographs(run), classifier, QUIET)
-    views = views.repeat(VIEWS // len(views) + 1, 1, 1, 1)[:VIEWS]
+    views = tuple(own.repeat(VIEWS // len(own) + 1, 1, 1, 1)[:VIEWS] for own in views)
     with tempfile.TemporaryDirectory() as folder:
         runners = {}
         for weights in ("float32", "float16", "int8"):
@@ -73,15 +73,15 @@ def speed(run: Path, threads: int) -> None:
             runners[f"onnxruntime {weights}"] = write.runner(out / write.FILES["onnx"], "onnx", threads=threads)
         everyone = {**{f"finelens {name}": side for name, side in sides.items()}, **runners}
         for batch in (1, BATCH):
-            parts = (views[:BATCH] if batch == 1 else views).split(batch)
+            parts = list(zip(*((own[:BATCH] if batch == 1 else own).split(batch) for own in views), strict=True))
 
-            def asked(answer: check.Runner, parts: tuple[Tensor, ...] = parts) -> None:
+            def asked(answer: check.Runner, parts: list[tuple[Tensor, ...]] = parts) -> None:
                 for part in parts:
-                    answer(part)
+                    answer(*part)
 
             with torch.no_grad():
                 times = in_turn({name: lambda answer=answer: asked(answer) for name, answer in everyone.items()}, REPEATS)
-            count = sum(map(len, parts))
+            count = sum(len(part[0]) for part in parts)
             for name, took in times.items():
                 factor = ratios(times["finelens float32"], took)["median"]
                 print(f"| {run.name} | {batch} | {name} | {count / took.row()['best']:.1f} | {factor:.2f} |", flush=True)

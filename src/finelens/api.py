@@ -510,6 +510,7 @@ def export(
     weights: str = "float32",
     resize: bool = False,
     overwrite: bool = False,
+    extra_encoders: Sequence[str] = (),
     console: Console | None = None,
 ) -> Difference:
     """Write the classifier of a finished run for another runtime, and compare its answers with the run's; see docs/export.md.
@@ -521,6 +522,7 @@ def export(
         weights: Type of the stored weights for ``onnx``: ``float32``, ``float16`` or ``int8``.
         resize: Whether resize and crop are inside, for ``onnx``: the input is then one photograph of any size.
         overwrite: Whether an earlier export in ``out`` is replaced.
+        extra_encoders: As for :func:`predict`.
         console: What is said.
 
     Returns:
@@ -532,7 +534,8 @@ def export(
     from finelens.exporting.write import as_target, as_weights
     from finelens.exporting.write import export as write_export
 
-    return write_export(run, out, to=as_target(to), weights=as_weights(weights), resize=resize, overwrite=overwrite, console=console)
+    target, stored = as_target(to), as_weights(weights)
+    return write_export(run, out, to=target, weights=stored, resize=resize, overwrite=overwrite, extra_encoders=extra_encoders, console=console)
 
 
 def serve(run: str | Path, **given: Any) -> None:
@@ -542,7 +545,15 @@ def serve(run: str | Path, **given: Any) -> None:
     serve_run(run, **given)
 
 
-def explain(run: str | Path, image: str | Path, out: str | Path | None = None, *, device: str = "cpu", console: Console | None = None) -> Explanation:
+def explain(
+    run: str | Path,
+    image: str | Path,
+    out: str | Path | None = None,
+    *,
+    device: str = "cpu",
+    extra_encoders: Sequence[str] = (),
+    console: Console | None = None,
+) -> Explanation:
     """Say why a finished run gives one photograph its class, and write a page of it.
 
     Args:
@@ -550,6 +561,7 @@ def explain(run: str | Path, image: str | Path, out: str | Path | None = None, *
         image: The photograph; one of the run's or another.
         out: The page; None writes none.
         device: Where the model runs.
+        extra_encoders: As for :func:`predict`.
         console: Progress.
 
     Raises:
@@ -562,9 +574,7 @@ def explain(run: str | Path, image: str | Path, out: str | Path | None = None, *
     if out is not None:
         check_target(Path(out), HTML_START)
     folder = RunFolder.open(run, lock=False)
-    if further_encoders(folder.config)["entries"]:
-        raise UserError(f"{run} looks at features of further encoders, which explain does not have of one photograph; ask finelens predict")
-    found = explain_image(folder, load_run(run, device=device), Path(image), console)
+    found = explain_image(folder, load_run(run, device=device, extra_encoders=extra_encoders), Path(image), console)
     if out is not None:
         write_text(Path(out), explained_html(found, folder.path, photographs(folder)))
         console.say(f"wrote {out}")

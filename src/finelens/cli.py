@@ -455,11 +455,12 @@ def report(run: Path, fail_on: str | None, pdf: bool, **given: Any) -> None:
 @click.argument("image", type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), help="HTML page to write as well.")
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:N or mps.")
-def explain(run: Path, image: Path, out: Path | None, device: str, console: Console) -> None:
+@_moved_encoders
+def explain(run: Path, image: Path, out: Path | None, device: str, extra_encoders: tuple[str, ...], console: Console) -> None:
     """Say why the finished run in RUN gives IMAGE its class: texts, where it looked, the nearest photographs."""
     from finelens import api
 
-    found = api.explain(run, image, out, device=device, console=console)
+    found = api.explain(run, image, out, device=device, extra_encoders=extra_encoders, console=console)
     page = None if out is None else str(out)
     console.answer("\n".join(found.lines()), image=str(image), zero_shot=found.zero_shot, sides=[asdict(side) for side in found.sides], out=page)
 
@@ -578,6 +579,7 @@ def _list_forms(context: click.Context, option: click.Parameter, asked: bool) ->
 )
 @click.option("--resize", is_flag=True, help="For onnx: resize and crop inside; one photograph of any size, uint8 (1, 3, H, W), goes in.")
 @click.option("--overwrite", is_flag=True, help="Replace an earlier export in --out.")
+@_moved_encoders
 def export(run: Path, out: Path, **given: Any) -> None:
     """Write the classifier of the finished run in RUN for another runtime, and compare its answers with the run's."""
     from finelens import api

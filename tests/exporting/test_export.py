@@ -19,6 +19,7 @@ from finelens.cli import cli
 from finelens.errors import UserError
 from finelens.exporting import check, onnx_file, write
 from finelens.exporting.program import exported
+from finelens.protocol import Backbone
 from finelens.runs.classifier import load_run
 from finelens.runs.model import Model
 from tests.solvers.data import cloud
@@ -46,7 +47,8 @@ def world(tmp_path_factory, tiny_vit) -> SimpleNamespace:
 def followed_once(monkeypatch, world) -> None:
     """A program that is the same for every export of a run is made once."""
 
-    def once(model: Model) -> ExportedProgram:
+    def once(model: Model, further: tuple[Backbone, ...]) -> ExportedProgram:
+        assert not further
         if model.method not in world.programs:
             world.programs[model.method] = exported(model)
         return world.programs[model.method]

@@ -40,7 +40,7 @@ def identity(path: Path, size: int) -> Path:
 def test_the_view_is_the_runs(preprocess, tmp_path):
     """Wide, high, square, enlarged, and so large that the run reduces it first. Both count in fixed point, and round some pixels otherwise."""
     path = identity(tmp_path / "views.onnx", preprocess.image_size)
-    onnx_resize.put_in_front(path, preprocess, 64)
+    onnx_resize.put_in_front(path, [preprocess], 64)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     for height, width in ((70, 90), (101, 57), (60, 60), (20, 31), (300, 207), (64, 131)):
         pixels = torch.from_numpy(picture(1, 0, height, width)).permute(2, 0, 1)

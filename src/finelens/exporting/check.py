@@ -24,8 +24,8 @@ CHECKED = 64
 TOLERANCE = 1e-2
 # Share of the classes that smaller weights, or another resize, must leave as they are; how many they did is printed and written down.
 LEAST_EQUAL = 0.5
-# Logits (B, C) of uint8 views (B, 3, S, S).
-Runner = Callable[[Tensor], Tensor]
+# Logits (B, C) of uint8 views (B, 3, S, S), one tensor for each image tower.
+Runner = Callable[..., Tensor]
 
 
 @dataclass(frozen=True)
@@ -46,10 +46,11 @@ class Difference:
 
 
 @torch.no_grad()
-def compare(ours: Runner, theirs: Runner, views: Tensor) -> Difference:
-    """A batch of one and batches of sixteen, so that a fixed batch shows."""
-    parts = [part for part in (views[:1], *views[1:].split(16)) if len(part)]
-    return difference(torch.cat([ours(part) for part in parts]), torch.cat([theirs(part) for part in parts]))
+def compare(ours: Runner, theirs: Runner, *views: Tensor) -> Difference:
+    """A batch of one and batches of sixteen, so that a fixed batch shows; views (N, 3, S, S) for each image tower."""
+    towers = [[part for part in (own[:1], *own[1:].split(16)) if len(part)] for own in views]
+    parts = list(zip(*towers, strict=True))
+    return difference(torch.cat([ours(*part) for part in parts]), torch.cat([theirs(*part) for part in parts]))
 
 
 def difference(ours: Tensor, theirs: Tensor) -> Difference:
@@ -81,15 +82,15 @@ def photographs(run: str | Path) -> list[ImageFile]:
     return visible_files(photos)[:CHECKED] if photos.is_dir() else []
 
 
-def views_of(files: list[ImageFile], classifier: Classifier, console: Console) -> Tensor:
-    """Centre views (n, 3, S, S) of photographs; of noise where there are none."""
-    preprocess = classifier.backbone.preprocess
+def views_of(files: list[ImageFile], classifier: Classifier, console: Console) -> tuple[Tensor, ...]:
+    """Centre views (n, 3, S, S) of photographs for each image tower; of noise where there are none."""
     store = load_images(files, classifier.limits).store if files else ()
     if len(store):
-        return torch.stack([centre_view(store[i], preprocess) for i in range(len(store))])
+        return tuple(torch.stack([centre_view(store[i], own) for i in range(len(store))]) for own in classifier.preprocesses)
     console.say("the run's photographs are not where they were: the answers to noise are compared")
     generator = torch.Generator().manual_seed(0)
-    return torch.randint(0, 256, (CHECKED, 3, preprocess.image_size, preprocess.image_size), dtype=torch.uint8, generator=generator)
+    shapes = ((CHECKED, 3, own.image_size, own.image_size) for own in classifier.preprocesses)
+    return tuple(torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator) for shape in shapes)
 
 
 @torch.no_grad()
@@ -106,7 +107,8 @@ def compare_files(classifier: Classifier, of_image: Callable[[Image.Image], Tens
         loaded = load_images([file], classifier.limits)
         if not len(loaded.store):
             continue
-        ours.append(classifier(centre_view(loaded.store[0], classifier.backbone.preprocess)[None])[0].log_softmax(0))
+        views = [centre_view(loaded.store[0], own)[None] for own in classifier.preprocesses]
+        ours.append(classifier(*views)[0].log_softmax(0))
         with Image.open(file.path) as image:
             theirs.append(of_image(image.convert("RGB")).log_softmax(0))
     return difference(torch.stack(ours), torch.stack(theirs)) if ours else None

@@ -11,7 +11,7 @@ import torch
 from torch.export import ExportedProgram
 
 from finelens.errors import UserError
-from finelens.exporting.program import INPUT, OUTPUT
+from finelens.exporting.program import OUTPUT, input_names
 
 Weights = Literal["float32", "float16", "int8"]
 # Smaller tensors stay as they are.
@@ -30,10 +30,16 @@ def need_packages() -> None:
             raise UserError(f"--to onnx needs {name}: pip install 'finelens[onnx]'")
 
 
-def write_onnx(program: ExportedProgram, path: Path, weights: Weights) -> None:
+def write_onnx(program: ExportedProgram, path: Path, weights: Weights, towers: int) -> None:
     """Write one file; other types than float32 are those of the stored weights, computed is float32.
 
     float16 and int8 (symmetric, a scale for each row of the first axis) are undone by a node behind each large weight.
+
+    Args:
+        program: What is written.
+        path: The file.
+        weights: Type of the stored weights.
+        towers: Image towers, each with an input of its own.
 
     Raises:
         UserError: The exporter cannot express the program.
@@ -41,7 +47,7 @@ def write_onnx(program: ExportedProgram, path: Path, weights: Weights) -> None:
     import onnx
 
     try:
-        found = torch.onnx.export(program, dynamo=True, input_names=[INPUT], output_names=[OUTPUT], verbose=False)
+        found = torch.onnx.export(program, dynamo=True, input_names=input_names(towers), output_names=[OUTPUT], verbose=False)
     except Exception as error:  # operators without an ONNX counterpart end in types of the exporter's own
         raise UserError(f"the exporter to ONNX cannot express this model: {str(error).strip().splitlines()[0]}") from error
     assert found is not None

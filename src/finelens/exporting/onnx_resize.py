@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from finelens.errors import UserError
-from finelens.exporting.program import INPUT
+from finelens.exporting.program import input_names
 from finelens.protocol import Preprocess
 
 PHOTOGRAPH = "photograph"
@@ -25,7 +26,7 @@ def check(preprocess: Preprocess) -> None:
         raise UserError("--resize does not pad, and the model's crop is larger than its resize; leave it out, and resize before the graph")
 
 
-def put_in_front(path: Path, preprocess: Preprocess, short_side: int) -> None:
+def put_in_front(path: Path, preprocesses: Sequence[Preprocess], short_side: int) -> None:
     """Change a file whose input is views into one that takes uint8 (1, 3, H, W): what a run does to a photograph, as nodes.
 
     The run reduces large originals to a short side first, and so does the graph. Sizes are those of :mod:`finelens.images.resize`, crops round a half
@@ -33,7 +34,7 @@ def put_in_front(path: Path, preprocess: Preprocess, short_side: int) -> None:
 
     Args:
         path: The file, written over.
-        preprocess: Geometry of the model.
+        preprocesses: Geometry of each image tower, in the order of the inputs.
         short_side: That of originals in the run.
     """
     import onnx
@@ -45,16 +46,17 @@ def put_in_front(path: Path, preprocess: Preprocess, short_side: int) -> None:
     shortest = graph.add("ReduceMin", [size])
     kept = graph.scaled(size, flipped, graph.add("Min", [shortest, graph.constant([short_side])]))
     reduced = graph.resized(PHOTOGRAPH, kept, "bicubic")
-    if preprocess.resize_mode == "squash":
-        whole = graph.constant([preprocess.resize_size] * 2)
-    else:
-        whole = graph.scaled(kept, graph.add("Gather", [kept, graph.constant([1, 0])]), graph.constant([preprocess.resize_size]))
-    resized = graph.resized(reduced, whole, preprocess.interpolation)
-    side = graph.constant([preprocess.image_size] * 2)
-    start = graph.half_to_even(graph.add("Sub", [whole, side]))
-    cropped = graph.add("Slice", [resized, start, graph.add("Add", [start, side]), graph.constant([2, 3])])
-    square = graph.constant([1, 3, preprocess.image_size, preprocess.image_size])
-    graph.nodes.append(onnx.helper.make_node("Reshape", [cropped, square], [INPUT]))
+    for name, preprocess in zip(input_names(len(preprocesses)), preprocesses, strict=True):
+        if preprocess.resize_mode == "squash":
+            whole = graph.constant([preprocess.resize_size] * 2)
+        else:
+            whole = graph.scaled(kept, graph.add("Gather", [kept, graph.constant([1, 0])]), graph.constant([preprocess.resize_size]))
+        resized = graph.resized(reduced, whole, preprocess.interpolation)
+        side = graph.constant([preprocess.image_size] * 2)
+        start = graph.half_to_even(graph.add("Sub", [whole, side]))
+        cropped = graph.add("Slice", [resized, start, graph.add("Add", [start, side]), graph.constant([2, 3])])
+        square = graph.constant([1, 3, preprocess.image_size, preprocess.image_size])
+        graph.nodes.append(onnx.helper.make_node("Reshape", [cropped, square], [name]))
     rest = list(model.graph.node)
     del model.graph.node[:]
     model.graph.node.extend([*graph.nodes, *rest])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from finelens.errors import UserError
 from finelens.exporting.heads import LinearHead, NotAHeadError, linear_head
 from finelens.methods.parts.frozen import HeadTask
 from finelens.methods.parts.solver import SolverTask
-from finelens.protocol import Backbone, ImageTokens
+from finelens.protocol import Backbone, TargetFeatures
 from finelens.runs.model import Model
 
 # Solvers look at so many images at a time; a program is for one such part.
@@ -22,23 +23,32 @@ MOST_IMAGES = 1024
 INPUT, OUTPUT = "images", "logits"
 
 
+def input_names(towers: int) -> list[str]:
+    """Names of the inputs of a program of so many image towers."""
+    return [INPUT, *(f"{INPUT}_{k}" for k in range(2, towers + 1))]
+
+
 class Program(nn.Module):
     """Calibrated logits (B, C) of uint8 centre views (B, 3, S, S).
 
     Args:
         backbone: The adapted image tower.
-        head: From the tower's tokens to the method's logits (B, C).
+        further: Further encoders, in the order in which the method looks at them.
+        head: From the towers' features to the method's logits (B, C).
         temperature: What they are divided by.
     """
 
-    def __init__(self, backbone: Backbone, head: nn.Module, temperature: float) -> None:
+    def __init__(self, backbone: Backbone, further: Sequence[Backbone], head: nn.Module, temperature: float) -> None:
         super().__init__()
         self.backbone, self.head, self.temperature = backbone, head, temperature
+        self.further = nn.ModuleList(further)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits (B, C), float32."""
+    def forward(self, images: Tensor, *further: Tensor) -> Tensor:
+        """Logits (B, C), float32; each further encoder has views of the same photographs in its own geometry."""
         tokens = self.backbone.encode_image(self.backbone.normalise(images))
-        return self.head(tokens).float() / self.temperature
+        encoders: Iterable[Any] = self.further
+        rows = tuple(encoder.encode_image(encoder.normalise(views)).global_ for encoder, views in zip(encoders, further, strict=True))
+        return self.head(TargetFeatures(tokens.global_, tokens.cls, extra=rows)).float() / self.temperature
 
 
 class CosineHead(nn.Module):
@@ -56,7 +66,7 @@ class CosineHead(nn.Module):
         self.weights: Tensor
         self.scale, self.bias = scale, bias
 
-    def forward(self, tokens: ImageTokens) -> Tensor:
+    def forward(self, tokens: TargetFeatures) -> Tensor:
         """Logits (B, C) of global features."""
         return self.scale * tokens.global_.float() @ self.weights.T + self.bias
 
@@ -75,7 +85,7 @@ class AffineHead(nn.Module):
         self.weight: Tensor
         self.bias: Tensor
 
-    def forward(self, tokens: ImageTokens) -> Tensor:
+    def forward(self, tokens: TargetFeatures) -> Tensor:
         """Logits (B, C) of global features."""
         return F.linear(tokens.global_.float(), self.weight, self.bias)
 
@@ -95,8 +105,8 @@ class SolverHead(nn.Module):
         classes, width = task.prototypes.shape
         self.solver: Any = task.solver.load_state(state, classes=classes, features=width)
 
-    def forward(self, tokens: ImageTokens) -> Tensor:
-        """Log-probabilities (B, C) of global features, and of pooled tokens where the solver looks at them."""
+    def forward(self, tokens: TargetFeatures) -> Tensor:
+        """Log-probabilities (B, C) of global features, and of pooled tokens and further encoders where the solver looks at them."""
         rows = self.task.rows(tokens)
         views = rows if isinstance(rows, list) else [rows]
         return self.solver._log_proba(torch.cat([F.normalize(view.float(), dim=-1) for view in views], 1))
@@ -106,7 +116,7 @@ def refuse_more_than_a_view(model: Model) -> None:
     """Refuse a model whose answer is no function of one view.
 
     Raises:
-        UserError: It has no image tower, looks at several views, or at further encoders; the message names it.
+        UserError: It has no image tower, or looks at several views; the message names it.
     """
     if isinstance(model.engine.backbone, FeatureBackbone):
         model.engine.backbone.refuse_pixels()
@@ -114,14 +124,10 @@ def refuse_more_than_a_view(model: Model) -> None:
         raise UserError(
             f"method {model.method} looks at {model.task.inference.count} further views of each photograph, which an exported program does not cut"
         )
-    if model.extra:
-        raise UserError(
-            f"the run looks at features of {len(model.extra)} further encoders, which an exported program does not have; adapt without --extra"
-        )
 
 
-def program_of(model: Model) -> Program:
-    """The program of a model.
+def program_of(model: Model, further: Sequence[Backbone] = ()) -> Program:
+    """The program of a model, and of the further encoders that it looks at.
 
     Raises:
         UserError: The method's answer is no function of one view's feature, or there is no image tower; the message names it.
@@ -141,22 +147,28 @@ def program_of(model: Model) -> Program:
             raise UserError(
                 f"the answer of method {model.method} is more than a head on the global feature ({error}), and cannot be exported; see docs/export.md"
             ) from error
-    return Program(backbone, head, temperature).eval()
+    return Program(backbone, further, head, temperature).eval()
 
 
 @torch.no_grad()
-def exported(model: Model) -> ExportedProgram:
+def exported(model: Model, further: Sequence[Backbone] = ()) -> ExportedProgram:
     """The program as torch's exporter follows it, for batches of 1 to :data:`MOST_IMAGES` images.
 
+    Args:
+        model: The model.
+        further: The further encoders that it looks at, in their order.
+
     Raises:
-        UserError: The exporter cannot follow the method.
+        UserError: The exporter cannot follow the method, or one of the encoders.
     """
-    program = program_of(model)
-    size = model.engine.backbone.preprocess.image_size
-    example = torch.zeros(2, 3, size, size, dtype=torch.uint8)
-    batch = Dim("batch", min=1, max=MOST_IMAGES)
+    program = program_of(model, further)
+    sides = [backbone.preprocess.image_size for backbone in (model.engine.backbone, *further)]
+    examples = tuple(torch.zeros(2, 3, side, side, dtype=torch.uint8) for side in sides)
+    batch = {0: Dim("batch", min=1, max=MOST_IMAGES)}
+    beside = [(batch,) * len(further)] if further else []
     try:
-        return torch.export.export(program, (example,), dynamic_shapes=({0: batch},), strict=False)
+        return torch.export.export(program, examples, dynamic_shapes=(batch, *beside), strict=False)
     except Exception as error:  # the exporter raises its own types for each thing that it cannot follow
         reason = str(error).strip().split("\n", 1)[0]
-        raise UserError(f"the head of method {model.method} cannot be exported for any number of images ({reason})") from error
+        towers = "".join(f", beside {backbone.name}," for backbone in further)
+        raise UserError(f"the head of method {model.method}{towers} cannot be exported for any number of images ({reason})") from error

@@ -7,11 +7,11 @@ import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, cast, get_args
 
 import numpy as np
 import torch
@@ -19,23 +19,20 @@ from PIL import Image
 from torch import Tensor
 
 from finelens.backbones.registry import load_backbone
+from finelens.classes.text_files import listing
 from finelens.core.console import Console
-from finelens.core.schemas import VERSION
 from finelens.errors import UserError
 from finelens.exporting import check
 from finelens.exporting.check import Difference, Runner
+from finelens.exporting.describe import CARD, DESCRIPTION, FILES, Target, describe, towers_of
 from finelens.exporting.heads import LinearHead, NotAHeadError, linear_head
-from finelens.exporting.licences import Licence, is_folder, licence_of
+from finelens.exporting.licences import is_folder, licence_of
 from finelens.exporting.onnx_file import Weights, need_packages, write_onnx
-from finelens.exporting.program import INPUT, MOST_IMAGES, OUTPUT, exported, refuse_more_than_a_view
+from finelens.exporting.program import OUTPUT, exported, refuse_more_than_a_view
+from finelens.feature_store.extra import check_encoders
 from finelens.images.discover import ImageFile
 from finelens.runs.classifier import Classifier, load_run
-from finelens.storage.files import read_json, write_error, write_json
-
-Target = Literal["open_clip", "transformers", "onnx", "torch"]
-FILES: dict[Target, str] = {"torch": "classifier.pt2", "onnx": "classifier.onnx"}
-DESCRIPTION = "classifier.json"
-CARD = "MODEL_CARD.md"
+from finelens.storage.files import read_json, write_error
 
 
 def export(
@@ -46,13 +43,15 @@ def export(
     weights: Weights = "float32",
     resize: bool = False,
     overwrite: bool = False,
+    extra_encoders: Sequence[str] = (),
     console: Console | None = None,
 ) -> Difference:
     """Write the classifier of a finished run for another runtime, and compare its answers with the run's.
 
-    For ``torch`` and ``onnx`` it is one file: the input is uint8 centre views (B, 3, S, S), B from 1 to 1,024, the output calibrated logits (B, C);
-    the tower's normalisation is inside. For ``open_clip`` and ``transformers`` it is a folder in the library's own layout: adapted image tower, text
-    tower, preprocessing and a linear head. Beside them lie ``classifier.json`` (class names, how views are made) and the run's model card.
+    For ``torch`` and ``onnx`` it is one file: the input is uint8 centre views (B, 3, S, S), B from 1 to 1,024, with such views for each further
+    encoder; the output is calibrated logits (B, C). The towers' normalisation is inside. For ``open_clip`` and ``transformers`` it is a folder in the
+    library's own layout: adapted image tower, text tower, preprocessing and a linear head. Beside them lie ``classifier.json`` (class names, how
+    views are made) and the run's model card.
 
     Args:
         run: The run folder.
@@ -61,6 +60,7 @@ def export(
         weights: Type of the stored weights; other than float32 for ``onnx`` only.
         resize: Whether the resize and the crop are inside, for ``onnx`` only: the input is one photograph of any size, uint8 (1, 3, H, W).
         overwrite: Whether an earlier export in ``out`` is replaced.
+        extra_encoders: Where the weights of further encoders by name are now, if they have moved.
         console: What is said.
 
     Returns:
@@ -77,7 +77,8 @@ def export(
     _check_folder(out, overwrite)
     if to == "onnx":
         need_packages()
-    classifier = load_run(run)
+    classifier = load_run(run, extra_encoders=extra_encoders)
+    _check_encoders(classifier, to)
     if classifier.stage != "none" and to not in FILES:
         raise UserError(
             f"--to {to} holds a text tower beside the image tower, and the one that --stage {classifier.stage} left is not kept; "
@@ -90,19 +91,18 @@ def export(
     views = check.views_of(files, classifier, console)
     with _quiet(), _beside(out) as work:
         if to in FILES:
-            program = exported(classifier.model)
+            program = exported(classifier.model, classifier.further_backbones)
             if to == "torch":
                 torch.export.save(program, work / FILES[to])
             else:
-                write_onnx(program, work / FILES[to], weights)
-            found = check.compare(classifier, runner(work / FILES[to], to), views)
+                write_onnx(program, work / FILES[to], weights, len(views))
+            found = check.compare(classifier, runner(work / FILES[to], to), *views)
             check.refuse(found, exact=weights == "float32")
             if resize:
                 found = replace(found, files=_with_resize(work / FILES[to], classifier, files))
         else:
             found = _write_folder(work, classifier, to, views, files)
-        licence = licence_of(classifier.backbone.name)
-        _describe(work, run, classifier, to, weights, found, licence, resize)
+        describe(work, run, classifier, to, weights, found, resize)
         if out.exists():
             shutil.rmtree(out)
         os.replace(work, out)
@@ -113,20 +113,39 @@ def export(
     )
     if found.files is not None:
         console.say(f"with the export's own resize and crop, {found.files.equal} of {found.files.images} answers are the run's")
-    if licence is not None and licence.forbids:
-        stands = "by its name stands" if is_folder(classifier.backbone.name) else "stands"
-        console.warn(f"{classifier.backbone.name} {stands} under {licence.name}, which rules out {licence.forbids}, and so does what was exported")
+    for name in (tower.name for tower in towers_of(classifier)):
+        licence = licence_of(name)
+        if licence is not None and licence.forbids:
+            stands = "by its name stands" if is_folder(name) else "stands"
+            console.warn(f"{name} {stands} under {licence.name}, which rules out {licence.forbids}, and so does what was exported")
     return found
+
+
+def _check_encoders(classifier: Classifier, to: Target) -> None:
+    """Refuse further encoders that the target has no place for, that are no part of the run, or that are no longer those of the run."""
+    needed = classifier.model.extra
+    if needed and to not in FILES:
+        raise UserError(
+            f"--to {to} holds one image tower, and the run looks at features of {listing([str(encoder) for encoder in needed])} as well; "
+            "--to onnx and --to torch hold several"
+        )
+    files = [str(encoder) for encoder in needed if not encoder.encodes]
+    if files:
+        raise UserError(
+            f"the run looks at features that {listing(files)} made, which came from a file, and an exported program needs the encoder itself; "
+            "adapt with --extra-encoder in the place of --extra"
+        )
+    check_encoders(needed, classifier.extra)
 
 
 def _with_resize(path: Path, classifier: Classifier, files: list[ImageFile]) -> Difference:
     """Put resize and crop into an ONNX file, and compare it on whole photographs."""
     from finelens.exporting import onnx_resize
 
-    preprocess = classifier.backbone.preprocess
-    onnx_resize.check(preprocess)
-    onnx_resize.put_in_front(path, preprocess, classifier.limits.short_side)
-    answer = runner(path, "onnx", onnx_resize.PHOTOGRAPH)
+    for preprocess in classifier.preprocesses:
+        onnx_resize.check(preprocess)
+    onnx_resize.put_in_front(path, classifier.preprocesses, classifier.limits.short_side)
+    answer = runner(path, "onnx")
     found = check.compare_files(classifier, lambda image: answer(_pixels(image))[0], files)
     if found is None:
         raise UserError("--resize is compared on the run's photographs, and these are not where they were; put them there, or leave it out")
@@ -155,7 +174,7 @@ def as_weights(name: str) -> Weights:
     raise UserError(f"unknown type of weights {name!r}; known are: {', '.join(get_args(Weights))}")
 
 
-def _write_folder(work: Path, classifier: Classifier, to: Target, views: Tensor, files: list[ImageFile]) -> Difference:
+def _write_folder(work: Path, classifier: Classifier, to: Target, views: tuple[Tensor, ...], files: list[ImageFile]) -> Difference:
     """Write a folder in the layout of another library, and ask that library."""
     model = classifier.model
     refuse_more_than_a_view(model)
@@ -164,8 +183,9 @@ def _write_folder(work: Path, classifier: Classifier, to: Target, views: Tensor,
 
     target: Any = open_clip_folder if to == "open_clip" else transformers_folder
     target.refuse(classifier.backbone)
+    (own,) = views
     with torch.no_grad():
-        seen = torch.cat([model.engine.encode_frozen(part).global_ for part in views.split(16)])
+        seen = torch.cat([model.engine.encode_frozen(part).global_ for part in own.split(16)])
     try:
         head = linear_head(model, seen)
     except NotAHeadError as error:
@@ -174,7 +194,7 @@ def _write_folder(work: Path, classifier: Classifier, to: Target, views: Tensor,
             "--to onnx and --to torch hold more (docs/export.md)"
         ) from error
     with quiet():
-        return _written_folder(work, classifier, target, head, seen, views, files)
+        return _written_folder(work, classifier, target, head, seen, own, files)
 
 
 def _written_folder(
@@ -193,7 +213,7 @@ def _written_folder(
 
 
 def _up_to_a_number(answer: Runner) -> Runner:
-    return lambda views: answer(views).log_softmax(1)
+    return lambda *views: answer(*views).log_softmax(1)
 
 
 def _check_folder(out: Path, overwrite: bool) -> None:
@@ -227,84 +247,25 @@ def _beside(out: Path) -> Iterator[Path]:
         shutil.rmtree(parent, ignore_errors=True)
 
 
-def runner(path: Path, to: Target, name: str = INPUT, threads: int | None = None) -> Runner:
-    """What answers from the file alone: logits (B, C) of views (B, 3, S, S).
+def runner(path: Path, to: Target, threads: int | None = None) -> Runner:
+    """What answers from the file alone: logits (B, C) of views (B, 3, S, S), or of what its inputs are.
 
     Args:
         path: The file.
         to: ``torch`` or ``onnx``.
-        name: Of the input of an ONNX graph.
         threads: Of onnxruntime; by default as many as it takes.
     """
     if to == "torch":
         module = torch.export.load(path).module()
-        return lambda views: module(views)
+        return lambda *views: module(*views)
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     if threads is not None:
         options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    return lambda views: torch.from_numpy(session.run([OUTPUT], {name: views.numpy()})[0])
-
-
-def _describe(
-    folder: Path,
-    run: str | Path,
-    classifier: Classifier,
-    to: Target,
-    weights: Weights,
-    found: Difference,
-    licence: Licence | None,
-    resize: bool,
-) -> None:
-    model = classifier.model
-    size = classifier.backbone.preprocess.image_size
-    views = {"name": INPUT, "type": "uint8", "shape": ["batch", 3, size, size], "most": MOST_IMAGES}
-    photograph = {"name": "photograph", "type": "uint8", "shape": [1, 3, "height", "width"]}
-    program = {
-        "file": FILES.get(to),
-        "weights": weights,
-        "input": photograph if resize else views,
-        "output": {"name": OUTPUT, "type": "float32", "meaning": "softmax gives calibrated probabilities"},
-    }
-    written = sorted(path.name for path in folder.iterdir())
-    write_json(
-        folder / DESCRIPTION,
-        {
-            "format": "finelens-export",
-            "finelens_version": VERSION,
-            "target": to,
-            "files": written,
-            **(program if to in FILES else {}),
-            "method": model.method,
-            "backbone": classifier.backbone.name,
-            "licence": None if licence is None else asdict(licence),
-            "class_names": classifier.classes,
-            "preprocess": asdict(classifier.backbone.preprocess),
-            "temperature": model.temperature,
-            "checked": asdict(found),
-        },
-    )
-    card = Path(run) / CARD
-    text = card.read_text(encoding="utf-8") if card.is_file() else f"# Classifier of {len(classifier.classes)} classes\n"
-    what = f"`{FILES[to]}`, {weights} weights" if to in FILES else f"{to}'s layout"
-    text += (
-        f"\n## Exported\n\nfinelens {VERSION} wrote this folder ({what}) from method `{model.method}` on backbone "
-        f"`{classifier.backbone.name}`. {found.equal} of {found.images} answers are those of the run.\n\n## Licence\n\n"
-    )
-    (folder / CARD).write_text(text + _licence_text(classifier.backbone.name, licence), encoding="utf-8")
-
-
-def _licence_text(backbone: str, licence: Licence | None) -> str:
-    begin = f"The weights derive from `{backbone}` and stand under its licence"
-    if licence is None:
-        return (
-            f"{begin}, which finelens does not know. Look it up before you pass this folder on: some, such as CLIP-Refine's and Apple's, allow "
-            "research or evaluation only.\n"
-        )
-    warning = f"\n**Warning:** that licence rules out {licence.forbids}.\n" if licence.forbids else ""
-    return f"{begin}: {licence.name}, as its publisher says ({licence.source}). Read it there before you pass this folder on.\n{warning}"
+    names = [one.name for one in session.get_inputs()]
+    return lambda *views: torch.from_numpy(session.run([OUTPUT], {name: own.numpy() for name, own in zip(names, views, strict=True)})[0])
 
 
 @contextmanager

@@ -126,9 +126,14 @@ class ExtraFiles:
         """What their numbers look like that they should not be; lines to warn of."""
         return tuple(doubt for file in self.files if isinstance(file, ExtraFile) for doubt in file.file.doubts)
 
+    @property
+    def towers(self) -> tuple[ExtraTower, ...]:
+        """Those that see the photographs themselves."""
+        return tuple(file for file in self.files if isinstance(file, ExtraTower))
+
     def wide_enough(self, limits: DecodeLimits) -> DecodeLimits:
         """Limits under which originals are kept as large as each of the encoders wants them."""
-        sides = [file.backbone.preprocess.resize_size for file in self.files if isinstance(file, ExtraTower)]
+        sides = [tower.backbone.preprocess.resize_size for tower in self.towers]
         return replace(limits, short_side=max([limits.short_side, *sides]))
 
     def of(self, source: Loaded, beside: Beside) -> Extra:

@@ -83,10 +83,23 @@ class ExtraTower:
             raise UserError(
                 f"--extra-encoder {self.spec} encodes photographs, and there are only features; give its features as well, with --extra FILE"
             )
-        engine = Engine(self.backbone, beside.engine.device, beside.engine.precision)
-        engine.processes, engine.console = beside.engine.processes, beside.engine.console
+        engine = self._engine(beside.engine)
         encoder = FeatureEncoder(engine, beside.short_side)
         return encoder.centre(source.store, engine.console, f"look at images with {self.spec.partition('@')[0]}").global_.cpu()
+
+    def rows_of_views(self, views: Tensor, beside: Engine) -> Tensor:
+        """Features (B, D) of uint8 centre views (B, 3, S, S) in its own geometry; nothing is looked up or kept.
+
+        Args:
+            views: Views.
+            beside: Of the run's own model.
+        """
+        return self._engine(beside).encode_frozen(views).global_
+
+    def _engine(self, beside: Engine) -> Engine:
+        engine = Engine(self.backbone, beside.device, beside.precision)
+        engine.processes, engine.console = beside.processes, beside.console
+        return engine
 
     def __getstate__(self) -> dict[str, str]:
         # What travels to another process is what to load there.

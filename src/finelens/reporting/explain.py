@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +15,7 @@ from finelens.backbones.registry import load_backbone
 from finelens.classes.class_set import build_class_set
 from finelens.classes.heads import encode_descriptions
 from finelens.classes.templates import fill, read_templates
+from finelens.classes.text_files import listing
 from finelens.core.console import Console
 from finelens.errors import UserError
 from finelens.feature_store.encoder import FeatureEncoder
@@ -110,6 +111,12 @@ def explain_image(folder: RunFolder, classifier: Classifier, image: Path, consol
             f"{folder.path} is on features and prototypes alone: it has no model to encode {image} with; explain takes runs on photographs, "
             "and runs with texts on what finelens features wrote"
         )
+    files = [str(encoder) for encoder in model.extra if not encoder.encodes]
+    if files:
+        raise UserError(
+            f"{folder.path} looks at features that {listing(files)} made, which came from a file that explain does not have of {image}; "
+            "ask finelens predict with --extra"
+        )
     decoded = decode(image, classifier.limits)
     if not isinstance(decoded, DecodedImage):
         raise UserError(f"{image}: {decoded.status}, {decoded.reason}")
@@ -127,7 +134,7 @@ def explain_image(folder: RunFolder, classifier: Classifier, image: Path, consol
     sides = tuple(Side(classifier.classes[c], float(p[c]), said, others) for c, said, others in zip(best, texts, near, strict=True))
     zero_shot = classifier.classes[int(found.zero_shot["templates"][0].argmax())]
     without = PROTOTYPES if classifier.stage == "none" else f"the text tower that --stage {classifier.stage} left is not kept"
-    return Explanation(image, decoded.pixels, view, sides, zero_shot, described, without, maps(model, view, classifier.classes))
+    return Explanation(image, decoded.pixels, view, sides, zero_shot, described, without, maps(model, view, {classifier.classes[c]: c for c in best}))
 
 
 def _nearest(
@@ -164,23 +171,25 @@ def _texts(config: RunConfig, classes: Sequence[str], wanted: Sequence[int], own
     return result, report is not None
 
 
-def maps(model: Model, view: Tensor, classes: Sequence[str]) -> dict[str, Tensor]:
+def maps(model: Model, view: Tensor, best: Mapping[str, int]) -> dict[str, Tensor]:
     """Maps (h, w) in [0, 1] over a centre view (3, S, S) uint8.
 
     Those that the method has of its own; for any other, the cosine of each projected patch token with the text prototype of the likeliest class and
     of the second, each stretched to [0, 1]: a likeness of patches and texts, no account of what the method did.
+
+    Args:
+        model: The model.
+        view: The view.
+        best: These two classes by name, as columns of the answer.
     """
     rows, columns = model.engine.backbone.grid
     own = {what: values[0] for what, values in model.task.attention_maps(view[None]).items()}
     if not own:
         tokens = model.engine.encode_frozen(view[None], patches=True)
-        best = model.logits(view[None])["logits"][0].topk(min(2, len(classes))).indices.tolist() if model.task.inference is None else []
-        if tokens.patches is not None:
+        if tokens.patches is not None and model.task.inference is None:
             patches = F.normalize(model.engine.backbone.project(tokens.patches)[0].float(), dim=-1)  # (N, E)
-            for c in best:
-                own[f"patches most like the prototype of {classes[c]}"] = _stretched(
-                    patches @ model.zero_shot_heads["descriptions"][c].to(patches.device)
-                )
+            for name, c in best.items():
+                own[f"patches most like the prototype of {name}"] = _stretched(patches @ model.zero_shot_heads["descriptions"][c].to(patches.device))
     return {what: values.detach().float().cpu().view(rows, columns) for what, values in own.items() if values.numel() == rows * columns}
 
 

@@ -14,12 +14,13 @@ from torch import Tensor, nn
 from finelens.classes.taxonomy import read_class_list
 from finelens.core.console import Console
 from finelens.errors import UserError
-from finelens.feature_store.extra import ExtraFiles, extra_of_run
+from finelens.feature_store.extra import ExtraFiles, check_encoders, extra_of_run
+from finelens.feature_store.extra_towers import ExtraTower
 from finelens.images.decode import DecodeLimits
 from finelens.images.load import decode_limits
 from finelens.images.store import ImageItems
 from finelens.images.views import views_of_centre
-from finelens.protocol import Preprocess
+from finelens.protocol import Backbone, FeatureRows, Preprocess
 from finelens.runs.config import RunConfig
 from finelens.runs.folder import RunFolder
 from finelens.runs.model import ANSWER, Model, PackedModel, load_model, pack_model, unpack_model
@@ -104,11 +105,51 @@ class Classifier(nn.Module):
         raise UserError("a classifier keeps the float types of its run; move it with .to(device)")
 
     @torch.no_grad()
-    def forward(self, images: Tensor) -> Tensor:
-        """Calibrated logits (B, C), float32, of uint8 centre views (B, 3, S, S); S is ``backbone.preprocess.image_size``."""
+    def forward(self, images: Tensor, *further: Tensor) -> Tensor:
+        """Calibrated logits (B, C), float32.
+
+        Args:
+            images: uint8 centre views (B, 3, S, S); S is ``backbone.preprocess.image_size``.
+            *further: Views of the same photographs for each further encoder that was given by name, as :attr:`preprocesses` says.
+
+        Raises:
+            UserError: Further encoders of the run have no views here, or the run has none.
+        """
+        if further:
+            return self.model.logits(self._rows(images, further))[ANSWER].to(images.device)
         plan = self.model.task.inference
         views = None if plan is None else views_of_centre(images, self._preprocess, plan)
         return self.model.logits(images, views)[ANSWER].to(images.device)
+
+    def _rows(self, images: Tensor, further: Sequence[Tensor]) -> Tensor:
+        """Features (B, E + W + D_2 + ...) of views, as the unadapted towers give them."""
+        check_encoders(self.model.extra, self.extra)
+        towers = self._towers
+        if len(towers) != len(further) or len(towers) != len(self.model.extra):
+            raise UserError(f"the run looks at {len(self.model.extra)} further encoders, and got views for {len(further)}; give views for each")
+        engine = self.model.engine
+        with self.model.unadapted():
+            tokens = engine.encode_frozen(images)
+        beside = [tower.rows_of_views(views, engine) for tower, views in zip(towers, further, strict=True)]
+        return torch.cat([tokens.global_, tokens.cls, *beside], 1).as_subclass(FeatureRows)
+
+    @property
+    def _towers(self) -> tuple[ExtraTower, ...]:
+        return () if self.extra is None else self.extra.towers
+
+    @property
+    def further_backbones(self) -> tuple[Backbone, ...]:
+        """Further encoders that were given by name, in their order; loaded when first asked.
+
+        Raises:
+            UserError: One cannot be loaded.
+        """
+        return tuple(tower.backbone for tower in self._towers)
+
+    @property
+    def preprocesses(self) -> tuple[Preprocess, ...]:
+        """Geometry of the views that :meth:`forward` takes: of the backbone, and of each further encoder that was given by name."""
+        return tuple(backbone.preprocess for backbone in (self.backbone, *self.further_backbones))
 
     @property
     def stage(self) -> str:
