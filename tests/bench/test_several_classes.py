@@ -103,7 +103,7 @@ def test_tables_with_several_classes_in_a_cell(tmp_path):
     data = find_data(str(tmp_path), None)[1]()
     assert (data.class_names, sets_of(data.test)) == (("cat", "dog"), [[1, 1], [0, 1]])
     (tmp_path / "test.tsv").write_text(line())
-    with pytest.raises(UserError, match="row 1: no class"):
+    with pytest.raises(UserError, match="image 1 has no class"):
         find_data(str(tmp_path), None)[1]()
 
 

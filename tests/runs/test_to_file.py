@@ -230,6 +230,12 @@ def test_a_parquet_file_without_images_is_refused(world, tmp_path):
         api.predict(world / "run", tmp_path / "x.parquet", tmp_path / "new.csv", console=QUIET)
 
 
+def test_the_number_of_shards_may_lie_beside_them(world, tmp_path):
+    names = packed("tar", world / "photos", tmp_path / "shards")
+    (tmp_path / "shards/nshards.txt").write_text("2\n")
+    assert [row.path for row in api.predict(world / "run", tmp_path / "shards", tmp_path / "new.csv", console=QUIET)] == names
+
+
 def test_a_folder_of_shards_and_other_things_is_a_folder_of_files(world, tmp_path):
     packed("tar", world / "photos", tmp_path / "shards")
     (tmp_path / "shards" / "notes.txt").write_text("a text")

@@ -45,6 +45,8 @@ LEFTOVERS = frozenset(
 )
 # Files of many photographs, in one of which or in a folder of which they may lie.
 SHARDS = (".tar", ".tar.gz", ".tgz", ".parquet")
+# Says beside the shards of CLIP_benchmark how many there are.
+COUNT_FILE = "nshards.txt"
 _RECOVERED = re.compile(r"found\.\d{3}", re.IGNORECASE)
 
 
@@ -144,7 +146,7 @@ def shards_at(path: Path) -> list[Path]:
     kinds = set[bool]()
     with os.scandir(path) as entries:
         for entry in entries:
-            if is_leftover(entry.name):
+            if is_leftover(entry.name) or entry.name == COUNT_FILE:
                 continue
             # The first other thing decides, so that a folder of millions of photographs is not looked through for this.
             if not entry.name.lower().endswith(SHARDS) or not entry.is_file():

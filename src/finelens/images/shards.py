@@ -22,10 +22,12 @@ class ShardImages(Protocol):
 
     Attributes:
         names: ``SHARD/MEMBER`` or ``SHARD[GROUP][ROW].jpg``.
+        files: Files that they lie in.
         remarks: What was left out; lines for the terminal.
     """
 
     names: list[str]
+    files: list[Path]
     remarks: tuple[str, ...]
 
     def __len__(self) -> int: ...
@@ -44,7 +46,7 @@ class TarImages:
     """
 
     def __init__(self, shards: Sequence[Path]) -> None:
-        self._shards, self._archives = list(shards), Archives()
+        self.files, self._archives = list(shards), Archives()
         self._starts, self._sizes = array("q"), array("q")
         self.names: list[str] = []
         self._first: list[int] = []
@@ -71,7 +73,7 @@ class TarImages:
 
     def __getitem__(self, index: int, /) -> EncodedImage:
         """The image's bytes."""
-        shard = self._shards[bisect_right(self._first, index) - 1]
+        shard = self.files[bisect_right(self._first, index) - 1]
         return EncodedImage(self._archives.read(shard, self._starts[index], self._sizes[index]), self.names[index])
 
 
@@ -86,7 +88,7 @@ class ParquetImages:
     remarks: tuple[str, ...] = ()
 
     def __init__(self, shards: Sequence[Path], column: str) -> None:
-        self._column = column
+        self._column, self.files = column, list(shards)
         self._groups: list[tuple[Path, int]] = []
         counts = []
         for shard in shards:

@@ -13,11 +13,14 @@ from torch import Tensor
 
 from finelens.core.schemas import TAKEN_FILE
 from finelens.errors import UserError
-from finelens.images.decode import DecodedImage, DecodeLimits, decode
-from finelens.images.discover import ImageFile, discover
+from finelens.images.decode import DecodedImage, DecodeLimits, decode, decode_bytes
+from finelens.images.discover import ImageFile
 from finelens.images.resize import centre_crop, resize
+from finelens.images.shards import ShardImages
 from finelens.intake.taken import saved
 from finelens.protocol import ImageStore
+from finelens.runs.photo_source import PhotoSource, ShardSource
+from finelens.runs.sources import source_at
 
 SIDE = 128
 QUALITY = 78
@@ -79,9 +82,12 @@ def no_photos(name: str) -> None:
 
 
 def from_folder(photos: Path, limits: DecodeLimits) -> Photos:
-    """Read photographs by their name relative to a folder, through the one decode boundary. A folder that is gone, or a feature file, has none."""
+    """Read photographs by the name that a run gives them, through the one decode boundary. A folder that is gone, or a feature file, has none."""
     try:
-        return _from_files(discover(photos), limits)
+        source = source_at(photos)
+        if isinstance(source, ShardSource):
+            return _from_shards(source.images, limits)
+        return _from_files(source.files, limits) if isinstance(source, PhotoSource) else no_photos
     except UserError:
         return no_photos
 
@@ -104,6 +110,18 @@ def _from_files(found: Iterable[ImageFile], limits: DecodeLimits) -> Photos:
     def photo(name: str) -> Photo | None:
         file = files.get(name)
         decoded = None if file is None else decode(file.path, limits, file.box)
+        return Photo(decoded.pixels, decoded.sha256) if isinstance(decoded, DecodedImage) else None
+
+    return photo
+
+
+def _from_shards(images: ShardImages, limits: DecodeLimits) -> Photos:
+    positions = {name: i for i, name in enumerate(images.names)}
+
+    def photo(name: str) -> Photo | None:
+        if name not in positions:
+            return None
+        decoded = decode_bytes(images[positions[name]].data, name, limits)
         return Photo(decoded.pixels, decoded.sha256) if isinstance(decoded, DecodedImage) else None
 
     return photo

@@ -21,6 +21,7 @@ from finelens.core.schemas import CONFIG_FILE, FIRST_PREDICTION_COLUMNS, GROUP_C
 from finelens.errors import UserError
 from finelens.feature_store.paths import is_feature_path
 from finelens.images.discover import STANDARD_INPUT, check_folder, shards_at
+from finelens.images.indices import check_part, is_index
 from finelens.images.signatures import archive_kind
 from finelens.images.view_config import ViewConfig
 from finelens.methods.auto import AUTO, starting_method
@@ -234,8 +235,9 @@ def check_source(photos: Path, *, strict: bool = False, row_names: Path | None =
             raise UserError(f"{name} has an effect on feature files only, and {photos} is none; leave it out")
     if files and (str(photos) == STANDARD_INPUT or (photos.is_file() and archive_kind(photos) is None)):
         return
-    if not shards_at(photos):
+    if not shards_at(photos) and not is_index(photos):
         check_folder(photos)
+        check_part(photos)
     elif strict:
         raise UserError(f"--strict looks into files of photographs, and {photos} holds shards; leave it out")
 
@@ -252,7 +254,7 @@ def check_in(photos: Path, in_file: Path | None, box_confidence: float | None) -
         return
     if not in_file.is_dir():
         check_readable([in_file])
-    if is_feature_path(photos) or shards_at(photos):
+    if is_feature_path(photos) or shards_at(photos) or is_index(photos):
         raise UserError(f"--in says which photographs of a folder are meant, and {photos} is none; give the folder of the photographs")
 
 

@@ -20,12 +20,11 @@ from finelens.feature_store.encoder import FeatureEncoder
 from finelens.feature_store.files import FORMAT
 from finelens.feature_store.folder import PART, TEXTS, FeatureFolder
 from finelens.feature_store.paths import FOLDER_SUFFIX, MANIFEST
-from finelens.images.discover import discover
 from finelens.images.load import decode_limits, load, say_notes, status_counts
 from finelens.images.store import LoadedImages
 from finelens.protocol import ImageRecord
 from finelens.runs.config import RunConfig
-from finelens.runs.encode_folder import encode_folder, metadata_of, open_engine, text_tensors
+from finelens.runs.encode_folder import encode_folder, metadata_of, open_engine, photographs_at, text_tensors
 from finelens.storage.cache import spill_folder
 from finelens.storage.files import atomic_writer, json_text
 from finelens.storage.tensors import TensorFile, load_metadata
@@ -50,7 +49,7 @@ def features(
     """Encode photographs and write a feature file. What was encoded before, or before an interruption, comes from the cache.
 
     Args:
-        photos: Folder of photographs; tar shards or Parquet files with image bytes for an ``out`` that is a folder.
+        photos: Folder of photographs, tar shards, Parquet files with image bytes, an index file over zip archives, or a list of paths.
         out: File to write, ``.safetensors``; or a folder of shards, ``.features``, which is written as it goes, in memory that does not grow with
             the photographs, and to which the same call goes on after an end at any moment.
         backbone: ``embedded``, ``open_clip:NAME/TAG``, ``hf-hub:ORG/REPO``, ``local:DIR`` or ``transformers:DIR_OR_ORG/REPO``.
@@ -79,11 +78,11 @@ def features(
             raise UserError("--patches and --crops are written to one file: give --out FILE.safetensors")
         encode_folder(out, photos, backbone, device, classes, descriptions, console)
         return []
-    files = discover(Path(photos))
+    inputs = photographs_at(photos).inputs
     config = RunConfig("zero-shot", str(photos), method="zero-shot", backbone=backbone, device=device, seed=seed)
     engine, heads, names = open_engine(config, classes, descriptions, console)
     encoder = FeatureEncoder(engine, (limits := decode_limits(config.views, engine.backbone.preprocess)).short_side)
-    loaded = load(files, limits, console, spill_folder())
+    loaded = load(inputs, limits, console, spill_folder())
     if crops:
         encoder.say_size(len(loaded.store), crops, console)
     metadata = metadata_of(engine, backbone)

@@ -18,7 +18,7 @@ from finelens.feature_store.encoder import FeatureEncoder
 from finelens.feature_store.prototypes import Prototypes
 from finelens.images.complaints import note_complaints
 from finelens.images.decode import DecodeLimits
-from finelens.images.discover import ImageFile, discover, shards_at
+from finelens.images.discover import ImageFile, discover
 from finelens.images.load import load
 from finelens.images.shards import ShardImages
 from finelens.images.store import ImageItems
@@ -135,7 +135,7 @@ class PhotoSource:
 
 @dataclass(frozen=True)
 class ShardSource(PhotoSource):
-    """Photographs in tar shards or Parquet files.
+    """Photographs in tar shards, in Parquet files, or in what an index file names.
 
     Attributes:
         images: They, by position.
@@ -162,9 +162,8 @@ class ShardSource(PhotoSource):
         return read_labels(self.name, labels, classes, names=self.images.names, left_out=left_out, strangers=strangers)
 
     def listing(self) -> Listing:
-        """Shards by name, size and time of change."""
-        assert self.folder is not None
-        return Listing(len(self.images), digest_of((path.name, path) for path in shards_at(self.folder)))
+        """What they lie in by name, size and time of change."""
+        return Listing(len(self.images), digest_of((path.name, path) for path in self.images.files))
 
 
 # Of which nothing more is known: enough to prepare a run whose images are loaded elsewhere.

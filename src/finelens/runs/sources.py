@@ -13,9 +13,11 @@ from finelens.errors import UserError
 from finelens.feature_store.files import given_features, is_matrix
 from finelens.feature_store.paths import is_feature_path
 from finelens.images.discover import STANDARD_INPUT, ImageFile, display_name
+from finelens.images.indices import check_part
 from finelens.images.shards import shard_images
 from finelens.images.signatures import archive_kind
 from finelens.images.store import ImageItems
+from finelens.intake.elevater import listed_images
 from finelens.intake.taken import Taken
 from finelens.runs.config import RunConfig
 from finelens.runs.feature_source import FeatureSource, FolderSource
@@ -60,10 +62,12 @@ def source_at(
         if value is not None:
             raise UserError(f"{name} has an effect on feature files only, and {path} is none; leave it out")
     images = shard_images(Path(path))
+    images = listed_images(Path(path)) if images is None else images
     if images is not None:
         if strict:
             raise UserError(f"--strict looks into files of photographs, and {path} holds shards; leave it out")
         return ShardSource(str(path), Path(path), images=images)
+    check_part(Path(path))
     return PhotoSource(str(path), Path(path), strict=strict)
 
 

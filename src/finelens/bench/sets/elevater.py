@@ -8,14 +8,9 @@ labels with commas between them, several annotations, several classes in the cel
 
 from __future__ import annotations
 
-import base64
-import binascii
-import json
-import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -23,18 +18,13 @@ from finelens.bench.sets.common import labels_of, listed_part
 from finelens.bench.sets.data import DataSet, Part, folder_set
 from finelens.bench.sets.sealed import Labels
 from finelens.classes.names import check_names, match, read_class_file
-from finelens.classes.text_files import read_lines
 from finelens.errors import UserError
-from finelens.images.decode import DecodeLimits
-from finelens.images.discover import display_name
-from finelens.images.store import EncodedImage
-from finelens.images.tar_shards import FREE_BYTES, MOST_GROWTH
+from finelens.images.archived import ArchiveImages, TableImages
+from finelens.images.indices import ENDINGS, IN_ARCHIVE
+from finelens.intake.elevater import cells, file_name, index_rows
 from finelens.storage.files import read_json
 
-# What an index may be called, ``PART`` for train or test.
-ENDINGS = (".txt", "_images.txt", "_ic.txt", ".json", "_meta.json", "_coco.json", ".tsv")
 NAME_FILES = ("labels.txt", "labelmap.txt", "classes.txt")
-IN_ARCHIVE = ".zip@"
 
 
 @dataclass(frozen=True)
@@ -87,11 +77,8 @@ def _listed(folder: Path, indices: Sequence[Path], file: Path | None) -> tuple[l
     names = read_class_file(file)
     parts = []
     for index in indices:
-        rows: list[tuple[str, list[int]]] = []
-        for number, line in read_lines(index, "image index"):
-            path, _, told = line.rpartition(" ")
-            rows.append((path.strip(), [_number(label, len(names), f"{index}, line {number}") for label in told.split(",")]))
-        parts.append(rows)
+        rows = index_rows(index)
+        parts.append([(path, [_number(label, len(names), f"{index}, line {n}") for label in told.split(",")]) for n, path, told in rows])
     return names, _parts(folder, indices, parts, len(names))
 
 
@@ -113,7 +100,7 @@ def _coco(folder: Path, indices: Sequence[Path], file: Path | None) -> tuple[lis
             labels: dict[int, list[int]] = {}
             for entry in document["annotations"]:
                 labels.setdefault(int(entry["image_id"]), []).append(place[int(entry["category_id"])])
-            parts.append([(_file_name(entry), labels[int(entry["id"])]) for entry in document["images"]])
+            parts.append([(file_name(entry), labels[int(entry["id"])]) for entry in document["images"]])
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"{index}: expected images, annotations and categories as COCO has them, each image with a category ({error})") from error
         own = check_names([name for _, name in categories], source=f"categories of {index}")
@@ -123,15 +110,12 @@ def _coco(folder: Path, indices: Sequence[Path], file: Path | None) -> tuple[lis
     return names, _parts(folder, indices, parts, len(names))
 
 
-def _file_name(entry: Any) -> str:
-    """Path of an image; its archive may stand beside it."""
-    archive = entry.get("zip_file")
-    return f"{archive}@{entry['file_name']}" if archive else str(entry["file_name"])
-
-
 def _tabled(folder: Path, indices: Sequence[Path], file: Path | None) -> tuple[list[str], list[Part]]:
     """Parts from tables of images."""
-    tables = [list(_cells(index)) for index in indices]
+    tables = [list(cells(index)) for index in indices]
+    for index, rows in zip(indices, tables, strict=True):
+        if (row := next((number for number, (told, *_) in enumerate(rows, start=1) if not told), None)) is not None:
+            raise UserError(f"{index}: image {row} has no class; leave such images out")
     labels = {label for rows in tables for told, *_ in rows for label in told}
     names = read_class_file(file) if file is not None else check_names(sorted(labels), source=f"classes of {indices[-1]}")
     known = match(labels, names)
@@ -143,110 +127,6 @@ def _tabled(folder: Path, indices: Sequence[Path], file: Path | None) -> tuple[l
     return names, [
         Part(TableImages(index, [(start, size) for _, start, size in rows]), truth) for index, rows, truth in zip(indices, tables, own, strict=True)
     ]
-
-
-def _cells(table: Path) -> Iterator[tuple[list[str], int, int]]:
-    """Classes of each row of a table, and where its image stands in the file: first byte and length."""
-    most = 2 * DecodeLimits().max_bytes
-    with table.open("rb") as stream:
-        number = position = 0
-        while line := stream.readline(most):
-            number, start = number + 1, position
-            position += len(line)
-            if not line.strip():
-                continue
-            cells = line.rstrip(b"\r\n").split(b"\t")
-            try:
-                told = [str(entry["class"]) for entry in json.loads(cells[1])]
-                image = cells[2]
-            except (ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
-                raise UserError(f'{table}, row {number}: expected an identity, [{{"class": NAME}}] and an image in base64 ({error})') from error
-            if not told:
-                raise UserError(f"{table}, row {number}: no class; leave such images out")
-            yield told, start + len(cells[0]) + len(cells[1]) + 2, len(image)
-
-
-class TableImages:
-    """Images in base64 at places in a table, read when asked for.
-
-    Args:
-        table: The file.
-        places: First byte and length of each.
-    """
-
-    def __init__(self, table: Path, places: Sequence[tuple[int, int]]) -> None:
-        self._table, self._places = table, list(places)
-        self.names = [f"{table.name}[{i}].jpg" for i in range(len(places))]
-
-    def __len__(self) -> int:
-        return len(self._places)
-
-    def __getitem__(self, index: int, /) -> EncodedImage:
-        """The image's bytes; none where the cell is no base64, which makes it an image that cannot be read."""
-        start, size = self._places[index]
-        with self._table.open("rb") as stream:
-            stream.seek(start)
-            cell = stream.read(size)
-        try:
-            return EncodedImage(base64.b64decode(cell, validate=True), self.names[index])
-        except binascii.Error:
-            return EncodedImage(b"", self.names[index])
-
-
-class ArchiveImages:
-    """Images in zip archives, read when asked for; nothing is unpacked.
-
-    Args:
-        folder: Holds the archives.
-        paths: ``ARCHIVE.zip@PATH`` of each.
-        where: What listed them, for messages.
-
-    Raises:
-        UserError: An archive is missing or damaged, or has no such member.
-    """
-
-    def __init__(self, folder: Path, paths: Sequence[str], where: str) -> None:
-        self.names = [display_name(path) for path in paths]
-        self._places: list[tuple[Path, str]] = []
-        self._open: tuple[Path, zipfile.ZipFile] | None = None
-        members: dict[str, set[str]] = {}
-        for path in paths:
-            start, _, member = path.partition(IN_ARCHIVE)
-            archive = f"{start}.zip"
-            if Path(archive).name != archive:
-                raise UserError(f"{where}: archive {display_name(archive)} is not in {folder} itself")
-            if archive not in members:
-                members[archive] = set(self._archive(folder / archive).namelist())
-            if member not in members[archive]:
-                raise UserError(f"{where}: {folder / archive} has no {display_name(member)}; download it again")
-            self._places.append((folder / archive, member))
-
-    def __len__(self) -> int:
-        return len(self._places)
-
-    def __getitem__(self, index: int, /) -> EncodedImage:
-        """The image's bytes; one that no decoder would take is cut."""
-        path, member = self._places[index]
-        try:
-            archive = self._archive(path)
-            info = archive.getinfo(member)
-            if info.file_size > FREE_BYTES + MOST_GROWTH * info.compress_size:
-                raise UserError(
-                    f"{path}: {display_name(member)} unpacks to more than {MOST_GROWTH} times its size; this is no archive of photographs"
-                )
-            with archive.open(info) as stream:
-                return EncodedImage(stream.read(DecodeLimits().max_bytes + 1), self.names[index])
-        except (zipfile.BadZipFile, RuntimeError, NotImplementedError, OSError, EOFError) as error:
-            raise UserError(f"cannot read {display_name(member)} in {path}: {error}; download it again") from error
-
-    def _archive(self, path: Path) -> zipfile.ZipFile:
-        """An archive; the one that was asked last stays open."""
-        if self._open is None or self._open[0] != path:
-            try:
-                self._open = path, zipfile.ZipFile(path)
-            except (OSError, zipfile.BadZipFile) as error:
-                raise UserError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}; put the set's archives there, packed") from error
-        return self._open[1]
 
 
 def _parts(folder: Path, indices: Sequence[Path], rows: Sequence[Sequence[tuple[str, list[int]]]], count: int) -> list[Part]:

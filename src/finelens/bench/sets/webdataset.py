@@ -22,7 +22,7 @@ from finelens.classes.names import check_names, match, read_class_file
 from finelens.classes.templates import check_templates
 from finelens.classes.text_files import quote, read_lines, read_utf8
 from finelens.errors import UserError
-from finelens.images.discover import is_leftover
+from finelens.images.discover import COUNT_FILE, is_leftover
 from finelens.images.signatures import IMAGE_SUFFIXES
 from finelens.images.store import EncodedImage
 from finelens.images.tar_shards import GZIP, OTHERS, PLAIN, Archives, members
@@ -33,7 +33,7 @@ LABELS = ("cls", "json")
 SETS = ("npy",)
 NAME_FILES = ("classes.txt", "classnames.txt")
 # Beside the shards of CLIP_benchmark's sets. The templates' place for the name is ``{c}``.
-TEMPLATE_FILE, TYPE_FILE, COUNT_FILE = "zeroshot_classification_templates.txt", "dataset_type.txt", "nshards.txt"
+TEMPLATE_FILE, TYPE_FILE = "zeroshot_classification_templates.txt", "dataset_type.txt"
 # A label is a number or a name; whatever is larger is none.
 MOST_LABEL_BYTES = 1 << 20
 
