@@ -281,8 +281,8 @@ def predict(
 ) -> None:
     """Classify new PHOTOS with the finished run in RUN.
 
-    PHOTOS is a folder, tar shards, Parquet files with image bytes, an index over zip archives, a feature file, one photograph, a list of paths in a .txt or
-    .lst file, or - for such a list on standard input.
+    PHOTOS is a folder, tar shards, Parquet files with image bytes, an index over zip archives, a feature file, one photograph, a list of paths in a
+    .txt or .lst file, or - for such a list on standard input.
 
     Rows are written as they come. After an interruption the same command goes on where it was.
     """
