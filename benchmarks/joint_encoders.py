@@ -21,14 +21,15 @@ from asked import data_command
 from torch import Tensor
 
 import finelens
+from finelens.backbones.registry import load_encoder
 from finelens.bench.rows.context import Context, Start
 from finelens.bench.rows.measures import measure
 from finelens.bench.rows.protocols import Split
 from finelens.bench.rows.runner import zero_shot
 from finelens.bench.sets.data import read_folder
 from finelens.core.console import Console
+from finelens.engine.engine import Engine
 from finelens.images.batches import centre_batches
-from finelens.methods.nola.second_encoder import TimmEncoder
 from finelens.methods.parts.extra_views import ExtraTask
 from finelens.methods.registry import find_method
 
@@ -53,11 +54,12 @@ def main() -> None:
         "finelens": finelens.__version__,
         "command": data_command(),
     }
-    start, encoder = Start("embedded"), TimmEncoder(given.encoder, given.checkpoint)
+    start, backbone = Start("embedded"), load_encoder(f"timm:{given.encoder}@{given.checkpoint}")
+    encoder = Engine(backbone, start.engine.device, start.engine.precision)
     for name in given.sets:
         context = Context(read_folder(given.data / name), start, Console())
         images = context.test.images(np.arange(len(context.test.row_digests)))
-        second = encoder.encode_all((views for _, views in centre_batches(images, encoder.preprocess, 16)), start.engine)
+        second = encoder.features(views for _, views in centre_batches(images, backbone.preprocess, 16)).cls
         for what, extra in VIEWS.items():
             row = {**run(context, what, extra, second), **about}
             with given.out.open("a") as file:

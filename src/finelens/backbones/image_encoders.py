@@ -100,6 +100,22 @@ def timm_encoder(rest: str) -> ImageEncoder:
     return ImageEncoder(spec, timm_preprocess(spec, trunk), trunk, _pooled, architecture)
 
 
+def check_timm(rest: str) -> None:
+    """Find out whether what :func:`timm_encoder` takes is there, without loading it.
+
+    Raises:
+        UserError: A name that timm does not have, or weights that are not there.
+    """
+    spec, folder = SCHEME + rest, Path(rest).expanduser()
+    if rest.startswith("hf-hub:") or folder.is_dir():
+        return
+    name, at, file = rest.partition("@")
+    if unknown := _unknown(spec, name):
+        raise UserError(unknown)
+    if at:
+        _weights(spec, Path(file).expanduser())
+
+
 def transformers_encoder(rest: str) -> Backbone:
     """The image encoder, or the image side of the dual encoder, of ``transformers:DIR`` or ``transformers:ORG/REPO[@COMMIT]``.
 
@@ -154,8 +170,6 @@ def _timm_of_hub(spec: str, name: str) -> Any:
 def _timm_of_file(spec: str, name: str, file: Path) -> Any:
     if unknown := _unknown(spec, name):
         raise UserError(unknown)
-    if file.is_dir():
-        file = file / WEIGHTS
     return _filled(spec, _built(spec, name), file)
 
 
@@ -174,8 +188,10 @@ def _built(spec: str, name: str) -> Any:
         raise UserError(f"{spec}: timm cannot build it: {first_line(error)}") from error
 
 
-def _filled(spec: str, trunk: Any, file: Path) -> Any:
-    """The model with the weights of a file: all of them, and none of another. timm itself would leave what is missing at random values."""
+def _weights(spec: str, file: Path) -> Path:
+    """The file of weights, or that in a folder."""
+    if file.is_dir():
+        file = file / WEIGHTS
     if file.suffix in PICKLE_SUFFIXES:
         raise UserError(
             f"{file}: pickle checkpoints are refused because they can run code; convert it once: "
@@ -183,6 +199,12 @@ def _filled(spec: str, trunk: Any, file: Path) -> Any:
         )
     if not file.is_file():
         raise UserError(f"{spec}: no weights; expected {file}")
+    return file
+
+
+def _filled(spec: str, trunk: Any, file: Path) -> Any:
+    """The model with the weights of a file: all of them, and none of another. timm itself would leave what is missing at random values."""
+    file = _weights(spec, file)
     heads = trunk.pretrained_cfg.get("classifier") or ()
     heads = (heads,) if isinstance(heads, str) else tuple(heads)
     state = {name: tensor for name, tensor in load_tensors(file).items() if not name.startswith(tuple(f"{head}." for head in heads))}

@@ -63,6 +63,22 @@ def check_encoder_spec(spec: str) -> None:
         raise UserError(f"unknown encoder {spec!r}; the forms are: {ENCODER_FORMS}")
 
 
+def check_encoder_there(spec: str) -> None:
+    """Find out before the work whether an image encoder can be loaded, as far as names, files and folders say; no hub is asked.
+
+    Raises:
+        UserError: Unknown form, a name that timm does not have, or a file or folder that does not exist.
+    """
+    check_encoder_spec(spec)
+    scheme, _, rest = spec.partition(":")
+    if scheme == "timm":
+        from finelens.backbones.image_encoders import check_timm
+
+        check_timm(rest)
+    elif scheme == "local" and not Path(rest).expanduser().is_dir():
+        raise UserError(f"{spec}: no such folder; give one with a model in open_clip's saved layout")
+
+
 def load_backbone(spec: str) -> Backbone:
     """Load a backbone by its specification.
 

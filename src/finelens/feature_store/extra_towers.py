@@ -83,7 +83,7 @@ class ExtraTower:
             raise UserError(
                 f"--extra-encoder {self.spec} encodes photographs, and there are only features; give its features as well, with --extra FILE"
             )
-        engine = self._engine(beside.engine)
+        engine = self.engine(beside.engine)
         encoder = FeatureEncoder(engine, beside.short_side)
         return encoder.centre(source.store, engine.console, f"look at images with {self.spec.partition('@')[0]}").global_.cpu()
 
@@ -94,9 +94,10 @@ class ExtraTower:
             views: Views.
             beside: Of the run's own model.
         """
-        return self._engine(beside).encode_frozen(views).global_
+        return self.engine(beside).encode_frozen(views).global_
 
-    def _engine(self, beside: Engine) -> Engine:
+    def engine(self, beside: Engine) -> Engine:
+        """Runs it where the run's own model runs, and as that does."""
         engine = Engine(self.backbone, beside.device, beside.precision)
         engine.processes, engine.console = beside.processes, beside.console
         return engine

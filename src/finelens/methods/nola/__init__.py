@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from finelens.backbones.registry import check_encoder_there
 from finelens.classes.heads import ClassHeads, mean_description_head
 from finelens.engine.engine import Engine
-from finelens.methods.nola.config import NolaConfig
-from finelens.methods.nola.second_encoder import check_second_encoder
+from finelens.methods.nola.config import SELF, NolaConfig
 from finelens.methods.nola.task import Nola
 from finelens.training.config import TrainingConfig
 
@@ -17,6 +17,7 @@ def build(engine: Engine, heads: ClassHeads, config: NolaConfig, training: Train
     start = heads.templates
     # A model that was loaded has no texts and needs no second encoder.
     if heads.texts:
-        check_second_encoder(config)
+        if config.second_spec != SELF:
+            check_encoder_there(config.second_spec)
         start = mean_description_head(heads.texts)
     return Nola(engine, start, config, scope=training.scope, weight_decay=training.weight_decay, seed=seed)

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from finelens.backbones.registry import ENCODER_FORMS, absolute_spec, is_encoder_spec
 from finelens.core.options import require
 from finelens.methods.parts.student import StudentConfig
 
-FORMS = "self, embedded, timm:NAME or local:DIR"
+SELF = "self"
+FORMS = f"{SELF}, {ENCODER_FORMS}"
 
 
 @dataclass(frozen=True)
@@ -21,10 +23,9 @@ class NolaConfig(StudentConfig):
         keep_share: Images that teach the labelling network, as a share of the images per class.
         keep_min: At least so many per class.
         keep_max: At most so many per class.
-        second_encoder: What the labelling network sees: ``self`` (the run's own unadapted image tower), ``embedded`` (the image tower that comes with
-            the package), ``timm:NAME`` (any timm architecture, weights from ``second_checkpoint``) or ``local:DIR`` (a model in open_clip's saved
-            layout).
-        second_checkpoint: The safetensors file of ``timm:NAME``.
+        second_encoder: What the labelling network sees: ``self`` (the run's own unadapted image tower), or an encoder by name as ``--extra-encoder``
+            takes it, e.g. ``embedded``, ``timm:NAME@FILE`` or ``local:DIR``.
+        second_checkpoint: The safetensors file of ``timm:NAME``, where it does not stand behind the name.
         labelling_epochs: Epochs of the labelling network.
         stop: ``epochs`` trains for ``training.epochs``; ``agreement`` ends earlier when student and teacher no longer agree more on held-out images.
         held_out: Share of the images that ``agreement`` keeps out of the training.
@@ -50,24 +51,20 @@ class NolaConfig(StudentConfig):
         require(self.labelling_epochs >= 1, "method.labelling_epochs", "at least 1", self.labelling_epochs)
         require(0 < self.held_out < 1, "method.held_out", "between 0 and 1", self.held_out)
         require(self.patience >= 1, "method.patience", "at least 1", self.patience)
-        scheme, _, rest = self.second_encoder.partition(":")
-        known = self.second_encoder in ("self", "embedded") or (scheme in ("timm", "local") and bool(rest))
+        known = self.second_encoder == SELF or is_encoder_spec(self.second_encoder)
         require(known, "method.second_encoder", FORMS, self.second_encoder)
-        if scheme == "timm":
-            require(self.second_checkpoint is not None, "method.second_checkpoint", f"the safetensors file of {self.second_encoder}", None)
-        else:
-            unused = self.second_checkpoint is None
-            require(unused, "method.second_checkpoint", f"left out with method.second_encoder={self.second_encoder}", self.second_checkpoint)
         # A run can be resumed from any folder.
-        if scheme == "local":
-            object.__setattr__(self, "second_encoder", f"local:{_absolute(rest)}")
+        object.__setattr__(self, "second_encoder", absolute_spec(self.second_encoder))
         if self.second_checkpoint is not None:
-            object.__setattr__(self, "second_checkpoint", _absolute(self.second_checkpoint))
+            usable = self.second_encoder.startswith("timm:") and "@" not in self.second_encoder
+            require(usable, "method.second_checkpoint", f"left out with method.second_encoder={self.second_encoder}", self.second_checkpoint)
+            object.__setattr__(self, "second_checkpoint", str(Path(self.second_checkpoint).expanduser().absolute()))
+
+    @property
+    def second_spec(self) -> str:
+        """The second encoder with its file, as :func:`~finelens.backbones.registry.load_encoder` takes it; ``self`` for the run's own tower."""
+        return self.second_encoder if self.second_checkpoint is None else f"{self.second_encoder}@{self.second_checkpoint}"
 
     def keep(self, images: int, classes: int) -> int:
         """Images per class that teach the labelling network: ``max(keep_min, floor(keep_share N / C))``, at most ``keep_max``."""
         return min(self.keep_max, max(self.keep_min, int(self.keep_share * images / classes)))
-
-
-def _absolute(path: str) -> str:
-    return str(Path(path).expanduser().absolute())

@@ -55,7 +55,7 @@ class Nola(Student):
         with torch.no_grad():
             zero_shot = cosine_logits(self.engine, features.global_, self.head).softmax(-1)  # (N, C)
         kept, labels = with_hints(*select_confident(zero_shot, self.config.keep(images, classes)), features.hints)  # 2
-        second = second_features(self.config, self.engine, features).to(self.head.dtype)  # (N, D2)
+        second = second_features(self.config.second_spec, self.engine, features).to(self.head.dtype)  # (N, D2)
         console = self.engine.console
         absent = classes - len(labels.unique())
         console.say(f"labelling network: {len(kept)} of {images} images teach it; {absent} of {classes} classes have none")
