@@ -23,7 +23,7 @@ from finelens.commands.settings import config, config_option, sections_of_file
 from finelens.core.console import Console
 from finelens.core.launch import launched
 from finelens.core.schemas import CHECKPOINT_DIR, CONFIG_FILE, REPORT_FILE, VERDICTS, VERSION
-from finelens.core.voice import INTERRUPTED, JUDGED, MISTAKE, speak, voice
+from finelens.core.voice import INTERRUPTED, JUDGED, MISTAKE, speak, voice, voice_of_run
 from finelens.errors import Interrupted, UserError
 from finelens.methods import auto
 from finelens.methods.registry import DEFAULT_METHOD, all_methods
@@ -121,7 +121,7 @@ def _run_options(command: F) -> F:
 
 
 @cli.command()
-@voice
+@voice_of_run
 @_run_options
 @click.option(
     "--method",
@@ -157,7 +157,7 @@ def adapt(photos: Path, assignments: tuple[str, ...], dry_run: bool, fail_on: st
 
 
 @cli.command("zero-shot")
-@voice
+@voice_of_run
 @_run_options
 @click.option("--method", default="zero-shot", show_default=True, help="zero-shot (templates) or cupl (descriptions).")
 def zero_shot(photos: Path, assignments: tuple[str, ...], dry_run: bool, fail_on: str | None, **given: Any) -> None:
@@ -212,7 +212,7 @@ def _tell_run(console: Console, result: RunResult) -> None:
 
 
 @cli.command()
-@voice
+@voice_of_run
 @click.argument("run", type=click.Path(path_type=Path))
 @_fail_on
 def resume(run: Path, fail_on: str | None, console: Console) -> None:
@@ -646,7 +646,7 @@ def methods(console: Console) -> None:
 
 
 @cli.command()
-@voice
+@voice_of_run
 @click.option(
     "--out", default="finelens-demo", show_default=True, type=click.Path(path_type=Path), help="Run folder; an earlier demo in it is replaced."
 )

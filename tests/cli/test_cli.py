@@ -108,9 +108,17 @@ def test_adapt_without_a_method_takes_the_best_answer_known(run, given, tmp_path
     assert (result.code, result.out) == (0, "")
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert config["method"] == DEFAULT_METHOD == "consensus"
-    assert "class sizes (class masses): " in result.err
-    assert "went back to the class that the text names" in result.err
     lines = [json.loads(line) for line in (tmp_path / "run" / "events.jsonl").read_text().splitlines()]
+    # What the method found inside is in the log and the report; the terminal has it on request.
+    inside = [line["message"] for line in lines if line["event"] == "decision"]
+    assert any(message.startswith("class sizes (class masses): ") for message in inside)
+    assert any(message.endswith("went back to the class that the text names") for message in inside)
+    loud = run("adapt", *given, "--out", tmp_path / "loud", "--verbose")
+    for jargon in (*inside, "temperature", "precision: ", "time by stage: "):
+        assert jargon not in result.err
+        assert jargon in loud.err
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "class sizes (class masses): " in page
     assert not {"guard", "epoch"} & {line["event"] for line in lines}
     # One photograph, and one class, will do.
     photo = next((given[0]).glob("*/0.png"))
@@ -143,7 +151,7 @@ def test_one_row_for_each_file_whatever_became_of_it(adapted):
 def test_adapt_says_what_it_does_on_standard_error_only(run, given, tmp_path):
     result = run("adapt", *given, "--out", tmp_path / "run", *FAST)
     assert (result.code, result.out) == (0, "")
-    for part in ("templates stand in for all 4 classes", "26 files, 24 ok", "predicted time: about", "got another class", "wrote"):
+    for part in ("no descriptions of the 4 classes given", "26 files, 24 ok", "predicted time: about", "got another class", "wrote"):
         assert part in result.err
     assert "Warning" not in result.err
 
@@ -173,7 +181,7 @@ def test_zero_shot_with_descriptions(run, given, tmp_path):
     (tmp_path / "texts.json").write_text(json.dumps(texts))
     result = run("zero-shot", *given, "--method", "cupl", "--descriptions", tmp_path / "texts.json", "--out", tmp_path / "run")
     assert result.code == 0
-    assert "templates stand in" not in result.err
+    assert "no descriptions" not in result.err
 
 
 def test_class_without_a_description_is_reported_and_gets_templates(run, given, tmp_path):

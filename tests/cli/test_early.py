@@ -67,6 +67,8 @@ def test_mistakes_are_told_without_torch(folder):
         ("adapt", "photos", *run, "--device", "gpu"): "unknown device 'gpu'",
         ("adapt", "photos", *run, "--backbone", "clip"): "unknown backbone 'clip'",
         ("adapt", "photos", *run, "--quiet", "--json"): "give one of them",
+        ("adapt", "photos", *run, "--quiet", "--verbose"): "give one of them",
+        ("adapt", "photos", *run, "--json", "--verbose"): "give one of them",
         ("zero-shot", "photos", *run, "--row-names", "c.txt"): "--row-names has an effect on feature files only",
         ("features", "nowhere", "--out", "f.safetensors"): "nowhere does not exist",
         ("features", "photos", "--out", "f.safetensors", "--descriptions", "bad.json"): "give --classes FILE as well",

@@ -14,7 +14,7 @@ from finelens.core import private_torch
 from finelens.engine import engine as engine_module
 from finelens.engine.device import Precision, choose_precision
 from finelens.engine.engine import Engine
-from finelens.engine.stopwatch import Stopwatch
+from finelens.engine.stopwatch import Stopwatch, in_words
 from finelens.training import estimate as estimate_module
 from finelens.training.estimate import estimate
 from tests.training.tasks import FLOAT32, LeastSquares, make_engine
@@ -161,6 +161,12 @@ def test_inner_time_is_taken_out_of_the_outer_stage(monkeypatch):
     with watch("outer"):
         now[0] += 5
     assert watch.seconds == {"outer": 1006, "inner": 110}
+
+
+def test_where_the_time_went_is_said_in_words():
+    assert in_words({"decode": 2.0, "map": 3.0, "write": 0.1}) == "3 s to draw the map, 2 s to read the photographs"
+    assert in_words({"backward": 40.0, "update": 30.0, "encode": 61.0}) == "1 min 10 s to train, 1 min 1 s to look at the photographs"
+    assert in_words({"write": 0.1}) is None
 
 
 def test_stage_that_fails_is_counted(monkeypatch):

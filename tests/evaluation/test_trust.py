@@ -42,7 +42,8 @@ def test_where_the_level_comes_from_is_said():
     # All of the fit are right: the level is the least sure of them.
     assert (by_answers.threshold_from, by_answers.threshold) == ("answers", 1.0)
     assert (by_answers.answers, by_answers.answers_low) == (1.0, 0.8)
-    assert "by the answers of a person" in by_answers.line
-    assert "by the answers" not in own.line
+    assert own.line == by_answers.line == "about 65% right by its own probabilities"
+    assert any("by the answers of a person" in other for other in by_answers.others)
+    assert own.others == ["50% by how sure it was of the photographs that it was adapted to"]
     # Answers that tested no model say nothing.
     assert estimates(new, np.array([0, 1]), [], fit, Answered(1, 0, (), 0, "zero-shot")) == own

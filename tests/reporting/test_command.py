@@ -7,7 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
+from finelens.engine.device import choose_precision
 from finelens.reporting.sections.cost import command, next_command, options
 from finelens.runs.config import parse_assignments
 from finelens.runs.resolve import make_config
@@ -41,7 +43,10 @@ def test_options_that_a_method_was_published_with_are_not_called_changed():
 
 
 def test_the_next_round_keeps_all_but_hints_and_folder_and_another_method_has_options_of_its_own():
-    given = {"training": {"epochs": 3}, "method": {"preset": "pets"}, "views": {"crop_low": 0.4}, "stage": {"name": "clip-refine", "lr": 1e-4}}
+    # Not what this machine takes anyhow.
+    usual_here = choose_precision("auto", torch.device("cpu")).name
+    training = {"epochs": 3, "precision": "float32" if usual_here == "bfloat16" else "bfloat16"}
+    given = {"training": training, "method": {"preset": "pets"}, "views": {"crop_low": 0.4}, "stage": {"name": "clip-refine", "lr": 1e-4}}
     config = make_config("adapt", "photos", "dpa", given, backbone="embedded", classes_file="names.txt", hints_file="old.csv", group_by="folder")
     config = replace(config, rank_floor=0.7, calibration=False)
 
@@ -60,3 +65,11 @@ def test_the_next_round_keeps_all_but_hints_and_folder_and_another_method_has_op
         "method.image_share=0.01",
     }
     assert {word for word in words(other) if word not in words(usual)} == {"auto"}
+
+
+def test_the_next_round_repeats_nothing_that_nobody_set():
+    config = make_config("adapt", "photos", "consensus", {}, backbone="embedded", classes_file="names.txt")
+    assert next_command(config, "consensus", "new.csv", Path("run-2")) == "finelens adapt photos --classes names.txt --out run-2 --hints new.csv"
+    # The line that gives the same bits again says what this machine chose.
+    assert "--set training.precision=" in command(config, Path("run"))
+    assert "--method consensus" in command(config, Path("run"))

@@ -7,6 +7,7 @@ import hashlib
 import json
 import re
 import shutil
+from dataclasses import asdict, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -15,10 +16,16 @@ import pytest
 import finelens
 from finelens import api
 from finelens.errors import UserError
+from finelens.evaluation.answered import Answered
 from finelens.methods.registry import METHODS
 from finelens.reporting import page as page_module
 from finelens.reporting.card import page_of, plain
 from finelens.reporting.page import script_json
+from finelens.reporting.record import read_run
+from finelens.reporting.sections import first
+from finelens.reporting.thumbnails import Thumbnails
+from finelens.reporting.write import report_html
+from finelens.runs.folder import RunFolder
 from tests.reporting.conftest import FILES, HOSTILE, make_run
 from tests.reporting.html import Page
 from tests.toy import CLASSES, QUIET, events
@@ -110,7 +117,9 @@ def test_content_of_a_run(plain_run):
         "photos: 25 photographs in 4 classes",
         "What is in the folder",
         "How sure it is",
+        "All in all about",
         "right by its own probabilities",
+        ", an estimate.",
         f"finelens review {plain_run} --ask 20 --serve",
         f"--hints {plain_run}/hints.csv",
         f"finelens report {plain_run} --labels labels.csv",
@@ -161,6 +170,13 @@ def test_labels_add_the_measured_part(plain_run, tmp_path):
     assert judged["evaluation"]["n"] == 24
     assert (judged["verdict"] == "improved") == (measured["difference_interval"][0] > 0)
     assert f"Measured on 24 labelled photographs: {measured['accuracy']:.1%} right" in text
+    # Labels are more than a second opinion, and what was estimated before is folded away.
+    assert "no second opinion" in read(plain_run).text
+    assert "no second opinion" not in text
+    before, folded = text.split("What was said without labels")
+    assert "right by its own probabilities" not in before
+    assert "right by its own probabilities" in folded
+    assert "**Health, measured with labels:**" in (run / "MODEL_CARD.md").read_text()
     with pytest.raises(UserError, match="--labels"):
         api.report(run, test=photos, console=QUIET)
 
@@ -177,6 +193,32 @@ def test_a_report_that_fails_does_not_lose_the_run(tmp_path, tiny_vit, monkeypat
     assert events(run)[-1]["event"] == "end"
     finelens.report(run, console=QUIET)
     assert (run / "report.html").exists()
+
+
+@pytest.mark.parametrize("backbone", ["embedded", "open_clip:ViT-B-32/openai"])
+def test_the_small_model_is_called_small(plain_run, backbone):
+    record = read_run(RunFolder.open(plain_run, lock=False))
+    page = report_html(replace(record, config=replace(record.config, backbone=backbone)), Thumbnails(lambda name: None))
+    assert ("for real work try" in page) == (backbone == "embedded")
+
+
+def test_answers_are_the_estimate_that_is_said_first(plain_run):
+    record = read_run(RunFolder.open(plain_run, lock=False))
+    answered = {"event": "predictions", "answered": asdict(Answered(8, 0, (), 2, "zero-shot", estimate=0.75, low=0.6, high=0.9))}
+    found = first.build(replace(record, events=(*record.events, answered)))
+    assert found["estimate"] == "about 75% right by the answers of a person (90 % interval 60% to 90%)"
+    assert found["estimates"][0] == record.estimates.line
+    assert not any("answers" in estimate for estimate in found["estimates"])
+
+
+@pytest.mark.parametrize(("gain", "shown"), [(0.3, False), (0.0, True)])
+def test_what_the_answers_say_is_said_once(plain_run, gain, shown):
+    told = Answered(8, 0, (), 2, "zero-shot", estimate=0.75, low=0.6, high=0.9, gain=gain, gain_low=gain - 0.1, gain_high=gain + 0.1)
+    record = read_run(RunFolder.open(plain_run, lock=False))
+    record = replace(record, events=(*record.events, {"event": "predictions", "answered": asdict(told)}))
+    # Where they decide, the sentence of the verdict says it; else it is a reason.
+    assert any(reason.code == "answers" for reason in first.build(record)["reasons"]) == shown
+    assert ("By the answers of a person" in record.verdict.sentence) != shown
 
 
 def test_runs_without_what_a_report_needs_are_refused(plain_run, tmp_path):
@@ -202,6 +244,9 @@ def test_card_says_what_the_model_is(plain_run, hostile_run):
     card = (plain_run / "MODEL_CARD.md").read_text()
     for part in ("docs/methods/stata.md", "SHA-256", "Intended use", "Limits", "Nothing: no labels were given", *CLASSES):
         assert part in card
+    assert "**Health, judged without labels:**" in card
+    assert "The column `none_of_these`" in card
+    assert "always answers" not in card
     hostile = (hostile_run / "MODEL_CARD.md").read_text()
     assert "<script>" not in hostile
     assert plain("<b>*x*\n# y") == "&lt;b&gt;\\*x\\* \\# y"

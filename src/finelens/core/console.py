@@ -19,14 +19,21 @@ class Console:
 
     Attributes:
         enabled: False says nothing but warnings.
+        verbose: Whether details are said too.
     """
 
     enabled: bool = True
+    verbose: bool = False
 
     def say(self, line: str) -> None:
         """One line of information."""
         if self.enabled:
             print(line, file=sys.stderr, flush=True)
+
+    def detail(self, line: str) -> None:
+        """One line for those who know what a method does inside."""
+        if self.verbose:
+            self.say(line)
 
     def warn(self, line: str) -> None:
         """One line that should not be missed."""
@@ -185,7 +192,7 @@ class EventConsole(Console):
     """
 
     def __init__(self, stream: TextIO | None = None, clock: Callable[[], float] = time.monotonic) -> None:
-        super().__init__()
+        super().__init__(verbose=True)
         object.__setattr__(self, "_stream", stream)
         object.__setattr__(self, "_clock", clock)
 

@@ -31,10 +31,17 @@ def voice(command: F) -> F:
     return cast(F, speaking)
 
 
-def speak(command: Callable[..., Any], *args: Any, quiet: bool, as_events: bool, **given: Any) -> Any:
+def voice_of_run(command: F) -> F:
+    """:func:`voice` of a verb that makes a run, and ``--verbose``."""
+    return click.option("--verbose", is_flag=True, help="Say also what the method finds inside, and with which settings.")(voice(command))
+
+
+def speak(command: Callable[..., Any], *args: Any, quiet: bool, as_events: bool, verbose: bool = False, **given: Any) -> Any:
     """Run a verb with the console that its options ask for; for another program the last event says how it ended."""
+    if verbose and (quiet or as_events):
+        raise UserError("--quiet says nothing, --json everything, and --verbose more than usual; give one of them")
     if not as_events:
-        return command(*args, console=Console(enabled=not quiet), **given)
+        return command(*args, console=Console(enabled=not quiet, verbose=verbose), **given)
     if quiet:
         raise UserError("--quiet says nothing and --json everything; give one of them")
     console = EventConsole()

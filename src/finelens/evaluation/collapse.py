@@ -15,15 +15,12 @@ COLLAPSE_SHARE, COLLAPSE_GROWTH = 0.5, 2.0
 
 
 def balance(rows: Sequence[PredictionRow], classes: Sequence[str]) -> str:
-    """How many images changed class against zero-shot, and how many classes are never predicted; one line."""
+    """How many images changed class against zero-shot, and how many classes hold none; one line."""
     predicted = [row for row in rows if row.label is not None]
     changed = sum(row.label != row.zero_shot_class for row in predicted)
     unused = len(set(classes) - {row.label for row in predicted})
-    unused_before = len(set(classes) - {row.zero_shot_class for row in predicted})
-    return (
-        f"{changed} of {len(predicted)} images got another class than from the unadapted model (zero-shot); "
-        f"{unused} of {len(classes)} classes are never predicted (unadapted model: {unused_before})"
-    )
+    empty = f"{unused} of {len(classes)} classes hold none" if unused else "no class is left empty"
+    return f"{changed} of {len(predicted)} images got another class than from the unadapted model (zero-shot); {empty}"
 
 
 def collapse_warning(rows: Sequence[PredictionRow], classes: Sequence[str]) -> str | None:

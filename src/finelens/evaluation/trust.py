@@ -39,8 +39,13 @@ class Estimates:
 
     @property
     def line(self) -> str:
-        """Half a sentence."""
-        parts = [f"{self.confidence:.0%} right by its own probabilities"]
+        """Half a sentence: the estimate that was nearest to the truth where it was measured, of those that need nothing but a run."""
+        return f"about {self.confidence:.0%} right by its own probabilities"
+
+    @property
+    def others(self) -> list[str]:
+        """Half a sentence for each of the other estimates."""
+        parts = []
         if self.threshold is not None and self.threshold_from == "answers":
             parts.append(f"{self.threshold:.0%} by those and the answers of a person")
         elif self.threshold is not None:
@@ -51,7 +56,7 @@ class Estimates:
             parts.append(
                 f"on the photographs of the fit {self.answers:.0%} ({self.answers_low:.0%} to {self.answers_high:.0%}) by the answers of a person"
             )
-        return ", ".join(parts)
+        return parts
 
 
 def estimates(

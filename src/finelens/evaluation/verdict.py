@@ -197,8 +197,10 @@ def _with_labels(free: Verdict, evaluation: Mapping[str, Any]) -> Verdict:
     interval = f"{100 * low:+.1f} to {100 * high:+.1f} points"
     kind: Kind = "good" if level == "improved" else "bad"
     measured = Reason(kind, f"Against the unadapted model with class names alone the difference is {interval} (95 % interval).", "measured")
-    before_labels = Reason("note", f"Without the labels: {free.line}", "without-labels")
-    return Verdict(level, f"{said}: {why}.", (measured, before_labels, *free.reasons), measured=True)
+    before_labels = Reason("note", f"Without the labels the verdict was: {free.level}.", "without-labels")
+    # Labels are more than a second opinion.
+    rest = (reason for reason in free.reasons if reason.code != "no-second-opinion")
+    return Verdict(level, f"{said}: {why}.", (measured, before_labels, *rest), measured=True)
 
 
 def _by_chance(right: float, before: float, best: float, n: int) -> str:
@@ -217,7 +219,8 @@ def nothing_trained(signals: Signals, reason: str, evaluation: Mapping[str, Any]
         evaluation: What labels said; None without labels.
     """
     account = Reason("bad", f"{_sentence(reason)}.", "start")
-    reasons = (account, Reason("note", f"{_sentence(REMEDY)}.", "remedy"), *_texts(signals, signals.text_agreement is not None), *_notes(signals))
+    second = signals.text_agreement is not None or evaluation is not None
+    reasons = (account, Reason("note", f"{_sentence(REMEDY)}.", "remedy"), *_texts(signals, second), *_notes(signals))
     if evaluation is not None:
         said = f"Nothing was trained; {evaluation['accuracy']:.1%} of {evaluation['n']} labelled photographs are right."
         return Verdict("unclear", said, reasons, measured=True)

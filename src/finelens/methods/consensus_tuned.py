@@ -125,7 +125,7 @@ class ConsensusTuned(SelfTraining):
         self.hints.start(features.hints)
         self.teacher.prepare(features)
         for line in self.teacher.notes():
-            self.engine.console.say(line)
+            self.engine.console.detail(line)
         self.taught = self.teacher.target_log_proba.to(self.anchors).exp()
         self.class_prior.prior = self.taught.mean(0)
         x = features.global_.to(self.anchors)

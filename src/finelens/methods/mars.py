@@ -137,7 +137,9 @@ class Mars(SelfTraining):
         rule = ReturnRule.learn(x, text, found, share=self.config.return_rule, chunk_size=CHUNK)
         after, returned = rule.apply(x, text, found, chunk_size=CHUNK)
         share = float(returned.mean())
-        self.engine.console.say(f"first stage: towards a mixture's answers, of which {100 * share:.1f} % went back to the class that the text names")
+        self.engine.console.detail(
+            f"first stage: towards a mixture's answers, of which {100 * share:.1f} % went back to the class that the text names"
+        )
         return after.to(self.target)
 
     def parameter_groups(self) -> list[dict[str, Any]]:

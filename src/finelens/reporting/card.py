@@ -37,7 +37,7 @@ def model_card(record: RunRecord) -> str:
     lines = [
         f"# Model card: {plain(record.title)} on {len(record.predicted)} unlabelled images",
         "",
-        f"**Health, judged without labels:** {plain(judged.sentence)}",
+        f"**Health, {'measured with labels' if judged.measured else 'judged without labels'}:** {plain(judged.sentence)}",
         "",
         "## What it is",
         "",
@@ -79,7 +79,8 @@ def model_card(record: RunRecord) -> str:
         "",
         "## Limits",
         "",
-        "- It always answers with one of the classes below, also for an image that shows none of them.",
+        "- It gives every image one of the classes below, also one that shows none of them. The column `none_of_these` of its tables is above 0.5",
+        "  where that is probable, and can be wrong; probabilities alone, as an export gives them, do not say it.",
         "- Probabilities are estimates of the model, calibrated without labels at best; they are not promises about accuracy.",
         *_adapted(record),
         "- What the starting model learned about people, places and things, with its gaps and prejudices, is still in it.",

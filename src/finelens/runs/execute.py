@@ -12,13 +12,12 @@ import PIL
 import torch
 from torch import Tensor
 
-from finelens.backbones.catalogue import RECOMMENDED
-from finelens.backbones.registry import EMBEDDED
 from finelens.classes.hints import asked_in_groups, given_hints, hints_by_name
 from finelens.core.console import Console, Mute, duration
 from finelens.core.options import to_plain
 from finelens.core.schemas import CHECKPOINT_DIR, EVENTS_FILE
 from finelens.engine.flops import speed_line
+from finelens.engine.stopwatch import in_words
 from finelens.errors import UserError
 from finelens.evaluation.answered import Answered
 from finelens.evaluation.collapse import balance, collapse_warning
@@ -134,13 +133,13 @@ def execute(
     # The other processes may be gone by now.
     with fitted.model.engine.alone():
         page = _report(report, run, fitted.model, loaded, console)
+    if page is not None and not labels_follow:
+        console.say(f"wrote {page}")
     say_notes(loaded.records, console)
     if not labels_follow:
         console.say(f"verdict on {run.path}: {judged.line}")
     if page is not None and not labels_follow:
         console.say(f"what to do next, with the commands: open {page} in a browser")
-    if run.config.backbone == EMBEDDED:
-        console.say(f"for real work take a model trained on images with texts: --backbone {RECOMMENDED}; finelens backbones lists others")
     return RunResult(run.path, rows, fitted.untrained, judged)
 
 
@@ -192,7 +191,7 @@ def _answer(config: RunConfig, inputs: Inputs, console: Console, hooks: Hooks, *
     nearest = nearest_images(fitted.looks, len(prepared.classes))
     if config.calibration:
         fitted.model.temperature = run_temperature(fitted, logits, nearest)
-        console.say(f"probabilities: corrected without labels; no answer changes by it (calibration, temperature {fitted.model.temperature:.3g})")
+        console.detail(f"probabilities: corrected without labels; no answer changes by it (calibration, temperature {fitted.model.temperature:.3g})")
     logits = fitted.model.calibrated(logits)
     first, doubt = fitted.zero_shot_logits.argmax(1).numpy(), fitted.none_of_these.numpy()
     rows = rows_from_logits(loaded.records, prepared.classes.names, logits.numpy(), first, doubt)
@@ -254,7 +253,6 @@ def _report(report: Reporter | None, run: RunFolder, model: Model, loaded: Loade
     except Exception as error:
         console.warn(f"the report could not be written ({error}); the run itself is complete, finelens report {run.path} tries again")
         return None
-    console.say(f"wrote {page}")
     return page
 
 
@@ -322,10 +320,12 @@ def _finish(run: RunFolder, model: Model, rows: list[PredictionRow], console: Co
     engine = model.engine
     stages = {name: round(seconds, 3) for name, seconds in engine.stopwatch.seconds.items()}
     spent = ", ".join(f"{name} {duration(seconds)}" for name, seconds in sorted(stages.items(), key=lambda item: -item[1]))
-    console.say(f"time: {spent}")
+    console.detail(f"time by stage: {spent}")
+    if (words := in_words(stages)) is not None:
+        console.say(f"time: {words}")
     speed = speed_line(engine)
     if speed is not None:
-        console.say(speed)
+        console.detail(speed)
     console.say(f"wrote {run.predictions_path}")
     spared = {"spared_prefixes": engine.spared_prefixes} if engine.spared_prefixes else {}
     run.log("end", no_grad_forwards=engine.no_grad_forwards, grad_forwards=engine.grad_forwards, **spared, seconds=stages)

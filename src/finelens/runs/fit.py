@@ -160,7 +160,9 @@ def _learn(prepared: Prepared, store: ImageStore, seen: _Seen, config: RunConfig
         with engine.stopwatch("solve"):
             prepared.task.prepare(features)
             for line in prepared.task.notes():
-                console.say(line)
+                console.detail(line)
+                if hooks.run is not None:
+                    hooks.run.log("decision", message=line)
         return base
     learners, features, known = belonging(store, features, seen.zero_shot)
     features = replace(
@@ -268,7 +270,7 @@ def _say_estimate(trainer: Trainer, console: Console, *, prepared: bool) -> None
     engine, cost, epochs = trainer.engine, trainer.task.cost(), trainer.config.epochs - trainer.position.epoch
     work = f"{trainer.count} images x {epochs} {'epoch' if epochs == 1 else 'epochs'}"
     if cost == Cost(0, 0):
-        console.say(f"training on {work}, without the image tower")
+        console.detail(f"training on {work}, without the image tower")
         return
     draws = 0 if trainer.prefixes is None else trainer.prefixes.draws
     expected = estimate(trainer.task, engine, trainer.count, epochs, prepared=prepared, draws=draws)
@@ -276,11 +278,12 @@ def _say_estimate(trainer: Trainer, console: Console, *, prepared: bool) -> None
     once = f", and once {cost.once:g} forwards of each = {expected.flops_once / 1e9:.3g} GFLOP" if expected.flops_once else ""
     first = trainer.position.epoch + draws + 1
     later = f"; from epoch {first} on {expected.flops_kept / 1e9:.3g} GFLOP, behind the first blocks" if 0 < draws < epochs else ""
-    console.say(f"predicted time: about {duration(expected.seconds)} for {work} x ({forwards}{later}){once}")
+    console.say(f"predicted time: about {duration(expected.seconds)}")
+    console.detail(f"training on {work} x ({forwards}{later}){once}")
     engine.tower_flops = expected.tower
     work_of_run = trainer.count * (trainer.config.epochs * expected.flops + cost.once * expected.tower.forward)
     if not draws and worth_compiling(trainer.config.compile, engine.device, work_of_run):
-        console.say("compile: the image tower's forward (training.compile); the first steps take longer")
+        console.detail("compile: the image tower's forward (training.compile); the first steps take longer")
         engine.compile()
 
 

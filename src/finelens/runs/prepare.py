@@ -100,7 +100,7 @@ def prepare(
     prototypes = _prototypes(config, names) if prototypes is None else prototypes
     backbone = source.open_backbone(config, prototypes, console)
     if config.backbone == EMBEDDED:
-        console.say("backbone: embedded (EfficientNet-Lite0 + MiniLM, a stand-in that knows what is near ImageNet); --backbone takes a CLIP model")
+        console.say("model: the small one that ships with finelens (embedded)")
     if prototypes is None:
         classes, report = _class_set(config, names, descriptions, backbone, console, taxonomy)
     else:
@@ -108,7 +108,7 @@ def prepare(
         for doubt in prototypes.doubts:
             console.warn(doubt)
     precision = choose_precision(config.training.precision, device)
-    console.say(f"precision: {precision.reason}")
+    console.detail(f"precision: {precision.reason}")
     engine = Engine(backbone, device, precision)
     engine.micro.say = console.warn
     engine.console = console
@@ -203,9 +203,8 @@ def _class_set(
     for line in [] if report is None else report.lines():
         console.say(line)
     if report is None:
-        console.say(
-            f"no descriptions given: {len(classes.templates)} templates stand in for all {len(classes)} classes (--descriptions FILE is better)"
-        )
+        console.say(f"no descriptions of the {len(classes)} classes given (--descriptions FILE): their names alone stand for them")
+        console.detail(f"{len(classes.templates)} templates stand in for descriptions")
     return classes, report
 
 

@@ -66,4 +66,6 @@ class Seen:
             return
         unadapted = [np.concatenate(own) for own in self.unadapted.values()]
         found = estimates_of_run(folder, np.concatenate(self.confidence), np.concatenate(self.answers), unadapted)
-        console.say(f"how many are right, without labels (docs/robustness.md says how far off such numbers are): {found.line}")
+        console.say(f"without labels: {found.line} (docs/robustness.md says how far off such numbers are)")
+        if found.others:
+            console.detail(f"by other estimates: {', '.join(found.others)}")

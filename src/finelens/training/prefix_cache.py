@@ -81,7 +81,7 @@ class PrefixCache:
             )
         if not total:
             engine.console.warn(f"training.cached_prefix={config.cached_prefix} saves nothing: in {self.epochs} epochs no draw of views occurs twice")
-        engine.console.say(
+        engine.console.detail(
             f"cached prefix: {self.draws} draws x {images} images x {self._views} views = {total / 1e6:.3g} MB in a temporary file in {self._folder}"
         )
         try:

@@ -58,7 +58,7 @@ class Nola(Student):
         second = second_features(self.config.second_spec, self.engine, features).to(self.head.dtype)  # (N, D2)
         console = self.engine.console
         absent = classes - len(labels.unique())
-        console.say(f"labelling network: {len(kept)} of {images} images teach it; {absent} of {classes} classes have none")
+        console.detail(f"labelling network: {len(kept)} of {images} images teach it; {absent} of {classes} classes have none")
         self.labeller.fit(second[kept], labels, classes, epochs=self.config.labelling_epochs, seed=self.seed, console=console)  # 3
         with torch.no_grad():
             self.posteriors = self.labeller(second).softmax(-1)  # 4

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from finelens.core.console import duration
+from finelens.engine.device import choose_device, choose_precision
+from finelens.errors import UserError
+from finelens.methods.registry import DEFAULT_METHOD
 from finelens.reporting import figures
 from finelens.reporting.record import RunRecord
 from finelens.runs.config import RunConfig, in_options
 from finelens.runs.repeat import PRECISION, changed_options, options
+from finelens.training.config import TrainingConfig
 
 
 def build(record: RunRecord) -> dict[str, Any]:
@@ -32,7 +36,7 @@ def build(record: RunRecord) -> dict[str, Any]:
         "stage": stage_line(record),
         "choice": record.event("choice").get("reason"),
         "backbones": record.event("backbones").get("reason"),
-        "decision": record.event("decision").get("message"),
+        "decisions": [event["message"] for event in record.events if event["event"] == "decision"],
         "command": command(record.config, record.path),
         "digests": {
             "images": record.event("images").get("digest"),
@@ -65,20 +69,33 @@ def versions(record: RunRecord) -> dict[str, str]:
 def command(config: RunConfig, out: Path) -> str:
     """The command line that gives this run again."""
     told = None if config.hints_file == config.in_file else config.hints_file
-    return _adapted(config, config.verb, config.method, told, out, changed_options(config))
+    return _adapted(config, config.verb, ["--method", config.method], told, out, changed_options(config))
 
 
 def next_command(config: RunConfig, method: str, hints: str, out: Path) -> str:
-    """The command line that adapts to the same photographs with other hints; another method takes options of its own."""
+    """The command line that adapts to the same photographs with other hints; another method takes options of its own.
+
+    What nobody has to say is left out: the default method, and the precision that this machine takes anyhow.
+    """
     changed = changed_options(config)
+    if changed.get(PRECISION) == _usual_precision(config.device):
+        del changed[PRECISION]
     if method != config.method:
         changed = {name: value for name, value in changed.items() if name == PRECISION or not name.startswith(("method.", "training."))}
-    return _adapted(config, "adapt", method, hints, out, changed)
+    return _adapted(config, "adapt", [] if method == DEFAULT_METHOD else ["--method", method], hints, out, changed)
 
 
-def _adapted(config: RunConfig, verb: str, method: str, hints: str | None, out: Path, changed: Mapping[str, Any]) -> str:
+def _usual_precision(device: str) -> str | None:
+    """What a run takes here where nobody says; None where there is no such device."""
+    try:
+        return choose_precision(TrainingConfig().precision, choose_device(device)).name
+    except UserError:
+        return None
+
+
+def _adapted(config: RunConfig, verb: str, method: Sequence[str], hints: str | None, out: Path, changed: Mapping[str, Any]) -> str:
     listed = [] if config.classes_file in (None, config.in_file) else ["--classes", str(config.classes_file)]
-    parts = ["finelens", verb, config.photos, *listed, *in_options(config), "--out", str(out), "--method", method]
+    parts = ["finelens", verb, config.photos, *listed, *in_options(config), "--out", str(out), *method]
     if config.descriptions_file is not None:
         parts += ["--descriptions", config.descriptions_file]
     for name, usual in (("backbone", "embedded"), ("seed", 0), ("device", "cpu")):

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import shlex
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from finelens.evaluation.verdict import Verdict
+from finelens.backbones.catalogue import RECOMMENDED
+from finelens.backbones.registry import EMBEDDED
+from finelens.evaluation.verdict import Reason, Verdict
 from finelens.reporting import figures
 from finelens.reporting.record import RunRecord
 from finelens.reporting.review.sheet import adapt_command
@@ -18,7 +20,7 @@ ASKED = 20
 SURE, HALF_SURE = 0.8, 0.5
 BADGES = {"improved": "Improved", "cannot judge": "Cannot judge", "unclear": "Unclear", "do not use": "Do not use"}
 # Reasons for those who want figures; they are folded away.
-FIGURES = frozenset({"start", "unused", "largest", "remedy", "without-labels"})
+FIGURES = frozenset({"start", "unused", "largest", "remedy", "without-labels", "without-answers"})
 
 
 @dataclass(frozen=True)
@@ -32,17 +34,22 @@ class Step:
 def build(record: RunRecord) -> dict[str, Any]:
     """The part above all others."""
     judged = record.verdict
-    # The sentence says already that there is no second opinion.
-    folded = FIGURES | ({"no-second-opinion"} if judged.level == "cannot judge" else frozenset())
     return {
         "badge": BADGES[judged.level],
-        "reasons": [reason for reason in judged.reasons if reason.code not in folded],
-        "figures": [reason for reason in judged.reasons if reason.code in folded],
+        "reasons": [reason for reason in judged.reasons if not _folded(reason, judged)],
+        "figures": [reason for reason in judged.reasons if _folded(reason, judged)],
         **_inside(record),
         "sure": _sure(record),
-        "estimates": record.estimates,
+        **_estimated(record),
         "steps": steps(record, judged),
+        "advice": RECOMMENDED if record.config.backbone == EMBEDDED else None,
     }
+
+
+def _folded(reason: Reason, judged: Verdict) -> bool:
+    """Whether a reason stands among the figures: also what the sentence says already, and an estimate where there is a measurement."""
+    said = reason.code == "no-second-opinion" and judged.level == "cannot judge"
+    return said or reason.code in FIGURES or (reason.code == "answers" and (judged.measured or reason.kind != "note"))
 
 
 def _inside(record: RunRecord) -> dict[str, Any]:
@@ -55,6 +62,17 @@ def _inside(record: RunRecord) -> dict[str, Any]:
         "others": len(counts) - len(largest),
         "empty": len(record.classes) - len(counts),
     }
+
+
+def _estimated(record: RunRecord) -> dict[str, Any]:
+    """How many are right, said without labels: one estimate, the most trustworthy of those that there are, and the others (docs/robustness.md)."""
+    found, answered = record.estimates, record.answered
+    if found is None:
+        return {"estimate": None, "estimates": []}
+    if answered is None or answered.estimate is None or answered.low is None or answered.high is None:
+        return {"estimate": found.line, "estimates": found.others}
+    by_answers = f"about {answered.estimate:.0%} right by the answers of a person (90 % interval {answered.low:.0%} to {answered.high:.0%})"
+    return {"estimate": by_answers, "estimates": [found.line, *replace(found, answers=None).others]}
 
 
 def _sure(record: RunRecord) -> list[tuple[str, int, Any]]:
