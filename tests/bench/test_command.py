@@ -44,7 +44,7 @@ def test_bench_and_table(given, call, tmp_path):
     code, text, err = call("bench", "table", out, "--markdown")
     assert (code, err) == (0, "")
     assert text.count("### ") == 5
-    assert "| method | toy | mean | worst gain | forwards | s |" in text
+    assert "| method | toy | mean | worst difference | forwards | s |" in text
     code, text, err = call("bench", "table", out, "--runs", "--methods", "gda-em")
     assert (code, err) == (0, "")
     assert text.count("| gda-em | toy | 0 |") == 5

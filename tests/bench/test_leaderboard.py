@@ -7,12 +7,14 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
+from finelens.bench.rows.matrix import describe
 from finelens.bench.rows.results import pack
 from finelens.bench.tables.compare import compare_files, compare_methods
 from finelens.bench.tables.leaderboard import leaderboard, lines_of
 from finelens.bench.tables.paired import mean_difference, paired_difference
 from finelens.bench.tables.scatter import Point, scatter
-from finelens.bench.tables.table import markdown_tables
+from finelens.bench.tables.summary import summary
+from finelens.bench.tables.table import markdown_runs, markdown_tables
 from finelens.errors import UserError
 from finelens.evaluation.metrics import mcnemar, paired_bootstrap
 from tests.bench.test_results import result
@@ -266,3 +268,23 @@ def test_files_are_compared_by_equal_keys_alone():
     one, three = [entry("zero-shot")], [entry("zero-shot", seed=k, hits=np.roll(HITS["zero-shot"], k)) for k in range(3)]
     line = compare_files(one, three).splitlines()[4]
     assert line.endswith("| 1 | 1 |")
+
+
+def test_every_view_of_results_has_zero_shot_as_its_baseline():
+    """Where descriptions alone do better than zero-shot, the measure ``gain`` is another number, and none of them shows it."""
+    other = {"gain": 0.0123, "gain_interval": [0.0111, 0.0222], "zero_shot_accuracy": 0.5, "description_ensemble_accuracy": 0.6}
+    rows = [replace(row, measures={**row.measures, **other}) for row in (entry("zero-shot"), entry("ot"))]
+    difference = f"{100 * (HITS['ot'].mean() - HITS['zero-shot'].mean()):+.1f}"
+    views = [
+        markdown_tables(rows),
+        markdown_runs(rows),
+        summary(rows),
+        leaderboard(rows),
+        compare_methods(rows, "ot", "zero-shot"),
+        describe(rows[1]),
+    ]
+    for view in views:
+        assert difference in view
+        assert "zero-shot" in view
+        assert not re.search(r"\+1\.[12]\b|gain\b", view), view
+    assert "over the better of zero-shot and descriptions" in markdown_tables(rows, "gain")

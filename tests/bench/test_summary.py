@@ -65,11 +65,11 @@ def test_best_by_mean_worst_case_and_cost():
     assert said(rows, "Best by mean, inductive").endswith("against zero-shot; then `stata`, 52.5.")
     assert said(rows, "Best by mean, partial-5").startswith("Best by mean, partial-5 (1 set, seed 0): `ot`, 60.0, +10.0 [")
     # ot falls by 10 on b. cupl, which adapts to nothing, is not what a worst case is asked of.
-    assert "`stata`, furthest below zero-shot -1.0 (b, inductive), 0 of 3 rows" in said(rows, "Best by worst case")
+    assert "`stata`, at worst -1.0 (b, inductive) against zero-shot, 0 of 3 rows" in said(rows, "Best by worst case")
     assert "No row wholly below: `stata`, `zlap`." in said(rows, "Best by worst case")
     cost = said(rows, "Best by cost")
-    assert "`ot` gains most per forward (+6.7 points with 1 forwards an image)" in cost
-    assert "`zlap` gains most per second (+1.7 points with 0.01 seconds a run" in cost
+    assert "`ot` gains most per forward (+6.7 against zero-shot with 1 forwards an image)" in cost
+    assert "`zlap` gains most per second (+1.7 against zero-shot with 0.01 seconds a run" in cost
 
 
 def test_standings_are_plain_means_and_counts():
@@ -236,5 +236,5 @@ def test_a_study_of_one_method_makes_no_other_incomplete():
     assert "Best by mean, longtail-50" in text
     assert "for want of rows" not in text
     # Its own protocol does not count against it either.
-    assert "Best by worst case, of methods that adapt: `zlap`, furthest below zero-shot +12.0" in text
+    assert "Best by worst case, of methods that adapt: `zlap`, at worst +12.0 (a, inductive) against zero-shot" in text
     assert {one.method: one.rows for one in standings(rows)} == {"ot": 2, "stata": 2, "zlap": 2}

@@ -16,12 +16,12 @@ from tests.bench.world import key
 RESULTS = Path(__file__).parents[2] / "benchmarks/results"
 
 
-def entry(method: str, data: str, accuracy: float, seed: int = 0, gain: float = 0.0, **changes):
+def entry(method: str, data: str, accuracy: float, seed: int = 0, difference: float = 0.0, **changes):
     return result(
         key=key(method=method, data=data, seed=seed, **changes),
         config={"method": method, "seed": seed},
         split={"checksum": "s", "fit": 10, "test": 10},
-        measures={"accuracy": accuracy, "gain": gain, "nll": 1.5},
+        measures={"accuracy": accuracy, "difference": difference, "nll": 1.5},
         cost={"no_grad_forwards": 20, "grad_forwards": 40},
         timing={"seconds": 2.0},
     )
@@ -114,7 +114,7 @@ def test_seconds_are_those_of_a_run_that_shares_no_encoding():
 
 def run(method: str, data: str, accuracy: float, **measures):
     row = entry(method, data, accuracy)
-    own = {"zero_shot_accuracy": 0.25, "gain": accuracy - 0.3, "gain_interval": [-0.01, 0.0625], **measures}
+    own = {"zero_shot_accuracy": 0.25, "difference": accuracy - 0.25, "difference_interval": [-0.01, 0.0625], **measures}
     return replace(row, measures={**row.measures, **own})
 
 
@@ -125,9 +125,9 @@ def test_runs_are_shown_one_by_one_with_their_branches():
         skipped("fair", "a"),
     ]
     text = markdown_runs(rows)
-    assert cells(text, "method")[4:] == ["zero-shot", "descriptions", "accuracy", "global", "fine", "gain", "95 % interval", "s"]
-    assert cells(text, "microclip") == ["microclip", "a", "0", "10 / 10", "25.0", "30.0", "50.0", "40.0", "45.0", "+20.0", "-1.0 to +6.2", "2"]
-    assert cells(text, "ot")[4:10] == ["25.0", "-", "31.0", "-", "-", "+1.0"]
+    assert cells(text, "method")[4:] == ["zero-shot", "descriptions", "accuracy", "global", "fine", "difference", "95 % interval", "s"]
+    assert cells(text, "microclip") == ["microclip", "a", "0", "10 / 10", "25.0", "30.0", "50.0", "40.0", "45.0", "+25.0", "-1.0 to +6.2", "2"]
+    assert cells(text, "ot")[4:10] == ["25.0", "-", "31.0", "-", "-", "+6.0"]
     assert "fair" not in text
 
 

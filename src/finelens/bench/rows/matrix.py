@@ -262,12 +262,12 @@ def describe(result: Result) -> str:
         low, high = m["mean_average_precision_gain_interval"]
         return (
             f"{head}  mean average precision {100 * m['mean_average_precision']:.1f} (zero-shot {100 * m['zero_shot_mean_average_precision']:.1f}, "
-            f"descriptions {100 * m['description_ensemble_mean_average_precision']:.1f})  gain {100 * m['mean_average_precision_gain']:+.1f} "
-            f"[{100 * low:+.1f}, {100 * high:+.1f}]  {result.timing['seconds']:.1f} s{untrained}"
+            f"descriptions {100 * m['description_ensemble_mean_average_precision']:.1f})  {100 * m['mean_average_precision_gain']:+.1f} "
+            f"[{100 * low:+.1f}, {100 * high:+.1f}] over the better of the two  {result.timing['seconds']:.1f} s{untrained}"
         )
-    low, high = m["gain_interval"]
+    low, high = m["difference_interval"]
     return (
         f"{head}  {100 * m['accuracy']:.1f} (zero-shot {100 * m['zero_shot_accuracy']:.1f}, descriptions "
-        f"{100 * m['description_ensemble_accuracy']:.1f})  gain {100 * m['gain']:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]  "
+        f"{100 * m['description_ensemble_accuracy']:.1f})  {100 * m['difference']:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}] against zero-shot  "
         f"{result.timing['seconds']:.1f} s{untrained}"
     )

@@ -12,6 +12,7 @@ from statistics import mean
 from finelens.bench.rows.results import Result
 from finelens.bench.tables.paired import (
     BASELINE,
+    WORST,
     Difference,
     applicable,
     by_data,
@@ -113,7 +114,7 @@ def _summary(setting: Setting, rows: Sequence[Result], everything: Sequence[Resu
     sentences = "".join(f"<li>{_code(line)}</li>" for line in findings(table, rows, baseline_of(setting, everything)))
     head = "".join(
         _header(name, name != "method")
-        for name in ("method", *(f"{name} ({one.title})" for name, one in protocols.items()), "furthest below", "wholly below", "rows")
+        for name in ("method", *(f"{name} ({one.title})" for name, one in protocols.items()), WORST, "wholly below", "rows")
     )
     body = []
     for one in table:
@@ -140,7 +141,7 @@ def _section(rows: Sequence[Result], zero_shot: Sequence[Result]) -> str:
     sets = applicable(rows)
     lines = lines_of(rows, zero_shot)
     shown = [line for line in lines if line.accuracy]
-    head = "".join(_header(name, name != "method") for name in ("method", FIRST, "worst difference", "forwards", "seconds", "seeds", *sets))
+    head = "".join(_header(name, name != "method") for name in ("method", FIRST, WORST, "forwards", "seconds", "seeds", *sets))
     complete = [line for line in shown if set(line.accuracy) == set(sets)]
     caption = "Accuracy in per cent, mean over seeds; below it the difference to zero-shot with its 95 % interval. Forwards are per image."
     skipped = {row.key.data: row.reason for row in rows if row.key.data not in sets}

@@ -12,7 +12,10 @@ from finelens.bench.rows.results import Key, Result, unpack
 from finelens.evaluation.metrics import mcnemar
 
 RESAMPLES, LEVEL = 2000, 0.95
+# What every difference in a table, a sentence or a line of the terminal is to.
 BASELINE = "zero-shot"
+AGAINST = f"differences are to {BASELINE}"
+WORST = "worst difference"
 
 # Seed, and checksum of the test images.
 Place = tuple[int, str]

@@ -11,6 +11,7 @@ from finelens.bench.rows.results import Result
 from finelens.bench.tables import markdown
 from finelens.bench.tables.paired import (
     BASELINE,
+    WORST,
     Place,
     by_data,
     forwards_per_image,
@@ -66,7 +67,7 @@ class Standing:
     Attributes:
         method: Its name.
         means: Mean accuracy by protocol, over data sets and seeds; only protocols of which it has all.
-        lowest: The row that is furthest below zero-shot.
+        lowest: The row with the lowest difference to zero-shot, which may be above it.
         below: Rows whose 95 % interval of the difference to zero-shot lies wholly below zero.
         rows: All rows.
         gain: Mean difference to zero-shot over data sets and protocols.
@@ -198,7 +199,7 @@ def findings(table: Sequence[Standing], rows: Sequence[Result], zero_shot: Seque
         best = max(judged, key=lambda one: (one.lowest.measures["difference"], one.gain))
         none = [f"`{one.method}`" for one in judged if not one.below]
         lines.append(
-            f"Best by worst case, of methods that adapt: `{best.method}`, furthest below zero-shot {best.worst}, {best.below} of {best.rows} rows "
+            f"Best by worst case, of methods that adapt: `{best.method}`, at worst {best.worst} against zero-shot, {best.below} of {best.rows} rows "
             "wholly below it. " + (f"No row wholly below: {', '.join(none)}." if none else "Every one has rows wholly below it.")
         )
     gaining = [one for one in full if one.gain > 0]
@@ -267,7 +268,7 @@ def baseline_of(setting: Setting, results: Iterable[Result]) -> list[Result]:
 def _text(setting: Setting, rows: Sequence[Result], zero_shot: Sequence[Result]) -> str:
     protocols, table = common(rows), standings(rows)
     lines = [f"### {setting_title(setting)}", "", *(f"- {line}" for line in findings(table, rows, zero_shot)), ""]
-    columns = ["method", *(f"{name} ({one.title})" for name, one in protocols.items()), "furthest below zero-shot", "wholly below"]
+    columns = ["method", *(f"{name} ({one.title})" for name, one in protocols.items()), WORST, "wholly below"]
     body = []
     for one in table:
         cells = [f"{100 * one.means[name]:.1f}" if name in one.means else "-" for name in protocols]
@@ -278,8 +279,9 @@ def _text(setting: Setting, rows: Sequence[Result], zero_shot: Sequence[Result])
 
 NOTE = (
     "Mean accuracy in per cent over the data sets and seeds in brackets: the seeds that the most methods have on all sets. The last columns are over "
-    "the same rows (set, protocol, seed), without online protocols and those that fewer than half of the methods were run under. Wholly below: rows "
-    "whose paired 95 % interval against zero-shot is below zero."
+    "the same rows (set, protocol, seed), without online protocols and those that fewer than half of the methods were run under. Worst difference: "
+    "of the row that is lowest against zero-shot (the unadapted model with templates). Wholly below: rows whose paired 95 % interval against it is "
+    "below zero."
 )
 
 
@@ -333,7 +335,7 @@ def _second(ranked: Sequence[Standing], protocol: str) -> str:
 
 def _cheapest(table: Sequence[Standing], unit: str, of: str, cost: Callable[[Standing], float]) -> str:
     best = max(table, key=lambda one: one.gain / max(cost(one), 1e-9))
-    return f"`{best.method}` gains most per {unit} ({100 * best.gain:+.1f} points with {cost(best):.3g} {unit}s {of})"
+    return f"`{best.method}` gains most per {unit} ({100 * best.gain:+.1f} against zero-shot with {cost(best):.3g} {unit}s {of})"
 
 
 def _takes(rows: Sequence[Result]) -> str:

@@ -10,7 +10,19 @@ from typing import Any
 from finelens.bench.rows.measures import SHARES
 from finelens.bench.rows.results import Result
 from finelens.bench.tables import markdown
-from finelens.bench.tables.paired import Group, applicable, forwards_per_image, grouped, mixed_seeds, of_one_class, run_seconds, title, unique
+from finelens.bench.tables.paired import (
+    AGAINST,
+    WORST,
+    Group,
+    applicable,
+    forwards_per_image,
+    grouped,
+    mixed_seeds,
+    of_one_class,
+    run_seconds,
+    title,
+    unique,
+)
 from finelens.bench.tables.published import beside
 from finelens.errors import UserError
 
@@ -44,7 +56,7 @@ def markdown_tables(results: Iterable[Result], measure: str = "accuracy", publis
 
 
 def markdown_runs(results: Iterable[Result]) -> str:
-    """One line a row that has a number: the baselines, the answer and the method's branches alone, gain and interval.
+    """One line a row that has a number: the unadapted answers, the answer, the method's branches alone, the difference to zero-shot and its interval.
 
     Args:
         results: Rows; of equal keys the last counts.
@@ -61,17 +73,17 @@ def markdown_runs(results: Iterable[Result]) -> str:
 
 def _runs(group: Group, rows: Sequence[Result]) -> str:
     branches = list(dict.fromkeys(name for row in rows for name in row.measures.get("branches", {})))
-    columns = ["method", "set", "seed", "fit / test images", "zero-shot", "descriptions", "accuracy", *branches, "gain", "95 % interval", "s"]
-    lines = [f"### {title(group)}", "", "per cent; gain and interval against the better of zero-shot and descriptions", ""]
+    columns = ["method", "set", "seed", "fit / test images", "zero-shot", "descriptions", "accuracy", *branches, "difference", "95 % interval", "s"]
+    lines = [f"### {title(group)}", "", f"per cent; {AGAINST}", ""]
     body = []
     for row in rows:
         measures, key = row.measures, row.key
-        low, high = (100 * end for end in measures["gain_interval"])
+        low, high = (100 * end for end in measures["difference_interval"])
         accuracies = [measures["zero_shot_accuracy"], measures.get("description_ensemble_accuracy"), measures["accuracy"]]
         accuracies += [measures.get("branches", {}).get(name) for name in branches]
         shares = ["-" if value is None else _format(value, "accuracy") for value in accuracies]
         cells = [key.method, key.data, key.seed, f"{row.split['fit']} / {row.split['test']}", *shares]
-        cells += [f"{100 * measures['gain']:+.1f}", f"{low:+.1f} to {high:+.1f}", f"{run_seconds(row):.0f}"]
+        cells += [f"{100 * measures['difference']:+.1f}", f"{low:+.1f} to {high:+.1f}", f"{run_seconds(row):.0f}"]
         body.append(cells)
     return "\n".join([*lines, *markdown.table(columns, body)]) + "\n"
 
@@ -79,23 +91,25 @@ def _runs(group: Group, rows: Sequence[Result]) -> str:
 def _table(group: Group, rows: Sequence[Result], measure: str) -> str:
     sets = applicable(rows)
     methods = list(dict.fromkeys(row.key.method for row in rows))
-    lines = [f"### {title(group)}", "", f"{measure}, {_unit(measure)}", ""]
-    columns = ["method", *sets, "mean", "worst gain", "forwards", "s"]
+    lines = [f"### {title(group)}", "", f"{measure}, {_unit(measure)}; {AGAINST}", ""]
+    columns = ["method", *sets, "mean", WORST, "forwards", "s"]
     body = []
     for method in methods:
         own = [row for row in rows if row.key.method == method]
         cells = [_cell([row for row in own if row.key.data == name], measure) for name in sets]
         done = [row for row in own if row.status == "ok"]
-        values, gains = ([found for name in sets if (found := _values(done, name, wanted))] for wanted in (measure, "gain"))
+        values, differences = ([found for name in sets if (found := _values(done, name, wanted))] for wanted in (measure, "difference"))
         average = _format(mean(map(mean, values)), measure) if len(values) == len(sets) > 0 else "-"
-        worst = f"{100 * min(map(mean, gains)):+.1f}" if len(gains) == len(sets) > 0 else "-"
+        worst = f"{100 * min(map(mean, differences)):+.1f}" if len(differences) == len(sets) > 0 else "-"
         forwards = forwards_per_image(done)
         body.append([method, *cells, average, worst, "-" if forwards is None else f"{forwards:.1f}", _seconds(done)])
     return "\n".join([*lines, *markdown.table(columns, body)]) + "\n" + _reasons(rows) + _untrained(rows) + _seeds(rows)
 
 
 def _unit(measure: str) -> str:
-    return "per cent, mean over seeds" if measure in SHARES else "mean over seeds"
+    unit = "per cent, mean over seeds" if measure in SHARES else "mean over seeds"
+    # Measures of this name have another baseline.
+    return f"{unit}, over the better of zero-shot and descriptions" if measure.endswith("gain") else unit
 
 
 def _values(rows: Sequence[Result], data: str, measure: str) -> list[float]:
