@@ -355,6 +355,8 @@ def predict_to(
     descriptions: str | Path | None = None,
     prototypes: str | Path | None = None,
     group_by: str | None = None,
+    tiles: str | None = None,
+    tile_floor: float | None = None,
     console: Console | None = None,
 ) -> Path:
     """Classify new photographs, or the rows of a feature file, and write a CSV file with the columns of ``predictions.csv``.
@@ -388,6 +390,9 @@ def predict_to(
         prototypes: Their prototypes, where the run was made with prototypes.
         group_by: As in :func:`adapt`; writes ``CSV`` with ``_groups`` in its name. Answers of all stay in memory then, and a call that was stopped
             begins anew.
+        tiles: Grid of tiles into which each photograph is cut, ``3``, ``3x2`` or ``3x2:0.5`` (docs/tiles.md): a row a tile, and ``CSV`` with
+            ``_tiles`` in its name, the classes that each photograph shows.
+        tile_floor: Least probability with which a tile names its class; by default 0.5.
         console: Progress.
 
     Returns:
@@ -418,6 +423,8 @@ def predict_to(
         None if descriptions is None else Path(descriptions),
         None if prototypes is None else Path(prototypes),
         group_by=group_by,
+        tiles=tiles,
+        tile_floor=tile_floor,
     )
     check_question(question)
     return predict_to_file(question, console or Console())

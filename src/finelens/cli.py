@@ -244,6 +244,8 @@ def resume(run: Path, fail_on: str | None, console: Console) -> None:
 @click.option("--prototypes", type=click.Path(path_type=Path), help="Prototypes for --classes, where the run was made with prototypes.")
 @click.option("--shard", metavar="I/K", help="Part I of K only, into OUT-0000I-of-0000K.csv; finelens join puts the parts together.")
 @_group_by
+@click.option("--tiles", metavar="GRID", help="Also classify tiles of each photograph: 3, 3x2 or 3x2:0.5 (columns, rows, overlap).")
+@click.option("--tile-floor", type=float, help="Least probability with which a tile names its class.  [default: 0.5]")
 @_engine
 @_ray_address
 @_row_names
@@ -268,6 +270,8 @@ def predict(
     prototypes: Path | None,
     shard: str | None,
     group_by: str | None,
+    tiles: str | None,
+    tile_floor: float | None,
     engine: str,
     ray_address: str | None,
     row_names: Path | None,
@@ -292,8 +296,9 @@ def predict(
     rank, processes = launched()
     if processes > 1 and shard is not None:
         raise UserError("torchrun shares the photographs among its processes, and --shard does so among machines; use one of them")
-    if engine == "ray" and (processes > 1 or shard is not None or csv_bom or group_by is not None or str(photos) == "-"):
-        raise UserError("--engine ray divides files among its workers itself: leave out torchrun, --shard, --csv-bom, --group-by and -")
+    alone = csv_bom or group_by is not None or tiles is not None
+    if engine == "ray" and (processes > 1 or shard is not None or alone or str(photos) == "-"):
+        raise UserError("--engine ray divides files among its workers itself: leave out torchrun, --shard, --csv-bom, --group-by, --tiles and -")
     _check_engine(engine, ray_address)
     part = Shard.parse(shard) if shard is not None else Shard(rank + 1, processes) if processes > 1 else None
     files = tuple(map(Path, extra))
@@ -307,6 +312,8 @@ def predict(
         descriptions=descriptions,
         prototypes=prototypes,
         group_by=group_by,
+        tiles=tiles,
+        tile_floor=tile_floor,
     )
     check_question(question)
     try:

@@ -281,3 +281,20 @@ def test_a_byte_order_mark_for_spreadsheets(world, tmp_path):
     api.predict(*arguments, csv_bom=True, console=QUIET)
     with pytest.raises(UserError, match="--csv-bom would stand in every part"):
         api.predict(*arguments, csv_bom=True, shard="1/2", console=QUIET)
+
+
+def test_tiles_of_a_killed_command_are_joined_with_those_before_it(world, tmp_path, monkeypatch):
+    target, own = tmp_path / "new.csv", tmp_path / "new_tiles.csv"
+    given = {"tiles": "2x1", "tile_floor": 0.0, "console": QUIET}
+    api.predict(world / "run", world / "photos", target, **given)
+    whole = own.read_bytes()
+    target.unlink()
+    own.unlink()
+    sizes = killed_after(monkeypatch, 3)
+    with pytest.raises(Killed):
+        api.predict(world / "run", world / "photos", target, **given)
+    assert not own.exists()
+    killed_after(monkeypatch, 100)
+    api.predict(world / "run", world / "photos", target, **given)
+    assert sum(sizes) == 3 * GROUP
+    assert own.read_bytes() == whole

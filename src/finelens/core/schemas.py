@@ -93,6 +93,10 @@ SURE_COLUMNS: Final = ("sure_rank", "sure_name", "sure_probability", "status")
 # Answers of groups beside those of photographs, of a run with --group-by. ``copy_of`` is the photograph of the group that this one is a near-copy of.
 GROUPS_FILE: Final = "predictions_groups.csv"
 GROUP_COLUMNS: Final = ("path", "group", "group_size", "copy_of", "group_class", "group_probability", "class", "probability", "status")
+# ``OUT_tiles.csv`` beside ``OUT.csv`` of ``predict --tiles``: a line for each class that a photograph shows, the surest first, and one without a
+# class for a photograph that shows none. ``views`` of the ``read`` (tiles and the whole) name the class, ``best`` is the surest row of them, ``x`` to
+# ``height`` where it is, in shares of the sides; ``refused`` of them probably belong to none of the classes; ``status`` is that of the photograph.
+TILE_COLUMNS: Final = ("path", "class", "probability", "views", "best", "x", "y", "width", "height", "read", "refused", "status")
 # Rows of a run with --in: photographs and boxes, what the file calls them, its class names and the answers of people in it.
 TAKEN_FILE: Final = "given_in.json"
 EVALUATION_FILE: Final = "evaluation.json"

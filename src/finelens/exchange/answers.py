@@ -131,8 +131,16 @@ def answers_of(run: Path, predictions: Path | None = None, photos: Path | None =
 
 
 def _taken(in_file: Path | None, photos: Path | None, rows: Sequence[PredictionRow]) -> Taken | None:
-    """Rows of the file that predictions were asked with: every box that has an answer."""
+    """Rows of the file that predictions were asked with: every box that has an answer.
+
+    Raises:
+        UserError: It is another file, its photographs are not known, or the rows are tiles.
+    """
     if in_file is None:
+        names = {row.path for row in rows}
+        tile = next((name for name in names if "#" in name and name.rpartition("#")[0] in names), None)
+        if tile is not None:
+            raise UserError(f"{tile} is a tile of predict --tiles, which other tools have no place for; give the file of a predict without --tiles")
         return None
     if photos is None:
         raise UserError(f"where the photographs of {in_file} lie is not known; give their folder with --photos")

@@ -17,12 +17,22 @@ from finelens.classes.descriptions import load_descriptions
 from finelens.classes.taxonomy import read_class_list
 from finelens.core.device_names import check_device_name
 from finelens.core.options import check_types, from_mapping
-from finelens.core.schemas import CONFIG_FILE, FIRST_PREDICTION_COLUMNS, GROUP_COLUMNS, MODEL_CONFIG_FILE, MODEL_DIR, SET_COLUMNS, TAXONOMY_FILE
+from finelens.core.schemas import (
+    CONFIG_FILE,
+    FIRST_PREDICTION_COLUMNS,
+    GROUP_COLUMNS,
+    MODEL_CONFIG_FILE,
+    MODEL_DIR,
+    SET_COLUMNS,
+    TAXONOMY_FILE,
+    TILE_COLUMNS,
+)
 from finelens.errors import UserError
 from finelens.feature_store.paths import is_feature_path
 from finelens.images.discover import STANDARD_INPUT, check_folder, shards_at
 from finelens.images.indices import check_part, is_index
 from finelens.images.signatures import archive_kind
+from finelens.images.tiles import Grid
 from finelens.images.view_config import ViewConfig
 from finelens.methods.auto import AUTO, starting_method
 from finelens.methods.option_types import option_types
@@ -31,7 +41,7 @@ from finelens.runs.config import TextConfig, is_run_document
 from finelens.runs.folder import RunFolder
 from finelens.runs.group_by import TIME, GroupBy
 from finelens.runs.place import refuse_own_answers
-from finelens.runs.shard import Shard, groups_path, ranks_path, sets_path
+from finelens.runs.shard import Shard, groups_path, ranks_path, sets_path, tiles_path
 from finelens.storage.files import check_target, read_json
 from finelens.training.config import TrainingConfig
 from finelens.training.stage_config import StageConfig
@@ -65,6 +75,8 @@ class Question:
     descriptions: Path | None = None
     prototypes: Path | None = None
     group_by: str | None = None
+    tiles: str | None = None
+    tile_floor: float | None = None
 
     @property
     def target(self) -> Path:
@@ -94,6 +106,7 @@ def check_question(question: Question) -> None:
                 "--group-by needs all photographs of a group, and --shard or torchrun gives each process a part of them; leave one of them out"
             )
         check_target(groups_path(question.target), ",".join(GROUP_COLUMNS))
+    check_tiles(question)
     if question.classes is not None:
         read_class_list(question.classes)
     elif question.descriptions is not None or question.prototypes is not None:
@@ -108,6 +121,34 @@ def check_question(question: Question) -> None:
     check_source(question.photos, strict=question.strict, row_names=question.row_names, files=question.in_file is None)
     check_in(question.photos, question.in_file, question.box_confidence)
     check_readable((question.row_names, question.calibrate, question.prototypes))
+
+
+def check_tiles(question: Question) -> None:
+    """Refuse a grid of tiles that is none, and what tiles have no place for.
+
+    Raises:
+        UserError: One of these.
+    """
+    if question.tiles is None:
+        if question.tile_floor is not None:
+            raise UserError("--tile-floor is about the tiles of --tiles GRID; give a grid, or leave it out")
+        return
+    Grid.parse(question.tiles)
+    if question.tile_floor is not None and not 0 <= question.tile_floor <= 1:
+        raise UserError(f"--tile-floor is between 0 and 1, got {question.tile_floor:g}")
+    if is_feature_path(question.photos) or (str(question.photos) != STANDARD_INPUT and shards_at(question.photos)):
+        raise UserError(f"--tiles cuts photographs that are files, and {question.photos} holds none; give the folder of the photographs")
+    others = {
+        "--in": (question.in_file, "its rows say themselves what is cut out"),
+        "--calibrate": (question.calibrate, "sets keep their promise for photographs like the labelled ones, and tiles are none"),
+        "--group-by": (question.group_by, "the tiles of a photograph are a group already"),
+        "--shard or torchrun": (question.shard, "the tiles of a photograph could lie in two parts"),
+        "--extra": (question.extra or None, "its files hold no features of tiles"),
+    }
+    for option, (value, why) in others.items():
+        if value is not None:
+            raise UserError(f"--tiles and {option} do not go together ({why}); leave one of them out")
+    check_target(tiles_path(question.target), ",".join(TILE_COLUMNS))
 
 
 def check_groups(group_by: str, photos: Path) -> None:

@@ -70,6 +70,11 @@ def groups_path(csv_file: Path) -> Path:
     return csv_file.with_name(f"{csv_file.stem}_groups.csv")
 
 
+def tiles_path(csv_file: Path) -> Path:
+    """Where the classes that tiles show go: ``new.csv`` has ``new_tiles.csv`` beside it."""
+    return csv_file.with_name(f"{csv_file.stem}_tiles.csv")
+
+
 def join_parts(parts: Sequence[Path], csv: Path, console: Console) -> Path:
     """One file of the parts of ``predict --shard``: the bytes of a run without them. Conformal sets and answers by rank beside the parts are joined
     beside it.

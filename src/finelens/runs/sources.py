@@ -17,6 +17,7 @@ from finelens.images.indices import check_part
 from finelens.images.shards import shard_images
 from finelens.images.signatures import archive_kind
 from finelens.images.store import ImageItems
+from finelens.images.tiles import Grid
 from finelens.intake.elevater import listed_images
 from finelens.intake.taken import Taken
 from finelens.runs.config import RunConfig
@@ -131,3 +132,14 @@ def with_rows(source: PhotoSource | FeatureSource, taken: Taken) -> PhotoSource:
     if type(source) is not PhotoSource or source.folder is None or not source.folder.is_dir():
         raise UserError(f"--in says which photographs of a folder are meant, and {source.name} is none; give the folder of the photographs")
     return replace(source, listed=taken.images(source.folder))
+
+
+def with_tiles(source: PhotoSource | FeatureSource, grid: Grid) -> PhotoSource:
+    """Each photograph of a source and, behind it, its tiles.
+
+    Raises:
+        UserError: The source holds no photographs that are files.
+    """
+    if type(source) is not PhotoSource:
+        raise UserError(f"--tiles cuts photographs that are files, and {source.name} holds none; give the folder of the photographs")
+    return replace(source, listed=grid.of(source.files))

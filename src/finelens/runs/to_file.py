@@ -20,6 +20,7 @@ from finelens.core.schemas import MODEL_CONFIG_FILE, SCHEMA_VERSION, UNLIKE_NOTE
 from finelens.errors import UserError
 from finelens.evaluation.conformal import Conformal
 from finelens.images.load import Tally
+from finelens.images.tiles import Grid
 from finelens.intake.recognise import CONFIDENCE
 from finelens.intake.taken import take
 from finelens.runs.alarms import say_none
@@ -30,15 +31,16 @@ from finelens.runs.folder import RunFolder
 from finelens.runs.group_by import GroupBy
 from finelens.runs.predict import GROUP, Predictions
 from finelens.runs.sets import calibrate_on, sets_header, sets_of, sets_text
-from finelens.runs.shard import groups_path, ranks_path, sets_path
+from finelens.runs.shard import groups_path, ranks_path, sets_path, tiles_path
 from finelens.runs.source import Listing, Source
-from finelens.runs.sources import asked_at, source_at, with_rows
-from finelens.runs.together import Gathered
+from finelens.runs.sources import asked_at, source_at, with_rows, with_tiles
+from finelens.runs.tiled import FLOOR, TilesFile, tiles_file
+from finelens.runs.together import Gathered, Together
 from finelens.runs.trust import Seen
 from finelens.storage.cache import state_digest
 from finelens.storage.files import file_digest, text_bytes, write_text
 from finelens.storage.growing import GrowingFiles
-from finelens.storage.predictions import BOM, PredictionRow, predictions_header, predictions_text, rows_from_logits, softmax
+from finelens.storage.predictions import BOM, PredictionRow, predictions_header, predictions_text, read_predictions, rows_from_logits, softmax
 
 DEFAULT_COVERAGE = 0.9
 
@@ -137,18 +139,25 @@ def predict_to_file(question: Question, console: Console, asked: Asked | None = 
         console.say(f"conformal sets{mean}; {rule.guarantee()}")
     tally.say(console)
     tally.say_notes(console)
-    familiarity, likes = classifier.model.familiarity, torch.cat([torch.zeros(0), *likeness])
-    if len(likes) and familiarity is not None and (complaint := familiarity.complaint(likes)):
-        console.warn(complaint)
-    say_none(torch.cat([torch.zeros(0), *doubt]).numpy(), console)
-    # What was read by a command that was stopped is not here any more.
-    if question.classes is None and len(left) == len(span):
-        seen.say(RunFolder.open(question.run, lock=False), console)
+    # Tiles look unlike photographs, and belong to no class more often: what is expected of photographs says nothing of them.
+    if question.tiles is None:
+        familiarity, likes = classifier.model.familiarity, torch.cat([torch.zeros(0), *likeness])
+        if len(likes) and familiarity is not None and (complaint := familiarity.complaint(likes)):
+            console.warn(complaint)
+        say_none(torch.cat([torch.zeros(0), *doubt]).numpy(), console)
+        # What was read by a command that was stopped is not here any more.
+        if question.classes is None and len(left) == len(span):
+            seen.say(RunFolder.open(question.run, lock=False), console)
+    beside: list[tuple[Path, Together | TilesFile]] = []
     if gathered is not None:
-        groups = gathered.answers(classifier.classes)
-        write_text(groups_path(question.target), (BOM if question.csv_bom else "") + groups.text)
-        paths = [*paths, groups_path(question.target)]
-        for line in groups.lines:
+        beside.append((groups_path(question.target), gathered.answers(classifier.classes)))
+    if question.tiles is not None:
+        floor = FLOOR if question.tile_floor is None else question.tile_floor
+        beside.append((tiles_path(question.target), tiles_file(read_predictions(question.target), Grid.parse(question.tiles), floor)))
+    for path, further in beside:
+        write_text(path, (BOM if question.csv_bom else "") + further.text)
+        paths = [*paths, path]
+        for line in further.lines:
             console.say(line)
     for path in paths:
         console.say(f"wrote {path}")
@@ -158,7 +167,8 @@ def predict_to_file(question: Question, console: Console, asked: Asked | None = 
 def source_of(question: Question, console: Console) -> Source:
     """The photographs, or what a file of another tool names of them."""
     if question.in_file is None:
-        return asked_at(question.photos, strict=question.strict, row_names=question.row_names)
+        asked = asked_at(question.photos, strict=question.strict, row_names=question.row_names)
+        return asked if question.tiles is None else with_tiles(asked, Grid.parse(question.tiles))
     taken = take(question.in_file, question.photos, CONFIDENCE if question.box_confidence is None else question.box_confidence)
     for remark in taken.remarks:
         console.say(remark)
