@@ -33,7 +33,7 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from finelens.backbones.open_clip_loader import convert_tower, read_vit_config
-from finelens.backbones.open_clip_source import Source
+from finelens.backbones.open_clip_source import Source, refuse_kind
 from finelens.backbones.registry import load_backbone
 from finelens.backbones.resnet import ResNetTower
 from finelens.backbones.timm_tower import TimmConfig, TimmTower
@@ -52,7 +52,7 @@ class Row:
 
     Attributes:
         name: Architecture.
-        tower: Kind of its image tower.
+        tower: Kind of its image tower; empty where there is no such pair of towers, and nothing is counted.
         image: Parameters of the image tower.
         text: Of the text tower; None where a language model of the hub is meant.
         tensors: Tensors of the full image tower that are mapped one to one; 0 where they are not.
@@ -73,21 +73,26 @@ class Row:
     def line(self) -> str:
         """A line of the table."""
         text = "hub" if self.text is None else f"{self.text / 1e6:.0f}"
+        parameters = f"{self.image / 1e6:.0f} + {text}" if self.tower else ""
         found = f"{self.tensors} | {self.images:.0e} | {self.texts:.0e} |" if self.images is not None else f"| | | {self.reason}"
-        return f"| `{self.name}` | {self.tower} | {self.image / 1e6:.0f} + {text} | {found} |"
+        return f"| `{self.name}` | {self.tower} | {parameters} | {found} |"
 
 
 def look_at(name: str) -> Row:
     """Reduced features and full structure of one architecture."""
     config = open_clip.get_model_config(name)
-    tower, image, text, tensors = full(name, config)
+    try:
+        tower, image, text, tensors = full(name, config)
+    except (KeyError, TypeError):  # of models without a pair of image and text towers, refused below
+        tower, image, text, tensors = "", 0, None, 0
     with tempfile.TemporaryDirectory() as folder:
-        small, arguments = reduced(config, Path(folder))
-        with shrunk(arguments):
-            try:
+        try:
+            refuse_kind(name, config)
+            small, arguments = reduced(config, Path(folder))
+            with shrunk(arguments):
                 images, texts = differences(Path(folder), small)
-            except UserError as error:
-                return Row(name, tower, image, text, 0, reason=str(error).partition(": ")[2].replace(f"local:{folder}", name))
+        except UserError as error:
+            return Row(name, tower, image, text, 0, reason=str(error).partition(": ")[2].replace(f"local:{folder}", name))
     return Row(name, tower, image, text, tensors, images, texts)
 
 
@@ -148,6 +153,9 @@ def reduced(config: dict[str, Any], folder: Path) -> tuple[dict[str, Any], dict[
         write_tokenizer(folder, 1 if "mt5" in text["hf_tokenizer_name"] else end)
         if "hf_model_name" not in text:
             text["vocab_size"] = 64
+        # open_clip 4 compares it with the tokenizer.
+        if "pad_id" in text:
+            text["pad_id"] = 1
     return small, arguments
 
 
@@ -215,6 +223,8 @@ def write_language_model(folder: Path, name: str) -> Path:
     if "roberta" in name:
         kind = transformers.XLMRobertaConfig if "xlm" in name else transformers.RobertaConfig
         config = kind(**common, max_position_embeddings=90)
+    elif "modernbert" in name:
+        config = transformers.ModernBertConfig(**common, max_position_embeddings=256, pad_token_id=1)
     elif "mt5" in name:
         config = transformers.MT5Config(vocab_size=64, d_model=32, d_kv=16, d_ff=64, num_layers=2, num_heads=2)
     else:

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from finelens.backbones import hub, open_clip_source
-from finelens.backbones.open_clip_source import find_local, find_tagged, settle_activation
+from finelens.backbones.open_clip_source import Source, build, find_local, find_tagged, settle_activation
 from finelens.backbones.registry import load_backbone, rebuild_image_tower
 from finelens.errors import UserError
 from tests.backbones.checkpoints import write_tiny_vit
@@ -210,6 +210,23 @@ def test_coca_is_refused(folder):
     edit_config(folder, model_cfg={**config, "multimodal_cfg": {}})
     with pytest.raises(UserError, match="CoCa"):
         load_backbone(f"local:{folder}")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"vision_cfg": None}, "a model for audio or captions"),
+        ({"genlip_cfg": {"width": 64}}, "a model for audio or captions"),
+        ({"vision_cfg": {"timm_model_name": "naflexvit_base_patch16_gap", "image_size": 256}}, "a different number of patches for each image"),
+        ({"text_cfg": {"text_arch": "modern", "context_length": 64}}, "text_cfg.text_arch 'modern' is not supported"),
+    ],
+)
+def test_what_open_clip_4_has_beside_clip_models_is_refused_by_its_kind(folder, changes, words):
+    """As its configurations are; a version that does not know them must say the same."""
+    config = json.loads((folder / "open_clip_config.json").read_text())["model_cfg"]
+    model = {key: value for key, value in {**config, **changes}.items() if value is not None}
+    with pytest.raises(UserError, match=f"open_clip:NAME/TAG: .*{words}"):
+        build(Source("open_clip:NAME/TAG", model, {}, folder / "open_clip_model.safetensors", f"local-dir:{folder}"))
 
 
 def resized(folder, name, size):

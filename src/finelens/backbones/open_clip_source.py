@@ -180,15 +180,33 @@ def _hub_for_text(source: Source) -> AbstractContextManager[None]:
     return offline_if_unreachable() if foreign else nullcontext()
 
 
+def refuse_kind(name: str, model: Mapping[str, Any]) -> None:
+    """Refuse kinds of models that open_clip has beside dual encoders of images and texts, by their configuration.
+
+    Raises:
+        UserError: One of them; the message says what it is.
+    """
+    text, vision = model.get("text_cfg", {}), model.get("vision_cfg")
+    if vision is None or "genlip_cfg" in model or "genlap_cfg" in model:
+        raise UserError(f"{name}: a model for audio or captions, without a pair of image and text towers; use a CLIP model")
+    if "multimodal_cfg" in model:
+        raise UserError(f"{name}: CoCa models pool by attention and are not supported; use a CLIP model")
+    if str(vision.get("timm_model_name")).startswith("naflexvit"):
+        raise UserError(
+            f"{name}: NaFlex models take a different number of patches for each image, and finelens one square for all; use one of a fixed resolution"
+        )
+    if text.get("text_arch", "clip") != "clip":
+        raise UserError(f"{name}: text_cfg.text_arch {text['text_arch']!r} is not supported; use a model with CLIP's text tower or one of the hub")
+
+
 def _build_model(source: Source) -> nn.Module:
+    refuse_kind(source.name, source.model)
     arguments = deepcopy(source.model)
     arguments["vision_cfg"]["timm_model_pretrained"] = False
     text = arguments["text_cfg"]
     has_foreign_text = "hf_model_name" in text
     if has_foreign_text:
         text["hf_model_pretrained"] = False
-    if "multimodal_cfg" in arguments:
-        raise UserError(f"{source.name}: CoCa models pool by attention and are not supported; use a CLIP model")
     custom_text = arguments.pop("custom_text", False) or has_foreign_text
     try:
         return (open_clip.CustomTextCLIP if custom_text else open_clip.CLIP)(**arguments)
