@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from finelens.protocol import Hints
-from finelens.solvers import GdaEm, StatA, TransClip, certified, settling
+from finelens.solvers import GdaEm, StatA, TransClip, ZLaP, certified, settling
+from finelens.solvers.chebyshev import chebyshev, rounds_of
 from finelens.solvers.neighbours import RowProduct, sparse_rows, top_neighbours
 
 
@@ -98,12 +100,81 @@ def test_certified_neighbours_are_the_exact_ones(monkeypatch, kind, copies):
         assert torch.equal(index, exact[1])
 
 
+def test_rows_without_positive_cosines_are_compared_exactly(monkeypatch):
+    """The rough search orders bits, which says nothing below zero."""
+    monkeypatch.setattr(certified, "CHUNK", 128)
+    x, _ = clusters(500, 5, 32)
+    keys = F.normalize(x + 5 * x.mean(0) / x.mean(0).norm(), dim=1)
+    _, _, doubtful = certified.certified_neighbours(-keys, keys, 4, None)
+    assert len(doubtful) == 500
+    _, _, doubtful = certified.certified_neighbours(torch.zeros(3, 32), keys, 4, None)
+    assert len(doubtful) == 3
+
+
+@pytest.mark.parametrize("radius", [0.3, 0.9])
+def test_chebyshev_reaches_its_residual_in_the_rounds_it_says(radius):
+    """Eigenvalues at both ends and between: the worst that the bound allows for."""
+    generator = torch.Generator().manual_seed(0)
+    basis = torch.linalg.qr(torch.randn(40, 40, generator=generator, dtype=torch.float64))[0]
+    matrix = (basis * torch.linspace(-radius, radius, 40, dtype=torch.float64)) @ basis.T
+    rows, columns = torch.tensor([3, 17, 39]), torch.tensor([0, 1, 1])
+    right = torch.zeros(40, 2, dtype=torch.float64)
+    right[rows, columns] = 1
+    for tol in (1e-2, 1e-6, 1e-12):
+        x = chebyshev(matrix.to_sparse().coalesce(), rows, columns, 2, radius=radius, tol=tol)
+        assert ((right - x + matrix @ x).norm(dim=0) / right.norm(dim=0)).max() <= tol
+    assert rounds_of(0.3, 1e-6) == 8
+
+
+class Work(TorchDispatchMode):
+    """Counts operations of matrix products, sparse ones by rows apart, and matrices of the size of all posteriors."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size, self.products, self.large = size, 0, set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        made = function(*args, **(kwargs or {}))
+        name = function.overloadpacket.__name__
+        if name in ("mm", "addmm"):
+            left, right = args[-2:]
+            self.products += 2 * left.shape[0] * left.shape[1] * right.shape[1]
+        if isinstance(made, torch.Tensor) and made.layout is torch.strided and made.dtype is torch.float32 and made.numel() >= self.size:
+            self.large.add(made.untyped_storage().data_ptr())
+        return made
+
+
+def test_work_of_gda_em_counted():
+    """A product of the posteriors and one of the sums a round, one for the last answer, and one matrix of posteriors."""
+    n, c, d = 20_000, 60, 32
+    x, w = clusters(n, c, d)
+    with Work(n * c) as work:
+        model = GdaEm(max_iter=4, tol=0.0).fit(x, prototypes=w, logit_scale=30.0)
+    assert model.n_iter_ == 4
+    rows = 2 * n * d
+    assert work.products <= 1.02 * rows * (5 * c + 4 * c + (4 + 1) * d)
+    assert len(work.large) == 1
+
+
+def test_work_of_zlap_counted(monkeypatch):
+    """One product with the texts beside the search, and two matrices of scores: what is answered and what is kept."""
+    n, c, d = 20_000, 60, 32
+    x, w = clusters(n, c, d)
+    monkeypatch.setattr("finelens.solvers.zlap.top_neighbours", lambda x, *given, **options: (torch.ones(n, 1), torch.arange(n).roll(1)[:, None]))
+    monkeypatch.setattr("finelens.solvers.zlap.COLUMNS", 16)
+    with Work(n * c) as work:
+        ZLaP().fit(x, prototypes=w)
+    assert work.products == 2 * n * c * d
+    assert len(work.large) == 2
+
+
 def test_products_by_rows():
     matrix = sparse_rows(torch.rand(6, 2), torch.tensor([[0, 3], [1, 2], [4, 0], [2, 3], [3, 1], [0, 1]]), 5)
     matrix = torch.sparse_coo_tensor(matrix.indices()[:, :-2], matrix.values()[:-2], (6, 5)).coalesce()
     dense = torch.rand(5, 3)
     product = RowProduct(matrix)
-    assert torch.allclose(product.all(dense), matrix.to_dense() @ dense)
+    assert torch.allclose(product.between(0, 6, dense), matrix.to_dense() @ dense)
+    assert torch.allclose(product.between(2, 5, dense), (matrix.to_dense() @ dense)[2:5])
     assert torch.allclose(product.of(torch.tensor([1, 4, 5]), dense), (matrix.to_dense() @ dense)[[1, 4, 5]])
 
 

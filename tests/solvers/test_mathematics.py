@@ -12,7 +12,8 @@ from finelens.solvers import GdaEm, SinkhornOt, StatA, TransClip, ZLaP
 from finelens.solvers.assignments import update_assignments
 from finelens.solvers.conjugate_gradient import conjugate_gradient
 from finelens.solvers.gaussians import discriminant
-from finelens.solvers.gda_em import _moments
+from finelens.solvers.gda_em import _Rounds
+from finelens.solvers.known import Known
 from finelens.solvers.neighbours import symmetric_affinity, top_neighbours
 from finelens.solvers.prior import estimate_prior
 from finelens.solvers.sinkhorn import plan_mass
@@ -251,8 +252,8 @@ def test_gda_em_gives_text_and_gaussians_the_same_standard_deviation():
 
 def test_gda_em_class_without_mass_keeps_its_text_mean():
     solver = GdaEm()
-    gamma = torch.tensor(np.eye(C)[np.arange(N) % 4])
-    means, covariance = solver._m_step(_moments(torch.tensor(X), gamma.log(), 10, torch.float64), torch.tensor(W))
+    hard = Known(torch.arange(N), torch.arange(N) % 4)
+    means, covariance = solver._m_step(_Rounds(torch.tensor(X), hard, C, 10, torch.float64).in_full(), torch.tensor(W))
     np.testing.assert_allclose(means[4], W[4])
     own = [np.cov(X[np.arange(N) % 4 == c].T, bias=True) for c in range(4)]
     np.testing.assert_allclose(covariance, np.mean(own, axis=0), atol=1e-12)

@@ -202,11 +202,12 @@ def balanced_likelihood(x, gamma, centres, covariance):
 def gda_changes(monkeypatch, x, w, rng, wrong=False):
     """Gains of each covariance on the one before and on others nearby, and of each posterior on others, round by round."""
     solver = GdaEm(tol=0.0)
-    m_step, moments, seen = solver._m_step, gda_module._moments, []
+    m_step, moments, seen = solver._m_step, gda_module._Rounds.next, []
 
-    def record(x_, log_gamma, chunk_size, kind):
-        seen.append((log_gamma.exp().numpy(), solver.coef_.numpy(), solver.intercept_.numpy()))
-        return moments(x_, log_gamma, chunk_size, kind)
+    def record(self, coef, intercept):
+        found = moments(self, coef, intercept)
+        seen.append((self.gamma.numpy().copy(), coef.numpy(), intercept.numpy()))
+        return found
 
     covariances = []
 
@@ -215,7 +216,7 @@ def gda_changes(monkeypatch, x, w, rng, wrong=False):
         covariances.append((1.5 * covariance if wrong else covariance).numpy())
         return means, torch.from_numpy(covariances[-1])
 
-    monkeypatch.setattr(gda_module, "_moments", record)
+    monkeypatch.setattr(gda_module._Rounds, "next", record)
     monkeypatch.setattr(solver, "_m_step", step)
     solver.fit(x, prototypes=w, logit_scale=SCALE)
     changes, previous = [], np.eye(x.shape[1]) / x.shape[1]

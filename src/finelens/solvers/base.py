@@ -91,7 +91,8 @@ class Solver(Estimator, ABC):
 
         A hinted row has probability 1 for its class; a row of no class is answered as a new image.
         """
-        return _like(X, self._run(X, prototypes, logit_scale, hints).exp())
+        # In place: there are N x C of them, and only the caller has use for them.
+        return _like(X, self._run(X, prototypes, logit_scale, hints).exp_())
 
     def predict_log_proba(self, X: Features) -> Any:
         """Log-probabilities (M, C) of new images (M, D), of the kind that ``X`` is (array or tensor)."""
@@ -220,7 +221,8 @@ def unit_rows(values: Features, what: str) -> Tensor:
     if x.ndim != 2 or not x.numel():
         raise UserError(f"{what} must be a matrix with at least one row and one column, got shape {tuple(x.shape)}")
     x = x if x.dtype is torch.float64 else x.float()
-    if not torch.isfinite(x).all():
+    # The extremes carry what is not finite, and take no memory.
+    if not torch.isfinite(torch.stack(x.aminmax())).all():
         raise UserError(f"{what} holds values that are not finite; leave those rows out")
     return F.normalize(x, dim=-1)
 

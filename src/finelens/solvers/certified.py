@@ -36,16 +36,19 @@ def certified_neighbours(queries: Tensor, keys: Tensor, k: int, rows: Tensor | N
     values, index = queries.new_empty(len(queries), k), torch.empty(len(queries), k, dtype=torch.long)
     doubtful = torch.zeros(len(queries), dtype=torch.bool)
     offsets = torch.arange(STRIDE)[:, None] * width
+    # One memory for all chunks: the system hands out fresh pages one by one.
+    block = torch.empty(min(CHUNK, len(queries)), width * STRIDE, dtype=torch.bfloat16)
     for start in range(0, len(queries), CHUNK):
         own = queries[start : start + CHUNK]
         near = own.bfloat16()
-        cosines = near @ rough.T  # (m, width STRIDE)
+        cosines = torch.mm(near, rough.T, out=block[: len(own)])  # (m, width STRIDE)
         cosines[:, n:] = -torch.inf
         if rows is not None:
             same = ((rows >= start) & (rows < start + CHUNK)).nonzero()[:, 0]
             cosines[rows[same] - start, same] = -torch.inf
-        # The largest values stand in the groups with the largest maxima.
-        groups = cosines.view(len(own), STRIDE, width).amax(1).topk(count, dim=1, sorted=False).indices  # (m, count)
+        # The largest values stand in the groups with the largest maxima. Bits of positive numbers are in the order of the numbers, and above those of
+        # others: integers are compared, several times faster.
+        groups = cosines.view(torch.int16).view(len(own), STRIDE, width).amax(1).topk(count, dim=1, sorted=False).indices  # (m, count)
         members = (groups[:, None, :] + offsets).flatten(1)  # (m, STRIDE count)
         rough_values, place = cosines.gather(1, members).float().topk(count, dim=1)
         candidates = members.gather(1, place)
@@ -55,5 +58,6 @@ def certified_neighbours(queries: Tensor, keys: Tensor, k: int, rows: Tensor | N
         index[start : start + len(own)] = candidates.gather(1, place)
         last = rough_values[:, -1]
         error = (own - near.float()).norm(dim=1) * length + near.float().norm(dim=1) * lost + last.abs() * 2**-8 + 1e-5
-        doubtful[start : start + len(own)] = values[start : start + len(own), -1] <= last + error
+        # Bits of numbers below zero are in no order.
+        doubtful[start : start + len(own)] = (values[start : start + len(own), -1] <= last + error) | (last <= 0)
     return values, index, doubtful.nonzero()[:, 0]

@@ -50,9 +50,10 @@ def discriminant_of(means: Tensor, factor: Tensor) -> tuple[Tensor, Tensor]:
     return weights, -0.5 * (weights * means).sum(1)
 
 
-def is_definite(covariance: Tensor, n: int) -> bool:
-    """Whether :func:`discriminant` can work with a covariance (D, D) of n images: rounded sums of nearly equal images may leave none."""
-    return int(torch.linalg.cholesky_ex(_ridge(covariance, n)).info) == 0
+def definite_factor(covariance: Tensor, n: int) -> Tensor | None:
+    """What :func:`precision_factor` gives, or None where a covariance (D, D) has none: rounded sums of nearly equal images may leave such."""
+    factor, info = torch.linalg.cholesky_ex(_ridge(covariance, n))
+    return None if int(info) else factor
 
 
 def _ridge(covariance: Tensor, n: int) -> Tensor:
@@ -89,18 +90,18 @@ class Shared:
         return scale * prototypes + self.alpha * weights, self.alpha * bias
 
 
-def text_share(text: Tensor, weights: Tensor, bias: Tensor, mean: Tensor, second: Tensor) -> float:
+def text_share(text: float, weights: Tensor, bias: Tensor, mean: Tensor, second: Tensor) -> float:
     """Weight alpha of Gaussian log-odds beside text logits: the ratio of their standard deviations over images, 0 where the Gaussians say nothing.
 
     Args:
-        text: Scaled prototypes (C, D).
+        text: Standard deviation of the text logits, :func:`logit_std` of the scaled prototypes.
         weights: Of the Gaussian part, (C, D).
         bias: (C,).
         mean: Of the images, (D,).
         second: ``X^T X / N`` (D, D).
     """
-    spread = _logit_std(weights, bias, mean, second)
-    return float(_logit_std(text, torch.zeros_like(bias), mean, second) / spread) if spread > TINY else 0.0
+    spread = logit_std(weights, bias, mean, second)
+    return text / spread if spread > TINY else 0.0
 
 
 def other_rows(kept: Tensor, rows: Tensor, new: Tensor) -> Tensor:
@@ -128,19 +129,20 @@ def linear_log_proba(x: Tensor, coef: Tensor, intercept: Tensor, out: Tensor | N
     return found
 
 
-def second_moment(x: Tensor, chunk_size: int) -> tuple[Tensor, Tensor]:
-    """Mean (D,) and ``X^T X / N`` (D, D), float64."""
+def second_moment(x: Tensor, chunk_size: int, kind: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
+    """Mean (D,) and ``X^T X / N`` (D, D), float64; products in the type ``kind``, chunks are added up in float64."""
     second = torch.zeros(x.shape[1], x.shape[1], dtype=torch.float64, device=x.device)
     total = torch.zeros(x.shape[1], dtype=torch.float64, device=x.device)
     for chunk in x.split(chunk_size):
-        rows = chunk.double()
+        rows = chunk.to(kind)
         second += rows.T @ rows
         total += rows.sum(0)
     return total / len(x), second / len(x)
 
 
-def _logit_std(weights: Tensor, bias: Tensor, mean: Tensor, second: Tensor) -> Tensor:
+def logit_std(weights: Tensor, bias: Tensor | float, mean: Tensor, second: Tensor) -> float:
     """Standard deviation over images and classes of ``x w^T + b`` after centring over the classes, from moments of x alone."""
-    w, b = weights - weights.mean(0), bias - bias.mean()
+    w, b = weights - weights.mean(0), weights.new_zeros(len(weights)) + bias
+    b = b - b.mean()
     square = ((w @ second) * w).sum() + 2 * b @ (w @ mean) + b @ b
-    return (square / len(w)).clamp_min(0).sqrt()
+    return float((square / len(w)).clamp_min(0).sqrt())

@@ -16,6 +16,7 @@ from finelens.solvers.gaussians import (
     Shared,
     discriminant_of,
     linear_log_proba,
+    logit_std,
     other_rows,
     precision_factor,
     second_moment,
@@ -79,7 +80,7 @@ class Gda(Solver):
         count = max(2, len(known))
         factor = precision_factor(scatter / (count - 1), count)
         weights, bias = discriminant_of(means, factor)
-        self.alpha_ = text_share(scale * w, weights, bias, mean, second)
+        self.alpha_ = text_share(logit_std(scale * w, 0.0, mean, second), weights, bias, mean, second)
         self.coef_, self.intercept_ = scale * w + self.alpha_ * weights, self.alpha_ * bias
         self.shared_factor_, self.shared_shift_, self.shared_alpha_ = (w.new_zeros(0) for _ in SHARED)
         if self.base_to_new == "gaussian":

@@ -5,6 +5,7 @@ Classifier and precision matrix: Wang et al., "A Hard-to-Beat Baseline for Train
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -12,7 +13,18 @@ import torch
 from torch import Tensor
 
 from finelens.solvers.base import Solver
-from finelens.solvers.gaussians import TINY, discriminant, is_definite, linear_log_proba, second_moment, text_means, text_share
+from finelens.solvers.chunks import chunks
+from finelens.solvers.gaussians import (
+    TINY,
+    definite_factor,
+    discriminant_of,
+    linear_log_proba,
+    logit_std,
+    precision_factor,
+    second_moment,
+    text_means,
+    text_share,
+)
 from finelens.solvers.known import Known
 from finelens.solvers.parameters import COUNT, NOT_NEGATIVE, Constraints
 from finelens.solvers.settling import is_many, sums_type
@@ -60,28 +72,28 @@ class GdaEm(Solver):
         self.anchor, self.max_iter, self.tol, self.chunk_size = anchor, max_iter, tol, chunk_size
 
     def _fit(self, x: Tensor, prototypes: Tensor, scale: float, known: Known) -> Tensor:
-        w = prototypes.double()
-        mean, second = second_moment(x, self.chunk_size)
-        anchors = text_means(w, mean)
+        w, many = prototypes.double(), is_many(x, len(prototypes))
+        mean, second = second_moment(x, self.chunk_size, x.dtype if many else torch.float64)
+        anchors, text = text_means(w, mean), logit_std(scale * w, 0.0, mean, second)
         self.coef_, self.intercept_, self.alpha_ = scale * w, w.new_zeros(len(w)), 0.0
-        log_gamma, spare = known.clamp(self._log_proba(x)), None
-        kind = sums_type(x, len(w)) if is_many(x, len(w)) else torch.float64
+        rounds = _Rounds(x, known, len(w), self.chunk_size, sums_type(x, len(w)) if many else torch.float64)
+        moments = rounds.next(self.coef_, self.intercept_)
         for round_ in range(1, self.max_iter + 1):
             self.n_iter_ = round_
-            means, covariance = self._m_step(_moments(x, log_gamma, self.chunk_size, kind), anchors)
-            if kind is not torch.float64 and not is_definite(covariance, len(x)):
-                kind = torch.float64
-                means, covariance = self._m_step(_moments(x, log_gamma, self.chunk_size, kind), anchors)
-            weights, bias = discriminant(means, covariance, len(x))
-            self.alpha_ = text_share(scale * w, weights, bias, mean, second)
+            means, covariance = self._m_step(moments, anchors)
+            factor = definite_factor(covariance, len(x))
+            if factor is None:
+                means, covariance = self._m_step(rounds.in_full(), anchors)
+                factor = precision_factor(covariance, len(x))
+            weights, bias = discriminant_of(means, factor)
+            self.alpha_ = text_share(text, weights, bias, mean, second)
             self.coef_, self.intercept_ = scale * w + self.alpha_ * weights, self.alpha_ * bias
-            # Two posteriors take turns in the memory of the first two.
-            spare = None if spare is None else known.clamp(linear_log_proba(x, self.coef_, self.intercept_, out=spare))
-            previous, log_gamma = log_gamma, known.clamp(self._log_proba(x)) if spare is None else spare
-            spare = previous
-            if _mean_l1(previous, log_gamma, self.chunk_size) < self.tol:
-                break
-        return log_gamma
+            # The last posteriors are asked for as logarithms, and nothing is summed over them.
+            if round_ < self.max_iter:
+                moments = rounds.next(self.coef_, self.intercept_)
+                if rounds.moved < self.tol:
+                    break
+        return linear_log_proba(x, self.coef_, self.intercept_, out=rounds.gamma)
 
     def _m_step(self, moments: Moments, anchors: Tensor) -> tuple[Tensor, Tensor]:
         """Anchored means (C, D), and the covariance (D, D) as the mean over classes with mass of their own covariances."""
@@ -95,28 +107,64 @@ class GdaEm(Solver):
         return linear_log_proba(x, self.coef_, self.intercept_)
 
 
-def _moments(x: Tensor, log_gamma: Tensor, chunk_size: int, kind: torch.dtype) -> Moments:
-    """Moments with products in the type ``kind``; chunks are added up in float64."""
-    mass = torch.zeros(log_gamma.shape[1], dtype=torch.float64, device=x.device)
-    sums = torch.zeros(len(mass), x.shape[1], dtype=torch.float64, device=x.device)
-    for rows, part in zip(x.split(chunk_size), log_gamma.split(chunk_size), strict=True):
-        gamma = _exp(part, kind)
-        mass += gamma.sum(0, dtype=torch.float64)
-        sums += gamma.to(kind).T @ rows.to(kind)
-    scatter = torch.zeros(x.shape[1], x.shape[1], dtype=torch.float64, device=x.device)
-    inverse = torch.where(mass > TINY, 1 / mass.clamp_min(TINY), 0.0)
-    for rows, part in zip(x.split(chunk_size), log_gamma.split(chunk_size), strict=True):
-        gamma = _exp(part, kind)
-        scatter += (rows * (gamma @ inverse.to(gamma))[:, None]).to(kind).T @ rows.to(kind)
-    return Moments(mass, sums, scatter)
+class _Rounds:
+    """Posteriors of all images, one matrix that every round overwrites: product, softmax and sums of a chunk while it is in the processor's cache.
 
+    Args:
+        x: Unit rows (N, D).
+        known: Rows whose posterior is given.
+        classes: C.
+        chunk_size: Images in work at a time.
+        kind: Type of the products that are summed over images; chunks are added up in the wider of it and that of x.
 
-def _exp(log_gamma: Tensor, kind: torch.dtype) -> Tensor:
-    """The posterior in the wider of its own type and that of the products."""
-    return log_gamma.to(torch.promote_types(log_gamma.dtype, kind)).exp()
+    Attributes:
+        gamma: Posteriors (N, C), in the type of x.
+        moved: Mean over images of the L1 distance from the posteriors of the round before.
+    """
 
+    def __init__(self, x: Tensor, known: Known, classes: int, chunk_size: int, kind: torch.dtype) -> None:
+        self.x, self.kind, self.moved, self._chunks = x, kind, 0.0, chunks(len(x), chunk_size)
+        self.gamma = x.new_zeros(len(x), classes)
+        self.gamma[known.rows, known.labels] = 1.0
+        self._given = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+        self._given[known.rows] = True
+        # Rounded once for all rounds, not widened.
+        self._rows = x.to(kind) if kind is torch.bfloat16 else x
+        self._logits = x.new_empty(min(chunk_size, len(x)), classes)
 
-def _mean_l1(before: Tensor, after: Tensor, chunk_size: int) -> float:
-    """Mean over images of the L1 distance of two posteriors given as logarithms."""
-    pairs = zip(before.split(chunk_size), after.split(chunk_size), strict=True)
-    return float(sum(torch.linalg.vector_norm(a.exp().sub_(b.exp()), 1).double() for a, b in pairs)) / len(before)
+    def next(self, coef: Tensor, intercept: Tensor) -> Moments:
+        """Posteriors under weights (C, D) and biases (C,), and their moments."""
+        return self._moments(self._posteriors(coef.to(self.x).T, intercept.to(self.x)))
+
+    def in_full(self) -> Moments:
+        """Moments of the posteriors that are there, from now on with products in float64."""
+        self.kind, self._rows = torch.float64, self.x
+        return self._moments((at, self.gamma[at]) for at in self._chunks)
+
+    def _posteriors(self, weights: Tensor, bias: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        moved = 0.0
+        for at in self._chunks:
+            rows, before, given = self.x[at], self.gamma[at], self._given[at]
+            part = torch.addmm(bias, rows, weights, out=self._logits[: len(rows)])
+            torch.softmax(part, 1, out=part)
+            if bool(given.any()):
+                part[given] = before[given]
+            moved += float(before.sub_(part).abs_().sum())
+            before.copy_(part)
+            yield at, part
+        self.moved = moved / len(self.x)
+
+    def _moments(self, posteriors: Iterable[tuple[slice, Tensor]]) -> Moments:
+        (_, classes), width = self.gamma.shape, self.x.shape[1]
+        zero = self.gamma.new_zeros(1, dtype=torch.promote_types(self.gamma.dtype, self.kind))
+        mass, sums, scatter = zero.new_zeros(classes), zero.new_zeros(classes, width), zero.new_zeros(width, width)
+        for at, part in posteriors:
+            mass += part.to(zero).sum(0)
+            sums += part.to(self.kind).T @ self._rows[at].to(self.kind)
+        # Roots, so that the product is one of a matrix with itself.
+        inverse = torch.where(mass > TINY, 1 / mass.clamp_min(TINY), 0.0)
+        for at in self._chunks:
+            root = (self.gamma[at].to(zero) @ inverse).sqrt_()
+            rows = self._rows[at].to(self.kind) * root[:, None].to(self.kind)
+            scatter += rows.T @ rows
+        return Moments(mass.double(), sums.double(), scatter.double())

@@ -89,9 +89,11 @@ class RowProduct:
         self._weights = matrix.values()
         self._starts = F.pad(torch.bincount(row, minlength=len(matrix)).cumsum(0), (1, 0))
 
-    def all(self, dense: Tensor) -> Tensor:
-        """The product (M, K) with (N, K)."""
-        return F.embedding_bag(self._columns, dense, self._starts[:-1], mode="sum", per_sample_weights=self._weights)
+    def between(self, first: int, last: int, dense: Tensor) -> Tensor:
+        """The rows of the product from ``first`` to before ``last``."""
+        start, stop = int(self._starts[first]), int(self._starts[last])
+        offsets = self._starts[first:last] - start
+        return F.embedding_bag(self._columns[start:stop], dense, offsets, mode="sum", per_sample_weights=self._weights[start:stop])
 
     def of(self, rows: Tensor, dense: Tensor) -> Tensor:
         """Some rows of the product."""

@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from finelens.solvers.gaussians import TINY, discriminant, text_means, text_share
+from finelens.solvers.gaussians import TINY, discriminant, logit_std, text_means, text_share
 from finelens.solvers.online import OnlineSolver
 from finelens.solvers.parameters import NOT_NEGATIVE, Constraints
 
@@ -69,7 +69,7 @@ class OnlineGda(OnlineSolver):
         share = torch.where(self.mass_ > TINY, self.mass_ / (self.mass_ + self.anchor), 0.0)[:, None]  # (C, 1)
         covariance = second - (self.mass_[:, None] * v).T @ v / n
         weights, bias = discriminant(share * v + (1 - share) * prior, covariance, n)
-        alpha = text_share(self.text_, weights, bias, mean, second)
+        alpha = text_share(logit_std(self.text_, 0.0, mean, second), weights, bias, mean, second)
         self.coef_, self.intercept_ = self.text_ + alpha * weights, alpha * bias
 
     def _score(self, x: Tensor) -> Tensor:

@@ -8,9 +8,11 @@ import torch
 from torch import Tensor
 
 from finelens.solvers.base import Solver
-from finelens.solvers.conjugate_gradient import conjugate_gradient
+from finelens.solvers.chebyshev import chebyshev
+from finelens.solvers.chunks import chunks
+from finelens.solvers.gaussians import CHUNK
 from finelens.solvers.known import Known
-from finelens.solvers.neighbours import RowProduct, sparse_rows, top_neighbours
+from finelens.solvers.neighbours import sparse_rows, top_neighbours
 from finelens.solvers.parameters import COUNT, INNER_FRACTION, NOT_NEGATIVE, POSITIVE, Constraints
 
 # Classes solved for at a time: what keeps the memory of the solver linear in N with a small factor.
@@ -55,56 +57,62 @@ class ZLaP(Solver):
 
     def _fit(self, x: Tensor, prototypes: Tensor, scale: float, known: Known) -> Tensor:
         self.features_, self.text_ = x, prototypes
-        self.text_range_ = torch.stack(_cosine_range(x, prototypes, self.chunk_size))
+        texts, self.text_range_ = _nearest_texts(x, prototypes, self.neighbours, self.chunk_size)
         n, c = len(x), len(prototypes)
-        edges = self._edges(x, same=True)  # (N, N + C)
+        edges = self._edges(top_neighbours(x, x, self.neighbours, chunk_size=self.chunk_size, same=True), texts)  # (N, N + C)
         square = torch.sparse_coo_tensor(edges.indices(), edges.values(), (n + c, n + c), check_invariants=False)
         graph = (square + square.T).coalesce()
         degree = torch.sparse.sum(graph, 1).to_dense()  # (N + C,)
         root = torch.where(degree > 0, degree.clamp_min(torch.finfo(x.dtype).tiny).rsqrt(), 0.0)
         row, column = graph.indices()
-        normal = torch.sparse_coo_tensor(graph.indices(), root[row] * graph.values() * root[column], graph.shape, check_invariants=False).coalesce()
-        scores = self._propagate(normal, n, c, known)
+        weights = self.alpha * root[row] * graph.values() * root[column]
+        passed_on = torch.sparse_coo_tensor(graph.indices(), weights, graph.shape, check_invariants=False, is_coalesced=True)
+        scores = self._propagate(passed_on, n, c, known)
         shares = _log_shares(scores[:n])
         self.spread_ = scores.mul_(root[:, None])
         return shares
 
-    def _propagate(self, graph: Tensor, n: int, c: int, known: Known) -> Tensor:
-        product = RowProduct(graph)
-        scores = graph.new_empty((n + c, c), layout=torch.strided, dtype=graph.dtype)
+    def _propagate(self, passed_on: Tensor, n: int, c: int, known: Known) -> Tensor:
+        """Scores (N + C, C) of the graph ``alpha S``, whose eigenvalues lie within alpha of 0."""
+        scores = passed_on.new_empty((n + c, c), layout=torch.strided, dtype=passed_on.dtype)
+        nodes = torch.cat([torch.arange(n, n + c, device=known.rows.device), known.rows])
+        labels = torch.cat([torch.arange(c, device=known.labels.device), known.labels])
         for start in range(0, c, COLUMNS):
             stop = min(start + COLUMNS, c)
-            seeds = torch.zeros(n + c, stop - start, dtype=graph.dtype, device=graph.device)
-            seeds[torch.arange(n + start, n + stop), torch.arange(stop - start)] = 1
-            own = (known.labels >= start) & (known.labels < stop)
-            seeds[known.rows[own], known.labels[own] - start] = 1
-            scores[:, start:stop] = conjugate_gradient(lambda v: torch.sub(v, product.all(v), alpha=self.alpha), seeds, self.tol)
+            own = (labels >= start) & (labels < stop)
+            scores[:, start:stop] = chebyshev(passed_on, nodes[own], labels[own] - start, stop - start, radius=self.alpha, tol=self.tol)
         return scores
 
-    def _edges(self, x: Tensor, *, same: bool) -> Tensor:
-        """Sparse edges (M, N + C) of images to the images of the fit and the classes."""
-        images, image_index = top_neighbours(x, self.features_, self.neighbours, chunk_size=self.chunk_size, same=same)
-        texts, text_index = top_neighbours(x, self.text_, self.neighbours, chunk_size=self.chunk_size)
+    def _edges(self, images: tuple[Tensor, Tensor], texts: tuple[Tensor, Tensor]) -> Tensor:
+        """Sparse edges (M, N + C) to images of the fit and to classes, of cosines (M, k) and places (M, k) among either."""
         low, high = self.text_range_
-        shares = ((texts - low) / (high - low).clamp_min(torch.finfo(x.dtype).tiny)).clamp(0, 1)
-        values = torch.cat([images.clamp_min(0) ** self.gamma, shares**self.gamma], dim=1)
-        index = torch.cat([image_index, text_index + len(self.features_)], dim=1)
+        shares = ((texts[0] - low) / (high - low).clamp_min(torch.finfo(self.features_.dtype).tiny)).clamp(0, 1)
+        values = torch.cat([images[0].clamp_min(0) ** self.gamma, shares**self.gamma], dim=1)
+        index = torch.cat([images[1], texts[1] + len(self.features_)], dim=1)
         return sparse_rows(values, index, len(self.features_) + len(self.text_))
 
     def _log_proba(self, x: Tensor) -> Tensor:
-        return _log_shares(torch.sparse.mm(self._edges(x.to(self.features_), same=False), self.spread_))
+        near = [top_neighbours(x.to(self.features_), keys, self.neighbours, chunk_size=self.chunk_size) for keys in (self.features_, self.text_)]
+        return _log_shares(torch.sparse.mm(self._edges(*near), self.spread_))
 
 
-def _cosine_range(x: Tensor, prototypes: Tensor, chunk_size: int) -> tuple[Tensor, Tensor]:
-    lows, highs = zip(*((chunk @ prototypes.T).aminmax() for chunk in x.split(chunk_size)), strict=True)
-    return torch.stack(lows).min(), torch.stack(highs).max()
+def _nearest_texts(x: Tensor, prototypes: Tensor, k: int, chunk_size: int) -> tuple[tuple[Tensor, Tensor], Tensor]:
+    """What ``top_neighbours`` finds among the prototypes (C, D), and the smallest and largest cosine of all (2,), from one product."""
+    parts = []
+    for rows in chunks(len(x), chunk_size):
+        cosines = x[rows] @ prototypes.T
+        parts.append((*cosines.topk(min(k, len(prototypes)), dim=1), torch.stack(cosines.aminmax())))
+    values, index, extremes = zip(*parts, strict=True)
+    low, high = torch.stack(extremes).T
+    return (torch.cat(values), torch.cat(index)), torch.stack([low.min(), high.max()])
 
 
 def _log_shares(scores: Tensor) -> Tensor:
     """Log of the rows' shares; a row that nothing reaches is uniform."""
-    positive = scores.clamp_min(0)
-    total = positive.sum(1, keepdim=True)
-    c = scores.shape[1]
-    # In place: there are N x C of them.
-    positive.div_(total.clamp_min(torch.finfo(scores.dtype).tiny)).masked_fill_(total <= 0, 1 / c)
-    return positive.add_(UNREACHED).div_(1 + c * UNREACHED).log_()
+    c, found = scores.shape[1], torch.empty_like(scores)
+    for rows in chunks(len(scores), CHUNK):
+        positive = torch.clamp_min(scores[rows], 0, out=found[rows])
+        total = positive.sum(1, keepdim=True)
+        positive.div_(total.clamp_min(torch.finfo(scores.dtype).tiny)).masked_fill_(total <= 0, 1 / c)
+        positive.add_(UNREACHED).div_(1 + c * UNREACHED).log_()
+    return found

@@ -1,0 +1,81 @@
+"""Processor time, memory and answers of solvers, of another checkout and of this one in turn. One JSON line per fit.
+
+    git worktree add ../before 3a1909f
+    OMP_NUM_THREADS=1 python benchmarks/solver_versions.py --before ../before/src --out versions.jsonl
+
+Every fit is a process of its own on the same features (``random_features`` of ``solver_speed.py``); sides take turns, so that both see the same load.
+Said last: least processor seconds and largest resident size of each side, and the share of images with the same answer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+NAMES = {"stata": "StatA", "transclip": "TransClip", "gda-em": "GdaEm", "zlap": "ZLaP"}
+THIS = Path(__file__).resolve().parent.parent / "src"
+
+
+def main() -> None:
+    # Not where a fit runs: the other checkout need not have what it imports.
+    from solver_speed import random_features
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--before", type=Path, required=True, help="the src folder of the other checkout")
+    parser.add_argument("--methods", nargs="+", choices=NAMES, default=list(NAMES))
+    parser.add_argument("--sizes", nargs="+", default=["20000x500", "50000x1000"], help="images x classes, of 512 columns")
+    parser.add_argument("--turns", type=int, default=2)
+    parser.add_argument("--out", type=Path, required=True)
+    given = parser.parse_args()
+    for size in given.sizes:
+        images, classes = map(int, size.split("x"))
+        with tempfile.TemporaryDirectory() as folder:
+            torch.save(random_features(images, classes, 512), Path(folder) / "features.pt")
+            for method in given.methods:
+                compare(method, size, given, Path(folder))
+
+
+def compare(method: str, size: str, given: argparse.Namespace, folder: Path) -> None:
+    sides: dict[str, list[dict[str, Any]]] = {"before": [], "now": []}
+    for _ in range(given.turns):
+        for side, source in (("before", given.before), ("now", THIS)):
+            answers = folder / f"{side}.pt"
+            command = [sys.executable, __file__, "--fit", method, str(folder / "features.pt"), str(answers)]
+            said = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(source)}, check=True, capture_output=True, text=True).stdout
+            sides[side].append({"side": side, "method": method, "size": size, **json.loads(said)})
+            with given.out.open("a") as file:
+                file.write(json.dumps(sides[side][-1] | {"load": os.getloadavg()[0], "torch": torch.__version__}) + "\n")
+    same = float((torch.load(folder / "before.pt") == torch.load(folder / "now.pt")).float().mean())
+    seconds = {side: min(row["cpu_seconds"] for row in rows) for side, rows in sides.items()}
+    peaks = {side: max(row["megabytes_peak"] for row in rows) for side, rows in sides.items()}
+    print(f"{method} {size}  seconds {seconds}  ratio {seconds['before'] / seconds['now']:.2f}  peak MB {peaks}  same answer {same:.4%}", flush=True)
+
+
+def fit(method: str, features: Path, answers: Path) -> None:
+    """One fit in this process, with whichever finelens is on the path."""
+    from finelens import solvers
+
+    x, prototypes = torch.load(features)
+    start = time.process_time()
+    found = getattr(solvers, NAMES[method])().fit_predict_proba(x, prototypes=prototypes, logit_scale=50.0)
+    seconds = time.process_time() - start
+    torch.save(found.argmax(1), answers)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+    print(json.dumps({"cpu_seconds": round(seconds, 2), "megabytes_peak": peak, "threads": torch.get_num_threads()}))
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--fit"]:
+        fit(sys.argv[2], Path(sys.argv[3]), Path(sys.argv[4]))
+    else:
+        main()
