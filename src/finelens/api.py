@@ -450,6 +450,7 @@ def report(
     labels: str | Path | None = None,
     test: str | Path | None = None,
     groups: str | Path | None = None,
+    unknown: bool = False,
     device: str = "cpu",
     extra: Sequence[str | Path] = (),
     extra_names: Sequence[str | Path] = (),
@@ -463,6 +464,7 @@ def report(
         labels: ``folders`` or a CSV file, as for :func:`evaluate`; the result is kept in the run as ``evaluation.json``.
         test: Folder of labelled photographs; by default those the run was adapted to.
         groups: As for :func:`evaluate`.
+        unknown: As for :func:`evaluate`.
         device: Where the model runs.
         extra: As for :func:`predict`, about ``test``; without ``test`` the run's own.
         extra_names: As for :func:`predict`.
@@ -485,11 +487,13 @@ def report(
             raise UserError("--test needs --labels: folders, or a CSV file with the columns path,label")
         if groups is not None and labels is None:
             raise UserError("--groups needs --labels: accuracy by group is measured with labels")
+        if unknown and labels is None:
+            raise UserError("--unknown needs --labels: they say which photographs belong to none of the classes")
         if labels is not None:
             elsewhere: dict[str, Any] = {"extra": extra, "extra_names": extra_names}
             given = elsewhere if test is not None else own_features(folder.config) | {"taken": saved(folder.taken_path)}
             given["extra_encoders"] = extra_encoders
-            given |= {"device": device, "json_file": folder.evaluation_path, "groups": groups, "console": console}
+            given |= {"device": device, "json_file": folder.evaluation_path, "groups": groups, "unknown": unknown, "console": console}
             evaluate(run, test or folder.config.photos, labels, **given)
         classifier = load_run(run, device=device)
         before = read_level(folder.path) if labels is not None and folder.verdict_path.is_file() else None

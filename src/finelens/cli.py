@@ -434,6 +434,7 @@ def features(photos: Path, engine: str, ray_address: str | None, **given: Any) -
 @click.option("--labels", help="folders, or a CSV file with columns path,label: adds measured accuracy to the report.")
 @click.option("--test", type=click.Path(path_type=Path), help="Folder of the labelled photographs; default: those of the run.")
 @click.option("--groups", type=click.Path(path_type=Path), help="CSV file path,NAME,... as for evaluate: adds groups to the report.")
+@click.option("--unknown", is_flag=True, help="As for evaluate: labels of no class judge the column none_of_these.")
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:N or mps.")
 @_extra
 @_extra_names

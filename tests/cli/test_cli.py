@@ -7,6 +7,7 @@ import json
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from PIL import Image
 from finelens.core.schemas import EVALUATION_KEYS, PREDICTION_COLUMNS, UNLIKE_NOTE, VERDICTS
 from finelens.engine.device import choose_precision
 from finelens.methods.registry import DEFAULT_METHOD, METHODS
+from finelens.storage.predictions import read_predictions
 from finelens.storage.tensors import load_tensors
 from tests.cli.conftest import FAST
 from tests.toy import CLASSES, digest
@@ -322,6 +324,19 @@ def test_evaluate_by_groups_and_report_with_them(run, adapted, world, tmp_path):
     page = (copy / "report.html").read_text()
     assert "<h3>By <bdi>marker</bdi></h3>" in page
     assert "groups drawn at random have one as large" in page
+
+
+def test_report_says_how_well_none_of_the_classes_is_told(run, adapted, world, tmp_path):
+    copy = Path(shutil.copytree(adapted, tmp_path / "run"))
+    rows = read_predictions(copy / "predictions.csv")
+    labels = tmp_path / "labels.csv"
+    labels.write_text("path,label\n" + "".join(f"{row.path},{'none' if i < 6 else row.path.split('/')[0]}\n" for i, row in enumerate(rows)))
+    assert "--unknown needs --labels" in run("report", copy, "--unknown").err
+    assert run("report", copy, "--labels", labels, "--unknown").code == 0
+    page = (copy / "report.html").read_text()
+    assert "of 6 photographs that are none; in no other number here" in page
+    assert "of the 18 others" in page
+    assert "On 18 labelled images" in page
 
 
 def test_predict_warns_of_photographs_unlike_those_of_the_fit(run, adapted, world, tmp_path):

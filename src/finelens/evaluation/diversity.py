@@ -44,8 +44,9 @@ class Diversity:
     def line(self) -> str:
         """One sentence."""
         return (
-            f"the photographs vary in about {self.all:.0f} directions; the texts of their classes account for {self.share:.0%} of the strength of "
-            f"their features, what all have in common included, in {self.by_text:.0f} directions; the rest varies in about {self.own:.0f}"
+            f"the texts of the classes account for {self.share:.0%} of what the model sees in the photographs, what all have in common included, in "
+            f"about {self.by_text:.0f} directions; the other {1 - self.share:.0%} is spread over about {self.own:.0f} directions "
+            "(background, pose, light, and what the texts do not say)"
         )
 
 

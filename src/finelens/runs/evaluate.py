@@ -191,6 +191,7 @@ def _groups_line(column: str, found: Mapping[str, Any]) -> str:
     by_name = {group["group"]: group for group in found["groups"]}
     ends = " and ".join(f"{name} {by_name[name]['accuracy']:.1%} of {by_name[name]['n']}" for name in (found["worst"], found["best"]))
     low, high = (100 * end for end in found["gap_interval"])
-    said = f"{column}: worst and best group {ends}; gap {100 * found['gap']:.1f} points ({low:+.1f} to {high:+.1f}, p = {found['gap_p']:.3f})"
+    p = f"p = {found['gap_p']:.3f}" if found["gap_p"] >= 0.001 else "p < 0.001"
+    said = f"{column}: worst and best group {ends}; gap {100 * found['gap']:.1f} points ({low:+.1f} to {high:+.1f}, {p})"
     suspected = (found["shortcut"] or {}).get("suspected")
     return said + (f"; may be found by {column}: {', '.join(suspected)}" if suspected else "")
