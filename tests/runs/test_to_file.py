@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import tarfile
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -83,6 +84,29 @@ def test_a_killed_command_goes_on_with_the_same_bytes(world, tmp_path, monkeypat
     assert sizes == [5, 4]
     assert target.read_bytes() == whole
     assert [path.name for path in tmp_path.iterdir()] == ["new.csv"]
+
+
+@pytest.mark.parametrize("calibrated", [False, True])
+def test_counts_of_a_command_that_went_on_are_those_of_all_rows(world, tmp_path, monkeypatch, capsys, calibrated):
+    """The damaged file is among the rows of the command that was killed."""
+    options = {}
+    if calibrated:
+        lines = [f"{name}/{number}.png,{name}\n" for name in CLASSES for number in (0, 1)]
+        (tmp_path / "labels.csv").write_text("path,label\n" + "".join(lines))
+        options = {"calibrate": tmp_path / "labels.csv", "coverage": 0.8}
+    said = []
+    # Two groups of labelled photographs are asked about first.
+    for stop in (99, 3 + 2 * calibrated, 99):
+        killed_after(monkeypatch, stop)
+        with nullcontext() if stop == 99 else pytest.raises(Killed):
+            target = tmp_path / ("whole.csv" if not said else "new.csv")
+            api.predict(world / "run", world / "photos", target, console=Console(), **options)
+        said.append([line for line in capsys.readouterr().err.splitlines() if line.startswith(("24 files", "conformal", "noted", "  "))])
+    whole, killed, last = said
+    assert not killed
+    assert whole[-1] == "24 files: 23 ok, 1 corrupt"
+    assert len(whole) == 1 + calibrated
+    assert last == [*whole[:-1], "24 files (15 by an earlier command): 23 ok, 1 corrupt"]
 
 
 def test_how_many_are_right_is_said_of_enough_photographs(world, tmp_path, capsys):

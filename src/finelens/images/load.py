@@ -104,10 +104,13 @@ class Tally:
         self._kinds.update(other._kinds)
         self._first = {**other._first, **self._first}
 
-    def say(self, console: Console) -> None:
-        """Say the numbers by status."""
+    def say(self, console: Console, earlier: int = 0) -> None:
+        """Say the numbers by status, and how many of the files an earlier command had done."""
         noun = "file" if self.files == 1 else "files"
-        console.say(f"{self.files} {noun}: " + ", ".join(f"{count} {status}" for status, count in self.counts.items()))
+        console.say(
+            f"{self.files} {noun}{f' ({earlier} by an earlier command)' if earlier else ''}: "
+            + ", ".join(f"{count} {status}" for status, count in self.counts.items())
+        )
 
     def say_notes(self, console: Console) -> None:
         """Say how many readable files were noted, and why: each kind of note with its number and a first file, the most frequent first."""

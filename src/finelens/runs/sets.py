@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -53,6 +56,12 @@ def sets_of(found: Predictions, classes: Sequence[str], rule: Conformal) -> list
 def sets_header() -> str:
     """The first line of the file."""
     return csv_text([SET_COLUMNS])
+
+
+def set_sizes(path: Path) -> Counter[int]:
+    """How many sets of a file have so many classes; inputs without one are not counted."""
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        return Counter(int(row["size"]) for row in csv.DictReader(file) if row["size"])
 
 
 def sets_text(records: Sequence[ImageRecord], sets: Sequence[Sequence[str]]) -> str:

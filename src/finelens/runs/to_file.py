@@ -23,6 +23,7 @@ from finelens.images.load import Tally
 from finelens.images.tiles import Grid
 from finelens.intake.recognise import CONFIDENCE
 from finelens.intake.taken import take
+from finelens.protocol import ImageRecord
 from finelens.runs.alarms import say_none
 from finelens.runs.by_rank import RankTable
 from finelens.runs.classifier import Classifier, load_run
@@ -30,7 +31,7 @@ from finelens.runs.early import Question
 from finelens.runs.folder import RunFolder
 from finelens.runs.group_by import GroupBy
 from finelens.runs.predict import GROUP, Predictions
-from finelens.runs.sets import calibrate_on, sets_header, sets_of, sets_text
+from finelens.runs.sets import calibrate_on, set_sizes, sets_header, sets_of, sets_text
 from finelens.runs.shard import groups_path, ranks_path, sets_path, tiles_path
 from finelens.runs.source import Listing, Source
 from finelens.runs.sources import asked_at, source_at, with_rows, with_tiles
@@ -40,7 +41,16 @@ from finelens.runs.trust import Seen
 from finelens.storage.cache import state_digest
 from finelens.storage.files import file_digest, text_bytes, write_text
 from finelens.storage.growing import GrowingFiles
-from finelens.storage.predictions import BOM, PredictionRow, predictions_header, predictions_text, read_predictions, rows_from_logits, softmax
+from finelens.storage.predictions import (
+    BOM,
+    PredictionRow,
+    each_prediction,
+    predictions_header,
+    predictions_text,
+    read_predictions,
+    rows_from_logits,
+    softmax,
+)
 
 DEFAULT_COVERAGE = 0.9
 
@@ -101,7 +111,7 @@ def predict_to_file(question: Question, console: Console, asked: Asked | None = 
     asked = asked or load_question(question, console)
     source, listing, classifier, rule = asked.source, asked.listing, asked.classifier, asked.rule
     likeness: list[torch.Tensor] = []
-    doubt: list[torch.Tensor] = []
+    doubt: list[np.ndarray] = []
     span = range(listing.count) if question.shard is None else question.shard.rows(listing.count, GROUP)
     paths, starts = [question.target], [predictions_header(bom=question.csv_bom)]
     if rule is not None:
@@ -114,13 +124,17 @@ def predict_to_file(question: Question, console: Console, asked: Asked | None = 
     with GrowingFiles(paths, list(map(text_bytes, starts)), question_key(question, asked)) as files:
         if files.done:
             console.say(f"going on: {files.done} of {len(span)} rows are in {question.target.name}.part")
-        left = span[files.done :]
+            doubt.append(recount(files.parts[0], tally))
+            if rule is not None:
+                sizes.update(set_sizes(files.parts[1]))
+        earlier = files.done
+        left = span[earlier:]
         found = source.parts(classifier.request(console, zero_shot=question.zero_shot, looks=gathered is not None), left)
         for part in found if left else ():
             rows = _rows(part, classifier)
             texts = [predictions_text(rows)]
             likeness.append(part.likeness)
-            doubt.append(part.none_of_these)
+            doubt.append(part.none_of_these.numpy())
             probabilities = softmax(part.logits["logits"].numpy()) if part.logits else np.zeros((0, len(classifier.classes)))
             seen.add(part, probabilities)
             if rule is not None:
@@ -137,14 +151,15 @@ def predict_to_file(question: Question, console: Console, asked: Asked | None = 
     if rule is not None:
         mean = f", {sum(size * count for size, count in sizes.items()) / sizes.total():.1f} classes in a set on average" if sizes else ""
         console.say(f"conformal sets{mean}; {rule.guarantee()}")
-    tally.say(console)
+    tally.say(console, earlier)
     tally.say_notes(console)
     # Tiles look unlike photographs, and belong to no class more often: what is expected of photographs says nothing of them.
     if question.tiles is None:
         familiarity, likes = classifier.model.familiarity, torch.cat([torch.zeros(0), *likeness])
         if len(likes) and familiarity is not None and (complaint := familiarity.complaint(likes)):
-            console.warn(complaint)
-        say_none(torch.cat([torch.zeros(0), *doubt]).numpy(), console)
+            # How far earlier ones were from the fit is not in the file.
+            console.warn(f"of what this command read, {complaint}" if earlier else complaint)
+        say_none(np.concatenate([np.zeros(0), *doubt]), console)
         # What was read by a command that was stopped is not here any more.
         if question.classes is None and len(left) == len(span):
             seen.say(RunFolder.open(question.run, lock=False), console)
@@ -162,6 +177,17 @@ def predict_to_file(question: Question, console: Console, asked: Asked | None = 
     for path in paths:
         console.say(f"wrote {path}")
     return question.target
+
+
+def recount(path: Path, tally: Tally) -> np.ndarray:
+    """Count the rows that an earlier command wrote, as if they were new; returns their doubt whether they belong to any class."""
+    doubt: list[float] = []
+    for row in each_prediction(path):
+        notes = [note for note in row.reason.split("; ") if note != UNLIKE_NOTE]
+        tally.add([ImageRecord(row.path, row.status, "; ".join(notes), None)])
+        if row.none_of_these is not None:
+            doubt.append(row.none_of_these)
+    return np.array(doubt)
 
 
 def source_of(question: Question, console: Console) -> Source:

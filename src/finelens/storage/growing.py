@@ -27,11 +27,12 @@ class GrowingFiles:
 
     Attributes:
         done: Units of work that earlier processes of the same key have written.
+        parts: What the files are called until they are whole.
     """
 
     def __init__(self, paths: Sequence[Path], starts: Sequence[bytes], key: str) -> None:
         self._paths, self._starts, self._key = [Path(path) for path in paths], list(starts), key
-        self._parts = [path.with_name(path.name + PART) for path in self._paths]
+        self.parts = [path.with_name(path.name + PART) for path in self._paths]
         self._journal = self._paths[0].with_name(self._paths[0].name + JOURNAL)
         self._lock = Lock(self._paths[0].with_name(self._paths[0].name + LOCK))
         self._open: list[int] = []
@@ -43,14 +44,14 @@ class GrowingFiles:
         Raises:
             UserError: They cannot be written, another process writes them, or something else lies in their place.
         """
-        for part, start in zip(self._parts, self._starts, strict=True):
+        for part, start in zip(self.parts, self._starts, strict=True):
             check_target(part, start.decode())
         self._lock.acquire()
         try:
             self.done, sizes = self._kept()
-            for part in self._parts:
+            for part in self.parts:
                 self._open.append(_open(part))
-            for descriptor, part, size, start in zip(self._open, self._parts, sizes, self._starts, strict=True):
+            for descriptor, part, size, start in zip(self._open, self.parts, sizes, self._starts, strict=True):
                 self._cut(descriptor, part, size, start)
         except BaseException:
             self._close()
@@ -66,7 +67,7 @@ class GrowingFiles:
         Raises:
             UserError: The disk is full or the like; what was whole before stays so.
         """
-        sizes = [_append(descriptor, part, block) for descriptor, part, block in zip(self._open, self._parts, blocks, strict=True)]
+        sizes = [_append(descriptor, part, block) for descriptor, part, block in zip(self._open, self.parts, blocks, strict=True)]
         write_json(self._journal, {"key": self._key, "done": done, "sizes": sizes})
         self.done = done
 
@@ -77,7 +78,7 @@ class GrowingFiles:
             UserError: They cannot be renamed.
         """
         # The first goes last: as long as it is a part, the same command tries again.
-        for descriptor, part, path in reversed(list(zip(self._open, self._parts, self._paths, strict=True))):
+        for descriptor, part, path in reversed(list(zip(self._open, self.parts, self._paths, strict=True))):
             try:
                 os.fsync(descriptor)
                 os.replace(part, path)
@@ -88,12 +89,12 @@ class GrowingFiles:
 
     def _kept(self) -> tuple[int, list[int]]:
         """Units that are whole, and the size of each file then; nothing where the journal is of other work or lies."""
-        fresh = 0, [0] * len(self._parts)
+        fresh = 0, [0] * len(self.parts)
         try:
             journal = read_json(self._journal)
             done, sizes = journal["done"], journal["sizes"]
-            same = journal["key"] == self._key and len(sizes) == len(self._parts) and type(done) is int and done > 0
-            whole = same and all(type(size) is int and part.stat().st_size >= size for part, size in zip(self._parts, sizes, strict=True))
+            same = journal["key"] == self._key and len(sizes) == len(self.parts) and type(done) is int and done > 0
+            whole = same and all(type(size) is int and part.stat().st_size >= size for part, size in zip(self.parts, sizes, strict=True))
         except (UserError, OSError, KeyError, TypeError):
             return fresh
         return (done, sizes) if whole else fresh

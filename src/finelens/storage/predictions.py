@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -202,13 +202,19 @@ def read_predictions(path: Path) -> list[PredictionRow]:
     Raises:
         UserError: The file is missing, unreadable, or not a predictions file; the message names the line.
     """
+    return list(each_prediction(path))
+
+
+def each_prediction(path: Path) -> Iterator[PredictionRow]:
+    """The rows of :func:`read_predictions` one by one, for files that need not fit into memory."""
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file, strict=True)
             header = next(reader, [])
             if tuple(header) not in (PREDICTION_COLUMNS, THIRD_PREDICTION_COLUMNS, SECOND_PREDICTION_COLUMNS, FIRST_PREDICTION_COLUMNS):
                 raise UserError(f"{path}: expected the columns {', '.join(PREDICTION_COLUMNS)}; give the predictions.csv of a finelens run")
-            return [_parse(cells, len(header), f"{path}, line {reader.line_num}") for cells in reader]
+            for cells in reader:
+                yield _parse(cells, len(header), f"{path}, line {reader.line_num}")
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}; check the path and its permissions") from error
     except (UnicodeDecodeError, csv.Error) as error:
