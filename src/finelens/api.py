@@ -357,6 +357,7 @@ def predict_to(
     group_by: str | None = None,
     tiles: str | None = None,
     tile_floor: float | None = None,
+    overwrite: bool = False,
     console: Console | None = None,
 ) -> Path:
     """Classify new photographs, or the rows of a feature file, and write a CSV file with the columns of ``predictions.csv``.
@@ -393,6 +394,7 @@ def predict_to(
         tiles: Grid of tiles into which each photograph is cut, ``3``, ``3x2`` or ``3x2:0.5`` (docs/tiles.md): a row a tile, and ``CSV`` with
             ``_tiles`` in its name, the classes that each photograph shows.
         tile_floor: Least probability with which a tile names its class; by default 0.5.
+        overwrite: Whether files of an earlier call are replaced; what a stopped one left is gone on with in any case.
         console: Progress.
 
     Returns:
@@ -425,6 +427,7 @@ def predict_to(
         group_by=group_by,
         tiles=tiles,
         tile_floor=tile_floor,
+        overwrite=overwrite,
     )
     check_question(question)
     return predict_to_file(question, console or Console())

@@ -242,6 +242,7 @@ def resume(run: Path, fail_on: str | None, console: Console) -> None:
 @click.option("--classes", type=click.Path(path_type=Path), help="Another list of class names than the run's (docs/new_classes.md).")
 @click.option("--descriptions", type=click.Path(path_type=Path), help="JSON file {class: [sentence, ...]} for --classes.  [default: the run's]")
 @click.option("--prototypes", type=click.Path(path_type=Path), help="Prototypes for --classes, where the run was made with prototypes.")
+@click.option("--overwrite", is_flag=True, help="Replace the files of an earlier command; what a stopped one left is gone on with in any case.")
 @click.option("--shard", metavar="I/K", help="Part I of K only, into OUT-0000I-of-0000K.csv; finelens join puts the parts together.")
 @_group_by
 @click.option("--tiles", metavar="GRID", help="Also classify tiles of each photograph: 3, 3x2 or 3x2:0.5 (columns, rows, overlap).")
@@ -268,6 +269,7 @@ def predict(
     classes: Path | None,
     descriptions: Path | None,
     prototypes: Path | None,
+    overwrite: bool,
     shard: str | None,
     group_by: str | None,
     tiles: str | None,
@@ -314,6 +316,7 @@ def predict(
         group_by=group_by,
         tiles=tiles,
         tile_floor=tile_floor,
+        overwrite=overwrite,
     )
     check_question(question)
     try:
@@ -745,7 +748,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except click.ClickException as error:
         _fail(error.format_message())
     except UserError as error:
-        _fail(str(error))
+        _fail(error.message)
     except click.Abort:
         sys.exit(INTERRUPTED)
     sys.exit(code if isinstance(code, int) else 0)

@@ -207,7 +207,7 @@ def test_evaluate_report_explain_and_resume(world, tmp_path):
     finelens.report(run, labels="folders", console=QUIET)
     assert json.loads((run / "evaluation.json").read_text())["accuracy"] == result["accuracy"]
     assert finelens.resume(run, console=QUIET) is None
-    with pytest.raises(UserError, match="which explain does not have of one photograph"):
+    with pytest.raises(UserError, match="which came from a file that explain does not have of"):
         api.explain(run, world / "photos" / CLASSES[0] / "0.png", console=QUIET)
     # A run that was stopped before it finished begins again, with the files that its configuration names.
     lines = (run / "events.jsonl").read_text().splitlines(keepends=True)

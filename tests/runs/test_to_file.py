@@ -119,6 +119,34 @@ def test_how_many_are_right_is_said_of_enough_photographs(world, tmp_path, capsy
     assert "by its own probabilities" not in capsys.readouterr().err
 
 
+def test_answers_are_replaced_on_request_only(world, tmp_path, monkeypatch):
+    photos, target = write_photos(tmp_path / "photos", CLASSES[:1]), tmp_path / "new.csv"
+    api.predict(world / "run", photos, target, console=QUIET)
+    before = target.read_bytes()
+    with pytest.raises(UserError, match=r"new\.csv exists already; give another --csv, or --overwrite to replace it .*overwrite=True"):
+        api.predict(world / "run", world / "photos", target, console=QUIET)
+    assert target.read_bytes() == before
+    # Stopped on the way, it goes on without being asked again.
+    killed_after(monkeypatch, 1)
+    with pytest.raises(Killed):
+        api.predict(world / "run", world / "photos", target, overwrite=True, console=QUIET)
+    assert target.read_bytes() == before
+    killed_after(monkeypatch, 99)
+    api.predict(world / "run", world / "photos", target, console=QUIET)
+    assert target.read_bytes() == (world / "whole.csv").read_bytes()
+
+
+def test_of_several_processes_that_were_stopped_some_had_finished(world, tmp_path):
+    given = (world / "run", world / "photos", tmp_path / "new.csv")
+    first = api.predict_to(*given, shard="1/2", console=QUIET)
+    with pytest.raises(UserError, match="exists already"):
+        api.predict_to(*given, shard="1/2", console=QUIET)
+    (tmp_path / "new-00002-of-00002.csv.part").touch()
+    before = first.read_bytes()
+    api.predict_to(*given, shard="1/2", console=QUIET)
+    assert first.read_bytes() == before
+
+
 @pytest.mark.parametrize("what", ["option", "photographs", "cut"])
 def test_another_question_begins_anew(world, tmp_path, monkeypatch, what):
     photos = write_photos(tmp_path / "photos", CLASSES[:2])
@@ -300,9 +328,9 @@ def test_a_byte_order_mark_for_spreadsheets(world, tmp_path):
     assert (tmp_path / "new.csv").read_bytes() == b"\xef\xbb\xbf" + plain
     assert rows == api.read_predictions(world / "whole.csv")
     # Such a file is one of ours, with the mark or without.
-    api.predict(*arguments, console=QUIET)
+    api.predict(*arguments, overwrite=True, console=QUIET)
     assert (tmp_path / "new.csv").read_bytes() == plain
-    api.predict(*arguments, csv_bom=True, console=QUIET)
+    api.predict(*arguments, csv_bom=True, overwrite=True, console=QUIET)
     with pytest.raises(UserError, match="--csv-bom would stand in every part"):
         api.predict(*arguments, csv_bom=True, shard="1/2", console=QUIET)
 

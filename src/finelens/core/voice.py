@@ -48,7 +48,7 @@ def speak(command: Callable[..., Any], *args: Any, quiet: bool, as_events: bool,
     try:
         result = command(*args, console=console, **given)
     except UserError as error:
-        console.tell("error", text=" ".join(str(error).split()))
+        console.tell("error", text=" ".join(error.message.split()))
         raise
     except SystemExit as stop:
         # A verdict that the user did not want ends a run that is finished all the same.

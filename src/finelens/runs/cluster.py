@@ -128,7 +128,7 @@ def _said(answer: Callable[[Console], Any]) -> Said:
     try:
         return Said(host, answer(console), warnings=tuple(vars(console)["heard"]))
     except UserError as error:
-        return Said(host, error=str(error))
+        return Said(host, error=error.message)
 
 
 @contextmanager

@@ -41,8 +41,9 @@ from finelens.runs.config import TextConfig, is_run_document
 from finelens.runs.folder import RunFolder
 from finelens.runs.group_by import TIME, GroupBy
 from finelens.runs.place import refuse_own_answers
-from finelens.runs.shard import Shard, groups_path, ranks_path, sets_path, tiles_path
+from finelens.runs.shard import PARTS, Shard, groups_path, ranks_path, sets_path, tiles_path
 from finelens.storage.files import check_target, read_json
+from finelens.storage.growing import PART
 from finelens.training.config import TrainingConfig
 from finelens.training.stage_config import StageConfig
 
@@ -77,6 +78,7 @@ class Question:
     group_by: str | None = None
     tiles: str | None = None
     tile_floor: float | None = None
+    overwrite: bool = False
 
     @property
     def target(self) -> Path:
@@ -94,9 +96,9 @@ def check_question(question: Question) -> None:
     if question.csv_bom and question.shard is not None:
         raise UserError("--csv-bom would stand in every part of --shard; leave it out, and import the joined file as UTF-8")
     refuse_own_answers(question.target)
-    check_target(question.target, ",".join(FIRST_PREDICTION_COLUMNS))
+    _check_answers(question, question.target, ",".join(FIRST_PREDICTION_COLUMNS))
     if question.calibrate is not None:
-        check_target(sets_path(question.target), ",".join(SET_COLUMNS))
+        _check_answers(question, sets_path(question.target), ",".join(SET_COLUMNS))
     elif question.calibrate_photos is not None or question.coverage is not None:
         raise UserError("--coverage and --calibrate-photos have an effect with --calibrate only: give labelled photographs, or leave them out")
     if question.group_by is not None:
@@ -105,7 +107,7 @@ def check_question(question: Question) -> None:
             raise UserError(
                 "--group-by needs all photographs of a group, and --shard or torchrun gives each process a part of them; leave one of them out"
             )
-        check_target(groups_path(question.target), ",".join(GROUP_COLUMNS))
+        _check_answers(question, groups_path(question.target), ",".join(GROUP_COLUMNS))
     check_tiles(question)
     if question.classes is not None:
         read_class_list(question.classes)
@@ -117,7 +119,7 @@ def check_question(question: Question) -> None:
     for spec in question.extra_encoders:
         check_encoder_spec(spec)
     if question.classes is None and (question.run / TAXONOMY_FILE).is_file():
-        check_target(ranks_path(question.target), "path,")
+        _check_answers(question, ranks_path(question.target), "path,")
     check_source(question.photos, strict=question.strict, row_names=question.row_names, files=question.in_file is None)
     check_in(question.photos, question.in_file, question.box_confidence)
     check_readable((question.row_names, question.calibrate, question.prototypes))
@@ -148,7 +150,21 @@ def check_tiles(question: Question) -> None:
     for option, (value, why) in others.items():
         if value is not None:
             raise UserError(f"--tiles and {option} do not go together ({why}); leave one of them out")
-    check_target(tiles_path(question.target), ",".join(TILE_COLUMNS))
+    _check_answers(question, tiles_path(question.target), ",".join(TILE_COLUMNS))
+
+
+def _check_answers(question: Question, path: Path, start: str) -> None:
+    """Refuse to replace a file of answers, unless the same command was stopped on the way to it."""
+    check_target(path, start)
+    if not question.overwrite and path.is_file() and path.stat().st_size and not _stopped(question):
+        raise UserError(f"{path} exists already; give another --csv, or --overwrite to replace it")
+
+
+def _stopped(question: Question) -> bool:
+    """Whether a command that was stopped has left a part of the answers; of several processes some may have finished theirs."""
+    shard = question.shard
+    files = [question.csv] if shard is None else [Shard(number, shard.count).of(question.csv) for number in range(1, shard.count + 1)]
+    return any(file.with_name(file.name + end).exists() for file in files for end in (PART, PARTS))
 
 
 def check_groups(group_by: str, photos: Path) -> None:

@@ -25,7 +25,7 @@ from finelens.runs.early import Question
 from finelens.runs.encode import check_out
 from finelens.runs.encode_folder import FolderEncoder, photographs_at, shard_count
 from finelens.runs.predict import GROUP
-from finelens.runs.shard import Shard, join_parts, ranks_path, sets_path
+from finelens.runs.shard import PARTS, Shard, join_parts, ranks_path, sets_path
 from finelens.runs.to_file import load_question, predict_to_file, question_key, source_of
 from finelens.storage.files import write_error
 from finelens.storage.lock import Lock
@@ -73,8 +73,8 @@ class PartFiles:
     def __init__(self, csv: Path, total: int, count: int) -> None:
         self._csv, self._total = csv, total
         self._shards = [Shard(number, count) for number in range(1, count + 1)]
-        self._home = csv.with_name(f"{csv.name}.parts")
-        self._lock = Lock(csv.with_name(f"{csv.name}.parts.lock"))
+        self._home = csv.with_name(csv.name + PARTS)
+        self._lock = Lock(csv.with_name(f"{csv.name}{PARTS}.lock"))
         self._folder = self._home
 
     def __enter__(self) -> PartFiles:

@@ -15,6 +15,9 @@ from finelens.errors import UserError
 from finelens.runs.place import refuse_own_answers
 from finelens.storage.files import atomic_writer, check_target
 
+# What the folder of a file whose parts several machines write is called behind its name.
+PARTS = ".parts"
+
 _FORM = re.compile(r"(\d{1,5})/(\d{1,5})")
 _PART = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.[^.]+")
 

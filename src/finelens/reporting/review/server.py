@@ -100,7 +100,7 @@ class _Handler(BaseHTTPRequestHandler):
                 raise ValueError("the page is not the one this server gave out; reload it")
             reply = _VERBS[self.path](self.server.session, document)
         except (ValueError, KeyError, TypeError, OverflowError, UserError, RecursionError) as error:
-            return self._answer(HTTPStatus.BAD_REQUEST, str(error).encode("utf-8", "replace"), "text/plain; charset=utf-8")
+            return self._answer(HTTPStatus.BAD_REQUEST, f"{error}".encode("utf-8", "replace"), "text/plain; charset=utf-8")
         return self._answer(HTTPStatus.OK, json_text(reply).encode("utf-8", "backslashreplace"), "application/json")
 
     def _from_here(self) -> bool:

@@ -52,7 +52,7 @@ class Tutor(threading.Thread):
             try:
                 belief = self._taught()
             except Exception as error:  # the answers are safe, and the page says what went wrong
-                belief = replace(self.belief, version=self.log.version[0], error=str(error))
+                belief = replace(self.belief, version=self.log.version[0], error=f"{error}")
             self.belief = belief
             self._ask()
             self.tell()
