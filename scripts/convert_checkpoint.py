@@ -36,7 +36,9 @@ def read_state(file: Path) -> dict[str, Tensor]:
 
         found: Any = load_file(file)
     else:
-        found = torch.load(file, map_location="cpu", weights_only=True)
+        # Trainings write their settings beside the weights; a namespace holds values and runs nothing.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            found = torch.load(file, map_location="cpu", weights_only=True)
     while isinstance(found, dict) and (inner := next((found[key] for key in WRAPPERS if isinstance(found.get(key), dict)), None)) is not None:
         found = inner
     state = {name: tensor.float() for name, tensor in found.items() if isinstance(tensor, Tensor)}
