@@ -11,6 +11,7 @@ import pytest
 from scripts.api_page import PAGE, page
 
 from finelens.cli import cli
+from finelens.methods.registry import METHODS
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -74,3 +75,18 @@ def test_files_that_the_readme_names_are_there():
     named = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", (ROOT / "README.md").read_text(encoding="utf-8"))
     assert len(named) > 20
     assert [name for name in named if not (ROOT / name).is_file()] == []
+
+
+def test_the_list_of_systems_is_whole_and_names_methods_that_are_there():
+    text = (DOCS / "systems.md").read_text(encoding="utf-8")
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if re.match(r"\| \d+ \|", line)]
+    assert [int(row[0]) for row in rows] == list(range(1, 43))
+    names = {method.name for method in METHODS}
+    assert names <= set(re.findall(r"`([a-z0-9-]+)`", text)), "a method that the page does not name"
+    # A system that is a method has a number or a reason, and a page of that method.
+    for row in rows:
+        if row[4] == "method":
+            named = set(re.findall(r"\[`([a-z0-9-]+)`\]\(methods/", row[3]))
+            assert named
+            assert named <= names
+            assert row[5] != "-"
