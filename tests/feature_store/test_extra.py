@@ -13,8 +13,12 @@ import torch
 import finelens
 from finelens import api
 from finelens.cli import main
+from finelens.core.console import Console
 from finelens.errors import UserError
 from finelens.feature_store.files import read_features
+from finelens.reporting.record import read_run
+from finelens.reporting.review.subject import subject_of_run
+from finelens.runs.folder import RunFolder
 from finelens.solvers import JointGmm
 from finelens.storage.predictions import read_predictions
 from tests.backbones.checkpoints import write_tiny_resnet
@@ -215,3 +219,23 @@ def test_evaluate_report_explain_and_resume(world, tmp_path):
     before = (run / "predictions.csv").read_bytes()
     assert finelens.resume(run, console=QUIET) is not None
     assert (run / "predictions.csv").read_bytes() == before
+
+
+def test_the_live_review_looks_at_them_too(world, tmp_path):
+    folder = RunFolder.open(world / "run", lock=False)
+    subject = subject_of_run(folder, read_run(folder), tmp_path / "hints.csv", QUIET)
+    first, second = (read_features(world / f"photos.{which}.safetensors").store.features for which in ("first", "second"))
+    assert subject.looks.shape[1] == first.global_.shape[1] + first.cls.shape[1] + second.global_.shape[1]
+
+
+def test_a_live_review_without_their_files_says_so_and_goes_on(world, tmp_path, capsys):
+    shutil.copytree(world / "run", tmp_path / "run")
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    gone = str(tmp_path / "gone.safetensors")
+    config["method_options"]["extra"] = [entry if entry == "cls" else gone for entry in config["method_options"]["extra"]]
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config))
+    folder = RunFolder.open(tmp_path / "run", lock=False)
+    subject = subject_of_run(folder, read_run(folder), tmp_path / "hints.csv", Console())
+    first = read_features(world / "photos.first.safetensors").store.features
+    assert subject.looks.shape[1] == first.global_.shape[1] + first.cls.shape[1]
+    assert "goes on without the features of further encoders" in capsys.readouterr().err

@@ -30,6 +30,19 @@ def test_lessons_are_those_of_the_method_with_hints(world):
     torch.testing.assert_close(learner.posteriors(nobody, 3), Consensus().fit_predict_proba([x, x], prototypes=w, logit_scale=20.0))
 
 
+def test_a_view_that_the_method_does_not_listen_to_teaches_nothing():
+    x, w, y = (torch.as_tensor(part) for part in cloud([40, 30, 20]))
+    x, w = x.float(), w.float()
+    noise = torch.randn(len(x), 300, generator=torch.Generator().manual_seed(0))
+    views, rows = [x, x, noise], torch.cat([(y == c).nonzero()[:1, 0] for c in range(3)])
+    learner = Learner(views, w, 20.0)
+    assert learner.solver.weights_[2] == 0
+    method = Consensus().fit_predict_proba(views, prototypes=w, logit_scale=20.0, hints=Hints(rows, y[rows]))
+    others = torch.ones(len(x), dtype=torch.bool).index_fill(0, rows, False)
+    torch.testing.assert_close(learner.posteriors(Known(rows, y[rows]), 3)[others], method[others], rtol=1e-4, atol=1e-6)
+    assert not learner.looks[:, -300:].any()
+
+
 def test_a_name_that_a_person_thought_of_is_learnt_from_its_answers(world):
     x, w, y = world
     learner = Learner([x], w[:2], 20.0)

@@ -11,7 +11,7 @@ from torch import Tensor
 from finelens.solvers.consensus import SHARPER, Consensus
 from finelens.solvers.known import Known
 from finelens.solvers.taught import teach
-from finelens.solvers.views import centred_views
+from finelens.solvers.views import centred_views, silenced
 
 
 class Learner:
@@ -41,8 +41,10 @@ class Learner:
             return
         self.solver = solver = Consensus()
         p = solver.fit_predict_proba(list(views), prototypes=prototypes, logit_scale=logit_scale)
-        x = torch.cat([F.normalize(view, dim=1) for view in views], 1)
-        self.looks = centred_views(x, solver.centre_, solver.widths_.tolist())
+        widths = solver.widths_.tolist()
+        unheard = [v for v, weight in enumerate(solver.weights_.tolist()) if not weight]
+        x = silenced(torch.cat([F.normalize(view, dim=1) for view in views], 1), unheard, widths)
+        self.looks = centred_views(x, solver.centre_, widths)
         self.log_p = p.clamp_min(torch.finfo(p.dtype).tiny).log()
         self._sharpness = SHARPER * float(solver.sizes_[-1])
 

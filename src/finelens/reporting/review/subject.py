@@ -72,7 +72,9 @@ class Subject:
 
 
 def subject_of_run(folder: RunFolder, record: RunRecord, hints: Path, console: Console, *, device: str = "cpu") -> Subject:
-    """The photographs of a finished run, with the default method as the learner; features come from the cache where they can.
+    """The photographs of a finished run, with the default method as the learner on all features that the run looked at.
+
+    They come from the cache where they can.
 
     Args:
         folder: The run.
@@ -92,7 +94,7 @@ def subject_of_run(folder: RunFolder, record: RunRecord, hints: Path, console: C
     with model.unadapted():
         features = model.engine.centre(features)
         order = [places[row.path] for row in rows]
-        views = [view.float().cpu()[order] for view in (features.global_, features.cls)]
+        views = [view.float().cpu()[order] for view in (features.global_, features.cls, *features.extra)]
         learner = Learner(views, model.zero_shot_heads["descriptions"].float().cpu(), model.engine.backbone.logit_scale)
     known = dict(zip((row.path for row in record.predicted), record.measured.ids, strict=True))
     return Subject(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Container, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -16,12 +17,16 @@ from finelens.core.schemas import LABEL_COLUMNS, WHY_COLUMN
 from finelens.errors import UserError
 from finelens.evaluation.prequential import ONE_IN, drawn_answers, random_order
 from finelens.feature_store.encoder import target_features
+from finelens.feature_store.extra import read_extra
+from finelens.feature_store.extra_towers import Beside
 from finelens.intake.taken import saved
-from finelens.protocol import TargetFeatures
+from finelens.methods.parts.extra_views import ExtraConfig
+from finelens.protocol import Loaded, TargetFeatures
 from finelens.reporting.record import read_run
 from finelens.reporting.review.answers import earlier_answers, read_answers
 from finelens.reporting.review.order import Look
 from finelens.runs.classifier import Classifier, load_run
+from finelens.runs.config import RunConfig
 from finelens.runs.folder import RunFolder
 from finelens.runs.sources import source_of_run
 from finelens.solvers.asking import Asked, ask
@@ -106,7 +111,7 @@ def reason(size: int, covered: bool) -> str:
 
 
 def unadapted_features(folder: RunFolder, console: Console, device: str) -> tuple[Classifier, TargetFeatures, dict[str, int]]:
-    """The run's classifier, features of its images by the unadapted model, and the row of each path.
+    """The run's classifier, features of its images by the unadapted model and its further encoders, and the row of each path.
 
     Raises:
         UserError: The run is not finished, or its images are gone.
@@ -115,7 +120,21 @@ def unadapted_features(folder: RunFolder, console: Console, device: str) -> tupl
     loaded = source_of_run(folder.config, saved(folder.taken_path)).load(classifier.limits, console)
     with classifier.model.unadapted():
         found = target_features(classifier.model.engine, loaded.store, classifier.limits.short_side, console)
+    found = replace(found, extra=_further(folder.config, classifier, loaded, console))
     return classifier, found, {record.name: record.index for record in loaded.records if record.index is not None}
+
+
+def _further(config: RunConfig, classifier: Classifier, loaded: Loaded, console: Console) -> tuple[Tensor, ...]:
+    """Features (N, D_v) of the run's further encoders; none of them, with a warning, where a file or weights are gone."""
+    options = config.method_options
+    if not isinstance(options, ExtraConfig):
+        return ()
+    try:
+        files = read_extra(options.others, options.extra_names, source_named=config.row_names_file is not None)
+        return () if files is None else files.of(loaded, Beside(classifier.model.engine, classifier.limits.short_side)).features
+    except UserError as error:
+        console.warn(f"the review goes on without the features of further encoders, which come in with the second round: {error}")
+        return ()
 
 
 def centred_looks(features: TargetFeatures) -> Tensor:
