@@ -8,6 +8,7 @@ import json
 import re
 import shutil
 from dataclasses import asdict, replace
+from importlib.resources import files
 from itertools import pairwise
 from pathlib import Path
 
@@ -102,6 +103,11 @@ def test_every_template_escapes():
     env = page_module.environment()
     assert env.autoescape is True
     assert env.from_string("{{ x }}").render(x="<b>") == "&lt;b&gt;"
+
+
+def test_every_head_of_a_table_has_a_name():
+    for source in files("finelens.reporting").joinpath("templates").iterdir():
+        assert not re.search(r"<th[^>]*></th>", source.read_text("utf-8")), source.name
 
 
 def test_content_of_a_run(plain_run):

@@ -18,7 +18,7 @@ function photoMap() {
   const SIDE = 64, cells = Array.from({ length: SIDE * SIDE }, () => []);
   for (let i = 0; i < n; i += 1) cells[Math.min(SIDE - 1, xy[2 * i + 1] * SIDE / 1001 | 0) * SIDE + Math.min(SIDE - 1, xy[2 * i] * SIDE / 1001 | 0)].push(i);
   let scale = 1, left = 0, top = 0, chosen = -1, waiting = false, size = 1;
-  const dark = matchMedia("(prefers-color-scheme: dark)");
+  const dark = matchMedia("screen and (prefers-color-scheme: dark)");
 
   function tone(i) {
     const [, label, probability, , first] = rows[i];
@@ -28,7 +28,7 @@ function photoMap() {
   }
   function paint(k) {
     const light = dark.matches ? 66 : 42;
-    if (colour.value === "doubt") return ["#7c8794", "#c98a1b", "#d0342c"][k];
+    if (colour.value === "doubt") return ["#7c8794", "#b57e16", "#d0342c"][k];
     if (colour.value === "change") return ["#7c8794", dark.matches ? "#7fb0ff" : "#1f5fbf"][k];
     return "hsl(" + (k * 137.508 + 210) % 360 + " " + (k % 2 ? 50 : 68) + "% " + (light + (k % 3) * 6) + "%)";
   }
