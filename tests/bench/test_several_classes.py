@@ -61,7 +61,10 @@ def test_measures_have_nothing_that_needs_one_answer():
     found = measure_several(TARGETS, {"logits": logits}, {"templates": -logits, "descriptions": logits})
     assert found["mean_average_precision"] == mean_average_precision(TARGETS, logits)
     assert found["map_11_points"] == map_11_points(TARGETS, SCORES / SCORES.sum(1, keepdims=True))
-    assert (found["baseline"], found["mean_average_precision_gain"], found["classes_per_image"], found["n"]) == ("descriptions", 0.0, 1.0, 5)
+    assert found["mean_average_precision_difference"] == found["mean_average_precision"] - found["zero_shot_mean_average_precision"]
+    assert found["description_ensemble_mean_average_precision"] == found["mean_average_precision"]
+    assert found["mean_average_precision_difference_interval"][1] >= found["mean_average_precision_difference"]
+    assert (found["classes_per_image"], found["n"]) == (1.0, 5)
     assert not {"accuracy", "top5_accuracy", "ece", "nll", "macro_f1", "gain", "difference"} & set(found)
 
 

@@ -259,11 +259,11 @@ def describe(result: Result) -> str:
         return f"{head}  {result.status}: {result.reason}"
     m, untrained = result.measures, "  nothing was trained" if "untrained" in result.health else ""
     if "accuracy" not in m:
-        low, high = m["mean_average_precision_gain_interval"]
+        low, high = m["mean_average_precision_difference_interval"]
         return (
             f"{head}  mean average precision {100 * m['mean_average_precision']:.1f} (zero-shot {100 * m['zero_shot_mean_average_precision']:.1f}, "
-            f"descriptions {100 * m['description_ensemble_mean_average_precision']:.1f})  {100 * m['mean_average_precision_gain']:+.1f} "
-            f"[{100 * low:+.1f}, {100 * high:+.1f}] over the better of the two  {result.timing['seconds']:.1f} s{untrained}"
+            f"descriptions {100 * m['description_ensemble_mean_average_precision']:.1f})  {100 * m['mean_average_precision_difference']:+.1f} "
+            f"[{100 * low:+.1f}, {100 * high:+.1f}] against zero-shot  {result.timing['seconds']:.1f} s{untrained}"
         )
     low, high = m["difference_interval"]
     return (

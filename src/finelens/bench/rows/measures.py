@@ -37,7 +37,7 @@ SHARES = frozenset(
         "mean_average_precision",
         "zero_shot_mean_average_precision",
         "description_ensemble_mean_average_precision",
-        "mean_average_precision_gain",
+        "mean_average_precision_difference",
         "roc_auc",
         ELEVATER,
         "ece",
@@ -151,23 +151,20 @@ def measure_several(targets: np.ndarray, logits: Mapping[str, np.ndarray], zero_
 
     Returns:
         ``map_11_points`` of the posteriors, as in ELEVATER; ``mean_average_precision`` of the logits, as in CLIP_benchmark, with its interval;
-        both of zero-shot; ``baseline``, the better of the two unadapted answers, with ``mean_average_precision_gain`` and its interval against it;
+        both of zero-shot; ``mean_average_precision_difference`` to zero-shot, with its interval; that of the unadapted model with descriptions;
         ``classes_per_image``; ``absent_classes``, left out of the means; ``n``.
     """
     own = logits["logits"]
-    unadapted = {name: mean_average_precision(targets, values) for name, values in zero_shot.items()}
-    baseline = max(("templates", "descriptions"), key=lambda name: unadapted[name])
-    found = mean_average_precision(targets, own)
+    found, first = mean_average_precision(targets, own), mean_average_precision(targets, zero_shot["templates"])
     return {
         "mean_average_precision": found,
         "mean_average_precision_interval": list(interval(targets, own)),
         "map_11_points": map_11_points(targets, softmax(own)),
-        "zero_shot_mean_average_precision": unadapted["templates"],
+        "zero_shot_mean_average_precision": first,
         "zero_shot_map_11_points": map_11_points(targets, softmax(zero_shot["templates"])),
-        "description_ensemble_mean_average_precision": unadapted["descriptions"],
-        "baseline": baseline,
-        "mean_average_precision_gain": found - unadapted[baseline],
-        "mean_average_precision_gain_interval": list(interval(targets, own, zero_shot[baseline])),
+        "description_ensemble_mean_average_precision": mean_average_precision(targets, zero_shot["descriptions"]),
+        "mean_average_precision_difference": found - first,
+        "mean_average_precision_difference_interval": list(interval(targets, own, zero_shot["templates"])),
         "classes_per_image": float(targets.sum(axis=1).mean()),
         "absent_classes": int((~targets.any(axis=0)).sum()),
         "n": len(targets),
