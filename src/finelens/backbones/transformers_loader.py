@@ -63,7 +63,7 @@ class TransformersBackbone(DualEncoder):
     def from_source(cls, source: Source) -> TransformersBackbone:
         """Convert what was found; raises :class:`~finelens.errors.UserError` for what cannot be used."""
         preprocess = read_preprocess(source)
-        text = convert_text(source)
+        text = None if source.tokenizer is None else convert_text(source)
         bias = getattr(source.model, "logit_bias", None)
         return cls(
             source.name,
@@ -72,12 +72,23 @@ class TransformersBackbone(DualEncoder):
             text,
             logit_scale=_logit_scale(source),
             logit_bias=0.0 if bias is None else float(bias.detach()),
-            context_length=text.tokenizer.context_length,
+            context_length=0 if text is None else text.tokenizer.context_length,
         )
+
+    @property
+    def _text_tower(self) -> TextEncoder:
+        # Of an image side; other models have a length even when their texts were let go.
+        if not self.context_length:
+            raise UserError(
+                f"{self.name} has no text tower: its texts go through a language model; give what that makes of the classes, with --prototypes"
+            )
+        return super()._text_tower
 
 
 def _logit_scale(source: Source) -> float:
     """Multiplier of cosines: of ALIGN the inverse of a temperature, else the exponential of a parameter."""
+    if source.logit_scale is not None:
+        return source.logit_scale
     if source.family == "align":
         return 1 / float(source.model.temperature.detach())
     return float(source.model.logit_scale.detach().exp())
@@ -89,7 +100,7 @@ def convert_tower(source: Source, image_size: int) -> ImageTower:
     Raises:
         UserError: An architecture that is neither, or images of another size than its positions are for.
     """
-    vision, tower = source.model.config.vision_config, source.model.vision_model
+    vision, tower = source.vision_config, source.model.vision_model
     if source.family not in VIT_FAMILIES:
         from finelens.backbones.align_tower import AlignTower
 
@@ -114,7 +125,7 @@ def read_vit_config(source: Source) -> ViTConfig:
     Raises:
         UserError: A variant that differs from a plain ViT.
     """
-    vision, siglip = source.model.config.vision_config, source.family == "siglip"
+    vision, siglip = source.vision_config, source.family == "siglip"
     for name in ("image_size", "patch_size"):
         if not isinstance(getattr(vision, name), int):
             raise UserError(f"{source.name}: vision_config.{name} is {getattr(vision, name)}; only square inputs and patches are supported")

@@ -33,9 +33,13 @@ IMAGE_FAMILIES = {
     "dinov3_vit": "DINOv3ViTModel",
     "dinov3_convnext": "DINOv3ConvNextModel",
 }
+# Dual encoders whose texts go through a language model, by the architecture that they state: the class of transformers for their image side. The
+# code that comes with them is not run, and the geometry that they leave out is CLIP's.
+IMAGE_SIDES = {"LLM2CLIPModel": "CLIPVisionModelWithProjection"}
 SMALL_FILES = ["*.json", "*.txt", "*.model", "*.tiktoken"]
 WEIGHTS = "model.safetensors"
 PICKLE = "pytorch_model.bin"
+PREPROCESSOR = "preprocessor_config.json"
 OFFLINE_REMEDY = f"use {SCHEME}DIR with config.json, {WEIGHTS}, preprocessor and tokenizer files, or the embedded backbone, which needs no network"
 _COMMIT = re.compile("[0-9a-f]{40}")
 
@@ -48,9 +52,10 @@ class Source:
         name: The user's specification, of a hub repository with the commit found.
         family: ``model_type`` of its configuration.
         model: The model, float32, in evaluation mode.
-        tokenizer: Its tokenizer; None of an image encoder.
+        tokenizer: Its tokenizer; None of an image encoder, and of the image side of a dual encoder.
         processor: Its image processor.
         stated: ``config.json`` as it stands in the file.
+        logit_scale: As the weights have it, where the class of transformers does not.
     """
 
     name: str
@@ -59,6 +64,12 @@ class Source:
     tokenizer: Any
     processor: Any
     stated: Mapping[str, Any] = field(default_factory=dict)
+    logit_scale: float | None = None
+
+    @property
+    def vision_config(self) -> Any:
+        """Configuration of the image side."""
+        return getattr(self.model.config, "vision_config", self.model.config)
 
 
 def is_folder(rest: str) -> bool:
@@ -167,10 +178,13 @@ def _load(name: str, folder: Path, families: Mapping[str, str]) -> Source:
     import transformers
 
     family = family_of(folder, families)
-    has_text = family in FAMILIES
-    model_class = getattr(transformers, families[family], None)
+    stated = read_config(folder)
+    side = next((IMAGE_SIDES[one] for one in stated.get("architectures") or () if one in IMAGE_SIDES), None)
+    has_text = family in FAMILIES and side is None
+    class_name = side or families[family]
+    model_class = getattr(transformers, class_name, None)
     if model_class is None:
-        raise UserError(f"{name}: transformers {transformers.__version__} has no {families[family]}; pip install -U transformers")
+        raise UserError(f"{name}: transformers {transformers.__version__} has no {class_name}; pip install -U transformers")
     if (folder / "adapter_config.json").is_file():
         raise UserError(f"{name}: holds an adapter of another model; merge it into that model and save the whole")
     safe = _has_safetensors(folder)
@@ -189,16 +203,38 @@ def _load(name: str, folder: Path, families: Mapping[str, str]) -> Source:
             raise UserError(f"{name}: the model cannot be loaded: {first_line(error)}") from error
         missing = sorted(found["missing_keys"])
         if missing:
-            raise UserError(f"{name}: the weights lack {missing[0]} and {len(missing) - 1} more; give a whole {families[family]}")
+            raise UserError(f"{name}: the weights lack {missing[0]} and {len(missing) - 1} more; give a whole {class_name}")
         try:
             tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **own) if has_text else None
         except Exception as error:  # tokenizer back ends raise anything from OSError to their own types
             raise UserError(f"{name}: its tokenizer cannot be loaded: {first_line(error)}") from error
         try:
-            processor = transformers.AutoImageProcessor.from_pretrained(folder, **own)
+            if side is not None and not (folder / PREPROCESSOR).is_file():
+                processor = _clip_processor(model.config.image_size)
+            else:
+                processor = transformers.AutoImageProcessor.from_pretrained(folder, **own)
         except Exception as error:
             raise UserError(f"{name}: its image processor cannot be loaded: {first_line(error)}") from error
-    return Source(name, family, model.float().eval(), tokenizer, processor, read_config(folder))
+    return Source(name, family, model.float().eval(), tokenizer, processor, stated, None if side is None else _stored_scale(name, folder))
+
+
+def _clip_processor(side: int) -> Any:
+    """CLIP's image processor for pictures of that side."""
+    import transformers
+
+    return transformers.CLIPImageProcessor(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
+
+
+def _stored_scale(name: str, folder: Path) -> float:
+    """Multiplier of cosines that lies beside the weights of an image side; 100, the most that CLIP allows, where none does."""
+    from safetensors import safe_open
+
+    for path in folder.glob("model*.safetensors"):
+        with safe_open(path, framework="pt") as file:
+            if "logit_scale" in file.keys():  # noqa: SIM118
+                return float(file.get_tensor("logit_scale").float().exp())
+    logger.warning("%s: no logit_scale among the weights; 100 is taken, as CLIP's", name)
+    return 100.0
 
 
 def first_line(error: BaseException) -> str:

@@ -48,6 +48,11 @@ def refuse(backbone: Backbone) -> None:
             f"none of transformers' models; {remedy}"
         )
     if backbone.name.startswith(SCHEME):
+        if not backbone.context_length:
+            raise UserError(
+                f"--to transformers cannot hold the backbone {backbone.name}: its texts go through a language model, and a dual encoder has a text "
+                f"tower; {remedy}"
+            )
         return
     tower, kept = backbone.visual, "--to open_clip, onnx or torch"
     if not isinstance(tower, VisionTransformer):
