@@ -427,7 +427,8 @@ def features(photos: Path, engine: str, ray_address: str | None, **given: Any) -
             write_features(photos, **given)
         given["console"].answer("", out=str(given["out"]))
     except KeyboardInterrupt:
-        click.echo("\nstopped; what was encoded is in the cache, and the same command goes on from there", err=True)
+        kept = f"shards that are whole are in {given['out']}" if engine == "ray" else "what was encoded is in the cache"
+        click.echo(f"\nstopped; {kept}, and the same command goes on from there", err=True)
         sys.exit(INTERRUPTED)
 
 

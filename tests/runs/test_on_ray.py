@@ -6,7 +6,6 @@ import csv
 import socket
 import sys
 import threading
-import time
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,6 +23,7 @@ from finelens.runs.cluster import ATTEMPTS, Crew, Said, Worker, connected, crew_
 from finelens.runs.early import Question
 from finelens.runs.encode import features
 from finelens.runs.on_ray import PartFiles, ShardFiles, count_rows, part_count
+from finelens.runs.predict import GROUP
 from tests.toy import QUIET, options_for, write_classes, write_photos
 
 # Seconds after which the cluster of the test is taken down, whatever it does.
@@ -213,6 +213,23 @@ def test_without_ray_and_without_an_answer(monkeypatch):
             pass
 
 
+@pytest.mark.parametrize(
+    ("raised", "seen"), [(Exception("The current node timed out during startup."), UserError), (KeyboardInterrupt(), KeyboardInterrupt)]
+)
+def test_a_cluster_that_did_not_get_ready_is_taken_down(monkeypatch, raised, seen):
+    def init(**given: Any) -> None:
+        raise raised
+
+    ended: list[int] = []
+    ray = SimpleNamespace(is_initialized=lambda: False, init=init, shutdown=lambda: ended.append(1), exceptions=FakeRay.exceptions)
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with pytest.raises(seen) as found, connected(None):
+        pass
+    assert ended == [1]
+    assert seen is not UserError or "no Ray cluster at this machine (Exception: The current node timed out" in str(found.value)
+
+
 def test_a_row_that_is_missing_is_seen_and_a_line_break_in_a_name_is_none(tmp_path):
     part, tally = tmp_path / "part.csv", Tally()
     part.write_bytes(b'path,status\r\n"a\r\nb.png",ok\r\nc.png,broken\r\n')
@@ -270,60 +287,93 @@ def test_shards_in_any_order_are_those_of_one_process(tmp_path, tiny_vit, monkey
     assert len(one) == 5
 
 
-def test_a_machine_dies_and_another_goes_on(tmp_path, tiny_vit, monkeypatch):
+@pytest.fixture
+def two_machines(monkeypatch):
+    """A Ray cluster of two nodes with a core each, without what Ray has beside for people; the second can be killed."""
     pytest.importorskip("ray")
     from ray.cluster_utils import Cluster
 
+    # Else workers give way to all other work of the machine.
+    monkeypatch.setenv("RAY_worker_niceness", "0")
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    monkeypatch.setattr("ray._private.node.Node.start_api_server", lambda *given, **options: None, raising=False)
+    lean = {"num_cpus": 1, "include_dashboard": False, "include_log_monitor": False, "no_monitor": True}
+    machines = Cluster(initialize_head=True, head_node_args=lean)
+    down = threading.Timer(LIMIT, machines.shutdown)
+    down.daemon = True
+    down.start()
+    try:
+        yield machines, machines.add_node(num_cpus=1)
+    finally:
+        down.cancel()
+        machines.shutdown()
+
+
+class Placing:
+    """Ray, with the first worker on the one machine and the second on the other, of which nothing is heard before the first is lost."""
+
+    def __init__(self, ray: Any, machines: list[str], lost: threading.Event) -> None:
+        self._ray, self._left, self._lost, self._held = ray, machines, lost, list[Any]()
+        self.exceptions, self.get, self.kill, self.nodes = ray.exceptions, ray.get, ray.kill, ray.nodes
+
+    def remote(self, **options: Any) -> Any:
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy as On
+
+        def of(kind: type) -> Any:
+            def hire(*given: Any) -> Any:
+                first = len(self._left) > 1
+                place = On(self._left.pop(0) if first else self._left[0], soft=False)
+                actor = self._ray.remote(**options)(kind).options(scheduling_strategy=place).remote(*given)
+                return actor if first else SimpleNamespace(begin=SimpleNamespace(remote=lambda: self._hold(actor)), part=actor.part)
+
+            return SimpleNamespace(remote=hire)
+
+        return of
+
+    def _hold(self, actor: Any) -> Any:
+        self._held.append(actor.begin.remote())
+        return self._held[-1]
+
+    def wait(self, refs: list[Any], **given: Any) -> tuple[list[Any], list[Any]]:
+        heard = refs if self._lost.is_set() else [ref for ref in refs if ref not in self._held]
+        return self._ray.wait(heard, **given)
+
+
+def test_a_machine_dies_and_another_goes_on(tmp_path, tiny_vit, monkeypatch, two_machines):
+    machines, second = two_machines
     photos = write_photos(tmp_path / "train")
     run_folder, target, many = tmp_path / "run", tmp_path / "two.csv", tmp_path / "many"
     api.zero_shot(
         photos, write_classes(tmp_path / "c.txt"), run_folder, backbone=f"local:{tiny_vit}", options=options_for("zero-shot"), console=QUIET
     )
     many.mkdir()
-    for number in range(600):
-        Image.new("RGB", (32, 32), (number % 256, number // 256 * 40, 77)).save(many / f"{number:04d}.bmp")
+    for number in range(2 * GROUP):
+        Image.new("RGB", (8, 8), (number % 256, number // 256 * 40, 77)).save(many / f"{number:04d}.bmp")
     (many / "0530.bmp").write_bytes(b"no picture")
     api.predict(run_folder, many, tmp_path / "one.csv", console=QUIET)
-    # The first machine only holds the cluster together, so that it is certain who works when.
-    machines = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
-    down = threading.Timer(LIMIT, machines.shutdown)
-    down.daemon = True
-    down.start()
+    killed, over = threading.Event(), threading.Event()
+
+    def kill_who_writes() -> None:
+        while not over.wait(0.01):
+            if list(tmp_path.glob("two.csv.parts/*/.finelens-attempt-*/*.part")):
+                machines.remove_node(second, allow_graceful=False)
+                killed.set()
+                return
+
+    def crew_on_both(ray: Any, *asked: Any, **given: Any) -> Crew:
+        return crew_of(Placing(ray, [second.node_id, machines.head_node.node_id], killed), *asked, **given)
+
+    monkeypatch.setattr(on_ray, "crew_of", crew_on_both)
+    killer = threading.Thread(target=kill_who_writes, daemon=True)
+    killer.start()
     try:
-        second = machines.add_node(num_cpus=1)
-        killed = threading.Event()
-
-        def kill_who_writes() -> None:
-            while down.is_alive() and not killed.is_set():
-                if list(tmp_path.glob("two.csv.parts/*/.finelens-attempt-*/*.part")):
-                    machines.remove_node(second, allow_graceful=False)
-                    killed.set()
-                time.sleep(0.01)
-
-        def crew_that_gets_a_machine(*asked: Any, **given: Any) -> Crew:
-            made = crew_of(*asked, **given)
-            count, further = made.room, list[Any]()
-
-            def room() -> int:
-                # In this thread, as a node wants to hear signals.
-                if killed.is_set() and not further:
-                    further.append(machines.add_node(num_cpus=1))
-                return count()
-
-            made.room = room
-            return made
-
-        monkeypatch.setattr(on_ray, "crew_of", crew_that_gets_a_machine)
-        killer = threading.Thread(target=kill_who_writes, daemon=True)
-        killer.start()
         lost = on_ray.predict_on_ray(Question(run_folder, many, target), QUIET, machines.address, groups=1)
-        killer.join(LIMIT)
     finally:
-        down.cancel()
-        machines.shutdown()
+        over.set()
+        killer.join(LIMIT)
     assert killed.is_set()
     assert lost == 1
     assert target.read_bytes() == (tmp_path / "one.csv").read_bytes()
     with target.open(newline="") as file:
-        assert Counter(row["status"] for row in csv.DictReader(file))["ok"] == 599
+        assert Counter(row["status"] for row in csv.DictReader(file))["ok"] == 2 * GROUP - 1
     assert not list(tmp_path.glob("two.csv.*"))

@@ -153,13 +153,19 @@ def connected(address: str | None) -> Iterator[Any]:
         _check_reachable(place)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
-        ray.init(address=address, log_to_driver=False, logging_level="ERROR", include_dashboard=None if place else False)
-    except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
-        raise UserError(f"no Ray cluster at {place or 'this machine'} ({_short(error)}); check --ray-address, and that ray status answers") from error
-    try:
+        _join(ray, address, place)
         yield ray
     finally:
+        # Also of what had begun to start.
         ray.shutdown()
+
+
+def _join(ray: Any, address: str | None, place: str | None) -> None:
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level="ERROR", include_dashboard=None if place else False)
+    except Exception as error:  # A node that does not start in time is of no other class.
+        remedy = "check --ray-address, and that ray status answers" if place else "try again when the machine has less to do, or give --ray-address"
+        raise UserError(f"no Ray cluster at {place or 'this machine'} ({_short(error)}); {remedy}") from error
 
 
 def _check_reachable(place: str) -> None:
