@@ -48,3 +48,16 @@ def test_the_gain_is_over_the_unadapted_model_on_the_same_answers():
     found = answers_of_run(LABELS, BEFORE, "x", NAMES, ZERO_SHOT, left_out, DRAWN, ONES, ONES)
     gain, low, high = difference(LABELS, left_out, ZERO_SHOT, DRAWN, ONES)
     assert (found.gain, found.gain_low, found.gain_high) == (round(gain, 4), round(low, 4), round(high, 4))
+
+
+def test_answers_that_are_the_only_one_of_their_class_do_not_say_that_it_is_not_known():
+    labels, none = np.array([0, 1, 2, 2]), np.zeros(4, dtype=bool)
+    # The model without the only answer of a class misses it, twice in three tests.
+    found = answers_of_run(labels[:3], [1, 2, 1], "x", NAMES, [1, 2, 1], [1, 2, 2], none[:3], np.ones(3), np.ones(3))
+    assert (found.estimate, found.gain, found.only_ones) == (None, None, 2)
+    assert found.line.endswith("do not tell yet, since 2 of them are the only one of their class")
+    # What is right without its answer is a test, and so is what has a fellow.
+    for left_out in ([0, 1, 2, 1], [1, 2, 2, 2]):
+        told = answers_of_run(labels, [1, 2, 1, 1], "x", NAMES, [1, 2, 1, 1], left_out, none, np.ones(4), np.ones(4))
+        assert told.only_ones == 0
+        assert told.estimate is not None

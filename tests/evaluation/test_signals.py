@@ -122,6 +122,14 @@ def test_without_a_second_opinion_nothing_is_improved():
     assert judged(**alone, further_encoders=1, kept=0.8) == "unclear"
 
 
+def test_where_the_start_knew_little_its_answers_are_no_measure_of_what_a_person_taught():
+    hardly = {"templates_information": 0.05, "descriptions_information": None, "text_agreement": None, "kept": 0.2}
+    found = verdict(Signals(**{**HEALTHY, **hardly}), labelled=True)
+    assert found.level == "unclear"
+    assert "no measure of what was learnt from a person" in found.sentence
+    assert verdict(Signals(**{**HEALTHY, "kept": 0.2}), labelled=True).level == "do not use"
+
+
 def test_a_class_that_holds_far_more_than_its_share_is_looked_at():
     assert judged(largest=0.39) == "improved"
     assert judged(largest=0.4) == "unclear"

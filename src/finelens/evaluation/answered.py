@@ -27,6 +27,7 @@ class Answered:
         gain: What the accuracy is above that of the unadapted model by the same tests, as a share; None where answers were not tested.
         gain_low: Lower end of its 90 % interval.
         gain_high: Upper end.
+        only_ones: Why there is no estimate: so many tests asked for a class of which no other answer is. 0 where there is one.
     """
 
     answers: int
@@ -41,6 +42,7 @@ class Answered:
     gain: float | None = None
     gain_low: float | None = None
     gain_high: float | None = None
+    only_ones: int = 0
 
     @property
     def named(self) -> int:
@@ -51,6 +53,8 @@ class Answered:
     def line(self) -> str:
         """One line for a terminal."""
         said = f"answers: {self.answers} photographs named by a person; {self.against} had named {self.contradicted} of {self.named} otherwise"
+        if self.only_ones:
+            return f"{said}; how many are right now they do not tell yet, since {self.only_ones} of them are the only one of their class"
         if self.estimate is None:
             return said
         return f"{said}; accuracy now about {self.estimate:.0%}, between {self.low:.0%} and {self.high:.0%} (90 % interval, by the answers)"
@@ -87,6 +91,10 @@ def answers_of_run(
     tests = np.where(np.asarray(alone, dtype=bool), y, -1)
     if left_out is None or not (tests >= 0).any():
         return found
+    # A model without the only answer of a class knows nothing of it; the model of the run does. Most tests lost by that tell too little.
+    lone = (tests >= 0) & (np.bincount(y[named], minlength=len(class_names))[tests] == 1) & (np.asarray(left_out) != y)
+    if 2 * lone.sum() > (tests >= 0).sum():
+        return replace(found, only_ones=int(lone.sum()))
     estimate = progress(tests, left_out, drawn, speaks_for, classes=len(class_names))
     middle, low, high = (round(value, 4) for value in (estimate.estimate, estimate.low, estimate.high))
     gain, gain_low, gain_high = (round(value, 4) for value in difference(tests, left_out, zero_shot, drawn, speaks_for))
