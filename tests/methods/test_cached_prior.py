@@ -110,7 +110,7 @@ def test_a_whole_run_says_what_it_does_and_saves_no_cache(backbone, tmp_path, ca
     options = {**quick(epochs=1), "method": {"prior_views": "cached", "crops": M}}
     config, prepared = prepare_toy(backbone, "microclip", CLASSES, options)
     store = load(pictures(), decode_limits(config.views, prepared.engine.backbone.preprocess), Console(enabled=False)).store
-    fitted = fit(prepared, store, config, Console())
+    fitted = fit(prepared, store, config, Console(verbose=True))
     said = capsys.readouterr().err
     assert f"and once {1 + M} forwards of each" in said
     save_model(tmp_path / "model", fitted.model)

@@ -10,6 +10,7 @@ from finelens.images.batches import centre_batches
 from finelens.images.decode import DecodeLimits
 from finelens.images.load import load
 from finelens.methods.consensus_tuned import CONFIG, Signals, signals_of
+from finelens.protocol import Batch, Hints
 from finelens.runs.fit import fit
 from finelens.training.loop import Hooks
 from tests.toy import QUIET, Log, pictures, prepare_toy, quick
@@ -44,9 +45,15 @@ def test_the_answer_is_the_mean_of_both_at_one_scale(student):
     taught, own = (found[name] - found[name].mean(1, keepdim=True) for name in ("teacher", "student"))
     size, other = model.task.sizes
     torch.testing.assert_close(found["logits"], (taught + own * size / other) / 2)
-    # The views are those of the fit, which the sizes are of; the student's were its last weak views.
-    assert float(taught.square().mean().sqrt()) == pytest.approx(float(size), rel=1e-3)
-    assert float(own.square().mean().sqrt()) == pytest.approx(float(other), rel=0.2)
+
+
+def test_the_student_is_consensus_on_what_the_tuned_tower_sees(student):
+    model, views, _ = student
+    task = model.task
+    seen = task.engine.encode_each(views)
+    solver = task.config.new_solver(0)
+    answers = solver.fit_predict_proba([seen.global_, seen.cls], prototypes=task.text, logit_scale=task.engine.backbone.logit_scale)
+    torch.testing.assert_close(task.student.target_log_proba.exp(), answers, atol=1e-5, rtol=1e-4)
 
 
 def test_the_decision_is_said_and_logged(student):
@@ -56,18 +63,17 @@ def test_the_decision_is_said_and_logged(student):
     assert event["message"].startswith("the student answers beside its teacher (method.student=always): both name the same class for ")
 
 
-def test_labels_are_those_of_both_and_count_less_where_they_differ(student):
-    task = student[0].task
-    task.taught = torch.tensor([[0.6, 0.3, 0.1, 0.0], [0.1, 0.2, 0.3, 0.4]])
-    features = torch.nn.functional.normalize(torch.randn(2, task.anchors.shape[1], generator=torch.Generator().manual_seed(0)), dim=1)
-    own = task.logits(features).softmax(1).detach()
-    index = torch.tensor([1, 0])
-    pseudo = task.pseudo_labels(index, features)
-    mean = (own + task.taught[index]) / 2
-    torch.testing.assert_close(pseudo.posterior, mean)
-    for i, (image, label) in enumerate(zip(index, mean.argmax(1), strict=True)):
-        expected = own[i, label] / own[i].max() * task.taught[image, label] / task.taught[image].max()
-        torch.testing.assert_close(pseudo.weights[i], expected)
+def test_a_step_is_the_cross_entropy_with_the_posterior_and_with_what_a_person_said(student):
+    model, views, _ = student
+    task = model.task
+    batch = Batch(torch.tensor([2, 0]), centre=views[[2, 0]])
+    features, taught = task.engine.encode_frozen(batch.centre).global_, task.taught[[2, 0]]
+    log_q = (task.engine.backbone.logit_scale * features @ task.text.T).log_softmax(1)
+    torch.testing.assert_close(task.step(batch, 0, 0).loss.detach(), -(taught * log_q).sum(1).mean())
+    task.hints.start(Hints(torch.tensor([2]), torch.tensor([1])))
+    expected = -(log_q[0, 1] + (taught[1] * log_q[1]).sum()) / 2
+    torch.testing.assert_close(task.step(batch, 0, 0).loss.detach(), expected)
+    task.hints.start(Hints(torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64)))
 
 
 NEAR = torch.tensor([[1], [0], [3], [2], [5], [4]])
@@ -99,8 +105,8 @@ def test_signals_are_right():
 
 
 def test_options_are_those_of_the_teacher_and_its_own():
-    config = CONFIG(neighbours=7, teacher_share=0.3)
+    config = CONFIG(neighbours=7)
     assert config.new_solver(0).neighbours == 7
-    for wrong, words in (({"teacher_share": 2.0}, "teacher_share"), ({"extra": ("a.npy",)}, r"method\.extra"), ({"neighbours": 0}, "neighbours")):
+    for wrong, words in (({"extra": ("a.npy",)}, r"method\.extra"), ({"neighbours": 0}, "neighbours")):
         with pytest.raises(UserError, match=words):
             CONFIG(**wrong)

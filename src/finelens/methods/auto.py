@@ -20,8 +20,8 @@ SOLVED, TAUGHT = "consensus", "consensus-tuned"
 
 # Below, the statistics of a mixture rest on too little; above, training has something to learn from.
 FEW_IMAGES, MANY_IMAGES = 50, 1000
-# Epochs that a time budget is spent on: fewer teach too little, more were not tried.
-LEAST_EPOCHS, MOST_EPOCHS = 3, 30
+# Epochs that a time budget is spent on: more of them teach the tower the mistakes of its teacher.
+EPOCHS = 2
 # Part of the budget that epochs may take; the rest is for looking at the images and for what the estimate misses.
 FOR_EPOCHS = 0.8
 
@@ -91,14 +91,13 @@ def choose_method(facts: Facts) -> tuple[str, str]:
 
 
 def epochs_within(budget: float, seconds: float) -> int:
-    """Epochs that a budget is enough for, 0 where training is not worth beginning.
+    """:data:`EPOCHS`, or 0 where the budget is not enough for them.
 
     Args:
         budget: Seconds there are.
         seconds: Of one epoch.
     """
-    epochs = min(MOST_EPOCHS, int(FOR_EPOCHS * budget / max(seconds, 1e-9)))
-    return epochs if epochs >= LEAST_EPOCHS else 0
+    return EPOCHS if EPOCHS * seconds <= FOR_EPOCHS * budget else 0
 
 
 def starting_method(method: str, options: Mapping[str, Mapping[str, Any]], minutes: float | None) -> str:

@@ -1,36 +1,36 @@
-"""The answer of consensus teaches the image tower, and both answer together. Ours. Documentation: docs/methods/consensus-tuned.md.
+"""The answer of consensus teaches the image tower, and consensus answers again on what the tower has become. Ours.
 
-Shapes: N images of the fit, B images of a batch, C classes, E joint width.
+Documentation: docs/methods/consensus-tuned.md. Shapes: N images of the fit, B images of a batch, C classes, E joint width.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from finelens.classes.heads import ClassHeads
 from finelens.core.options import require
 from finelens.engine.engine import Engine
 from finelens.methods.parts.extra_views import ExtraConfig, ExtraTask
 from finelens.methods.parts.hint_memory import HintMemory
-from finelens.methods.parts.self_training import SelfTraining
 from finelens.methods.parts.solver import solver_options
-from finelens.protocol import Batch, Cost, FeatureRows, StepOutput, TargetFeatures, ViewPlan
+from finelens.protocol import Batch, Cost, FeatureRows, StepOutput, TargetFeatures, Task, ViewPlan
 from finelens.solvers import Consensus
 from finelens.solvers.assignments import centred
 from finelens.solvers.neighbours import evenly_spread, top_neighbours
 from finelens.solvers.presence import asked_neighbours, neighbour_agreement
 from finelens.solvers.views import centred_views
 from finelens.training.config import TrainingConfig
-from finelens.training.marginal import Marginal
-from finelens.training.pseudo_labels import PseudoLabels, is_matrix, ranking, self_training_loss, split_by_decay
+from finelens.training.pseudo_labels import is_matrix, split_by_decay
 from finelens.training.state import resize_on_load
+
+# Few steps over the whole tower: with many of them it learns the teacher's mistakes by heart.
+TRAINING = {"epochs": 2, "lr": 5e-5, "min_lr": 0.0, "scope": "all"}
 
 TINY = 1e-12
 # What the student must keep for its say: of the teacher's answers, and of how varied these are.
@@ -40,24 +40,15 @@ CHUNK = 1024
 
 @dataclass(frozen=True)
 class TaughtConfig(ExtraConfig):
-    """Options of the method beside those of ``consensus``, which are the teacher's.
+    """Options of the method beside those of ``consensus``, which are those of both of its fits.
 
     Attributes:
-        teacher_share: Share of the teacher's posterior in a pseudo-label, beside the student's own of the weak view.
-        marginal_weight: Weight of the term that draws the batch marginal to the teacher's class masses.
         student: ``decided``: it answers beside the teacher where label-free signals say so; ``always`` and ``never`` say what they do.
     """
 
-    # The class masses are the teacher's, and stay as they are.
-    marginal: ClassVar[Marginal] = "uniform"
-
-    teacher_share: float = 0.5
-    marginal_weight: float = 1.0
     student: Literal["decided", "always", "never"] = "decided"
 
     def __post_init__(self) -> None:
-        require(0 <= self.teacher_share <= 1, "method.teacher_share", "between 0 and 1", self.teacher_share)
-        require(0 <= self.marginal_weight < math.inf, "method.marginal_weight", "at least 0 and finite", self.marginal_weight)
         require(not self.others, "method.extra", "[] or cls where the tower is trained", list(self.extra))
         super().__post_init__()
 
@@ -76,16 +67,16 @@ def build(engine: Engine, heads: ClassHeads, config: Any, training: TrainingConf
     return ConsensusTuned(engine, heads, config, scope=training.scope, weight_decay=training.weight_decay, seed=seed)
 
 
-class ConsensusTuned(SelfTraining):
+class ConsensusTuned(Task):
     """The method as a task of the training loop. Numbers in comments are the steps on the method's page.
 
     Attributes:
+        tuned: Parameters of the image tower in the scope, by name.
         teacher: Consensus on the features of the unadapted tower.
-        anchors: Student's class vectors (C, E), trained, used with unit rows.
+        student: Consensus on those of the tuned one.
         taught: Teacher's posteriors of the images of the fit, (N, C).
-        own: Student's logits of their latest weak views, (N, C).
         near: Their neighbours in the unadapted features, (N, k), int64.
-        sizes: Root mean squares of the teacher's log-posteriors and of the student's logits over the fit, centred over the classes, (2,).
+        sizes: Root mean squares of the log-posteriors of teacher and student over the fit, centred over the classes, (2,).
         share: Of the student in the answer: 0 or 0.5.
 
     Args:
@@ -93,45 +84,43 @@ class ConsensusTuned(SelfTraining):
         heads: Text heads.
         config: Options.
         scope: Tuning scope of the image tower.
-        weight_decay: Decay of the anchors (and of matrices that the scope includes).
+        weight_decay: Decay of the matrices that the scope includes.
         seed: Of the run.
     """
 
-    views = ViewPlan(weak=True, strong=True)
+    views = ViewPlan(weak=False, strong=False, centre=True)
     asks_unadapted = True
-    takes_loss = True
+    asks_tuned = True
 
     def __init__(self, engine: Engine, heads: ClassHeads, config: Any, *, scope: str, weight_decay: float, seed: int = 0) -> None:
-        start = getattr(heads, config.head)
-        super().__init__(engine, start, config, scope=scope, weight_decay=weight_decay, seed=seed)
-        self.teacher = ExtraTask(engine, heads, config.new_solver(seed), config)
-        self.anchors = nn.Parameter(start.clone())  # (C, E)
+        super().__init__(engine)
+        self.config, self.weight_decay = config, weight_decay
+        self.tuned = engine.backbone.tunable(scope)
+        # The plain names are a second opinion beside the head that the teacher has.
+        start = heads.templates.clone()
+        self.teacher, self.student = (ExtraTask(engine, heads, config.new_solver(seed), config) for _ in range(2))
+        self.register_buffer("text", start)  # (C, E)
         self.register_buffer("taught", start.new_zeros(0, len(start)))
-        self.register_buffer("own", start.new_zeros(0, len(start)))
         self.register_buffer("near", torch.zeros(0, 0, dtype=torch.int64))
         self.register_buffer("sizes", start.new_ones(2))
         self.register_buffer("share", start.new_zeros(()))
+        self.text: Tensor
         self.taught: Tensor
-        self.own: Tensor
         self.near: Tensor
         self.sizes: Tensor
         self.share: Tensor
-        resize_on_load(self, "taught", "own", "near")
+        resize_on_load(self, "taught", "near")
         self.hints = HintMemory()
+        self._signals: Signals | None = None
         self.to(engine.device)
 
     def prepare(self, features: TargetFeatures) -> None:
-        """1. Fit the teacher, and start the student at the means of the images by the teacher's posteriors."""
-        self.hints.start(features.hints)
+        """1. Fit the teacher."""
         self.teacher.prepare(features)
         for line in self.teacher.notes():
-            self.engine.console.detail(line)
-        self.taught = self.teacher.target_log_proba.to(self.anchors).exp()
-        self.class_prior.prior = self.taught.mean(0)
-        x = features.global_.to(self.anchors)
-        with torch.no_grad():
-            self.anchors.copy_(F.normalize(self.taught.T @ x + self.anchors, dim=1))
-            self.own = self.logits(x)
+            self.engine.console.say(line)
+        self.hints.start(features.hints)
+        self.taught = self.teacher.target_log_proba.to(self.text).exp()
         self.near = self._neighbours(features)
 
     def _neighbours(self, features: TargetFeatures) -> Tensor:
@@ -144,63 +133,37 @@ class ConsensusTuned(SelfTraining):
         return rows[asked_neighbours(near, self.taught.shape[1])]
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Norms without weight decay, anchors with."""
-        return split_by_decay([*self.tuned.items(), ("anchors", self.anchors)], self.weight_decay, is_matrix)
+        """Matrices with weight decay, scales and biases without."""
+        return split_by_decay([*self.tuned.items()], self.weight_decay, is_matrix)
 
     def cost(self) -> Cost:
-        """1 weak forward without gradient, 1 strong forward with gradient."""
-        return Cost(no_grad_forwards=1, grad_forwards=1)
-
-    def logits(self, features: Tensor) -> Tensor:
-        """``s f A^T``, (B, C), of unit-norm features (B, E)."""
-        return self._scale * features @ F.normalize(self.anchors, dim=-1).T
-
-    @torch.no_grad()
-    def pseudo_labels(self, index: Tensor, weak: Tensor) -> PseudoLabels:
-        """2. Label images by the mean of the teacher's posterior and the student's; a label that one of the two doubts counts less.
-
-        Args:
-            index: Positions of the images in the store, (B,).
-            weak: Unit-norm features of their weak views, (B, E).
-        """
-        rows = index.to(self.taught.device)
-        logits, taught = self.logits(weak), self.taught[rows]
-        self.own[rows] = logits
-        own = logits.softmax(1)
-        posterior = torch.lerp(own, taught, self.config.teacher_share)
-        labels = posterior.argmax(1)
-        return self.hints.apply_to(index, PseudoLabels(labels, ranking(own, labels) * ranking(taught, labels), posterior))
+        """1 forward with gradient, and 1 without after the last epoch."""
+        return Cost(no_grad_forwards=0, grad_forwards=1, after=1)
 
     def step(self, batch: Batch, epoch: int, step_in_epoch: int) -> StepOutput:
-        """3. Weighted cross-entropy and marginal term on the strong view."""
-        assert batch.weak is not None
-        assert batch.strong is not None
-        pseudo = self.pseudo_labels(batch.index, self.engine.encode_frozen(batch.weak).global_)
-        strong = self.engine.encode(batch.strong).global_
-        found = self_training_loss(self.logits(strong), pseudo, self.class_prior, self.config.marginal_weight, form=self.loss_form)
-        loss, log = self.with_mixtures(*found, strong, self.anchors, pseudo.labels, epoch, step_in_epoch)
-        return StepOutput(loss, log, pseudo.labels)
+        """2. Cross-entropy with the teacher's posterior on the centre view."""
+        assert batch.centre is not None
+        taught = self.hints.clamp(batch.index, self.taught[batch.index.to(self.taught.device)])  # (B, C)
+        logits = self.engine.backbone.logit_scale * self.engine.encode(batch.centre).global_ @ self.text.T  # (B, C)
+        loss = -(taught * logits.log_softmax(1)).sum(1).mean()
+        return StepOutput(loss, {"loss": loss.detach()}, taught.argmax(1))
 
-    def end_epoch(self, epoch: int) -> Mapping[str, float]:
-        """4. Take the student into the answer, or leave it out, by what it says of the images of the fit."""
-        self.sizes = torch.stack([_size(self._log_taught()), _size(self.own)])
-        signals, wanted = self.signals(), self.config.student
-        self.share.fill_(0.5 if (signals.good if wanted == "decided" else wanted == "always") else 0.0)
-        return {"teacher_agreement": signals.same, "neighbour_agreement": signals.both}
-
-    def signals(self) -> Signals:
-        """What is known of the student without labels."""
-        both = self._joined(self._log_taught(), self.own, 0.5)
-        return signals_of(self.taught.argmax(1), self.own.argmax(1), both.argmax(1), self.near, len(self.anchors))
+    def end_training(self, features: TargetFeatures) -> None:
+        """3, 4. Fit the student, and take it into the answer, or leave it out, by what it says of the images of the fit."""
+        self.student.prepare(features)
+        taught = self.taught.clamp_min(torch.finfo(self.taught.dtype).tiny).log()
+        own = self.student.target_log_proba.to(self.text)
+        self.sizes = torch.stack([_size(taught), _size(own)])
+        both = self._joined(taught, own, 0.5)
+        self._signals = signals_of(taught.argmax(1), own.argmax(1), both.argmax(1), self.near, len(self.text))
+        wanted = self.config.student
+        self.share.fill_(0.5 if (self._signals.good if wanted == "decided" else wanted == "always") else 0.0)
 
     def notes(self) -> list[str]:
         """What was decided of the student, and why."""
         said = "the student answers beside its teacher" if self.share else "the student is left out, the answer is the teacher's"
         asked = "" if self.config.student == "decided" else f" (method.student={self.config.student})"
-        return [f"{said}{asked}: {self.signals()}"]
-
-    def _log_taught(self) -> Tensor:
-        return self.taught.clamp_min(torch.finfo(self.taught.dtype).tiny).log()
+        return [] if self._signals is None else [f"{said}{asked}: {self._signals}"]
 
     def _joined(self, teacher: Tensor, student: Tensor, share: float | Tensor) -> Tensor:
         """Logits (B, C) of both, each over its size, at the size of the teacher's."""
@@ -209,19 +172,20 @@ class ConsensusTuned(SelfTraining):
         return joined
 
     def prediction_state(self) -> dict[str, Tensor]:
-        """The teacher's state and the student's anchors; what training remembers stays behind."""
-        own = {"anchors": self.anchors.detach(), "sizes": self.sizes, "share": self.share}
-        return own | {f"teacher.{name}": tensor for name, tensor in self.teacher.prediction_state().items()}
+        """The state of both fits; what training remembers stays behind."""
+        parts = {"teacher": self.teacher, "student": self.student}
+        states = {f"{part}.{name}": tensor for part, task in parts.items() for name, tensor in task.prediction_state().items()}
+        return {"sizes": self.sizes, "share": self.share, **states}
 
     @torch.no_grad()
     def predict_logits(self, images: Tensor) -> dict[str, Tensor]:
         """The student alone, of uint8 centre views."""
-        return {"logits": self.logits(self.engine.encode_frozen(images).global_)}
+        return {"logits": self.student.predict_logits(images)["logits"].to(self.text)}
 
     @torch.no_grad()
     def predict_beside(self, images: Tensor, unadapted: FeatureRows) -> dict[str, Tensor]:
         """5. Teacher and student together, where the student was taken."""
-        teacher = self.teacher.predict_logits(unadapted)["logits"].to(self.anchors)
+        teacher = self.teacher.predict_logits(unadapted)["logits"].to(self.text)
         if not self.share:
             return {"logits": teacher}
         student = self.predict_logits(images)["logits"]

@@ -119,7 +119,7 @@ METHODS = (
     Method(
         "consensus-tuned",
         "self-training",
-        "The answer of consensus teaches norms and class vectors; both answer together where label-free signals say so; ours.",
+        "The answer of consensus teaches the tower, and consensus answers again on it; both answer together where label-free signals say so; ours.",
     ),
     Method("microclip", "self-training", "Coarse-fine token fusion: saliency-led patch pooling, a multi-view text prior and norm tuning."),
     Method("fair", "self-training", "Selected crops against trainable description anchors decide weighted pseudo-labels; norms and anchors learn."),

@@ -12,7 +12,7 @@ from finelens.core.console import Console
 from finelens.core.options import from_mapping
 from finelens.evaluation.weak_start import HARDLY
 from finelens.feature_store.encoder import target_features
-from finelens.methods.auto import SOLVED, TAUGHT, Facts, choose_method, epochs_within
+from finelens.methods.auto import EPOCHS, SOLVED, TAUGHT, Facts, choose_method, epochs_within
 from finelens.methods.consensus_tuned import of_teacher
 from finelens.methods.registry import find_method
 from finelens.protocol import Hints, Loaded
@@ -81,7 +81,7 @@ def choose(prepared: Prepared, loaded: Loaded, config: RunConfig, hints: Hints |
 
 
 def _with_budget(prepared: Prepared, loaded: Loaded, config: RunConfig, weak: str | None, minutes: float, console: Console) -> Choice:
-    """As many epochs as the budget allows; the solver alone where it allows too few, or where the start is a reason against training.
+    """The epochs of the method; the solver alone where the budget is too short for them, or where the start is a reason against training.
 
     Args:
         prepared: Made with the method that trains.
@@ -96,10 +96,10 @@ def _with_budget(prepared: Prepared, loaded: Loaded, config: RunConfig, weak: st
         seconds = estimate(prepared.task, prepared.engine, len(loaded.store), 1).seconds
         epochs = epochs_within(60 * minutes, seconds)
         if epochs:
-            reason = f"{minutes:g} minutes are enough for {epochs} epochs of about {seconds:.0f} s"
+            reason = f"{minutes:g} minutes are enough for its {epochs} epochs of about {seconds:.0f} s"
             console.say(f"method: {TAUGHT}, because {reason}")
             return Choice(replace(config, training=replace(config.training, epochs=epochs)), prepared, reason)
-        against = f"an epoch takes about {seconds / 60:.1f} minutes, too few of them for {minutes:g}"
+        against = f"an epoch takes about {seconds / 60:.1f} minutes, and {EPOCHS} are wanted"
     reason = f"nothing is trained in the {minutes:g} minutes: {against}"
     console.say(f"method: {SOLVED}; {reason}")
     return _with_method(prepared, config, SOLVED, reason, of_teacher(config.method_options))

@@ -23,7 +23,7 @@ from finelens.evaluation.none_of_these import learn_none_of_these, with_neighbou
 from finelens.evaluation.weak_start import HARDLY, REMEDY
 from finelens.feature_store.encoder import target_features
 from finelens.feature_store.support import encode_support
-from finelens.images.batches import batches
+from finelens.images.batches import batches, centre_batches
 from finelens.images.load import BATCH, centre_views
 from finelens.images.subset import StoreSubset
 from finelens.methods.registry import check_hints
@@ -260,10 +260,22 @@ def _train(prepared: Prepared, store: ImageStore, config: RunConfig, console: Co
         bar.update(done)
         trainer.hooks = replace(hooks, on_images=lambda count: bar.update(count))
         trainer.run()
+    if task.asks_tuned:
+        task.end_training(_as_tuned(engine, store, features, console))
     for line in task.notes():
         console.say(line)
         if hooks.run is not None:
             hooks.run.log("decision", message=line)
+
+
+def _as_tuned(engine: Engine, store: ImageStore, features: TargetFeatures, console: Console) -> TargetFeatures:
+    """The features by the tower as it is now; they go to no cache, since no other run asks for them."""
+    parts = []
+    with console.progress(len(store), "look with the tuned model") as bar:
+        for rows, pixels in centre_batches(store, engine.backbone.preprocess, BATCH):
+            parts.append(engine.encode_each(pixels))
+            bar.update(len(rows))
+    return replace(features, global_=torch.cat([part.global_ for part in parts]), cls=torch.cat([part.cls for part in parts]))
 
 
 def _say_estimate(trainer: Trainer, console: Console, *, prepared: bool) -> None:
@@ -275,13 +287,14 @@ def _say_estimate(trainer: Trainer, console: Console, *, prepared: bool) -> None
     draws = 0 if trainer.prefixes is None else trainer.prefixes.draws
     expected = estimate(trainer.task, engine, trainer.count, epochs, prepared=prepared, draws=draws)
     forwards = f"{cost.no_grad_forwards:g} forwards + {cost.grad_forwards:g} with gradient = {expected.flops / 1e9:.3g} GFLOP"
-    once = f", and once {cost.once:g} forwards of each = {expected.flops_once / 1e9:.3g} GFLOP" if expected.flops_once else ""
+    once_each = f"{expected.flops_once / expected.tower.forward:g} forwards of each = {expected.flops_once / 1e9:.3g} GFLOP"
+    once = f", and once {once_each}" if expected.flops_once else ""
     first = trainer.position.epoch + draws + 1
     later = f"; from epoch {first} on {expected.flops_kept / 1e9:.3g} GFLOP, behind the first blocks" if 0 < draws < epochs else ""
     console.say(f"predicted time: about {duration(expected.seconds)}")
     console.detail(f"training on {work} x ({forwards}{later}){once}")
     engine.tower_flops = expected.tower
-    work_of_run = trainer.count * (trainer.config.epochs * expected.flops + cost.once * expected.tower.forward)
+    work_of_run = trainer.count * (trainer.config.epochs * expected.flops + expected.flops_once)
     if not draws and worth_compiling(trainer.config.compile, engine.device, work_of_run):
         console.detail("compile: the image tower's forward (training.compile); the first steps take longer")
         engine.compile()

@@ -27,7 +27,7 @@ class Estimate:
         flops: Counted work of one image in one epoch, in floating-point operations of the image tower.
         flops_kept: That work in an epoch that finds the outputs of the first blocks kept; equal to ``flops`` where none are.
         tower: Work of one image in the tower.
-        flops_once: Counted work of one image before the first epoch.
+        flops_once: Counted work of one image before the first epoch and after the last.
     """
 
     seconds: float
@@ -38,7 +38,7 @@ class Estimate:
 
 
 def estimate(task: Task, engine: Engine, images: int, epochs: int, *, prepared: bool = False, draws: int = 0) -> Estimate:
-    """Predict a training run: images x (forwards before it + epochs x (forwards without gradient + forwards with gradient)), at probed rates
+    """Predict a run: images x (forwards before and after training + epochs x (forwards without gradient + forwards with gradient)), at probed rates
     and shared by all processes. After as many epochs as there are draws of views, the blocks before ``engine.last_blocks`` are at rest.
 
     The probe encodes ``PROBE_IMAGES`` blank images with and without gradient, twice each, and takes the faster; nothing is updated or counted.
@@ -57,7 +57,7 @@ def estimate(task: Task, engine: Engine, images: int, epochs: int, *, prepared: 
         tower = tower_flops(engine, trained)
         without, with_gradient = _rates(engine, probe)
         kept = _rates(engine, engine.encode_prefix(probe).as_subclass(PrefixRows)) if draws else (without, with_gradient)
-    once = 0 if prepared else cost.once
+    once = cost.after + (0 if prepared else cost.once)
     first = min(epochs, draws) if draws else epochs
     epoch, later = (cost.no_grad_forwards * rates[0] + cost.grad_forwards * rates[1] for rates in ((without, with_gradient), kept))
     seconds = images * (once * without + first * epoch + (epochs - first) * later) / PROBE_IMAGES
