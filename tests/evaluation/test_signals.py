@@ -130,6 +130,14 @@ def test_where_the_start_knew_little_its_answers_are_no_measure_of_what_a_person
     assert verdict(Signals(**{**HEALTHY, "kept": 0.2}), labelled=True).level == "do not use"
 
 
+@pytest.mark.parametrize(("knows", "kind"), [(0.3, "bad"), (0.05, "note")])
+def test_strangers_are_believed_as_far_as_the_start_knows_the_classes(knows, kind):
+    signals = Signals(**{**HEALTHY, "templates_information": knows, "descriptions_information": None, "none_of_these": 0.5})
+    (reason,) = [reason for reason in verdict(signals).reasons if reason.code == "none-of-these"]
+    assert reason.kind == kind
+    assert ("says little" in reason.text) == (kind == "note")
+
+
 def test_a_class_that_holds_far_more_than_its_share_is_looked_at():
     assert judged(largest=0.39) == "improved"
     assert judged(largest=0.4) == "unclear"

@@ -277,6 +277,8 @@ def _strangers(signals: Signals) -> list[Reason]:
     if share is None or share < WORTH_SAYING:
         return []
     said = f"{share:.0%} of the photographs probably belong to none of the classes"
+    if (start := signals.start) is not None and start.weak:
+        return [Reason("note", f"{said}, by a model that hardly knows these classes: that says little.", "none-of-these")]
     if share < MANY:
         return [Reason("note", f"{said}.", "none-of-these")]
     return [Reason("bad", f"{said}: check whether the class list fits these photographs, or add the classes that it lacks.", "none-of-these")]
