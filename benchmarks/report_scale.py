@@ -4,7 +4,7 @@
 
 The photographs are noise with structure, which JPEG compresses worse than real ones; their features are a cloud around each class. Without Chromium
 the times of the page are left out. ``map_ms`` are the middle and the longest of 60 drawings of the map each, from the event to the last pixel: as it
-opens, while it is zoomed, while it is moved at eight times its size, and while the pointer goes over it. Chromium has no graphics card there.
+opens, while the pointer goes over it, while it is zoomed, and while it is moved at eight times its size. Chromium has no graphics card there.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ from finelens.storage.predictions import rows_from_logits, write_predictions
 BROWSER = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking")
 QUIET = ("--disable-component-update", "--disable-sync")
 PROBE = "<script>addEventListener('load',()=>{document.title='loaded '+Math.round(performance.now())+' ms'})</script>"
-# Drawing is done at once instead of in the next frame, and reading a pixel waits until all are there.
+# Drawing is done at once instead of in the next frame, if there is anything to draw, and reading a pixel waits until all are there.
+AT_ONCE = "<script>let drawing; requestAnimationFrame = (draw) => { drawing = draw; };</script>"
 MAP_PROBE = """<script>
-requestAnimationFrame = (draw) => draw();
 addEventListener('load', () => {
   const canvas = document.getElementById('map-canvas'), pen = canvas.getContext('2d'), wide = canvas.clientWidth, found = {};
   const at = (kind, x, y, more) => canvas.dispatchEvent(new (kind === 'wheel' ? WheelEvent : PointerEvent)(kind, Object.assign({
@@ -48,6 +48,8 @@ addEventListener('load', () => {
     for (let i = 0; i < 60; i += 1) {
       const start = performance.now();
       step(i);
+      if (drawing) drawing();
+      drawing = undefined;
       pen.getImageData(0, 0, 1, 1);
       times.push(performance.now() - start);
     }
@@ -55,11 +57,11 @@ addEventListener('load', () => {
     found[name] = [times[30], times[59]].map((ms) => Math.round(10 * ms) / 10);
   }
   timed('all', () => dispatchEvent(new Event('resize')));
+  timed('hover', (i) => at('pointermove', 5 * i + 20, 3 * i + 20, {}));
   timed('zoom', () => at('wheel', wide / 2, 200, { ctrlKey: true, deltaY: -300 * Math.log(8) / 60 }));
   at('pointerdown', 300, 200, {});
   timed('pan', (i) => at('pointermove', 300 + 2 * i, 200 + i, {}));
   at('pointerup', 300, 200, {});
-  timed('hover', (i) => at('pointermove', 5 * i + 20, 3 * i + 20, {}));
   document.title = JSON.stringify(found);
 });
 </script>"""
@@ -84,7 +86,7 @@ def main() -> None:
             "write_seconds": round(seconds, 1),
         }
         loads = [title for _ in range(3) if (title := probed(path, PROBE))]
-        drawn = probed(path, MAP_PROBE)
+        drawn = probed(path, MAP_PROBE, AT_ONCE)
         print(json.dumps(result | {"load_ms": min((int(title.split()[1]) for title in loads), default=None), "map_ms": drawn and json.loads(drawn)}))
 
 
@@ -124,13 +126,14 @@ def photo(name: str) -> Photo:
     return Photo(fine.clamp(0, 255).to(torch.uint8), name)
 
 
-def probed(path: Path, probe: str) -> str | None:
-    """The title that a script gives a page once it has loaded; None without Chromium."""
+def probed(path: Path, probe: str, before: str = "") -> str | None:
+    """The title that a script gives a page once it has loaded; None without Chromium. ``before`` runs before the page's own script."""
     browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if browser is None:
         return None
     # Measured on a copy whose policy lets the probe run.
-    text = path.read_text(encoding="utf-8").replace("Content-Security-Policy", "X-Off", 1).replace("</body>", probe + "</body>")
+    text = path.read_text(encoding="utf-8").replace("Content-Security-Policy", "X-Off", 1).replace("<head>", "<head>" + before, 1)
+    text = text.replace("</body>", probe + "</body>")
     copy = path.with_name("probe.html")
     copy.write_text(text, encoding="utf-8")
     with tempfile.TemporaryDirectory() as profile:

@@ -4,7 +4,9 @@ function photoMap() {
   if (!source) return;
   const { xy, pictures } = JSON.parse(source.textContent), table = JSON.parse(document.getElementById("table-data").textContent);
   const rows = table.rows.filter((row) => row[1] >= 0), names = table.classes, n = rows.length;
-  const canvas = document.getElementById("map-canvas"), pen = canvas.getContext("2d"), tip = document.getElementById("map-tip");
+  const canvas = document.getElementById("map-canvas"), board = canvas.getContext("2d"), tip = document.getElementById("map-tip");
+  // All but the mark of the chosen photograph is drawn once for each view: a pointer that goes over the map moves the mark alone.
+  const dots = document.createElement("canvas"), pen = dots.getContext("2d");
   const picture = document.createElement("img"), text = document.getElementById("map-text"), said = document.getElementById("map-said");
   const colour = document.getElementById("map-colour"), only = document.getElementById("map-class"), legend = document.getElementById("map-legend");
   picture.alt = "";
@@ -17,7 +19,7 @@ function photoMap() {
   // Cells of a grid, so that the photograph under the pointer is found among few.
   const SIDE = 64, cells = Array.from({ length: SIDE * SIDE }, () => []);
   for (let i = 0; i < n; i += 1) cells[Math.min(SIDE - 1, xy[2 * i + 1] * SIDE / 1001 | 0) * SIDE + Math.min(SIDE - 1, xy[2 * i] * SIDE / 1001 | 0)].push(i);
-  let scale = 1, left = 0, top = 0, chosen = -1, waiting = false, size = 1;
+  let scale = 1, left = 0, top = 0, chosen = -1, waiting = false, stale = true, size = 1;
   const dark = matchMedia("screen and (prefers-color-scheme: dark)");
 
   function tone(i) {
@@ -36,14 +38,30 @@ function photoMap() {
 
   function draw() {
     waiting = false;
-    const ratio = devicePixelRatio || 1, wide = canvas.clientWidth;
+    const ratio = devicePixelRatio || 1, wide = canvas.clientWidth, high = canvas.clientHeight;
+    const side = Math.max(2, Math.min(9, (n > 5000 ? 2.5 : n > 800 ? 4 : 6) * Math.sqrt(scale)));
     size = wide;
-    if (canvas.width !== Math.round(wide * ratio)) canvas.width = Math.round(wide * ratio);
-    const high = canvas.clientHeight;
-    if (canvas.height !== Math.round(high * ratio)) canvas.height = Math.round(high * ratio);
+    if (canvas.width !== Math.round(wide * ratio) || canvas.height !== Math.round(high * ratio)) {
+      dots.width = canvas.width = Math.round(wide * ratio);
+      dots.height = canvas.height = Math.round(high * ratio);
+      stale = true;
+    }
+    if (stale) plot(ratio, wide, high, side);
+    stale = false;
+    board.setTransform(1, 0, 0, 1, 0, 0);
+    board.clearRect(0, 0, canvas.width, canvas.height);
+    if (dots.width && dots.height) board.drawImage(dots, 0, 0);
+    if (chosen >= 0) {
+      board.setTransform(ratio, 0, 0, ratio, 0, 0);
+      board.strokeStyle = dark.matches ? "#fff" : "#000";
+      board.lineWidth = 2;
+      board.strokeRect(px(chosen) - side, py(chosen) - side, 2 * side, 2 * side);
+    }
+  }
+  function plot(ratio, wide, high, side) {
     pen.setTransform(ratio, 0, 0, ratio, 0, 0);
     pen.clearRect(0, 0, wide, high);
-    const side = Math.max(2, Math.min(9, (n > 5000 ? 2.5 : n > 800 ? 4 : 6) * Math.sqrt(scale))), wanted = Number(only.value), groups = new Map();
+    const wanted = Number(only.value), groups = new Map();
     for (let i = 0; i < n; i += 1) {
       const x = px(i), y = py(i);
       if (x < -9 || y < -9 || x > wide + 9 || y > high + 9) continue;
@@ -59,11 +77,6 @@ function photoMap() {
     }
     pen.globalAlpha = 1;
     if (colour.value === "class") labels(wide, high, wanted);
-    if (chosen >= 0) {
-      pen.strokeStyle = dark.matches ? "#fff" : "#000";
-      pen.lineWidth = 2;
-      pen.strokeRect(px(chosen) - side, py(chosen) - side, 2 * side, 2 * side);
-    }
   }
   const middles = ranked.slice(0, 14).map((c) => {
     const own = rows.map((_, i) => i).filter((i) => rows[i][1] === c), half = own.length >> 1;
@@ -87,7 +100,8 @@ function photoMap() {
       pen.fillText(name, x, y);
     }
   }
-  function later() {
+  function later(moved) {
+    if (moved) stale = true;
     if (!waiting) requestAnimationFrame(draw);
     waiting = true;
   }
@@ -126,6 +140,7 @@ function photoMap() {
     top = uy - (uy - top) * next / scale;
     scale = next;
     if (scale === 1) left = top = 0;
+    stale = true;
     choose(-1);
   }
   const middle = () => [canvas.clientWidth / 2, canvas.clientHeight / 2];
@@ -144,7 +159,7 @@ function photoMap() {
     } else if (scale > 1) {
       left += (event.clientX - before.clientX) / size;
       top += (event.clientY - before.clientY) / size;
-      later();
+      later(true);
     }
   });
   canvas.addEventListener("click", (event) => choose(near(event.offsetX, event.offsetY), true));
@@ -187,7 +202,7 @@ function photoMap() {
     const kinds = { doubt: ["sure (80 % and more)", "half sure", "unsure (below 50 %)"], change: ["same class as before adapting", "another class than before"] }[colour.value];
     const shown = kinds ? kinds.map((what, k) => key(k, what)) : ranked.slice(0, 12).map((c, k) => key(k, names[c] + " " + counts[c]));
     legend.replaceChildren(...shown, ...(kinds || ranked.length <= 12 ? [] : [document.createTextNode("and " + (ranked.length - 12) + " more; Show picks one")]));
-    later();
+    later(true);
   }
   for (const c of ranked) {
     const option = document.createElement("option");
@@ -196,7 +211,7 @@ function photoMap() {
     only.append(option);
   }
   colour.addEventListener("input", describe);
-  only.addEventListener("input", () => { choose(-1); });
+  only.addEventListener("input", () => { stale = true; choose(-1); });
   dark.addEventListener("change", describe);
   addEventListener("resize", later);
   document.getElementById("map-place").hidden = false;

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
+from itertools import islice, zip_longest
 from typing import Any
 
 import torch
@@ -11,6 +13,7 @@ from finelens.evaluation.layout import TSNE, Layout
 from finelens.reporting.record import RunRecord
 from finelens.reporting.sections.images import shown
 from finelens.reporting.thumbnails import Thumbnails
+from finelens.storage.predictions import PredictionRow
 
 # Small pictures of the map and the contact sheets, and their side; at about 2 kB each.
 PICTURES, SIDE = 500, 64
@@ -31,7 +34,7 @@ def build(record: RunRecord, layout: Layout | None, thumbnails: Thumbnails) -> t
         return None, {}
     rows = record.predicted
     small = Thumbnails(thumbnails.photo, PICTURES, side=SIDE)
-    pictures = {i: uri for i in _spread(record) if (uri := small.uri(rows[i].path))}
+    pictures = {i: uri for i in _spread(rows) if (uri := small.uri(rows[i].path))}
     doubt = torch.tensor([1 - (row.probability or 0.0) for row in rows])
     odd = layout.likeness.argsort(stable=True)[:SHOWN].tolist()
     content = {
@@ -54,16 +57,17 @@ def _new(layout: Layout, doubt: torch.Tensor) -> list[int]:
     return [i for i in found if doubt[i] > 1 - DOUBTFUL and score[i] > (1 - DOUBTFUL) ** 2]
 
 
-def _spread(record: RunRecord) -> list[int]:
-    """Which photographs get a small picture: of each class in turn, its surest, its least sure, and between."""
+def _spread(rows: Sequence[PredictionRow]) -> list[int]:
+    """Which photographs get a small picture: of each class in turn its surest, its least sure, and between; what room is left, in their order."""
     members: dict[str, list[int]] = defaultdict(list)
-    for i, row in enumerate(record.predicted):
+    for i, row in enumerate(rows):
         members[str(row.label)].append(i)
-    share = max(4, PICTURES // max(1, len(members)))
-    chosen: list[int] = []
+    share = max(2, PICTURES // max(1, len(members)))
+    picks = []
     for own in members.values():
-        ranked = sorted(own, key=lambda i: -(record.predicted[i].probability or 0.0))
-        step = max(1.0, (len(ranked) - 1) / max(1, share - 1))
-        chosen += [ranked[round(k * step)] for k in range(min(share, len(ranked)))]
-    rest = [i for i in range(len(record.predicted)) if i not in set(chosen)] if len(chosen) < PICTURES else []
-    return [*dict.fromkeys(chosen), *rest][:PICTURES]
+        ranked = sorted(own, key=lambda i: -(rows[i].probability or 0.0))
+        step = max(1.0, (len(ranked) - 1) / (share - 1))
+        places = [round(k * step) for k in range(min(share, len(ranked)))]
+        picks.append([ranked[k] for k in (places[0], *places[:0:-1])])
+    chosen = [i for turn in zip_longest(*picks) for i in turn if i is not None][:PICTURES]
+    return list(islice(dict.fromkeys((*chosen, *range(len(rows)))), PICTURES))
