@@ -23,8 +23,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 # Seconds that a command may take.
-PATIENCE = 180
-PRELOADED = ["finelens.cli", "finelens.api", "finelens.runs.execute", "finelens.runs.evaluate", "finelens.reporting.write", "open_clip", "timm"]
+PATIENCE = 600
+PRELOADED = ["finelens.cli", "finelens.api", "finelens.runs.execute", "finelens.runs.evaluate", "finelens.reporting.write"]
+CACHE = "FINELENS_CACHE"
 # What is not run, and why: the first line whose pattern is found in "PAGE: COMMAND".
 SKIPPED: tuple[tuple[str, str], ...] = (
     (r"^recipes/", "tests/recipes runs it, on data that it makes"),
@@ -206,7 +207,8 @@ def ran(shown: Shown, folder: Path, patience: float = PATIENCE) -> str:
     context.set_forkserver_preload(PRELOADED)
     with tempfile.TemporaryDirectory() as place:
         said = Path(place) / "said"
-        process = context.Process(target=_work, args=(words, str(folder), shown.given, kept, str(said)))
+        said.touch()
+        process = context.Process(target=_work, args=(words, str(folder), shown.given, kept, str(said), os.environ.get(CACHE)))
         process.start()
         process.join(patience)
         if process.exitcode is None:
@@ -217,8 +219,11 @@ def ran(shown: Shown, folder: Path, patience: float = PATIENCE) -> str:
     return "" if process.exitcode == 0 else f"code {process.exitcode}: {' / '.join(lines[-2:])}"
 
 
-def _work(words: list[str], folder: str, given: str | None, kept: str | None, said: str) -> None:
+def _work(words: list[str], folder: str, given: str | None, kept: str | None, said: str, cache: str | None) -> None:
     os.chdir(folder)
+    if cache is not None:
+        # The process that this one is forked from may be older than the setting.
+        os.environ[CACHE] = cache
     error = os.open(said, os.O_WRONLY | os.O_CREAT)
     os.dup2(os.open(given or os.devnull, os.O_RDONLY), 0)
     os.dup2(error if kept is None else os.open(kept, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 1)
@@ -237,7 +242,7 @@ def main() -> int:
     counts = {"ran": 0, "skipped": 0, "failed": 0}
     seen: set[tuple[str, ...]] = set()
     with tempfile.TemporaryDirectory(prefix="finelens-docs-") as scratch:
-        os.environ.setdefault("FINELENS_CACHE", str(Path(scratch) / "cache"))
+        os.environ.setdefault(CACHE, str(Path(scratch) / "cache"))
         world = Path(scratch) / "world"
         world.mkdir()
         make_world(world)

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
 import pytest
+import torch
 from click.core import ParameterSource
 from scripts import run_docs
-from scripts.run_docs import MADE, SKIPPED, Shown, make_world, pages, ran, shown_on
+from scripts.run_docs import CACHE, MADE, SKIPPED, Shown, make_world, pages, ran, shown_on
 
+from finelens.backbones.embedded import IMAGENET_CAPTION
+from finelens.backbones.minilm import IDENTITY
 from finelens.cli import cli
+from finelens.storage.cache import cached_tensors
 
 EVERY = [shown for page in pages() for shown in shown_on(page)]
 
@@ -74,14 +79,19 @@ def test_every_reason_is_needed():
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory) -> Path:
+def world(tmp_path_factory) -> Iterator[Path]:
+    """All that pages name. Its cache has some rows in the place of the texts of ImageNet: what commands answer is of no matter here."""
     folder = tmp_path_factory.mktemp("world")
-    make_world(folder, 12)
-    return folder
+    rows = torch.nn.functional.normalize(torch.randn(1000, 384, generator=torch.Generator().manual_seed(0)), dim=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(CACHE, str(tmp_path_factory.mktemp("cache")))
+        cached_tensors(["texts of ImageNet", *IDENTITY, IMAGENET_CAPTION], lambda: {"texts": rows})
+        make_world(folder, 12)
+        yield folder
 
 
+# README's "predict run NEW --csv new.csv" is run by make_world.
 QUICK = (
-    "README.md: predict run NEW --csv new.csv",
     "README.md: write run --to folders --out sorted",
     "using.md: predict run - --csv new.csv",
     "using.md: evaluate run TEST --labels folders",
