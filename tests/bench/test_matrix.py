@@ -263,7 +263,7 @@ def test_a_row_has_everything_that_makes_it_again(context):
     assert "--set method.max_iter=3" in found.command
     assert found.source["train"] == 24
     assert len(found.source["checksum"]) == 64
-    assert found.versions == versions()
+    assert found.versions == versions(found.key.method)
     elsewhere = Plan((parse_protocol("inductive"),), ("cupl",), backbone=context.start.spec, device="cuda")
     assert "--device cuda --out" in compute(context, *next(elsewhere.keys("toy")), elsewhere).command
 

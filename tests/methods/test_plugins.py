@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from finelens.bench.rows.origin import versions
 from finelens.commands.new_method import write_package
 from finelens.errors import UserError
 from finelens.methods import plugins
@@ -87,6 +88,18 @@ def test_a_function_may_give_the_methods(install):
     code = "from finelens.methods.registry import Method\ndef give():\n    return Method('given', 'text', 'One.', 'finelens.methods.zero_shot')\n"
     install("gives-one", code, "gives_one:give")
     assert find_method("given").build is find_method("zero-shot").build
+
+
+def test_rows_of_the_benchmark_name_the_package_and_its_code(install, tmp_path):
+    assert not {"package", "package_code"} & set(versions("stata"))
+    found = versions("nearest-mean")
+    assert (found["package"], len(found["package_code"])) == ("finelens-nearest-mean 1.0", 16)
+    code = "from finelens.methods.registry import Method\nMETHOD = Method('given', 'text', 'One.', 'gives_one')\n"
+    install("gives-one", code, "gives_one:METHOD")
+    first = versions("given")
+    assert first["package"] == "gives-one 1.0"
+    (tmp_path / "gives_one.py").write_text(code + "# another state\n")
+    assert versions("given")["package_code"] != first["package_code"]
 
 
 BROKEN = {

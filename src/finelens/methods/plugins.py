@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -23,11 +23,13 @@ class Plugins:
         methods: In the order of packages and entry points.
         problems: What was left out and why, one line each, naming the package.
         packages: Names of the packages that were looked at.
+        brought: Package and version that bring each method, by its name.
     """
 
     methods: tuple[Method, ...] = ()
     problems: tuple[str, ...] = ()
     packages: tuple[str, ...] = ()
+    brought: Mapping[str, str] = field(default_factory=dict)
 
     def searched(self) -> str:
         """Where methods of others were looked for; half a sentence."""
@@ -48,6 +50,7 @@ def find_plugins(taken: frozenset[str]) -> Plugins:
 
     owners, methods, problems = dict.fromkeys(taken, "finelens"), [], []
     packages: dict[str, None] = {}
+    brought: dict[str, str] = {}
     for entry in sorted(entry_points(group=GROUP), key=lambda entry: (_package(entry), entry.name)):
         package = _package(entry)
         packages[package] = None
@@ -61,12 +64,13 @@ def find_plugins(taken: frozenset[str]) -> Plugins:
             owner = owners.setdefault(method.name, package)
             if owner == package and method not in methods:
                 methods.append(method)
+                brought[method.name] = package if entry.dist is None else f"{package} {entry.dist.version}"
             elif owner != package:
                 problems.append(f"package {package}: its method {method.name} is left out: {owner} has one of that name")
     lines = tuple(" ".join(problem.split()) for problem in problems)
     for line in lines:
         logging.getLogger(__name__).warning("%s", line)
-    return Plugins(tuple(methods), lines, tuple(packages))
+    return Plugins(tuple(methods), lines, tuple(packages), brought)
 
 
 def _package(entry: EntryPoint) -> str:

@@ -7,7 +7,7 @@ from finelens.errors import UserError
 from finelens.methods.method import Method
 from finelens.methods.plugins import find_plugins
 
-__all__ = ["DEFAULT_METHOD", "METHODS", "Method", "all_methods", "check_hints", "find_method", "plugin_problems"]
+__all__ = ["DEFAULT_METHOD", "METHODS", "Method", "all_methods", "bringing_package", "check_hints", "find_method", "plugin_problems"]
 
 DEFAULT_METHOD = "consensus"
 
@@ -147,6 +147,11 @@ def all_methods() -> tuple[Method, ...]:
 def plugin_problems() -> tuple[str, ...]:
     """What of other packages was left out and why, one line each."""
     return find_plugins(_own_names()).problems
+
+
+def bringing_package(name: str) -> str | None:
+    """Package and version that bring a method; None of a method of finelens."""
+    return find_plugins(_own_names()).brought.get(name)
 
 
 def find_method(name: str) -> Method:

@@ -93,8 +93,8 @@ function photoMap() {
     for (const [c, mx, my] of middles) {
       if (wanted >= 0 && c !== wanted) continue;
       const name = names[c].length > 22 ? names[c].slice(0, 21) + "\u2026" : names[c], half = pen.measureText(name).width / 2;
-      const x = Math.min(Math.max((mx / 1000 * scale + left) * size, half + 4), wide - half - 4), y = (my / 1000 * scale + top) * size;
-      if (y < 8 || y > high - 4 || taken.some((one) => Math.abs(one[0] - x) < one[2] + half && Math.abs(one[1] - y) < 16)) continue;
+      const place = (mx / 1000 * scale + left) * size, x = Math.min(Math.max(place, half + 4), wide - half - 4), y = (my / 1000 * scale + top) * size;
+      if (place < 0 || place > wide || y < 8 || y > high - 4 || taken.some((one) => Math.abs(one[0] - x) < one[2] + half && Math.abs(one[1] - y) < 16)) continue;
       taken.push([x, y, half]);
       pen.strokeText(name, x, y);
       pen.fillText(name, x, y);

@@ -147,8 +147,8 @@ def mixed(context: Context, protocol: Protocol, plan: Plan) -> Context:
 
 def _say_kept(rows: Sequence[Result], console: Console) -> None:
     """A file may hold rows of several states of the code; whoever goes on with it should know."""
-    now = versions()
-    other = sum(row.versions != now for row in rows)
+    now = {name: versions(name) for name in {row.key.method for row in rows}}
+    other = sum(row.versions != now[row.key.method] for row in rows)
     if other:
         console.warn(
             f"{other} of the {len(rows)} rows that are there already were computed by other code, versions or threads; "
@@ -163,7 +163,7 @@ def compute(context: Context, key: Key, protocol: Protocol, plan: Plan) -> Resul
     about: dict[str, Any] = {
         "key": key,
         "config": to_plain(config),
-        "versions": versions(),
+        "versions": versions(key.method),
         "source": context.source,
         "command": command(key, plan.device),
     }

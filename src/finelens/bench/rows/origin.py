@@ -6,6 +6,7 @@ import hashlib
 import platform
 import shlex
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,29 @@ import torch
 
 from finelens.bench.rows.results import Key
 from finelens.core.schemas import VERSION
+from finelens.methods.registry import bringing_package, find_method
 
 DEVICE = "cpu"
 PACKAGE = Path(__file__).parents[2]
 
 
-def versions() -> dict[str, Any]:
-    """What computes rows in this process."""
+def versions(method: str) -> dict[str, Any]:
+    """What computes rows of a method in this process; of a method of another package also that package and a hash of its code."""
+    package = bringing_package(method)
+    return _own_versions() | ({} if package is None else {"package": package, "package_code": _code_of(find_method(method).source)})
+
+
+def _code_of(source: str) -> str:
+    """Short hash of the package, or the one file, that a ``module:Class`` lies in."""
+    found = find_spec(source.partition(":")[0].partition(".")[0])
+    if found is None or not (found.submodule_search_locations or found.origin):
+        return "unknown"
+    if found.submodule_search_locations:
+        return code_digest(Path(next(iter(found.submodule_search_locations))))
+    return hashlib.sha256(Path(str(found.origin)).read_bytes()).hexdigest()[:16]
+
+
+def _own_versions() -> dict[str, Any]:
     return {
         "finelens": VERSION,
         "code": code_digest(PACKAGE),
