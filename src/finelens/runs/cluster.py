@@ -6,12 +6,14 @@ have an end, and so that a worker that was lost does not keep its part waiting f
 
 from __future__ import annotations
 
+import ctypes
 import os
 import socket
+import sys
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -26,6 +28,8 @@ from finelens.errors import UserError
 ATTEMPTS = 4
 # Seconds without any worker before the work is given up, between two looks at the cluster, and for a first answer of its address.
 PATIENCE, TICK, REACH = 600.0, 2.0, 10.0
+# Seconds that processes of a cluster of this machine alone have to end, and a number of <linux/prctl.h>.
+GRACE, PR_SET_CHILD_SUBREAPER = 3.0, 36
 # Kinds of warnings that are passed on.
 MOST_WARNINGS = 10
 
@@ -152,12 +156,41 @@ def connected(address: str | None) -> Iterator[Any]:
     if place is not None:
         _check_reachable(place)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    with nullcontext() if place else _nothing_left():
+        try:
+            _join(ray, address, place)
+            yield ray
+        finally:
+            # Also of what had begun to start.
+            ray.shutdown()
+
+
+@contextmanager
+def _nothing_left() -> Iterator[None]:
+    """End what was begun inside and did not end by itself: helpers of a node that was stopped while it started look for it for a minute."""
+    # Ray brings it along.
+    import psutil
+
+    def children() -> list[Any]:
+        return list(psutil.Process().children(recursive=True))
+
+    others = children()
+    _adopt(True)
     try:
-        _join(ray, address, place)
-        yield ray
+        yield
     finally:
-        # Also of what had begun to start.
-        ray.shutdown()
+        psutil.wait_procs([child for child in children() if child not in others], timeout=GRACE)
+        for child in children():
+            if child not in others:
+                with suppress(psutil.Error):
+                    child.kill()
+        _adopt(False)
+
+
+def _adopt(on: bool) -> None:
+    """Whether children of a child that is gone become this process's; Linux alone can do that."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, int(on), 0, 0, 0)
 
 
 def _join(ray: Any, address: str | None, place: str | None) -> None:
