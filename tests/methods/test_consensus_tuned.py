@@ -76,6 +76,14 @@ def test_a_step_is_the_cross_entropy_with_the_posterior_and_with_what_a_person_s
     task.hints.start(Hints(torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64)))
 
 
+def test_a_tower_that_the_last_step_broke_is_refused_with_the_remedy(tiny_vit):
+    training = {"precision": "float32", "epochs": 1, "batch_size": 64, "lr": 1e30}
+    config, prepared = prepare_toy(tiny_vit, "consensus-tuned", options={"training": training})
+    store = load(pictures(), DecodeLimits(), QUIET).store
+    with pytest.raises(UserError, match=r"after the training the features of \d+ of \d+ images are not finite; start again with a lower training.lr"):
+        fit(prepared, store, config, QUIET)
+
+
 NEAR = torch.tensor([[1], [0], [3], [2], [5], [4]])
 TEACHER = torch.tensor([0, 0, 1, 1, 2, 0])
 

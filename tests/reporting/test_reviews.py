@@ -277,3 +277,12 @@ def test_kept_answers_belong_to_the_photographs_and_classes(record):
 def test_the_second_round_of_a_method_that_does_not_adapt_is_auto(record):
     words = adapt_command(replace(record, config=replace(record.config, method="cupl", method_options=None))).split()
     assert words[words.index("--method") + 1] == "auto"
+
+
+def test_a_photograph_that_is_answered_in_two_ways_is_refused_and_an_open_line_takes_no_answer_away(tmp_path):
+    file = tmp_path / "ask.csv"
+    file.write_text("path,label,why,expected\na.jpg, owl ,x,owl\nb.jpg,  ,x,owl\na.jpg,,x,owl\na.jpg,owl,x,owl\n")
+    assert read_answers(file) == {"a.jpg": "owl"}
+    file.write_text("path,label,why,expected\na.jpg,owl,x,owl\na.jpg,lark,x,owl\n")
+    with pytest.raises(UserError, match=r"ask\.csv: 'a\.jpg' is 'owl' in one line and 'lark' in another; keep one of the two"):
+        read_answers(file)

@@ -61,7 +61,7 @@ def test_what_probably_belongs_to_no_class_names_none():
     views = [row("a", "owl", 0.9, 0.51), row("a#1", "lark", 0.99, 1.0), row("a#2", "wren", 0.7, 0.5), PredictionRow("a#3", status="corrupt")]
     assert [own.label for own in shown(views)] == ["wren"]
     found = tiles_file(views, Grid(3, 1), 0.5)
-    assert found.lines[1] == "tiles that probably belong to none of the classes, and name none: 1 of 3"
+    assert found.lines[1] == "tiles that probably belong to none of the classes, and name none: 1 of 2"
     assert found.text.splitlines()[1:] == ["a,wren,0.7,1,a#2,0.3,0,0.4,1,3,2,ok"]
 
 
@@ -70,7 +70,8 @@ def test_every_photograph_has_a_line():
     rows += [PredictionRow("b", status="corrupt"), PredictionRow("b#1", status="corrupt"), PredictionRow("b#2", status="corrupt")]
     found = tiles_file(rows, Grid(2, 1), 0.5)
     assert found.text.splitlines()[1:] == ["a,,,,,,,,,3,0,ok", "b,,,,,,,,,0,0,corrupt"]
-    assert found.lines[0] == "2 photographs in 2 tiles each: with several classes 0, with none 2"
+    assert found.lines[0] == "2 photographs in 2 tiles each: with several classes 0, with none 1, not readable 1"
+    assert found.lines[1].endswith(": 0 of 2")
 
 
 def test_where_no_view_was_asked_whether_it_belongs_it_is_said():
@@ -133,7 +134,9 @@ def test_from_the_command(world, tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         main(["predict", str(world / "run"), str(world / "new"), "--csv", str(tmp_path / "new.csv"), "--tiles", "2x1", "--csv-bom"])
     assert stop.value.code == 0
-    assert "3 photographs in 2 tiles each" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "3 files: 2 ok, 1 corrupt" in said
+    assert "3 photographs in 2 tiles each" in said
     assert (tmp_path / "new_tiles.csv").read_bytes().startswith("\ufeffpath,class,probability".encode())
     np.save(tmp_path / "x.npy", np.eye(3, dtype=np.float32))
     with pytest.raises(SystemExit):

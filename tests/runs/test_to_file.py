@@ -18,7 +18,7 @@ from finelens.errors import UserError
 from finelens.images.store import load_images
 from finelens.runs import predict as groups
 from finelens.runs.sets import sets_header
-from finelens.runs.shard import Shard
+from finelens.runs.shard import Shard, join_parts
 from finelens.storage.files import text_bytes
 from finelens.storage.predictions import predictions_header
 from tests.solvers.data import cloud
@@ -86,6 +86,15 @@ def test_a_killed_command_goes_on_with_the_same_bytes(world, tmp_path, monkeypat
     assert [path.name for path in tmp_path.iterdir()] == ["new.csv"]
 
 
+def test_photographs_of_tiles_are_counted_once_by_a_command_that_went_on(world, tmp_path, monkeypatch, capsys):
+    for stop in (3, 99):
+        killed_after(monkeypatch, stop)
+        with nullcontext() if stop == 99 else pytest.raises(Killed):
+            api.predict(world / "run", world / "photos", tmp_path / "new.csv", tiles="2x1", console=Console())
+    # 15 rows: five photographs, each with two tiles.
+    assert "24 files (5 by an earlier command): 23 ok, 1 corrupt" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("calibrated", [False, True])
 def test_counts_of_a_command_that_went_on_are_those_of_all_rows(world, tmp_path, monkeypatch, capsys, calibrated):
     """The damaged file is among the rows of the command that was killed."""
@@ -134,6 +143,28 @@ def test_answers_are_replaced_on_request_only(world, tmp_path, monkeypatch):
     killed_after(monkeypatch, 99)
     api.predict(world / "run", world / "photos", target, console=QUIET)
     assert target.read_bytes() == (world / "whole.csv").read_bytes()
+
+
+def test_what_lies_beside_replaced_answers_goes_with_them(world, tmp_path):
+    given, target = (world / "run", world / "photos"), tmp_path / "new.csv"
+    api.predict(*given, target, tiles="2x1", console=QUIET)
+    (tmp_path / "new_groups.csv").write_text("path,group\r\nmine,1\r\n")
+    (tmp_path / "new_ranks.csv").write_text("path,family,family_probability,sure_rank,sure_name,sure_probability,status\r\n")
+    api.predict(*given, target, overwrite=True, console=QUIET)
+    # What something else wrote stays.
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["new.csv", "new_groups.csv"]
+    assert target.read_bytes() == (world / "whole.csv").read_bytes()
+
+
+def test_sets_of_a_whole_that_was_joined_before_go_with_it(world, tmp_path):
+    (tmp_path / "labels.csv").write_text("path,label\n" + "".join(f"{name}/{number}.png,{name}\n" for name in CLASSES for number in (0, 1)))
+    given, whole = (world / "run", world / "photos", tmp_path / "new.csv"), tmp_path / "whole.csv"
+    parts = [api.predict_to(*given, shard="1/1", calibrate=tmp_path / "labels.csv", coverage=0.8, console=QUIET)]
+    join_parts(parts, whole, QUIET)
+    assert (tmp_path / "whole.sets.csv").is_file()
+    api.predict_to(*given, shard="1/1", overwrite=True, console=QUIET)
+    join_parts(parts, whole, QUIET)
+    assert not list(tmp_path.glob("*.sets.csv"))
 
 
 def test_of_several_processes_that_were_stopped_some_had_finished(world, tmp_path):

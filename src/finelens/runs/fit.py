@@ -269,13 +269,24 @@ def _train(prepared: Prepared, store: ImageStore, config: RunConfig, console: Co
 
 
 def _as_tuned(engine: Engine, store: ImageStore, features: TargetFeatures, console: Console) -> TargetFeatures:
-    """The features by the tower as it is now; they go to no cache, since no other run asks for them."""
+    """The features by the tower as it is now; they go to no cache, since no other run asks for them.
+
+    Raises:
+        UserError: Some are not finite: the last update of the weights, which no step follows, went too far.
+    """
     parts = []
     with console.progress(len(store), "look with the tuned model") as bar:
         for rows, pixels in centre_batches(store, engine.backbone.preprocess, BATCH):
             parts.append(engine.encode_each(pixels))
             bar.update(len(rows))
-    return replace(features, global_=torch.cat([part.global_ for part in parts]), cls=torch.cat([part.cls for part in parts]))
+    tuned = replace(features, global_=torch.cat([part.global_ for part in parts]), cls=torch.cat([part.cls for part in parts]))
+    bad = int((~(tuned.global_.isfinite().all(1) & tuned.cls.isfinite().all(1))).sum())
+    if bad:
+        raise UserError(
+            f"after the training the features of {bad} of {len(store)} images are not finite; start again with a lower training.lr, or with "
+            "training.precision=float32"
+        )
+    return tuned
 
 
 def _say_estimate(trainer: Trainer, console: Console, *, prepared: bool) -> None:

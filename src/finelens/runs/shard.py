@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from finelens.classes.text_files import counted
 from finelens.core.console import Console
-from finelens.core.schemas import PREDICTION_COLUMNS, SET_COLUMNS
+from finelens.core.schemas import GROUP_COLUMNS, PREDICTION_COLUMNS, SET_COLUMNS, SURE_COLUMNS, TILE_COLUMNS
 from finelens.errors import UserError
 from finelens.runs.place import refuse_own_answers
-from finelens.storage.files import atomic_writer, check_target
+from finelens.storage.files import atomic_writer, check_target, write_error
 
 # What the folder of a file whose parts several machines write is called behind its name.
 PARTS = ".parts"
@@ -78,6 +78,30 @@ def tiles_path(csv_file: Path) -> Path:
     return csv_file.with_name(f"{csv_file.stem}_tiles.csv")
 
 
+def drop_left_over(csv_file: Path, written: Collection[Path]) -> None:
+    """Remove what an earlier command wrote beside a file of predictions that is replaced: it is about answers that are gone.
+
+    Args:
+        csv_file: The file of predictions.
+        written: What is written anew, and stays.
+
+    Raises:
+        UserError: A file cannot be removed.
+    """
+    starts = {sets_path(csv_file): SET_COLUMNS, groups_path(csv_file): GROUP_COLUMNS, tiles_path(csv_file): TILE_COLUMNS}
+    for path in (*starts, ranks_path(csv_file)):
+        if path in written or not path.is_file():
+            continue
+        try:
+            with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
+                columns = tuple(file.readline().rstrip("\r\n").split(","))
+            # A file of somebody else's stays. Ranks have the names of the class list between the first column and the last.
+            if columns == starts.get(path) or (path not in starts and columns[0] == "path" and columns[-len(SURE_COLUMNS) :] == SURE_COLUMNS):
+                path.unlink()
+        except OSError as error:
+            raise write_error(path, error) from error
+
+
 def join_parts(parts: Sequence[Path], csv: Path, console: Console) -> Path:
     """One file of the parts of ``predict --shard``: the bytes of a run without them. Conformal sets and answers by rank beside the parts are joined
     beside it.
@@ -104,12 +128,15 @@ def join_parts(parts: Sequence[Path], csv: Path, console: Console) -> Path:
     if len(ranks) == len(ordered):
         with ranks[0].open(encoding="utf-8", newline="") as file:
             jobs.append((ranks, ranks_path(csv), tuple(file.readline().rstrip("\r\n").split(","))))
+    targets, replaced = [target for _, target, _ in jobs], csv.is_file()
     for paths, target, columns in jobs:
         if target in paths:
             raise UserError(f"{target} is one of the parts; choose another name for the whole")
         check_target(target, ",".join(columns))
         _join(paths, target, (",".join(columns) + "\r\n").encode())
         console.say(f"wrote {target} from {counted(len(paths), 'part', 'parts')}")
+    if replaced:
+        drop_left_over(csv, targets)
     return csv
 
 

@@ -74,13 +74,16 @@ def tiles_file(rows: Sequence[PredictionRow], grid: Grid, floor: float) -> Tiles
     photographs = [rows[start : start + len(boxes)] for start in range(0, len(rows), len(boxes))]
     classes = [shown(views, floor) for views in photographs]
     text = csv_text([TILE_COLUMNS, *(line for views, own in zip(photographs, classes, strict=True) for line in _lines(views, own, boxes))])
-    several, none = sum(len(own) > 1 for own in classes), sum(not own for own in classes)
-    what = counted(len(photographs), "photograph", "photographs")
-    first = f"{what} in {len(boxes) - 1} tiles each: with several classes {several}, with none {none}"
+    # What cannot be read shows nothing that could be counted.
+    seen = [(own, views) for own, views in zip(classes, photographs, strict=True) if any(row.status == "ok" for row in views)]
+    several, none = sum(len(own) > 1 for own, _ in seen), sum(not own for own, _ in seen)
+    what, lost = counted(len(photographs), "photograph", "photographs"), len(photographs) - len(seen)
+    first = f"{what} in {len(boxes) - 1} tiles each: with several classes {several}, with none {none}" + (f", not readable {lost}" if lost else "")
     if any(row.status == "ok" for row in rows) and all(row.none_of_these is None for row in rows):
         return TilesFile(text, (first, "whether a tile belongs to none of the classes was not asked: only --tile-floor keeps a tile from naming one"))
-    refused = sum(_refused(row) for views in photographs for row in views[1:])
-    return TilesFile(text, (first, f"tiles that probably belong to none of the classes, and name none: {refused} of {len(rows) - len(photographs)}"))
+    tiles = [row for _, views in seen for row in views[1:] if row.status == "ok"]
+    refused = sum(map(_refused, tiles))
+    return TilesFile(text, (first, f"tiles that probably belong to none of the classes, and name none: {refused} of {len(tiles)}"))
 
 
 def _lines(views: Sequence[PredictionRow], classes: Sequence[Shown], boxes: Sequence[Box]) -> Iterator[list[str]]:

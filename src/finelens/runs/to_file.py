@@ -32,7 +32,7 @@ from finelens.runs.folder import RunFolder
 from finelens.runs.group_by import GroupBy
 from finelens.runs.predict import GROUP, Predictions
 from finelens.runs.sets import calibrate_on, set_sizes, sets_header, sets_of, sets_text
-from finelens.runs.shard import groups_path, ranks_path, sets_path, tiles_path
+from finelens.runs.shard import drop_left_over, groups_path, ranks_path, sets_path, tiles_path
 from finelens.runs.source import Listing, Source
 from finelens.runs.sources import asked_at, source_at, with_rows, with_tiles
 from finelens.runs.tiled import FLOOR, TilesFile, tiles_file
@@ -121,10 +121,12 @@ def predict_to_file(question: Question, console: Console, asked: Asked | None = 
         paths, starts = [*paths, ranks_path(question.target)], [*starts, (BOM if question.csv_bom else "") + by_rank.header]
     gathered = None if question.group_by is None else Gathered(GroupBy.parse(question.group_by), source)
     tally, sizes, seen = Tally(), Counter[int](), Seen()
+    # A photograph is counted as one file: behind each row of one are those of its tiles.
+    step = 1 if question.tiles is None else 1 + len(Grid.parse(question.tiles).boxes)
     with GrowingFiles(paths, list(map(text_bytes, starts)), question_key(question, asked)) as files:
         if files.done:
             console.say(f"going on: {files.done} of {len(span)} rows are in {question.target.name}.part")
-            doubt.append(recount(files.parts[0], tally))
+            doubt.append(recount(files.parts[0], tally, step))
             if rule is not None:
                 sizes.update(set_sizes(files.parts[1]))
         earlier = files.done
@@ -145,13 +147,16 @@ def predict_to_file(question: Question, console: Console, asked: Asked | None = 
                 gathered.add(part, rows, probabilities)
             if by_rank is not None:
                 texts.append(by_rank.lines(rows, {record.name: record.index for record in part.records}, probabilities))
-            tally.add(part.records)
+            tally.add(part.records[-files.done % step :: step])
             files.add(list(map(text_bytes, texts)), files.done + len(part.records))
+        if question.target.is_file():
+            asked_for = {groups_path(question.target): question.group_by, tiles_path(question.target): question.tiles}
+            drop_left_over(question.target, [*paths, *(path for path, given in asked_for.items() if given is not None)])
         files.finish()
     if rule is not None:
         mean = f", {sum(size * count for size, count in sizes.items()) / sizes.total():.1f} classes in a set on average" if sizes else ""
         console.say(f"conformal sets{mean}; {rule.guarantee()}")
-    tally.say(console, earlier)
+    tally.say(console, -(-earlier // step))
     tally.say_notes(console)
     # Tiles look unlike photographs, and belong to no class more often: what is expected of photographs says nothing of them.
     if question.tiles is None:
@@ -179,12 +184,13 @@ def predict_to_file(question: Question, console: Console, asked: Asked | None = 
     return question.target
 
 
-def recount(path: Path, tally: Tally) -> np.ndarray:
-    """Count the rows that an earlier command wrote, as if they were new; returns their doubt whether they belong to any class."""
+def recount(path: Path, tally: Tally, step: int = 1) -> np.ndarray:
+    """Count every ``step``-th row that an earlier command wrote, as if it were new; returns the doubt of all whether they belong to any class."""
     doubt: list[float] = []
-    for row in each_prediction(path):
-        notes = [note for note in row.reason.split("; ") if note != UNLIKE_NOTE]
-        tally.add([ImageRecord(row.path, row.status, "; ".join(notes), None)])
+    for place, row in enumerate(each_prediction(path)):
+        if not place % step:
+            notes = [note for note in row.reason.split("; ") if note != UNLIKE_NOTE]
+            tally.add([ImageRecord(row.path, row.status, "; ".join(notes), None)])
         if row.none_of_these is not None:
             doubt.append(row.none_of_these)
     return np.array(doubt)

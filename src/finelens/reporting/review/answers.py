@@ -47,15 +47,21 @@ def read_answers(path: Path) -> dict[str, str]:
     """Answers of an earlier review, so that a second one goes on from there; none without the file.
 
     Raises:
-        UserError: The file is there and is not a hints file.
+        UserError: The file is there and is not a hints file, or names a photograph twice in two ways: one of them would be lost.
     """
     if not path.exists():
         return {}
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file, strict=True)
-            found = {unescape_cell(row["path"]): unescape_cell(row["label"] or "") for row in reader}
+            rows = [(unescape_cell(row["path"]), unescape_cell((row["label"] or "").strip())) for row in reader]
             still_open = {UNANSWERED, ""} if WHY_COLUMN in (reader.fieldnames or ()) else {UNANSWERED}
-            return {path: label for path, label in found.items() if label not in still_open}
     except (OSError, UnicodeDecodeError, csv.Error, KeyError, TypeError) as error:
         raise UserError(f"{path} is there but is not a hints file ({error}); move it away or give another --hints") from error
+    answers: dict[str, str] = {}
+    for photograph, label in rows:
+        if label in still_open:
+            continue
+        if answers.setdefault(photograph, label) != label:
+            raise UserError(f"{path}: {photograph!r} is {answers[photograph]!r} in one line and {label!r} in another; keep one of the two")
+    return answers
