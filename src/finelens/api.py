@@ -616,8 +616,8 @@ def ask(
             feature file, or features (N, D): the person makes the names up.
         n: Questions.
         csv: Hints file to write, to be filled in: for a run with the columns ``path``, ``label`` (empty), ``why`` and ``expected`` (the class that
-            the run gives), for other images with ``?`` in the place of each name. Answers in an earlier one are kept and taken into account. None
-            writes none.
+            the run gives), for other images with ``?`` in the place of each name. Answers in an earlier one are kept and taken into account, and
+            those that the run was given or has in its ``hints.csv`` are written too. None writes none.
         order: ``worth``: an answer says most about all other photographs; ``doubt``: the run's own answer is most likely wrong.
         backbone: Encodes photographs without a run, as for :func:`adapt`.
         device: Where photographs are encoded that the cache does not hold.
@@ -630,7 +630,7 @@ def ask(
         UserError: Not a finished run, images that cannot be used or are gone, or a file that cannot be written or replaced.
     """
     from finelens.reporting.record import read_run
-    from finelens.reporting.review.answers import read_answers
+    from finelens.reporting.review.answers import earlier_answers, read_answers
     from finelens.reporting.review.sheet import adapt_command
     from finelens.reporting.review.worth import COLUMNS, questions_csv
 
@@ -639,7 +639,10 @@ def ask(
         return _ask_first(images, n, csv, order, backbone, device, console)
     if csv is not None:
         check_target(Path(csv), ",".join(COLUMNS))
-    folder, answers = RunFolder.open(images, lock=False), {} if csv is None else read_answers(Path(csv))
+    folder, answers = RunFolder.open(images, lock=False), {}
+    if csv is not None:
+        # The file is all that the next round is given: what was answered before has to be in it.
+        answers = {**earlier_answers(read_run(folder)), **read_answers(folder.hints_path), **read_answers(Path(csv))}
     chosen = _chosen(folder, n, order, console, device, answers)
     if csv is not None:
         write_text(Path(csv), questions_csv(chosen, answers))

@@ -83,6 +83,20 @@ def test_the_file_is_filled_in_and_given_as_hints(on_features, tmp_path, order, 
     ]
 
 
+def test_another_file_holds_what_the_run_was_given(on_features, tmp_path):
+    """Its command is the next round, which would forget the answers of this one."""
+    names, features = on_features.parent / "names.txt", on_features.parent / "x.npy"
+    asked = [look.path for look in finelens.ask(on_features, 3, console=QUIET)]
+    (tmp_path / "given.csv").write_text(f"path,label\n{asked[0]},a\n{asked[1]},none\n")
+    given = {"prototypes": on_features.parent / "w.npy", "console": QUIET, "hints": tmp_path / "given.csv"}
+    api.adapt(features, names, tmp_path / "run", **given)
+    (tmp_path / "run" / "hints.csv").write_text(f"path,label\n{asked[2]},b\n")
+    finelens.ask(tmp_path / "run", 2, csv=tmp_path / "more.csv", console=QUIET)
+    with open(tmp_path / "more.csv", encoding="utf-8", newline="") as sheet:
+        told = {row["path"]: row["label"] for row in csv.DictReader(sheet) if row["label"]}
+    assert told == {asked[0]: "a", asked[1]: "none", asked[2]: "b"}
+
+
 def test_the_sheet_takes_either_order(plain_run, tmp_path):
     doubt = finelens.ask(plain_run, 4, order="doubt", console=QUIET)
     assert doubt == finelens.ask(plain_run, 4, order="doubt", console=QUIET)
