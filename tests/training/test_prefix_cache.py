@@ -106,7 +106,7 @@ def test_epochs_after_the_first_round_run_no_first_block_and_build_no_view(tiny_
     engine = fitted.model.engine
     subset, views = fitted.model.task.subset(), fitted.model.task.views
     visited = len(images) if subset is None else len(subset)
-    if views.centre:
+    if not (views.weak or views.strong or views.crops):
         assert not seen
     else:
         assert {epoch for _, epoch in seen} == {0, 1}
@@ -248,7 +248,7 @@ def test_memory_that_runs_out_counts_no_prefix_twice(tmp_path, monkeypatch):
 def test_draws_that_no_epoch_sees_again_are_not_kept(tmp_path):
     engine = tiny_engine(tmp_path / "vit")
     said = []
-    engine.console = SimpleNamespace(say=said.append, warn=said.append)
+    engine.console = SimpleNamespace(say=said.append, detail=said.append, warn=said.append)
     cache = PrefixCache(engine, 3, ViewPlan(weak=False), TrainingConfig(scope=SCOPE, cached_prefix=1000, epochs=2))
     assert cache.draws == 2
     assert said[0] == "training.cached_prefix=1000 saves nothing: in 2 epochs no draw of views occurs twice"

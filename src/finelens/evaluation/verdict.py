@@ -137,7 +137,7 @@ def _without_labels(signals: Signals, alarms: Sequence[str], *, labelled: bool, 
     if start is not None and start.weak:
         return so("unclear", f"{HARDLY}, so there was little to build on; name some photographs, or measure with labels.")
     # Where the starting model knows little, or photographs are few, what it was surest of is no measure.
-    if labelled and (known := signals.start) is not None and known.weak:
+    if signals.kept < LOST and labelled and (known := signals.start) is not None and known.weak:
         return so("unclear", f"{HARDLY}, so what it said is no measure of what was learnt from a person; name more of them, or measure.")
     if signals.kept < LOST:
         return so(

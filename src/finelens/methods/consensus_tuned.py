@@ -118,7 +118,7 @@ class ConsensusTuned(Task):
         """1. Fit the teacher."""
         self.teacher.prepare(features)
         for line in self.teacher.notes():
-            self.engine.console.say(line)
+            self.engine.console.detail(line)
         self.hints.start(features.hints)
         self.taught = self.teacher.target_log_proba.to(self.text).exp()
         self.near = self._neighbours(features)
