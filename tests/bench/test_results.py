@@ -111,7 +111,7 @@ def test_the_digest_of_the_code_knows_every_file_and_its_place(tmp_path):
     (package / "part" / "a.py").rename(package / "a.py")
     assert len({first, changed, digest(package)}) == 3
     assert re.fullmatch("[0-9a-f]{16}", first)
-    assert versions()["code"] == digest(Path(finelens.__file__).parent)
+    assert versions("zero-shot")["code"] == digest(Path(finelens.__file__).parent)
 
 
 def test_the_command_names_a_device_that_is_not_the_default():
