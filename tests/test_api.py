@@ -119,7 +119,7 @@ def test_evaluation_of_a_run(finished, photos, tmp_path):
     # These are the photographs of the fit: their own level says what their probabilities say.
     assert said["threshold"] == pytest.approx(said["confidence"], abs=1e-4)
     line, free = summary(scores).split("\n")
-    assert free == f"without labels one would say: about {said['confidence']:.0%} right by its own probabilities"
+    assert free == f"without labels one would say of the accuracy: about {said['confidence']:.0%} right by its own probabilities"
     assert f"{scores['accuracy']:.1%} of {scores['n']} images are right (accuracy;" in line
     assert "24 images" in line
     assert "descriptions" not in line
