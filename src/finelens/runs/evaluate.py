@@ -173,7 +173,8 @@ def summary(result: Mapping[str, Any]) -> str:
     text += f", {result['n_failed']} could not be read" if result["n_failed"] else ""
     if result["answered_left_out"]:
         text += f"; {counted(result['answered_left_out'], 'image', 'images')} that a person answered in the run left out"
-    text += f"\nwithout labels one would say of the accuracy: {from_mapping(Estimates, result['estimates'], 'estimates').line}" if "estimates" in result else ""
+    if "estimates" in result:
+        text += f"\nwithout labels one would say of the accuracy: {from_mapping(Estimates, result['estimates'], 'estimates').line}"
     for column, sorted_by in result.get("groups", {}).items():
         text += "\n" + _groups_line(column, sorted_by)
     if (found := result.get("unknown")) is not None:
