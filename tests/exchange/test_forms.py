@@ -308,3 +308,9 @@ def test_a_run_on_features_needs_the_folder_for_files_only(run, photos, tmp_path
     with pytest.raises(UserError, match="give their folder with --photos"):
         write(run, "folders", tmp_path / "out folders")
     write(run, "folders", tmp_path / "out folders", photos=photos)
+
+
+@pytest.mark.parametrize("program", ["timelapse", "AddaxAI"])
+def test_a_program_is_answered_with_the_form_that_it_opens(program, tmp_path):
+    with pytest.raises(UserError, match="did you mean megadetector"):
+        write(tmp_path / "run", program, tmp_path / "out")

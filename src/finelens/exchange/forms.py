@@ -59,6 +59,8 @@ FORMS: dict[str, Form] = {
     "folders": Form("a sub-folder of photographs for each class", write_folders, True, _PLACED),
     "xmp": Form("folder of XMP sidecars with the class as keyword", write_sidecars, True),
 }
+# Programs that people name in the place of the form that they open.
+OPENED_BY = {"timelapse": "megadetector", "addaxai": "megadetector"}
 
 
 def write(
@@ -96,7 +98,7 @@ def write(
     """
     form = FORMS.get(to)
     if form is None:
-        near = nearest(to, FORMS)
+        near = OPENED_BY.get(to.lower()) or nearest(to, FORMS)
         raise UserError(f"unknown form {to}; " + (f"did you mean {near}?" if near else f"known are {', '.join(FORMS)}"))
     given = {"how": how, "package": None if package is None else Path(package), "project": project}
     options = _options_of(to, form, given)

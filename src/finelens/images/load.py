@@ -111,6 +111,9 @@ class Tally:
             f"{self.files} {noun}{f' ({earlier} by an earlier command)' if earlier else ''}: "
             + ", ".join(f"{count} {status}" for status, count in self.counts.items())
         )
+        # Also for those who asked to hear of nothing but what is wrong.
+        if unread := self.files - self.counts["ok"]:
+            console.warn(f"{unread} of {self.files} {noun} could not be read (column status)")
 
     def say_notes(self, console: Console) -> None:
         """Say how many readable files were noted, and why: each kind of note with its number and a first file, the most frequent first."""

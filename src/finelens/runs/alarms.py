@@ -16,6 +16,7 @@ from finelens.classes.text_files import listing, quote
 from finelens.errors import UserError
 from finelens.evaluation.collapse import pseudo_label_warning
 from finelens.evaluation.none_of_these import complaint, probably_none, remark
+from finelens.evaluation.weak_start import HARDLY
 from finelens.feature_store.prototypes import look_turned
 
 if TYPE_CHECKING:
@@ -55,15 +56,20 @@ def with_alarms(hooks: Hooks, engine: Engine, zero_shot: Tensor, class_names: Se
     return replace(hooks, alarm=alarm, zero_shot=zero_shot.argmax(1))
 
 
-def say_none(doubt: ArrayLike, console: Console) -> str | None:
+def say_none(doubt: ArrayLike, console: Console, *, hardly: bool = False) -> str | None:
     """Say how many photographs probably belong to none of the classes; where they are many, as a warning, which is returned.
 
     Args:
         doubt: Of ``evaluation.none_of_these``, (N,).
         console: What to say.
+        hardly: Whether the starting model hardly knows the classes: then it finds strangers everywhere, and nobody is warned of them.
     """
     values = np.asarray(doubt)
     count = int(probably_none(values).sum())
+    if hardly:
+        if count:
+            console.say(f"{remark(count, len(values))}; that says little, since {HARDLY}")
+        return None
     warning = complaint(count, len(values))
     if warning is not None:
         console.warn(warning)

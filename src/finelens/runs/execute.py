@@ -46,6 +46,7 @@ from finelens.runs.predict import predict_store
 from finelens.runs.prepare import Prepared, release_text
 from finelens.runs.sources import source_of_run
 from finelens.runs.together import groups_by, together
+from finelens.runs.trust import hardly_knows
 from finelens.storage.files import write_text
 from finelens.storage.predictions import BOM, PredictionRow, rows_from_logits, softmax, with_answers, write_predictions
 from finelens.training.checkpoint import read_events_offset
@@ -314,7 +315,7 @@ def _finish(run: RunFolder, model: Model, rows: list[PredictionRow], console: Co
     if warning is not None:
         console.warn(warning)
         run.log("warning", message=warning)
-    warning = say_none([row.none_of_these for row in rows if row.none_of_these is not None], console)
+    warning = say_none([row.none_of_these for row in rows if row.none_of_these is not None], console, hardly=hardly_knows(run))
     if warning is not None:
         run.log("warning", message=warning)
     engine = model.engine

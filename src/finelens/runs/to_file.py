@@ -37,7 +37,7 @@ from finelens.runs.source import Listing, Source
 from finelens.runs.sources import asked_at, source_at, with_rows, with_tiles
 from finelens.runs.tiled import FLOOR, TilesFile, tiles_file
 from finelens.runs.together import Gathered, Together
-from finelens.runs.trust import Seen
+from finelens.runs.trust import Seen, hardly_knows
 from finelens.storage.cache import state_digest
 from finelens.storage.files import file_digest, text_bytes, write_text
 from finelens.storage.growing import GrowingFiles
@@ -164,10 +164,11 @@ def predict_to_file(question: Question, console: Console, asked: Asked | None = 
         if len(likes) and familiarity is not None and (complaint := familiarity.complaint(likes)):
             # How far earlier ones were from the fit is not in the file.
             console.warn(f"of what this command read, {complaint}" if earlier else complaint)
-        say_none(np.concatenate([np.zeros(0), *doubt]), console)
+        folder = RunFolder.open(question.run, lock=False)
+        say_none(np.concatenate([np.zeros(0), *doubt]), console, hardly=hardly_knows(folder))
         # What was read by a command that was stopped is not here any more.
         if question.classes is None and len(left) == len(span):
-            seen.say(RunFolder.open(question.run, lock=False), console)
+            seen.say(folder, console)
     beside: list[tuple[Path, Together | TilesFile]] = []
     if gathered is not None:
         beside.append((groups_path(question.target), gathered.answers(classifier.classes)))

@@ -10,7 +10,9 @@ import numpy as np
 from finelens.core.console import Console
 from finelens.core.options import from_mapping
 from finelens.evaluation.answered import Answered
+from finelens.evaluation.signals import read_measured
 from finelens.evaluation.trust import Estimates, estimates
+from finelens.evaluation.weak_start import HARDLY
 from finelens.runs.folder import RunFolder
 from finelens.runs.predict import Predictions
 from finelens.storage.predictions import read_predictions, rounded
@@ -35,6 +37,12 @@ def estimates_of_run(folder: RunFolder, confidence: np.ndarray, answers: np.ndar
     fit = np.array([row.probability for row in rows if row.probability is not None and not row.answered], dtype=np.float64)
     # As the rows have them: solvers give many photographs the same probability, which is the level then.
     return estimates(np.array(list(map(rounded, confidence.tolist()))), answers, unadapted, fit, answered_of(folder))
+
+
+def hardly_knows(folder: RunFolder) -> bool:
+    """Whether a run started from a model that hardly knew its classes; False for runs of before, which do not say."""
+    start = read_measured(folder.signals_path).signals.start if folder.signals_path.is_file() else None
+    return start is not None and start.weak
 
 
 def answered_of(folder: RunFolder) -> Answered | None:
@@ -66,6 +74,9 @@ class Seen:
             return
         unadapted = [np.concatenate(own) for own in self.unadapted.values()]
         found = estimates_of_run(folder, np.concatenate(self.confidence), np.concatenate(self.answers), unadapted)
+        if found.answers is None and hardly_knows(folder):
+            console.say(f"how many of these are right nobody can say without labels, since {HARDLY}")
+            return
         console.say(f"without labels: {found.line} (docs/robustness.md says how far off such numbers are)")
         if found.others:
             console.detail(f"by other estimates: {', '.join(found.others)}")
