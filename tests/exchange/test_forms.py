@@ -105,7 +105,8 @@ def test_label_studio(written):
     assert prediction["result"] == [{"from_name": "choice", "to_name": "image", "type": "choices", "value": {"choices": ["red fox"]}}]
     assert tasks[3]["annotations"][0]["result"][0]["value"] == {"choices": ["=cmd"]}
     assert "predictions" not in tasks[3]
-    assert tasks[4].keys() == tasks[5].keys() == {"data"}
+    assert tasks[4].keys() == tasks[5].keys() == {"id", "data"}
+    assert [task["id"] for task in tasks] == list(range(1, 1 + len(tasks)))
 
 
 def test_cvat(written):

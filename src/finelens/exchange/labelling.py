@@ -19,11 +19,12 @@ def write_label_studio(answers: Answers, out: Path) -> None:
     ``<Image name="image" value="$image"/>`` and ``<Choices name="choice" toName="image">``, or for boxes
     ``<RectangleLabels name="box" toName="image">``.
     """
-    write_json(out, [_task(answers, file, rows) for file, rows in answers.photographs().items()])
+    write_json(out, [_task(answers, number, *named) for number, named in enumerate(answers.photographs().items(), 1)])
 
 
-def _task(answers: Answers, file: str, rows: list[PredictionRow]) -> dict[str, Any]:
-    task: dict[str, Any] = {"data": {"image": f"/data/local-files/?d={quote(file)}"}}
+def _task(answers: Answers, number: int, file: str, rows: list[PredictionRow]) -> dict[str, Any]:
+    # An import gives tasks numbers of its own; the tool's converter reads no task without one.
+    task: dict[str, Any] = {"id": number, "data": {"image": f"/data/local-files/?d={quote(file)}"}}
     said = [row for row in rows if answers.label(row) is not None]
     if human := [row for row in said if row.answered]:
         task["annotations"] = [{"result": [_result(answers, row) for row in human], "was_cancelled": False, "ground_truth": False}]
