@@ -4,7 +4,8 @@
     python benchmarks/clip_refine.py --table benchmarks/results/clip_refine.jsonl
 
 DATA holds one folder per set, each with ``classes.txt``, ``classes.json`` and ``train/CLASS/`` and ``test/CLASS/``. The stage and the method see
-at most 300 training photographs without their folders' names; the accuracy is on at most 500 test photographs. Rate 0 is a run without the stage. The
+at most 300 training photographs without their folders' names; the accuracy is on at most 500 test photographs (``--most``).
+Rate 0 is a run without the stage. The
 pairs of the stage are those that it makes itself: the surest half of the photographs of each predicted class, with a filled template.
 """
 
@@ -30,7 +31,6 @@ from finelens.runs.resolve import make_config
 from finelens.runs.stage import before_stage, run_stage
 
 METHODS = ("zero-shot", "consensus")
-MOST_TRAIN, MOST_TEST = 300, 500
 
 
 def main() -> None:
@@ -40,6 +40,7 @@ def main() -> None:
     parser.add_argument("--rates", nargs="+", type=float, default=[0.0, 1e-6])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--reference-weight", type=float, default=1.0)
+    parser.add_argument("--most", nargs=2, type=int, default=[300, 500], help="training and test photographs; another number takes others")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--table", type=Path)
     given = parser.parse_args()
@@ -50,7 +51,7 @@ def main() -> None:
         parser.error("give DATA --sets ... --out FILE, or --table FILE")
     for name in given.sets:
         for rate, seed in product(given.rates, given.seeds):
-            for row in measure(given.data / name, rate, seed, given.reference_weight):
+            for row in measure(given.data / name, rate, seed, given.reference_weight, *given.most):
                 with given.out.open("a") as out:
                     out.write(json.dumps(row) + "\n")
 
@@ -62,7 +63,7 @@ def some(folder: Path, most: int) -> list[ImageFile]:
     return [ImageFile(str(path), path.relative_to(folder).as_posix()) for path in files[::step]]
 
 
-def measure(place: Path, rate: float, seed: int, weight: float) -> list[dict[str, Any]]:
+def measure(place: Path, rate: float, seed: int, weight: float, most_train: int, most_test: int) -> list[dict[str, Any]]:
     """Rows of one set at one learning rate of the stage and weight of its references."""
     console = Console(enabled=False)
     names = read_class_file(place / "classes.txt")
@@ -70,12 +71,12 @@ def measure(place: Path, rate: float, seed: int, weight: float) -> list[dict[str
     stage = {"name": "clip-refine", "lr": rate, "reference_weight": weight} if rate else {}
     options = {"training": {"precision": "float32"}, "stage": stage}
     config = make_config("adapt", str(place / "train"), METHODS[0], options, seed=seed)
-    source = PhotoSource(str(place / "train"), place / "train", listed=tuple(some(place / "train", MOST_TRAIN)))
+    source = PhotoSource(str(place / "train"), place / "train", listed=tuple(some(place / "train", most_train)))
     prepared = prepare(before_stage(config), names, None, console)
     loaded = source.load(prepared.limits, console)
     if rate:
         prepared = run_stage(prepared, loaded, source, config, console)
-    test = load(some(place / "test", MOST_TEST), prepared.limits, console)
+    test = load(some(place / "test", most_test), prepared.limits, console)
     truth = {record.index: dirs[record.name.split("/")[0]] for record in test.records if record.index is not None}
     rows = []
     for method in METHODS:
