@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import csv
 import os
+import signal
 import socket
 import subprocess
 import sys
 import threading
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -350,6 +352,23 @@ class Placing:
         return self._ray.wait(heard, **given)
 
 
+def children(process: int) -> list[int]:
+    """Processes that another one has started, and that run."""
+    found = []
+    for own in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            # The name in brackets may hold anything; what is behind it does not.
+            if int(own.read_text().rpartition(")")[2].split()[1]) == process:
+                found.append(int(own.parent.name))
+    return found
+
+
+def send(what: signal.Signals, processes: list[int]) -> None:
+    for process in processes:
+        with suppress(ProcessLookupError):
+            os.kill(process, what)
+
+
 def test_a_machine_dies_and_another_goes_on(tmp_path, tiny_vit, monkeypatch, two_machines):
     machines, second = two_machines
     photos = write_photos(tmp_path / "train")
@@ -367,7 +386,11 @@ def test_a_machine_dies_and_another_goes_on(tmp_path, tiny_vit, monkeypatch, two
     def kill_who_writes() -> None:
         while not over.wait(0.01):
             if list(tmp_path.glob("two.csv.parts/*/.finelens-attempt-*/*.part")):
+                # Its worker would go on for a moment without its raylet, long enough to end so small a part.
+                workers = children(second.all_processes["raylet"][0].process.pid)
+                send(signal.SIGSTOP, workers)
                 machines.remove_node(second, allow_graceful=False)
+                send(signal.SIGKILL, workers)
                 killed.set()
                 return
 
