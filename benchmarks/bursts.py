@@ -10,18 +10,15 @@ hundredth and saved once more. The run adapts to all frames and knows nothing of
 
 from __future__ import annotations
 
-import argparse
-import json
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from asked import data_command
+from asked import over_sets
 from PIL import Image, ImageEnhance, ImageFilter
 
-import finelens
 from finelens import api
 from finelens.bench.sets.data import read_folder
 from finelens.core.console import Console
@@ -35,24 +32,6 @@ from finelens.storage.predictions import softmax
 FRAMES, COPY = 4, 4
 QUIET = Console(enabled=False)
 COSINES = (0.85, 0.9, 0.93, 0.95, 0.97, 0.98, 0.99)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", type=Path, nargs="?")
-    parser.add_argument("--sets", nargs="+", default=[])
-    parser.add_argument("--count", type=int, default=150)
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--table", type=Path, help="print the tables of a file of results")
-    given = parser.parse_args()
-    if given.table is not None:
-        print(table([json.loads(line) for line in given.table.read_text().splitlines()]))
-        return
-    command = data_command()
-    with given.out.open("w") as file:
-        for name in given.sets:
-            row = {"set": name, **measured(given.data / name, given.count), "finelens": finelens.__version__, "command": command}
-            file.write(json.dumps(row) + "\n")
 
 
 def measured(folder: Path, count: int) -> dict[str, Any]:
@@ -138,4 +117,4 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    over_sets(__doc__, 150, lambda folder, count: [measured(folder, count)], table)

@@ -10,18 +10,15 @@ many test photographs as they are, of one subject each, say what tiles claim tha
 
 from __future__ import annotations
 
-import argparse
-import json
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from asked import data_command
+from asked import over_sets
 from PIL import Image, ImageOps
 
-import finelens
 from finelens import api
 from finelens.bench.sets.data import read_folder
 from finelens.core.console import Console
@@ -35,25 +32,6 @@ SIDE, SUBJECTS = 896, 4
 GRIDS = ("2", "3", "3:0.5", "4")
 FLOORS = (0.0, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 USED = "0.5"
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", type=Path, nargs="?")
-    parser.add_argument("--sets", nargs="+", default=[])
-    parser.add_argument("--count", type=int, default=100)
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--table", type=Path, help="print the table of a file of results")
-    given = parser.parse_args()
-    if given.table is not None:
-        print(table([json.loads(line) for line in given.table.read_text().splitlines()]))
-        return
-    command = data_command()
-    with given.out.open("w") as file:
-        for name in given.sets:
-            for row in measured(given.data / name, given.count):
-                file.write(json.dumps({"set": name, **row, "finelens": finelens.__version__, "command": command}) + "\n")
-                file.flush()
 
 
 def measured(folder: Path, count: int) -> list[dict[str, Any]]:
@@ -137,4 +115,4 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    over_sets(__doc__, 100, measured, table)
