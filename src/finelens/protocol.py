@@ -340,7 +340,7 @@ class Cost:
         no_grad_forwards: Without gradient, in each epoch.
         grad_forwards: With gradient, in each epoch.
         once: Without gradient, in :meth:`Task.prepare`; a task that has any trains on all images.
-        after: Without gradient, before :meth:`Task.end_training`.
+        after: Without gradient, after the last epoch, for :meth:`Task.end_training`.
     """
 
     no_grad_forwards: float
@@ -392,7 +392,6 @@ class Task(nn.Module, ABC):
         needs_text: Whether training encodes texts; the text tower is released before it where it does not.
         takes_loss: Whether ``training.loss`` is heeded.
         loss_form: The :class:`~finelens.training.loss_form.LossForm` of such a task.
-        asks_tuned: Whether :meth:`end_training` is told what the tuned tower makes of the images.
         asks_unadapted: Whether an answer rests on what the unadapted tower makes of the image as well; such a task answers in :meth:`predict_beside`.
     """
 
@@ -402,7 +401,6 @@ class Task(nn.Module, ABC):
     needs_text: bool = False
     takes_loss: bool = False
     loss_form: Any
-    asks_tuned: bool = False
     asks_unadapted: bool = False
     engine: Any
 
@@ -471,7 +469,7 @@ class Task(nn.Module, ABC):
         return ()
 
     def end_training(self, features: TargetFeatures) -> None:
-        """Work after the last epoch of a task that sets ``asks_tuned``, also where the run was resumed.
+        """Work after the last epoch of a task whose cost has forwards there, also where the run was resumed.
 
         Args:
             features: Of the images of the fit by the tuned tower, with the hints.

@@ -92,6 +92,11 @@ class Signals:
             return None
         return Start(self.images, self.templates_information, self.descriptions_information)
 
+    @property
+    def weak_start(self) -> bool:
+        """Whether that hardly knew the classes; False in runs of before, which do not say."""
+        return self.start is not None and self.start.weak
+
 
 @dataclass(frozen=True)
 class Measured:

@@ -134,10 +134,10 @@ def _without_labels(signals: Signals, alarms: Sequence[str], *, labelled: bool, 
     if few:
         needed = f"{enough} would do" if second else f"it takes {enough}, and a second opinion: {JUDGE_BY}"
         return so("cannot judge", f"{signals.images} photographs are too few to judge {signals.classes} classes without labels; {needed}.")
-    if start is not None and start.weak:
+    if not labelled and signals.weak_start:
         return so("unclear", f"{HARDLY}, so there was little to build on; name some photographs, or measure with labels.")
     # Where the starting model knows little, or photographs are few, what it was surest of is no measure.
-    if signals.kept < LOST and labelled and (known := signals.start) is not None and known.weak:
+    if signals.kept < LOST and labelled and signals.weak_start:
         return so("unclear", f"{HARDLY}, so what it said is no measure of what was learnt from a person; name more of them, or measure.")
     if signals.kept < LOST:
         return so(
@@ -277,7 +277,7 @@ def _strangers(signals: Signals) -> list[Reason]:
     if share is None or share < WORTH_SAYING:
         return []
     said = f"{share:.0%} of the photographs probably belong to none of the classes"
-    if (start := signals.start) is not None and start.weak:
+    if signals.weak_start:
         return [Reason("note", f"{said}, by a model that hardly knows these classes: that says little.", "none-of-these")]
     if share < MANY:
         return [Reason("note", f"{said}.", "none-of-these")]

@@ -90,7 +90,6 @@ class ConsensusTuned(Task):
 
     views = ViewPlan(weak=False, strong=False, centre=True)
     asks_unadapted = True
-    asks_tuned = True
 
     def __init__(self, engine: Engine, heads: ClassHeads, config: Any, *, scope: str, weight_decay: float, seed: int = 0) -> None:
         super().__init__(engine)
@@ -134,7 +133,7 @@ class ConsensusTuned(Task):
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Matrices with weight decay, scales and biases without."""
-        return split_by_decay([*self.tuned.items()], self.weight_decay, is_matrix)
+        return split_by_decay(list(self.tuned.items()), self.weight_decay, is_matrix)
 
     def cost(self) -> Cost:
         """1 forward with gradient, and 1 without after the last epoch."""

@@ -46,7 +46,6 @@ from finelens.runs.predict import predict_store
 from finelens.runs.prepare import Prepared, release_text
 from finelens.runs.sources import source_of_run
 from finelens.runs.together import groups_by, together
-from finelens.runs.trust import hardly_knows
 from finelens.storage.files import write_text
 from finelens.storage.predictions import BOM, PredictionRow, rows_from_logits, softmax, with_answers, write_predictions
 from finelens.training.checkpoint import read_events_offset
@@ -130,7 +129,7 @@ def execute(
     if any(reason.code == "names" for reason in judged.reasons):
         console.warn(f"{NONSENSE}: check their spelling and language, or give --descriptions")
         run.log("warning", message=NONSENSE)
-    _finish(run, fitted.model, rows, console)
+    _finish(run, fitted.model, rows, measured.signals.weak_start, console)
     # The other processes may be gone by now.
     with fitted.model.engine.alone():
         page = _report(report, run, fitted.model, loaded, console)
@@ -309,13 +308,13 @@ def _log_start(run: RunFolder, inputs: Inputs, counts: dict[str, int]) -> int:
     return run.log("classes", classes=len(classes), templates=list(classes.templates), descriptions=report, digest=digests["classes"])
 
 
-def _finish(run: RunFolder, model: Model, rows: list[PredictionRow], console: Console) -> None:
+def _finish(run: RunFolder, model: Model, rows: list[PredictionRow], hardly: bool, console: Console) -> None:
     console.say(balance(rows, model.class_names))
     warning = collapse_warning(rows, model.class_names)
     if warning is not None:
         console.warn(warning)
         run.log("warning", message=warning)
-    warning = say_none([row.none_of_these for row in rows if row.none_of_these is not None], console, hardly=hardly_knows(run))
+    warning = say_none([row.none_of_these for row in rows if row.none_of_these is not None], console, hardly=hardly)
     if warning is not None:
         run.log("warning", message=warning)
     engine = model.engine

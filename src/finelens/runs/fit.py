@@ -260,7 +260,7 @@ def _train(prepared: Prepared, store: ImageStore, config: RunConfig, console: Co
         bar.update(done)
         trainer.hooks = replace(hooks, on_images=lambda count: bar.update(count))
         trainer.run()
-    if task.asks_tuned:
+    if task.cost().after:
         task.end_training(_as_tuned(engine, store, features, console))
     for line in task.notes():
         console.say(line)

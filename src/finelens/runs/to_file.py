@@ -165,10 +165,11 @@ def predict_to_file(question: Question, console: Console, asked: Asked | None = 
             # How far earlier ones were from the fit is not in the file.
             console.warn(f"of what this command read, {complaint}" if earlier else complaint)
         folder = RunFolder.open(question.run, lock=False)
-        say_none(np.concatenate([np.zeros(0), *doubt]), console, hardly=hardly_knows(folder))
+        hardly = hardly_knows(folder)
+        say_none(np.concatenate([np.zeros(0), *doubt]), console, hardly=hardly)
         # What was read by a command that was stopped is not here any more.
         if question.classes is None and len(left) == len(span):
-            seen.say(folder, console)
+            seen.say(folder, console, hardly=hardly)
     beside: list[tuple[Path, Together | TilesFile]] = []
     if gathered is not None:
         beside.append((groups_path(question.target), gathered.answers(classifier.classes)))

@@ -41,8 +41,7 @@ def estimates_of_run(folder: RunFolder, confidence: np.ndarray, answers: np.ndar
 
 def hardly_knows(folder: RunFolder) -> bool:
     """Whether a run started from a model that hardly knew its classes; False for runs of before, which do not say."""
-    start = read_measured(folder.signals_path).signals.start if folder.signals_path.is_file() else None
-    return start is not None and start.weak
+    return folder.signals_path.is_file() and read_measured(folder.signals_path).signals.weak_start
 
 
 def answered_of(folder: RunFolder) -> Answered | None:
@@ -68,13 +67,19 @@ class Seen:
         for name, logits in part.zero_shot.items():
             self.unadapted.setdefault(name, []).append(logits.numpy().argmax(axis=1))
 
-    def say(self, folder: RunFolder, console: Console) -> None:
-        """Say how many are probably right, in one line; nothing of a few photographs."""
+    def say(self, folder: RunFolder, console: Console, *, hardly: bool) -> None:
+        """Say how many are probably right, in one line; nothing of a few photographs.
+
+        Args:
+            folder: The run.
+            console: What to say.
+            hardly: What :func:`hardly_knows` says of it.
+        """
         if sum(map(len, self.confidence)) < FEWEST:
             return
         unadapted = [np.concatenate(own) for own in self.unadapted.values()]
         found = estimates_of_run(folder, np.concatenate(self.confidence), np.concatenate(self.answers), unadapted)
-        if found.answers is None and hardly_knows(folder):
+        if found.answers is None and hardly:
             console.say(f"how many of these are right nobody can say without labels, since {HARDLY}")
             return
         console.say(f"without labels: {found.line} (docs/robustness.md says how far off such numbers are)")

@@ -130,7 +130,9 @@ def _further(config: RunConfig, classifier: Classifier, loaded: Loaded, console:
     if not isinstance(options, ExtraConfig):
         return ()
     try:
-        files = read_extra(options.others, options.extra_names, source_named=config.row_names_file is not None)
+        # Encoders that were given by name came with the classifier, and are loaded once.
+        names = config.row_names_file is not None
+        files = read_extra(options.others, options.extra_names, source_named=names) if options.files else classifier.extra
         return () if files is None else files.of(loaded, Beside(classifier.model.engine, classifier.limits.short_side)).features
     except UserError as error:
         console.warn(f"the review goes on without the features of further encoders, which come in with the second round: {error}")
