@@ -224,15 +224,20 @@ def test_without_ray_and_without_an_answer(monkeypatch):
 def test_a_cluster_that_did_not_get_ready_is_taken_down(monkeypatch, raised, seen):
     pytest.importorskip("ray")
     # As a node does that is gone before its helpers.
-    leave = "import subprocess, sys; print(subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'], stdout=-3, stderr=-3).pid)"
+    wait = [sys.executable, "-c", "import time; time.sleep(60)"]
+    leave = f"import subprocess; print(subprocess.Popen([*{wait}, 'ray::Helper'], stdout=-3, stderr=-3).pid)"
     helper: list[int] = []
+    bystanders: list[subprocess.Popen[bytes]] = []
 
     def init(**given: Any) -> None:
         helper.append(int(subprocess.run([sys.executable, "-c", leave], capture_output=True, check=True).stdout))
+        bystanders.append(subprocess.Popen(wait))
         raise raised
 
     ended: list[int] = []
-    ray = SimpleNamespace(is_initialized=lambda: False, init=init, shutdown=lambda: ended.append(1), exceptions=FakeRay.exceptions)
+    ray = SimpleNamespace(
+        is_initialized=lambda: False, init=init, shutdown=lambda: ended.append(1), exceptions=FakeRay.exceptions, __file__="/nowhere/ray/__init__.py"
+    )
     monkeypatch.setitem(sys.modules, "ray", ray)
     monkeypatch.setattr(cluster, "GRACE", 0.1)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
@@ -240,6 +245,10 @@ def test_a_cluster_that_did_not_get_ready_is_taken_down(monkeypatch, raised, see
         pass
     assert ended == [1]
     assert os.WIFSIGNALED(os.waitpid(helper[0], 0)[1])
+    # What somebody else began meanwhile is none of Ray's.
+    assert bystanders[0].poll() is None
+    bystanders[0].kill()
+    bystanders[0].wait()
     assert seen is not UserError or "no Ray cluster at this machine (Exception: The current node timed out" in str(found.value)
 
 

@@ -156,7 +156,7 @@ def connected(address: str | None) -> Iterator[Any]:
     if place is not None:
         _check_reachable(place)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    with nullcontext() if place else _nothing_left():
+    with nullcontext() if place else _nothing_left(str(Path(ray.__file__).parent)):
         try:
             _join(ray, address, place)
             yield ray
@@ -166,13 +166,23 @@ def connected(address: str | None) -> Iterator[Any]:
 
 
 @contextmanager
-def _nothing_left() -> Iterator[None]:
-    """End what was begun inside and did not end by itself: helpers of a node that was stopped while it started look for it for a minute."""
+def _nothing_left(home: str) -> Iterator[None]:
+    """End what Ray began inside and did not end by itself: helpers of a node that was stopped while it started look for it for a minute.
+
+    Args:
+        home: Folder of the package.
+    """
     # Ray brings it along.
     import psutil
 
+    def of_ray(process: Any) -> bool:
+        try:
+            return any(word.startswith("ray::") or home in word for word in process.cmdline())
+        except psutil.Error:
+            return False
+
     def children() -> list[Any]:
-        return list(psutil.Process().children(recursive=True))
+        return list(filter(of_ray, psutil.Process().children(recursive=True)))
 
     others = children()
     _adopt(True)
