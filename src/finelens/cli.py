@@ -616,6 +616,7 @@ def export(run: Path, out: Path, **given: Any) -> None:
 @click.option("--batch", default=16, show_default=True, help="Most images that the model answers at a time.")
 @click.option("--wait", default=5.0, show_default=True, help="Milliseconds that a batch waits for further images.")
 @click.option("--queue", default=256, show_default=True, help="Images that wait at most; who comes then is told to come back.")
+@_moved_encoders
 def serve(
     run: Path,
     max_images: int,

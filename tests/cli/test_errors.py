@@ -51,6 +51,18 @@ def test_wrong_path(adapt, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_names_instead_of_a_file_of_them(adapt):
+    assert "does not exist; give a text file, one entry a line" in adapt(classes="cat, dog")
+    assert "File name too long; give a text file, one entry a line" in adapt(classes="golden retriever, " * 30)
+
+
+def test_a_name_that_no_file_can_have(adapt, fails):
+    long = "p" * 300
+    assert "give the --out of an earlier run" in fails("report", long)
+    for line in (adapt(photos=long), adapt(backbone=f"local:{long}"), fails("predict", long, ".", "--csv", "a.csv")):
+        assert "no file has a name that long; give the path of a file, not what is in it" in line
+
+
 def test_file_instead_of_folder(adapt, world):
     assert "is a file; give the folder" in adapt(photos=world / "classes.txt")
 

@@ -23,6 +23,7 @@ from finelens.cli import cli
 from finelens.core.console import Console
 from finelens.errors import UserError
 from finelens.evaluation.conformal import Conformal, calibrate
+from finelens.feature_store.extra_towers import ExtraEncoder
 from finelens.images.decode import DecodedImage
 from finelens.images.store import EncodedImage
 from finelens.runs.classifier import load_run
@@ -30,6 +31,7 @@ from finelens.serving import server
 from finelens.serving.answers import Answers
 from finelens.serving.batcher import Batcher, FullError
 from finelens.serving.settings import Settings, is_loopback, read_token
+from tests.backbones.encoder_checkpoints import write_timm
 from tests.toy import CLASSES, QUIET, options_for, picture, write_classes, write_photos
 
 pytest.importorskip("python_multipart")
@@ -292,10 +294,51 @@ def test_decoding_never_raises(world):
         assert answers.document(upload.name, answers.decode(upload), None, 0)["status"] in ("corrupt", "unsupported", "too_large")
 
 
-def test_a_run_that_needs_more_than_a_photograph_is_refused(world):
-    model = SimpleNamespace(engine=SimpleNamespace(backbone=None), extra=("a further encoder",))
-    with pytest.raises(UserError, match="adapt without --extra"):
+def test_features_from_a_file_are_refused(world):
+    model = SimpleNamespace(engine=SimpleNamespace(backbone=None), extra=(ExtraEncoder(64, "digest", "another model"),))
+    with pytest.raises(UserError, match="adapt with --extra-encoder instead of --extra"):
         Answers(SimpleNamespace(model=model), None, 1)
+
+
+@pytest.fixture(scope="module")
+def further(tmp_path_factory, tiny_vit) -> SimpleNamespace:
+    """A run beside a further encoder by name."""
+    parent = tmp_path_factory.mktemp("further")
+    photos, classes = write_photos(parent / "photos", per_class=2), write_classes(parent / "classes.txt")
+    weights = parent / "second.safetensors"
+    write_timm(weights, "test_vit")
+    given = {"method": "consensus", "backbone": f"local:{tiny_vit}", "options": options_for("consensus"), "console": QUIET}
+    api.adapt(photos, classes, parent / "run", extra_encoders=[f"timm:test_vit@{weights}"], **given)
+    return SimpleNamespace(run=parent / "run", files=sorted(photos.rglob("*.png")), weights=weights)
+
+
+def test_a_run_beside_a_further_encoder_answers_as_it_predicts(further):
+    classifier = load_run(further.run)
+    answers = Answers(classifier, None, 10**6)
+    with TestClient(app.make_app(answers, Settings())) as found:
+        sent = [("images", (file.name, file.read_bytes(), "image/png")) for file in further.files]
+        got = found.post("/predict?top=0", files=sent).json()["answers"]
+    said = np.array([[one["probabilities"][name] for name in CLASSES] for one in got])
+    np.testing.assert_allclose(said, classifier.predict_proba(further.files), atol=1e-6)
+
+
+def test_what_clients_send_is_not_kept(further, monkeypatch, tmp_path):
+    answers = Answers(load_run(further.run), None, 10**6)
+    monkeypatch.setenv("FINELENS_CACHE", str(tmp_path / "cache"))
+    image = answers.decode(EncodedImage(png(picture(1, 7)), "new.png"))
+    assert answers.probabilities([image]).shape == (1, len(CLASSES))
+    assert not list(tmp_path.rglob("*"))
+
+
+def test_weights_of_a_further_encoder_that_moved_are_named(further, tmp_path):
+    moved = further.weights.rename(tmp_path / "moved.safetensors")
+    try:
+        with pytest.raises(UserError, match=r"second\.safetensors"):
+            Answers(load_run(further.run), None, 10**6)
+        found = Answers(load_run(further.run, extra_encoders=[f"timm:test_vit@{moved}"]), None, 10**6)
+        assert len(found.probabilities([found.decode(EncodedImage(png(picture(0, 0)), ""))])) == 1
+    finally:
+        moved.rename(further.weights)
 
 
 def test_a_run_folder_is_needed(tmp_path):

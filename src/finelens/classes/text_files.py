@@ -6,6 +6,7 @@ are content. A line of content that would read as a comment is written with a ba
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 import unicodedata
@@ -52,6 +53,10 @@ def split_lines(text: str) -> list[str]:
     return lines if lines[-1] else lines[:-1]
 
 
+# Where names were typed and a file of them is meant.
+_TYPED = "give a text file, one entry a line"
+
+
 def read_utf8(path: str | Path, what: str) -> str:
     """Read a whole UTF-8 file, with or without a byte-order mark.
 
@@ -72,12 +77,13 @@ def read_utf8(path: str | Path, what: str) -> str:
                 left -= len(block)
             data = b"".join(blocks)
     except FileNotFoundError:
-        raise UserError(f"{what} {quote(str(path))} does not exist; check the path") from None
+        raise UserError(f"{what} {quote(str(path))} does not exist; {_TYPED if ',' in str(path) else 'check the path'}") from None
     except IsADirectoryError:
         raise UserError(f"{what} {quote(str(path))} is a folder; give a file") from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise UserError(f"{what} {quote(str(path))} cannot be read: {reason}") from None
+        remedy = f"; {_TYPED}" if getattr(error, "errno", None) == errno.ENAMETOOLONG else ""
+        raise UserError(f"{what} {quote(str(path))} cannot be read: {reason}{remedy}") from None
     if len(data) > MAX_BYTES:
         raise UserError(f"{what} {quote(str(path))} is larger than {MAX_BYTES // 2**20} MiB; is it the right file?")
     try:

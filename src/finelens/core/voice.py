@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
@@ -17,6 +18,8 @@ MISTAKE = 2
 # Of --fail-on.
 JUDGED = 3
 INTERRUPTED = 130
+# Letters of a name that is too long for a message.
+SHOWN = 60
 
 
 def voice(command: F) -> F:
@@ -41,12 +44,12 @@ def speak(command: Callable[..., Any], *args: Any, quiet: bool, as_events: bool,
     if verbose and (quiet or as_events):
         raise UserError("--quiet says nothing, --json everything, and --verbose more than usual; give one of them")
     if not as_events:
-        return command(*args, console=Console(enabled=not quiet, verbose=verbose), **given)
+        return _done(command, *args, console=Console(enabled=not quiet, verbose=verbose), **given)
     if quiet:
         raise UserError("--quiet says nothing and --json everything; give one of them")
     console = EventConsole()
     try:
-        result = command(*args, console=console, **given)
+        result = _done(command, *args, console=console, **given)
     except UserError as error:
         console.tell("error", text=" ".join(error.message.split()))
         raise
@@ -57,3 +60,14 @@ def speak(command: Callable[..., Any], *args: Any, quiet: bool, as_events: bool,
         raise
     console.tell("end")
     return result
+
+
+def _done(command: Callable[..., Any], *args: Any, **given: Any) -> Any:
+    """What a verb returns; a list that was typed where a file is meant is a mistake like any other, wherever it is first looked up."""
+    try:
+        return command(*args, **given)
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        start = str(error.filename)[:SHOWN]
+        raise UserError(f"{start!r}...: no file has a name that long; give the path of a file, not what is in it") from error

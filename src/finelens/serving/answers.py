@@ -8,11 +8,15 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from finelens.core.console import Console
 from finelens.errors import UserError
 from finelens.evaluation.conformal import Conformal
+from finelens.feature_store.extra import check_encoders
 from finelens.images.decode import DecodedImage, DecodeLimits, Failure, decode_bytes
+from finelens.images.load import centre_views
 from finelens.images.store import EncodedImage, PixelStore
 from finelens.runs.classifier import Classifier
 from finelens.runs.model import ANSWER
@@ -31,13 +35,17 @@ class Answers:
         max_bytes: Of an image.
 
     Raises:
-        UserError: The run does not answer from one photograph alone.
+        UserError: The run does not answer from one photograph alone, or a further encoder of it cannot be loaded.
     """
 
     def __init__(self, classifier: Classifier, rule: Conformal | None, max_bytes: int) -> None:
         check_tower(classifier.model)
-        if classifier.model.extra:
-            raise UserError("the run looks at features of further encoders, which a server does not have; adapt without --extra")
+        if any(not encoder.encodes for encoder in classifier.model.extra):
+            raise UserError(
+                "the run looks at features of a further encoder that came from a file, which clients do not send; "
+                "adapt with --extra-encoder instead of --extra"
+            )
+        check_encoders(classifier.model.extra, classifier.extra)
         self.classifier, self.rule = classifier, rule
         self.limits: DecodeLimits = replace(classifier.limits, max_bytes=max_bytes)
 
@@ -54,10 +62,18 @@ class Answers:
             copies[image.sha256] += 1
         order = sorted(range(len(keys)), key=keys.__getitem__)
         store = PixelStore([keys[i] for i in order], [images[i].pixels for i in order])
-        found = softmax(predict_store(self.classifier.model, store, QUIET)[ANSWER].numpy())
+        found = softmax(self._logits(store).numpy())
         out = np.empty_like(found)
         out[order] = found
         return out
+
+    def _logits(self, store: PixelStore) -> Tensor:
+        """Calibrated logits (n, C). Nothing of a client's photographs is written to the feature cache."""
+        classifier = self.classifier
+        if not classifier.model.extra:
+            return predict_store(classifier.model, store, QUIET)[ANSWER]
+        views = (torch.cat(list(centre_views(store, preprocess, QUIET, "look"))) for preprocess in classifier.preprocesses)
+        return classifier(*views).cpu()
 
     def document(self, name: str, result: DecodedImage | Failure, probabilities: np.ndarray | None, top: int) -> dict[str, Any]:
         """What a client is told of one image.

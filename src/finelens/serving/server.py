@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -41,6 +42,7 @@ def serve(
     calibrate: str | Path | None = None,
     calibrate_photos: str | Path | None = None,
     coverage: float | None = None,
+    extra_encoders: Sequence[str] = (),
     settings: Settings | None = None,
     console: Console | None = None,
 ) -> None:
@@ -55,6 +57,7 @@ def serve(
         calibrate: CSV file with the columns ``path`` and ``label`` of some photographs: answers carry conformal sets then.
         calibrate_photos: Folder of those photographs; by default the run's.
         coverage: Share of the sets that should hold the true class; by default 0.9.
+        extra_encoders: Where the weights of encoders that were given by name are now, if they have moved; in their order.
         settings: Limits.
         console: What is said.
 
@@ -71,7 +74,7 @@ def serve(
     from finelens.serving.answers import Answers
     from finelens.serving.app import make_app
 
-    classifier = load_run(run, device=device)
+    classifier = load_run(run, device=device, extra_encoders=extra_encoders)
     rule = None
     if calibrate is not None:
         photos = Path(calibrate_photos or RunFolder.open(run, lock=False).config.photos)
