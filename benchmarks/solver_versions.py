@@ -1,10 +1,11 @@
-"""Processor time, memory and answers of solvers, of another checkout and of this one in turn. One JSON line per fit.
+"""Processor time, memory and answers of solvers, of another checkout and of this one in turn. One JSON line per fit, and one per comparison.
 
     git worktree add ../before 3a1909f
     OMP_NUM_THREADS=1 python benchmarks/solver_versions.py --before ../before/src --out versions.jsonl
 
 Every fit is a process of its own on the same features (``random_features`` of ``solver_speed.py``); sides take turns, so that both see the same load.
-Said last: least processor seconds and largest resident size of each side, and the share of images with the same answer.
+A comparison has the least processor seconds and the largest resident size of each side, and the share of images with the same answer. What the processor
+has for products in bfloat16 is in every row: the ratios depend on it.
 """
 
 from __future__ import annotations
@@ -46,19 +47,37 @@ def main() -> None:
 
 
 def compare(method: str, size: str, given: argparse.Namespace, folder: Path) -> None:
+    from finelens.core.private_torch import bfloat16_units
+
     sides: dict[str, list[dict[str, Any]]] = {"before": [], "now": []}
+    about = {"method": method, "size": size, "bfloat16_units": bfloat16_units(), "torch": torch.__version__}
     for _ in range(given.turns):
         for side, source in (("before", given.before), ("now", THIS)):
             answers = folder / f"{side}.pt"
             command = [sys.executable, __file__, "--fit", method, str(folder / "features.pt"), str(answers)]
             said = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(source)}, check=True, capture_output=True, text=True).stdout
-            sides[side].append({"side": side, "method": method, "size": size, **json.loads(said)})
-            with given.out.open("a") as file:
-                file.write(json.dumps(sides[side][-1] | {"load": os.getloadavg()[0], "torch": torch.__version__}) + "\n")
+            sides[side].append(json.loads(said))
+            keep(given.out, {"side": side, **about, **sides[side][-1], "load": round(os.getloadavg()[0], 1)})
     same = float((torch.load(folder / "before.pt") == torch.load(folder / "now.pt")).float().mean())
     seconds = {side: min(row["cpu_seconds"] for row in rows) for side, rows in sides.items()}
     peaks = {side: max(row["megabytes_peak"] for row in rows) for side, rows in sides.items()}
-    print(f"{method} {size}  seconds {seconds}  ratio {seconds['before'] / seconds['now']:.2f}  peak MB {peaks}  same answer {same:.4%}", flush=True)
+    ratio = round(seconds["before"] / seconds["now"], 2)
+    row = {
+        "side": "both",
+        **about,
+        "turns": given.turns,
+        "cpu_seconds": seconds,
+        "ratio": ratio,
+        "megabytes_peak": peaks,
+        "same_answer": round(same, 6),
+    }
+    keep(given.out, row)
+    print(json.dumps(row), flush=True)
+
+
+def keep(out: Path, row: dict[str, Any]) -> None:
+    with out.open("a") as file:
+        file.write(json.dumps(row) + "\n")
 
 
 def fit(method: str, features: Path, answers: Path) -> None:

@@ -6,9 +6,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from finelens.protocol import Hints
-from finelens.solvers import GdaEm, StatA, TransClip, ZLaP, certified, settling
+from finelens.solvers import GdaEm, StatA, TransClip, ZLaP, certified, pairs, settling
 from finelens.solvers.chebyshev import chebyshev, rounds_of
 from finelens.solvers.neighbours import RowProduct, sparse_rows, top_neighbours
 
@@ -96,6 +97,25 @@ def test_certified_neighbours_are_the_exact_ones(monkeypatch, kind, copies):
     assert torch.allclose(values, exact[0], atol=1e-6)
     # Copies are equally near.
     assert torch.allclose((queries[:, None] * keys[index]).sum(2), exact[0], atol=1e-6)
+    if not copies:
+        assert torch.equal(index, exact[1])
+
+
+@pytest.mark.parametrize("copies", [0, 300])
+def test_neighbours_by_pairs_are_the_exact_ones_for_half_of_the_products(monkeypatch, copies):
+    x, _ = clusters(900, 5, 32, copies=copies)
+    exact = top_neighbours(x, x, 4, chunk_size=64, same=True)
+    monkeypatch.setattr("finelens.solvers.neighbours.MANY", 1)
+    # The last tile is narrower than the neighbours.
+    monkeypatch.setattr(pairs, "TILE", 69)
+    with FlopCounterMode(display=False) as counter:
+        values, index = top_neighbours(x, x, 4, chunk_size=64, same=True)
+    # All products are twice N^2 D.
+    assert counter.get_total_flops() <= 0.55 * 2 * len(x) ** 2 * 32
+    assert torch.allclose(values, exact[0], atol=1e-6)
+    # Copies are equally near.
+    assert torch.allclose((x[:, None] * x[index]).sum(2), exact[0], atol=1e-6)
+    assert not (index == torch.arange(len(x))[:, None]).any()
     if not copies:
         assert torch.equal(index, exact[1])
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from finelens.solvers.certified import certified_neighbours, is_worth_it
 from finelens.solvers.chunks import chunks
+from finelens.solvers.pairs import MANY, neighbours_by_pairs
 from finelens.solvers.views import split_views
 
 
@@ -41,6 +42,8 @@ def top_neighbours(
                 cosines[own, of_query[own]] = -torch.inf
             values[some], index[some] = cosines.topk(k, dim=1)
         return values, index
+    if same and k and len(keys) >= MANY and keys.device.type == "cpu":
+        return neighbours_by_pairs(keys, k)
     values = queries.new_empty(queries.shape[0], k)
     index = torch.empty(queries.shape[0], k, dtype=torch.long, device=queries.device)
     for chunk in chunks(queries.shape[0], chunk_size) if k else ():
