@@ -4,8 +4,8 @@
     OMP_NUM_THREADS=1 python benchmarks/solver_versions.py --before ../before/src --out versions.jsonl
 
 Every fit is a process of its own on the same features (``random_features`` of ``solver_speed.py``); sides take turns, so that both see the same load.
-A comparison has the least processor seconds and the largest resident size of each side, and the share of images with the same answer. Every row says what
-the processor has for products in bfloat16: the ratios depend on it.
+A comparison has the least processor seconds and the largest resident size of each side, and the share of images with the same answer. Every row
+says what the processor has for products in bfloat16: the ratios depend on it.
 """
 
 from __future__ import annotations
