@@ -57,6 +57,14 @@ def test_a_run_without_a_folder_gets_one_with_the_date_beside_the_photographs(ru
     assert "say which" in run("adapt", *on_features, "--overwrite").err
 
 
+def test_another_program_is_told_how_many_photographs_there_were(run, on_features, tmp_path):
+    assert run("adapt", *on_features, "--method", "stata", "--out", tmp_path / "run").code == 0
+    told = run("predict", tmp_path / "run", on_features[0], "--csv", tmp_path / "new.csv", "--json")
+    (counted,) = [event for event in map(json.loads, told.out.splitlines()) if event["event"] == "files"]
+    assert (counted["files"], counted["counts"], counted["earlier"]) == (60, {"ok": 60}, 0)
+    assert counted["text"] == "60 files: 60 ok"
+
+
 def test_the_names_of_dated_folders(tmp_path, monkeypatch):
     day = date(2026, 11, 29)
     (tmp_path / "birds").mkdir()

@@ -30,6 +30,10 @@ class Console:
         if self.enabled:
             print(line, file=sys.stderr, flush=True)
 
+    def report(self, line: str, event: str, **fields: object) -> None:
+        """One line for a person, an event of its own with ``fields`` for another program."""
+        self.say(line)
+
     def detail(self, line: str) -> None:
         """One line for those who know what a method does inside."""
         if self.verbose:
@@ -199,6 +203,10 @@ class EventConsole(Console):
     def say(self, line: str) -> None:
         """An event ``note``."""
         self.tell("note", text=line)
+
+    def report(self, line: str, event: str, **fields: object) -> None:
+        """The event."""
+        self.tell(event, text=line, **fields)
 
     def warn(self, line: str) -> None:
         """An event ``warning``."""

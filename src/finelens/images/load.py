@@ -107,10 +107,9 @@ class Tally:
     def say(self, console: Console, earlier: int = 0) -> None:
         """Say the numbers by status, and how many of the files an earlier command had done."""
         noun = "file" if self.files == 1 else "files"
-        console.say(
-            f"{self.files} {noun}{f' ({earlier} by an earlier command)' if earlier else ''}: "
-            + ", ".join(f"{count} {status}" for status, count in self.counts.items())
-        )
+        before = f" ({earlier} by an earlier command)" if earlier else ""
+        by_status = ", ".join(f"{count} {status}" for status, count in self.counts.items())
+        console.report(f"{self.files} {noun}{before}: {by_status}", "files", files=self.files, earlier=earlier, counts=self.counts)
         # Also for those who asked to hear of nothing but what is wrong.
         if unread := self.files - self.counts["ok"]:
             console.warn(f"{unread} of {self.files} {noun} could not be read (column status)")
