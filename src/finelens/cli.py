@@ -737,7 +737,7 @@ def _stopped(run: Path) -> str:
         return f"stopped; finelens resume {run} goes on from the last checkpoint"
     if (run / CONFIG_FILE).is_file():
         return f"stopped before there was a checkpoint; finelens resume {run} starts again, with the photographs that were encoded in the cache"
-    return "stopped; nothing was written yet"
+    return "stopped; nothing was written yet: the same command begins again, with what was encoded in the cache"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

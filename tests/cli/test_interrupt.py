@@ -170,7 +170,10 @@ def test_second_ctrl_c_stops_at_once(capsys, tmp_path):
     with pytest.raises(SystemExit) as stop:
         train()
     assert stop.value.code == 130
-    assert capsys.readouterr().err.splitlines()[-1] == "stopped; nothing was written yet"
+    assert (
+        capsys.readouterr().err.splitlines()[-1]
+        == "stopped; nothing was written yet: the same command begins again, with what was encoded in the cache"
+    )
     assert signal.getsignal(signal.SIGINT) is before
 
 

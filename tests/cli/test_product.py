@@ -95,6 +95,41 @@ def test_a_dry_run_says_what_and_how_long_and_writes_nothing(run, given, tmp_pat
     assert (refused.code, refused.out) == (MISTAKE, "")
 
 
+def test_a_dry_run_tells_of_hints_that_would_be_left_out(run, given, tmp_path):
+    name = f"{CLASSES[0]}/0.png"
+    (tmp_path / "hints.csv").write_text(f"path,label\n{name},{CLASSES[0]}\nnowhere.png,{CLASSES[1]}\n", encoding="utf-8")
+    asked = ("adapt", *given, "--hints", tmp_path / "hints.csv", "--out", tmp_path / "run")
+    planned, done = run(*asked, "--dry-run"), run(*asked)
+    assert planned.code == 0, planned
+    (said,) = [line for line in planned.err.splitlines() if line.startswith("warning: 1 hint is left out")]
+    assert "nowhere.png" in said
+    assert said in done.err
+
+
+def test_a_dry_run_counts_on_what_was_encoded_before(run, given, tmp_path, monkeypatch):
+    monkeypatch.setenv("FINELENS_CACHE", str(tmp_path / "cache"))
+    asked = ("adapt", *given, "--out", tmp_path / "run")
+    (new,) = results(run(*asked, "--dry-run", "--json").out)
+    assert run(*asked).code == 0
+    (known,) = results(run(*asked, "--overwrite", "--dry-run", "--json").out)
+    assert "encoded before" not in new["note"]
+    assert ", 7 of which were encoded before" in known["note"]
+
+
+def test_a_dry_run_where_the_probed_files_cannot_be_read(run, given, tmp_path):
+    (tmp_path / "photos").mkdir()
+    for number in range(16):
+        (tmp_path / "photos" / f"{number:02}.jpg").write_bytes(b"no image")
+    asked = ("adapt", tmp_path / "photos", *given[1:], "--out", tmp_path / "run", "--dry-run", "--json")
+    (plan,) = results(run(*asked).out)
+    assert (plan["files"], plan["encoding"] > 0) == (16, True)
+    for file in sorted((tmp_path / "photos").iterdir())[2:]:
+        file.unlink()
+    refused = run(*asked)
+    assert refused.code == MISTAKE
+    assert "none of the 2 files is an image" in refused.err
+
+
 def test_a_dry_run_fetches_no_weights(run, given, tmp_path):
     said = run("adapt", *given[:3], "--backbone", "hf-hub:nobody/nothing", "--out", tmp_path / "run", "--dry-run")
     assert said.code == 0

@@ -121,8 +121,7 @@ class FeatureEncoder:
             own = {"global": tokens.global_, "cls": tokens.cls}
             return own if tokens.patches is None else {**own, "patches": tokens.patches}
 
-        # Views of exact duplicates are the same, so they share a row: the ordinal behind the digest is left out.
-        names = [sample_id.partition("-")[0] for sample_id in store.ids]
+        names = _contents(store)
         if not patches:
             yield from self._stream(CENTRE, names, views, encode, console)
             return
@@ -132,6 +131,11 @@ class FeatureEncoder:
                 new = [i for i, position in enumerate(positions) if position not in known]
                 centre.add([names[positions[i]] for i in new], {name: rows[name][new] for name in ("global", "cls")})
                 yield positions, rows
+
+    def known(self, store: ImageStore) -> int:
+        """How many centre views of a store are in the cache."""
+        with self._cache(CENTRE) as cache:
+            return sum(1 for _ in cache.read(_contents(store)))
 
     def stream_crops(self, store: ImageStore, crops: Crops, console: Console) -> Generator[Rows, None, None]:
         """Features of random crops as they come, in any order, on the CPU.
@@ -168,7 +172,7 @@ class FeatureEncoder:
                 yield index.tolist(), further
 
         keep = self.views_size(len(store), plan.count) <= cache_limit()
-        return self._stream(kind, [sample_id.partition("-")[0] for sample_id in store.ids], views, self._encode_views, console, keep=keep)
+        return self._stream(kind, _contents(store), views, self._encode_views, console, keep=keep)
 
     def views_size(self, images: int, count: int) -> int:
         """Bytes that features of ``count`` views of each image take on the disk."""
@@ -222,6 +226,11 @@ class FeatureEncoder:
                 )
         if cache.error is not None:
             console.warn(f"features are not kept for the next run: {cache.error}")
+
+
+def _contents(store: ImageStore) -> list[str]:
+    """What images are called in the cache. Views of exact duplicates are the same, so they share a row: the ordinal behind the digest is left out."""
+    return [sample_id.partition("-")[0] for sample_id in store.ids]
 
 
 def _kind(crops: Crops) -> str:

@@ -42,10 +42,19 @@ def load(source: list[ImageFile] | ImageItems, limits: DecodeLimits, console: Co
             bar.update(1)
 
         loaded = load_images(source, limits, progress=advance, spill_dir=spill_dir)
+    need_one(loaded)
+    return loaded
+
+
+def need_one(loaded: LoadedImages) -> None:
+    """Refuse files none of which is an image.
+
+    Raises:
+        UserError: None of them can be read.
+    """
     if not len(loaded.store):
         reasons = "; ".join(f"{record.name}: {record.status}, {record.reason}" for record in loaded.records[:3])
         raise UserError(f"none of the {len(loaded.records)} files is an image that can be read ({reasons})")
-    return loaded
 
 
 def say_remarks(source: list[ImageFile] | ImageItems, console: Console) -> None:

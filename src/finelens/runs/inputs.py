@@ -126,14 +126,14 @@ def read_inputs(
             console.warn(doubt)
         prepared = replace(prepared, extra=given.extra.of(loaded, Beside(prepared.engine, prepared.limits.short_side)))
     counts = status_counts(loaded.records)
-    console.say(f"images: {len(loaded.records)} files, " + ", ".join(f"{count} {status}" for status, count in counts.items()))
+    said = ", ".join(f"{count} {status}" for status, count in counts.items())
+    console.report(f"images: {len(loaded.records)} files, {said}", "files", files=len(loaded.records), earlier=0, counts=counts)
     left_out: list[str] = []
     hints = None
     if given.hints is not None:
         place, listed = Path(given.source.name), taken is not None
         hints = read_hints(given.hints, place, loaded.records, prepared.classes.names, left_out, listed=listed)
-    if left_out:
-        console.warn(f"{counted(len(left_out), 'hint is', 'hints are')} left out, the first because: {left_out[0]}")
+    warn_of_hints(left_out, console)
     if hints is not None:
         console.say(describe_hints(hints, prepared.classes.names))
     digests = _digests(prepared, loaded, hints, texts=config.prototypes_file is None)
@@ -141,9 +141,26 @@ def read_inputs(
     return Inputs(prepared, loaded, hints, digests, taken=taken, taxonomy=given.taxonomy)
 
 
+def warn_of_hints(left_out: Sequence[str], console: Console) -> None:
+    """Say how many hints are left out, and why the first."""
+    if left_out:
+        console.warn(f"{counted(len(left_out), 'hint is', 'hints are')} left out, the first because: {left_out[0]}")
+
+
 @dataclass(frozen=True)
 class Given:
-    """What the user's files hold, as far as it can be checked before a model is loaded or an image read."""
+    """What the user's files hold, as far as it can be checked before a model is loaded or an image read.
+
+    Attributes:
+        source: The photographs.
+        names: C class names.
+        new: Those that hints name and the list does not.
+        descriptions: File of sentences.
+        hints: File of answers, or answers that were read elsewhere.
+        extra: Further encoders.
+        taxonomy: What a table of classes says beside their names.
+        left_out: A line for each hint about a file that is not in the folder.
+    """
 
     source: Source
     names: list[str]
@@ -152,6 +169,7 @@ class Given:
     hints: Path | Told | None
     extra: ExtraFiles | None
     taxonomy: Taxonomy | None
+    left_out: Sequence[str] = ()
 
     @classmethod
     def of(cls, config: RunConfig, hints_copy: Path | None, taken: Taken | None) -> Given:
@@ -166,11 +184,12 @@ class Given:
             load_descriptions(descriptions)
         if new and config.prototypes_file is not None:
             raise UserError(f"hints name a class that has no row in --prototypes ({quote(new[0])}); add one, and the name to the class list")
+        left_out: list[str] = []
         if hints is not None and Path(source.name).is_dir():
-            read_hint_labels(hints, Path(source.name), names, None if taken is None else [row.name for row in taken.rows])
+            read_hint_labels(hints, Path(source.name), names, None if taken is None else [row.name for row in taken.rows], left_out)
         extra = read_extra(**further_encoders(config), source_named=config.row_names_file is not None)
         source.check(config.entry)
-        return cls(source, names, new, descriptions, hints, extra, None if taxonomy is None else taxonomy.with_names(names))
+        return cls(source, names, new, descriptions, hints, extra, None if taxonomy is None else taxonomy.with_names(names), left_out)
 
 
 def _listed(config: RunConfig, taken: Taken | None) -> tuple[Sequence[str], Taxonomy | None]:

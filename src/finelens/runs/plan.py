@@ -11,12 +11,14 @@ from torch import Tensor
 from finelens.backbones.registry import is_local
 from finelens.core.console import Console, duration
 from finelens.engine.engine import Engine
+from finelens.feature_store.encoder import FeatureEncoder
 from finelens.images.batches import centre_batches
-from finelens.images.load import load
+from finelens.images.load import need_one
+from finelens.images.store import load_images
 from finelens.intake.taken import Taken
 from finelens.runs.config import RunConfig
 from finelens.runs.feature_source import FeatureSource
-from finelens.runs.inputs import Given
+from finelens.runs.inputs import Given, warn_of_hints
 from finelens.runs.photo_source import PhotoSource
 from finelens.runs.prepare import Prepared, prepare
 from finelens.training.estimate import estimate, untouched
@@ -37,7 +39,7 @@ class Plan:
         summary: One sentence on that.
         backbone: The model.
         out: The run folder.
-        encoding: Seconds for looking at photographs that were never encoded before; None where it is not known.
+        encoding: Seconds for looking at the photographs, less for those that were encoded before; None where it is not known.
         training: Seconds of training; 0 for a method without, None where it is not known.
         note: What the times rest on, or why they are not known.
     """
@@ -87,6 +89,7 @@ def plan_run(config: RunConfig, out: Path, console: Console, taken: Taken | None
         UserError: What the run itself would refuse.
     """
     given = Given.of(config, None, taken)
+    warn_of_hints(given.left_out, console)
     source, names = given.source, given.names
     files = source.listing().count
     encoding: float | None = None
@@ -99,22 +102,38 @@ def plan_run(config: RunConfig, out: Path, console: Console, taken: Taken | None
         note = "weights are not fetched for this; finelens doctor --backbone measures them"
     else:
         prepared = prepare(config, names, given.descriptions, console, source, taxonomy=given.taxonomy)
-        encoding = files * _seconds_each(prepared, source)
+        each, known = _seconds_each(prepared, source)
+        encoding = files * each
         if config.entry.trains:
             training = estimate(prepared.task, prepared.engine, files, config.training.epochs, draws=config.training.cached_prefix).seconds
-        note = f"measured on {min(PROBE, files)} of them; what was encoded before takes no time, and a method without training takes seconds"
+        before = f", {known} of which were encoded before" if known else ""
+        note = f"measured on {min(PROBE, files)} of them{before}; a start, a method without training and the report take seconds more"
     return Plan(config.photos, files, len(names), config.method, config.entry.summary, config.backbone, str(out), encoding, training, note)
 
 
-def _seconds_each(prepared: Prepared, source: PhotoSource) -> float:
-    """Seconds to read and encode one photograph, with the further views of a method that answers from many."""
+def _seconds_each(prepared: Prepared, source: PhotoSource) -> tuple[float, int]:
+    """Seconds to read and encode one photograph, with the further views of a method that answers from many, and how many were encoded before.
+
+    Those that were encoded before stand for as large a part of all.
+    """
     step = max(1, len(source.files) // PROBE)
-    views = 1 if prepared.task.inference is None else 1 + prepared.task.inference.count
-    start = time.perf_counter()
-    loaded = load(source.files[::step][:PROBE], prepared.limits, Console(enabled=False))
-    read = (time.perf_counter() - start) / min(PROBE, len(source.files))
+    probe = source.files[::step][:PROBE]
+    times = []
+    # The first pass also opens what reads them.
+    for _ in range(2):
+        start = time.perf_counter()
+        loaded = load_images(probe, prepared.limits)
+        times.append((time.perf_counter() - start) / len(probe))
+    read = min(times)
+    if len(probe) == len(source.files):
+        need_one(loaded)
+    if not len(loaded.store):
+        return read, 0
     (_, pixels), *_ = centre_batches(loaded.store, prepared.engine.backbone.preprocess, PROBE)
-    return read + views * encoding_seconds(prepared.engine, pixels)
+    known = FeatureEncoder(prepared.engine, prepared.limits.short_side).known(loaded.store)
+    further = 0 if prepared.task.inference is None else prepared.task.inference.count
+    views = 1 - known / len(loaded.store) + further
+    return read + (views * encoding_seconds(prepared.engine, pixels) if views else 0.0), known
 
 
 def encoding_seconds(engine: Engine, pixels: Tensor) -> float:
