@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -196,3 +197,21 @@ def test_peaked_probabilities_give_the_sets_of_the_rule():
     assert least < math.log(1e-12)
     assert (rule.contains(p[50:]) == expected).all()
     assert expected.sum(1).mean() < 37
+
+
+def test_labels_that_the_run_was_told_are_left_out(run, tiny_vit, capsys):
+    lines = (run / "labels.csv").read_text().splitlines()
+    (run / "hints.csv").write_text("\n".join(lines[:9]) + "\n")
+    given = (run / "photos", run / "classes.txt", run / "hinted")
+    api.adapt(*given, hints=run / "hints.csv", backbone=f"local:{tiny_vit}", method="stata", options=options_for("stata"), console=QUIET)
+    (run / "others.csv").write_text("\n".join([lines[0], *lines[9:]]) + "\n")
+    # The same photographs under other names: what was answered is known by its content too.
+    shutil.copytree(run / "photos", run / "copied", dirs_exist_ok=True)
+    for name, labels, place in (("all", "labels.csv", "photos"), ("untold", "others.csv", "photos"), ("copies", "labels.csv", "copied")):
+        api.predict(run / "hinted", run / "photos", run / f"h-{name}.csv", calibrate=run / labels, calibrate_photos=run / place)
+        told = capsys.readouterr().err
+        assert ("8 labels are left out of the calibration, the first because: " in told) == (name != "untold")
+        assert "16 labelled" in told
+    assert sets(run / "h-all.sets.csv") == sets(run / "h-untold.sets.csv") == sets(run / "h-copies.sets.csv")
+    with pytest.raises(UserError, match="the run knows the answer of each of them"):
+        api.predict(run / "hinted", run / "photos", run / "h-none.csv", calibrate=run / "hints.csv", console=QUIET)

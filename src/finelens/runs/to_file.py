@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import time
 from collections import Counter
 from dataclasses import asdict, dataclass, replace
@@ -14,7 +15,7 @@ import numpy as np
 import torch
 
 from finelens.classes.taxonomy import saved_taxonomy
-from finelens.classes.text_files import counted
+from finelens.classes.text_files import counted, quote
 from finelens.core.console import Console
 from finelens.core.schemas import MODEL_CONFIG_FILE, SCHEMA_VERSION, UNLIKE_NOTE, VERSION
 from finelens.errors import UserError
@@ -25,6 +26,7 @@ from finelens.intake.recognise import CONFIDENCE
 from finelens.intake.taken import take
 from finelens.protocol import ImageRecord
 from finelens.runs.alarms import say_none
+from finelens.runs.answered import answered_among
 from finelens.runs.by_rank import RankTable
 from finelens.runs.classifier import Classifier, load_run
 from finelens.runs.early import Question
@@ -248,12 +250,21 @@ def conformal_rule(classifier: Classifier, source: Source, question: Question, c
     # Of other photographs all are asked about, as the names of those that cannot be read tell nothing.
     asked = labelled.only(labels) if labelled is source else labelled
     seen = asked.answers(classifier.request(console, zero_shot=False))
+    if classifier.hinted:
+        # The run knows these answers, so sets that rest on them would hold the true class less often than they promise.
+        folder, place = RunFolder.open(question.run, lock=False), question.calibrate_photos or question.photos
+        read = [record for record in seen.records if record.index is not None]
+        told = sorted(answered_among(folder, read, own=os.path.realpath(place) == os.path.realpath(folder.config.photos)) & labels.keys())
+        left_out += [f"{quote(name)} was answered by a person in the run, or is a copy of one that was" for name in told]
+        labels = {name: label for name, label in labels.items() if name not in told}
+        if not labels:
+            raise UserError(
+                f"labels file {quote(str(question.calibrate))}: the run knows the answer of each of them; give labels of other photographs"
+            )
     coverage = DEFAULT_COVERAGE if question.coverage is None else question.coverage
     rule = calibrate_on(seen, labels, coverage, str(question.calibrate), left_out)
     if left_out:
         console.warn(f"{counted(len(left_out), 'label is', 'labels are')} left out of the calibration, the first because: {left_out[0]}")
-    if classifier.hinted:
-        console.warn("the run was adapted with hints: if any of the labels are among them, the sets hold the true class less often than they promise")
     return rule
 
 
