@@ -414,8 +414,13 @@ def test_twenty_answers_by_keyboard_survive_a_kill(run, tmp_path):
     with browser() as page:
         with served(run, tmp_path / "whole.csv") as address:
             page.open(address)
+            page.wait(SETTLED)
+            learning = "return [document.getElementById('learning').textContent, (state.error = 'no memory', learning())]"
+            assert page.run(learning) == ["waits for the first answer", "could not be taught: no memory"]
+            page.open(address)
             answer_by_keyboard(page, 19)
             page.wait(SETTLED)
+            assert page.run("return document.getElementById('learning').textContent") == "has learnt all answers"
             page.press("?")
             assert page.run("return document.getElementById('help').open")
             page.press("\ue00c")

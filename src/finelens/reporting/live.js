@@ -119,6 +119,12 @@ function toggle(i) {
 const percent = (share) => Math.round(100 * share) + " %";
 const count = (n, one, many) => n + " " + (n === 1 ? one : many);
 
+function learning() {
+  if (state.error) return "could not be taught: " + state.error;
+  if (state.busy) return "learns the last answers …";
+  return state.answered ? "has learnt all answers" : "waits for the first answer";
+}
+
 function tell(next) {
   if (state && next.acts < state.acts) return;
   state = next;
@@ -134,7 +140,7 @@ function tell(next) {
   at("missing").textContent = state.lacking ? "No example yet: " + state.missing.join(", ") + (state.lacking > state.missing.length ? ", …" : "") : "";
   at("advice").textContent = advice(found);
   at("advice").classList.toggle("good", Boolean(found && found.stop));
-  at("learning").textContent = state.error ? "The model could not be taught: " + state.error : state.busy ? "learning the last answers …" : "has learnt all answers";
+  at("learning").textContent = learning();
   at("learning").dataset.settled = !state.busy;
   const people = Object.entries(state.people);
   at("people").textContent = people.length > 1 ? people.map(([name, n]) => (name || "somebody") + " " + n).join(", ") : "";
