@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import time
 
@@ -8,6 +9,7 @@ import pytest
 
 from finelens.core import console as module
 from finelens.core.console import progress
+from finelens.core.phases import Phases
 
 
 class Terminal(io.StringIO):
@@ -118,3 +120,71 @@ def test_events_for_another_program():
     own = [(event["done"], event["total"], event["seconds"], event["left"]) for event in events[2:]]
     assert own == [(0, 4, 0.0, None), (3, 4, 2.0, 0.7), (4, 4, 2.1, 0.0)]
     assert {(event["what"], event["unit"]) for event in events[2:]} == {("predict", "row")}
+
+
+class Clock:
+    def __init__(self):
+        self.now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+def slow_groups(clock, bar, groups, size, read, look, cached=0):
+    """Groups as ``predict`` and ``features`` go through them: all images of a group are read, then looked at, 64 at a time."""
+    phases = Phases(bar, clock)
+    for group in range(groups):
+        with phases.group(size):
+            with phases.phase(size) as step:
+                for _ in range(size):
+                    clock.now += read
+                    step.update()
+            with phases.console.progress(size, "encode") as step:
+                for done in range(0, size, 64):
+                    clock.now += (0.001 if group < cached else look) * min(64, size - done)
+                    step.update(min(64, size - done))
+
+
+@pytest.mark.parametrize(("read", "look"), [(0.01, 1.0), (0.3, 0.02), (0.2, 0.2)], ids=["a large tower", "large files", "both"])
+def test_groups_that_take_minutes_are_followed_inside(read, look):
+    clock, stream, groups, size = Clock(), io.StringIO(), 6, 512
+    console = module.EventConsole(stream, clock)
+    with console.progress(groups * size, "predict") as bar:
+        slow_groups(clock, bar, groups, size, read, look)
+    events = [json.loads(line) for line in stream.getvalue().splitlines()]
+    whole = clock.now
+    assert events[-1]["done"] == events[-1]["total"] == groups * size
+    assert [event["done"] for event in events] == sorted(event["done"] for event in events)
+    # Known once the first images have been through all of it, and 64 are looked at together.
+    since = max(60.0, size * read + 64 * look + 1)
+    later = [event for event in events if since <= event["seconds"] < 0.98 * whole]
+    assert len(later) > 20
+    assert max(b["seconds"] - a["seconds"] for a, b in itertools.pairwise(events)) <= max(60, 64 * look + 1)
+    wrong = [event for event in later if event["left"] is None or abs(event["left"] / (whole - event["seconds"]) - 1) > 0.2]
+    assert not wrong
+
+
+def test_a_log_of_slow_groups_has_a_line_a_minute():
+    clock, stream = Clock(), io.StringIO()
+    lines = module._Lines(1024, "predict", "image", stream, clock)
+    slow_groups(clock, lines, 2, 512, 0.2, 1.0)
+    lines.finish()
+    written = stream.getvalue().splitlines()
+    assert written[0] == "predict: 0/1024 images, 0 %"
+    assert len(written) - 1 >= 0.5 * clock.now / 60
+    assert written[-1] == "predict: 1024 images in 20 min"
+
+
+def test_the_left_time_of_a_terminal_is_that_of_the_log(monkeypatch):
+    """tqdm's own would follow the last few images."""
+    clock = Clock()
+    monkeypatch.setattr(module.time, "monotonic", clock)
+    bar = module._bar(1000, "adapt", "image", Terminal())
+    for _ in range(100):
+        clock.now += 1.0
+        bar.update(1)
+    clock.now += 0.001
+    bar.update(10)
+    assert bar.format_dict["rate"] == pytest.approx(1.1, rel=0.1)
+    assert bar.n == 110
+    bar.close()

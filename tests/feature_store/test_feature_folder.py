@@ -77,15 +77,15 @@ def test_a_folder_holds_what_a_file_holds(world, tiny_vit, tmp_path):
 @pytest.mark.parametrize("at", [0, 3, 5])
 def test_a_killed_command_goes_on_with_the_same_bytes(world, tiny_vit, tmp_path, monkeypatch, at):
     whole = contents(written(world, tiny_vit, tmp_path / "whole.features"))
-    groups, load = [], encode_folder.load_images
+    groups, load = [], encode_folder.read_group
 
-    def dying(items, limits):
+    def dying(items, limits, phases):
         groups.append(len(items))
         if len(groups) == at + 1:
             raise Killed
-        return load(items, limits)
+        return load(items, limits, phases)
 
-    monkeypatch.setattr(encode_folder, "load_images", dying)
+    monkeypatch.setattr(encode_folder, "read_group", dying)
     with pytest.raises(Killed):
         written(world, tiny_vit, tmp_path / "x.features")
     with pytest.raises(UserError, match="is not finished: give the same" if at > 1 else "has no manifest"):
@@ -93,8 +93,8 @@ def test_a_killed_command_goes_on_with_the_same_bytes(world, tiny_vit, tmp_path,
     # A shard that was being written.
     (tmp_path / "x.features" / "shard-00002.safetensors").write_bytes(b"half")
     done = len(groups) - 1
-    monkeypatch.setattr(encode_folder, "load_images", load)
-    monkeypatch.setattr(encode_folder, "load_images", lambda items, limits: groups.append(len(items)) or load(items, limits))
+    monkeypatch.setattr(encode_folder, "read_group", load)
+    monkeypatch.setattr(encode_folder, "read_group", lambda items, limits, phases: groups.append(len(items)) or load(items, limits, phases))
     written(world, tiny_vit, tmp_path / "x.features")
     # Two groups a shard; those of whole shards are not decoded again.
     assert len(groups) - 1 - done == 6 - at // 2 * 2
@@ -103,15 +103,15 @@ def test_a_killed_command_goes_on_with_the_same_bytes(world, tiny_vit, tmp_path,
 
 def test_other_photographs_begin_anew(world, tiny_vit, tmp_path, monkeypatch):
     photos = shutil.copytree(world / "photos", tmp_path / "photos")
-    load, calls = encode_folder.load_images, []
+    load, calls = encode_folder.read_group, []
 
-    def dying(items, limits):
+    def dying(items, limits, phases):
         calls.append(len(items))
         if len(calls) == 4:
             raise Killed
-        return load(items, limits)
+        return load(items, limits, phases)
 
-    monkeypatch.setattr(encode_folder, "load_images", dying)
+    monkeypatch.setattr(encode_folder, "read_group", dying)
     with pytest.raises(Killed):
         finelens.features(photos, tmp_path / "x.features", backbone=f"local:{tiny_vit}", console=QUIET)
     (photos / "a.png").write_bytes((photos / CLASSES[0] / "1.png").read_bytes())

@@ -6,6 +6,7 @@ import io
 import tarfile
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow
@@ -57,14 +58,28 @@ def killed_after(monkeypatch, count: int) -> list[int]:
     """Ends the process, as far as Python can, when group ``count`` is decoded; gives the sizes of what was decoded."""
     sizes: list[int] = []
 
-    def loading(items, limits):
+    def loading(items, limits, progress):
         if len(sizes) == count:
             raise Killed
         sizes.append(len(items))
-        return load_images(items, limits)
+        return load_images(items, limits, progress=progress)
 
     monkeypatch.setattr(groups, "load_images", loading)
     return sizes
+
+
+def test_progress_is_told_inside_of_groups(world, tmp_path):
+    steps: list[float] = []
+
+    class Listening(Console):
+        def progress(self, total, what, unit="image"):
+            return nullcontext(SimpleNamespace(update=steps.append))
+
+    api.predict(world / "run", world / "photos", tmp_path / "new.csv", console=Listening(enabled=False))
+    assert sum(steps) == pytest.approx(24)
+    # One at the end of each of five groups, and one for each photograph that was read.
+    assert len(steps) > 5 + 24
+    assert sum(step > 0 for step in steps) > 5
 
 
 def test_a_killed_command_goes_on_with_the_same_bytes(world, tmp_path, monkeypatch):

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Protocol, TextIO
+from typing import Any, Protocol, TextIO
 
 
 @dataclass(frozen=True)
@@ -114,14 +114,38 @@ def progress(total: int, desc: str, *, unit: str = "image", enabled: bool = True
     if not enabled:
         yield _Silent()
     elif stream.isatty():
-        from tqdm import tqdm
-
-        with tqdm(total=total, desc=desc, unit=f" {unit}", file=stream, delay=DELAY, dynamic_ncols=True, leave=False) as bar:
+        with _bar(total, desc, unit, stream) as bar:
             yield bar
     else:
         lines = _Lines(total, desc, unit, stream)
         yield lines
         lines.finish()
+
+
+def _bar(total: int, desc: str, unit: str, stream: TextIO) -> Any:
+    from tqdm import tqdm
+
+    pace = _Pace(total, time.monotonic)
+
+    class Bar(tqdm):  # type: ignore[misc]
+        """Whole units, at our pace: tqdm's own is that of the last few updates."""
+
+        def update(self, n: float | None = 1) -> bool | None:
+            pace.update(n)
+            shown: bool | None = super().update(_whole(pace.done) - self.n)
+            return shown
+
+        @property
+        def format_dict(self) -> Any:
+            left = pace.left(time.monotonic())
+            return {**super().format_dict, "rate": (pace.total - pace.done) / left if left else None}
+
+    return Bar(total=total, desc=desc, unit=f" {unit}", file=stream, delay=DELAY, dynamic_ncols=True, leave=False)
+
+
+def _whole(done: float) -> int:
+    """Units that are done, of a sum of parts of units."""
+    return int(done + 1e-6)
 
 
 class _Silent:
@@ -146,7 +170,8 @@ class _Pace:
         """Count units; returns the time."""
         self.done += n or 0
         now = self._clock()
-        if now - self._marks[-1][0] >= self.STEP:
+        # What is not counted before a first part is done took its time all the same.
+        if self.done and now - self._marks[-1][0] >= self.STEP:
             self._marks.append((now, self.done))
         # The oldest mark that is kept is the last one before the window begins.
         begins = now - max(self.WINDOW, self.SHARE * (now - self.start))
@@ -172,16 +197,16 @@ class _Lines:
     def update(self, n: float | None = 1) -> None:
         now = self._pace.update(n)
         pace = self._pace
-        if now - self._last >= LOG_INTERVAL and pace.done > 0:
+        if now - self._last >= LOG_INTERVAL:
             self._last = now
             left = pace.left(now)
             share = f", {100 * pace.done / pace.total:.0f} %" if pace.total else ""
             rest = "" if left is None else f", about {duration(left, rough=True)} left"
-            self._write(f"{pace.done:.0f}/{pace.total} {self._unit}s{share}{rest}")
+            self._write(f"{_whole(pace.done)}/{pace.total} {self._unit}s{share}{rest}")
 
     def finish(self) -> None:
         if self._last > self._pace.start:
-            self._write(f"{self._pace.done:.0f} {self._unit}s in {duration(self._clock() - self._pace.start, rough=True)}")
+            self._write(f"{_whole(self._pace.done)} {self._unit}s in {duration(self._clock() - self._pace.start, rough=True)}")
 
     def _write(self, text: str) -> None:
         print(f"{self._desc}: {text}", file=self._stream, flush=True)
@@ -248,7 +273,7 @@ class _EventBar:
             "progress",
             what=self._what,
             unit=self._unit,
-            done=self._pace.done,
+            done=_whole(self._pace.done),
             total=self._total,
             seconds=round(self._now - self._pace.start, 1),
             left=None if left is None else round(left, 1),

@@ -14,7 +14,8 @@ from torch import Tensor
 from finelens.backbones.registry import absolute_spec, load_backbone
 from finelens.classes.heads import ClassHeads
 from finelens.classes.taxonomy import read_class_list
-from finelens.core.console import Console, Progress
+from finelens.core.console import Console
+from finelens.core.phases import Phases
 from finelens.core.schemas import SCHEMA_VERSION, VERSION
 from finelens.engine.device import choose_device, choose_precision
 from finelens.engine.engine import Engine
@@ -24,15 +25,13 @@ from finelens.feature_store.files import FORMAT
 from finelens.feature_store.folder import SHARD, FolderWriter
 from finelens.images.decode import DecodeLimits
 from finelens.images.load import Tally, decode_limits, say_remarks
-from finelens.images.store import ImageItems, load_images
+from finelens.images.store import ImageItems
 from finelens.protocol import Backbone, ImageRecord
 from finelens.runs.config import RunConfig
 from finelens.runs.photo_source import PhotoSource
-from finelens.runs.predict import GROUP
+from finelens.runs.predict import GROUP, read_group
 from finelens.runs.prepare import prepare
 from finelens.runs.sources import asked_at
-
-_SILENT = Console(enabled=False)
 
 
 class FolderEncoder:
@@ -78,11 +77,11 @@ class FolderEncoder:
         """Say what was seen when the photographs were listed."""
         say_remarks(self._inputs, console)
 
-    def shard(self, number: int, console: Console, bar: Progress) -> tuple[list[ImageRecord], dict[str, Tensor]]:
+    def shard(self, number: int, phases: Phases) -> tuple[list[ImageRecord], dict[str, Tensor]]:
         """Records of the files of shard ``number``, from 0, and the features of those that can be read, in their order."""
         start = number * SHARD
         within = range(start, min(start + SHARD, self.listing.count))
-        return _encoded(self._encoder, self._inputs, within, self._limits, console, bar)
+        return _encoded(self._encoder, self._inputs, within, self._limits, phases)
 
 
 def photographs_at(photos: str | Path) -> PhotoSource:
@@ -113,8 +112,9 @@ def encode_folder(
         if writer.done:
             console.say(f"going on: {writer.done} of {total} files are in {out}")
         with console.progress(total - writer.done, "encode images") as bar:
+            phases = Phases(bar)
             for number in range(len(writer.entries), shard_count(total)):
-                records, columns = work.shard(number, console, bar)
+                records, columns = work.shard(number, phases)
                 tally.add(records)
                 writer.add(records, columns)
         writer.finish(work.texts)
@@ -124,21 +124,22 @@ def encode_folder(
 
 
 def _encoded(
-    encoder: FeatureEncoder, inputs: ImageItems, within: range, limits: DecodeLimits, console: Console, bar: Progress
+    encoder: FeatureEncoder, inputs: ImageItems, within: range, limits: DecodeLimits, phases: Phases
 ) -> tuple[list[ImageRecord], dict[str, Tensor]]:
     """Records of some inputs, and the features of those that can be read, in their order."""
     backbone = encoder.engine.backbone
     records: list[ImageRecord] = []
     parts = {"global": [torch.zeros(0, backbone.dim)], "cls": [torch.zeros(0, backbone.width)]}
     for start in range(within.start, within.stop, GROUP):
-        loaded = load_images([inputs[i] for i in range(start, min(start + GROUP, within.stop))], limits)
+        part = range(start, min(start + GROUP, within.stop))
+        with phases.group(len(part)):
+            loaded = read_group([inputs[i] for i in part], limits, phases)
+            order = [record.index for record in loaded.records if record.index is not None]
+            found = encoder.centre(loaded.store, phases.console, "encode") if order else None
         records += loaded.records
-        order = [record.index for record in loaded.records if record.index is not None]
-        found = encoder.centre(loaded.store, _SILENT, "") if order else None
         if found is not None:
             parts["global"].append(found.global_[order].cpu())
             parts["cls"].append(found.cls[order].cpu())
-        bar.update(len(loaded.records))
     return records, {name: torch.cat(own) for name, own in parts.items()}
 
 

@@ -15,6 +15,7 @@ from uuid import uuid4
 
 from finelens.backbones.registry import absolute_spec
 from finelens.core.console import Console
+from finelens.core.phases import Phases
 from finelens.errors import UserError
 from finelens.feature_store.folder import ATTEMPT, TEXTS, FolderWriter, ShardEntry, write_shard
 from finelens.feature_store.paths import FOLDER_SUFFIX
@@ -207,7 +208,7 @@ class Encoding:
             save_tensors(folder / TEXTS, self._work.texts, self._work.metadata)
             return None
         with console.progress(0, "") as silent:
-            records, rows = self._work.shard(number - 1, console, silent)
+            records, rows = self._work.shard(number - 1, Phases(silent))
         tally = Tally()
         tally.add(records)
         return write_shard(folder, number - 1, records, rows, self._work.metadata), tally

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from finelens.backbones.features_only import FeatureBackbone
 from finelens.core.console import Console
+from finelens.core.phases import Phases
 from finelens.engine.engine import CPU_CHUNK
 from finelens.errors import UserError
 from finelens.feature_store.encoder import FeatureEncoder, tower_digest
@@ -145,11 +146,22 @@ def item_groups(asked: Request, source: list[ImageFile] | ImageItems, within: ra
     if isinstance(model.task, ViewTask):
         encoder.say_size(len(within), model.task.inference.count, console)
     with console.progress(len(within), "predict") as bar:
+        phases = Phases(bar)
         for part in _groups(within):
-            loaded = load_images([source[i] for i in part], asked.limits)
-            found = _predict_group(asked, loaded, encoder) if len(loaded.store) else Predictions([], {}, {})
+            with phases.group(len(part)):
+                loaded = read_group([source[i] for i in part], asked.limits, phases)
+                found = _predict_group(asked, loaded, encoder, phases.console) if len(loaded.store) else Predictions([], {}, {})
             yield replace(found, records=loaded.records)
-            bar.update(len(part))
+
+
+def read_group(items: ImageItems, limits: DecodeLimits, phases: Phases) -> LoadedImages:
+    """Decode a group, a phase of it."""
+    with phases.phase(len(items)) as bar:
+
+        def advance(done: int) -> None:
+            bar.update(1)
+
+        return load_images(items, limits, progress=advance)
 
 
 def gathered(parts: Iterable[Predictions]) -> Predictions:
@@ -242,19 +254,19 @@ def _with_extra(asked: Request, features: TargetFeatures, source: Loaded) -> Tar
     return replace(features, extra=tuple(rows.to(features.cls.device) for rows in further))
 
 
-def _predict_group(asked: Request, loaded: LoadedImages, encoder: FeatureEncoder) -> Predictions:
-    model, zero_shot, quiet, store = asked.model, asked.zero_shot, Console(enabled=False), loaded.store
+def _predict_group(asked: Request, loaded: LoadedImages, encoder: FeatureEncoder, console: Console) -> Predictions:
+    model, zero_shot, store = asked.model, asked.zero_shot, loaded.store
     features = None
     if zero_shot or asked.looks or not model.entry.needs_pixels:
         with model.unadapted():
             # Filling a chunk up and keeping the result is not worth it for a few images.
             few = len(store) < CPU_CHUNK and not isinstance(model.task, ViewTask)
-            views = centre_views(store, model.engine.backbone.preprocess, quiet, "encode")
-            own = model.engine.features(views) if few else encoder.centre(store, quiet, "encode")
+            views = centre_views(store, model.engine.backbone.preprocess, console, "encode")
+            own = model.engine.features(views) if few else encoder.centre(store, console, "encode")
         features = _with_extra(asked, own, loaded)
     first = [model.zero_shot_logits(rows) for rows in feature_rows(features, BATCH)] if zero_shot and features is not None else []
     seen = (torch.zeros(0), torch.zeros(0)) if features is None else model.seen_before(features.global_)
-    return Predictions([], predict_store(model, store, quiet, features, encoder), _join(first), *seen, _looks(asked, features))
+    return Predictions([], predict_store(model, store, console, features, encoder), _join(first), *seen, _looks(asked, features))
 
 
 def _join(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
