@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from finelens.backbones.registry import absolute_spec, check_encoder_spec, is_encoder_spec, several
 from finelens.core.console import Console, Mute
 from finelens.core.launch import launched
-from finelens.core.schemas import CONFIG_FILE
+from finelens.core.schemas import CONFIG_FILE, OLDER_QUESTIONS
 from finelens.engine.distributed import Processes
 from finelens.engine.distributed import join as join_processes
 from finelens.errors import UserError
@@ -638,7 +638,7 @@ def ask(
     if not isinstance(images, (str, Path)) or not (Path(images) / CONFIG_FILE).is_file():
         return _ask_first(images, n, csv, order, backbone, device, console)
     if csv is not None:
-        check_target(Path(csv), ",".join(COLUMNS))
+        check_target(Path(csv), ",".join(COLUMNS), ",".join(OLDER_QUESTIONS))
     folder, answers = RunFolder.open(images, lock=False), {}
     if csv is not None:
         # The file is all that the next round is given: what was answered before has to be in it.
@@ -649,6 +649,11 @@ def ask(
         console.say(f"wrote {csv} with {len(answers)} answers and {len(chosen)} questions: write names into the column label (none: no class), then")
         console.say(adapt_command(read_run(folder), str(csv)))
     return chosen
+
+
+def questions_path(images: str | Path) -> Path:
+    """Where the questions of :func:`ask` go if nobody says it: into the run folder; without a run ``hints.csv`` of the working directory."""
+    return Path(images) / "questions.csv" if (Path(images) / CONFIG_FILE).is_file() else Path("hints.csv")
 
 
 def _ask_first(images: Any, n: int, csv: str | Path | None, order: str, backbone: str, device: str, console: Console) -> list[Look]:

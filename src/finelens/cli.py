@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 # What --json of evaluate is without a file: standard output.
 _EVENTS = "-"
+# What --csv is where no file is named.
+_QUESTIONS = "-"
 # Verbs that several processes can share.
 SHARED_VERBS = ("adapt", "zero-shot", "resume", "predict")
 # Seconds that the first process has to say what is wrong with all of them.
@@ -485,7 +487,11 @@ def explain(run: Path, image: Path, out: Path | None, device: str, extra_encoder
 @click.option("--ask", type=click.IntRange(1, 2000), help="As many photographs, in the order in which answers say most about all others.")
 @click.option("--order", type=click.Choice(["worth", "doubt"]), help="doubt: most likely wrong first.  [default: worth with --ask, else doubt]")
 @click.option(
-    "--csv", type=click.Path(path_type=Path), help="File to write the order of --ask to, instead of a sheet; for PHOTOS a hints file to fill in."
+    "--csv",
+    is_flag=False,
+    flag_value=_QUESTIONS,
+    type=click.Path(path_type=Path),
+    help="File to write the questions of --ask to, to be filled in, instead of a sheet.  [without a name: RUN/questions.csv, for PHOTOS hints.csv]",
 )
 @click.option(
     "--serve",
@@ -519,6 +525,7 @@ def review(
     if csv is not None:
         if ask is None or serve or out is not None:
             raise UserError("--csv writes the order of --ask N in the place of a sheet; give --ask, and leave out --serve and --out")
+        csv = api.questions_path(run) if str(csv) == _QUESTIONS else csv
         chosen = api.ask(run, ask, csv=csv, order=order, backbone=backbone, console=console)
         console.answer("", csv=str(csv), photographs=len(chosen))
         return

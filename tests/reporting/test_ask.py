@@ -57,6 +57,30 @@ def test_the_command_writes_the_order(on_features, tmp_path):
     assert len((tmp_path / "q.csv").read_text().splitlines()) == 4
 
 
+def test_without_a_name_the_questions_go_into_the_run_folder(on_features, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for images, file in ((on_features, on_features / "questions.csv"), (on_features.parent / "x.npy", tmp_path / "hints.csv")):
+        with pytest.raises(SystemExit) as ended:
+            main(["review", str(images), "--ask", "3", "--csv"])
+        assert ended.value.code == 0
+        assert len(file.read_text().splitlines()) == 4
+        file.unlink()
+
+
+def test_a_sheet_of_an_older_version_is_replaced(on_features, tmp_path):
+    file = tmp_path / "q.csv"
+    file.write_text("path,why,expected\n0.jpg,typical,a\n")
+    found = finelens.ask(on_features, 2, csv=file, console=QUIET)
+    assert [line.split(",")[:2] for line in file.read_text().splitlines()] == [["path", "label"], *([look.path, ""] for look in found)]
+    # One that somebody gave the missing column keeps its names.
+    file.write_text(f"path,why,expected,label\n{found[0].path},typical,a,b\n")
+    finelens.ask(on_features, 2, csv=file, console=QUIET)
+    assert file.read_text().splitlines()[1].startswith(f"{found[0].path},b,answered")
+    file.write_text("path,why,else\n")
+    with pytest.raises(UserError, match="was not written by finelens"):
+        finelens.ask(on_features, 2, csv=file, console=QUIET)
+
+
 @pytest.mark.parametrize("order", ["worth", "doubt"])
 def test_the_file_is_filled_in_and_given_as_hints(on_features, tmp_path, order, capsys):
     file, features = tmp_path / "q.csv", on_features.parent / "x.npy"

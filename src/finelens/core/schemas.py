@@ -37,6 +37,8 @@ SET_COLUMNS: Final = ("path", "set", "size", "status")
 LABEL_COLUMNS: Final = ("path", "label")
 # A hints file with the column ``why`` is a sheet of questions of ``review --ask N --csv``: there a row without a label is still to be answered.
 WHY_COLUMN: Final = "why"
+# Of a sheet of questions before it had a place for the answers.
+OLDER_QUESTIONS: Final = ("path", WHY_COLUMN, "expected")
 # A hints file of the served review also says how a label was given (``photo``, ``group``, or ``file`` where the review found it) and who gave it.
 TOLD_COLUMNS: Final = (*LABEL_COLUMNS, "source", "by")
 

@@ -76,12 +76,12 @@ HTML_START = "<!doctype html><!-- finelens -->"
 """How every page that finelens writes begins."""
 
 
-def check_target(path: Path, start: str) -> None:
+def check_target(path: Path, *starts: str) -> None:
     """Refuse, before the work, a file that could not be written after it, or that something else wrote.
 
     Args:
         path: The file to be.
-        start: How files that finelens wrote there begin, with a byte-order mark or without; such a file is replaced.
+        *starts: How files that finelens wrote there begin, with a byte-order mark or without; such a file is replaced.
 
     Raises:
         UserError: No such parent folder, a folder in its place, or a file that begins otherwise.
@@ -94,8 +94,9 @@ def check_target(path: Path, start: str) -> None:
         return
     try:
         with path.open("rb") as file:
-            wanted = start.encode().removeprefix(codecs.BOM_UTF8)
-            ours = file.read(len(codecs.BOM_UTF8) + len(wanted)).removeprefix(codecs.BOM_UTF8)[: len(wanted)] in (wanted, b"")
+            wanted = [start.encode().removeprefix(codecs.BOM_UTF8) for start in starts]
+            found = file.read(len(codecs.BOM_UTF8) + max(map(len, wanted))).removeprefix(codecs.BOM_UTF8)
+            ours = not found or any(found.startswith(start) for start in wanted)
     except OSError as error:
         raise write_error(path, error) from error
     if not ours:

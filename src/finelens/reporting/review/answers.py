@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 
 from finelens.classes.labels import UNANSWERED
 from finelens.classes.names import match
-from finelens.core.schemas import GIVEN_HINTS_FILE, WHY_COLUMN
+from finelens.core.schemas import GIVEN_HINTS_FILE, OLDER_QUESTIONS, WHY_COLUMN
 from finelens.errors import UserError
 from finelens.reporting.record import RunRecord
 from finelens.storage.cells import unescape_cell
@@ -54,6 +54,8 @@ def read_answers(path: Path) -> dict[str, str]:
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file, strict=True)
+            if reader.fieldnames is not None and tuple(reader.fieldnames) == OLDER_QUESTIONS:
+                return {}
             rows = [(unescape_cell(row["path"]), unescape_cell((row["label"] or "").strip())) for row in reader]
             still_open = {UNANSWERED, ""} if WHY_COLUMN in (reader.fieldnames or ()) else {UNANSWERED}
     except (OSError, UnicodeDecodeError, csv.Error, KeyError, TypeError) as error:
