@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from solver_speed import peak_megabytes
+from resident import peak_megabytes
 
 from finelens import api
 from finelens.core.console import Console

@@ -21,7 +21,6 @@ import argparse
 import importlib.util
 import json
 import os
-import resource
 import shutil
 import statistics
 import subprocess
@@ -34,6 +33,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from resident import peak_megabytes
 from torch import Tensor, nn
 
 ARCHITECTURE, BATCH = "ViT-B-32", 32
@@ -460,10 +460,6 @@ def keep(out: Path, row: dict[str, Any]) -> None:
     about.pop("threads")
     with out.open("a") as file:
         file.write(json.dumps(row | about | {"bfloat16_units": bfloat16_units()}) + "\n")
-
-
-def peak_megabytes() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ import argparse
 import json
 import multiprocessing
 import platform
-import resource
 import sys
 import time
 from collections.abc import Callable
@@ -22,6 +21,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from resident import peak_megabytes
 from torch import Tensor
 
 import finelens
@@ -115,11 +115,6 @@ def time_searches() -> list[float]:
 def spent() -> tuple[float, float]:
     """Clock, and processor time of all threads of this process."""
     return time.perf_counter(), time.process_time()
-
-
-def peak_megabytes() -> int:
-    """Largest resident size of this process so far; the kernel counts in KiB on Linux and in bytes on macOS."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // (1 << 20 if sys.platform == "darwin" else 1 << 10)
 
 
 if __name__ == "__main__":

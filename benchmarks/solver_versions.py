@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from resident import peak_megabytes
 
 NAMES = {"stata": "StatA", "transclip": "TransClip", "gda-em": "GdaEm", "zlap": "ZLaP"}
 THIS = Path(__file__).resolve().parent.parent / "src"
@@ -89,8 +89,7 @@ def fit(method: str, features: Path, answers: Path) -> None:
     found = getattr(solvers, NAMES[method])().fit_predict_proba(x, prototypes=prototypes, logit_scale=50.0)
     seconds = time.process_time() - start
     torch.save(found.argmax(1), answers)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
-    print(json.dumps({"cpu_seconds": round(seconds, 2), "megabytes_peak": peak, "threads": torch.get_num_threads()}))
+    print(json.dumps({"cpu_seconds": round(seconds, 2), "megabytes_peak": peak_megabytes(), "threads": torch.get_num_threads()}))
 
 
 if __name__ == "__main__":

@@ -11,14 +11,13 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
-import resource
-import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 from measuring import PRECISIONS, engine_of, vit_b_32, write
 from microclip_step import our_step, views
+from resident import peak_megabytes
 
 from finelens.training.schedule import build_optimizer
 
@@ -51,11 +50,6 @@ def measure(size: int, precision: str, threads: int) -> dict[str, Any]:
     task.step(views(size, CROPS), 0, 0).loss.backward()
     optimizer.step()
     return {"precision": precision, "batch": size, "crops": CROPS, "megabytes_before": before, "megabytes_peak": peak_megabytes()}
-
-
-def peak_megabytes() -> int:
-    """Largest resident size of this process so far; the kernel counts in KiB on Linux and in bytes on macOS."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // (1 << 20 if sys.platform == "darwin" else 1 << 10)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ import json
 import multiprocessing
 import os
 import random
+import shutil
 import statistics
 import tarfile
 import tempfile
@@ -129,6 +130,13 @@ def api_features(photos: list[Path], out: Path, console: Console) -> None:
     encode_folder(out.with_suffix(".features"), names, "embedded", "cpu", None, None, console)
 
 
+def copied(photos: list[Path], folder: Path) -> Path:
+    folder.mkdir()
+    for number, path in enumerate(photos):
+        shutil.copyfile(path, folder / f"{number:06d}{path.suffix}")
+    return folder
+
+
 def predict(photos: list[Path], place: Path, console: Console) -> None:
     shards = place / "shards"
     shards.mkdir()
@@ -137,8 +145,7 @@ def predict(photos: list[Path], place: Path, console: Console) -> None:
         with tarfile.open(shards / f"{start:06d}.tar", "w") as tar:
             for number, path in enumerate(photos[start : start + 1000], start):
                 tar.add(path, f"{number:06d}{path.suffix}")
-    few = place / "few.txt"
-    few.write_text("".join(f"{path}\n" for path in photos[:: max(1, len(photos) // 40)]))
+    few = copied(photos[:: max(1, len(photos) // 40)], place / "few")
     (place / "classes.txt").write_text("dog\ncat\naeroplane\nbridge\nfood\n")
     api.zero_shot(few, place / "classes.txt", place / "run", console=Console(enabled=False))
     api.predict_to(place / "run", shards, place / "new.csv", zero_shot=False, console=console)
@@ -147,9 +154,8 @@ def predict(photos: list[Path], place: Path, console: Console) -> None:
 def training(photos: list[Path], place: Path, console: Console) -> None:
     names = sorted({path.parent.name for path in photos})
     (place / "classes.txt").write_text("".join(f"{name}\n" for name in names))
-    few = place / "few.txt"
-    few.write_text("".join(f"{path}\n" for path in photos))
-    options = {"training": {"epochs": 6, "guard": False}}
+    few = copied(photos, place / "few")
+    options = {"training": {"epochs": 6, "guard": "off"}}
     api.adapt(few, place / "classes.txt", place / "run", method="microclip", options=options, console=console)
 
 

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 import finelens
+from finelens import api
 from tests.solvers.data import cloud
-from tests.toy import CLASSES, write_classes, write_photos
+from tests.toy import CLASSES, QUIET, options_for, write_classes, write_photos
 
 # Slow to import, and none of them is needed before a tower is built, a text encoded or a page of the hub read.
 LIBRARIES = ("torchvision", "timm", "transformers", "open_clip", "tokenizers", "huggingface_hub")
@@ -66,6 +67,16 @@ def test_a_solver_on_photographs_that_were_encoded_before(tmp_path):
     imported(run_command(*command, "zero-shot", "--out", str(tmp_path / "first")))
     assert imported(run_command(*command, "joint-gmm", "--out", str(tmp_path / "run")), "torch", *HEAVY, *STATISTICS) == ["torch", "tokenizers"]
     assert (tmp_path / "run" / "report.html").exists()
+
+
+def test_a_run_with_a_vit_answers_without_the_compiler(tmp_path, tiny_vit):
+    photos, classes = write_photos(tmp_path / "photos", per_class=2), write_classes(tmp_path / "classes.txt")
+    options = options_for("zero-shot")
+    api.zero_shot(photos, classes, tmp_path / "run", backbone=f"local:{tiny_vit}", options=options, console=QUIET)
+    asked = run_command("predict", str(tmp_path / "run"), str(photos), "--csv", str(tmp_path / "new.csv"))
+    # Tensors without storage bring sympy along, and need no compiler.
+    assert imported(asked, "torch", *HEAVY, *STATISTICS) in (["torch"], ["torch", "sympy"])
+    assert (tmp_path / "new.csv").exists()
 
 
 def test_help_needs_no_library_of_numbers():

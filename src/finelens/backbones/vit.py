@@ -72,6 +72,12 @@ class ViTConfig:
         return self.image_size // self.patch_size
 
 
+def _random(*shape: int, std: float) -> nn.Parameter:
+    """Normal weights of this deviation. Without storage they stay unset: there, drawing them would make torch import its compiler."""
+    weights = torch.empty(*shape)
+    return nn.Parameter(weights if weights.is_meta else weights.normal_().mul_(std))
+
+
 class LayerNorm(nn.LayerNorm):
     """Layer norm computed in float32 or wider whatever the precision around it; the result has the input's type."""
 
@@ -95,7 +101,7 @@ class Attention(nn.Module):
     def __init__(self, width: int, heads: int):
         super().__init__()
         self.heads = heads
-        self.in_proj_weight = nn.Parameter(torch.randn(3 * width, width) * width**-0.5)
+        self.in_proj_weight = _random(3 * width, width, std=width**-0.5)
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
         self.out_proj = nn.Linear(width, width)
 
@@ -188,7 +194,7 @@ class AttentionPool(nn.Module):
 
     def __init__(self, config: ViTConfig):
         super().__init__()
-        self.probe = nn.Parameter(torch.randn(config.width) * config.width**-0.5)
+        self.probe = _random(config.width, std=config.width**-0.5)
         self.attn = Attention(config.width, config.heads)
         self.norm = LayerNorm(config.width, config.norm_eps)
         self.mlp = MLP(config)
@@ -232,13 +238,13 @@ class VisionTransformer(ImageTower):
         scale = config.width**-0.5
         self.conv1 = nn.Conv2d(3, config.width, config.patch_size, stride=config.patch_size, bias=config.patch_bias)
         self.n_class = 1 if config.class_token else 0
-        self.class_embedding = nn.Parameter(scale * torch.randn(config.width)) if config.class_token else None
-        self.positional_embedding = nn.Parameter(scale * torch.randn(config.side**2 + self.n_class, config.width))
+        self.class_embedding = _random(config.width, std=scale) if config.class_token else None
+        self.positional_embedding = _random(config.side**2 + self.n_class, config.width, std=scale)
         self.ln_pre = LayerNorm(config.width, config.norm_eps) if config.ln_pre else nn.Identity()
         self.transformer = Transformer(config)
         self.ln_post = LayerNorm(config.width, config.norm_eps)
         self.attn_pool = AttentionPool(config) if config.pool == "map" else None
-        self.proj = nn.Parameter(scale * torch.randn(config.width, config.output_dim)) if config.has_proj else None
+        self.proj = _random(config.width, config.output_dim, std=scale) if config.has_proj else None
 
     def forward(self, images: Tensor, patches: bool = False, prompts: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Encode normalised images.
