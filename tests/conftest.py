@@ -9,13 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from filelock import FileLock
 from hypothesis import settings
 from open_clip.tokenizer import SimpleTokenizer
 
-from finelens.backbones.embedded import IMAGENET_CAPTION, EmbeddedBackbone
-from finelens.backbones.minilm import IDENTITY
-from finelens.storage.cache import cached_tensors
 from finelens.storage.cache_place import ENVIRONMENT_VARIABLE, cache_folder
 from tests.backbones.checkpoints import write_tiny_resnet, write_tiny_vit
 from tests.toy import shared_tokenizer, write_classes, write_photos
@@ -54,21 +50,6 @@ def _own_cache(tmp_path_factory) -> Iterator[None]:
     """Nothing is read from or written to the cache of the person who runs the tests."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(ENVIRONMENT_VARIABLE, own_cache(tmp_path_factory))
-        yield
-
-
-@pytest.fixture(autouse=True, scope="session")
-def _texts_of_imagenet_once(tmp_path_factory) -> Iterator[None]:
-    """The embedded backbone encodes 2000 texts when it is new, which takes as long as many tests: one process of the test run does it, once."""
-    folder, encode = shared_folder(tmp_path_factory), EmbeddedBackbone._encode_imagenet
-
-    def once(self: EmbeddedBackbone) -> torch.Tensor:
-        with FileLock(folder / "lock"), pytest.MonkeyPatch.context() as patch:
-            patch.setenv(ENVIRONMENT_VARIABLE, str(folder))
-            return cached_tensors(["texts of ImageNet", *IDENTITY, IMAGENET_CAPTION], lambda: {"texts": encode(self)})["texts"]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(EmbeddedBackbone, "_encode_imagenet", once)
         yield
 
 

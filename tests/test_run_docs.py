@@ -8,15 +8,11 @@ from pathlib import Path
 
 import click
 import pytest
-import torch
 from click.core import ParameterSource
 from scripts import run_docs
 from scripts.run_docs import CACHE, MADE, SKIPPED, Shown, make_world, pages, ran, shown_on
 
-from finelens.backbones.embedded import IMAGENET_CAPTION
-from finelens.backbones.minilm import IDENTITY
 from finelens.cli import cli
-from finelens.storage.cache import cached_tensors
 
 EVERY = [shown for page in pages() for shown in shown_on(page)]
 
@@ -80,12 +76,10 @@ def test_every_reason_is_needed():
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory) -> Iterator[Path]:
-    """All that pages name. Its cache has some rows in the place of the texts of ImageNet: what commands answer is of no matter here."""
+    """All that pages name."""
     folder = tmp_path_factory.mktemp("world")
-    rows = torch.nn.functional.normalize(torch.randn(1000, 384, generator=torch.Generator().manual_seed(0)), dim=1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(CACHE, str(tmp_path_factory.mktemp("cache")))
-        cached_tensors(["texts of ImageNet", *IDENTITY, IMAGENET_CAPTION], lambda: {"texts": rows})
         make_world(folder, 12)
         yield folder
 

@@ -10,10 +10,12 @@ from sklearn.datasets import load_sample_image
 from torchvision.transforms.v2 import functional as TF
 
 from finelens.backbones import minilm, wheels
-from finelens.backbones.embedded import EmbeddedBackbone
+from finelens.backbones.embedded import IMAGENET_CLASSES, IMAGENET_TEXTS, EmbeddedBackbone, encode_imagenet
+from finelens.backbones.minilm_network import MiniLMNetwork
 from finelens.backbones.registry import rebuild_image_tower
 from finelens.errors import UserError
 from finelens.protocol import NotAvailableError
+from finelens.storage.cache_place import ENVIRONMENT_VARIABLE
 from finelens.storage.tensors import load_tensors, save_tensors
 
 
@@ -217,20 +219,79 @@ def test_a_wheel_that_is_not_installed_is_named():
 
 
 def test_text_network_is_bert_as_transformers_loads_it():
-    """The network is built from configuration and tensors; the library's own loader must agree, and the caller's generator must not move."""
+    """The library's own network on a padded batch must agree, value by value and gradient by gradient, and the caller's generator must not move."""
     from transformers import BertModel
 
     state = torch.get_rng_state()
-    ours = minilm.MiniLM().model
+    ours = minilm.MiniLM()
+    ids = ours.tokenize(["a photo of a cat.", "a", "Felis catus, in the grass, at 7:30", "a dog"])
+    embeddings = ours.embed(ids).requires_grad_()
+    found = ours.encode_embeddings(embeddings, ids.ne(0).long())
     assert torch.equal(torch.get_rng_state(), state)
     folder = wheels.wheel_file(minilm.WHEEL, "model/config.json", minilm.CONFIG_SHA256).parent
     theirs = BertModel.from_pretrained(folder, add_pooling_layer=False, local_files_only=True).eval()
-    ids = torch.tensor([[101, 4937, 102]])
-    torch.testing.assert_close(ours(input_ids=ids).last_hidden_state, theirs(input_ids=ids).last_hidden_state, atol=1e-5, rtol=0)
+    mask = ids.ne(0).long()
+    states = theirs(inputs_embeds=embeddings, attention_mask=mask).last_hidden_state
+    expected = torch.nn.functional.normalize((states * mask[..., None]).sum(1), dim=-1)
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
+    direction = torch.linspace(-1, 1, 384)
+    (own,), (other,) = (torch.autograd.grad((value @ direction).sum(), embeddings) for value in (found, expected))
+    assert (own - other).norm() < 1e-4 * other.norm()
+    torch.testing.assert_close(ours._encode(["a photo of a cat.", "a dog"]), expected[[0, 3]].detach(), atol=1e-6, rtol=0)
+    assert {"encoder.layer.5.attention.self.query.weight", "encoder.layer.0.output.LayerNorm.bias"} <= dict(ours.model.named_parameters()).keys()
+
+
+def counted(monkeypatch) -> list[int]:
+    """Tokens of each forward of the text network from here on."""
+    forwards: list[int] = []
+    run = MiniLMNetwork.forward
+
+    def forward(self, words, lengths):
+        forwards.append(len(words))
+        return run(self, words, lengths)
+
+    monkeypatch.setattr(MiniLMNetwork, "forward", forward)
+    return forwards
+
+
+def test_texts_are_encoded_once_each_and_without_padding(monkeypatch, tmp_path):
+    """Of 40 long and 40 short texts, padded to a common length, three quarters more would be computed."""
+    monkeypatch.setenv(ENVIRONMENT_VARIABLE, str(tmp_path))
+    forwards, encoder = counted(monkeypatch), minilm.MiniLM()
+    texts = [
+        text
+        for i in range(40)
+        for text in (f"cat {i}", f"a photo of the cat called {i} that sits on the wall of the old garden behind the house {i}")
+    ]
+    tokens = sum(encoder.count_tokens(texts))
+    first = encoder.encode([*texts, *texts])
+    assert torch.equal(first[:80], first[80:])
+    assert set(forwards) == {minilm.CHUNK}
+    assert tokens <= sum(forwards) < tokens + minilm.CHUNK + 30 * len(forwards)
+    done = len(forwards)
+    assert torch.equal(minilm.MiniLM().encode(texts[::-1]), first[:80].flip(0))
+    assert len(forwards) == done
+    assert torch.equal(minilm.MiniLM().encode(["another", texts[3]])[1], first[3])
+    assert len(forwards) == done + 1
+
+
+def test_a_text_has_the_same_bits_alone_and_among_others():
+    texts = ["cat", *(f"a photo of a cat, number {i}" for i in range(200)), "a very long sentence " * 20, "dog"]
+    together = minilm.MiniLM()._encode(texts)
+    for i in (0, 100, 201, 202):
+        assert torch.equal(minilm.MiniLM()._encode([texts[i]])[0], together[i])
+
+
+def test_the_vectors_of_imagenet_are_what_the_wheels_give():
+    """A sample of the thousand that come with the package."""
+    some = range(0, IMAGENET_CLASSES, 40)
+    shipped = load_tensors(IMAGENET_TEXTS)["texts"]
+    assert shipped.shape == (IMAGENET_CLASSES, 384)
+    torch.testing.assert_close(encode_imagenet(minilm.MiniLM(), some), shipped[list(some)], atol=2e-6, rtol=0)
 
 
 def test_known_texts_need_neither_transformers_nor_output(loaded):
-    """In a fresh process, with the ImageNet texts and these two in the cache."""
+    """In a fresh process, with these two in the cache."""
     texts = ["a photo of a cat.", "a photo of a dog."]
     loaded.encode_text(texts)
     script = (

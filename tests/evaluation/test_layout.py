@@ -35,12 +35,23 @@ def test_what_looks_alike_lies_together_and_again(monkeypatch, marks):
     assert same_kind(found.xy) > 0.95
     assert found.xy.min() >= 0
     assert found.xy.max() <= 1
+    monkeypatch.setattr(module, "cached_tensors", lambda key, compute: compute())
     assert torch.equal(lay_out(x).xy, found.xy)
     assert same_kind(again.xy) > 0.95
     kind = torch.arange(120) % 4
     assert (kind[found.nearest.long()] == kind[:, None]).all()
     if marks == 200:
         assert not (found.nearest == torch.arange(120)[:, None]).any()
+
+
+def test_the_same_photographs_are_laid_out_once(monkeypatch):
+    pytest.importorskip("openTSNE")
+    x = clouds(120)
+    found = lay_out(x)
+    monkeypatch.setattr(module, "_tsne", lambda bank: pytest.fail("laid out again"))
+    assert torch.equal(lay_out(x).xy, found.xy)
+    monkeypatch.setattr(module, "_tsne", lambda bank: torch.zeros(len(bank), 2))
+    assert not torch.equal(lay_out(clouds(121)[:120] + 0.01).xy, found.xy)
 
 
 def test_without_the_library_it_is_a_plane_of_two_directions(monkeypatch):

@@ -11,12 +11,12 @@ import torch
 
 import finelens
 from finelens.errors import UserError
-from finelens.feature_store import cache as module
-from finelens.feature_store.cache import FeatureCache, bound
 from finelens.feature_store.crops import Crops
 from finelens.feature_store.encoder import FeatureEncoder
 from finelens.protocol import TargetFeatures
+from finelens.storage import rows as module
 from finelens.storage.cache_place import LIMIT_VARIABLE, cache_folder
+from finelens.storage.rows import RowCache, bound
 from tests.children import Child
 from tests.methods.tiny import Pictures, tiny_engine
 from tests.toy import QUIET, forwards, options_for
@@ -30,12 +30,12 @@ def shards() -> list[Path]:
 
 
 def write(names=NAMES, rows=ROWS, key="k") -> None:
-    with FeatureCache([key]) as cache:
+    with RowCache([key]) as cache:
         cache.add(names, rows)
 
 
 def read(names, key="k") -> dict[int, dict[str, torch.Tensor]]:
-    return dict(FeatureCache([key]).read(names))
+    return dict(RowCache([key]).read(names))
 
 
 def damage(path: Path, position: int) -> None:
@@ -81,7 +81,7 @@ def test_no_damage_gives_a_wrong_row(position):
 
 def test_rows_of_an_interrupted_pass_are_kept():
     def interrupted() -> None:
-        with FeatureCache(["k"]) as cache:
+        with RowCache(["k"]) as cache:
             cache.add(NAMES[:2], {name: rows[:2] for name, rows in ROWS.items()})
             raise KeyboardInterrupt
 
@@ -92,7 +92,7 @@ def test_rows_of_an_interrupted_pass_are_kept():
 
 def test_shards_are_written_on_the_way(monkeypatch):
     monkeypatch.setattr(module, "SHARD_ROWS", 2)
-    cache = FeatureCache(["k"])
+    cache = RowCache(["k"])
     cache.add(NAMES[:1], {name: rows[:1] for name, rows in ROWS.items()})
     assert read(NAMES) == {}
     cache.add(NAMES[1:2], {name: rows[1:2] for name, rows in ROWS.items()})
@@ -139,7 +139,7 @@ def test_limit_of_nothing_keeps_nothing(monkeypatch, limit):
 def test_limit_that_is_no_number_is_refused(monkeypatch):
     monkeypatch.setenv(LIMIT_VARIABLE, "much")
     with pytest.raises(UserError, match="FINELENS_CACHE_GB must be a number of gigabytes, got 'much'"):
-        FeatureCache(["k"])
+        RowCache(["k"])
 
 
 def test_cache_that_cannot_be_written_is_said_once_and_costs_nothing(tmp_path, monkeypatch, tiny_vit, capsys):
@@ -270,7 +270,7 @@ from pathlib import Path
 from finelens.feature_store.encoder import FeatureEncoder
 from tests.methods.tiny import Pictures, tiny_engine
 from tests.toy import QUIET
-import finelens.feature_store.cache as cache
+import finelens.storage.rows as cache
 cache.SHARD_ROWS = 4
 torch.set_num_threads(1)
 engine = tiny_engine(Path(sys.argv[1]))
@@ -299,7 +299,7 @@ def test_two_writers_and_a_killed_one(tiny_vit):
     killed.kill()
     killed.communicate()
     engine, pictures = tiny_engine(tiny_vit), Pictures(100)
-    assert len(list(FeatureCache([*encoder(engine).key, "centre"]).read(pictures.ids))) == 64
+    assert len(list(RowCache([*encoder(engine).key, "centre"]).read(pictures.ids))) == 64
     writers = [_writer(tiny_vit) for _ in range(2)]
     assert [(writer.communicate().err, writer.returncode) for writer in writers] == [("", 0)] * 2
     together = encoder(engine).centre(pictures, QUIET, "x")

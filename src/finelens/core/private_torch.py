@@ -29,6 +29,8 @@ CPU_ATTENTION_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_
 
 # Convolution with an activation in one kernel, which torch's compiler emits; None where this build or this processor has none.
 fused_convolution = _in(torch.ops.mkldnn, "_convolution_pointwise") if torch.backends.mkldnn.is_available() else None
+# Lays a kernel out as :data:`fused_convolution` computes with it, for inputs of one shape; else every call does so first.
+pack_kernel = _in(torch.ops.mkldnn, "_reorder_convolution_weight") if fused_convolution is not None else None
 
 
 # Keeps a function out of what torch compiles, as ``torch.compiler.disable`` does, which imports the compiler where a module is loaded: half of all

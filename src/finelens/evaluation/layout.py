@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -11,6 +13,7 @@ from torch import Tensor
 
 from finelens.errors import UserError
 from finelens.solvers.neighbours import evenly_spread, top_neighbours
+from finelens.storage.cache import cached_tensors, state_digest
 from finelens.storage.tensors import load_metadata, load_tensors, save_tensors
 
 # Photographs that t-SNE places itself; the others go between the nearest of these, so that the cost does not grow beyond that of so many.
@@ -18,7 +21,7 @@ LANDMARKS = 1500
 # Below so many a plane of two directions shows as much, and the library of t-SNE, which takes a second to import, is left alone.
 LEAST = 100
 NEAREST = 5
-PERPLEXITY = 30
+PERPLEXITY, ITERATIONS = 30, 350
 TSNE, PCA = "t-SNE", "PCA"
 # Share of the photographs beyond which the frame does not go: a few that lie far out must not press the rest together.
 _TRIM = 0.002
@@ -72,17 +75,19 @@ def lay_out(features: Tensor) -> Layout | None:
 
 
 def _places(bank: Tensor) -> tuple[Tensor, str]:
-    """Places (M, 2) of the landmarks, and how they were found."""
-    flat = _components(bank)
-    if len(bank) < LEAST:
-        return flat, PCA
-    try:
-        from openTSNE import TSNE as Tsne
-    except ImportError:
-        return flat, PCA
+    """Places (M, 2) of the landmarks, and how they were found. Those of t-SNE are kept for runs that look at the same photographs again."""
+    if len(bank) < LEAST or find_spec("openTSNE") is None:
+        return _components(bank), PCA
+    key = ["map", str(PERPLEXITY), str(ITERATIONS), version("openTSNE"), state_digest({"bank": bank})]
+    return cached_tensors(key, lambda: {"places": _tsne(bank)})["places"], TSNE
+
+
+def _tsne(bank: Tensor) -> Tensor:
+    from openTSNE import TSNE as Tsne
+
     # One job: sums of several come in any order.
-    tsne = Tsne(perplexity=min(PERPLEXITY, len(bank) // 4), initialization="pca", neighbors="exact", random_state=0, n_jobs=1, n_iter=350)
-    return torch.from_numpy(tsne.fit(bank.numpy()).copy()).float(), TSNE
+    tsne = Tsne(perplexity=min(PERPLEXITY, len(bank) // 4), initialization="pca", neighbors="exact", random_state=0, n_jobs=1, n_iter=ITERATIONS)
+    return torch.from_numpy(tsne.fit(bank.numpy()).copy()).float()
 
 
 def _components(x: Tensor) -> Tensor:

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from finelens.core.console import Console
 from finelens.engine.engine import Engine
-from finelens.feature_store.cache import FeatureCache
 from finelens.feature_store.crops import Crops
 from finelens.feature_store.store import FeatureStore
 from finelens.images.batches import batches, centre_batches, inference_batches
@@ -23,6 +22,7 @@ from finelens.images.views import INFERENCE_SEED
 from finelens.protocol import Backbone, ImageStore, InferenceViews, TargetFeatures, ViewPlan
 from finelens.storage.cache import state_digest
 from finelens.storage.cache_place import LIMIT_VARIABLE, cache_limit
+from finelens.storage.rows import RowCache
 
 BATCH = 64
 # Part of every key: raise it when centre or crop views of the same file change, or what a tower makes of them.
@@ -193,8 +193,8 @@ class FeatureEncoder:
         tokens = self.engine.encode_each(pixels.flatten(0, 1))  # (B M, ...)
         return {name: x.unflatten(0, pixels.shape[:2]) for name, x in (("global", tokens.global_), ("cls", tokens.cls))}
 
-    def _cache(self, kind: str) -> FeatureCache:
-        return FeatureCache([*self.key, kind])
+    def _cache(self, kind: str) -> RowCache:
+        return RowCache([*self.key, kind])
 
     def _stream(
         self,

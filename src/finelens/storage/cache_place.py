@@ -18,7 +18,7 @@ LIMIT_VARIABLE = "FINELENS_CACHE_GB"
 DEFAULT_LIMIT_GB = 20.0
 # What lies where, relative to the folder.
 FEATURES, TENSORS = "features", "tensors"
-KINDS = {FEATURES: ("encoded photographs", "*/*"), TENSORS: ("encoded texts", "*")}
+KINDS = {FEATURES: ("encoded photographs", "*/*"), TENSORS: ("encoded texts and maps", "**/*")}
 # A file that is being written is not older.
 STALE_SECONDS = 24 * 3600.0
 

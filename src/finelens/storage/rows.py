@@ -1,4 +1,4 @@
-"""Encoded images on disk, so that the image tower runs once for each image.
+"""Encoded images and texts on disk, so that a tower runs once for each.
 
 A folder for each way of encoding (weights, preprocessing, precision, versions) holds shards: safetensors files of some hundred rows, written whole or
 not at all under names of their own. So any number of processes may write at once, a killed one loses only its last unfinished shard, and a reader
@@ -30,27 +30,28 @@ SMALL_SHARDS, SMALL_BYTES = 32, 1 << 20
 ID, CHECK = "id", "check"
 
 
-class FeatureCache:
+class RowCache:
     """Rows of one way of encoding. Use as a context manager: leaving the block writes what is pending.
 
     Args:
-        key_parts: Everything the values depend on besides the image.
+        key_parts: Everything the values depend on besides the image or text.
+        kind: Where they lie (``cache_place.KINDS``); those of texts are small, and nothing bounds them.
     """
 
-    def __init__(self, key_parts: Sequence[str]) -> None:
+    def __init__(self, key_parts: Sequence[str], kind: str = FEATURES) -> None:
         key = cache_key(key_parts)
-        self._limit = cache_limit()
+        self._limit = cache_limit() if kind == FEATURES else None
         # A home folder that cannot be found is a cache that cannot be used.
         self.folder: Path | None = None
         with suppress(RuntimeError):
-            self.folder = cache_folder() / FEATURES / key if self._limit else None
+            self.folder = None if self._limit == 0 else cache_folder() / kind / key
         self.error: str | None = None
         self._pending: list[tuple[list[bytes], dict[str, Tensor]]] = []
         self._rows = self._bytes = 0
         self._wrote = False
         self._last = time.monotonic()
 
-    def __enter__(self) -> FeatureCache:
+    def __enter__(self) -> RowCache:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -60,7 +61,7 @@ class FeatureCache:
         """Rows that are there and whole.
 
         Args:
-            names: Names of images by content; a name may stand more than once.
+            names: Names of images by content, or texts; one may stand more than once.
 
         Yields:
             Position in ``names`` and the row's tensors, mapped from the file.
@@ -85,7 +86,7 @@ class FeatureCache:
         """Keep rows; they reach the disk with their shard.
 
         Args:
-            names: Names of B images.
+            names: Names of B images, or B texts.
             tensors: (B, ...) each, always the same names and shapes.
         """
         if self.folder is None or not len(names):
@@ -103,7 +104,8 @@ class FeatureCache:
         if self._wrote and self.folder is not None:
             self._wrote = False
             _join_small(self._shards())
-            bound(self.folder.parent, self._limit)
+            if self._limit is not None:
+                bound(self.folder.parent, self._limit)
 
     def _shards(self) -> list[Path]:
         return [] if self.folder is None else sorted(self.folder.glob("*.safetensors"))
