@@ -3,11 +3,11 @@
     git worktree add ../before 3a1909f
     python benchmarks/encode_versions.py PHOTOS --before ../before/src --out rows.jsonl
 
-PHOTOS is a folder for photographs that are made there once: noise of all scales, 4000 x 3000 and 500 x 375 pixels, JPEG of quality 90, and 2,000 of
-500 x 375 pixels cut from the large ones. Every measurement is a process of its own with a cache of its own; sides take turns.
+PHOTOS is a folder for photographs that are made there once: noise of all scales, 4000 x 3000 and 500 x 375 pixels, JPEG of quality 90, and ``--many``
+of 500 x 375 pixels cut from the large ones. Every measurement is a process of its own; sides take turns.
 
-* ``encode``: files to features with the embedded encoder, in a process that is warm (decode, resize, tower; 128 small photographs, 8 large).
-* ``texts``: one description of each of 1,000 made-up classes, in a process that is warm; then the same with 50 new ones among them.
+* ``encode``: files to features with the embedded encoder, in a process that is warm (decode, resize, tower).
+* ``texts``: descriptions, in a process that is warm; then the same with one in 20 new.
 * ``adapt``: the command as a whole, first with an empty cache, then again. The other checkout runs ``joint-gmm``, its best method; this one the
   default, and ``joint-gmm`` once more from the cache.
 """
@@ -50,23 +50,24 @@ def photograph(width: int, height: int, seed: int) -> Image.Image:
     return Image.fromarray(total.clip(0, 255).astype(np.uint8))
 
 
-def make_photographs(root: Path) -> None:
+def make_photographs(root: Path, many: int) -> None:
     for kind, width, height, count in (("large", 4000, 3000, 8), ("small", 500, 375, 128)):
         (root / kind).mkdir(parents=True, exist_ok=True)
         for i in range(count):
             path = root / kind / f"{i:05}.jpg"
             if not path.exists():
                 photograph(width, height, i).save(path, quality=QUALITY)
-    (root / "many").mkdir(exist_ok=True)
-    if len(list((root / "many").iterdir())) < 2000:
+    cut = root / f"many-{many}"
+    cut.mkdir(exist_ok=True)
+    if len(list(cut.iterdir())) < many:
         wholes = [Image.open(path).convert("RGB") for path in sorted((root / "large").iterdir())]
         rng = np.random.default_rng(0)
-        for i in range(2000):
+        for i in range(many):
             width = int(rng.integers(500, 2000))
             height = width * 3 // 4
             left, top = int(rng.integers(0, 4000 - width)), int(rng.integers(0, 3000 - height))
             part = wholes[i % len(wholes)].resize((500, 375), Image.Resampling.BILINEAR, (left, top, left + width, top + height))
-            part.save(root / "many" / f"{i:05}.jpg", quality=QUALITY)
+            part.save(cut / f"{i:05}.jpg", quality=QUALITY)
 
 
 def descriptions(count: int, seed: int) -> list[str]:
@@ -85,25 +86,32 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", default=["encode", "texts", "adapt"])
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2], help="of part encode; the others take one")
     parser.add_argument("--turns", type=int, default=2)
+    parser.add_argument("--images", type=int, default=128, help="small photographs of part encode; of large ones a sixteenth")
+    parser.add_argument("--many", type=int, default=2000, help="photographs of part adapt")
+    parser.add_argument("--texts", type=int, default=1000, help="texts of part texts")
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
-    make_photographs(given.photos)
+    make_photographs(given.photos, given.many)
     jobs = [(part, threads) for part in given.parts for threads in (given.threads if part == "encode" else [1])]
     for part, threads in jobs:
         rows: list[dict[str, Any]] = []
         for _ in range(given.turns):
             for side in SIDES:
-                source = given.before if side == "before" else THIS
-                with tempfile.TemporaryDirectory() as cache:
-                    environment = os.environ | {"PYTHONPATH": str(source), "OMP_NUM_THREADS": str(threads), "FINELENS_CACHE": cache}
-                    for row in (
-                        adapted(given.photos, side, Path(cache), environment) if part == "adapt" else measured(part, given.photos, environment)
-                    ):
-                        rows.append({"part": part, "threads": threads, "side": side, **row})
-                        with given.out.open("a") as file:
-                            file.write(
-                                json.dumps(rows[-1] | {"load": round(os.getloadavg()[0], 1), "torch": torch.__version__, "cpu": processor()}) + "\n"
-                            )
+                place = {"PYTHONPATH": str(given.before if side == "before" else THIS), "OMP_NUM_THREADS": str(threads)}
+                if part == "adapt":
+                    with tempfile.TemporaryDirectory() as cache:
+                        found = adapted(given.photos / f"many-{given.many}", side, Path(cache), os.environ | place | {"FINELENS_CACHE": cache})
+                else:
+                    count = given.texts if part == "texts" else given.images
+                    command = [sys.executable, __file__, "--inside", part, str(given.photos), str(count)]
+                    place["FINELENS_CACHE"] = str(given.photos / f"cache-{side}")
+                    said = subprocess.run(command, env=os.environ | place, check=True, capture_output=True, text=True).stdout
+                    found = [json.loads(line) for line in said.splitlines()]
+                for row in found:
+                    rows.append({"part": part, "threads": threads, "side": side, **row})
+                    made = {"load": round(os.getloadavg()[0], 1), "torch": torch.__version__, "capability": torch.backends.cpu.get_cpu_capability()}
+                    with given.out.open("a") as file:
+                        file.write(json.dumps(rows[-1] | made) + "\n")
         for what in dict.fromkeys(row["what"] for row in rows):
             least = {
                 side: [min(row[key] for row in rows if (row["what"], row["side"]) == (what, side)) for key in ("cpu", "wall")]
@@ -111,16 +119,6 @@ def main() -> None:
                 if any((row["what"], row["side"]) == (what, side) for row in rows)
             }
             print(part, threads, what, least, flush=True)
-
-
-def processor() -> str:
-    return torch.backends.cpu.get_cpu_capability()
-
-
-def measured(part: str, photos: Path, environment: dict[str, str]) -> list[dict[str, Any]]:
-    command = [sys.executable, __file__, "--inside", part, str(photos)]
-    said = subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
-    return [json.loads(line) for line in said.splitlines()]
 
 
 def adapted(photos: Path, side: str, cache: Path, environment: dict[str, str]) -> list[dict[str, Any]]:
@@ -149,7 +147,7 @@ def adapted(photos: Path, side: str, cache: Path, environment: dict[str, str]) -
         "-m",
         "finelens",
         "adapt",
-        str(photos / "many"),
+        str(photos),
         "--classes",
         str(cache / "classes.txt"),
         "--descriptions",
@@ -175,19 +173,20 @@ def timed(what: str, work: Callable[[], object]) -> None:
     print(json.dumps({"what": what, "cpu": round(time.process_time() - cpu, 3), "wall": round(time.perf_counter() - wall, 3)}))
 
 
-def inside(part: str, photos: Path) -> None:
+def inside(part: str, photos: Path, count: int) -> None:
     """One measurement in this process, with whichever finelens is on the path."""
     from finelens.backbones.embedded import EmbeddedBackbone
 
     backbone = EmbeddedBackbone()
     if part == "texts":
-        backbone.encode_text(descriptions(40, 2))
-        texts = descriptions(1000, 3)
-        timed("1,000 texts", lambda: backbone.encode_text(texts))
-        timed("50 of them new", lambda: backbone.encode_text([*texts[:950], *descriptions(50, 4)]))
+        # Texts that no earlier turn has left in the cache.
+        seed = int(time.time())
+        backbone.encode_text(descriptions(40, seed))
+        texts = descriptions(count, seed + 1)
+        timed(f"{count} texts", lambda: backbone.encode_text(texts))
+        timed("one in 20 of them new", lambda: backbone.encode_text([*texts[count // 20 :], *descriptions(count // 20, seed + 2)]))
         return
     from finelens.images.batches import centre_batches
-    from finelens.images.discover import discover
     from finelens.images.store import load_images
 
     try:
@@ -200,7 +199,7 @@ def inside(part: str, photos: Path) -> None:
     engine = Engine(backbone, device, choose_precision("auto", device))
 
     def encode(kind: str, tower: bool = True) -> None:
-        loaded = load_images(discover(photos / kind)[:128])
+        loaded = load_images(sorted((photos / kind).iterdir())[: count if kind == "small" else count // 16])
         for _, views in centre_batches(loaded.store, backbone.preprocess, 64):
             if tower:
                 engine.encode_each(views)
@@ -213,6 +212,6 @@ def inside(part: str, photos: Path) -> None:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--inside"]:
-        inside(sys.argv[2], Path(sys.argv[3]))
+        inside(sys.argv[2], Path(sys.argv[3]), int(sys.argv[4]))
     else:
         main()

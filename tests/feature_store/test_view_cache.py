@@ -9,12 +9,12 @@ import torch
 
 import finelens
 from finelens.core.console import Console
-from finelens.feature_store import cache as module
 from finelens.feature_store.encoder import FeatureEncoder
 from finelens.images.decode import DecodeLimits
 from finelens.images.load import load
 from finelens.protocol import InferenceViews
 from finelens.runs.predict import predict_store
+from finelens.storage import rows as module
 from finelens.storage.cache_place import LIMIT_VARIABLE, cache_folder
 from tests.methods.tiny import Pictures, tiny_engine
 from tests.toy import QUIET, fit_toy, forwards, pictures
