@@ -24,7 +24,6 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Iterator
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -40,10 +39,11 @@ import finelens
 from finelens.bench.rows.context import Context, Start
 from finelens.bench.rows.features import take
 from finelens.bench.sets.data import read_folder
-from finelens.evaluation.prequential import believed_accuracy, difference, drawn_answers, progress, random_order
+from finelens.evaluation.answered import answers_of_run
+from finelens.evaluation.prequential import believed_accuracy, drawn_answers, progress, random_order
 from finelens.images.randomness import generator, permutation
 from finelens.protocol import FeatureRows, TargetFeatures
-from finelens.reporting.review.worth import centred_looks, questions
+from finelens.reporting.review.worth import questions
 from finelens.solvers.asking import ask
 from finelens.solvers.known import Known
 from finelens.solvers.taught import Taught, left_out, teach
@@ -67,6 +67,7 @@ def main() -> None:
     parser.add_argument("--sets", nargs="+", default=[])
     parser.add_argument("--draws", type=int, nargs="+", default=[0])
     parser.add_argument("--methods", nargs="*", default=["consensus"], help="consensus, joint-gmm, stata")
+    parser.add_argument("--orders", nargs="*", default=["none", *ORDERS], help="orders of asking")
     parser.add_argument("--estimates", type=int, default=0, help="estimates of accuracy to make for each draw and number of answers")
     parser.add_argument("--rounds", type=int, default=0, help="reviews in rounds to make for each draw")
     parser.add_argument("--out", type=Path)
@@ -91,7 +92,7 @@ def main() -> None:
         context = Context(read_folder(given.data / name), start, QUIET)
         for draw in given.draws:
             done = {tuple(row.get(key) for key in (*KEY, "seed")) for row in read(given.out)}
-            for row in rows(context, draw, given.methods, given.estimates, given.rounds, done):
+            for row in rows(context, draw, given.methods, given.orders, given.estimates, given.rounds, done):
                 with given.out.open("a") as file:
                     file.write(json.dumps({**row, "finelens": finelens.__version__, "command": command}) + "\n")
                 print(json.dumps(row), flush=True)
@@ -141,22 +142,17 @@ class Learner:
         found: np.ndarray = logits.argmax(1).numpy() == self.world.test_truth
         return found
 
-    @cached_property
-    def unadapted(self) -> Tensor:
-        """What orders of asking look at."""
-        return centred_looks(self.train)
-
     def asked(self, order: str, draw: int, n: int) -> Tensor:
         """Positions of the photographs that are answered."""
         ours: dict[str, Callable[[], Any]] = {
             "none": lambda: NOBODY,
             "worth": lambda: self.questions(n, 0)[0],
-            "worth, none drawn": lambda: ask(self.unadapted, self.even, NOBODY, n, classes=self.classes).rows,
+            "worth, none drawn": lambda: ask(self.looks, self.even, NOBODY, n, classes=self.classes).rows,
             "random": lambda: permutation(generator(draw, 0, "hints", "looking"), len(self.truth))[:n],
             "doubt": lambda: self.doubted[:n],
-            "k-centre": lambda: k_centre(self.unadapted.numpy(), n),
-            "probcover": lambda: probcover(self.unadapted.numpy(), n, self.classes),
-            "typiclust": lambda: typiclust(self.unadapted.numpy(), n),
+            "k-centre": lambda: k_centre(self.looks.numpy(), n),
+            "probcover": lambda: probcover(self.looks.numpy(), n, self.classes),
+            "typiclust": lambda: typiclust(self.looks.numpy(), n),
         }
         return torch.as_tensor(ours[order]())
 
@@ -167,17 +163,19 @@ class Learner:
     def questions(self, n: int, seed: int) -> tuple[Tensor, Tensor, list[int]]:
         """Rows, what each speaks for, and the random order."""
         order = random_order(self.ids, seed)
-        found, _ = questions(self.unadapted, self.even, NOBODY, order, n, classes=self.classes)
+        found, _ = questions(self.looks, self.even, NOBODY, order, n, classes=self.classes)
         return found.rows, found.speaks_for, order
 
 
-def rows(context: Context, draw: int, methods: list[str], estimates: int, rounds: int, done: set[tuple[Any, ...]]) -> Iterator[dict[str, Any]]:
+def rows(
+    context: Context, draw: int, methods: list[str], orders: list[str], estimates: int, rounds: int, done: set[tuple[Any, ...]]
+) -> Iterator[dict[str, Any]]:
     """One row a run that is not done yet."""
     learner, worlds = Learner(context, draw), {}
     for order, method in PLANS:
         for times in TIMES if order != "none" else (0,):
             key = {"set": context.data.name, "draw": draw, "order": order, "method": method, "times": times}
-            if method not in methods or (*key.values(), None) in done:
+            if method not in methods or order not in orders or (*key.values(), None) in done:
                 continue
             if method == "consensus":
                 asked = learner.asked(order, draw, times * learner.classes)
@@ -216,7 +214,7 @@ def in_rounds(learner: Learner, seed: int) -> list[dict[str, Any]]:
     labels, guesses, speaks_for, learnt = ([] for _ in range(4))
     answered, p, models = NOBODY, learner.log_p.exp(), [(0, learner.log_p.argmax(1))]
     while len(answered) < ROUNDS * ROUND and len(answered) + ROUND <= len(learner.truth) / 2:
-        asked, _ = questions(learner.unadapted, 1 - p.amax(1), answered.sort().values, order, ROUND, classes=learner.classes)
+        asked, _ = questions(learner.looks, 1 - p.amax(1), answered.sort().values, order, ROUND, classes=learner.classes)
         labels += learner.truth[asked.rows].tolist()
         guesses += p[asked.rows].argmax(1).tolist()
         speaks_for += asked.speaks_for.tolist()
@@ -243,25 +241,19 @@ def estimated(learner: Learner, n: int, seed: int) -> dict[str, Any]:
     taught, known = learner.teach(rows), learner.known(rows)
     drawn = drawn_answers(order, rows.tolist())
     guesses, random = left_out(learner.looks, learner.log_p, known, seed=seed), np.array([row in drawn for row in rows.tolist()])
-    found = progress(known.labels, guesses, random, speaks_for, classes=learner.classes)
+    names, everyone = tuple(map(str, range(learner.classes))), np.ones(len(rows), dtype=bool)
+    first, zero_shot = learner.log_p[rows].argmax(1), learner.zero_shot
+    found = answers_of_run(known.labels, first, "", names, zero_shot[rows], guesses, random, speaks_for, everyone)
     rest = np.delete(np.arange(len(learner.truth)), rows.numpy())
     right = taught.logits(learner.looks[rest], learner.log_p[rest]).argmax(1) == learner.truth[rest]
-    values = {name: round(100 * getattr(found, name), 2) for name in ("estimate", "low", "high")}
-    true, new = accuracy(right.numpy()), accuracy(learner.right(taught))
-    zero_shot = learner.zero_shot
-    gains = [round(100 * value, 2) for value in difference(known.labels, guesses, zero_shot[rows], random, speaks_for)]
+    true = accuracy(right.numpy())
     gained = round(true - accuracy((zero_shot[rest] == learner.truth[rest]).numpy()), 2)
-    return {
-        "answers": len(rows),
-        "drawn": found.drawn,
-        **values,
-        "accuracy": true,
-        "new": new,
-        "covers": values["low"] <= true <= values["high"],
-        **dict(zip(("gain", "gain low", "gain high"), gains, strict=True)),
-        "gained": gained,
-        "gain covers": gains[1] <= gained <= gains[2],
-    }
+    told: dict[str, Any] = {"told": found.estimate is not None}
+    if found.estimate is not None:
+        low, high, least, most = (100 * getattr(found, name) for name in ("low", "high", "gain_low", "gain_high"))
+        told |= {"drawn": found.drawn, "estimate": 100 * found.estimate, "low": low, "high": high, "covers": low <= true <= high}
+        told |= {"gain": 100 * (found.gain or 0.0), "gain low": least, "gain high": most, "gain covers": least <= gained <= most}
+    return {"answers": len(rows), **told, "accuracy": true, "new": accuracy(learner.right(taught)), "gained": gained}
 
 
 def table(found: list[dict[str, Any]]) -> str:
@@ -282,8 +274,14 @@ def table(found: list[dict[str, Any]]) -> str:
 
 def coverage(found: list[dict[str, Any]]) -> str:
     """Markdown: how often the 90 % interval covers, how wide it is, and what the estimate is off by, in points."""
-    found = [row for row in found if "seed" in row]
-    lines = ["| set | answers | estimates | covers | half its width | off by (mean) | off by (root mean square) |", "|---" * 7 + "|"]
+    asked = [row for row in found if "seed" in row]
+    found = [row for row in asked if row["told"]]
+    lines = [
+        f"{len(found)} of {len(asked)} are told.",
+        "",
+        "| set | answers | estimates | covers | half its width | off by (mean) | off by (root mean square) |",
+        "|---" * 7 + "|",
+    ]
     groups = [(name, times) for name in dict.fromkeys(row["set"] for row in found) for times in TIMES]
     for name, times in [*groups, *(("all", times) for times in TIMES), ("all", None)]:
         own = [row for row in found if (name == "all" or row["set"] == name) and times in (None, row["times"])]
@@ -297,6 +295,7 @@ def coverage(found: list[dict[str, Any]]) -> str:
 
 def gains(found: list[dict[str, Any]]) -> str:
     """Markdown: the gain over the unadapted model by the answers, what it is, and how often its interval decides the verdict, rightly or not."""
+    found = [row for row in found if row["told"]]
     lines = ["| set | answers | estimates | gain | told | covers | half its width | better | worse | wrongly |", "|---" * 10 + "|"]
     names = [*dict.fromkeys(row["set"] for row in found), "all"]
     for name, times in [(name, times) for name in names for times in TIMES]:

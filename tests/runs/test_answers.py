@@ -59,7 +59,9 @@ def test_what_hints_taught_is_in_the_saved_model(tmp_path):
     (tmp_path / "names.txt").write_text("a\nb\nc\n")
     api.adapt(tmp_path / "x.npy", tmp_path / "names.txt", tmp_path / "one", prototypes=tmp_path / "w.npy", method="consensus", console=QUIET)
     asked = finelens.ask(tmp_path / "one", 4, console=QUIET)
-    (tmp_path / "one" / "hints.csv").write_text("path,label\n" + "".join(f"{question.path},{'abc'[i % 3]}\n" for i, question in enumerate(asked)))
+    # A person who says otherwise each time, so that the label-free answer loses its say.
+    told = {question.path: "bca"["abc".index(question.expected)] for question in asked}
+    (tmp_path / "one" / "hints.csv").write_text("path,label\n" + "".join(f"{path},{label}\n" for path, label in told.items()))
     api.adapt(
         tmp_path / "x.npy",
         tmp_path / "names.txt",

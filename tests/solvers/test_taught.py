@@ -101,3 +101,28 @@ def test_the_first_view_alone_is_answered():
     z, _, _ = cloud([30] * 5, dim=9, spread=0.2)
     p = Consensus().fit([X, z], prototypes=W, logit_scale=SCALE, hints=HINTS).predict_proba(NEW)
     np.testing.assert_allclose(p.sum(1), 1, atol=1e-6)
+
+
+def test_few_answers_leave_a_good_text_its_say():
+    looks, truth = torch.tensor(X), torch.tensor(Y)
+    log_p = (torch.nn.functional.one_hot(truth, 5).double() * 0.9 + 0.02).log()
+    few, many = (Known(rows, truth[rows]) for rows in (torch.arange(0, 150, 30), torch.arange(0, 150, 2)))
+    assert float(teach(looks, log_p, few).scales[2]) == 8
+    assert float(teach(looks, log_p, many).scales[2]) == pytest.approx((32 / 75) ** 3)
+    assert float(teach(looks, log_p, few, heard=False).scales[2]) == 0
+    # Of two classes half of the answers are right by chance.
+    pair = torch.full((len(X), 2), 0.5).double().log()
+    assert float(teach(looks, pair, Known(few.rows, few.labels.clamp_max(1))).scales[2]) == 0
+
+
+def test_tested_heads_overrule_the_expected_weight():
+    looks, truth = torch.tensor(X), torch.tensor(Y)
+    rows = torch.arange(0, 150, 10)
+    # Right on three classes of five: well believed by its accuracy, but heads that had not learnt the answers know more.
+    half = torch.where(truth >= 3, (truth + 1) % 5, truth)
+    weights = []
+    for named in (truth, half):
+        log_p = (torch.nn.functional.one_hot(named, 5).double() * 0.9 + 0.02).log()
+        weights.append(float(teach(looks, log_p, Known(rows, truth[rows])).scales[2]))
+    assert weights[0] == 8
+    assert weights[1] < 1

@@ -1,8 +1,9 @@
 """Which images to ask a person about: those whose answer says most about all others.
 
-After TypiClust (Hacohen, Dekel and Weinshall, ICML 2022): few answers want typical images, one a cluster, those first that no answer speaks for.
-Ours: clusters are of images averaged with their neighbours, the one nearest to a centre is asked, and as answers grow, images count by their doubt.
-docs/review.md has what this is worth against other orders.
+Facility location (Cornuejols, Fisher and Nemhauser, Management Science 23, 1977): the asked and the answered images are places, and every image is
+served by the one most like it. Greedy places with the lazy evaluation of Minoux (1978), then each moves to the middle of what it serves (the
+alternation of k-medoids). Few answers want typical images (TypiClust, Hacohen, Dekel and Weinshall, ICML 2022), many want doubtful ones: the images
+are averaged with their neighbours, and as answers grow they count by their doubt. docs/review.md has what this is worth against other orders.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from torch import Tensor
 from finelens.solvers.neighbours import top_neighbours
 
 TINY = 1e-6
+# Places that are valued at a time.
+VALUED = 32
 
 
 @dataclass(frozen=True)
@@ -25,12 +28,10 @@ class Asked:
     Attributes:
         rows: Positions, (n',), int64; n' < n where fewer are left that are not near-copies.
         speaks_for: Images that each answer speaks for, (n',), float64.
-        covered: Whether an image of the same cluster was answered before, (n',), bool.
     """
 
     rows: Tensor
     speaks_for: Tensor
-    covered: Tensor
 
 
 @torch.no_grad()
@@ -43,18 +44,19 @@ def ask(
     classes: int,
     neighbours: int = 5,
     copy: float = 0.97,
-    bank: int = 8192,
-    rounds: int = 25,
-    seed: int = 0,
+    bank: int = 4096,
+    rounds: int = 10,
     chunk_size: int = 1024,
 ) -> Asked:
     """The n images whose answers say most about all others.
 
     1. At most ``bank`` images, evenly spaced, and all answered ones; each averaged with its ``neighbours`` nearest.
-    2. Spherical k-means into as many clusters as there are answers and questions, begun at the answered images, then by k-means++. An image counts
-       ``1 - g + g d / mean d``, d its doubt and ``g = A / (A + 4 C)`` for A answers.
-    3. Clusters without an answer are asked first, heavy ones first; then the heaviest of the others. In each the image nearest to the centre, passing
-       over any whose cosine with an answered or asked one is ``copy`` or more.
+    2. The value of a set of images is ``sum_i w_i max cosine_i``, with the member that is most like image i. ``w_i = 1 - g + g d_i / mean d``, d the
+       doubt and ``g = A / (A + 4 C)`` for A answers. From the answered ones on, the image that adds most is taken next, passing over any whose
+       cosine with an answered or asked one is ``copy`` or more.
+    3. Each question moves to the image of greatest value among those that it is most like, ``rounds`` times. Those that speak for most come first.
+
+    Nothing is drawn: the same images give the same questions.
 
     Args:
         looks: Centred unit features, (N, D).
@@ -64,41 +66,29 @@ def ask(
         classes: C.
         neighbours: k of step 1.
         copy: Cosine from which on two images are one question.
-        bank: Most images that are looked at; memory beside the input is ``O(bank (D + A + n))``.
-        rounds: Most rounds of k-means.
-        seed: Of the draws of k-means++.
+        bank: Most images that are looked at; memory beside the input is ``O(bank (D + bank))``.
+        rounds: Most rounds of step 3.
         chunk_size: Images compared at a time.
     """
     rows = _bank(len(looks), answered, bank)
     x, place = looks[rows], torch.searchsorted(rows, answered.sort().values)
-    # No more clusters than images, and room for those whose images are all near-copies of an answered one.
-    count = min(len(place) + n, len(x))
     smooth = _averaged(x, neighbours, chunk_size)
     share = len(answered) / (len(answered) + 4 * classes)
     weight = 1 - share + share * doubt[rows] / doubt[rows].mean().clamp_min(TINY)  # (B,)
-    centres, label = _clusters(smooth, weight.to(x), count, place, rounds, torch.Generator().manual_seed(seed))
-    mass = torch.zeros(len(centres), dtype=torch.float64).index_add_(0, label, weight.double())
-    covered = torch.zeros(len(centres), dtype=torch.bool)
-    covered[label[place]] = True
+    likeness = smooth @ smooth.T  # (B, B)
     free = torch.ones(len(x), dtype=torch.bool)
     free[place] = False
     for part in place.split(chunk_size):
         free &= (x @ x[part].T < copy).all(1)
-    order = sorted(range(len(centres)), key=lambda c: (bool(covered[c]), -float(mass[c])))
-    members = [(c, (label == c).nonzero()[:, 0]) for c in order]
-    found: list[tuple[int, int]] = []
-    # A cluster is asked again only when all others were, or have nothing left.
-    while len(found) < n and bool(free.any()):
-        for c, own in members:
-            left = own[free[own]]
-            if len(left) and len(found) < n:
-                i = left[(smooth[left] @ centres[c]).argmax()]
-                free &= x @ x[i] < copy
-                free[i] = False
-                found.append((int(i), c))
-    asked, clusters = torch.tensor(found, dtype=torch.int64).reshape(-1, 2).unbind(1)
-    size = torch.bincount(label, minlength=len(centres)).double() * len(looks) / len(x)
-    return Asked(rows[asked], size[clusters], covered[clusters])
+    given = place.tolist()
+    found = _places(x, likeness, weight.to(x), given, free, n, copy, chunk_size)
+    found = _moved(x, likeness, weight.to(x), given, found, copy, rounds)
+    served = likeness[[*given, *found]].argmax(0) - len(given)  # (B,)
+    own = served >= 0
+    size = torch.zeros(len(found), dtype=torch.float64).index_add_(0, served[own], torch.ones(int(own.sum()), dtype=torch.float64))
+    mass = torch.zeros_like(size).index_add_(0, served[own], weight[own].double())
+    order = mass.argsort(descending=True, stable=True)
+    return Asked(rows[torch.tensor(found, dtype=torch.int64)[order]], size[order] * len(looks) / len(x))
 
 
 def _bank(total: int, answered: Tensor, most: int) -> Tensor:
@@ -121,29 +111,42 @@ def _averaged(x: Tensor, k: int, chunk_size: int) -> Tensor:
     return unit
 
 
-def _clusters(x: Tensor, weight: Tensor, k: int, first: Tensor, rounds: int, draw: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Weighted spherical k-means of unit rows (B, D): centres (k, D), and the cluster of each row, (B,)."""
-    chosen = first.tolist() or [int(torch.multinomial(weight, 1, generator=draw))]
-    distance = 2 - 2 * _largest_cosine(x, x[chosen])[0]
-    while len(chosen) < k:
-        odds = (distance.clamp_min(0) * weight).double()
-        odds[chosen] = 0
-        if not odds.any():
-            odds = torch.ones_like(odds).index_fill(0, torch.tensor(chosen), 0.0)
-        chosen.append(int(torch.multinomial(odds, 1, generator=draw)))
-        distance = torch.minimum(distance, 2 - 2 * (x @ x[chosen[-1]]))
-    centres = x[chosen]
-    label = _largest_cosine(x, centres)[1]
+def _places(x: Tensor, likeness: Tensor, weight: Tensor, given: list[int], free: Tensor, n: int, copy: float, chunk_size: int) -> list[int]:
+    """Step 2. What an image would add only falls as others are taken, so only those are valued anew that an old value puts first."""
+    best = likeness[given].amax(0) if given else likeness.new_full((len(x),), -1.0)  # (B,)
+
+    def added(rows: Tensor) -> Tensor:
+        return (likeness[rows] - best).clamp_min_(0) @ weight
+
+    value = torch.cat([added(part) for part in torch.arange(len(x)).split(chunk_size)])
+    found: list[int] = []
+    while len(found) < n and bool(free.any()):
+        value[~free] = -1
+        old = torch.ones(len(x), dtype=torch.bool)
+        while old[i := int(value.argmax())]:
+            first = value.topk(min(VALUED, len(x))).indices
+            first = first[old[first] & free[first]]
+            value[first], old[first] = added(first), False
+        found.append(i)
+        free &= x @ x[i] < copy
+        free[i] = False
+        best = torch.maximum(best, likeness[i])
+    return found
+
+
+def _moved(x: Tensor, likeness: Tensor, weight: Tensor, given: list[int], found: list[int], copy: float, rounds: int) -> list[int]:
+    """Step 3; an image stays where its better place is a near-copy of another answered or asked one."""
+    found = list(found)
     for _ in range(rounds):
-        sums = torch.zeros_like(centres).index_add_(0, label, x * weight[:, None])
-        centres = torch.where(sums.norm(dim=1, keepdim=True) > 0, F.normalize(sums, dim=1), centres)
-        before, label = label, _largest_cosine(x, centres)[1]
-        if torch.equal(before, label):
+        served, before = likeness[[*given, *found]].argmax(0) - len(given), list(found)
+        for j, i in enumerate(before):
+            own = (served == j).nonzero()[:, 0]
+            if not len(own):
+                continue
+            better = int(own[(weight[own] @ likeness[own][:, own]).argmax()])
+            others = [*given, *found[:j], *found[j + 1 :]]
+            if better != i and not bool((x[others] @ x[better] >= copy).any()):
+                found[j] = better
+        if found == before:
             break
-    return centres, label
-
-
-def _largest_cosine(x: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:
-    """Cosine with the nearest centre and which it is, (B,) each."""
-    found = (x @ centres.T).max(1)
-    return found.values, found.indices
+    return found

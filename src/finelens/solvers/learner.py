@@ -63,4 +63,4 @@ class Learner:
             log_p = torch.cat([log_p, mean.expand(-1, further)], 1)
         if not len(known):
             return log_p.softmax(1)
-        return (self._sharpness * teach(self.looks, log_p, known).logits(self.looks, log_p)).softmax(1)
+        return (self._sharpness * teach(self.looks, log_p, known, heard=not further).logits(self.looks, log_p)).softmax(1)

@@ -1,7 +1,7 @@
 """What a person's answers teach: a thin layer over label-free log-posteriors. Ours; docs/review.md has what it is worth.
 
-Where the parts come from: EM begun at labelled examples (Nigam, McCallum, Thrun and Mitchell, Machine Learning 39, 2000), a ridge head on its
-posteriors, and the weight of an expert by its log-odds (Nitzan and Paroush, International Economic Review 23, 1982).
+Where the parts come from: EM begun at labelled examples (Nigam, McCallum, Thrun and Mitchell, Machine Learning 39, 2000), and a ridge head on its
+posteriors.
 """
 
 from __future__ import annotations
@@ -24,6 +24,17 @@ TINY = 1e-9
 TEMPERATURES = torch.logspace(math.log10(0.02), math.log10(4), 40, dtype=torch.float64).tolist()
 # Stands in for the answers of a class that has none.
 FAINT = 1e-6
+# Answers at which head and label-free posterior are expected to weigh alike.
+ENOUGH_ANSWERS = 32
+# Weights of the second that are tried, and what holds them to the expected one.
+WEIGHTS = (0.0, 0.03, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0, 8.0)
+FIRMNESS, LEAST_WEIGHT = 0.6, 0.05
+# Parts of the answers that are left out in turn, and images without an answer that the heads of these trials learn from.
+FOLDS, FOLD_BANK = 4, 512
+# Accuracy beyond chance of the label-free posterior up to which it is not heard beside the head, and from which on it is in full.
+UNHEARD, HEARD = 0.36, 0.46
+# Before any answer its accuracy is believed to be this share of its confidence, as firmly as so many answers would say it.
+KEPT_CONFIDENCE, PRIOR_ANSWERS = 0.7, 10
 
 
 @dataclass(frozen=True)
@@ -59,6 +70,7 @@ def teach(
     log_p: Tensor,
     known: Known,
     *,
+    heard: bool = True,
     sharpness: float = 20.0,
     rounds: int = 3,
     weight: float = 10.0,
@@ -74,13 +86,17 @@ def teach(
     2. Prototypes begin at the answers. ``rounds`` of ``z = softmax(t log p + sharpness x M^T)`` with answers one-hot, and of unit means M of z in
        which each answer counts ``weight`` more.
     3. A ridge head learns z. An image counts ``max z`` squared; answers together have ``share`` of all.
-    4. The label-free posterior keeps the weight ``2 a^4 r^8`` beside the head: a its accuracy on the answers, and r, at most 2, the ratio of its
-       log-odds to those of the answers' prototypes, leaving one answer out; both accuracies are shrunk.
+    4. The label-free posterior keeps a weight beside the head. Without a look at heads it would be ``w = min(8, (32 / K)^3) u``, K the answers: few
+       of them teach little, and it is what is known without. u rises from 0 to 1 while its accuracy a on the answers goes from 0.36 to 0.46: shrunk
+       to 0.7 of its confidence as by ten answers, and with chance taken out, ``(a - 1/C) / (1 - 1/C)``. Each answer is then put to a head that has
+       learnt three quarters of the answers and not this one: the weight is the one with most of them right, less 0.6 for the squared logarithm of its
+       ratio to w, 0.05 added to both.
 
     Args:
         looks: Centred unit views, (N, D).
         log_p: Label-free log-posteriors, (N, C).
         known: The answers, at least one.
+        heard: Whether the label-free posterior may be heard beside the head: not where it cannot know all classes.
         sharpness: Of cosines with prototypes.
         rounds: Rounds of step 2.
         weight: Of an answer in the means.
@@ -92,22 +108,35 @@ def teach(
     """
     n, classes = log_p.shape
     labels, order = known.labels[(by_row := known.rows.argsort())], known.rows[by_row]
-    rows = torch.arange(n, device=looks.device) if n <= bank else torch.cat([evenly_spread(n, bank, looks.device), order]).unique()
-    x, log_p, at = looks[rows], log_p[rows].to(looks), torch.searchsorted(rows, order)
-    truth = F.one_hot(labels, classes).to(x)
-    sums = truth.T @ x[at]  # (C, D)
-    z = _posteriors(
-        x, _temperature(log_p[at], labels) * log_p, F.normalize(log_p.softmax(1).T @ x, dim=1), at, truth, sums, sharpness, rounds, weight
-    )
-    counts = z.amax(1).square()
-    counts[at] = 0
-    counts[at] = max(1.0, share / (1 - share) * float(counts.sum()) / len(at))
-    counts /= counts.mean()
-    head, bias = ridge_head(x, z, penalty=ridge, steps=steps, chunk_size=chunk_size, counts=counts)
-    # The head says how an image differs from the mean; what the mean has comes here.
-    bias = bias + (counts[:, None] * z).mean(0, dtype=torch.float64)
-    sizes = [_size(x @ head.to(x) + bias.to(x)), _size(log_p)]
-    return Taught(head, bias, torch.tensor([*sizes, _text_weight(x[at], log_p[at], labels, sums)], dtype=torch.float64, device=x.device))
+
+    def learn(some: Tensor, most: int) -> tuple[Tensor, Tensor, float]:
+        """Head, its bias and the size of its logits, of some of the answers."""
+        rows = torch.arange(n, device=looks.device) if n <= most else torch.cat([evenly_spread(n, most, looks.device), order[some]]).unique()
+        x, p, at, own = looks[rows], log_p[rows].to(looks), torch.searchsorted(rows, order[some]), labels[some]
+        truth = F.one_hot(own, classes).to(x)
+        named = F.normalize(p.softmax(1).T @ x, dim=1)
+        z = _posteriors(x, _temperature(p[at], own) * p, named, at, truth, truth.T @ x[at], sharpness, rounds, weight)
+        counts = z.amax(1).square()
+        counts[at] = 0
+        counts[at] = max(1.0, share / (1 - share) * float(counts.sum()) / len(at))
+        counts /= counts.mean()
+        head, bias = ridge_head(x, z, penalty=ridge, steps=steps, chunk_size=chunk_size, counts=counts)
+        # The head says how an image differs from the mean; what the mean has comes here.
+        bias = bias + (counts[:, None] * z).mean(0, dtype=torch.float64)
+        return head, bias, _size(x @ head.to(x) + bias.to(x))
+
+    everybody = torch.arange(len(labels), device=labels.device)
+    head, bias, size = learn(everybody, bank)
+    other = _size(log_p)
+    text = _expected_weight(log_p, order, labels) if heard else 0.0
+    if heard and len(labels) >= FOLDS:
+        seen = looks.new_empty(len(labels), classes)
+        part = everybody % FOLDS
+        for fold in range(FOLDS):
+            trial, offset, own = learn(everybody[part != fold], FOLD_BANK)
+            seen[part == fold] = centred(looks[order[part == fold]] @ trial.to(looks) + offset.to(looks)) / own
+        text = _tested_weight(seen, centred(log_p[order].to(looks)) / other, labels, text)
+    return Taught(head, bias, torch.tensor([size, other, text], dtype=torch.float64, device=looks.device))
 
 
 def left_out(looks: Tensor, log_p: Tensor, known: Known, *, folds: int = 5, seed: int = 0, **options: Any) -> Tensor:
@@ -167,29 +196,27 @@ def _temperature(log_p: Tensor, labels: Tensor) -> float:
     return best
 
 
-def _text_weight(x: Tensor, log_p: Tensor, labels: Tensor, sums: Tensor) -> float:
-    """Weight of the label-free posterior beside the head, of step 4."""
-    text, image = _believed(x, log_p, labels, sums)
-    ratio = min(_log_odds(text, len(sums)) / max(_log_odds(image, len(sums)), 0.3), 2.0)
-    weight: float = 2 * text**4 * ratio**8
-    return weight
+def _expected_weight(log_p: Tensor, at: Tensor, labels: Tensor) -> float:
+    """w of step 4."""
+    confidence = float(log_p.softmax(1).amax(1).mean(dtype=torch.float64))
+    right = float((log_p[at].argmax(1) == labels).sum())
+    accuracy = (right + PRIOR_ANSWERS * KEPT_CONFIDENCE * confidence) / (len(labels) + PRIOR_ANSWERS)
+    chance = 1 / log_p.shape[1]
+    beyond = (accuracy - chance) / max(1 - chance, TINY)
+    believed = min(max((beyond - UNHEARD) / (HEARD - UNHEARD), 0.0), 1.0)
+    return min(WEIGHTS[-1], (ENOUGH_ANSWERS / len(labels)) ** 3) * believed
 
 
-def _believed(x: Tensor, log_p: Tensor, labels: Tensor, sums: Tensor) -> tuple[float, float]:
-    """Shrunk accuracies on the answers: of the label-free posterior, and of prototypes without the answer itself where its class has another."""
-    text = (float((log_p.argmax(1) == labels).sum()) + 2) / (len(labels) + 4)
-    number = torch.bincount(labels, minlength=len(sums))
-    cosine = (x @ F.normalize(sums, dim=1).T).masked_fill(number == 0, -2)  # (K, C)
-    several = number[labels] > 1
-    own = (x * F.normalize(sums[labels] - x, dim=1)).sum(1)
-    cosine[torch.arange(len(x), device=x.device), labels] = own.where(several, torch.full_like(own, -2))
-    right = float((several & (cosine.argmax(1) == labels)).sum())
-    return text, (right + 10 * text) / (float(several.sum()) + 10)
+def _tested_weight(seen: Tensor, text: Tensor, labels: Tensor, expected: float) -> float:
+    """The weight of step 4: of logits (K, C) of the label-free posterior beside those of heads that had not learnt the answer, both of size 1."""
 
+    def value(weight: float) -> float:
+        right = float(((seen + weight * text).argmax(1) == labels).sum())
+        return right - FIRMNESS * math.log((weight + LEAST_WEIGHT) / (expected + LEAST_WEIGHT)) ** 2
 
-def _log_odds(accuracy: float, classes: int) -> float:
-    """How much better than chance among as many classes, at least 0."""
-    return max(0.0, math.log(max(accuracy, 1e-3) * max(classes - 1, 1) / max(1 - accuracy, 0.02)))
+    # The expected weight itself is first, so that it stays where the answers say nothing.
+    best: float = max((expected, *WEIGHTS), key=value)
+    return best
 
 
 def _size(logits: Tensor) -> float:

@@ -20,7 +20,7 @@ Plan = Callable[[Subject, AnswerLog, Belief, int], list[Question]]
 
 # Questions that are chosen at a time, and how few are left when more are chosen: the model learns while those are answered.
 ROUND, LEFT = 8, 4
-# With more at once, k-means takes longer than a look.
+# With more at once, choosing takes longer than a look.
 MOST = 100
 # A smaller group is no less work than a photograph.
 LEAST = 4
@@ -47,8 +47,8 @@ def by_worth(subject: Subject, log: AnswerLog, belief: Belief, left: int) -> lis
     doubt = 1 - p.amax(1) if p.shape[1] else torch.ones(len(p))
     count = min(left, MOST)
     asked = ask(subject.looks, doubt, taken, count, classes=len(classes) or UNNAMED)
-    parts = zip(asked.rows.tolist(), asked.speaks_for.tolist(), asked.covered.tolist(), strict=True)
-    worth = iter([(row, size, reason(round(size), covered)) for row, size, covered in parts])
+    parts = zip(asked.rows.tolist(), asked.speaks_for.tolist(), strict=True)
+    worth = iter([(row, size, reason(round(size))) for row, size in parts])
     drawn = iter([(row, 1.0, DRAWN) for row in subject.drawn])
     found: list[Question] = []
     for number in range(log.next_id, log.next_id + min(count, ROUND)):

@@ -64,7 +64,10 @@ def first_questions(
 
 
 def unnamed_features(images: object, console: Console, spec: str, device: str) -> tuple[DecodeLimits, Loaded, TargetFeatures]:
-    """How images are decoded, the images, and what the unadapted model makes of them; photographs are encoded where the cache does not hold them."""
+    """How images are decoded, the images, and what the unadapted model, centred on them, makes of them.
+
+    Photographs are encoded where the cache does not hold them.
+    """
     source = source_of(images)
     if isinstance(source, FeatureSource):
         return DecodeLimits(), source.file, source.file.store.features
@@ -72,7 +75,7 @@ def unnamed_features(images: object, console: Console, spec: str, device: str) -
     engine = Engine(load_backbone(spec), place, choose_precision(TrainingConfig().precision, place))
     limits = decode_limits(ViewConfig(), engine.backbone.preprocess)
     loaded = source.load(limits, console)
-    return limits, loaded, target_features(engine, loaded.store, limits.short_side, console)
+    return limits, loaded, engine.centre(target_features(engine, loaded.store, limits.short_side, console))
 
 
 def readable(loaded: Loaded) -> list[ImageRecord]:

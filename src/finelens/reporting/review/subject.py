@@ -92,7 +92,6 @@ def subject_of_run(folder: RunFolder, record: RunRecord, hints: Path, console: C
         raise UserError(f"none of the run's images is in {record.config.photos} any more; put them back")
     model = classifier.model
     with model.unadapted():
-        features = model.engine.centre(features)
         order = [places[row.path] for row in rows]
         views = [view.float().cpu()[order] for view in (features.global_, features.cls, *features.extra)]
         learner = Learner(views, model.zero_shot_heads["descriptions"].float().cpu(), model.engine.backbone.logit_scale)

@@ -55,7 +55,7 @@ def questions(looks: Tensor, doubt: Tensor, answered: Tensor, order: Sequence[in
     given = set(answered.tolist())
     wanted = (len(given) + n) // ONE_IN - len(drawn_answers(order, given))
     fresh = [position for position in order if position not in given][: max(0, min(n, wanted))]
-    drawn = Asked(torch.tensor(fresh, dtype=torch.int64), torch.ones(len(fresh), dtype=torch.float64), torch.zeros(len(fresh), dtype=torch.bool))
+    drawn = Asked(torch.tensor(fresh, dtype=torch.int64), torch.ones(len(fresh), dtype=torch.float64))
     if len(fresh) == n:
         return drawn, torch.ones(n, dtype=torch.bool)
     others = ask(looks, doubt, torch.cat([answered, drawn.rows]), n - len(fresh), classes=classes)
@@ -100,18 +100,17 @@ def looks_of(
 ) -> list[Look]:
     """The :func:`questions` as rows of predictions with their reasons; arguments as there."""
     asked, drawn = questions(looks, doubt, answered, order, n, classes=classes)
-    parts = zip(asked.rows.tolist(), asked.speaks_for.tolist(), asked.covered.tolist(), drawn.tolist(), strict=True)
-    return [Look(rows[i], DRAWN if random else reason(round(size), covered), size, random) for i, size, covered, random in parts]
+    parts = zip(asked.rows.tolist(), asked.speaks_for.tolist(), drawn.tolist(), strict=True)
+    return [Look(rows[i], DRAWN if random else reason(round(size)), size, random) for i, size, random in parts]
 
 
-def reason(size: int, covered: bool) -> str:
+def reason(size: int) -> str:
     """What an answer says of others, for the person who looks."""
-    alike = f"speaks for about {size} photographs" if size > 1 else "like no other photograph"
-    return f"{alike}, one of which is answered" if covered else f"{alike}, none of them answered" if size > 1 else alike
+    return f"speaks for about {size} photographs, none of them answered" if size > 1 else "like no other photograph"
 
 
 def unadapted_features(folder: RunFolder, console: Console, device: str) -> tuple[Classifier, TargetFeatures, dict[str, int]]:
-    """The run's classifier, features of its images by the unadapted model and its further encoders, and the row of each path.
+    """The run's classifier, features of its images by the unadapted model, centred on them, and by its further encoders, and the row of each path.
 
     Raises:
         UserError: The run is not finished, or its images are gone.
@@ -119,7 +118,8 @@ def unadapted_features(folder: RunFolder, console: Console, device: str) -> tupl
     classifier = load_run(folder.path, device=device)
     loaded = source_of_run(folder.config, saved(folder.taken_path)).load(classifier.limits, console)
     with classifier.model.unadapted():
-        found = target_features(classifier.model.engine, loaded.store, classifier.limits.short_side, console)
+        engine = classifier.model.engine
+        found = engine.centre(target_features(engine, loaded.store, classifier.limits.short_side, console))
     found = replace(found, extra=_further(folder.config, classifier, loaded, console))
     return classifier, found, {record.name: record.index for record in loaded.records if record.index is not None}
 
