@@ -31,11 +31,11 @@ from finelens.bench.sets.data import read_folder
 from finelens.evaluation.prequential import ONE_IN, believed_accuracy, drawn_answers, progress, random_order
 from finelens.images.randomness import generator, permutation
 from finelens.solvers.asking import ask
+from finelens.solvers.columns import centred_views
 from finelens.solvers.groups import group_around
 from finelens.solvers.known import Known
 from finelens.solvers.learner import Learner
 from finelens.solvers.taught import teach
-from finelens.solvers.views import centred_views
 
 TIMES = (1, 2, 4)
 # As on the sheet.

@@ -45,9 +45,9 @@ from finelens.images.randomness import generator, permutation
 from finelens.protocol import FeatureRows, TargetFeatures
 from finelens.reporting.review.worth import questions
 from finelens.solvers.asking import ask
+from finelens.solvers.columns import centred_views
 from finelens.solvers.known import Known
 from finelens.solvers.taught import Taught, left_out, teach
-from finelens.solvers.views import centred_views
 from finelens.storage.cache import cached_tensors
 
 TIMES = (1, 2, 4)

@@ -210,7 +210,7 @@ def _tell_run(console: Console, result: RunResult) -> None:
     if launched()[0]:
         return
     report, verdict = result.path / REPORT_FILE, None if result.verdict is None else result.verdict.level
-    console.answer("", run=str(result.path), report=str(report) if report.is_file() else None, verdict=verdict, rows=len(result.rows))
+    console.answer("", run=str(result.path), report=str(report) if report.is_file() else None, verdict=verdict, rows=result.files)
 
 
 @cli.command()

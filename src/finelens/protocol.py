@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -308,6 +308,28 @@ class ImageStore(Protocol):
         ...
 
 
+@runtime_checkable
+class Rows(Protocol):
+    """Features of very many images, read some at a time and as often as wanted; memory does not hold them all."""
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Columns of each feature space, which lie side by side; the first is the one of the prototypes."""
+        ...
+
+    def __len__(self) -> int:
+        """How many images there are, N."""
+        ...
+
+    def parts(self, size: int) -> Iterator[Tensor]:
+        """All rows in their order, float32, ``size`` at a time, the last fewer: (n, D_1 + ... + D_V)."""
+        ...
+
+    def at(self, positions: Tensor) -> Tensor:
+        """Some rows, (n, D_1 + ... + D_V), float32."""
+        ...
+
+
 class Loaded(Protocol):
     """Images that a method can be fitted to: one record per input, and the good ones in a store."""
 
@@ -534,6 +556,8 @@ class TargetFeatures:
         first_views: Gives the views that the first epoch has of the same images, in store order.
         support: What the user gave with ``method.support``; None in a run without.
         extra: Features of further encoders, (N, D_v) each; none in a run without ``--extra``.
+        rows: ``global_`` of all images of a run of so many that the others here are of a part, see ``feature_store.sampled``; else None.
+        cls_rows: ``cls`` of all of them then.
     """
 
     global_: Tensor
@@ -543,3 +567,5 @@ class TargetFeatures:
     first_views: Callable[[ViewPlan], Iterator[Batch]] | None = None
     support: Support | None = None
     extra: tuple[Tensor, ...] = ()
+    rows: Rows | None = None
+    cls_rows: Rows | None = None

@@ -11,11 +11,11 @@ from sklearn.metrics import cohen_kappa_score
 from finelens.errors import UserError
 from finelens.protocol import Hints
 from finelens.solvers import Consensus, JointGmm
+from finelens.solvers.columns import centred_views
 from finelens.solvers.neighbours import smoothed, top_neighbours
 from finelens.solvers.presence import all_present, asked_neighbours, information, neighbour_agreement
 from finelens.solvers.return_rule import ReturnRule
 from finelens.solvers.ridge import ridge_head
-from finelens.solvers.views import centred_views
 from tests.solvers.data import SCALE, cloud, unit
 
 X, W, Y = cloud([9, 12, 7, 11], tilt=0.5)

@@ -47,10 +47,11 @@ def test_gradient_by_finite_differences():
     rng = np.random.default_rng(0)
     free, targets = torch.tensor(2 * rng.normal(size=(C, D))), torch.tensor(rng.dirichlet(np.ones(C), size=N))
     x = torch.tensor(X)
-    _, gradient = proxy_loss(x, targets, free, 5.0, 7)
+    parts = list(zip(x.split(7), targets.split(7), strict=True))
+    _, gradient = proxy_loss(parts, N, free, 5.0)
     for _ in range(5):
         step = torch.tensor(rng.normal(size=(C, D)))
-        sides = [float(proxy_loss(x, targets, free + sign * 1e-5 * step, 5.0, 7)[0]) for sign in (1, -1)]
+        sides = [float(proxy_loss(parts, N, free + sign * 1e-5 * step, 5.0)[0]) for sign in (1, -1)]
         assert (sides[0] - sides[1]) / 2e-5 == pytest.approx(float((gradient * step).sum()), rel=1e-6, abs=1e-9)
 
 

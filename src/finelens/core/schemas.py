@@ -79,6 +79,8 @@ CONFIG_SECTIONS: Final = ("training", "views", "text", "stage", "method")
 CONFIG_FILE: Final = "config.json"
 EVENTS_FILE: Final = "events.jsonl"
 PREDICTIONS_FILE: Final = "predictions.csv"
+# The photographs that signals and report are about, where they are not all.
+PART_FILE: Final = "predictions_part.csv"
 SIGNALS_FILE: Final = "signals.json"
 VERDICT_FILE: Final = "verdict.json"
 MAP_FILE: Final = "map.safetensors"

@@ -20,6 +20,7 @@ from finelens.engine.microbatch import MicroBatch, until_it_fits
 from finelens.engine.stopwatch import Stopwatch
 from finelens.images.subset import part_of
 from finelens.protocol import Backbone, FeatureRows, ImageStore, ImageTokens, PrefixRows, TargetFeatures
+from finelens.solvers.rows import ChangedRows
 
 
 @dataclass(frozen=True)
@@ -262,4 +263,10 @@ class Engine:
         self.backbone.fit_centre(features.cls)
         if not self.backbone.fitted_state():
             return features
-        return replace(features, global_=F.normalize(self.backbone.project(features.cls), dim=-1))
+        rows = None if features.cls_rows is None else ChangedRows(features.cls_rows, self._project_rows, features.global_.shape[1])
+        return replace(features, global_=F.normalize(self.backbone.project(features.cls), dim=-1), rows=rows)
+
+    @torch.no_grad()
+    def _project_rows(self, cls: Tensor) -> Tensor:
+        """What the centred backbone makes of tokens (n, W), (n, E) on the host."""
+        return self.backbone.project(cls.to(self.device)).float().cpu()

@@ -238,4 +238,4 @@ def _kind(crops: Crops) -> str:
 
 
 def _on(device: torch.device, features: TargetFeatures) -> TargetFeatures:
-    return TargetFeatures(features.global_.to(device), features.cls.to(device))
+    return TargetFeatures(features.global_.to(device), features.cls.to(device), rows=features.rows, cls_rows=features.cls_rows)

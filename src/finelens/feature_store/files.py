@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from finelens.errors import UserError
 from finelens.feature_store.crops import Crops, StoredCrops
 from finelens.feature_store.folder import FeatureFolder
 from finelens.feature_store.paths import is_feature_folder
+from finelens.feature_store.sampled import PART, FolderRows, part_of
 from finelens.feature_store.store import FeatureStore
 from finelens.protocol import ImageRecord, TargetFeatures
 from finelens.storage.tensors import load_both, load_metadata, load_tensors
@@ -47,6 +48,8 @@ class FeatureFile:
         logit_scale: The model's multiplier of cosines; None where it is not known.
         logit_bias: The model's additive term.
         doubts: What the numbers look like that they should not be; lines to warn of.
+        counts: Files by status, where the rows are a part of a folder; None where the records tell.
+        digest: Of the whole then.
     """
 
     path: Path
@@ -57,6 +60,8 @@ class FeatureFile:
     logit_scale: float | None = None
     logit_bias: float = 0.0
     doubts: tuple[str, ...] = ()
+    counts: dict[str, int] | None = None
+    digest: str = ""
 
     @property
     def by_content(self) -> bool:
@@ -197,6 +202,20 @@ def read_folder(path: Path) -> FeatureFile:
     if not tensors:
         raise UserError(f"{path} holds no feature: none of its {len(records)} files was an image that could be read")
     return _own_file(path, folder.metadata, records, tensors["global"], tensors["cls"])
+
+
+def read_part(path: Path, most: int = PART) -> FeatureFile:
+    """A part of a feature folder that holds very many photographs; features of it know where to read all of them.
+
+    Raises:
+        UserError: It is damaged, not finished, or holds no feature.
+    """
+    folder = FeatureFolder(path)
+    records, tensors, counts = part_of(folder, most)
+    part = _own_file(path, folder.metadata, records, tensors["global"], tensors["cls"])
+    store = part.store
+    store.features = replace(store.features, rows=FolderRows(folder, "global"), cls_rows=FolderRows(folder, "cls"))
+    return replace(part, counts=counts, digest=folder.digest)
 
 
 def folder_parts(folder: FeatureFolder, within: range, size: int) -> Iterator[FeatureFile]:

@@ -27,7 +27,7 @@ from finelens.feature_store.paths import FOLDER_FORMAT, MANIFEST
 from finelens.protocol import ImageRecord
 from finelens.storage.files import file_digest, json_text, read_json, write_error, write_json
 from finelens.storage.lock import Lock
-from finelens.storage.tensors import load_tensors, save_tensors
+from finelens.storage.tensors import load_tensor, load_tensors, save_tensors
 
 PART, LOCK, TEXTS = "manifest.part.json", ".finelens.lock", "texts.safetensors"
 # How folders of single attempts at a shard begin.
@@ -278,6 +278,36 @@ class FeatureFolder:
                 whole.setdefault(name, torch.empty(rows, part.shape[1]))[filled : filled + count] = part
             filled += count
         return records, whole
+
+    @property
+    def rows(self) -> int:
+        """Photographs that have features."""
+        return sum(entry.rows for entry in self.shards)
+
+    def by_shard(self) -> Iterator[tuple[list[ImageRecord], dict[str, Tensor]]]:
+        """Table and features of one shard after another.
+
+        Raises:
+            UserError: As for :meth:`tables`.
+        """
+        copies: Counter[str] = Counter()
+        for entry in self.shards:
+            records, tensors = self._open(entry)
+            yield numbered(records, copies), tensors
+
+    def rows_of(self, number: int, kind: str, *, check: bool) -> Tensor:
+        """One kind of feature of a shard, (n, D), memory-mapped.
+
+        Args:
+            number: Which shard.
+            kind: ``global`` or ``cls``.
+            check: Whether its SHA-256 is compared with the manifest first.
+
+        Raises:
+            UserError: It is missing, or not the one that the manifest names.
+        """
+        entry = self.shards[number]
+        return self._open(entry)[1][kind] if check else load_tensor(self.path / entry.name, kind)
 
     def _open(self, entry: ShardEntry) -> tuple[list[ImageRecord], dict[str, Tensor]]:
         path = self.path / entry.name

@@ -43,7 +43,8 @@ class FeatureStore:
 def features_at(features: TargetFeatures, rows: Sequence[int]) -> TargetFeatures:
     """Features of some images."""
     own = list(rows)
-    return replace(features, global_=features.global_[own], cls=features.cls[own], extra=tuple(further[own] for further in features.extra))
+    extra = tuple(further[own] for further in features.extra)
+    return replace(features, global_=features.global_[own], cls=features.cls[own], extra=extra, rows=None, cls_rows=None)
 
 
 def feature_rows(features: TargetFeatures, batch_size: int, *, extra: bool = False) -> Iterator[FeatureRows]:

@@ -22,9 +22,9 @@ from finelens.methods.parts.solver import solver_options
 from finelens.protocol import Batch, Cost, FeatureRows, StepOutput, TargetFeatures, Task, ViewPlan
 from finelens.solvers import Consensus
 from finelens.solvers.assignments import centred
+from finelens.solvers.columns import centred_views
 from finelens.solvers.neighbours import evenly_spread, top_neighbours
 from finelens.solvers.presence import asked_neighbours, neighbour_agreement
-from finelens.solvers.views import centred_views
 from finelens.training.config import TrainingConfig
 from finelens.training.pseudo_labels import is_matrix, split_by_decay
 from finelens.training.state import resize_on_load

@@ -49,7 +49,7 @@ def model_card(record: RunRecord) -> str:
         "",
         "## What it was made from",
         "",
-        f"- Images: {len(record.rows)} files, {len(record.predicted)} readable; SHA-256 over their contents `{digests['images']}`",
+        f"- Images: {record.files} files, {record.readable} readable; SHA-256 over their contents `{digests['images']}`",
         f"- Class names and texts: SHA-256 `{digests['classes']}`",
         f"- Weights before adaptation: SHA-256 `{digests['start']}`",
         labels_line(record),

@@ -36,6 +36,7 @@ class RunRecord:
         events: What happened, in order.
         evaluation: What labels said; None without labels.
         temperature: What the model's logits are divided by; 1 in a run without calibration.
+        of_rows: Rows of ``predictions.csv`` where those here are a part of them, evenly spread; None where they are all.
     """
 
     path: Path
@@ -46,6 +47,7 @@ class RunRecord:
     events: tuple[Mapping[str, Any], ...]
     evaluation: Mapping[str, Any] | None = None
     temperature: float = 1.0
+    of_rows: int | None = None
 
     @property
     def predicted(self) -> list[PredictionRow]:
@@ -56,6 +58,16 @@ class RunRecord:
     def read(self) -> list[PredictionRow]:
         """Rows of images that could be read: with a prediction, or with a person's answer that they are of no class."""
         return [row for row in self.rows if row.label is not None or row.answered]
+
+    @property
+    def files(self) -> int:
+        """Files of the run, those included that this is not about."""
+        return len(self.rows) if self.of_rows is None else self.of_rows
+
+    @property
+    def readable(self) -> int:
+        """Those that could be read and have a prediction."""
+        return len(self.predicted) if self.of_rows is None else int(self.event("images")["counts"]["ok"])
 
     @property
     def verdict(self) -> Verdict:
@@ -121,18 +133,20 @@ def read_run(folder: RunFolder) -> RunRecord:
     Raises:
         UserError: Not finished, damaged, or its files do not belong together.
     """
-    rows = tuple(read_predictions(folder.predictions_path))
+    rows = tuple(read_predictions(folder.measured_path))
     measured = read_measured(folder.signals_path)
     model = read_json(folder.model_dir / MODEL_CONFIG_FILE)
     if not isinstance(model, Mapping) or not isinstance(names := model.get("class_names"), list):
         raise UserError(f"{folder.model_dir / MODEL_CONFIG_FILE}: not the description of a finelens model; run it again")
     found = sum(row.label is not None for row in rows)
     if len(measured.ids) != found:
-        raise UserError(f"{folder.signals_path} is about {len(measured.ids)} images and {folder.predictions_path} about {found}; run it again")
+        raise UserError(f"{folder.signals_path} is about {len(measured.ids)} images and {folder.measured_path} about {found}; run it again")
     evaluation = read_json(folder.evaluation_path) if folder.evaluation_path.is_file() else None
     if evaluation is not None and not isinstance(evaluation, Mapping):
         raise UserError(f"{folder.evaluation_path}: not the result of finelens evaluate; delete it")
     temperature = model.get("temperature", 1.0)
     if type(temperature) not in (int, float):
         raise UserError(f"{folder.model_dir / MODEL_CONFIG_FILE}: temperature {temperature!r} is not a number; run it again")
-    return RunRecord(folder.path, folder.config, tuple(map(str, names)), rows, measured, tuple(folder.events()), evaluation, temperature)
+    events = tuple(folder.events())
+    of_rows = next((event["files"] for event in events if event["event"] == "images"), None) if folder.part_path.is_file() else None
+    return RunRecord(folder.path, folder.config, tuple(map(str, names)), rows, measured, events, evaluation, temperature, of_rows)

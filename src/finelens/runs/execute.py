@@ -27,7 +27,7 @@ from finelens.evaluation.none_of_these import share_of_none
 from finelens.evaluation.signals import Measured, content_of, measure, nearest_images, write_measured
 from finelens.evaluation.verdict import Verdict
 from finelens.feature_store.encoder import FeatureEncoder
-from finelens.images.load import say_notes, status_counts
+from finelens.images.load import say_notes
 from finelens.methods.parts.extra_views import ExtraTask
 from finelens.methods.parts.views import ViewTask
 from finelens.protocol import Loaded
@@ -35,16 +35,18 @@ from finelens.runs.alarms import say_none
 from finelens.runs.answered import answered
 from finelens.runs.by_rank import RankTable
 from finelens.runs.config import RunConfig, diff, from_json, to_json
+from finelens.runs.early import Question
 from finelens.runs.fit import Fitted, fit, run_temperature
 from finelens.runs.folder import RunFolder
 from finelens.runs.group_by import GroupBy
-from finelens.runs.inputs import Inputs
+from finelens.runs.inputs import Inputs, counts_of, is_part
 from finelens.runs.judge import judge, write_verdict
 from finelens.runs.model import Model, save_model
 from finelens.runs.photo_source import PhotoSource
 from finelens.runs.predict import predict_store
 from finelens.runs.prepare import Prepared, release_text
 from finelens.runs.sources import source_of_run
+from finelens.runs.to_file import predict_to_file
 from finelens.runs.together import groups_by, together
 from finelens.storage.files import write_text
 from finelens.storage.predictions import BOM, PredictionRow, rows_from_logits, softmax, with_answers, write_predictions
@@ -61,15 +63,17 @@ class RunResult:
 
     Attributes:
         path: The run folder.
-        rows: The rows of ``predictions.csv``.
+        rows: The rows of ``predictions.csv``; of very many photographs (docs/scale.md) those of the part that the run's page is about.
         untrained: Why nothing was trained though the method trains (``training.guard``); None where it was.
         verdict: Whether to trust it; None in a process that only helped.
+        files: Rows that ``predictions.csv`` has.
     """
 
     path: Path
     rows: list[PredictionRow]
     untrained: str | None = None
     verdict: Verdict | None = None
+    files: int = 0
 
 
 def execute(
@@ -104,7 +108,7 @@ def execute(
     if resume:
         run.resume(offset)
     loaded = inputs.loaded
-    counts = status_counts(loaded.records)
+    counts, part = counts_of(loaded), is_part(loaded)
     if fresh:
         offset = _log_start(run, inputs, counts)
     stop = should_stop or (lambda: False)
@@ -114,8 +118,8 @@ def execute(
         run.log("guard", reason=fitted.untrained)
     with inputs.prepared.engine.stopwatch("write"):
         save_model(run.model_dir, fitted.model)
-        write_predictions(run.predictions_path, rows, bom=run.config.csv_bom)
-        if inputs.taxonomy is not None and inputs.taxonomy.ranks:
+        write_predictions(run.part_path if part else run.predictions_path, rows, bom=run.config.csv_bom)
+        if not part and inputs.taxonomy is not None and inputs.taxonomy.ranks:
             by_rank = RankTable(inputs.taxonomy, run.config.rank_floor)
             text = by_rank.header + by_rank.lines(rows, {record.name: record.index for record in loaded.records}, softmax(logits.numpy()))
             write_text(run.ranks_path, (BOM if run.config.csv_bom else "") + text)
@@ -125,7 +129,10 @@ def execute(
         _lay_out(run, fitted, loaded, rows)
         answers = _answered(fitted, inputs, run.config, console)
         judged = _judge(run, inputs, fitted, measured, rows, answers)
-    run.log("predictions", rows=len(rows), counts=counts, **({} if answers is None else {"answered": to_plain(answers)}))
+    if part:
+        with inputs.prepared.engine.stopwatch("predict"):
+            predict_to_file(Question(run.path, Path(run.config.photos), run.predictions_path, csv_bom=run.config.csv_bom), console)
+    run.log("predictions", rows=sum(counts.values()), counts=counts, **({} if answers is None else {"answered": to_plain(answers)}))
     if any(reason.code == "names" for reason in judged.reasons):
         console.warn(f"{NONSENSE}: check their spelling and language, or give --descriptions")
         run.log("warning", message=NONSENSE)
@@ -140,7 +147,7 @@ def execute(
         console.say(f"verdict on {run.path}: {judged.line}")
     if page is not None and not labels_follow:
         console.say(f"what to do next, with the commands: open {page} in a browser")
-    return RunResult(run.path, rows, fitted.untrained, judged)
+    return RunResult(run.path, rows, fitted.untrained, judged, sum(counts.values()))
 
 
 def _write_groups(run: RunFolder, inputs: Inputs, fitted: Fitted, logits: Tensor, rows: list[PredictionRow], console: Console) -> None:
@@ -179,7 +186,7 @@ def follow(path: Path, config: RunConfig, inputs: Inputs, should_stop: Callable[
     checkpoints = path / CHECKPOINT_DIR
     hooks = Hooks(checkpoints=checkpoints, should_stop=should_stop or (lambda: False))
     fitted, *_, rows = _answer(config, inputs, Mute(), hooks, resume=resume and read_events_offset(checkpoints) > 0)
-    return RunResult(path, rows, fitted.untrained)
+    return RunResult(path, rows, fitted.untrained, files=sum(counts_of(inputs.loaded).values()))
 
 
 def _answer(config: RunConfig, inputs: Inputs, console: Console, hooks: Hooks, *, resume: bool) -> tuple[Fitted, Tensor, Tensor, list[PredictionRow]]:
@@ -290,7 +297,7 @@ def _log_start(run: RunFolder, inputs: Inputs, counts: dict[str, int]) -> int:
         run.log("choice", method=config.method, reason=inputs.choice)
     if prepared.stage is not None:
         run.log("stage", **prepared.stage)
-    run.log("images", files=len(inputs.loaded.records), counts=counts, digest=digests["images"])
+    run.log("images", files=sum(counts.values()), counts=counts, digest=digests["images"])
     report = None if prepared.report is None else prepared.report.to_json()
     classes = prepared.classes
     if prepared.support is not None:

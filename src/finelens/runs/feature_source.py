@@ -16,9 +16,10 @@ from finelens.core.console import Console
 from finelens.errors import UserError
 from finelens.feature_store.crops import crops_for
 from finelens.feature_store.encoder import FeatureEncoder, tower_digest
-from finelens.feature_store.files import FeatureFile, feature_metadata, read_features
+from finelens.feature_store.files import FeatureFile, feature_metadata, read_features, read_part
 from finelens.feature_store.folder import FeatureFolder
 from finelens.feature_store.prototypes import Prototypes, check_width, feature_backbone
+from finelens.feature_store.sampled import MANY
 from finelens.feature_store.store import feature_rows
 from finelens.images.decode import DecodeLimits
 from finelens.images.load import BATCH
@@ -54,6 +55,11 @@ class FeatureSource:
             return self.given
         assert self.path is not None
         return read_features(self.path, self.row_names)
+
+    @property
+    def whole(self) -> FeatureFile:
+        """All rows: the same, but where a run holds a part of them."""
+        return self.file
 
     def backbone(self, wanted: str | None, prototypes: str | Path | None) -> str:
         """The model that the file names; none beside prototypes."""
@@ -112,17 +118,17 @@ class FeatureSource:
         self, labels: str | Path, classes: Sequence[str], left_out: list[str] | None = None, *, strangers: int | None = None
     ) -> dict[str, int]:
         """By stored path or from a file."""
-        return read_labels(self.name, labels, classes, names=[record.name for record in self.file.records], left_out=left_out, strangers=strangers)
+        return read_labels(self.name, labels, classes, names=[record.name for record in self.whole.records], left_out=left_out, strangers=strangers)
 
     def only(self, names: Container[str]) -> FeatureSource:
         """The rows of those names."""
-        return replace(self, given=self.file, kept=names)
+        return replace(self, given=self.whole, kept=names)
 
     def answers(self, asked: Request) -> Predictions:
         """From the rows; nothing is encoded."""
         for doubt in self.file.doubts:
             asked.console.warn(doubt)
-        found = predict_features(asked, self.file)
+        found = predict_features(asked, self.whole)
         return found if self.kept is None else replace(found, records=[record for record in found.records if record.name in self.kept])
 
     def parts(self, asked: Request, within: range | None = None) -> Iterator[Predictions]:
@@ -140,7 +146,7 @@ class FeatureSource:
         self, encoder: FeatureEncoder, limits: DecodeLimits, wanted: Callable[[str], bool], console: Console
     ) -> tuple[Sequence[ImageRecord], Sequence[str], Tensor]:
         """All rows, as the centred backbone gives them."""
-        file = self.file
+        file = self.whole
         if file.tower != tower_digest(encoder.engine.backbone):
             raise UserError(f"{file.path} was written again with other weights or preprocessing than the run's")
         rows = [encoder.engine.encode_frozen(part).global_ for part in feature_rows(file.store.features, BATCH)]
@@ -149,7 +155,32 @@ class FeatureSource:
 
 @dataclass(frozen=True)
 class FolderSource(FeatureSource):
-    """A feature folder: all of it in memory for whoever needs all rows at once, a shard at a time for whoever answers row by row."""
+    """A feature folder: a shard at a time for whoever answers row by row; all of it in memory for whoever needs all rows at once, or of very many a
+    part that knows where the others are.
+    """
+
+    @cached_property
+    def file(self) -> FeatureFile:
+        """The rows, read; of very many a part of them."""
+        if self.given is not None:
+            return self.given
+        assert self.path is not None
+        return read_part(self.path) if self.is_many else read_features(self.path)
+
+    @property
+    def whole(self) -> FeatureFile:
+        """All rows, for whoever measures answers or looks at photographs by name."""
+        return self._read if self.given is None and self.is_many else self.file
+
+    @cached_property
+    def _read(self) -> FeatureFile:
+        assert self.path is not None
+        return read_features(self.path)
+
+    @property
+    def is_many(self) -> bool:
+        """Whether it holds more photographs than a run holds."""
+        return self.folder.rows > MANY
 
     @cached_property
     def folder(self) -> FeatureFolder:

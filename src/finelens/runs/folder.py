@@ -24,6 +24,7 @@ from finelens.core.schemas import (
     HINTS_FILE,
     MAP_FILE,
     MODEL_DIR,
+    PART_FILE,
     PREDICTIONS_FILE,
     RANKS_FILE,
     REPORT_FILE,
@@ -48,6 +49,7 @@ _OWN_ENTRIES = (
     FAILURE_DIR,
     MODEL_DIR,
     PREDICTIONS_FILE,
+    PART_FILE,
     RANKS_FILE,
     GROUPS_FILE,
     SIGNALS_FILE,
@@ -162,6 +164,16 @@ class RunFolder:
     def predictions_path(self) -> Path:
         """``predictions.csv``."""
         return self.path / PREDICTIONS_FILE
+
+    @property
+    def part_path(self) -> Path:
+        """``predictions_part.csv``, of a run of very many photographs: those that signals and report are about."""
+        return self.path / PART_FILE
+
+    @property
+    def measured_path(self) -> Path:
+        """The predictions that signals and report are about."""
+        return self.part_path if self.part_path.is_file() else self.predictions_path
 
     @property
     def model_dir(self) -> Path:

@@ -20,11 +20,14 @@ from finelens.engine.distributed import ALONE, Processes
 from finelens.errors import UserError
 from finelens.feature_store.extra import ExtraFiles, read_extra
 from finelens.feature_store.extra_towers import Beside
+from finelens.feature_store.files import FeatureFile
+from finelens.feature_store.sampled import MANY
 from finelens.images.load import status_counts
 from finelens.intake.taken import Taken
 from finelens.methods.registry import check_hints
 from finelens.protocol import ClassSet, Hints, Loaded
 from finelens.runs.config import RunConfig, to_json
+from finelens.runs.feature_source import FolderSource
 from finelens.runs.prepare import Prepared, prepare, with_support
 from finelens.runs.source import Source
 from finelens.runs.sources import source_of_run
@@ -66,8 +69,27 @@ class Inputs:
     taxonomy: Taxonomy | None = None
 
 
+def is_part(loaded: Loaded) -> bool:
+    """Whether what is loaded is a part of photographs too many to hold."""
+    return isinstance(loaded, FeatureFile) and loaded.counts is not None
+
+
+def counts_of(loaded: Loaded) -> dict[str, int]:
+    """Number of files by status, ``ok`` first; those of the whole where a part is loaded."""
+    return loaded.counts if isinstance(loaded, FeatureFile) and loaded.counts is not None else status_counts(loaded.records)
+
+
+def _refuse_of_many(config: RunConfig) -> None:
+    given = {"--hints": config.hints_file, "--extra": further_encoders(config)["entries"], "--group-by": config.group_by}
+    for option, value in given.items():
+        if value:
+            raise UserError(f"{option} is not taken with a feature folder of more than {MANY} photographs; leave it out, or adapt to a part of them")
+
+
 def images_digest(loaded: Loaded) -> str:
     """Hash of the readable images' contents."""
+    if isinstance(loaded, FeatureFile) and loaded.digest:
+        return loaded.digest
     return hashlib.sha256("\n".join(loaded.store.ids).encode()).hexdigest()
 
 
@@ -125,9 +147,14 @@ def read_inputs(
         for doubt in given.extra.doubts:
             console.warn(doubt)
         prepared = replace(prepared, extra=given.extra.of(loaded, Beside(prepared.engine, prepared.limits.short_side)))
-    counts = status_counts(loaded.records)
-    said = ", ".join(f"{count} {status}" for status, count in counts.items())
-    console.report(f"images: {len(loaded.records)} files, {said}", "files", files=len(loaded.records), earlier=0, counts=counts)
+    counts = counts_of(loaded)
+    files, said = sum(counts.values()), ", ".join(f"{count} {status}" for status, count in counts.items())
+    console.report(f"images: {files} files, {said}", "files", files=files, earlier=0, counts=counts)
+    if is_part(loaded):
+        console.say(
+            f"so many are not held in memory: what the run says of itself, and its page, are about {len(loaded.store)} of them, evenly spread "
+            "(docs/scale.md)"
+        )
     left_out: list[str] = []
     hints = None
     if given.hints is not None:
@@ -176,6 +203,8 @@ class Given:
         """Read and check them."""
         source = source_of_run(config, taken)
         check_hints(config.entry, given=config.hints_file is not None)
+        if isinstance(source, FolderSource) and source.is_many:
+            _refuse_of_many(config)
         hints = hints_copy or _hints_of(config, taken)
         listed, taxonomy = _listed(config, taken)
         names, new = names_of_run(listed, hints)

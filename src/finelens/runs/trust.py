@@ -33,7 +33,7 @@ def estimates_of_run(folder: RunFolder, confidence: np.ndarray, answers: np.ndar
     Raises:
         UserError: Files of the run are damaged.
     """
-    rows = read_predictions(folder.predictions_path)
+    rows = read_predictions(folder.measured_path)
     fit = np.array([row.probability for row in rows if row.probability is not None and not row.answered], dtype=np.float64)
     # As the rows have them: solvers give many photographs the same probability, which is the level then.
     return estimates(np.array(list(map(rounded, confidence.tolist()))), answers, unadapted, fit, answered_of(folder))

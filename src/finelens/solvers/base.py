@@ -14,11 +14,12 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from finelens.errors import UserError
-from finelens.protocol import Hints
+from finelens.protocol import Hints, Rows
 from finelens.solvers.estimator import Estimator, check_fitted
 from finelens.solvers.known import Known, split_hints
 from finelens.solvers.other_classes import OtherClasses, check_kept
 from finelens.solvers.parameters import Constraints, check_parameters, checked
+from finelens.solvers.rows import FitRows
 
 Self = TypeVar("Self", bound="Solver")
 Features = Tensor | ArrayLike
@@ -64,12 +65,22 @@ class Solver(Estimator, ABC):
     def _log_proba(self, x: Tensor) -> Tensor:
         """Log-probabilities (M, C) of new rows (M, D) by the fitted tensors; each row counts for itself."""
 
+    def _fit_passes(self, rows: FitRows, prototypes: Tensor, scale: float) -> None:
+        """Set the fitted tensors by passes over rows that memory does not hold, under unit prototypes (C, D).
+
+        Unless a subclass says how, those of a fit to rows that are evenly spread, the hinted ones besides.
+        """
+        x, known = rows.part()
+        self._fit(x, prototypes, scale, known)
+
     @checked
-    def fit(self: Self, X: Features, y: object = None, *, prototypes: Features, logit_scale: float = 100.0, hints: Hints | None = None) -> Self:
+    def fit(
+        self: Self, X: Features | Rows, y: object = None, *, prototypes: Features, logit_scale: float = 100.0, hints: Hints | None = None
+    ) -> Self:
         """Take the statistics of unlabelled images.
 
         Args:
-            X: Features (N, D).
+            X: Features (N, D), or a source of them for more than memory holds: what the fit is then, docs/scale.md says for each solver.
             y: Ignored, present by convention; labels never reach a solver.
             prototypes: Text features of the classes, (C, D).
             logit_scale: Multiplier of cosines in the text posterior: the model's own.
@@ -80,7 +91,10 @@ class Solver(Estimator, ABC):
             ParameterError: A parameter of the solver has a value that it cannot have.
             UserError: Shapes do not fit, a value is not finite, hints name what is not there, or there is nothing to fit.
         """
-        self._run(X, prototypes, logit_scale, hints)
+        if isinstance(X, Rows):
+            self._run_passes(X, prototypes, logit_scale, hints)
+        else:
+            self._run(X, prototypes, logit_scale, hints)
         return self
 
     @checked
@@ -91,6 +105,8 @@ class Solver(Estimator, ABC):
 
         A hinted row has probability 1 for its class; a row of no class is answered as a new image.
         """
+        if isinstance(X, Rows):
+            raise UserError("a fit by passes does not hold the answers for all rows: call fit, and ask predict_proba some rows at a time")
         # In place: there are N x C of them, and only the caller has use for them.
         return _like(X, self._run(X, prototypes, logit_scale, hints).exp_())
 
@@ -187,16 +203,28 @@ class Solver(Estimator, ABC):
         return self._solve([unit_rows(X, "X")], prototypes, logit_scale, hints)
 
     @torch.no_grad()
-    def _solve(self, views: list[Tensor], prototypes: Features, logit_scale: float, hints: Hints | None) -> Tensor:
-        """Check, and fit to the columns of all views; the prototypes belong to the first."""
-        w, width = unit_rows(prototypes, "prototypes"), views[0].shape[1]
-        if width != w.shape[1]:
-            raise UserError(f"X has {width} columns and prototypes {w.shape[1]}; give features and prototypes of the same model")
-        x = views[0] if len(views) == 1 else torch.cat(views, 1)
+    def _run_passes(self, rows: Rows, prototypes: Features, logit_scale: float, hints: Hints | None) -> None:
+        """Check, and fit by passes."""
+        w = self._begin_fit(rows.widths, prototypes, logit_scale)
+        kept, known = split_hints(hints, len(rows), len(w), torch.device("cpu"))
+        self._fit_passes(FitRows(rows, kept, known), w.float(), float(logit_scale))
+
+    def _begin_fit(self, widths: Sequence[int], prototypes: Features, logit_scale: float) -> Tensor:
+        """The unit prototypes (C, D_1), checked."""
+        w = unit_rows(prototypes, "prototypes")
+        if widths[0] != w.shape[1]:
+            raise UserError(f"X has {widths[0]} columns and prototypes {w.shape[1]}; give features and prototypes of the same model")
         if not 0 < logit_scale < float("inf"):
             raise UserError(f"logit_scale must be above 0 and finite, got {logit_scale}")
         self.classes_ = np.arange(len(w))
-        self.n_features_in_ = x.shape[1]
+        self.n_features_in_ = sum(widths)
+        return w
+
+    @torch.no_grad()
+    def _solve(self, views: list[Tensor], prototypes: Features, logit_scale: float, hints: Hints | None) -> Tensor:
+        """Check, and fit to the columns of all views; the prototypes belong to the first."""
+        w = self._begin_fit([view.shape[1] for view in views], prototypes, logit_scale)
+        x = views[0] if len(views) == 1 else torch.cat(views, 1)
         kept, known = split_hints(hints, len(x), len(w), x.device)
         if kept is None:
             return known.clamp(self._fit(x, w.to(x), float(logit_scale), known))

@@ -13,32 +13,25 @@ from torch import Tensor
 
 from finelens.solvers.assignments import centred
 from finelens.solvers.chunks import chunks
-from finelens.solvers.keys import cache_votes, centred_square, confident_rows, matching_weight, sharpness_rate
+from finelens.solvers.columns import centred_views, silenced
+from finelens.solvers.consensus_passes import ConsensusPasses
+from finelens.solvers.keys import cache_votes, centred_square, confident_rows, matching_weight, own_keys, sharpness_rate
 from finelens.solvers.known import Known
 from finelens.solvers.mixture import Mixture, MixtureFit
 from finelens.solvers.neighbours import evenly_spread, smoothed, top_neighbours
+from finelens.solvers.opinions import EVENNESS, LEAST_TOLD, SHARPER, add_opinion, size_of
 from finelens.solvers.parameters import COUNT, FRACTION, NOT_NEGATIVE, POSITIVE, Constraints
 from finelens.solvers.presence import all_present, asked_neighbours, information, neighbour_agreement
 from finelens.solvers.return_rule import ReturnRule
 from finelens.solvers.ridge import ridge_head
+from finelens.solvers.rows import FitRows
 from finelens.solvers.taught import Taught, left_out, teach
-from finelens.solvers.views import ViewsSolver, centred_views, silenced, unheard_views
+from finelens.solvers.views import TRIED, ViewsSolver, unheard_views
 
-TINY = 1e-12
-# Shares of Sinkhorn's potentials that are tried, the most even first.
-EVENNESS = {
-    1.0: "even: photographs that look alike agree as before, so all classes seem to be present",
-    0.5: "drawn half-way to equal",
-    0.0: "left as the images have them",
-}
-# Of the answer's logits over those of the text, in root mean square.
-SHARPER = 2.0
-# Share of the uncertainty about a class that the text must take away for images to add to it: below, nobody has said which cluster is which class.
-LEAST_TOLD = 0.01
 STATISTICS = ("means", "variances", "weights", "potentials")
 
 
-class Consensus(ViewsSolver):
+class Consensus(ConsensusPasses):
     """Answers by two mixtures, a cache and a head together, with class masses only as even as neighbours allow.
 
     ``X`` is one feature matrix, or a list of them with the same images in the same rows; the first is the one that the prototypes belong to. New
@@ -145,17 +138,36 @@ class Consensus(ViewsSolver):
         named = (x[:, : widths[0]] @ prototypes.T).argmax(1)
         x = silenced(x, unheard_views(x, named, widths, len(prototypes)), widths)
         log_p = self._label_free(x, prototypes, scale)
-        self.taught_head_, self.taught_bias_, self.taught_scales_ = (self.bias_.new_zeros(0) for _ in range(3))
-        self.tested_ = None
+        self._nothing_taught()
         if not len(known):
             return log_p
         looks = centred_views(x, self.centre_, widths)
-        taught = teach(looks, log_p, known, bank=self.bank, chunk_size=self.chunk_size)
+        self._learn_answers(looks, log_p, known, self.bank)
+        return self._with_answers(looks, log_p)
+
+    def _nothing_taught(self) -> None:
+        self.taught_head_, self.taught_bias_, self.taught_scales_ = (self.bias_.new_zeros(0) for _ in range(3))
+        self.tested_ = None
+
+    def _learn_answers(self, looks: Tensor, log_p: Tensor, known: Known, bank: int) -> None:
+        """Learn from hints beside the label-free log-posteriors (N, C), and at most ``bank`` images without one."""
+        taught = teach(looks, log_p, known, bank=bank, chunk_size=self.chunk_size)
         self.taught_head_, self.taught_bias_, self.taught_scales_ = taught.head, taught.bias, taught.scales
         if len(known) > 1:
-            guesses = left_out(looks, log_p, known, bank=self.bank, chunk_size=self.chunk_size)
+            guesses = left_out(looks, log_p, known, bank=bank, chunk_size=self.chunk_size)
             self.tested_ = log_p[known.rows].argmax(1), guesses
-        return self._with_answers(looks, log_p)
+
+    def _fit_passes(self, rows: FitRows, prototypes: Tensor, scale: float) -> None:
+        widths = self.widths_.tolist()
+        tried = rows.at(rows.evenly(TRIED))
+        free = rows.label_free().without(unheard_views(tried, (tried[:, : widths[0]] @ prototypes.T).argmax(1), widths, len(prototypes)))
+        self._label_free_passes(free, prototypes, scale)
+        self._nothing_taught()
+        if len(rows.known):
+            # Those that lessons are learnt from, and no others.
+            positions = torch.cat([rows.evenly(self.bank), rows.known.rows]).unique()
+            x, known = free.at(positions), Known(torch.searchsorted(positions, rows.known.rows), rows.known.labels)
+            self._learn_answers(centred_views(x, self.centre_, widths), self._log_proba(x), known, len(x))
 
     def _with_answers(self, looks: Tensor, log_p: Tensor) -> Tensor:
         """Log-probabilities (M, C) of the label-free ones and of what hints have taught."""
@@ -176,17 +188,17 @@ class Consensus(ViewsSolver):
         near = top_neighbours(looks, looks[rows], self.neighbours, chunk_size=self.chunk_size, rows=rows)[1]  # (N, k) in the bank
         asked = rows[asked_neighbours(near, classes)]  # (N, k') in x
         total, sizes = torch.zeros_like(text), []
-        sizes.append(_add(total, self._plain(x, text, prototypes, asked)))
-        sizes.append(_add(total, self._smooth(smoothed(x, self.bank_, near, widths), prototypes)))
-        sizes.append(_add(total, self._cached(x, text)))
+        sizes.append(add_opinion(total, self._plain(x, text, prototypes, asked)))
+        sizes.append(add_opinion(total, self._smooth(smoothed(x, self.bank_, near, widths), prototypes)))
+        sizes.append(add_opinion(total, self._cached(x, text)))
         total.div_(len(sizes))
-        size = _size(text)
+        size = size_of(text)
         target = (SHARPER * size.to(x) * total).softmax(1)
         self.head_, self.bias_ = ridge_head(looks, target, penalty=self.ridge, steps=self.head_steps, chunk_size=self.chunk_size)
         del target
-        sizes.append(_size(total))
+        sizes.append(size_of(total))
         total.div_(sizes[-1].to(x))
-        sizes.append(_add(total, torch.addmm(self.bias_.to(x), looks, self.head_.to(x))))
+        sizes.append(add_opinion(total, torch.addmm(self.bias_.to(x), looks, self.head_.to(x))))
         total.div_(2)
         self.agreement_ = max(0.0, neighbour_agreement(total.argmax(1), asked, classes))
         self.told_ = information(text.softmax(1))
@@ -233,7 +245,7 @@ class Consensus(ViewsSolver):
         self.keys_ = images[rows]
         self.beta_ = sharpness_rate(images, self.keys_, 1.0)
         logits = text + self.potentials_.to(x)
-        votes = cache_votes(images, self.keys_, self.labels_, self.beta_, classes, chunk_size=self.chunk_size, rows=rows)
+        votes = cache_votes(images, self.keys_, self.labels_, self.beta_, classes, chunk_size=self.chunk_size, own=own_keys(rows, 0, len(images)))
         self.alpha_ = matching_weight(centred_square(logits), centred_square(votes))
         answers: Tensor = logits.add_(votes, alpha=float(self.alpha_))
         return answers
@@ -278,25 +290,37 @@ class Consensus(ViewsSolver):
 
     def _answer(self, x: Tensor, bank: Tensor, seen: Tensor, widths: list[int]) -> Tensor:
         """Log-probabilities (M, C) of images with neighbours in ``bank``, whose centred views are ``seen``."""
-        prototypes, classes = self.text_.to(x), len(self.text_)
-        images, looks = x[:, : widths[0]], centred_views(x, self.centre_, widths)
-        text = images @ prototypes.T  # (M, C)
+        looks = centred_views(x, self.centre_, widths)
+        text = x[:, : widths[0]] @ self.text_.to(x).T  # (M, C)
         near = top_neighbours(looks, seen, self.neighbours, chunk_size=self.chunk_size)[1]
         smooth = smoothed(x, bank, near, widths)
-        votes = cache_votes(images, self.keys_.to(x), self.labels_, self.beta_, classes, chunk_size=self.chunk_size)
-        members = [
-            self._kept("").scores(x, text),
-            self._kept("smooth_").scores(smooth, smooth[:, : widths[0]] @ prototypes.T),
-            text + self.potentials_.to(x) + self.alpha_.to(x) * votes,
-        ]
-        total, sizes = torch.zeros_like(text), self.sizes_.to(x)
-        for member, size in zip(members, sizes[:3], strict=True):
-            total += centred(member) / size
-        head = torch.addmm(self.bias_.to(x), looks, self.head_[: looks.shape[1]].to(x))
-        total = (total / len(members) / sizes[3] + centred(head) / sizes[4]) / 2
+        total = self._opinion(self._members(x, text, smooth, None), looks)
         rule = ReturnRule(self.centroids_, self.returns_)
         answers = _log(rule.apply(looks, text.softmax(1), self._posterior(total, text), chunk_size=self.chunk_size)[0])
         return self._with_answers(looks, answers)
+
+    def _members(self, x: Tensor, text: Tensor, smooth: Tensor, own: Tensor | None) -> list[Tensor]:
+        """Logits (M, C) of both mixtures and of the cache; ``own`` are keys that are the images themselves, see ``keys.cache_votes``."""
+        prototypes, first = self.text_.to(x), self.text_.shape[1]
+        votes = cache_votes(x[:, :first], self.keys_.to(x), self.labels_, self.beta_, len(self.text_), chunk_size=self.chunk_size, own=own)
+        return [
+            self._kept("").scores(x, text),
+            self._kept("smooth_").scores(smooth, smooth[:, :first] @ prototypes.T),
+            text + self.potentials_.to(x) + self.alpha_.to(x) * votes,
+        ]
+
+    def _mean_member(self, members: list[Tensor]) -> Tensor:
+        """Mean (M, C) of the members, each over its size."""
+        total, sizes = torch.zeros_like(members[0]), self.sizes_.to(members[0])
+        for member, size in zip(members, sizes[:3], strict=True):
+            total += centred(member) / size
+        return total / len(members)
+
+    def _opinion(self, members: list[Tensor], looks: Tensor) -> Tensor:
+        """Mean (M, C) of the members and the head at one scale."""
+        sizes = self.sizes_.to(looks)
+        head = torch.addmm(self.bias_.to(looks), looks, self.head_[: looks.shape[1]].to(looks))
+        return (self._mean_member(members) / sizes[3] + centred(head) / sizes[4]) / 2
 
     def notes(self) -> list[str]:
         """What was decided about the classes' masses, how far neighbours agree, and what the text got back."""
@@ -317,18 +341,6 @@ class Consensus(ViewsSolver):
             f"{returned:.1f} % of the probability went back to the class that the text names",
             *taught,
         ]
-
-
-def _size(logits: Tensor) -> Tensor:
-    """Root mean square after centring over the classes, float64."""
-    return centred(logits).square_().mean(1, dtype=torch.float64).mean().sqrt().clamp_min(TINY)
-
-
-def _add(total: Tensor, logits: Tensor) -> Tensor:
-    """Add logits at a root mean square of 1 to the total, in place; returns what theirs was."""
-    size = _size(logits)
-    total.add_(centred(logits).div_(size.to(logits)))
-    return size
 
 
 def _log(p: Tensor) -> Tensor:

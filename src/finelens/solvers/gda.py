@@ -26,6 +26,8 @@ from finelens.solvers.gaussians import (
 from finelens.solvers.known import Known
 from finelens.solvers.parameters import COUNT, Constraints, Word
 from finelens.solvers.prior import estimate_prior
+from finelens.solvers.rows import FitRows, linear, second_moment_of
+from finelens.solvers.sampled_balance import prior_of
 
 SHARED = ("shared_factor_", "shared_shift_", "shared_alpha_")
 
@@ -72,11 +74,24 @@ class Gda(Solver):
         self.prior, self.base_to_new, self.chunk_size = prior, base_to_new, chunk_size
 
     def _fit(self, x: Tensor, prototypes: Tensor, scale: float, known: Known) -> Tensor:
-        if not len(known):
-            raise UserError("gda learns from labelled images: give some with hints, at least one of a listed class")
-        w = prototypes.double()
-        mean, second = second_moment(x, self.chunk_size)
-        means, scatter = class_means(x[known.rows].double(), known.labels, text_means(w, mean))
+        _check_labelled(known)
+        self._learn(x[known.rows], known, prototypes.double(), scale, *second_moment(x, self.chunk_size))
+        if self.prior != "uniform":
+            self._prefer(self._frequencies(x, known))
+        return self._log_proba(x)
+
+    def _fit_passes(self, rows: FitRows, prototypes: Tensor, scale: float) -> None:
+        known, classes = rows.known, len(prototypes)
+        _check_labelled(known)
+        self._learn(rows.at(known.rows), known, prototypes.double(), scale, *second_moment_of(rows))
+        if self.prior == "hints":
+            self._prefer(self._of_hints(known))
+        elif self.prior == "estimated":
+            self._prefer(prior_of(rows, "estimated", linear(self.coef_, self.intercept_), classes, self.chunk_size))
+
+    def _learn(self, shots: Tensor, known: Known, w: Tensor, scale: float, mean: Tensor, second: Tensor) -> None:
+        """The classifier under even classes, of labelled images (K, D) and the moments of all."""
+        means, scatter = class_means(shots.double(), known.labels, text_means(w, mean))
         count = max(2, len(known))
         factor = precision_factor(scatter / (count - 1), count)
         weights, bias = discriminant_of(means, factor)
@@ -86,17 +101,20 @@ class Gda(Solver):
         if self.base_to_new == "gaussian":
             shared = Shared.of(factor, w, mean, self.alpha_)
             self.shared_factor_, self.shared_shift_, self.shared_alpha_ = shared.factor, shared.shift, shared.alpha
-        if self.prior != "uniform":
-            frequent = self._frequencies(x, known).log()
-            # Around their mean, which a later class has.
-            self.intercept_ = self.intercept_ + frequent - frequent.mean()
-        return self._log_proba(x)
+
+    def _prefer(self, frequencies: Tensor) -> None:
+        frequent = frequencies.log()
+        # Around their mean, which a later class has.
+        self.intercept_ = self.intercept_ + frequent - frequent.mean()
+
+    def _of_hints(self, known: Known) -> Tensor:
+        classes = len(self.intercept_)
+        return (known.counts(classes).to(self.intercept_) + 1) / (len(known) + classes)
 
     def _frequencies(self, x: Tensor, known: Known) -> Tensor:
         """Of the classes, (C,), float64."""
-        classes = len(self.intercept_)
         if self.prior == "hints":
-            return (known.counts(classes).to(self.intercept_) + 1) / (len(known) + classes)
+            return self._of_hints(known)
         return estimate_prior(known.clamp(self._log_proba(x)).exp()).to(self.intercept_)
 
     def _log_proba(self, x: Tensor) -> Tensor:
@@ -109,6 +127,11 @@ class Gda(Solver):
         rows, intercepts = shared.classifier(prototypes[kept < 0].to(shared.shift), scale)
         self.coef_, self.intercept_ = other_rows(kept, self.coef_, rows), other_rows(kept, self.intercept_, intercepts)
         return True
+
+
+def _check_labelled(known: Known) -> None:
+    if not len(known):
+        raise UserError("gda learns from labelled images: give some with hints, at least one of a listed class")
 
 
 def class_means(shots: Tensor, labels: Tensor, fallback: Tensor) -> tuple[Tensor, Tensor]:

@@ -27,6 +27,7 @@ from finelens.solvers.gaussians import (
 )
 from finelens.solvers.known import Known
 from finelens.solvers.parameters import COUNT, NOT_NEGATIVE, Constraints
+from finelens.solvers.rows import FitRows, Score, Sums, linear, second_moment_of, sum_type
 from finelens.solvers.settling import is_many, sums_type
 
 
@@ -74,17 +75,27 @@ class GdaEm(Solver):
     def _fit(self, x: Tensor, prototypes: Tensor, scale: float, known: Known) -> Tensor:
         w, many = prototypes.double(), is_many(x, len(prototypes))
         mean, second = second_moment(x, self.chunk_size, x.dtype if many else torch.float64)
+        rounds = _Rounds(x, known, len(w), self.chunk_size, sums_type(x, len(w)) if many else torch.float64)
+        self._maximise(rounds, w, scale, mean, second, len(x))
+        return linear_log_proba(x, self.coef_, self.intercept_, out=rounds.gamma)
+
+    def _fit_passes(self, rows: FitRows, prototypes: Tensor, scale: float) -> None:
+        w = prototypes.double()
+        mean, second = second_moment_of(rows)
+        self._maximise(_RoundsByPasses(rows, len(w)), w, scale, mean, second, len(rows))
+
+    def _maximise(self, rounds: _Rounds | _RoundsByPasses, w: Tensor, scale: float, mean: Tensor, second: Tensor, count: int) -> None:
+        """The rounds, on ``count`` images of these moments."""
         anchors, text = text_means(w, mean), logit_std(scale * w, 0.0, mean, second)
         self.coef_, self.intercept_, self.alpha_ = scale * w, w.new_zeros(len(w)), 0.0
-        rounds = _Rounds(x, known, len(w), self.chunk_size, sums_type(x, len(w)) if many else torch.float64)
         moments = rounds.next(self.coef_, self.intercept_)
         for round_ in range(1, self.max_iter + 1):
             self.n_iter_ = round_
             means, covariance = self._m_step(moments, anchors)
-            factor = definite_factor(covariance, len(x))
+            factor = definite_factor(covariance, count)
             if factor is None:
                 means, covariance = self._m_step(rounds.in_full(), anchors)
-                factor = precision_factor(covariance, len(x))
+                factor = precision_factor(covariance, count)
             weights, bias = discriminant_of(means, factor)
             self.alpha_ = text_share(text, weights, bias, mean, second)
             self.coef_, self.intercept_ = scale * w + self.alpha_ * weights, self.alpha_ * bias
@@ -93,7 +104,6 @@ class GdaEm(Solver):
                 moments = rounds.next(self.coef_, self.intercept_)
                 if rounds.moved < self.tol:
                     break
-        return linear_log_proba(x, self.coef_, self.intercept_, out=rounds.gamma)
 
     def _m_step(self, moments: Moments, anchors: Tensor) -> tuple[Tensor, Tensor]:
         """Anchored means (C, D), and the covariance (D, D) as the mean over classes with mass of their own covariances."""
@@ -168,3 +178,46 @@ class _Rounds:
             rows = self._rows[at].to(self.kind) * root[:, None].to(self.kind)
             scatter += rows.T @ rows
         return Moments(mass.double(), sums.double(), scatter.double())
+
+
+class _RoundsByPasses:
+    """The same without the posteriors: two passes a round, since what an image counts in the scatter takes the masses of all; how far posteriors move
+    is seen on a sample.
+
+    Args:
+        rows: The images.
+        classes: C.
+
+    Attributes:
+        moved: As of :class:`_Rounds`, of the sample.
+    """
+
+    def __init__(self, rows: FitRows, classes: int) -> None:
+        self._rows, self._classes, self.moved = rows, classes, 0.0
+        self._positions = rows.sampled()
+        self._x = rows.at(self._positions)
+        self._gamma = torch.zeros(len(self._x), classes)
+        self._score: Score = linear(torch.zeros(classes, rows.width))
+
+    def next(self, coef: Tensor, intercept: Tensor) -> Moments:
+        """Moments of the posteriors under weights (C, D) and biases (C,)."""
+        self._score = linear(coef, intercept)
+        gamma = self._rows.clamp_(self._positions, self._score(self._positions, self._x)).softmax(1)
+        self.moved = float(self._gamma.sub_(gamma).abs_().sum()) / len(gamma)
+        self._gamma = gamma
+        return self._moments(sum_type())
+
+    def in_full(self) -> Moments:
+        """The same with products in float64."""
+        return self._moments(torch.float64)
+
+    def _moments(self, kind: torch.dtype) -> Moments:
+        found, width = Sums.of(self._rows, self._score, self._classes, kind=kind), self._rows.width
+        inverse = torch.where(found.mass > TINY, 1 / found.mass.clamp_min(TINY), 0.0).float()
+        scatter = torch.zeros(width, width, dtype=torch.float64)
+        for at, x in self._rows.each():
+            z = self._rows.clamp_(at, self._score(at, x))
+            torch.softmax(z, 1, out=z)
+            rows = (x * (z @ inverse).sqrt_()[:, None]).to(kind)
+            scatter += rows.T @ rows
+        return Moments(found.mass, found.sums, scatter)

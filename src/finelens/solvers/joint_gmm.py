@@ -11,11 +11,15 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
+from finelens.solvers.columns import silenced
 from finelens.solvers.known import Known
 from finelens.solvers.mixture import Mixture, MixtureFit
+from finelens.solvers.mixture_passes import MixturePasses
 from finelens.solvers.parameters import COUNT, NOT_NEGATIVE, POSITIVE, Constraints, WordOrShares
+from finelens.solvers.rows import FitRows, linear
+from finelens.solvers.sampled_balance import prior_of
 from finelens.solvers.sinkhorn import class_prior
-from finelens.solvers.views import ViewsSolver, silenced, unheard_views
+from finelens.solvers.views import TRIED, ViewsSolver, unheard_views
 
 # Class masses: how they come about, or one number a class.
 Masses = Literal["free", "estimated", "uniform"] | Sequence[float]
@@ -83,8 +87,32 @@ class JointGmm(ViewsSolver):
         )
         mixture = fit.start()
         answers = fit.run(mixture, self.rounds, prior).log_softmax(1)
-        self.means_, self.variances_, self.weights_, self.potentials_ = mixture.means, mixture.variances, mixture.weights, mixture.potentials
+        self._keep(mixture)
         return answers
+
+    def _fit_passes(self, rows: FitRows, prototypes: Tensor, scale: float) -> None:
+        self.text_ = scale * prototypes.double()
+        tried = rows.at(rows.evenly(TRIED))
+        named = (tried[:, : prototypes.shape[1]] @ prototypes.T).argmax(1)
+        rows = rows.without(unheard_views(tried, named, rows.widths, len(prototypes)))
+        score, prior = linear(self.text_), None
+        if self.prior != "free":
+            prior = prior_of(rows, self.prior, score, len(prototypes), self.chunk_size)
+        fit = MixturePasses(
+            rows,
+            self.text_,
+            prototypes,
+            anchor=self.anchor,
+            confident=self.confident,
+            temperature=self.temperature,
+            chunk_size=self.chunk_size,
+        )
+        mixture = fit.start()
+        fit.run(mixture, self.rounds, prior)
+        self._keep(mixture)
+
+    def _keep(self, mixture: Mixture) -> None:
+        self.means_, self.variances_, self.weights_, self.potentials_ = mixture.means, mixture.variances, mixture.weights, mixture.potentials
 
     def _log_proba(self, x: Tensor) -> Tensor:
         widths = self.widths_.tolist()

@@ -8,10 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from finelens.solvers.consensus import SHARPER, Consensus
+from finelens.solvers.columns import centred_views, silenced
+from finelens.solvers.consensus import Consensus
 from finelens.solvers.known import Known
+from finelens.solvers.opinions import SHARPER
 from finelens.solvers.taught import teach
-from finelens.solvers.views import centred_views, silenced
 
 
 class Learner:

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from finelens.solvers.assignments import likelihood_weight, mean_square, weighted_sums
+from finelens.solvers.columns import split_views
 from finelens.solvers.gaussians import text_means
 from finelens.solvers.known import Known
 from finelens.solvers.sinkhorn import balance
-from finelens.solvers.transclip import confident_means, floor_variance, shared_log_likelihood
-from finelens.solvers.views import split_views
+from finelens.solvers.transclip import confident_means, floor_variance, shared_log_likelihood, shared_parameters
 
 
 @dataclass
@@ -46,6 +46,22 @@ class Mixture:
         """Logits (N, C) of images by their text logits and the mixtures."""
         return self.add(text + self.potentials.to(x), self.likelihoods(x))
 
+    def linear(self, text: Tensor) -> tuple[Tensor, Tensor]:
+        """The same as weights (C, D_1 + ... + D_V) and biases (C,), float64, up to a term per image.
+
+        Args:
+            text: Weights of the text logits, (C, D_1), float64.
+        """
+        widths, weights, bias = list(self.widths), [], self.potentials.clone()
+        parts = zip(self.weights.tolist(), self.means.split(widths, 1), self.variances.split(widths), strict=True)
+        for weight, means, variance in parts:
+            scaled, constant = shared_parameters(means, variance)
+            own = weight * likelihood_weight(self.temperature, len(variance))
+            weights.append(own * scaled)
+            bias = bias + own * constant
+        weights[0] = weights[0] + text
+        return torch.cat(weights, 1), bias
+
     def add(self, logits: Tensor, likelihoods: Sequence[Tensor]) -> Tensor:
         """The logits (N, C) with the weighted likelihoods of the views added, in place."""
         for weight, likelihood in zip(self.weights.tolist(), likelihoods, strict=False):
@@ -53,7 +69,55 @@ class Mixture:
         return logits
 
 
-class MixtureFit:
+class HeldMeans:
+    """The equations of mixtures whose means are held by pseudo-images at their first values, from sums over images.
+
+    Args:
+        anchors: First means, (C, D_1 + ... + D_V), float64.
+        squares: Mean of ``x^2`` over the images, (D_1 + ... + D_V,), float64.
+        count: N.
+        widths: D_1 to D_V.
+        anchor: Pseudo-images that hold each mean.
+        temperature: See :class:`Mixture`.
+
+    Attributes:
+        heard: Views that are not silenced.
+    """
+
+    def __init__(self, anchors: Tensor, squares: Tensor, count: int, *, widths: Sequence[int], anchor: float, temperature: float) -> None:
+        self.anchors, self.squares, self.count, self.widths = anchors, squares, count, list(widths)
+        self.anchor, self.temperature = anchor, temperature
+        # A silenced view is zero throughout.
+        self.heard = [v for v, part in enumerate(squares.split(self.widths)) if part.any()]
+
+    def first(self, sums: Tensor, mass: Tensor) -> Mixture:
+        """The first means, with the variance of the text posteriors around them.
+
+        Args:
+            sums: ``z^T x`` of those posteriors, (C, D_1 + ... + D_V).
+            mass: ``sum_i z_i``, (C,).
+        """
+        zeros = self.anchors.new_zeros(len(self.anchors))
+        mixture = Mixture(self.anchors, self.anchors[0], self.anchors.new_ones(len(self.widths)), zeros, self.widths, self.temperature)
+        mixture.variances = self._variance(mixture.means, sums, mass)
+        return mixture
+
+    def take(self, mixture: Mixture, sums: Tensor, mass: Tensor) -> None:
+        """Means and variances for posteriors of these sums, in place: the best for those posteriors; arguments as for :meth:`first`."""
+        total = (mass + self.anchor)[:, None]
+        held = (sums + self.anchor * self.anchors) / total.clamp_min(torch.finfo(torch.float64).tiny)
+        mixture.means = torch.where(total > 0, held, mixture.means)
+        mixture.variances = self._variance(mixture.means, sums, mass)
+
+    def _variance(self, means: Tensor, sums: Tensor, mass: Tensor) -> Tensor:
+        """Mean squared distance (D_1 + ... + D_V,) of images and pseudo-images from their means: the best variance for those means."""
+        own = self.count * self.squares + (mass[:, None] * means.square() - 2 * sums * means).sum(0)
+        held = self.anchor * (self.anchors - means).square().sum(0)
+        variance = (own + held) / (self.count + self.anchor * len(mass))
+        return torch.cat([floor_variance(part) for part in variance.split(self.widths)])
+
+
+class MixtureFit(HeldMeans):
     """Fits mixtures to images whose means are held by pseudo-images at their first values.
 
     These are the text's in the first view, moved to the images' centre, and in others means of the images of largest text posterior.
@@ -83,24 +147,18 @@ class MixtureFit:
         temperature: float,
         chunk_size: int,
     ) -> None:
-        self.x, self.log_y, self.known, self.widths = x, log_y, known, list(widths)
-        self.anchor, self.temperature, self.chunk_size = anchor, temperature, chunk_size
+        self.x, self.log_y, self.known, self.chunk_size = x, log_y, known, chunk_size
         self.given = known.clamp(log_y)
-        self.squares = mean_square(x, chunk_size)
-        # A silenced view is zero throughout.
-        self.heard = [v for v, part in enumerate(self.squares.split(self.widths)) if part.any()]
-        views, z = x.split(self.widths, 1), self.given.exp()
+        views, z = x.split(list(widths), 1), self.given.exp()
         first = [text_means(prototypes.double(), views[0].mean(0, dtype=torch.float64))]
         first += [confident_means(view, z, confident) for view in views[1:]]
-        self.anchors = torch.cat(first, 1)  # (C, D_1 + ... + D_V)
+        anchors = torch.cat(first, 1)  # (C, D_1 + ... + D_V)
+        super().__init__(anchors, mean_square(x, chunk_size), len(x), widths=widths, anchor=anchor, temperature=temperature)
 
     def start(self) -> Mixture:
         """The first means, with the variance of the text posteriors around them."""
-        zeros = self.anchors.new_zeros(len(self.anchors))
-        mixture = Mixture(self.anchors, self.anchors[0], self.anchors.new_ones(len(self.widths)), zeros, self.widths, self.temperature)
         z = self.given.exp()
-        mixture.variances = self._variance(mixture.means, weighted_sums(self.x, z, self.chunk_size), z.sum(0, dtype=torch.float64))
-        return mixture
+        return self.first(weighted_sums(self.x, z, self.chunk_size), z.sum(0, dtype=torch.float64))
 
     def run(self, mixture: Mixture, rounds: int, prior: Tensor | None = None, *, evenness: float = 1.0, max_iter: int = 100) -> Tensor:
         """Rounds of view weights, assignments and statistics, and a last assignment.
@@ -137,19 +195,7 @@ class MixtureFit:
 
     def update(self, mixture: Mixture, z: Tensor) -> None:
         """Means and variances for posteriors z (N, C), in place: the best for those posteriors."""
-        sums, mass = weighted_sums(self.x, z, self.chunk_size), z.sum(0, dtype=torch.float64)
-        total = (mass + self.anchor)[:, None]
-        held = (sums + self.anchor * self.anchors) / total.clamp_min(torch.finfo(torch.float64).tiny)
-        mixture.means = torch.where(total > 0, held, mixture.means)
-        mixture.variances = self._variance(mixture.means, sums, mass)
-
-    def _variance(self, means: Tensor, sums: Tensor, mass: Tensor) -> Tensor:
-        """Mean squared distance (D_1 + ... + D_V,) of images and pseudo-images from their means: the best variance for those means."""
-        n = len(self.x)
-        own = n * self.squares + (mass[:, None] * means.square() - 2 * sums * means).sum(0)
-        held = self.anchor * (self.anchors - means).square().sum(0)
-        variance = (own + held) / (n + self.anchor * len(mass))
-        return torch.cat([floor_variance(part) for part in variance.split(self.widths)])
+        self.take(mixture, weighted_sums(self.x, z, self.chunk_size), z.sum(0, dtype=torch.float64))
 
 
 def view_weights(log_y: Tensor, likelihoods: Sequence[Tensor], chunk_size: int) -> Tensor:

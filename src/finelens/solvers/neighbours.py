@@ -10,8 +10,8 @@ from torch import Tensor
 
 from finelens.solvers.certified import certified_neighbours, is_worth_it
 from finelens.solvers.chunks import chunks
+from finelens.solvers.columns import split_views
 from finelens.solvers.pairs import MANY, neighbours_by_pairs
-from finelens.solvers.views import split_views
 
 
 def top_neighbours(

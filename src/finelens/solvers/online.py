@@ -16,6 +16,7 @@ from finelens.solvers.base import Features, Solver, unit_rows
 from finelens.solvers.estimator import check_fitted
 from finelens.solvers.known import Known
 from finelens.solvers.parameters import COUNT, SEED, Constraints, checked
+from finelens.solvers.rows import CHUNK, FitRows
 
 Self = TypeVar("Self", bound="OnlineSolver")
 
@@ -123,13 +124,25 @@ class OnlineSolver(Solver):
 
     def _fit(self, x: Tensor, prototypes: Tensor, scale: float, known: Known) -> Tensor:
         self._begin(prototypes.double(), scale)
-        rows, labels = known.ordered()
-        given = dict(zip(rows.tolist(), labels.tolist(), strict=True))
-        order = torch.randperm(len(x), generator=torch.Generator().manual_seed(self.seed)).tolist()
+        given, order = self._order(len(x), known)
         answers = x.new_empty(len(x), len(prototypes))
-        for row in [*given, *(row for row in order if row not in given)]:
+        for row in order:
             answers[row] = self._arrive(x[row].double(), given.get(row)).to(x)
         return answers
+
+    def _fit_passes(self, rows: FitRows, prototypes: Tensor, scale: float) -> None:
+        self._begin(prototypes.double(), scale)
+        given, order = self._order(len(rows), rows.known)
+        for part in torch.tensor(order).split(CHUNK):
+            for row, x in zip(part.tolist(), rows.at(part), strict=True):
+                self._arrive(x.double(), given.get(row))
+
+    def _order(self, count: int, known: Known) -> tuple[dict[int, int], list[int]]:
+        """Classes by hinted row, and the order of all rows."""
+        rows, labels = known.ordered()
+        given = dict(zip(rows.tolist(), labels.tolist(), strict=True))
+        order = torch.randperm(count, generator=torch.Generator().manual_seed(self.seed)).tolist()
+        return given, [*given, *(row for row in order if row not in given)]
 
     def _log_proba(self, x: Tensor) -> Tensor:
         return torch.cat([self._score(chunk.double()) for chunk in x.split(self.chunk_size)]).to(x)

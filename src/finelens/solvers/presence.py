@@ -16,17 +16,18 @@ NOTHING = 1e-9
 CHUNK = 4096
 
 
-def neighbour_agreement(labels: Tensor, near: Tensor, classes: int) -> float:
+def neighbour_agreement(labels: Tensor, near: Tensor, classes: int, among: Tensor | None = None) -> float:
     """Cohen's kappa (1960) between the label of an image and those of its neighbours: how far they agree beyond chance; 1 at most.
 
     Args:
         labels: Class of each image, (N,).
         near: Its neighbours, (N, k); with k = 0 the agreement is 0.
         classes: C.
+        among: Class of each image that neighbours are among; None where they are the images themselves.
     """
     if not near.shape[1]:
         return 0.0
-    agreed = float((labels[near] == labels[:, None]).double().mean())
+    agreed = float(((labels if among is None else among)[near] == labels[:, None]).double().mean())
     chance = float((torch.bincount(labels, minlength=classes).double() / len(labels)).square().sum())
     return (agreed - chance) / max(1 - chance, TINY)
 

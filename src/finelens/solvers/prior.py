@@ -31,10 +31,15 @@ def estimate_prior(probabilities: Tensor, *, concentration: float = 1.0, iterati
     for _ in range(iterations):
         joint = p * prior  # (N, C)
         mass = (joint / joint.sum(1, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)).mean(0)
-        updated = (mass + concentration * uniform) / (1 + concentration)
-        updated = updated / updated.sum()
+        updated = next_prior(mass, concentration)
         moved = (updated - prior).abs().max()
         prior = updated
         if moved < tolerance:
             break
     return prior
+
+
+def next_prior(mass: Tensor, concentration: float = 1.0) -> Tensor:
+    """The prior (C,) that the mean posterior (C,) under the last one asks for, with the Dirichlet term."""
+    updated = (mass + concentration * torch.full_like(mass, 1 / len(mass))) / (1 + concentration)
+    return updated / updated.sum()

@@ -6,6 +6,7 @@ on any finished posterior.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -48,9 +49,14 @@ class ReturnRule:
             chunk_size: Images in work at a time.
         """
         means = F.normalize(weighted_sums(x, text, chunk_size), dim=1)
-        gained = torch.zeros(text.shape[1], text.shape[1], dtype=torch.float64, device=x.device)
+        return cls.of_parts(zip(x.split(chunk_size), text.split(chunk_size), answer.split(chunk_size), strict=True), means, share=share)
+
+    @classmethod
+    def of_parts(cls, parts: Iterable[tuple[Tensor, Tensor, Tensor]], means: Tensor, *, share: float) -> ReturnRule:
+        """The same of features, text posteriors and posteriors of some images at a time, and the unit means (C, D) of each class by the text."""
+        gained = torch.zeros(len(means), len(means), dtype=torch.float64, device=means.device)
         unsupported = torch.zeros_like(gained)
-        for rows, a, p in zip(x.split(chunk_size), text.split(chunk_size), answer.split(chunk_size), strict=True):
+        for rows, a, p in parts:
             gain, lost, named = _gains(rows, a, p, means)
             gained.index_add_(0, named, gain.double())
             unsupported.index_add_(0, named, lost.double())

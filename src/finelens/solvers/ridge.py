@@ -42,3 +42,23 @@ def ridge_head(x: Tensor, target: Tensor, *, penalty: float, steps: int, chunk_s
         right += left.T @ part
     head = conjugate_gradient(normal_equations, right, 0.0, steps)
     return head, -(mean @ head)
+
+
+def ridge_of_moments(
+    mean: Tensor, second: Tensor, products: Tensor, target: Tensor, count: int, *, penalty: float, steps: int
+) -> tuple[Tensor, Tensor]:
+    """What :func:`ridge_head` gives, from sums over images.
+
+    Args:
+        mean: Of the features, (D,), float64.
+        second: ``X^T X / N``, (D, D), float64.
+        products: ``X^T T`` with the targets, (D, C), float64.
+        target: Mean of the targets, (C,), float64.
+        count: N.
+        penalty: See there.
+        steps: See there.
+    """
+    centred = second - torch.outer(mean, mean)
+    weight = penalty * centred.trace().clamp_min(TINY)
+    head = conjugate_gradient(lambda b: weight * b + count * (centred @ b), products - count * torch.outer(mean, target), 0.0, steps)
+    return head, -(mean @ head)

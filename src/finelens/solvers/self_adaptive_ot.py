@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from finelens.solvers.assignments import likelihood_weight, mean_square
+from finelens.solvers.columns import split_views
 from finelens.solvers.known import Known
 from finelens.solvers.parameters import COUNT, POSITIVE, Constraints
 from finelens.solvers.sinkhorn import balance
 from finelens.solvers.transclip import confident_means, shared_log_likelihood, unit_statistics
-from finelens.solvers.views import ViewsSolver, split_views
+from finelens.solvers.views import ViewsSolver
 
 TINY = 1e-12
 STEPS = 15

@@ -15,6 +15,7 @@ from finelens.solvers.gaussians import linear_log_proba
 from finelens.solvers.known import Known
 from finelens.solvers.parameters import COUNT, NOT_NEGATIVE, PRIOR, Constraints
 from finelens.solvers.prior import estimate_prior
+from finelens.solvers.rows import FitRows, linear
 
 Prior = Literal["estimated", "uniform"] | Sequence[float]
 
@@ -52,6 +53,15 @@ class SinkhornOt(Solver):
         self.potentials_, self.n_iter_ = balance(logits, self.prior_, known, max_iter=self.max_iter, tol=self.tol, chunk_size=self.chunk_size)
         return (logits + self.potentials_.to(x)).log_softmax(1)
 
+    def _fit_passes(self, rows: FitRows, prototypes: Tensor, scale: float) -> None:
+        # Which rests on what is below.
+        from finelens.solvers.sampled_balance import balanced, prior_of
+
+        self.text_ = scale * prototypes.double()
+        score = linear(self.text_)
+        self.prior_ = prior_of(rows, self.prior, score, len(prototypes), self.chunk_size)
+        self.potentials_ = balanced(rows, score, self.prior_, steps=self.max_iter, tol=self.tol, chunk_size=self.chunk_size)
+
     def _log_proba(self, x: Tensor) -> Tensor:
         return linear_log_proba(x, self.text_, self.potentials_)
 
@@ -69,21 +79,34 @@ def class_prior(wanted: Prior, logits: Tensor, known: Known) -> Tensor:
     """
     classes = logits.shape[1]
     if not isinstance(wanted, str):
-        return _given_prior(wanted, logits)
+        return given_prior(wanted, classes).to(logits.device)
     if wanted == "uniform":
         return torch.full((classes,), 1 / classes, dtype=torch.float64, device=logits.device)
     return estimate_prior(known.clamp(logits).softmax(1)).to(logits.device)
 
 
-def _given_prior(values: Sequence[float], logits: Tensor) -> Tensor:
+def given_prior(values: Sequence[float], classes: int) -> Tensor:
+    """Numbers as a prior (C,), float64.
+
+    Raises:
+        UserError: They are none of so many classes.
+    """
     prior = np.asarray(values, dtype=np.float64)
-    if prior.shape != (logits.shape[1],) or not (np.isfinite(prior).all() and (prior > 0).all()):
-        raise UserError(f"prior must hold one number above 0 for each of the {logits.shape[1]} classes, got {values!r}")
-    return torch.from_numpy(prior / prior.sum()).to(logits.device)
+    if prior.shape != (classes,) or not (np.isfinite(prior).all() and (prior > 0).all()):
+        raise UserError(f"prior must hold one number above 0 for each of the {classes} classes, got {values!r}")
+    return torch.from_numpy(prior / prior.sum())
 
 
 def balance(
-    logits: Tensor, prior: Tensor, known: Known, *, max_iter: int, tol: float, chunk_size: int, start: Tensor | None = None
+    logits: Tensor,
+    prior: Tensor,
+    known: Known,
+    *,
+    max_iter: int,
+    tol: float,
+    chunk_size: int,
+    start: Tensor | None = None,
+    ratio: Tensor | None = None,
 ) -> tuple[Tensor, int]:
     """Sinkhorn's algorithm on the classes' potentials: one number a class that brings the mean posterior to the prior.
 
@@ -97,6 +120,7 @@ def balance(
         tol: Stop when every class's mass is this near to its prior, as a share of it.
         chunk_size: Images in work at a time.
         start: Potentials to start from, (C,), float64; zero without.
+        ratio: What brings the masses of these images to those of all that they are drawn from, (C,), float64; None where they are all.
 
     Returns:
         Potentials (C,), float64, mean 0; and the number of rounds.
@@ -107,6 +131,8 @@ def balance(
     while rounds < max_iter:
         rounds += 1
         mass = plan_mass(free, potentials, chunk_size)
+        if ratio is not None:
+            mass = mass * ratio
         if not len(free) or ((mass / target - 1).abs() < tol).all():
             break
         # A class below any float keeps its potential finite.
@@ -131,6 +157,13 @@ def _free_images(logits: Tensor, prior: Tensor, known: Known) -> tuple[Tensor, T
         return logits, prior
     mask = torch.ones(len(logits), dtype=torch.bool, device=logits.device)
     mask[known.rows] = False
-    whole = len(logits) * prior
+    return logits[mask], left_for_free(len(logits), prior, known)
+
+
+def left_for_free(count: int, prior: Tensor, known: Known) -> Tensor:
+    """The share (C,) of each class that is left of the prior (C,) for the images without a hint among so many."""
+    if not len(known):
+        return prior
+    whole = count * prior
     left = torch.maximum(whole - known.counts(len(prior)), whole.clamp_max(1.0))
-    return logits[mask], left / left.sum()
+    return left / left.sum()

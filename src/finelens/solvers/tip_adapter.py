@@ -9,9 +9,23 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from finelens.solvers.base import Solver
-from finelens.solvers.keys import affinities, cache_votes, centred_square, class_votes, confident_rows, matching_weight, one_hot, sharpness_rate
+from finelens.solvers.keys import (
+    affinities,
+    cache_votes,
+    centred_square,
+    class_votes,
+    confident_rows,
+    matching_weight,
+    one_hot,
+    own_among,
+    own_keys,
+    sharpness_of_mean,
+    sharpness_rate,
+    surest_rows,
+)
 from finelens.solvers.known import Known
 from finelens.solvers.parameters import COUNT, NOT_NEGATIVE, POSITIVE, SEED, Constraints
+from finelens.solvers.rows import FitRows, TextPass
 
 # Width of the ViT features at which the published learning rate was set.
 REFERENCE_WIDTH = 512
@@ -45,8 +59,8 @@ class TipAdapter(Solver):
 
     def _fit(self, x: Tensor, prototypes: Tensor, scale: float, known: Known) -> Tensor:
         self.text_ = scale * prototypes.double()
-        text = x @ self.text_.to(x).T  # (N, C)
         self.mode_ = "few-shot" if len(known) else "label-free"
+        text = x @ self.text_.to(x).T  # (N, C)
         rows, self.labels_ = known.ordered() if len(known) else confident_rows(text, self.shots)
         self.keys_ = x[rows]
         self.beta_ = sharpness_rate(x, self.keys_, self.sharpness)
@@ -54,6 +68,20 @@ class TipAdapter(Solver):
         self.alpha_ = self.blend * matching_weight(centred_square(text), centred_square(self._votes(x, rows)))
         self._train_keys(text[rows])
         return self._log_proba(x)
+
+    def _fit_passes(self, rows: FitRows, prototypes: Tensor, scale: float) -> None:
+        self.text_ = scale * prototypes.double()
+        self.mode_ = "few-shot" if len(rows.known) else "label-free"
+        seen = TextPass(rows, self.text_)
+        keys, self.labels_ = rows.known.ordered() if len(rows.known) else surest_rows(seen.confidence, seen.answer, self.shots)
+        self.keys_ = rows.at(keys)
+        self.beta_ = sharpness_of_mean(seen.mean, self.keys_, self.sharpness)
+        # One number of all: from a sample.
+        positions = rows.sampled()
+        x = rows.at(positions)
+        votes = cache_votes(x, self.keys_, self.labels_, self.beta_, len(self.text_), chunk_size=self.chunk_size, own=own_among(keys, positions))
+        self.alpha_ = self.blend * matching_weight(centred_square(x @ self.text_.to(x).T), centred_square(votes))
+        self._train_keys(self.keys_ @ self.text_.to(x).T)
 
     def notes(self) -> list[str]:
         """Which images became keys."""
@@ -66,7 +94,8 @@ class TipAdapter(Solver):
 
     def _votes(self, x: Tensor, rows: Tensor | None = None) -> Tensor:
         """Votes (N, C); ``rows`` are those of x that the keys were made of, which do not vote for themselves."""
-        return cache_votes(x, self.keys_.to(x), self.labels_, self.beta_, len(self.text_), chunk_size=self.chunk_size, rows=rows)
+        own = None if rows is None else own_keys(rows, 0, len(x))
+        return cache_votes(x, self.keys_.to(x), self.labels_, self.beta_, len(self.text_), chunk_size=self.chunk_size, own=own)
 
     def _log_proba(self, x: Tensor) -> Tensor:
         return (x @ self.text_.to(x).T + self.alpha_.to(x) * self._votes(x)).log_softmax(1)

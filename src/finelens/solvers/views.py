@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +13,7 @@ from torch import Tensor
 from finelens.errors import UserError
 from finelens.protocol import Hints
 from finelens.solvers.base import Features, Solver, unit_rows
+from finelens.solvers.columns import split_views
 from finelens.solvers.presence import neighbour_agreement
 
 Views = Features | Sequence[Features]
@@ -37,9 +37,11 @@ class ViewsSolver(Solver):
     weights_: Tensor
 
     def _run(self, X: Any, prototypes: Features, logit_scale: float, hints: Hints | None) -> Tensor:
-        views = _read_views(X)
-        self.widths_ = torch.tensor([view.shape[1] for view in views])
-        return self._solve(views, prototypes, logit_scale, hints)
+        return self._solve(_read_views(X), prototypes, logit_scale, hints)
+
+    def _begin_fit(self, widths: Sequence[int], prototypes: Features, logit_scale: float) -> Tensor:
+        self.widths_ = torch.tensor(list(widths))
+        return super()._begin_fit(widths, prototypes, logit_scale)
 
     def _new_rows(self, X: Any) -> Tensor:
         views = _read_views(X)
@@ -49,11 +51,6 @@ class ViewsSolver(Solver):
                 f"the views of X have widths {got}, but {type(self).__name__} was fitted on {fitted}; give all of them, or the first alone"
             )
         return torch.cat(views, 1)
-
-
-def split_views(x: Tensor, widths: Sequence[int]) -> tuple[Tensor, ...]:
-    """The views of rows (N, D_1 + ... + D_V); rows (N, D_1) are the first alone."""
-    return x.split(list(widths), 1) if x.shape[1] == sum(widths) else (x,)
 
 
 def unheard_views(x: Tensor, labels: Tensor, widths: Sequence[int], classes: int) -> list[int]:
@@ -77,20 +74,6 @@ def unheard_views(x: Tensor, labels: Tensor, widths: Sequence[int], classes: int
         cosines = (centred @ centred.T).fill_diagonal_(-torch.inf)
         agreed.append(neighbour_agreement(labels[rows], cosines.topk(count, dim=1).indices, classes))
     return [v for v in range(1, len(widths)) if agreed[0] >= LEAST_AGREEMENT and agreed[v] < SOUND * agreed[0]]
-
-
-def silenced(x: Tensor, views: Sequence[int], widths: Sequence[int]) -> Tensor:
-    """Rows with some of their views at zero: no cosine, no likelihood and no head sees those. Rows of the first view alone stay as they are."""
-    if not views or x.shape[1] != sum(widths):
-        return x
-    return torch.cat([torch.zeros_like(part) if v in views else part for v, part in enumerate(split_views(x, widths))], 1)
-
-
-def centred_views(x: Tensor, centre: Tensor, widths: Sequence[int]) -> Tensor:
-    """Each view less its part of ``centre`` (D_1 + ... + D_V,), unit, over the root of V: products of rows with all views are mean cosines."""
-    parts = zip(split_views(x, widths), centre.to(x).split(list(widths)), strict=False)
-    directions = torch.cat([F.normalize(view - mean, dim=1) for view, mean in parts], 1)
-    return directions / math.sqrt(len(widths))
 
 
 def _read_views(X: Any) -> list[Tensor]:

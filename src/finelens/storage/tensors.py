@@ -96,15 +96,21 @@ def load_both(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     return _read_tensors(path)
 
 
+def load_tensor(path: Path, name: str) -> Tensor:
+    """One tensor, memory-mapped. Raises UserError as :func:`load_tensors` does."""
+    return _read_tensors(path, only=name)[0][name]
+
+
 def load_metadata(path: Path) -> dict[str, str]:
     """Texts of a safetensors header. Raises UserError as :func:`load_tensors` does."""
     return _read_tensors(path, names_only=True)[1]
 
 
-def _read_tensors(path: Path, names_only: bool = False) -> tuple[dict[str, Tensor], dict[str, str]]:
+def _read_tensors(path: Path, names_only: bool = False, only: str | None = None) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
-            tensors = {} if names_only else {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - the handle is no mapping
+            names = [] if names_only else file.keys() if only is None else [only]
+            tensors = {name: file.get_tensor(name) for name in names}
             return tensors, dict(file.metadata() or {})
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}; check the path and its permissions") from error

@@ -13,7 +13,8 @@ from finelens.core.options import require
 from finelens.errors import UserError
 from finelens.feature_store.paths import FOLDER_SUFFIX, SUFFIXES
 from finelens.methods.parts.solver import SolverConfig, SolverTask
-from finelens.protocol import FeatureRows, ImageTokens, TargetFeatures
+from finelens.protocol import FeatureRows, ImageTokens, Rows, TargetFeatures
+from finelens.solvers.rows import RowsBeside
 from finelens.solvers.views import ViewsSolver
 
 # The built-in second view: the tower's pooled token before the projection.
@@ -77,6 +78,12 @@ class ExtraTask(SolverTask):
     def rows(self, tokens: ImageTokens | TargetFeatures) -> Tensor | list[Tensor]:
         """The joint-space feature and the other views."""
         return self._views(tokens, tokens.extra if isinstance(tokens, TargetFeatures) else ())
+
+    def many_rows(self, features: TargetFeatures) -> Rows | None:
+        """The joint-space feature, and the pooled token where it is a view."""
+        if features.rows is None or features.cls_rows is None:
+            return None
+        return RowsBeside([features.rows, features.cls_rows]) if self.config.extra else features.rows
 
     def seen(self, images: Tensor) -> Tensor | list[Tensor]:
         """The joint-space feature and the other views, of pixels or rows; features of further encoders are the last columns of the rows."""

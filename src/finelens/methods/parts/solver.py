@@ -20,7 +20,7 @@ from finelens.classes.heads import ClassHeads
 from finelens.core.options import require
 from finelens.engine.engine import Engine
 from finelens.methods.parts.frozen import FrozenTask
-from finelens.protocol import ImageTokens, TargetFeatures
+from finelens.protocol import ImageTokens, Rows, TargetFeatures
 from finelens.solvers import Solver
 from finelens.solvers.parameters import allowed, rule
 from finelens.solvers.return_rule import ReturnRule
@@ -131,10 +131,19 @@ class SolverTask(FrozenTask):
         """What the solver takes of the images: their joint-space feature."""
         return tokens.global_.to(self.place)
 
+    def many_rows(self, features: TargetFeatures) -> Rows | None:
+        """The same of all images where the features are those of a part; else None."""
+        return features.rows
+
     def prepare(self, features: TargetFeatures) -> None:
         """Fit the solver; its state becomes the buffers."""
         prototypes, scale = self.prototypes.to(self.place), self.engine.backbone.logit_scale
-        probabilities = self.solver.fit_predict_proba(self.rows(features), prototypes=prototypes, logit_scale=scale, hints=features.hints)
+        many = self.many_rows(features)
+        if many is None:
+            probabilities = self.solver.fit_predict_proba(self.rows(features), prototypes=prototypes, logit_scale=scale, hints=features.hints)
+        else:
+            self.solver.fit(many, prototypes=prototypes, logit_scale=scale)
+            probabilities = self.solver.predict_proba(self.rows(features))
         if self.config.return_rule:
             probabilities = self._learn_returns(features, probabilities)
         # What the solver says of the images of the fit themselves, (N, C), may rest on more than it keeps; it is no part of the model.

@@ -30,7 +30,7 @@ from finelens.runs.config import RunConfig
 from finelens.runs.folder import RunFolder
 from finelens.runs.sources import source_of_run
 from finelens.solvers.asking import Asked, ask
-from finelens.solvers.views import centred_views
+from finelens.solvers.columns import centred_views
 from finelens.storage.cells import escape_cell
 from finelens.storage.predictions import PredictionRow
 

@@ -1,0 +1,177 @@
+"""Solvers on more rows than memory holds. One JSON line for each measurement; each in a process of its own.
+
+    OMP_NUM_THREADS=1 python benchmarks/solver_scale.py draw --rows 1000000 --classes 1000 --folder big
+    OMP_NUM_THREADS=1 python benchmarks/solver_scale.py run --folder big --methods joint-gmm gda-em --out benchmarks/results/solver_scale.jsonl
+    OMP_NUM_THREADS=1 python benchmarks/solver_scale.py agree --rows 50000 --classes 1000 --out benchmarks/results/solver_scale.jsonl
+    OMP_NUM_THREADS=1 python benchmarks/solver_scale.py agree --sets DATA --out benchmarks/results/solver_scale.jsonl
+    python benchmarks/solver_scale.py plot --rows-of benchmarks/results/solver_scale.jsonl --svg docs/solver_scale.svg
+
+``draw`` writes a feature folder of 512 columns: classes are children of a tenth as many parents, so that siblings are confused; their frequencies are
+uneven, and their texts are noisy. ``run`` is ``finelens adapt`` and ``finelens predict`` of that folder as two commands, whose resident size is read
+every second. ``agree`` fits each solver to the same rows in memory and by passes, and compares what both fitted solvers answer for all of them.
+``--sets`` takes the features of real sets, each image five times with noise.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from finelens.core.schemas import SCHEMA_VERSION
+from finelens.feature_store.files import FORMAT
+from finelens.feature_store.folder import SHARD, FolderWriter
+from finelens.protocol import ImageRecord
+
+WIDTH, SCALE = 512, 50.0
+METHODS = ["consensus", "joint-gmm", "gda-em", "tip-adapter"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["draw", "run", "agree", "plot"])
+    parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--classes", type=int, default=1000)
+    parser.add_argument("--folder", type=Path, default=Path("big"))
+    parser.add_argument("--methods", nargs="+", default=METHODS)
+    parser.add_argument("--sample", type=int, help="Rows that one number of all is taken from.  [default: the solvers' own]")
+    parser.add_argument("--out", type=Path)
+    given = parser.parse_args()
+    {"draw": draw, "run": run, "agree": agree}[given.what](given)
+
+
+def centres(classes: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Class centres (C, D), their noisy texts (C, D) and frequencies (C,)."""
+    generator = torch.Generator().manual_seed(0)
+    parents = F.normalize(torch.randn(max(2, classes // 10), WIDTH, generator=generator), dim=1)
+    children = F.normalize(torch.randn(classes, WIDTH, generator=generator), dim=1)
+    own = F.normalize(parents[torch.arange(classes) % len(parents)] + 0.7 * children, dim=1)
+    texts = F.normalize(own + F.normalize(torch.randn(classes, WIDTH, generator=generator), dim=1), dim=1)
+    frequent = (torch.randperm(classes, generator=generator) + classes / 10).double() ** -0.5
+    return own, texts, frequent / frequent.sum()
+
+
+def drawn(classes: int, rows: range, size: int = SHARD) -> Iterator[tuple[range, torch.Tensor, torch.Tensor]]:
+    """Unit rows (n, D) and their classes (n,), shard by shard; the same for a row whatever comes before it."""
+    own, _, frequent = centres(classes)
+    for start in range(rows.start, rows.stop, size):
+        part = range(start, min(start + size, rows.stop))
+        generator = torch.Generator().manual_seed(1 + start)
+        labels = torch.multinomial(frequent, len(part), replacement=True, generator=generator)
+        noise = 2.5 * WIDTH**-0.5 * torch.randn(len(part), WIDTH, generator=generator)
+        yield part, F.normalize(own[labels] + noise, dim=1), labels
+
+
+def draw(given: argparse.Namespace) -> None:
+    given.folder.mkdir(parents=True, exist_ok=True)
+    _, texts, _ = centres(given.classes)
+    np.save(given.folder / "texts.npy", texts.numpy())
+    (given.folder / "classes.txt").write_text("".join(f"kind {c}\n" for c in range(given.classes)))
+    metadata = {"format": FORMAT, "schema_version": str(SCHEMA_VERSION), "logit_scale": str(SCALE)}
+    with FolderWriter(given.folder / "rows.features", metadata, f"{given.rows} {given.classes}") as writer:
+        for part, rows, _ in drawn(given.classes, range(writer.done, given.rows)):
+            # A pooled token of one column, which no method is told to look at.
+            records = [ImageRecord(f"{i // 1000:04d}/{i:07d}.jpg", "ok", "", f"{i:064x}") for i in part]
+            writer.add(records, {"global": rows, "cls": rows[:, :1]})
+        writer.finish()
+
+
+def run(given: argparse.Namespace) -> None:
+    """``adapt`` and ``predict`` by the command line, watched."""
+    for method in given.methods:
+        out = given.folder / f"run-{method}"
+        options = ["--set", "method.extra=[]"] if method in ("consensus", "joint-gmm", "self-adaptive-ot") else []
+        verb = "zero-shot" if method == "zero-shot" else "adapt"
+        common = ["--classes", str(given.folder / "classes.txt"), "--prototypes", str(given.folder / "texts.npy"), "--method", method, "--overwrite"]
+        rows = str(given.folder / "rows.features")
+        adapt = [sys.executable, "-m", "finelens", verb, rows, *common, *options, "--out", str(out)]
+        predict = [sys.executable, "-m", "finelens", "predict", str(out), rows, "--csv", str(given.folder / f"{method}.csv"), "--overwrite"]
+        for step, command in (("adapt", adapt), ("predict", predict)):
+            write(given.out, {"step": step, "method": method, "rows": given.rows, "classes": given.classes, **watched(command)})
+
+
+def watched(command: list[str]) -> dict[str, Any]:
+    """Run a command; its resident size in MB, anonymous and of mapped files, every few seconds, and the processor time that it took."""
+    before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
+    process = subprocess.Popen(command)
+    seen: list[list[float]] = []
+    pause = 1.0
+    while process.poll() is None:
+        status = Path(f"/proc/{process.pid}/status").read_text()
+        size = {line.split(":")[0]: int(line.split()[1]) for line in status.splitlines() if line.startswith(("VmRSS", "RssAnon"))}
+        if size:
+            seen.append([round(time.monotonic() - start), size["VmRSS"] // 1024, size["RssAnon"] // 1024])
+        time.sleep(pause)
+    if process.returncode:
+        raise SystemExit(f"{' '.join(command)} ended with {process.returncode}")
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    every = max(1, len(seen) // 200)
+    return {
+        "seconds": round(time.monotonic() - start),
+        "cpu_seconds": round(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime),
+        "megabytes_peak": max(size for _, size, _ in seen),
+        "resident": [max(seen[i : i + every], key=lambda point: point[1]) for i in range(0, len(seen), every)],
+    }
+
+
+def agree(given: argparse.Namespace) -> None:
+    for method in given.methods:
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            found = pool.apply(compared, (method, given.rows, given.classes, given.sample))
+        write(given.out, {"step": "agree", "method": method, "rows": given.rows, "classes": given.classes, "sample": given.sample, **found})
+
+
+def compared(method: str, rows: int, classes: int, sample: int | None) -> dict[str, Any]:
+    from finelens.solvers import SOLVERS
+    from finelens.solvers import rows as by_passes
+
+    if sample is not None:
+        by_passes.SAMPLE = sample
+    parts = list(drawn(classes, range(rows)))
+    x, labels = torch.cat([part for _, part, _ in parts]), torch.cat([own for *_, own in parts])
+    _, texts, _ = centres(classes)
+    return compare(SOLVERS[method], x, texts, labels)
+
+
+def compare(solver: Any, x: torch.Tensor, texts: torch.Tensor, labels: torch.Tensor) -> dict[str, Any]:
+    from finelens.solvers.rows import TensorRows
+
+    spent, answers = [], []
+    for source in (x, TensorRows(x)):
+        start = time.process_time()
+        fitted = solver().fit(source, prototypes=texts, logit_scale=SCALE)
+        spent.append(round(time.process_time() - start, 1))
+        answers.append(torch.cat([fitted.predict_log_proba(part).argmax(1) for part in x.split(2048)]))
+    text = torch.cat([(part @ texts.T).argmax(1) for part in x.split(2048)])
+    right = [float((own == labels).double().mean()) for own in (text, *answers)]
+    return {
+        "agreement": round(float((answers[0] == answers[1]).double().mean()), 5),
+        "moved_from_text": round(float((answers[0] != text).double().mean()), 4),
+        "accuracy_text_memory_passes": [round(value, 4) for value in right],
+        "cpu_seconds_memory_passes": spent,
+    }
+
+
+def write(out: Path | None, row: dict[str, Any]) -> None:
+    row["threads"] = torch.get_num_threads()
+    row["load"] = round(os.getloadavg()[0], 1)
+    if out is not None:
+        with out.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+    print(json.dumps({key: value for key, value in row.items() if key != "resident"}), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,108 @@
+"""A feature folder of more photographs than memory holds: a part of them as a feature file, and all of them as rows that are read some at a time."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterator
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+
+from finelens.feature_store.folder import FeatureFolder
+from finelens.protocol import ImageRecord
+
+# Rows of a folder from which on a run does not hold them all, and of the part that its measures and its page rest on then.
+MANY, PART = 1 << 17, 1 << 15
+
+
+class FolderRows:
+    """One kind of feature of all photographs of a folder that have any, in the order of its files, as :class:`~finelens.protocol.Rows`.
+
+    Shards are memory-mapped, one at a time; the first time that one is opened its SHA-256 is checked.
+
+    Args:
+        folder: The folder.
+        kind: ``global`` or ``cls``.
+    """
+
+    def __init__(self, folder: FeatureFolder, kind: str) -> None:
+        self._folder, self._kind = folder, kind
+        self._starts = [0, *accumulate(entry.rows for entry in folder.shards)]
+        self._checked: set[int] = set()
+        self._width: int | None = None
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """The columns, as one feature space."""
+        if self._width is None:
+            self._width = self._open(next(i for i, entry in enumerate(self._folder.shards) if entry.rows)).shape[1]
+        return (self._width,)
+
+    def __len__(self) -> int:
+        """How many photographs have features."""
+        return self._starts[-1]
+
+    def parts(self, size: int) -> Iterator[Tensor]:
+        """All rows in their order; a chunk may reach over the end of a shard.
+
+        Raises:
+            UserError: A shard is missing, or not the one that the manifest names.
+        """
+        left: list[Tensor] = []
+        for number, entry in enumerate(self._folder.shards):
+            rows, start = self._open(number) if entry.rows else torch.zeros(0, 0), 0
+            while start < entry.rows:
+                part = rows[start : start + size - sum(map(len, left))]
+                start += len(part)
+                left.append(part.float())
+                if sum(map(len, left)) == size:
+                    yield left[0] if len(left) == 1 else torch.cat(left)
+                    left = []
+            # What is kept of a shard must not keep it open.
+            left = [part.clone() for part in left]
+        if left:
+            yield torch.cat(left)
+
+    def at(self, positions: Tensor) -> Tensor:
+        """Some rows; each shard is opened once."""
+        found = torch.empty(len(positions), *self.widths)
+        of_shard = torch.tensor([bisect_right(self._starts, position) - 1 for position in positions.tolist()], dtype=torch.int64)
+        for number in of_shard.unique().tolist():
+            own = (of_shard == number).nonzero()[:, 0]
+            found[own] = self._open(number)[positions[own] - self._starts[number]].float()
+        return found
+
+    def _open(self, number: int) -> Tensor:
+        rows = self._folder.rows_of(number, self._kind, check=number not in self._checked)
+        self._checked.add(number)
+        return rows
+
+
+def part_of(folder: FeatureFolder, most: int) -> tuple[list[ImageRecord], dict[str, Tensor], dict[str, int]]:
+    """At most so many of a folder's photographs with features, evenly spread, and how many files there are of each status.
+
+    Returns:
+        Records of those photographs, ``global`` and ``cls`` of them, and the counts, ``ok`` first.
+
+    Raises:
+        UserError: A shard is missing, or not the one that the manifest names.
+    """
+    rows = sum(entry.rows for entry in folder.shards)
+    wanted = min(rows, most)
+    records: list[ImageRecord] = []
+    parts: list[dict[str, Tensor]] = []
+    counts, seen, taken = {"ok": 0}, 0, 0
+    for table, tensors in folder.by_shard():
+        good = [record for record in table if record.sample_id is not None]
+        for record in table:
+            counts[record.status] = counts.get(record.status, 0) + 1
+        # Of position i among the wanted, the row is i rows / wanted.
+        own = []
+        while taken < wanted and taken * rows // wanted < seen + len(good):
+            own.append(taken * rows // wanted - seen)
+            taken += 1
+        records += [good[i] for i in own]
+        parts.append({name: values[own].float() for name, values in tensors.items()})
+        seen += len(good)
+    return records, {name: torch.cat([part[name] for part in parts]) for name in parts[0]}, counts
