@@ -3,13 +3,12 @@
     OMP_NUM_THREADS=1 python benchmarks/solver_scale.py draw --rows 1000000 --classes 1000 --folder big
     OMP_NUM_THREADS=1 python benchmarks/solver_scale.py run --folder big --methods joint-gmm gda-em --out benchmarks/results/solver_scale.jsonl
     OMP_NUM_THREADS=1 python benchmarks/solver_scale.py agree --rows 50000 --classes 1000 --out benchmarks/results/solver_scale.jsonl
-    OMP_NUM_THREADS=1 python benchmarks/solver_scale.py agree --sets DATA --out benchmarks/results/solver_scale.jsonl
-    python benchmarks/solver_scale.py plot --rows-of benchmarks/results/solver_scale.jsonl --svg docs/solver_scale.svg
+    python benchmarks/solver_scale.py plot --out benchmarks/results/solver_scale.jsonl --svg docs/solver_scale.svg
 
 ``draw`` writes a feature folder of 512 columns: classes are children of a tenth as many parents, so that siblings are confused; their frequencies are
 uneven, and their texts are noisy. ``run`` is ``finelens adapt`` and ``finelens predict`` of that folder as two commands, whose resident size is read
 every second. ``agree`` fits each solver to the same rows in memory and by passes, and compares what both fitted solvers answer for all of them.
-``--sets`` takes the features of real sets, each image five times with noise.
+``plot`` draws the last sizes of each method in ``--out`` over time.
 """
 
 from __future__ import annotations
@@ -37,6 +36,7 @@ from finelens.protocol import ImageRecord
 
 WIDTH, SCALE = 512, 50.0
 METHODS = ["consensus", "joint-gmm", "gda-em", "tip-adapter"]
+VIEWS = ("consensus", "joint-gmm", "self-adaptive-ot")
 
 
 def main() -> None:
@@ -48,8 +48,9 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=METHODS)
     parser.add_argument("--sample", type=int, help="Rows that one number of all is taken from.  [default: the solvers' own]")
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--svg", type=Path)
     given = parser.parse_args()
-    {"draw": draw, "run": run, "agree": agree}[given.what](given)
+    {"draw": draw, "run": run, "agree": agree, "plot": plot}[given.what](given)
 
 
 def centres(classes: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -92,7 +93,7 @@ def run(given: argparse.Namespace) -> None:
     """``adapt`` and ``predict`` by the command line, watched."""
     for method in given.methods:
         out = given.folder / f"run-{method}"
-        options = ["--set", "method.extra=[]"] if method in ("consensus", "joint-gmm", "self-adaptive-ot") else []
+        options = ["--set", "method.extra=[]"] if method in VIEWS else []
         verb = "zero-shot" if method == "zero-shot" else "adapt"
         common = ["--classes", str(given.folder / "classes.txt"), "--prototypes", str(given.folder / "texts.npy"), "--method", method, "--overwrite"]
         rows = str(given.folder / "rows.features")
@@ -162,6 +163,31 @@ def compare(solver: Any, x: torch.Tensor, texts: torch.Tensor, labels: torch.Ten
         "accuracy_text_memory_passes": [round(value, 4) for value in right],
         "cpu_seconds_memory_passes": spent,
     }
+
+
+def plot(given: argparse.Namespace) -> None:
+    rows = {(row["method"], row["step"]): row for row in map(json.loads, given.out.read_text().splitlines()) if "resident" in row}
+    if not rows:
+        raise SystemExit(f"{given.out} has no row of a run")
+    width, height, left, top = 640, 260, 60, 20
+    longest = max(row["resident"][-1][0] for row in rows.values()) or 1
+    most = -(-max(row["megabytes_peak"] for row in rows.values()) // 1000) * 1000
+    lines = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {left + width + 150} {top + height + 40}" font-family="sans-serif" font-size="12">',
+        '<rect width="100%" height="100%" fill="#fff"/>',
+    ]
+    for megabytes in range(0, most + 1, 1000):
+        y = top + height * (1 - megabytes / most)
+        lines.append(
+            f'<path d="M{left} {y:.1f}h{width}" stroke="#ddd"/><text x="{left - 6}" y="{y + 4:.1f}" text-anchor="end">{megabytes / 1000:g} GB</text>'
+        )
+    for place, ((method, step), row) in enumerate(rows.items()):
+        colour = ["#1b6ca8", "#b3541e", "#4b7f3f", "#7a4b8f", "#555", "#a88a00"][place % 6]
+        points = " ".join(f"{left + width * at / longest:.1f},{top + height * (1 - size / most):.1f}" for at, size, _ in row["resident"])
+        lines.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="1.5"/>')
+        lines.append(f'<text x="{left + width + 8}" y="{top + 14 + 18 * place}" fill="{colour}">{step} {method}</text>')
+    lines.append(f'<text x="{left + width}" y="{top + height + 24}" text-anchor="end">{longest / 60:.0f} minutes</text></svg>')
+    given.svg.write_text("\n".join(lines) + "\n")
 
 
 def write(out: Path | None, row: dict[str, Any]) -> None:

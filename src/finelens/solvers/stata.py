@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import ClassVar
 
 import torch
@@ -13,7 +14,9 @@ from finelens.solvers.base import Solver
 from finelens.solvers.known import Known
 from finelens.solvers.neighbours import symmetric_affinity
 from finelens.solvers.parameters import COUNT, POSITIVE, Constraints
+from finelens.solvers.rows import FitRows, Moments
 from finelens.solvers.settling import Settling, is_many
+from finelens.solvers.settling_passes import SettlingPasses
 from finelens.solvers.transclip import floor_variance
 
 
@@ -72,8 +75,21 @@ class StatA(Solver):
         graph = symmetric_affinity(x, self.neighbours, chunk_size=self.chunk_size) / (2 * self.neighbours)
         many = Settling(x, graph, known, len(text), squares=True)
         many.start(self.text_)
-        first = self._start(mean_square(x, self.chunk_size), many.mass, many.sums, text, len(x))
-        weight = likelihood_weight(self.temperature, x.shape[1])
+        return many.settle(*self._steps(many, mean_square(x, self.chunk_size), text, len(x)), self.rounds)
+
+    def _fit_passes(self, rows: FitRows, prototypes: Tensor, scale: float) -> None:
+        text = prototypes.double()
+        self.text_ = scale * text
+        many = SettlingPasses(rows, self.neighbours, len(text), squares=True)
+        many.start(self.text_)
+        many.settle(*self._steps(many, Moments.of(rows).squares, text, len(rows)), self.rounds)
+
+    def _steps(
+        self, many: Settling | SettlingPasses, squares: Tensor, text: Tensor, count: int
+    ) -> tuple[Callable[[], tuple[Tensor, Tensor, Tensor]], Callable[[], None]]:
+        """Scores by the statistics, and the statistics by the sums, of ``count`` images with these mean squares (D,)."""
+        first = self._start(squares, many.mass, many.sums, text, count)
+        weight = likelihood_weight(self.temperature, text.shape[1])
 
         def scores() -> tuple[Tensor, Tensor, Tensor]:
             linear, square, constant = natural_parameters(self.means_, self.variances_)
@@ -83,7 +99,7 @@ class StatA(Solver):
             hits = torch.bincount(many.best, minlength=len(text)).double()
             self._update(hits, many.mass, many.sums, many.squares, text, first)
 
-        return many.settle(scores, update, self.rounds)
+        return scores, update
 
     def _start(self, squares: Tensor, mass: Tensor, sums: Tensor, text: Tensor, count: int) -> Tensor:
         """Means at the texts, with the variance (D,) of the text posteriors around them, which is returned."""

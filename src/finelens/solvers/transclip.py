@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import ClassVar
 
 import torch
@@ -13,7 +14,9 @@ from finelens.solvers.base import Solver
 from finelens.solvers.known import Known
 from finelens.solvers.neighbours import symmetric_affinity
 from finelens.solvers.parameters import COUNT, POSITIVE, Constraints
+from finelens.solvers.rows import FitRows, Moments, TopRows
 from finelens.solvers.settling import Settling, is_many
+from finelens.solvers.settling_passes import SettlingPasses
 
 TINY = 1e-12
 
@@ -74,16 +77,30 @@ class TransClip(Solver):
         many = Settling(x, graph, known, len(self.text_), squares=False)
         many.start(self.text_)
         self._start(x, many.z)
-        squares, weight = mean_square(x, self.chunk_size), likelihood_weight(self.temperature, x.shape[1])
+        return many.settle(*self._steps(many, mean_square(x, self.chunk_size), len(x)), self.rounds)
+
+    def _fit_passes(self, rows: FitRows, prototypes: Tensor, scale: float) -> None:
+        self.text_ = scale * prototypes.double()
+        many, top = SettlingPasses(rows, self.neighbours, len(prototypes), squares=False), TopRows(self.confident, len(prototypes))
+        many.start(self.text_, top)
+        self.means_ = top.means(rows)
+        self.variance_ = torch.full((rows.width,), 1 / rows.width, dtype=torch.float64)
+        many.settle(*self._steps(many, Moments.of(rows).squares, len(rows)), self.rounds)
+
+    def _steps(
+        self, many: Settling | SettlingPasses, squares: Tensor, count: int
+    ) -> tuple[Callable[[], tuple[Tensor, None, Tensor]], Callable[[], None]]:
+        """Scores by the statistics, and the statistics by the sums, of ``count`` images with these mean squares (D,)."""
+        weight = likelihood_weight(self.temperature, len(squares))
 
         def scores() -> tuple[Tensor, None, Tensor]:
             scaled, constant = shared_parameters(self.means_, self.variance_)
             return self.text_ + weight * scaled, None, weight * constant
 
         def update() -> None:
-            self.means_, self.variance_ = statistics_of_sums(many.sums, many.mass, squares, self.means_, len(x))
+            self.means_, self.variance_ = statistics_of_sums(many.sums, many.mass, squares, self.means_, count)
 
-        return many.settle(scores, update, self.rounds)
+        return scores, update
 
     def _start(self, x: Tensor, z: Tensor) -> None:
         dim = x.shape[1]
