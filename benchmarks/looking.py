@@ -275,7 +275,7 @@ def table(found: list[dict[str, Any]]) -> str:
 def coverage(found: list[dict[str, Any]]) -> str:
     """Markdown: how often the 90 % interval covers, how wide it is, and what the estimate is off by, in points."""
     asked = [row for row in found if "seed" in row]
-    found = [row for row in asked if row["told"]]
+    found = [row for row in asked if row.get("told", True)]
     lines = [
         f"{len(found)} of {len(asked)} are told.",
         "",
@@ -295,7 +295,7 @@ def coverage(found: list[dict[str, Any]]) -> str:
 
 def gains(found: list[dict[str, Any]]) -> str:
     """Markdown: the gain over the unadapted model by the answers, what it is, and how often its interval decides the verdict, rightly or not."""
-    found = [row for row in found if row["told"]]
+    found = [row for row in found if row.get("told", True)]
     lines = ["| set | answers | estimates | gain | told | covers | half its width | better | worse | wrongly |", "|---" * 10 + "|"]
     names = [*dict.fromkeys(row["set"] for row in found), "all"]
     for name, times in [(name, times) for name in names for times in TIMES]:
