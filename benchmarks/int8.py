@@ -71,7 +71,7 @@ def main() -> None:
     given = parser.parse_args()
     for tower in given.towers:
         for name in given.sets:
-            with torch.inference_mode():
+            with torch.no_grad():
                 row = (vit if tower == "vit" else embedded)(given.data / name, given.images, given.repeats)
             write(given.out, {"set": name, "tower": tower, "capability": torch.backends.cpu.get_cpu_capability(), **row})
 
@@ -145,9 +145,8 @@ def embedded(folder: Path, most: int, repeats: int) -> dict[str, Any]:
 
     with tempfile.TemporaryDirectory() as place:
         plain, ready, small = (Path(place) / f"{name}.onnx" for name in ("plain", "ready", "int8"))
-        with torch.inference_mode(False), torch.no_grad():
-            shape = ({0: torch.export.Dim("batch")},)
-            torch.onnx.export(Pooled(backbone), (torch.zeros(2, 3, 224, 224),), plain, input_names=["images"], dynamo=True, dynamic_shapes=shape)
+        shape = ({0: torch.export.Dim("batch")},)
+        torch.onnx.export(Pooled(backbone), (torch.zeros(2, 3, 224, 224),), plain, input_names=["images"], dynamo=True, dynamic_shapes=shape)
         quant_pre_process(plain, ready)
         kinds = {"activation_type": QuantType.QUInt8, "weight_type": QuantType.QInt8, "per_channel": True, "reduce_range": True}
         quantize_static(ready, small, Ranges(), quant_format=QuantFormat.QDQ, **kinds)
