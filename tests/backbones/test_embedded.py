@@ -126,7 +126,8 @@ def test_bfloat16_features_are_close_to_float32(backbone, pixels):
     with torch.autocast("cpu", torch.bfloat16):
         rounded = backbone.encode_image(pixels)
     assert F.cosine_similarity(exact.global_, rounded.global_).min() > 0.99
-    # 0.033 with shifts, stem and first depthwise layer in bfloat16 as well, and 0.016 without the correction of the shifts.
+    # On any processor: without units for bfloat16 sums are in float32 as well (0.023 when they were not). 0.033 with shifts, stem and first depthwise
+    # layer in bfloat16 as well, and 0.016 without the correction of the shifts.
     assert ((rounded.cls - exact.cls).norm(dim=1) / exact.cls.norm(dim=1)).max() < 0.015
 
 

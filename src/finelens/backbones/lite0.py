@@ -128,6 +128,9 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, paddin
         activation, bounds = ("hardtanh", [0.0, 6.0]) if relu6 else ("none", [])
         fused: Tensor = fused_convolution(x, weight, bias, [padding] * 2, [stride] * 2, [1, 1], groups, activation, bounds, "")
         return fused
+    if x.dtype is torch.bfloat16:
+        # As the fused kernel does it where there are units for it: sums and shifts in float32, rounded once.
+        return convolve(x.float(), weight.float(), bias, stride, padding, groups, relu6).to(x.dtype)
     y = F.conv2d(x, weight, None if bias is None else bias.to(x.dtype), stride, padding, 1, groups)
     return F.hardtanh_(y, 0.0, 6.0) if relu6 else y
 

@@ -26,7 +26,7 @@ from finelens.storage.rows import RowCache
 
 BATCH = 64
 # Part of every key: raise it when centre or crop views of the same file change, or what a tower makes of them.
-VIEWS_SCHEMA = 3
+VIEWS_SCHEMA = 4
 CENTRE = "centre"
 
 Rows = tuple[list[int], dict[str, Tensor]]
