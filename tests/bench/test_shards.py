@@ -63,6 +63,35 @@ def test_shards_that_do_not_fit(tmp_path, names, label, message):
         find_data(str(tmp_path), None)[1]()
 
 
+@pytest.mark.parametrize("column", ["image", "label"])
+def test_damage_behind_the_description_of_a_parquet_file_is_told(tmp_path, column):
+    for part in ("train", "test"):
+        write_shard(tmp_path / f"{part}-00000-of-00001.parquet", [(jpeg(i), i % 2) for i in range(3)], group=4)
+    shard = tmp_path / "test-00000-of-00001.parquet"
+    chunks = parquet.ParquetFile(shard).metadata.row_group(0)
+    place = next(chunks.column(i) for i in range(chunks.num_columns) if chunks.column(i).path_in_schema.startswith(column))
+    start = place.dictionary_page_offset or place.data_page_offset
+    content = bytearray(shard.read_bytes())
+    content[start : start + 16] = bytes(255 - byte for byte in content[start : start + 16])
+    shard.write_bytes(content)
+    with pytest.raises(UserError, match=rf"its column {column} is damaged .*; download it again"):
+        load_images(find_data(str(tmp_path), None)[1]().test.images)
+
+
+@pytest.mark.parametrize("mode", ["w", "w:gz"])
+@pytest.mark.parametrize("damage", ["checksum", "cut"])
+def test_a_damaged_header_is_not_the_end_of_a_shard(tmp_path, mode, damage):
+    shard = tmp_path / ("a.tar" if mode == "w" else "a.tar.gz")
+    write_tar(shard, [("0.jpg", jpeg(0)), ("1.jpg", jpeg(1)), ("2.jpg", jpeg(2))], mode)
+    content = bytearray(shard.read_bytes() if mode == "w" else gzip.decompress(shard.read_bytes()))
+    header = content.index(b"1.jpg")
+    content[header] += 1
+    content = content if damage == "checksum" else content[: header + 100]
+    shard.write_bytes(content if mode == "w" else gzip.compress(content))
+    with pytest.raises(UserError, match=rf"a\.tar.*(bad checksum|truncated header) at byte {header}; download it again"):
+        list(members(shard, (), 0))
+
+
 def test_parquet_without_features_is_refused(tmp_path):
     for part in ("train", "test"):
         parquet.write_table(pyarrow.table({"image": [b""], "label": [0]}), tmp_path / f"{part}-00000-of-00001.parquet")

@@ -109,7 +109,7 @@ class ParquetImages:
         group = bisect_right(self._starts, index) - 1
         if self._kept[0] != group:
             shard, number = self._groups[group]
-            self._kept = group, open_parquet(shard).read_row_group(number, columns=[self._column]).column(0).to_pylist()
+            self._kept = group, read_column(shard, self._column, [number])
         cell = self._kept[1][index - self._starts[group]]
         data = cell.get("bytes") if isinstance(cell, Mapping) else cell
         # A row without bytes names a file of the machine that wrote it, which is no file to read here: it becomes an image that cannot be read.
@@ -151,6 +151,20 @@ def open_parquet(path: Path) -> Any:
         return parquet.ParquetFile(path)
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read {path}: {error}") from error
+
+
+def read_column(path: Path, column: str, groups: Sequence[int] | None = None) -> list[Any]:
+    """The cells of a column, of some row groups or of all.
+
+    Raises:
+        UserError: The file is damaged behind the part that says what it holds, or pyarrow is missing.
+    """
+    file = open_parquet(path)
+    try:
+        cells: list[Any] = file.read_row_groups(range(file.num_row_groups) if groups is None else groups, columns=[column]).column(0).to_pylist()
+    except (OSError, ValueError, NotImplementedError) as error:
+        raise UserError(f"cannot read {path}: its column {column} is damaged ({' '.join(f'{error}'.split())}); download it again") from error
+    return cells
 
 
 def image_column(shard: Path) -> str:

@@ -11,7 +11,7 @@ from finelens.bench.sets.data import DataSet, Part, counted_out, folder_set
 from finelens.bench.sets.sealed import Labels
 from finelens.classes.names import check_names
 from finelens.errors import UserError
-from finelens.images.shards import ParquetImages, hugging_face_features, open_parquet
+from finelens.images.shards import ParquetImages, hugging_face_features, open_parquet, read_column
 
 
 def shards_of(folder: Path) -> dict[str, list[Path]]:
@@ -45,9 +45,7 @@ def read_parquet(folder: Path) -> DataSet:
         for shard in shards[part]:
             if _columns(shard) != (image, label, names):
                 raise UserError(f"{shard} has other columns or class names than {shards[test][0].name}")
-        labels = np.array(
-            [-1 if value is None else value for shard in shards[part] for value in open_parquet(shard).read([label]).column(0).to_pylist()]
-        )
+        labels = np.array([-1 if value is None else value for shard in shards[part] for value in read_column(shard, label)])
         if len(labels) and not -1 <= labels.min() <= labels.max() < len(names):
             raise UserError(f"{folder}, {part}: a label is none of the {len(names)} classes")
         parts.append(Part(pictures := ParquetImages(shards[part], image), Labels(labels)))
