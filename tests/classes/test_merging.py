@@ -9,7 +9,7 @@ import pytest
 
 import finelens
 from finelens.classes.hints import asked_in_groups
-from finelens.classes.merging import merge, merged_csv
+from finelens.classes.merging import merge, merge_hints, merged_csv
 from finelens.classes.names import read_class_file
 from finelens.cli import main
 from finelens.errors import UserError
@@ -56,6 +56,16 @@ def test_a_merged_file_is_a_hints_file_again(files):
     assert {path: label for path, (label, _) in merge([Path("all.csv")]).answers.items()} == {
         path: label for path, (label, _) in merge(files).answers.items()
     }
+
+
+def test_the_list_holds_names_that_look_like_comments(tmp_path):
+    names = ["# 7 oak", "#7 oak", "\\# 5", "\\\\#", "# class names from answers", "## ", "C#"]
+    hints = tmp_path / "a.csv"
+    with open(hints, "w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([("path", "label"), *((f"{i}.jpg", name) for i, name in enumerate(names))])
+    merged = merge_hints([hints], tmp_path / "all.csv", classes=tmp_path / "classes.txt", console=QUIET)
+    assert read_class_file(tmp_path / "classes.txt") == merged.names
+    assert sorted(merged.names) == sorted(name.strip() for name in names)
 
 
 def test_the_command_says_what_contradicts_and_writes_the_rest(files, capsys):

@@ -204,6 +204,49 @@ def test_what_was_written_by_hand_counts_and_rows_of_others_stay(subject, tmp_pa
     assert found["elsewhere.png"] == "larch"
 
 
+def test_what_is_written_by_hand_while_the_page_is_open_is_kept(subject, tmp_path):
+    hints = tmp_path / "hints.csv"
+
+    def answer(session, act):
+        look = session.look("tab")
+        act("tab", "Ada", look["id"], *(["birch", [photo["path"] for photo in look["photos"][1:]]] if act == session.answer else []))
+        return look["photos"][0]["path"]
+
+    with answering(subject, hints) as session:
+        settled(session)
+        first = answer(session, session.answer)
+        hints.write_text(
+            hints.read_text().replace(f"{first},birch", f"{first},beech tree") + "200.png,oak?,,\n201.png,none,,\nelsewhere.png,larch,,\n"
+        )
+        second = answer(session, session.answer)
+        expected = {first: "beech tree", second: "birch", "201.png": ""}
+        assert session.tutor.labels() == expected
+        assert read_answers(hints) == {**expected, "200.png": "oak?", "elsewhere.png": "larch"}
+        with hints.open("a") as file:
+            file.write("202.png,birch,,\n")
+        session.undo("tab", "Ada")
+        del expected[second]
+        assert session.tutor.labels() == {**expected, "202.png": "birch"}
+        # What is no hints file any more is not written over.
+        hints.write_text("half of a line")
+        with pytest.raises(UserError, match="not a hints file"):
+            answer(session, session.skip)
+        assert hints.read_text() == "half of a line"
+
+
+@pytest.mark.parametrize("new_names", [False, True])
+def test_none_in_a_file_is_no_class(subject, tmp_path, new_names):
+    for name in ("hints", "listed"):
+        rows = ["path,label,why,expected", "200.png,None of these,,birch", "201.png,birch,,birch", "202.png,,,birch"]
+        (tmp_path / f"{name}.csv").write_text("\n".join([*rows, ""]))
+    with answering(replace(subject, new_names=new_names), tmp_path / "hints.csv") as session:
+        assert session.tutor.classes() == NAMES
+        assert session.tutor.labels() == {"200.png": "", "201.png": "birch"}
+    # Where the list has it, it is one.
+    with answering(replace(subject, classes=("none of these", *NAMES[1:]), new_names=new_names), tmp_path / "listed.csv") as session:
+        assert session.tutor.labels() == {"200.png": "none of these", "201.png": "birch"}
+
+
 def test_two_people_get_different_looks_and_see_where_they_disagree(subject, tmp_path):
     with answering(subject, tmp_path / "hints.csv") as session:
         settled(session)

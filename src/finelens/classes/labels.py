@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -158,6 +158,11 @@ def _label_of(target: int, class_names: Sequence[str]) -> str:
     return quote(class_names[target]) if target in range(len(class_names)) else "none of the classes"
 
 
+def none_words(class_names: Iterable[str]) -> set[str]:
+    """Normal forms of what says "none of these classes" among these names: one of ``NONE_WORDS`` that is a class means that class."""
+    return set(NONE_WORDS) - {normalise(name) for name in class_names}
+
+
 def answer_rows(labels: Path | Told, class_names: Sequence[str], kind: str = "hints file") -> list[tuple[int, str, str]]:
     """Line number, path and label of each answer in a file; the label is empty for "none of these classes".
 
@@ -169,7 +174,7 @@ def answer_rows(labels: Path | Told, class_names: Sequence[str], kind: str = "hi
     Raises:
         UserError: The file cannot be read, or holds no answer.
     """
-    none = set(NONE_WORDS) - {normalise(name) for name in class_names}
+    none = none_words(class_names)
     rows = [(line, path, "" if normalise(label) in none else label) for line, path, label in read_rows(labels, kind) if label != UNANSWERED]
     if not rows:
         raise UserError(f"{kind} {quote(str(labels))}: every label is still {UNANSWERED}; write names in their place")

@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from finelens.classes.hints import GROUP, asked_in_groups
 from finelens.classes.labels import answer_rows
 from finelens.classes.names import normalise
-from finelens.classes.text_files import counted, quote
+from finelens.classes.text_files import content_line, counted, quote
 from finelens.core.console import Console
 from finelens.errors import UserError
 from finelens.storage.cells import escape_cell
@@ -119,7 +119,7 @@ def merged_csv(merged: Merged) -> str:
 
 def class_list(names: Sequence[str]) -> str:
     """The content of a class list of names that answers use."""
-    return "".join(f"{line}\n" for line in (LIST_START, *names))
+    return "".join(f"{line}\n" for line in (LIST_START, *map(content_line, names)))
 
 
 def merge_hints(

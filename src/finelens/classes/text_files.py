@@ -21,6 +21,7 @@ MAX_BYTES = 256 * 2**20
 _SHOWN = 5
 _QUOTED_LENGTH = 80
 _COMMENT = re.compile(r"#+(\s|$)")
+_ESCAPED = re.compile(r"\\+#")
 _LINE_END = re.compile(r"\r\n|\n|\r")
 
 
@@ -106,7 +107,12 @@ def read_lines(path: str | Path, what: str) -> list[tuple[int, str]]:
     """
     lines = [line.strip() for line in split_lines(read_utf8(path, what))]
     content = [(number, line) for number, line in enumerate(lines, start=1) if line and not is_comment(line)]
-    return [(number, line[1:] if line.startswith("\\#") else line) for number, line in content]
+    return [(number, line[1:] if _ESCAPED.match(line) else line) for number, line in content]
+
+
+def content_line(text: str) -> str:
+    """A text as the line that :func:`read_lines` reads it from: a backslash keeps what would be a comment."""
+    return f"\\{text}" if is_comment(text) or _ESCAPED.match(text) else text
 
 
 def plain_line(text: object, where: str, *, called: str, named: str, most: int, doubt: str = "", form: str) -> str:

@@ -6,9 +6,9 @@ import csv
 from collections.abc import Container, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
-from finelens.classes.labels import UNANSWERED
-from finelens.classes.names import match
-from finelens.core.schemas import GIVEN_HINTS_FILE, OLDER_QUESTIONS, WHY_COLUMN
+from finelens.classes.labels import UNANSWERED, none_words
+from finelens.classes.names import match, normalise
+from finelens.core.schemas import GIVEN_HINTS_FILE, LABEL_COLUMNS, OLDER_QUESTIONS, WHY_COLUMN
 from finelens.errors import UserError
 from finelens.reporting.record import RunRecord
 from finelens.storage.cells import unescape_cell
@@ -36,7 +36,8 @@ def answers_about(paths: Container[str], classes: Sequence[str], answers: Mappin
         answers: Class names by path, written by whom ever.
         new_names: Whether a name that is not in the list is an answer as well.
     """
-    names = match(set(answers.values()), classes) | {"": ""}
+    none = none_words(classes)
+    names = match(set(answers.values()), classes) | {label: "" for label in answers.values() if not label or normalise(label) in none}
     if new_names:
         names = {label: label for label in answers.values()} | names
     plain = ((PurePosixPath(path).as_posix(), label) for path, label in answers.items())
@@ -56,6 +57,9 @@ def read_answers(path: Path) -> dict[str, str]:
             reader = csv.DictReader(file, strict=True)
             if reader.fieldnames is not None and tuple(reader.fieldnames) == OLDER_QUESTIONS:
                 return {}
+            # A line of something else has no rows.
+            if not {*LABEL_COLUMNS} <= {*(reader.fieldnames or LABEL_COLUMNS)}:
+                raise KeyError(" or ".join(LABEL_COLUMNS))
             rows = [(unescape_cell(row["path"]), unescape_cell((row["label"] or "").strip())) for row in reader]
             still_open = {UNANSWERED, ""} if WHY_COLUMN in (reader.fieldnames or ()) else {UNANSWERED}
     except (OSError, UnicodeDecodeError, csv.Error, KeyError, TypeError) as error:

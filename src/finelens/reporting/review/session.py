@@ -52,12 +52,11 @@ class Session:
         self.subject, self.hints = subject, hints
         self._claim = Lock(hints.parent / f".{hints.name}.lock")
         with self._claim.claimed():
-            found = read_answers(hints)
+            self._kept = found = read_answers(hints)
             self.log = AnswerLog(hints.with_suffix(".jsonl"))
-            own = {row: self._own({row: label}) for row, label in found.items()}
             # A review adds to a file and takes nothing out of it.
-            self._others = {row: found[row] for row, answer in own.items() if not answer}
-            self._take_edits({path: label for answer in own.values() for path, label in answer.items()})
+            self._others: dict[str, str] = {}
+            self._take_edits(self._parted(found))
             self.tutor = Tutor(subject, self.log, plan, goal)
         self._lock = threading.RLock()
         self._held: dict[str, tuple[int, float]] = {}
@@ -71,8 +70,18 @@ class Session:
         self.tutor.stop()
         self._claim.release()
 
-    def _own(self, answers: Mapping[str, str]) -> dict[str, str]:
-        return answers_about(self.subject.place, self.subject.classes, answers, new_names=self.subject.new_names)
+    def _parted(self, found: Mapping[str, str]) -> dict[str, str]:
+        """Those of the answers in the hints file that are about this subject; the others are kept beside them."""
+        place, classes, new_names = self.subject.place, self.subject.classes, self.subject.new_names
+        own = {row: answers_about(place, classes, {row: label}, new_names=new_names) for row, label in found.items()}
+        self._others |= {row: found[row] for row, answer in own.items() if not answer}
+        return {path: label for answer in own.values() for path, label in answer.items()}
+
+    def _reread(self) -> None:
+        """Take what somebody wrote into the hints file since it was read or written here, which the next writing would lose."""
+        found = read_answers(self.hints)
+        if news := self._parted({row: label for row, label in found.items() if self._kept.get(row) != label}):
+            self.log.edited(news)
 
     def _take_edits(self, found: Mapping[str, str]) -> None:
         """What somebody wrote into the hints file since; the last change may not have reached it."""
@@ -86,7 +95,7 @@ class Session:
         """Keep an answer; on the disk when this returns.
 
         Raises:
-            UserError: No such question, class or photograph, or the disk is full.
+            UserError: No such question, class or photograph, somebody made something else of the hints file, or the disk is full.
         """
         asked = self._question(question)
         strange = set(odd) - set(asked.paths)
@@ -101,6 +110,7 @@ class Session:
     def undo(self, tab: str, who: str) -> bool:
         """Take back the last act of a person and give the look back to them; False where there is none."""
         with self._lock:
+            self._reread()
             act = self.log.undo(_person(who))
             if act is not None:
                 self._held[tab] = (act.question, time.monotonic())
@@ -166,6 +176,7 @@ class Session:
 
     def _act(self, tab: str, act: Act) -> None:
         with self._lock:
+            self._reread()
             self._held.pop(tab, None)
             self.log.act(act)
             self._write()
@@ -175,6 +186,7 @@ class Session:
         given = {path: Answer(label) for path, label in (self._others | self.subject.given).items()} | self.log.answers()
         labels = {path: answer.label for path, answer in given.items()}
         write_text(self.hints, hints_csv(labels, {path: (answer.source, answer.who) for path, answer in given.items()}))
+        self._kept = read_answers(self.hints)
 
     def _question(self, number: int) -> Question:
         if number not in self.log.questions:
