@@ -61,6 +61,20 @@ def test_the_budget_is_spent_and_the_run_goes_on_after_a_stop(tmp_path, photos, 
     assert rows == {row.path: row.label for row in whole.rows}
 
 
+@pytest.mark.parametrize("method", ["consensus", "consensus-tuned"])
+def test_a_decision_stands_once_whenever_the_run_died(method, tmp_path, photos, classes, given, monkeypatch):
+    def die(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as broken:
+        broken.setattr("finelens.runs.execute.save_model", die)
+        with pytest.raises(KeyboardInterrupt):
+            api.adapt(photos, classes, tmp_path / "run", method=method, **given | {"options": {"training": {"precision": "float32"}}})
+    died = [event for event in events(tmp_path / "run") if event["event"] == "decision"]
+    api.resume(tmp_path / "run", console=QUIET)
+    assert [event for event in events(tmp_path / "run") if event["event"] == "decision"] == died != []
+
+
 def test_too_little_time_leaves_the_solver(tmp_path, photos, classes, given):
     run = api.adapt(photos, classes, tmp_path / "run", minutes=0.3, **given)
     assert said(run) == ("consensus", "nothing is trained in the 0.3 minutes: an epoch takes about 0.2 minutes, and 2 are wanted")

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from finelens import LabelFreeClassifier, api
+from finelens.bench.rows.health import health_of
 from finelens.bench.tables.leaderboard import leaderboard
 from finelens.bench.tables.table import markdown_tables
 from finelens.core.options import from_mapping
@@ -161,7 +162,7 @@ def test_the_verdict_on_a_run_that_was_trained_all_the_same():
 # Every method that trains on answers of its own.
 
 
-@pytest.mark.parametrize("method", SELF_TRAINING)
+@pytest.mark.parametrize("method", [name for name in SELF_TRAINING if name != "consensus-tuned"])
 def test_a_weak_start_is_kept(method, tiny_vit, strict, tmp_path):
     prepared, fitted, log = fit_toy(tiny_vit, method, pictures())
     assert "training needs" in str(fitted.untrained)
@@ -182,6 +183,21 @@ def test_a_weak_start_is_kept(method, tiny_vit, strict, tmp_path):
             model.logits(views)["logits"], fitted.zero_shot_logits, rtol=0, atol=1e-5 * float(model.engine.backbone.logit_scale)
         )
     assert torch.equal(again.logits(views)["logits"], fitted.model.logits(views)["logits"])
+
+
+def test_the_teacher_answers_where_its_student_is_not_trained(tiny_vit, strict):
+    """With the options that both have, as where a time budget is not spent."""
+    options = {"training": {"precision": "float32"}, "method": {"neighbours": 4}}
+    found, expected = (fit_toy(tiny_vit, name, pictures(), options=options)[1] for name in ("consensus-tuned", "consensus"))
+    assert "training needs" in str(found.untrained)
+    assert expected.untrained is None
+    assert found.model.method == "consensus"
+    assert found.model.method_options == expected.model.method_options
+    states = (fitted.model.task.state_dict() for fitted in (found, expected))
+    torch.testing.assert_close(*states, rtol=0, atol=0)
+    health = health_of(found, load(pictures(), DecodeLimits(), QUIET).store, QUIET)
+    assert "zero-shot" not in health.verdict.sentence
+    assert health.to_json()["untrained"] == found.untrained
 
 
 @pytest.mark.parametrize("method", TRAINING)

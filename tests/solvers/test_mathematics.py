@@ -8,7 +8,7 @@ import torch
 from scipy.special import logsumexp, softmax
 
 from finelens.errors import UserError
-from finelens.solvers import GdaEm, SinkhornOt, StatA, TransClip, ZLaP
+from finelens.solvers import GdaEm, SinkhornOt, StatA, TransClip, ZLaP, sinkhorn
 from finelens.solvers.assignments import update_assignments
 from finelens.solvers.conjugate_gradient import conjugate_gradient
 from finelens.solvers.gaussians import discriminant
@@ -16,7 +16,7 @@ from finelens.solvers.gda_em import _Rounds
 from finelens.solvers.known import Known
 from finelens.solvers.neighbours import symmetric_affinity, top_neighbours
 from finelens.solvers.prior import estimate_prior
-from finelens.solvers.sinkhorn import plan_mass
+from finelens.solvers.sinkhorn import Plan
 from finelens.solvers.stata import class_log_likelihood
 from tests.solvers.data import SCALE, cloud, unit
 
@@ -172,11 +172,25 @@ def test_sinkhorn_dual_never_falls():
     logits = torch.tensor(SCALE * X @ W.T)
     prior = torch.tensor([0.4, 0.1, 0.2, 0.25, 0.05], dtype=torch.float64)
     f, values = torch.zeros(C, dtype=torch.float64), []
+    plan = Plan(logits, f, 7)
     for _ in range(30):
         values.append(dual_value(logits, f, prior))
-        f = f + prior.log() - plan_mass(logits, f, 7).log()
+        f = f + prior.log() - plan.mass(f).log()
     assert (np.diff(values) >= -1e-12).all()
     assert values[-1] > values[0]
+
+
+@pytest.mark.parametrize(("lift", "far"), [(0.0, False), (80.0, True)])
+def test_sinkhorn_takes_exponentials_anew_only_far_away(lift, far, monkeypatch):
+    """A class that is ahead of all others by e^80 needs potentials that no single-precision sum would survive."""
+    made = []
+    monkeypatch.setattr(sinkhorn, "Plan", lambda *given: made.append(1) or Plan(*given))
+    logits = torch.tensor(SCALE * X @ W.T).float() + lift * torch.eye(C)[0]
+    prior = torch.full((C,), 1 / C, dtype=torch.float64)
+    f, rounds = sinkhorn.balance(logits, prior, Known(*torch.zeros(2, 0, dtype=torch.int64)), max_iter=200, tol=1e-4, chunk_size=7)
+    assert 2 <= rounds < 200
+    torch.testing.assert_close((logits.double() + f).softmax(1).mean(0), prior, rtol=2e-4, atol=0)
+    assert (len(made) > 1, len(made) <= 4) == (far, True)
 
 
 def assignment_objective(log_prior, likelihood, graph, z, weight):

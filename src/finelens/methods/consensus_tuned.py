@@ -62,6 +62,11 @@ def of_teacher(options: Any) -> Any:
     return solver(**{field.name: getattr(options, field.name) for field in fields(solver)})
 
 
+def without_training(options: Any) -> tuple[str, Any]:
+    """What answers where the start is too weak to train on: the teacher alone."""
+    return "consensus", of_teacher(options)
+
+
 def build(engine: Engine, heads: ClassHeads, config: Any, training: TrainingConfig, seed: int) -> ConsensusTuned:
     """The task of this method; arguments are those of :class:`finelens.methods.registry.Method`."""
     return ConsensusTuned(engine, heads, config, scope=training.scope, weight_decay=training.weight_decay, seed=seed)

@@ -33,6 +33,10 @@ NEW_CLASSES: dict[NewClasses, str] = {
 }
 
 
+# What answers where nothing else does.
+ZERO_SHOT = "zero-shot"
+
+
 class Family(NamedTuple):
     """What all methods of a kind have in common."""
 
@@ -129,6 +133,11 @@ class Method:
     def training_with(self, options: Any) -> dict[str, Any]:
         """:attr:`training_defaults`, and above them what the method's own options ask for, such as a named preset: their ``training_defaults``."""
         return {**self.training_defaults, **getattr(options, "training_defaults", {})}
+
+    def without_training(self, options: Any) -> tuple[str, Any]:
+        """Name and options of what answers where a weak start keeps the method from training: as its module says, else zero-shot."""
+        declared: Callable[[Any], tuple[str, Any]] | None = getattr(self._load(), "without_training", None)
+        return (ZERO_SHOT, None) if declared is None else declared(options)
 
     @property
     def build(self) -> Builder:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from finelens.methods.method import ZERO_SHOT
 from finelens.methods.registry import find_method
 from finelens.reporting.record import RunRecord
 from finelens.reporting.sections.cost import command, versions
@@ -25,7 +26,7 @@ def page_of(method: str) -> str:
 
 def model_card(record: RunRecord) -> str:
     """The card as Markdown."""
-    config, method = record.config, find_method(record.config.method if record.untrained is None else "zero-shot")
+    config, method = record.config, find_method(record.answering)
     signals, judged = record.measured.signals, record.verdict
     changed = [f"- `{name}` = {plain(str(value))}" for name, value, different in options(config) if different] or [
         "- none: all options are the defaults"
@@ -95,7 +96,7 @@ def model_card(record: RunRecord) -> str:
 
 
 def _adapted(record: RunRecord) -> list[str]:
-    if record.untrained is not None:
+    if record.untrained is not None and record.answering == ZERO_SHOT:
         return []
     return ["- It was adapted to one collection. On images of another source it can be worse than the model it started from."]
 
@@ -131,6 +132,6 @@ def labels_line(record: RunRecord) -> str:
     if record.config.hints_file is None:
         return "- Labels: none. No label was read while it was fitted."
     count = record.event("hints").get("count", "some")
-    if record.untrained is not None:
+    if record.untrained is not None and record.answering == ZERO_SHOT:
         return f"- Labels: {count} photographs that a person said are of no class (`--hints`), without effect; no other label was read."
     return f"- Labels: {count} photographs labelled by a person (`--hints`); no other label was read."

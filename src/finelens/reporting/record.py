@@ -108,7 +108,14 @@ class RunRecord:
     @property
     def title(self) -> str:
         """The method that answers, and the one that was asked for if it is another."""
-        return self.config.method if self.untrained is None else f"zero-shot ({self.config.method} was kept from training)"
+        return self.answering if self.untrained is None else f"{self.answering} ({self.config.method} was kept from training)"
+
+    @property
+    def answering(self) -> str:
+        """The method that answers."""
+        if self.untrained is None:
+            return self.config.method
+        return self.config.entry.without_training(self.config.method_options)[0]
 
     @property
     def epochs(self) -> list[Mapping[str, Any]]:

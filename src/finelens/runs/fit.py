@@ -26,6 +26,7 @@ from finelens.feature_store.support import encode_support
 from finelens.images.batches import batches, centre_batches
 from finelens.images.load import BATCH, centre_views
 from finelens.images.subset import StoreSubset
+from finelens.methods.method import ZERO_SHOT
 from finelens.methods.registry import check_hints
 from finelens.protocol import Batch, Cost, Hints, ImageStore, TargetFeatures, ViewPlan
 from finelens.runs.alarms import check_image_features, check_prototypes, with_alarms
@@ -92,7 +93,10 @@ def fit(
     seen = _look(prepared, store, config, console, hints)
     untrained = None if resume else _guard(prepared, store, seen, config, console)
     if untrained is not None:
-        config = replace(config, method="zero-shot", method_options=None)
+        answering, options = prepared.method.without_training(config.method_options)
+        whose = "the unadapted model" if answering == ZERO_SHOT else answering
+        console.say(f"nothing is trained, the answers are those of {whose}, because {HARDLY}: {untrained} (docs/guard.md)")
+        config = replace(config, method=answering, method_options=options)
         prepared = with_method(prepared, config)
     base = _learn(prepared, store, seen, config, console, hooks or Hooks(), resume)
     return _wrap(prepared, config, seen, base, untrained)
@@ -143,7 +147,6 @@ def _guard(prepared: Prepared, store: ImageStore, seen: _Seen, config: RunConfig
         console.warn(f"{HARDLY}: {start.account}. Training goes on, since photographs are labelled; --method auto makes more of few labels")
         return None
     console.warn(REMEDY)
-    console.say(f"nothing is trained, the answers are those of the unadapted model, because {HARDLY}: {start.account} (docs/guard.md)")
     return start.account
 
 

@@ -13,6 +13,8 @@ from finelens.evaluation.answered import Answered
 from finelens.evaluation.collapse import collapse_warning
 from finelens.evaluation.signals import Signals
 from finelens.evaluation.verdict import Verdict, nothing_trained, verdict
+from finelens.methods.method import ZERO_SHOT
+from finelens.methods.registry import find_method
 from finelens.runs.config import RunConfig
 from finelens.storage.files import json_text, read_json, write_text
 from finelens.storage.predictions import PredictionRow
@@ -45,12 +47,13 @@ def judge(
         answered: What a person's answers said; None without.
         evaluation: What labels said; None without labels.
     """
-    if untrained is not None:
+    answering = config.method if untrained is None else config.entry.without_training(config.method_options)[0]
+    if untrained is not None and answering == ZERO_SHOT:
         return nothing_trained(signals, untrained, evaluation)
     alarm = collapse_warning(rows, classes)
     labelled = config.hints_file is not None or supported
     alarms = [] if alarm is None else [alarm]
-    return verdict(signals, alarms, labelled=labelled, trains=config.entry.trains, answered=answered, evaluation=evaluation)
+    return verdict(signals, alarms, labelled=labelled, trains=find_method(answering).trains, answered=answered, evaluation=evaluation)
 
 
 def write_verdict(path: Path, found: Verdict, signals: Signals, evaluation: Mapping[str, Any] | None = None) -> None:

@@ -31,11 +31,18 @@ def ridge_head(x: Tensor, target: Tensor, *, penalty: float, steps: int, chunk_s
     squares = (counted * x).sum(1).mean() - mean.square().sum()
     weight = penalty * squares.clamp_min(TINY)
 
-    def normal_equations(b: Tensor) -> Tensor:
-        image = weight * b
+    def products(b: Tensor | None = None) -> Tensor:
+        """``X^T X`` (D, D), or ``X^T X b`` (D, C)."""
+        total = torch.zeros(x.shape[1], x.shape[1] if b is None else b.shape[1], dtype=torch.float64, device=x.device)
         for left, rows in zip(counted.split(chunk_size), x.split(chunk_size), strict=True):
-            image += left.T @ (rows @ b.to(rows))
-        return image - len(x) * torch.outer(mean, mean @ b)
+            total += left.T @ (rows if b is None else rows @ b.to(rows))
+        return total
+
+    # One pass over the images in place of two a step, where columns are few beside classes.
+    gram = products() if x.shape[1] <= 2 * steps * target.shape[1] else None
+
+    def normal_equations(b: Tensor) -> Tensor:
+        return weight * b + (products(b) if gram is None else gram @ b) - len(x) * torch.outer(mean, mean @ b)
 
     right = -len(x) * torch.outer(mean, goal.mean(0, dtype=torch.float64))  # (D, C)
     for left, part in zip(counted.split(chunk_size), target.split(chunk_size), strict=True):

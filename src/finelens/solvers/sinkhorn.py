@@ -18,6 +18,8 @@ from finelens.solvers.prior import estimate_prior
 from finelens.solvers.rows import FitRows, linear
 
 Prior = Literal["estimated", "uniform"] | Sequence[float]
+# Potentials may move so far before the exponentials of a plan are taken anew: e^30 times any sum is a single-precision number.
+FAR = 30.0
 
 
 class SinkhornOt(Solver):
@@ -127,10 +129,12 @@ def balance(
     """
     potentials = torch.zeros_like(prior) if start is None else start
     free, target = _free_images(logits, prior, known)
-    rounds = 0
+    plan, rounds = None, 0
     while rounds < max_iter:
         rounds += 1
-        mass = plan_mass(free, potentials, chunk_size)
+        if plan is None or (potentials - plan.potentials).abs().max() > FAR:
+            plan = Plan(free, potentials, chunk_size)
+        mass = plan.mass(potentials)
         if ratio is not None:
             mass = mass * ratio
         if not len(free) or ((mass / target - 1).abs() < tol).all():
@@ -141,11 +145,34 @@ def balance(
 
 
 def plan_mass(logits: Tensor, potentials: Tensor, chunk_size: int) -> Tensor:
-    """Mean posterior (C,), float64: the column masses of the plan whose rows are scaled exactly."""
+    """Mean posterior (C,), float64: the column masses of the plan at potentials that are asked of once."""
     total = torch.zeros_like(potentials)
     for chunk in logits.split(chunk_size):
         total += (chunk + potentials.to(chunk)).softmax(1).sum(0, dtype=torch.float64)
     return total / max(1, len(logits))
+
+
+class Plan:
+    """Transport plans of one matrix of logits near some potentials, whose exponentials are taken once: a step is then two products with a vector.
+
+    Args:
+        logits: (N, C).
+        potentials: (C,), float64.
+        chunk_size: Images in work at a time.
+    """
+
+    def __init__(self, logits: Tensor, potentials: Tensor, chunk_size: int) -> None:
+        self.potentials, self.chunk_size = potentials, chunk_size
+        kernel = logits + potentials.to(logits)  # (N, C)
+        self.kernel = kernel.sub_(kernel.amax(1, keepdim=True)).exp_() if len(kernel) else kernel
+
+    def mass(self, potentials: Tensor) -> Tensor:
+        """Mean posterior (C,), float64, at potentials no more than :data:`FAR` away: the column masses of the plan whose rows are scaled exactly."""
+        scale = (potentials - self.potentials).exp()
+        own, total = scale.to(self.kernel), torch.zeros_like(potentials)
+        for chunk in self.kernel.split(self.chunk_size):
+            total += (chunk @ own).reciprocal_() @ chunk
+        return scale * total / max(1, len(self.kernel))
 
 
 def _free_images(logits: Tensor, prior: Tensor, known: Known) -> tuple[Tensor, Tensor]:

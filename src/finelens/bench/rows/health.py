@@ -12,6 +12,7 @@ from finelens.core.options import to_plain
 from finelens.evaluation.collapse import pseudo_label_warning
 from finelens.evaluation.signals import Signals, nearest_images, signals_of
 from finelens.evaluation.verdict import Verdict, nothing_trained, verdict
+from finelens.methods.method import ZERO_SHOT
 from finelens.protocol import Hints, ImageStore
 from finelens.runs.answered import answered
 from finelens.runs.fit import Fitted, run_temperature
@@ -61,12 +62,12 @@ def health_of(fitted: Fitted, store: ImageStore, quiet: Console, hints: Hints | 
     first, described = fitted.zero_shot_logits, fitted.described_logits
     probabilities = (logits / temperature).softmax(1)
     signals = signals_of(probabilities, first.softmax(1), described)
-    if fitted.untrained is not None:
+    if fitted.untrained is not None and fitted.model.method == ZERO_SHOT:
         return Health(temperature, signals, nothing_trained(signals, fitted.untrained), fitted.untrained, probabilities)
     alarm = pseudo_label_warning(_counts(logits), _counts(first), fitted.model.class_names)
     judged = verdict(signals, [] if alarm is None else [alarm], labelled=hints is not None)
     tested = None if hints is None else answered(fitted, hints, store.ids, ()).estimate
-    return Health(temperature, signals, judged, None, probabilities, tested)
+    return Health(temperature, signals, judged, fitted.untrained, probabilities, tested)
 
 
 def _counts(logits: Tensor) -> list[int]:
