@@ -16,6 +16,7 @@ import torch
 
 from finelens.classes.taxonomy import saved_taxonomy
 from finelens.classes.text_files import counted, quote
+from finelens.core.columns import Column
 from finelens.core.console import Console
 from finelens.core.schemas import MODEL_CONFIG_FILE, SCHEMA_VERSION, UNLIKE_NOTE, VERSION
 from finelens.errors import UserError
@@ -112,8 +113,7 @@ def predict_to_file(question: Question, console: Console, asked: Asked | None = 
     """
     asked = asked or load_question(question, console)
     source, listing, classifier, rule = asked.source, asked.listing, asked.classifier, asked.rule
-    likeness: list[torch.Tensor] = []
-    doubt: list[np.ndarray] = []
+    likeness, doubt = Column(), Column()
     span = range(listing.count) if question.shard is None else question.shard.rows(listing.count, GROUP)
     paths, starts = [question.target], [predictions_header(bom=question.csv_bom)]
     if rule is not None:
@@ -128,7 +128,7 @@ def predict_to_file(question: Question, console: Console, asked: Asked | None = 
     with GrowingFiles(paths, list(map(text_bytes, starts)), question_key(question, asked)) as files:
         if files.done:
             console.say(f"going on: {files.done} of {len(span)} rows are in {question.target.name}.part")
-            doubt.append(recount(files.parts[0], tally, step))
+            doubt.add(recount(files.parts[0], tally, step))
             if rule is not None:
                 sizes.update(set_sizes(files.parts[1]))
         earlier = files.done
@@ -137,8 +137,8 @@ def predict_to_file(question: Question, console: Console, asked: Asked | None = 
         for part in found if left else ():
             rows = _rows(part, classifier)
             texts = [predictions_text(rows)]
-            likeness.append(part.likeness)
-            doubt.append(part.none_of_these.numpy())
+            likeness.add(part.likeness)
+            doubt.add(part.none_of_these)
             probabilities = softmax(part.logits["logits"].numpy()) if part.logits else np.zeros((0, len(classifier.classes)))
             seen.add(part, probabilities)
             if rule is not None:
@@ -162,13 +162,13 @@ def predict_to_file(question: Question, console: Console, asked: Asked | None = 
     tally.say_notes(console)
     # Tiles look unlike photographs, and belong to no class more often: what is expected of photographs says nothing of them.
     if question.tiles is None:
-        familiarity, likes = classifier.model.familiarity, torch.cat([torch.zeros(0), *likeness])
+        familiarity, likes = classifier.model.familiarity, torch.from_numpy(likeness.numbers).float()
         if len(likes) and familiarity is not None and (complaint := familiarity.complaint(likes)):
             # How far earlier ones were from the fit is not in the file.
             console.warn(f"of what this command read, {complaint}" if earlier else complaint)
         folder = RunFolder.open(question.run, lock=False)
         hardly = hardly_knows(folder)
-        say_none(np.concatenate([np.zeros(0), *doubt]), console, hardly=hardly)
+        say_none(doubt.numbers, console, hardly=hardly)
         # What was read by a command that was stopped is not here any more.
         if question.classes is None and len(left) == len(span):
             seen.say(folder, console, hardly=hardly)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from finelens.core.columns import Column
 from finelens.core.console import Console
 from finelens.core.options import from_mapping
 from finelens.evaluation.answered import Answered
@@ -54,18 +55,18 @@ def answered_of(folder: RunFolder) -> Answered | None:
 class Seen:
     """What estimates need of photographs that are answered group by group: two numbers each, and a class by text head."""
 
-    confidence: list[np.ndarray] = field(default_factory=list)
-    answers: list[np.ndarray] = field(default_factory=list)
-    unadapted: dict[str, list[np.ndarray]] = field(default_factory=dict)
+    confidence: Column = field(default_factory=Column)
+    answers: Column = field(default_factory=Column)
+    unadapted: dict[str, Column] = field(default_factory=dict)
 
     def add(self, part: Predictions, probabilities: np.ndarray) -> None:
         """Take the answers of a group, with its calibrated probabilities (N, C)."""
         if not part.logits:
             return
-        self.confidence.append(probabilities.max(axis=1))
-        self.answers.append(probabilities.argmax(axis=1))
+        self.confidence.add(probabilities.max(axis=1))
+        self.answers.add(probabilities.argmax(axis=1))
         for name, logits in part.zero_shot.items():
-            self.unadapted.setdefault(name, []).append(logits.numpy().argmax(axis=1))
+            self.unadapted.setdefault(name, Column()).add(logits.argmax(1))
 
     def say(self, folder: RunFolder, console: Console, *, hardly: bool) -> None:
         """Say how many are probably right, in one line; nothing of a few photographs.
@@ -75,10 +76,11 @@ class Seen:
             console: What to say.
             hardly: What :func:`hardly_knows` says of it.
         """
-        if sum(map(len, self.confidence)) < FEWEST:
+        if len(self.confidence) < FEWEST:
             return
-        unadapted = [np.concatenate(own) for own in self.unadapted.values()]
-        found = estimates_of_run(folder, np.concatenate(self.confidence), np.concatenate(self.answers), unadapted)
+        # Classes are numbered, and numbers of a column have a decimal point.
+        answers, *unadapted = (own.numbers.astype(np.int64) for own in (self.answers, *self.unadapted.values()))
+        found = estimates_of_run(folder, self.confidence.numbers, answers, unadapted)
         if found.answers is None and hardly:
             console.say(f"how many of these are right nobody can say without labels, since {HARDLY}")
             return
