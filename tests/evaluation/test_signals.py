@@ -104,7 +104,9 @@ def test_verdicts():
     assert judged(kept=0.7) == "unclear"
     assert judged(text_agreement=0.4) == "unclear"
     assert judged(spread=0.3) == "do not use"
-    assert judged(agreement=1.0, kept=1.0) == "cannot judge"
+    same = Signals(**{**HEALTHY, "agreement": 1.0, "kept": 1.0})
+    assert verdict(same).line.startswith("cannot judge. These are the answers of the unadapted model")
+    assert verdict(same, labelled=True).line.startswith("cannot judge. But for what a person named, these are the answers")
 
 
 def test_without_a_second_opinion_nothing_is_improved():

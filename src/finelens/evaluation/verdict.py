@@ -128,7 +128,8 @@ def _without_labels(signals: Signals, alarms: Sequence[str], *, labelled: bool, 
         return so("unclear", f"{NONSENSE}, or hardly more; check their spelling and language, or describe the classes.")
     if signals.agreement == 1:
         rest = tuple(reason for reason in reasons if reason.code != "kept")
-        return Verdict("cannot judge", "These are the answers of the unadapted model, and nothing tells how good they are.", rest)
+        these = "but for what a person named, these" if labelled else "these"
+        return Verdict("cannot judge", _sentence(f"{these} are the answers of the unadapted model, and nothing tells how good they are."), rest)
     if collapsed or alarms:
         return so("do not use", "nearly all photographs went to a few classes; the unadapted model (finelens zero-shot) is the safer choice.")
     if few:
