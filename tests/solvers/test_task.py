@@ -47,7 +47,7 @@ def test_fits_the_centred_features_to_the_chosen_head(name, head):
     result = fitted(name, head=head)
     engine = make_engine()
     pixels = views(engine)
-    x = seen(name, engine.centre(engine.encode_frozen(pixels)))
+    x = seen(name, engine.centre(engine.features([pixels])))
     solver = SOLVERS[name]().fit(x, prototypes=getattr(HEADS, head), logit_scale=10.0)
     torch.testing.assert_close(result.model.logits(pixels)["logits"], solver.predict_log_proba(x))
 
@@ -57,7 +57,7 @@ def test_hints_reach_the_solver(name):
     hints = Hints(torch.arange(9), torch.arange(9) % 5 - 1)
     engine = make_engine()
     pixels = views(engine)
-    x = seen(name, engine.centre(engine.encode_frozen(pixels)))
+    x = seen(name, engine.centre(engine.features([pixels])))
     solver = SOLVERS[name]().fit(x, prototypes=HEADS.descriptions, logit_scale=10.0, hints=hints)
     torch.testing.assert_close(fitted(name, hints).model.logits(pixels)["logits"], solver.predict_log_proba(x))
 
@@ -115,7 +115,7 @@ def test_joint_mixture_without_further_views_sees_the_first_alone():
     result = fitted("joint-gmm", extra=[])
     engine = make_engine()
     pixels = views(engine)
-    x = engine.centre(engine.encode_frozen(pixels)).global_
+    x = engine.centre(engine.features([pixels])).global_
     solver = SOLVERS["joint-gmm"]().fit(x, prototypes=HEADS.descriptions, logit_scale=10.0)
     torch.testing.assert_close(result.model.logits(pixels)["logits"], solver.predict_log_proba(x))
 
