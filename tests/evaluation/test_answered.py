@@ -22,12 +22,17 @@ def test_contradictions_are_of_answers_that_name_a_class():
     assert found.line == "answers: 5 photographs named by a person; the unadapted model had named 3 of 4 otherwise"
 
 
+def times(count):
+    """The answers so often: as many as an estimate takes."""
+    return [np.tile(part, count) for part in (LABELS, BEFORE, ZERO_SHOT, np.array([0, 1, 2, -1, 0]), DRAWN, ONES)]
+
+
 def test_the_estimate_is_that_of_the_answers_left_out():
-    left_out = np.array([0, 1, 2, -1, 0])
-    found = answers_of_run(LABELS, BEFORE, "the model without answers", NAMES, ZERO_SHOT, left_out, DRAWN, ONES, ONES)
-    expected = progress(LABELS, left_out, DRAWN, ONES, classes=3)
+    labels, before, zero_shot, left_out, drawn, ones = times(2)
+    found = answers_of_run(labels, before, "the model without answers", NAMES, zero_shot, left_out, drawn, ones, ones)
+    expected = progress(labels, left_out, drawn, ones, classes=3)
     assert found.estimate == pytest.approx(expected.estimate, abs=1e-4)
-    assert (found.low, found.high, found.drawn) == (round(expected.low, 4), round(expected.high, 4), 2)
+    assert (found.low, found.high, found.drawn) == (round(expected.low, 4), round(expected.high, 4), 4)
     assert "accuracy now about" in found.line
 
 
@@ -36,28 +41,38 @@ def test_only_none_is_no_test():
 
 
 def test_a_photograph_of_a_group_is_no_test():
+    labels, before, zero_shot, left_out, drawn, ones = times(3)
+    alone = np.tile([True, False, False, True, True], 3)
+    found = answers_of_run(labels, before, "x", NAMES, zero_shot, left_out, drawn, ones, alone)
+    assert found.estimate == pytest.approx(progress([0] * 6, [0] * 6, [True, False] * 3, [1] * 6, classes=3).estimate, abs=1e-4)
+    assert (found.drawn, found.contradicted) == (3, 9)
+    assert answers_of_run(labels, before, "x", NAMES, zero_shot, left_out, drawn, ones, np.zeros(15)).estimate is None
+
+
+def test_two_answers_outside_of_groups_tell_no_accuracy():
     left_out, alone = np.array([0, 1, 2, -1, 0]), np.array([True, False, False, True, True])
     found = answers_of_run(LABELS, BEFORE, "x", NAMES, ZERO_SHOT, left_out, DRAWN, ONES, alone)
-    assert found.estimate == pytest.approx(progress([0, 0], [0, 0], [True, False], [1, 1], classes=3).estimate, abs=1e-4)
-    assert (found.drawn, found.contradicted) == (1, 3)
-    assert answers_of_run(LABELS, BEFORE, "x", NAMES, ZERO_SHOT, left_out, DRAWN, ONES, np.zeros(5)).estimate is None
+    assert (found.estimate, found.gain, found.few_tests) == (None, None, 2)
+    assert found.line.endswith("do not tell yet: it takes 5 asked one by one, and 2 were")
+    nobody = answers_of_run(LABELS, BEFORE, "x", NAMES, ZERO_SHOT, left_out, DRAWN, ONES, np.zeros(5))
+    assert (nobody.estimate, nobody.few_tests) == (None, 0)
 
 
 def test_the_gain_is_over_the_unadapted_model_on_the_same_answers():
-    left_out = np.array([0, 1, 2, -1, 0])
-    found = answers_of_run(LABELS, BEFORE, "x", NAMES, ZERO_SHOT, left_out, DRAWN, ONES, ONES)
-    gain, low, high = difference(LABELS, left_out, ZERO_SHOT, DRAWN, ONES)
+    labels, before, zero_shot, left_out, drawn, ones = times(2)
+    found = answers_of_run(labels, before, "x", NAMES, zero_shot, left_out, drawn, ones, ones)
+    gain, low, high = difference(labels, left_out, zero_shot, drawn, ones)
     assert (found.gain, found.gain_low, found.gain_high) == (round(gain, 4), round(low, 4), round(high, 4))
 
 
 def test_answers_that_are_the_only_one_of_their_class_do_not_say_that_it_is_not_known():
-    labels, none = np.array([0, 1, 2, 2]), np.zeros(4, dtype=bool)
+    labels, none = np.array([0, 1, 2, 2, 2]), np.zeros(5, dtype=bool)
     # The model without the only answer of a class misses it, twice in three tests.
     found = answers_of_run(labels[:3], [1, 2, 1], "x", NAMES, [1, 2, 1], [1, 2, 2], none[:3], np.ones(3), np.ones(3))
     assert (found.estimate, found.gain, found.only_ones) == (None, None, 2)
     assert found.line.endswith("do not tell yet, since 2 of them are the only one of their class")
     # What is right without its answer is a test, and so is what has a fellow.
-    for left_out in ([0, 1, 2, 1], [1, 2, 2, 2]):
-        told = answers_of_run(labels, [1, 2, 1, 1], "x", NAMES, [1, 2, 1, 1], left_out, none, np.ones(4), np.ones(4))
+    for left_out in ([0, 1, 2, 1, 2], [1, 2, 2, 2, 2]):
+        told = answers_of_run(labels, [1, 2, 1, 1, 1], "x", NAMES, [1, 2, 1, 1, 1], left_out, none, np.ones(5), np.ones(5))
         assert told.only_ones == 0
         assert told.estimate is not None

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import ArrayLike
 
-from finelens.evaluation.prequential import difference, progress
+from finelens.evaluation.prequential import LEAST_TESTS, difference, progress
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,7 @@ class Answered:
         gain_low: Lower end of its 90 % interval.
         gain_high: Upper end.
         only_ones: Why there is no estimate: so many tests asked for a class of which no other answer is. 0 where there is one.
+        few_tests: Why there is no estimate: only so many answers tested the model. 0 where there is one, and where none did.
     """
 
     answers: int
@@ -43,6 +44,7 @@ class Answered:
     gain_low: float | None = None
     gain_high: float | None = None
     only_ones: int = 0
+    few_tests: int = 0
 
     @property
     def named(self) -> int:
@@ -55,6 +57,8 @@ class Answered:
         said = f"answers: {self.answers} photographs named by a person; {self.against} had named {self.contradicted} of {self.named} otherwise"
         if self.only_ones:
             return f"{said}; how many are right now they do not tell yet, since {self.only_ones} of them are the only one of their class"
+        if self.few_tests:
+            return f"{said}; how many are right now they do not tell yet: it takes {LEAST_TESTS} asked one by one, and {self.few_tests} were"
         if self.estimate is None:
             return said
         return f"{said}; accuracy now about {self.estimate:.0%}, between {self.low:.0%} and {self.high:.0%} (90 % interval, by the answers)"
@@ -95,6 +99,8 @@ def answers_of_run(
     lone = (tests >= 0) & (np.bincount(y[named], minlength=len(class_names))[tests] == 1) & (np.asarray(left_out) != y)
     if 2 * lone.sum() > (tests >= 0).sum():
         return replace(found, only_ones=int(lone.sum()))
+    if (tests >= 0).sum() < LEAST_TESTS:
+        return replace(found, few_tests=int((tests >= 0).sum()))
     estimate = progress(tests, left_out, drawn, speaks_for, classes=len(class_names))
     middle, low, high = (round(value, 4) for value in (estimate.estimate, estimate.low, estimate.high))
     gain, gain_low, gain_high = (round(value, 4) for value in difference(tests, left_out, zero_shot, drawn, speaks_for))

@@ -24,6 +24,8 @@ BIAS = 0.12
 MODEL = 0.05
 # The answered part of the random order ends where less than this share of it is answered: a person may skip a few.
 ANSWERED = 0.8
+# Tests before an accuracy is told: two or three say anything.
+LEAST_TESTS = 5
 # The curve of the next gain looks back to this share of the answers.
 RECENT = 0.25
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from finelens.core.schemas import VERSION
 from finelens.evaluation.layout import Layout, read_layout
+from finelens.evaluation.prequential import LEAST_TESTS
 from finelens.images.decode import DecodeLimits
 from finelens.protocol import Loaded
 from finelens.reporting import rows
@@ -59,6 +60,7 @@ def report_html(record: RunRecord, thumbnails: Thumbnails, model: Model | None =
         "record": record,
         "verdict": record.verdict,
         "answered": record.answered,
+        "least_tests": LEAST_TESTS,
         "first": first.build(record),
         "found": found.build(record),
         "strangers": strangers.build(record, thumbnails),

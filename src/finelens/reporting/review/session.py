@@ -12,7 +12,7 @@ from finelens.classes.hints import hints_csv, slip_of
 from finelens.classes.labels import NONE_WORDS, UNANSWERED
 from finelens.classes.names import check_names, match, normalise
 from finelens.errors import UserError
-from finelens.evaluation.prequential import Progress
+from finelens.evaluation.prequential import LEAST_TESTS, Progress
 from finelens.reporting.review.answers import answers_about, read_answers
 from finelens.reporting.review.log import Act, Answer, AnswerLog, Question
 from finelens.reporting.review.plan import Plan
@@ -31,8 +31,8 @@ HELD = 300.0
 # Most looks that a request may add.
 MORE = 2000
 LONGEST_NAME = 60
-# Answers that have to have tested the model before its accuracy is told, and before the page says that more are not worth it.
-TO_SAY, TO_STOP = 5, 10
+# Answers that have to have tested the model before the page says that more are not worth it.
+TO_STOP = 10
 
 
 class Session:
@@ -241,8 +241,8 @@ def _person(who: str) -> str:
 
 def _told(found: Progress) -> dict[str, Any]:
     """What the page says of it: nothing before a few answers have tested the model, and no advice before a few more."""
-    known: dict[str, Any] = {"tested": found.tested, "wanted": max(0, TO_SAY - found.tested), "gain": None, "stop": False}
-    if found.tested >= TO_SAY:
+    known: dict[str, Any] = {"tested": found.tested, "wanted": max(0, LEAST_TESTS - found.tested), "gain": None, "stop": False}
+    if found.tested >= LEAST_TESTS:
         known |= {"estimate": found.estimate, "low": found.low, "high": found.high}
     if found.tested >= TO_STOP:
         known |= {"gain": found.gain, "stop": found.stop}
