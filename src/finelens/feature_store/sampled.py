@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from finelens.feature_store.folder import FeatureFolder
+from finelens.images.load import Tally
 from finelens.protocol import ImageRecord
 
 # Rows of a folder from which on a run does not hold them all, and of the part that its measures and its page rest on then.
@@ -88,15 +89,14 @@ def part_of(folder: FeatureFolder, most: int) -> tuple[list[ImageRecord], dict[s
     Raises:
         UserError: A shard is missing, or not the one that the manifest names.
     """
-    rows = sum(entry.rows for entry in folder.shards)
+    rows = folder.rows
     wanted = min(rows, most)
     records: list[ImageRecord] = []
     parts: list[dict[str, Tensor]] = []
-    counts, seen, taken = {"ok": 0}, 0, 0
+    tally, seen, taken = Tally(), 0, 0
     for table, tensors in folder.by_shard():
         good = [record for record in table if record.sample_id is not None]
-        for record in table:
-            counts[record.status] = counts.get(record.status, 0) + 1
+        tally.add(table)
         # Of position i among the wanted, the row is i rows / wanted.
         own = []
         while taken < wanted and taken * rows // wanted < seen + len(good):
@@ -105,4 +105,4 @@ def part_of(folder: FeatureFolder, most: int) -> tuple[list[ImageRecord], dict[s
         records += [good[i] for i in own]
         parts.append({name: values[own].float() for name, values in tensors.items()})
         seen += len(good)
-    return records, {name: torch.cat([part[name] for part in parts]) for name in parts[0]}, counts
+    return records, {name: torch.cat([part[name] for part in parts]) for name in parts[0]}, tally.counts

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Container, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -49,13 +51,13 @@ def answered(fitted: Fitted, hints: Hints, ids: Sequence[str], grouped: Containe
     return answers_of_run(labels.numpy(), before.numpy(), against, names, zero_shot.numpy(), guesses, random, _cells(fitted.looks, index), alone)
 
 
-def answered_among(folder: RunFolder, records: Sequence[ImageRecord], *, own: bool) -> set[str]:
+def answered_among(folder: RunFolder, records: Sequence[ImageRecord], place: str | Path) -> set[str]:
     """Names of the photographs that a person answered in a run, or whose copy a person did: of these the run knows what it was told.
 
     Args:
         folder: The run.
         records: Photographs that could be read, any.
-        own: Whether they lie where the run's own do, so that names say as much as contents.
+        place: Where they lie; where the run's own do, names say as much as contents.
 
     Raises:
         UserError: Files of the run are damaged.
@@ -63,6 +65,7 @@ def answered_among(folder: RunFolder, records: Sequence[ImageRecord], *, own: bo
     rows = read_predictions(folder.predictions_path)
     if not any(row.answered for row in rows):
         return set()
+    own = os.path.realpath(place) == os.path.realpath(folder.config.photos)
     names = {row.path for row in rows if row.answered} if own else set()
     contents = next((set(event["contents"]) for event in folder.events() if event["event"] == "hints" and "contents" in event), None)
     if contents is None:

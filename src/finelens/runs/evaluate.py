@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -94,7 +93,7 @@ def evaluate(
     found = source.only(truth).answers(classifier.request(console))
     read = [record for record in found.records if record.index is not None]
     folder = RunFolder.open(run, lock=False)
-    told = answered_among(folder, read, own=os.path.realpath(test) == os.path.realpath(folder.config.photos))
+    told = answered_among(folder, read, test)
     asked = [record for record in read if record.name not in told]
     kept = [record for record in asked if truth[record.name] != NONE]
     if told and not kept:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
 from collections import Counter
 from dataclasses import asdict, dataclass, replace
@@ -254,7 +253,7 @@ def conformal_rule(classifier: Classifier, source: Source, question: Question, c
         # The run knows these answers, so sets that rest on them would hold the true class less often than they promise.
         folder, place = RunFolder.open(question.run, lock=False), question.calibrate_photos or question.photos
         read = [record for record in seen.records if record.index is not None]
-        told = sorted(answered_among(folder, read, own=os.path.realpath(place) == os.path.realpath(folder.config.photos)) & labels.keys())
+        told = sorted(answered_among(folder, read, place) & labels.keys())
         left_out += [f"{quote(name)} was answered by a person in the run, or is a copy of one that was" for name in told]
         labels = {name: label for name, label in labels.items() if name not in told}
         if not labels:
