@@ -437,18 +437,17 @@ def answer_by_keyboard(page, count):
     for _ in range(count):
         page.wait(SETTLED)
         number, paths, choices = page.run("return [state.looks, look.photos.map((photo) => photo.path), look.choices.map(([name]) => name)]")
-        keys = "".join("abcdefghijkl"[i] for i, path in enumerate(paths) if truth(path) != truth(paths[0]))
+        odd = "".join("abcdefghijkl"[i] for i, path in enumerate(paths) if truth(path) != truth(paths[0]))
         name = truth(paths[0])
-        # A letter begins a name, of a group only after the slash; the even looks are answered by number.
-        typed = {NAMES[0]: "oak", NAMES[1]: "irc", NAMES[2]: "H tr"}[name] + ENTER
-        keys += typed if len(paths) == 1 else "/" + typed if number % 2 else str(choices.index(name) + 1)
-        keys = {4: "n", 9: "s"}.get(number, keys)
-        page.press(keys)
+        typed = "/" + {NAMES[0]: "oak", NAMES[1]: "irc", NAMES[2]: "H tr"}[name] + ENTER
+        named = typed if number % 2 else str(choices.index(name) + 1)
+        page.press({4: "n", 9: "s"}.get(number, odd + named))
         page.wait(f"return !sending && state.looks === {number + 1}")
         if number == 6:
             page.press("u")
             page.wait(f"return !sending && state.looks === {number}")
-            page.press(keys)
+            assert page.run("return odd.size") == len(odd)
+            page.press(named)
             page.wait(f"return !sending && state.looks === {number + 1}")
 
 
@@ -466,6 +465,13 @@ def test_twenty_answers_by_keyboard_survive_a_kill(run, tmp_path):
             assert page.run("return document.getElementById('learning').textContent") == "has learnt all answers"
             page.press("?")
             assert page.run("return document.getElementById('help').open")
+            page.press("\ue00c")
+            page.press("t")
+            assert page.text("message") == "Press / to type a name."
+            page.press("z")
+            page.wait("return document.getElementById('enlarged').open")
+            shown = "return [...document.querySelectorAll('#large bdi')].map((name) => name.textContent)"
+            assert page.run(shown) == page.run("return look.photos.map((photo) => photo.path)")
             page.press("\ue00c")
             page.press("1")
             page.wait("return !document.getElementById('done').hidden")

@@ -36,6 +36,8 @@ async function step(verb, body, said) {
     say("");
     tell(found.state);
     show(found.look);
+    // What was taken out of a group is out again when the answer is taken back.
+    for (const path of found.odd || []) if (look) toggle(look.photos.findIndex((photo) => photo.path === path));
     at("given").textContent = verb === "/undo" && !found.undone ? "There is nothing of yours to take back." : said || "";
   } catch (error) {
     say(error.message);
@@ -80,17 +82,27 @@ function show(next) {
   }
   at("earlier").textContent = look.said.map(([name, label]) => (name || "somebody") + " said: " + (label || "none of these")).join("; ");
   at("choices").replaceChildren(...look.choices.map(choice));
+  lean();
   at("choices").hidden = !look.choices.length;
   at("none").hidden = !names().length;
   if (!look.choices.length && !group) at("name").focus();
   else at("question").focus({ preventScroll: true });
 }
 
-function choice([name, permille], i) {
-  const button = make("button", { type: "button" }, make("kbd", { textContent: i + 1 }), make("bdi", { textContent: name }));
-  button.append(make("span", { className: "num quiet", textContent: (permille / 10).toFixed(0) + " %" }));
+// No number: how the model leans now is not the probability that a run writes, which is calibrated.
+function choice([name], i) {
+  const button = make("button", { type: "button" }, make("kbd", { textContent: i + 1 }), make("bdi", { textContent: name }), make("span", { className: "lean" }));
   button.addEventListener("click", () => answer(name));
   return make("li", {}, button);
+}
+
+// The order stays while photographs are taken out: a key must not change its class under a finger.
+function lean() {
+  const left = look.photos.map((photo, i) => i).filter((i) => !odd.has(look.photos[i].path));
+  look.choices.forEach(([, permille], place) => {
+    const mean = left.reduce((sum, i) => sum + (permille[i] || 0), 0) / left.length;
+    at("choices").children[place].querySelector(".lean").style.width = mean / 10 + "%";
+  });
 }
 
 function member({ path, picture }, i) {
@@ -114,6 +126,22 @@ function toggle(i) {
   at("group").children[i].setAttribute("aria-pressed", out);
   const left = look.photos.length - odd.size;
   at("question").textContent = left === 1 ? "What is the one that is left?" : "What are these " + left + "?";
+  lean();
+}
+
+async function enlarge() {
+  if (!look) return;
+  const { photos, id } = look;
+  try {
+    const { pictures } = await call("/large", { question: id });
+    at("large").replaceChildren(...photos.map(({ path }, i) => {
+      const shown = pictures[i] ? make("img", { src: pictures[i], alt: path }) : make("div", { className: "nopicture", textContent: "not where it was" });
+      return make("figure", {}, shown, make("figcaption", {}, photos.length > 1 ? make("kbd", { textContent: LETTERS[i].toUpperCase() }) : "", " ", make("bdi", { textContent: path })));
+    }));
+    at("enlarged").showModal();
+  } catch (error) {
+    say(error.message.replace("Not saved: ", ""));
+  }
 }
 
 const percent = (share) => Math.round(100 * share) + " %";
@@ -121,7 +149,7 @@ const count = (n, one, many) => n + " " + (n === 1 ? one : many);
 
 function learning() {
   if (state.error) return "could not be taught: " + state.error;
-  if (state.busy) return "learns the last answers …";
+  if (state.busy) return "is learning the last answers";
   return state.answered ? "has learnt all answers" : "waits for the first answer";
 }
 
@@ -178,9 +206,10 @@ function press(event) {
   else if (pressed === "n" && names().length) answer("");
   else if (pressed === "s") skip();
   else if (/^[1-9]$/.test(pressed) && look.choices[pressed - 1]) answer(look.choices[pressed - 1][0]);
+  else if (pressed === "z") enlarge();
   else if (pressed === "/") at("name").focus();
-  // Any other letter begins a name.
-  else if (/^\p{L}$/u.test(pressed)) return at("name").focus();
+  // Some letters have a meaning of their own, so none begins a name.
+  else if (/^\p{L}$/u.test(pressed)) say("Press / to type a name.");
   else return;
   event.preventDefault();
 }
@@ -207,6 +236,7 @@ at("who").addEventListener("change", () => kept(() => localStorage, "finelens-wh
 at("none").addEventListener("click", () => answer(""));
 at("skip").addEventListener("click", skip);
 at("back").addEventListener("click", undo);
+at("zoom").addEventListener("click", enlarge);
 at("undo-last").addEventListener("click", undo);
 at("more").addEventListener("click", more);
 at("typing").addEventListener("submit", (event) => event.preventDefault());

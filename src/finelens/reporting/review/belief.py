@@ -33,13 +33,13 @@ class Belief:
     progress: Progress | None = None
     error: str = ""
 
-    def likeliest(self, rows: list[int], least: int, most: int) -> list[tuple[str, float]]:
-        """Names and probabilities, on average over some photographs, likeliest first: ``least``, and more where they are not out of the question."""
+    def likeliest(self, rows: list[int], least: int, most: int) -> list[tuple[str, list[float]]]:
+        """Names with the probability of each of some photographs, likeliest on average first: ``least``, and more where they are possible."""
         if not self.classes:
             return []
         found = self.p[rows].mean(0).sort(descending=True, stable=True)
         pairs = zip(found.values[:most].tolist(), found.indices[:most].tolist(), strict=True)
-        return [(self.classes[i], value) for place, (value, i) in enumerate(pairs) if place < least or value >= POSSIBLE]
+        return [(self.classes[i], self.p[rows, i].tolist()) for place, (value, i) in enumerate(pairs) if place < least or value >= POSSIBLE]
 
     def guessing(self, question: Question, row: int) -> Question:
         """The question with what the model says of its first photograph before it learns the answer."""

@@ -140,7 +140,12 @@ def _skip(session: Session, asked: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _undo(session: Session, asked: Mapping[str, Any]) -> dict[str, Any]:
-    return {"undone": session.undo(_text(asked, "tab"), _text(asked, "who")), **_look(session, asked)}
+    act = session.undo(_text(asked, "tab"), _text(asked, "who"))
+    return {"undone": act is not None, "odd": [] if act is None else list(act.odd), **_look(session, asked)}
+
+
+def _large(session: Session, asked: Mapping[str, Any]) -> dict[str, Any]:
+    return {"pictures": session.large(int(asked["question"]))}
 
 
 def _again(session: Session, asked: Mapping[str, Any]) -> dict[str, Any]:
@@ -164,4 +169,13 @@ def _text(asked: Mapping[str, Any], key: str) -> str:
     return value
 
 
-_VERBS = {"/look": _look, "/answer": _take, "/skip": _skip, "/undo": _undo, "/again": _again, "/more": _go_on, "/news": _news}
+_VERBS = {
+    "/look": _look,
+    "/answer": _take,
+    "/skip": _skip,
+    "/undo": _undo,
+    "/again": _again,
+    "/large": _large,
+    "/more": _go_on,
+    "/news": _news,
+}

@@ -22,8 +22,8 @@ from finelens.reporting.thumbnails import Thumbnails
 from finelens.storage.files import write_text
 from finelens.storage.lock import Lock
 
-# Longer sides of the pictures of a look at one photograph, and of a group.
-LARGE, SMALL = 384, 224
+# Longer sides of the pictures of a look at one photograph, of a group, and of either when somebody wants to see more.
+LARGE, SMALL, LARGEST = 384, 224, 1024
 # Fewest and most choices with a number key each.
 CHOICES = (6, 9)
 # Seconds after which a look that somebody has in front of them may be given to another person.
@@ -63,6 +63,7 @@ class Session:
         most = len(subject.paths)
         self._large = Thumbnails(subject.photos, limit=most, side=LARGE, crop=False)
         self._small = Thumbnails(subject.photos, limit=most, side=SMALL)
+        self._largest = Thumbnails(subject.photos, limit=most, side=LARGEST, crop=False)
         self.tutor.start()
 
     def close(self) -> None:
@@ -107,8 +108,8 @@ class Session:
         """Pass over a question."""
         self._act(tab, Act(self._question(question).id, None, _person(who)))
 
-    def undo(self, tab: str, who: str) -> bool:
-        """Take back the last act of a person and give the look back to them; False where there is none."""
+    def undo(self, tab: str, who: str) -> Act | None:
+        """Take back the last act of a person and give the look back to them; None where there is none."""
         with self._lock:
             self._reread()
             act = self.log.undo(_person(who))
@@ -116,7 +117,7 @@ class Session:
                 self._held[tab] = (act.question, time.monotonic())
                 self._write()
         self.tutor.tell()
-        return act is not None
+        return act
 
     def again(self, tab: str, path: str) -> None:
         """Put a photograph before a person once more."""
@@ -138,6 +139,10 @@ class Session:
         with self._lock:
             question = self._next(tab)
         return None if question is None else self._shown(question)
+
+    def large(self, question: int) -> list[str | None]:
+        """Pictures of a question as large as a page can show them; None for a photograph that is not where it was."""
+        return [self._largest.uri(path) for path in self._question(question).paths]
 
     def wait(self, seen: str, seconds: float) -> None:
         """Return when :meth:`stamp` is another one, or after some time."""
@@ -224,12 +229,12 @@ class Session:
         rows = [self.subject.place[path] for path in question.paths if path in self.subject.place]
         choices = self.tutor.belief.likeliest(rows, *CHOICES)
         # A name that somebody has just thought of is likely to be wanted again before the model knows it.
-        choices += [(name, 0.0) for name in self.tutor.classes() if name not in self.tutor.belief.classes]
+        choices += [(name, [0.0] * len(rows)) for name in self.tutor.classes() if name not in self.tutor.belief.classes]
         pictures = self._small if question.grouped else self._large
         return {
             "id": question.id,
             "why": question.why,
-            "choices": [[name, round(1000 * p)] for name, p in choices[: CHOICES[1]]],
+            "choices": [[name, [round(1000 * own) for own in p]] for name, p in choices[: CHOICES[1]]],
             "photos": [{"path": path, "picture": pictures.uri(path)} for path in question.paths],
             "said": [[who, label] for who, label in self.log.said().get(question.paths[0], {}).items()],
         }

@@ -1,0 +1,43 @@
+"""Class names with a word that may be misspelt."""
+
+import pytest
+
+from finelens.classes.misspelt import misspelt
+from finelens.classes.names import name_warnings
+
+NAMES = ["sunflower", "measuring tape", "castle", "hoofed mammal", "tiger lily", "screwdrivers", "scissors"]
+
+
+@pytest.mark.parametrize(
+    ("written", "word", "meant"),
+    [
+        ("sunflwer", "sunflwer", "sunflower"),
+        ("Measuring tappe", "tappe", "tape"),
+        ("catsle tower", "catsle", "castle"),
+        ("tigr lily", "tigr", "tiger"),
+        ("hoofed mammsl", "mammsl", "mammal"),
+    ],
+)
+def test_one_slip_is_found(written: str, word: str, meant: str) -> None:
+    found = misspelt([*NAMES, written])
+    assert found == ({word: meant} if len(meant) > 4 else {})
+
+
+def test_right_names_plurals_and_derived_words_are_none() -> None:
+    assert misspelt([*NAMES, "tigers", "foxlike animals", "striped fish", "pied wagtails", "berries"]) == {}
+
+
+def test_a_word_that_may_be_several_is_left_alone() -> None:
+    assert misspelt([*NAMES, "fortrss"]) == {"fortrss": "fortress"}
+    assert misspelt([*NAMES, "shrinp"]) == {}  # shrimp, shrine or shrink
+
+
+def test_a_list_in_another_language_is_left_alone() -> None:
+    assert misspelt(["Rotbuche", "Stieleiche", "Feldahorn", "Fichte", "Tannne"]) == {}
+    assert misspelt(["木", "café", "Ель"]) == {}
+
+
+def test_the_warning_names_both_words() -> None:
+    (line,) = name_warnings([*NAMES, "sunflwer"])
+    assert "'sunflwer' ('sunflower'?)" in line
+    assert name_warnings(NAMES) == []
