@@ -50,6 +50,7 @@ def test_mistakes_are_told_without_torch(folder):
         ("adapt", "c.txt", *run): "is a file; give the folder",
         ("adapt", "nowhere.npy", *run): "does not exist",
         ("adapt", "photos", "--classes", "no.txt", "--out", "out"): "no.txt' does not exist",
+        ("adapt", "phtos", "--classes", "nmes.txt", "--out", "out"): "phtos does not exist; did you mean photos?",
         ("adapt", "photos", "--classes", "twice.txt", "--out", "out"): "'cat' (line 1), 'Cat' (line 2)",
         ("adapt", "photos", *run, "--descriptions", "bad.json"): "bad.json",
         ("adapt", "photos", *run, "--hints", "no.csv"): "cannot read no.csv",

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from finelens.core.beside import check_the_path
 from finelens.errors import UserError
 
 MAX_BYTES = 256 * 2**20
@@ -78,7 +79,7 @@ def read_utf8(path: str | Path, what: str) -> str:
                 left -= len(block)
             data = b"".join(blocks)
     except FileNotFoundError:
-        raise UserError(f"{what} {quote(str(path))} does not exist; {_TYPED if ',' in str(path) else 'check the path'}") from None
+        raise UserError(f"{what} {quote(str(path))} does not exist; {_TYPED if ',' in str(path) else check_the_path(path)}") from None
     except IsADirectoryError:
         raise UserError(f"{what} {quote(str(path))} is a folder; give a file") from None
     except (OSError, ValueError) as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from finelens.core.beside import check_the_path
 from finelens.errors import UserError
 
 SUFFIXES = (".npy", ".safetensors")
@@ -33,5 +34,5 @@ def is_feature_path(path: str | Path) -> bool:
     if suffix in _FOREIGN:
         raise UserError(f"{path}: features are read from .npy and .safetensors files, not from {suffix}; save them as one of these")
     if not path.is_file():
-        raise UserError(f"feature file {path} does not exist; check the path")
+        raise UserError(f"feature file {path} does not exist; {check_the_path(path)}")
     return True

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from finelens.core.beside import check_the_path
 from finelens.errors import UserError
 from finelens.images.boxes import Box
 from finelens.images.signatures import archive_kind
@@ -128,7 +129,7 @@ def check_folder(root: Path) -> None:
         UserError: It is missing, or a file.
     """
     if not root.exists():
-        raise UserError(f"photograph folder {display_name(root)} does not exist; check the path")
+        raise UserError(f"photograph folder {display_name(root)} does not exist; {check_the_path(root)}")
     if not root.is_dir():
         kind = archive_kind(root)
         if kind is not None:

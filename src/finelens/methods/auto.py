@@ -97,7 +97,12 @@ def epochs_within(budget: float, seconds: float) -> int:
         budget: Seconds there are.
         seconds: Of one epoch.
     """
-    return EPOCHS if EPOCHS * seconds <= FOR_EPOCHS * budget else 0
+    return EPOCHS if 60 * minutes_for(seconds) <= budget else 0
+
+
+def minutes_for(seconds: float) -> float:
+    """The least time budget, in minutes, that is enough for :data:`EPOCHS` of so many seconds."""
+    return EPOCHS * seconds / FOR_EPOCHS / 60
 
 
 def starting_method(method: str, options: Mapping[str, Mapping[str, Any]], minutes: float | None) -> str:

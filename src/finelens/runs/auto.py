@@ -5,14 +5,15 @@ It looks at its inputs, asks :mod:`finelens.methods.auto`, and puts the answer i
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
-from finelens.core.console import Console
+from finelens.core.console import Console, duration
 from finelens.core.options import from_mapping
 from finelens.evaluation.weak_start import HARDLY
 from finelens.feature_store.encoder import target_features
-from finelens.methods.auto import EPOCHS, SOLVED, TAUGHT, Facts, choose_method, epochs_within
+from finelens.methods.auto import EPOCHS, SOLVED, TAUGHT, Facts, choose_method, epochs_within, minutes_for
 from finelens.methods.consensus_tuned import of_teacher
 from finelens.methods.registry import find_method
 from finelens.protocol import Hints, Loaded
@@ -99,7 +100,8 @@ def _with_budget(prepared: Prepared, loaded: Loaded, config: RunConfig, weak: st
             reason = f"{minutes:g} minutes are enough for its {epochs} epochs of about {seconds:.0f} s"
             console.say(f"method: {TAUGHT}, because {reason}")
             return Choice(replace(config, training=replace(config.training, epochs=epochs)), prepared, reason)
-        against = f"an epoch takes about {seconds / 60:.1f} minutes, and {EPOCHS} are wanted"
+        enough = f"--minutes {math.ceil(minutes_for(seconds))} would do"
+        against = f"an epoch takes about {duration(seconds, rough=True)}, and {EPOCHS} are wanted ({enough})"
     reason = f"nothing is trained in the {minutes:g} minutes: {against}"
     console.say(f"method: {SOLVED}; {reason}")
     return _with_method(prepared, config, SOLVED, reason, of_teacher(config.method_options))

@@ -63,8 +63,9 @@ class Plan:
     def lines(self) -> list[str]:
         """For a person."""
         parts = [("encoding", self.encoding), ("training", self.training)]
-        told = [f"{name} {duration(value, rough=True)}" for name, value in parts if value]
-        total = "not known" if self.seconds is None else f"about {duration(self.seconds, rough=True)}" + (f" ({', '.join(told)})" if told else "")
+        told = [f"{name} {duration(value, rough=True)}" for name, value in parts if value is not None and value >= 1]
+        known = None if self.seconds is None else "a moment" if self.seconds < 1 else f"about {duration(self.seconds, rough=True)}"
+        total = "not known" if known is None else known + (f" ({', '.join(told)})" if told else "")
         return [
             "nothing was written; without --dry-run this would",
             f"  read      {self.photos}: {self.files:,} {'file' if self.files == 1 else 'files'}",
