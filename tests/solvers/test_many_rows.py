@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from finelens.protocol import Hints
-from finelens.solvers import GdaEm, StatA, TransClip, ZLaP, certified, pairs, settling
+from finelens.solvers import GdaEm, StatA, TransClip, ZLaP, certified, certified_pairs, pairs, settling
 from finelens.solvers.chebyshev import chebyshev, rounds_of
 from finelens.solvers.neighbours import RowProduct, sparse_rows, top_neighbours
 
@@ -66,7 +66,7 @@ def test_posteriors_keep_their_sums(monkeypatch):
     graph = sparse_rows(torch.full((600, 2), 0.1), torch.stack([torch.arange(600).roll(1), torch.arange(600).roll(-1)], 1), 600)
     many = settling.Settling(x, graph, settling.Known(torch.tensor([3, 5]), torch.tensor([1, 2])), 7, squares=True)
     many.start(20 * w)
-    moved = many._pass(torch.arange(0, 600, 3), 25 * w, -w, w[:, 0])
+    moved = many._pass(torch.arange(0, 600, 3), (5 * w, -w, w[:, 0]))
     assert moved.shape == (200,)
     assert torch.allclose(many.mass, many.z.double().sum(0), atol=1e-4)
     assert torch.allclose(many.sums, many.z.double().T @ x.double(), atol=1e-4)
@@ -75,12 +75,13 @@ def test_posteriors_keep_their_sums(monkeypatch):
     assert many.z[[3, 5]].argmax(1).tolist() == [1, 2]
 
 
-@pytest.mark.parametrize("kind", ["same", "some", "others"])
+@pytest.mark.parametrize("kind", ["same, pairs", "same", "some", "others"])
 @pytest.mark.parametrize("copies", [0, 300])
 def test_certified_neighbours_are_the_exact_ones(monkeypatch, kind, copies):
     x, _ = clusters(900, 5, 32, copies=copies)
     rows = torch.arange(0, 900, 2)
     queries, keys, options = {
+        "same, pairs": (x, x, {"same": True}),
         "same": (x, x, {"same": True}),
         "some": (x, x[rows], {"rows": rows}),
         "others": (x[:500], x[500:], {}),
@@ -89,9 +90,12 @@ def test_certified_neighbours_are_the_exact_ones(monkeypatch, kind, copies):
     monkeypatch.setattr(certified, "MANY_KEYS", 1)
     monkeypatch.setattr(certified, "bfloat16_units", lambda: ("made up",))
     monkeypatch.setattr(certified, "CHUNK", 128)
+    monkeypatch.setattr(certified_pairs, "CHUNK", 320)
+    monkeypatch.setattr("finelens.solvers.neighbours.MOST_NEIGHBOURS", 4 if kind == "same, pairs" else 3)
     searched = []
-    rough = certified.certified_neighbours
-    monkeypatch.setattr("finelens.solvers.neighbours.certified_neighbours", lambda *given: searched.append(1) or rough(*given))
+    name, of = ("certified_pairs", certified_pairs) if kind == "same, pairs" else ("certified_neighbours", certified)
+    rough = getattr(of, name)
+    monkeypatch.setattr(f"finelens.solvers.neighbours.{name}", lambda *given: searched.append(1) or rough(*given))
     values, index = top_neighbours(queries, keys, 4, chunk_size=64, **options)
     assert searched
     assert torch.allclose(values, exact[0], atol=1e-6)
@@ -120,6 +124,32 @@ def test_neighbours_by_pairs_are_the_exact_ones_for_half_of_the_products(monkeyp
         assert torch.equal(index, exact[1])
 
 
+def test_certified_pairs_take_half_of_the_products_and_little_again(monkeypatch):
+    x, _ = clusters(8192, 40, 64, noise=1.0)
+    with FlopCounterMode(display=False) as counter:
+        _, index, doubtful = certified_pairs.certified_pairs(x, 3)
+    # All products are twice N^2 D; what is compared exactly besides are a few rows and the candidates.
+    assert counter.get_total_flops() <= 0.55 * 2 * len(x) ** 2 * 64
+    assert len(doubtful) < 0.1 * len(x)
+    sure = torch.ones(len(x), dtype=torch.bool)
+    sure[doubtful] = False
+    monkeypatch.setattr("finelens.solvers.neighbours.is_worth_it", lambda *given: False)
+    assert torch.equal(index[sure], top_neighbours(x, x, 3, chunk_size=1024, same=True)[1][sure])
+
+
+def test_rows_that_find_too_many_in_a_strip_are_compared_exactly(monkeypatch):
+    """A row keeps few finds of a strip: one with more is not known to have kept its nearest."""
+    x, _ = clusters(2000, 5, 32, copies=700)
+    monkeypatch.setattr(certified_pairs, "MOST", 1)
+    _, _, doubtful = certified_pairs.certified_pairs(x, 3)
+    found = top_neighbours(x, x, 3, chunk_size=64, same=True)
+    values, _, _ = certified_pairs.certified_pairs(x, 3)
+    sure = torch.ones(len(x), dtype=torch.bool)
+    sure[doubtful] = False
+    assert len(doubtful) > 0
+    assert torch.allclose(values[sure], found[0][sure], atol=1e-6)
+
+
 def test_rows_without_positive_cosines_are_compared_exactly(monkeypatch):
     """The rough search orders bits, which says nothing below zero."""
     monkeypatch.setattr(certified, "CHUNK", 128)
@@ -129,6 +159,9 @@ def test_rows_without_positive_cosines_are_compared_exactly(monkeypatch):
     assert len(doubtful) == 500
     _, _, doubtful = certified.certified_neighbours(torch.zeros(3, 32), keys, 4, None)
     assert len(doubtful) == 3
+    # One of each pair of opposites, and no other is near.
+    _, _, doubtful = certified_pairs.certified_pairs(torch.eye(64), 4)
+    assert len(doubtful) == 64
 
 
 @pytest.mark.parametrize("radius", [0.3, 0.9])

@@ -16,6 +16,8 @@ from finelens.core.private_torch import bfloat16_units
 MANY_KEYS = 4096
 # Candidates beyond the neighbours, keys of which one maximum is kept, and queries at a time.
 SPARE, STRIDE, CHUNK = 6, 32, 512
+# A product is rounded to 8 bits.
+PRODUCT = 2**-8
 
 
 def is_worth_it(queries: Tensor, keys: Tensor, k: int) -> bool:
@@ -30,9 +32,7 @@ def certified_neighbours(queries: Tensor, keys: Tensor, k: int, rows: Tensor | N
     width = -(-n // STRIDE)
     rough = torch.zeros(width * STRIDE, keys.shape[1], dtype=torch.bfloat16)
     rough[:n] = keys
-    # |q k - q' k'| <= |q - q'| |k| + |q'| |k - k'|, and the product itself is rounded to 8 bits.
-    lost = max(float((part - near.float()).norm(dim=1).max()) for part, near in zip(keys.split(CHUNK), rough[:n].split(CHUNK), strict=True))
-    length = float(keys.norm(dim=1).max())
+    lost, length = lost_length(keys, rough[:n]), float(keys.norm(dim=1).max())
     values, index = queries.new_empty(len(queries), k), torch.empty(len(queries), k, dtype=torch.long)
     doubtful = torch.zeros(len(queries), dtype=torch.bool)
     offsets = torch.arange(STRIDE)[:, None] * width
@@ -57,7 +57,27 @@ def certified_neighbours(queries: Tensor, keys: Tensor, k: int, rows: Tensor | N
         values[start : start + len(own)], place = exact.topk(k, dim=1)
         index[start : start + len(own)] = candidates.gather(1, place)
         last = rough_values[:, -1]
-        error = (own - near.float()).norm(dim=1) * length + near.float().norm(dim=1) * lost + last.abs() * 2**-8 + 1e-5
+        error = rounding(own, near, length, lost) + last.abs() * PRODUCT
         # Bits of numbers below zero are in no order.
         doubtful[start : start + len(own)] = (values[start : start + len(own), -1] <= last + error) | (last <= 0)
     return values, index, doubtful.nonzero()[:, 0]
+
+
+def lost_length(keys: Tensor, rough: Tensor) -> float:
+    """Largest length of what rounding takes from a row of keys (N, D)."""
+    return max(float((part - near.float()).norm(dim=1).max()) for part, near in zip(keys.split(CHUNK), rough.split(CHUNK), strict=True))
+
+
+def rounding(queries: Tensor, near: Tensor, length: float, lost: float) -> Tensor:
+    """How far rough cosines of queries (M, D) can be off, (M,), beside the rounding of the product itself.
+
+    ``|q k - q' k'| <= |q - q'| |k| + |q'| |k - k'|``.
+
+    Args:
+        queries: q.
+        near: q', (M, D), bfloat16.
+        length: Largest length of a key k.
+        lost: Largest length of ``k - k'``.
+    """
+    rounded = near.float()
+    return (queries - rounded).norm(dim=1) * length + rounded.norm(dim=1) * lost + 1e-5

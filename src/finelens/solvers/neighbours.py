@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from finelens.solvers.certified import certified_neighbours, is_worth_it
+from finelens.solvers.certified_pairs import MOST_NEIGHBOURS, certified_pairs
 from finelens.solvers.chunks import chunks
 from finelens.solvers.columns import split_views
 from finelens.solvers.pairs import MANY, neighbours_by_pairs
@@ -33,7 +34,8 @@ def top_neighbours(
     rows = torch.arange(len(keys), device=keys.device) if same else rows
     k = min(k, len(keys) - int(rows is not None))
     if is_worth_it(queries, keys, k):
-        values, index, doubtful = certified_neighbours(queries, keys, k, rows)
+        pairs = same and k <= MOST_NEIGHBOURS
+        values, index, doubtful = certified_pairs(keys, k) if pairs else certified_neighbours(queries, keys, k, rows)
         for some in doubtful.split(chunk_size) if len(doubtful) else ():
             cosines = queries[some] @ keys.T  # (n, N)
             if rows is not None:

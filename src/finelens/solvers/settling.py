@@ -6,8 +6,9 @@ the processor: scores, neighbours, softmax and statistics of a chunk before the 
 * one update of the assignments a round, in place, instead of five of all images at once: the neighbours' part contracts to 1e-5 in two;
 * a row that moves less than :data:`STILL` is left out of the next rounds, and its part of the statistics stays; a last pass updates every row;
 * rounds end when posteriors move less than :data:`SETTLED` on average;
-* where the processor has units for it, sums over images and what squares say are products in bfloat16: rounding of single images averages out. The
-  linear part, text and means, stays in float32.
+* the logits of the text, which no round changes, are multiplied out once, in float32, and kept;
+* where the processor has units for it, sums over images and what the statistics say beyond the text are products in bfloat16: rounding of single
+  images averages out.
 
 Both numbers are distances in L1, of at most 2. The plain loops stay as they are for few rows and for float64, where they are exact.
 """
@@ -67,6 +68,7 @@ class Settling:
         self._kind = sums_type(x, classes)
         columns = self._width * (2 if squares else 1)
         self.mass, self._sums = torch.zeros(classes, dtype=torch.float64), torch.zeros(classes, columns, dtype=torch.float64)
+        self._text = torch.zeros(len(x), classes)
         self._chunk = max(64, CHUNK_BYTES // (4 * classes))
         self._given = torch.zeros(len(x), dtype=torch.bool)
         self._given[known.rows] = True
@@ -83,17 +85,18 @@ class Settling:
         return self._sums[:, self._width :]
 
     def start(self, weights: Tensor) -> None:
-        """First posteriors and sums: ``softmax(x weights^T)`` without neighbours, weights (C, D)."""
-        self._pass(torch.arange(len(self.x)), weights, None, None, neighbours=False)
+        """First posteriors and sums: ``softmax(x weights^T)`` without neighbours, weights (C, D), whose logits are part of all later ones."""
+        for x, logits in zip(self.x.split(self._chunk), self._text.split(self._chunk), strict=True):
+            torch.mm(x, weights.to(x).T, out=logits)
+        self._pass(torch.arange(len(self.x)), None, neighbours=False)
         if len(self._known):
-            x = self.x[self._known.rows]
-            self._add(self.mass, self._sums, self.z[self._known.rows], x, x.square().to(self._kind) if self._squares else None)
+            self._add(self.mass, self._sums, self.z[self._known.rows], self._columns(self.x[self._known.rows]))
 
     def settle(self, scores: Callable[[], tuple[Tensor, Tensor | None, Tensor]], update: Callable[[], None], rounds: int) -> Tensor:
         """Rounds of posteriors and statistics, then a last pass over the posteriors.
 
         Args:
-            scores: Weights (C, D) of x, weights (C, D) of x^2 or None, and biases (C,) of the logits by the statistics in force.
+            scores: What the statistics in force add to the text's logits: weights (C, D) of x, of x^2 or None, and biases (C,).
             update: Takes the statistics from the sums.
             rounds: Most rounds.
 
@@ -103,23 +106,22 @@ class Settling:
         everything = torch.arange(len(self.x))
         rows = everything
         for _ in range(rounds):
-            moved = self._pass(rows, *scores())
+            moved = self._pass(rows, scores())
             update()
             if float(moved.sum(dtype=torch.float64)) < SETTLED * len(self.x):
                 break
             rows = rows[moved > STILL]
-        self._pass(everything, *scores(), count=False)
+        self._pass(everything, scores(), count=False)
         return self.z.clamp_min_(torch.finfo(self.z.dtype).tiny).log_()
 
-    def _pass(
-        self, rows: Tensor, linear: Tensor, square: Tensor | None, bias: Tensor | None, *, neighbours: bool = True, count: bool = True
-    ) -> Tensor:
+    def _pass(self, rows: Tensor, beyond: tuple[Tensor, Tensor | None, Tensor] | None, *, neighbours: bool = True, count: bool = True) -> Tensor:
         """Update the posteriors of some rows, and the sums by what moved; returns how far each moved."""
         moved = torch.zeros(len(rows))
         logits = torch.empty(min(self._chunk, len(rows)), self.z.shape[1])
-        linear, bias = linear.float().T, None if bias is None else bias.float()
-        # What all classes share does not matter to a softmax, and would be rounded off.
-        square = None if square is None else (square - square.mean(0)).to(self._kind).T
+        if beyond is not None:
+            weights, bias = torch.cat([part for part in beyond[:2] if part is not None], 1), beyond[2].float()
+            # What all classes share does not matter to a softmax, and would be rounded off.
+            weights = (weights - weights.mean(0)).to(self._kind).T
         # In single precision within a pass: some hundred chunks.
         mass, sums = torch.zeros(self.z.shape[1]), torch.zeros(self._sums.shape)
         for start in range(0, len(rows), self._chunk):
@@ -127,13 +129,12 @@ class Settling:
             first, last = int(own[0]), int(own[-1]) + 1
             # Rows side by side need no gathering.
             at: Any = slice(first, last) if last - first == len(own) else own
-            x, chunk, before, given = self.x[at], logits[: len(own)], self.z[at], self._given[at]
-            squares = x.square().to(self._kind) if self._squares else None
-            torch.mm(x, linear, out=chunk)
-            if bias is not None:
-                chunk += bias
-            if square is not None and squares is not None:
-                chunk += squares @ square
+            columns, chunk, before, given = self._columns(self.x[at]), logits[: len(own)], self.z[at], self._given[at]
+            if beyond is None:
+                chunk.copy_(self._text[at])
+            else:
+                torch.add(self._text[at], bias, out=chunk)
+                chunk += columns @ weights
             if neighbours:
                 chunk += self._graph.of(own, self.z)
             torch.softmax(chunk, 1, out=chunk)
@@ -143,16 +144,17 @@ class Settling:
             if count:
                 change = chunk - before
                 torch.linalg.vector_norm(change, 1, dim=1, out=moved[start : start + len(own)])
-                self._add(mass, sums, change, x, squares)
+                self._add(mass, sums, change, columns)
             self.z[at] = chunk
         self.mass += mass
         self._sums += sums
         return moved
 
-    def _add(self, mass: Tensor, sums: Tensor, change: Tensor, x: Tensor, squares: Tensor | None) -> None:
+    def _columns(self, x: Tensor) -> Tensor:
+        """What statistics are made of: rows (n, D), beside them their squares where they are wanted, (n, 2 D), in the type of the products."""
+        return torch.cat([x.to(self._kind), x.square().to(self._kind)], 1) if self._squares else x.to(self._kind)
+
+    def _add(self, mass: Tensor, sums: Tensor, change: Tensor, columns: Tensor) -> None:
         """Add what a change (n, C) of posteriors is to the sums."""
         mass += change.sum(0)
-        turned = change.to(self._kind).T
-        sums[:, : self._width] += turned @ x.to(self._kind)
-        if squares is not None:
-            sums[:, self._width :] += turned @ squares
+        sums += change.to(self._kind).T @ columns

@@ -50,7 +50,8 @@ class SettlingPasses:
 
     def start(self, weights: Tensor, top: TopRows | None = None) -> None:
         """First posteriors and sums: ``softmax(x weights^T)`` without neighbours, weights (C, D)."""
-        self._pass(weights, None, None, neighbours=False, top=top)
+        self._text = weights
+        self._pass(torch.zeros_like(weights), None, None, neighbours=False, top=top)
 
     def settle(self, scores: Callable[[], tuple[Tensor, Tensor | None, Tensor]], update: Callable[[], None], rounds: int) -> None:
         """Rounds of posteriors and statistics; arguments as for ``Settling.settle``."""
@@ -63,7 +64,7 @@ class SettlingPasses:
     def _pass(self, linear: Tensor, square: Tensor | None, bias: Tensor | None, *, neighbours: bool = True, top: TopRows | None = None) -> float:
         """Update all posteriors and the sums; returns how far what is kept of them moved, on average."""
         self._clear()
-        moved, turned = 0.0, linear.float().T
+        moved, turned = 0.0, (self._text + linear).float().T
         added = torch.zeros(self._classes) if bias is None else bias.float()
         # What all classes share does not matter to a softmax, and would be rounded off.
         square = None if square is None else (square - square.mean(0)).to(self._kind).T

@@ -87,13 +87,13 @@ class StatA(Solver):
     def _steps(
         self, many: Settling | SettlingPasses, squares: Tensor, text: Tensor, count: int
     ) -> tuple[Callable[[], tuple[Tensor, Tensor, Tensor]], Callable[[], None]]:
-        """Scores by the statistics, and the statistics by the sums, of ``count`` images with these mean squares (D,)."""
+        """What the statistics add to the text's logits, and the statistics by the sums, of ``count`` images with these mean squares (D,)."""
         first = self._start(squares, many.mass, many.sums, text, count)
         weight = likelihood_weight(self.temperature, text.shape[1])
 
         def scores() -> tuple[Tensor, Tensor, Tensor]:
             linear, square, constant = natural_parameters(self.means_, self.variances_)
-            return self.text_ + weight * linear, weight * square, weight * constant
+            return weight * linear, weight * square, weight * constant
 
         def update() -> None:
             hits = torch.bincount(many.best, minlength=len(text)).double()

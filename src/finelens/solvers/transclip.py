@@ -90,12 +90,12 @@ class TransClip(Solver):
     def _steps(
         self, many: Settling | SettlingPasses, squares: Tensor, count: int
     ) -> tuple[Callable[[], tuple[Tensor, None, Tensor]], Callable[[], None]]:
-        """Scores by the statistics, and the statistics by the sums, of ``count`` images with these mean squares (D,)."""
+        """What the statistics add to the text's logits, and the statistics by the sums, of ``count`` images with these mean squares (D,)."""
         weight = likelihood_weight(self.temperature, len(squares))
 
         def scores() -> tuple[Tensor, None, Tensor]:
             scaled, constant = shared_parameters(self.means_, self.variance_)
-            return self.text_ + weight * scaled, None, weight * constant
+            return weight * scaled, None, weight * constant
 
         def update() -> None:
             self.means_, self.variance_ = statistics_of_sums(many.sums, many.mass, squares, self.means_, count)
