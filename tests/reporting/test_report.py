@@ -126,7 +126,7 @@ def test_content_of_a_run(plain_run):
         "All in all about",
         "right by its own probabilities",
         ", an estimate.",
-        f"finelens review {plain_run} --ask 20 --serve",
+        f"finelens review {plain_run} --ask 10 --serve",
         f"--hints {plain_run}/hints.csv",
         f"finelens report {plain_run} --labels labels.csv",
         "Researchers say zero-shot",
@@ -213,7 +213,7 @@ def test_answers_are_the_estimate_that_is_said_first(plain_run):
     answered = {"event": "predictions", "answered": asdict(Answered(8, 0, (), 2, "zero-shot", estimate=0.75, low=0.6, high=0.9))}
     found = first.build(replace(record, events=(*record.events, answered)))
     assert found["estimate"] == "about 75% right by the answers of a person (90 % interval 60% to 90%)"
-    assert found["estimates"][0] == record.estimates.line
+    assert found["estimates"][0] == record.estimates.line(record.measured.signals.none_of_these)
     assert not any("answers" in estimate for estimate in found["estimates"])
 
 

@@ -24,7 +24,7 @@ def test_no_share_is_said_from_a_weak_start_without_answers(answers, hardly, mon
     monkeypatch.setattr(trust, "estimates_of_run", lambda *_: Estimates(30, 0.36, answers=answers, answers_low=answers, answers_high=answers))
     seen = Seen()
     seen.add(Predictions([], {"logits": torch.zeros(30, 3)}, {}), np.full((30, 3), 1 / 3))
-    seen.say(SimpleNamespace(), Console(), hardly=hardly)
+    seen.say(SimpleNamespace(), Console(), strangers=None, hardly=hardly)
     said = capsys.readouterr().err
     assert ("about 36%" in said) == (answers is not None or not hardly)
     assert ("nobody can say" in said) == (answers is None and hardly)

@@ -27,10 +27,12 @@ class Stopwatch:
 
     Attributes:
         seconds: Wall time by stage.
+        begun: Time at which it was made, of ``time.perf_counter``.
     """
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
+        self.begun = time.perf_counter()
         self._inner: list[float] = []
 
     @contextmanager
@@ -47,11 +49,16 @@ class Stopwatch:
                 self._inner[-1] += spent
 
 
-def in_words(seconds: Mapping[str, float]) -> str | None:
-    """Where the time of a run went, longest first, for a person; None where all went in a moment."""
+def in_words(seconds: Mapping[str, float], total: float) -> str | None:
+    """Where the time of a run went, longest first, for a person; None where all went in a moment.
+
+    Args:
+        seconds: Of each stage.
+        total: Of all, what lies between stages included.
+    """
     spent: dict[str, float] = {}
     for stage, value in seconds.items():
         what = _WORDS.get(stage, "train")
         spent[what] = spent.get(what, 0.0) + value
     parts = [f"{duration(value)} to {what}" for what, value in sorted(spent.items(), key=lambda item: -item[1]) if value >= _LEAST]
-    return ", ".join(parts) or None
+    return f"{duration(total)}, of it {', '.join(parts)}" if parts else None

@@ -18,6 +18,8 @@ from finelens.evaluation.mixture_level import mixture_level
 
 # Share of such photographs from which the class list is doubted.
 MANY = 0.2
+# Share from which on they are worth a word.
+SOME = 0.01
 CHUNK = 4096
 # Coordinates in which the two kinds of Gaussians are held, and steps of the subspace iteration that finds them.
 WIDTH, STEPS = 64, 3
@@ -185,9 +187,10 @@ def probably_none(doubt: ArrayLike) -> np.ndarray:
     return np.asarray(np.round(np.asarray(doubt, dtype=np.float64), DOUBT_DIGITS) > PROBABLY_NONE)
 
 
-def share_of_none(doubt: Tensor) -> float | None:
+def share_of_none(doubt: ArrayLike) -> float | None:
     """Share of photographs that probably belong to none of the classes; None of no photograph."""
-    return round(float(probably_none(doubt).mean()), 4) if len(doubt) else None
+    found = probably_none(doubt)
+    return round(float(found.mean()), 4) if len(found) else None
 
 
 def remark(count: int, total: int) -> str:

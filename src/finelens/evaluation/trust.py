@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 
 from finelens.evaluation.answered import Answered
+from finelens.evaluation.none_of_these import SOME
 
 Origin = Literal["own probabilities", "answers"]
 
@@ -37,10 +38,14 @@ class Estimates:
     answers_low: float | None = None
     answers_high: float | None = None
 
-    @property
-    def line(self) -> str:
-        """Half a sentence: the estimate that was nearest to the truth where it was measured, of those that need nothing but a run."""
-        return f"about {self.confidence:.0%} right by its own probabilities"
+    def line(self, strangers: float | None) -> str:
+        """Half a sentence: the estimate that was nearest to the truth where it was measured, of those that need nothing but a run.
+
+        Args:
+            strangers: Share of the photographs that probably belong to none of the classes: a probability says which class it is if it is one.
+        """
+        of = ", of those that belong to one of the classes" if (strangers or 0) >= SOME else ""
+        return f"about {self.confidence:.0%} right by its own probabilities{of}"
 
     @property
     def others(self) -> list[str]:

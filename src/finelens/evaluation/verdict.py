@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from finelens.evaluation.answered import Answered
 from finelens.evaluation.name_sense import LEAST_CLASSES, LEAST_SENSE, NO_SENSE, NONSENSE
-from finelens.evaluation.none_of_these import MANY
+from finelens.evaluation.none_of_these import MANY, SOME
 from finelens.evaluation.signals import Signals
 from finelens.evaluation.weak_start import FEW_IMAGES, HARDLY, REMEDY, Start
 
@@ -24,9 +24,6 @@ TEXTS_AGREE = 0.65
 COLLAPSE = 0.6
 # One class holds far more than its share from this share of the images on, and from so many times an even share where classes are few.
 DOMINANT, TIMES_EVEN = 0.4, 2.0
-
-# Share of photographs of no class from which it is worth a line.
-WORTH_SAYING = 0.01
 
 # Photographs a class below which there are too few to judge.
 A_CLASS = 2
@@ -275,7 +272,7 @@ def _start(start: Start | None, trains: bool) -> list[Reason]:
 
 def _strangers(signals: Signals) -> list[Reason]:
     share = signals.none_of_these
-    if share is None or share < WORTH_SAYING:
+    if share is None or share < SOME:
         return []
     said = f"{share:.0%} of the photographs probably belong to none of the classes"
     if signals.weak_start:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -328,7 +329,7 @@ def _finish(run: RunFolder, model: Model, rows: list[PredictionRow], hardly: boo
     stages = {name: round(seconds, 3) for name, seconds in engine.stopwatch.seconds.items()}
     spent = ", ".join(f"{name} {duration(seconds)}" for name, seconds in sorted(stages.items(), key=lambda item: -item[1]))
     console.detail(f"time by stage: {spent}")
-    if (words := in_words(stages)) is not None:
+    if (words := in_words(stages, time.perf_counter() - engine.stopwatch.begun)) is not None:
         console.say(f"time: {words}")
     speed = speed_line(engine)
     if speed is not None:

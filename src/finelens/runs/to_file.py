@@ -20,6 +20,7 @@ from finelens.core.console import Console
 from finelens.core.schemas import MODEL_CONFIG_FILE, SCHEMA_VERSION, UNLIKE_NOTE, VERSION
 from finelens.errors import UserError
 from finelens.evaluation.conformal import Conformal
+from finelens.evaluation.none_of_these import share_of_none
 from finelens.images.load import Tally
 from finelens.images.tiles import Grid
 from finelens.intake.recognise import CONFIDENCE
@@ -170,7 +171,7 @@ def predict_to_file(question: Question, console: Console, asked: Asked | None = 
         say_none(doubt.numbers, console, hardly=hardly)
         # What was read by a command that was stopped is not here any more.
         if question.classes is None and len(left) == len(span):
-            seen.say(folder, console, hardly=hardly)
+            seen.say(folder, console, strangers=share_of_none(doubt.numbers), hardly=hardly)
     beside: list[tuple[Path, Together | TilesFile]] = []
     if gathered is not None:
         beside.append((groups_path(question.target), gathered.answers(classifier.classes)))

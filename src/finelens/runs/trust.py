@@ -68,12 +68,13 @@ class Seen:
         for name, logits in part.zero_shot.items():
             self.unadapted.setdefault(name, Column()).add(logits.argmax(1))
 
-    def say(self, folder: RunFolder, console: Console, *, hardly: bool) -> None:
+    def say(self, folder: RunFolder, console: Console, *, strangers: float | None, hardly: bool) -> None:
         """Say how many are probably right, in one line; nothing of a few photographs.
 
         Args:
             folder: The run.
             console: What to say.
+            strangers: Share that probably belongs to none of the classes.
             hardly: What :func:`hardly_knows` says of it.
         """
         if len(self.confidence) < FEWEST:
@@ -84,6 +85,6 @@ class Seen:
         if found.answers is None and hardly:
             console.say(f"how many of these are right nobody can say without labels, since {HARDLY}")
             return
-        console.say(f"without labels: {found.line} (docs/robustness.md says how far off such numbers are)")
+        console.say(f"without labels: {found.line(strangers)} (docs/robustness.md says how far off such numbers are)")
         if found.others:
             console.detail(f"by other estimates: {', '.join(found.others)}")

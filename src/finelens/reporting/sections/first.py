@@ -15,7 +15,7 @@ from finelens.reporting.record import RunRecord
 from finelens.reporting.review.sheet import adapt_command
 
 SHOWN = 8
-ASKED = 20
+ASKED = 10
 # Probabilities from which an answer is called sure, and half sure.
 SURE, HALF_SURE = 0.8, 0.5
 BADGES = {"improved": "Improved", "cannot judge": "Cannot judge", "unclear": "Unclear", "do not use": "Do not use"}
@@ -69,10 +69,11 @@ def _estimated(record: RunRecord) -> dict[str, Any]:
     found, answered = record.estimates, record.answered
     if found is None:
         return {"estimate": None, "estimates": []}
+    own = found.line(record.measured.signals.none_of_these)
     if answered is None or answered.estimate is None or answered.low is None or answered.high is None:
-        return {"estimate": found.line, "estimates": found.others}
+        return {"estimate": own, "estimates": found.others}
     by_answers = f"about {answered.estimate:.0%} right by the answers of a person (90 % interval {answered.low:.0%} to {answered.high:.0%})"
-    return {"estimate": by_answers, "estimates": [found.line, *replace(found, answers=None).others]}
+    return {"estimate": by_answers, "estimates": [own, *replace(found, answers=None).others]}
 
 
 def _sure(record: RunRecord) -> list[tuple[str, int, Any]]:
