@@ -306,7 +306,7 @@ def test_a_run_on_features_needs_the_folder_for_files_only(run, photos, tmp_path
     config = json.loads((run / "config.json").read_text())
     (run / "config.json").write_text(json.dumps(config | {"photos": str(tmp_path / "x.safetensors")}))
     write(run, "megadetector", tmp_path / "out")
-    with pytest.raises(UserError, match="give their folder with --photos"):
+    with pytest.raises(UserError, match=r"x\.safetensors is no folder of photographs, or not any more; give their folder with --photos"):
         write(run, "folders", tmp_path / "out folders")
     write(run, "folders", tmp_path / "out folders", photos=photos)
 

@@ -130,6 +130,18 @@ def test_classes_go_back_into_the_boxes_of_the_file(world, tmp_path):
     assert (out["info"]["detector"], out["info"]["classifier"][:8]) == ("md_v5a", "finelens")
 
 
+def test_boxes_stay_where_the_photographs_have_moved(world, tmp_path):
+    finelens.write(world / "run", "coco-ct", tmp_path / "here.json")
+    (world / "photos").rename(world / "elsewhere")
+    try:
+        with pytest.raises(UserError, match="photos is no folder of photographs, or not any more; give their folder with --photos"):
+            finelens.write(world / "run", "coco-ct", tmp_path / "lost.json")
+        finelens.write(world / "run", "coco-ct", tmp_path / "there.json", photos=world / "elsewhere")
+    finally:
+        (world / "elsewhere").rename(world / "photos")
+    assert json.loads((tmp_path / "there.json").read_text())["annotations"] == json.loads((tmp_path / "here.json").read_text())["annotations"]
+
+
 def test_new_photographs_with_their_boxes(world, tmp_path):
     photos = tmp_path / "new"
     photos.mkdir()

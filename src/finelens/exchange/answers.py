@@ -27,12 +27,13 @@ class Answers:
     Attributes:
         rows: One for every file, in the order of ``predictions.csv``.
         classes: C names in the order of the run.
-        photos: Folder of the photographs; None where the run saw features only.
+        photos: Folder of the photographs; None where it is not known, or not there.
         model: Who answered, for a person to read.
         time: When, in UTC.
         at_least: An answer of the model below this probability is written as no answer.
         taken: The file of another tool that the rows come from; None where each row is a file.
         source: That file, as far as it is known.
+        adapted_to: What the run was adapted to, where the answers are about that.
     """
 
     rows: Sequence[PredictionRow]
@@ -43,6 +44,7 @@ class Answers:
     at_least: float = 0.0
     taken: Taken | None = None
     source: Path | None = None
+    adapted_to: Path | None = None
 
     @property
     def read(self) -> Iterator[PredictionRow]:
@@ -62,6 +64,8 @@ class Answers:
             UserError: The folder is not known, or not there any more.
         """
         if self.photos is None:
+            if self.adapted_to is not None:
+                raise UserError(f"{self.adapted_to} is no folder of photographs, or not any more; give their folder with --photos")
             raise UserError("where the photographs of these answers lie is not known; give their folder with --photos")
         return {file.name: file.path for file in (discover(self.photos) if self.taken is None else self.taken.images(self.photos))}
 
@@ -104,7 +108,7 @@ def answers_of(run: Path, predictions: Path | None = None, photos: Path | None =
         if not described.is_file():
             raise UserError(f"{run} is not finished: finelens resume {run} goes on with it")
         document: dict[str, Any] = read_json(described)
-        own = predictions is None and Path(folder.config.photos).is_dir()
+        own, adapted_to = predictions is None, Path(folder.config.photos)
         rows = read_predictions(folder.predictions_path if predictions is None else predictions)
         classes = tuple(document["class_names"])
         known = {*classes, None}
@@ -121,12 +125,13 @@ def answers_of(run: Path, predictions: Path | None = None, photos: Path | None =
         return Answers(
             rows,
             classes,
-            photos or (Path(folder.config.photos) if own else None),
+            photos or (adapted_to if own and adapted_to.is_dir() else None),
             f"finelens {document.get('finelens_version', VERSION)}, {document['method']} on {folder.config.backbone}",
             datetime.fromisoformat(times[-1]) if times else datetime.fromtimestamp(described.stat().st_mtime, UTC),
             at_least,
             taken,
             source if in_file is None else in_file,
+            adapted_to if own else None,
         )
 
 
