@@ -80,4 +80,5 @@ def rounding(queries: Tensor, near: Tensor, length: float, lost: float) -> Tenso
         lost: Largest length of ``k - k'``.
     """
     rounded = near.float()
-    return (queries - rounded).norm(dim=1) * length + rounded.norm(dim=1) * lost + 1e-5
+    off: Tensor = (queries - rounded).norm(dim=1) * length + rounded.norm(dim=1) * lost + 1e-5
+    return off
