@@ -34,7 +34,7 @@ from finelens.solvers.asking import ask
 from finelens.solvers.columns import centred_views
 from finelens.solvers.groups import group_around
 from finelens.solvers.known import Known
-from finelens.solvers.learner import Learner
+from finelens.solvers.learner import Learner, steady
 from finelens.solvers.taught import teach
 
 TIMES = (1, 2, 4)
@@ -100,12 +100,14 @@ class World:
         solver = self.learner.solver
         assert solver is not None
         self.new_log_p = solver.predict_log_proba(new)
-        self.new_looks = centred_views(torch.cat([F.normalize(view, dim=1) for view in new], 1), solver.centre_, solver.widths_.tolist())
+        widths = solver.widths_.tolist()
+        seen = centred_views(torch.cat([F.normalize(view, dim=1) for view in new], 1), solver.centre_, widths)
+        self.new_looks = steady(seen, self.learner.looks, widths)
 
     def score(self, answers: dict[int, int]) -> float:
         """Accuracy on the test part, percent."""
         log_p, given = self.new_log_p, known(answers)
-        logits = teach(self.learner.looks, self.learner.log_p, given).logits(self.new_looks, log_p) if len(given) else log_p
+        logits = teach(self.learner.steady, self.learner.log_p, given).logits(self.new_looks, log_p) if len(given) else log_p
         return round(100 * float((logits.argmax(1).numpy() == self.test_truth).mean()), 2)
 
     def looked(self, plan: str, budgets: list[int]) -> Iterator[tuple[int, dict[int, int], int, dict[str, float]]]:

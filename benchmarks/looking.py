@@ -47,6 +47,7 @@ from finelens.reporting.review.worth import questions
 from finelens.solvers.asking import ask
 from finelens.solvers.columns import centred_views
 from finelens.solvers.known import Known
+from finelens.solvers.learner import steady
 from finelens.solvers.taught import Taught, left_out, teach
 from finelens.storage.cache import cached_tensors
 
@@ -114,6 +115,10 @@ class Learner:
         state = cached_tensors(["looking, with zero-shot", context.source["checksum"], context.start.texts, str(draw)], self._fit)
         self.looks, self.log_p, self.test_looks, self.test_log_p, self.doubted, size, self.zero_shot = state.values()
         self.size = float(size)
+        # The images are fewer than those that the method looks for neighbours among.
+        widths = [self.train.global_.shape[1], self.train.cls.shape[1]]
+        self.steady = steady(self.looks, self.looks, widths, rows=torch.arange(len(self.looks)))
+        self.test_steady = steady(self.test_looks, self.looks, widths)
 
     def _fit(self) -> dict[str, Tensor]:
         fitted, _ = self.world.run(np.array([], dtype=np.int64))
@@ -131,14 +136,14 @@ class Learner:
         return {f"{part} looks": centred_views(x, task.solver.centre_, task.solver.widths_.tolist()), f"{part} log_p": log_p.float()}
 
     def teach(self, rows: Tensor) -> Taught:
-        return teach(self.looks, self.log_p, self.known(rows))
+        return teach(self.steady, self.log_p, self.known(rows))
 
     def known(self, rows: Tensor) -> Known:
         return Known(rows, self.truth[rows])
 
     def right(self, taught: Taught | None) -> np.ndarray:
         """Whether each new photograph is answered rightly."""
-        logits = self.test_log_p if taught is None else taught.logits(self.test_looks, self.test_log_p)
+        logits = self.test_log_p if taught is None else taught.logits(self.test_steady, self.test_log_p)
         found: np.ndarray = logits.argmax(1).numpy() == self.world.test_truth
         return found
 
@@ -221,7 +226,7 @@ def in_rounds(learner: Learner, seed: int) -> list[dict[str, Any]]:
         learnt += [len(answered)] * len(asked.rows)
         answered = torch.cat([answered, asked.rows])
         taught = learner.teach(answered)
-        p = (2 * learner.size * taught.logits(learner.looks, learner.log_p)).softmax(1)
+        p = (2 * learner.size * taught.logits(learner.steady, learner.log_p)).softmax(1)
         models.append((len(answered), p.argmax(1)))
         drawn = drawn_answers(order, answered.tolist())
         curve = [(count, believed_accuracy(p, own)) for count, own in models]
@@ -240,12 +245,12 @@ def estimated(learner: Learner, n: int, seed: int) -> dict[str, Any]:
     rows, speaks_for, order = learner.questions(n, seed)
     taught, known = learner.teach(rows), learner.known(rows)
     drawn = drawn_answers(order, rows.tolist())
-    guesses, random = left_out(learner.looks, learner.log_p, known, seed=seed), np.array([row in drawn for row in rows.tolist()])
+    guesses, random = left_out(learner.steady, learner.log_p, known, seed=seed), np.array([row in drawn for row in rows.tolist()])
     names, everyone = tuple(map(str, range(learner.classes))), np.ones(len(rows), dtype=bool)
     first, zero_shot = learner.log_p[rows].argmax(1), learner.zero_shot
     found = answers_of_run(known.labels, first, "", names, zero_shot[rows], guesses, random, speaks_for, everyone)
     rest = np.delete(np.arange(len(learner.truth)), rows.numpy())
-    right = taught.logits(learner.looks[rest], learner.log_p[rest]).argmax(1) == learner.truth[rest]
+    right = taught.logits(learner.steady[rest], learner.log_p[rest]).argmax(1) == learner.truth[rest]
     true = accuracy(right.numpy())
     gained = round(true - accuracy((zero_shot[rest] == learner.truth[rest]).numpy()), 2)
     told: dict[str, Any] = {"told": found.estimate is not None}

@@ -8,9 +8,11 @@ import torch
 
 from finelens.protocol import Hints
 from finelens.solvers import Consensus
+from finelens.solvers.columns import centred_views
 from finelens.solvers.known import Known
+from finelens.solvers.neighbours import top_neighbours
 from finelens.solvers.ridge import ridge_head
-from finelens.solvers.taught import left_out, teach
+from finelens.solvers.taught import Taught, left_out, steadied, teach
 from tests.solvers.data import SCALE, cloud
 
 X, W, Y = cloud([30] * 5, spread=0.2, tilt=0.6)
@@ -126,3 +128,26 @@ def test_tested_heads_overrule_the_expected_weight():
         weights.append(float(teach(looks, log_p, Known(rows, truth[rows])).scales[2]))
     assert weights[0] == 8
     assert weights[1] < 1
+
+
+def test_looks_lean_on_the_nearest_two_in_every_view():
+    x = torch.nn.functional.normalize(torch.randn(6, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64), dim=1)
+    looks = centred_views(torch.cat([x[:, :3], x[:, 3:]], 1), torch.zeros(5), [3, 2])
+    near = torch.tensor([[1, 2, 5], [0, 3, 5], [4, 0, 5], [1, 4, 5], [2, 3, 5], [0, 1, 2]])
+    found = steadied(looks, looks, near, [3, 2])
+    leant = looks + (looks[near[:, 0]] + looks[near[:, 1]]) / 4
+    for own, view in zip(found.split([3, 2], 1), leant.split([3, 2], 1), strict=True):
+        torch.testing.assert_close(own, torch.nn.functional.normalize(view, dim=1) / 2**0.5)
+    torch.testing.assert_close(steadied(looks[:, :3], looks, near, [3, 2]), found[:, :3])
+    assert torch.equal(steadied(looks, looks, near[:, :0], [3, 2]), looks)
+
+
+def test_new_images_are_answered_as_lessons_were_learnt():
+    solver, free = fitted(), fitted(None)
+    x = torch.as_tensor(NEW)
+    looks, seen = (centred_views(part, solver.centre_, [X.shape[1]]) for part in (x, solver.bank_.to(x)))
+    steady = steadied(looks, seen, top_neighbours(looks, seen, solver.neighbours, chunk_size=64)[1], [X.shape[1]])
+    taught = Taught(solver.taught_head_, solver.taught_bias_, solver.taught_scales_)
+    logits = taught.logits(steady, torch.as_tensor(free.predict_log_proba(NEW)))
+    expected = (2 * float(solver.sizes_[-1]) * logits).softmax(1)
+    np.testing.assert_allclose(solver.predict_proba(NEW), expected, atol=1e-5)

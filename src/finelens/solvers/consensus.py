@@ -25,7 +25,7 @@ from finelens.solvers.presence import all_present, asked_neighbours, information
 from finelens.solvers.return_rule import ReturnRule
 from finelens.solvers.ridge import ridge_head
 from finelens.solvers.rows import FitRows
-from finelens.solvers.taught import Taught, left_out, teach
+from finelens.solvers.taught import Taught, left_out, steadied, teach
 from finelens.solvers.views import TRIED, ViewsSolver, unheard_views
 
 STATISTICS = ("means", "variances", "weights", "potentials")
@@ -49,7 +49,8 @@ class Consensus(ConsensusPasses):
        from the softmax of the average; the answer is the mean of both at one scale. Where the kappa of the answer is below ``enough``, the text
        logits get the share ``1 - kappa / enough``; where the text hardly tells the images apart, it keeps all.
     6. Gains over the text that the images do not support go back, by the share ``give_back`` (:mod:`~finelens.solvers.return_rule`).
-    7. Hints change none of this. A second head learns from them and from that answer, and both answer together (:mod:`~finelens.solvers.taught`).
+    7. Hints change none of this. A second head learns from them and from that answer, and both answer together (:mod:`~finelens.solvers.taught`);
+       it sees the centred views with a part of the nearest two of n(i) (:func:`~finelens.solvers.taught.steadied`).
 
     Args:
         neighbours: k.
@@ -88,7 +89,8 @@ class Consensus(ConsensusPasses):
         returns_: Its shares, (C, C), float64.
         widths_: D_1 to D_V, (V,), int64.
         taught_head_: Of step 7, (D_1 + ... + D_V, C), float64; empty without hints, as are ``taught_bias_`` (C,) and ``taught_scales_`` (3,).
-        evenness_: Share of the potentials to even masses that was taken; like the two below no part of the model.
+        near_: Positions (N, k) of the neighbours of the fit's images in the bank, the nearest first; like those below no part of the model.
+        evenness_: Share of the potentials to even masses that was taken.
         agreement_: Neighbour agreement of the answer.
         returned_: Mean probability of an image that went back to the text.
         told_: Share of the uncertainty about an image's class that the text takes away, by its own account.
@@ -137,11 +139,11 @@ class Consensus(ConsensusPasses):
         widths = self.widths_.tolist()
         named = (x[:, : widths[0]] @ prototypes.T).argmax(1)
         x = silenced(x, unheard_views(x, named, widths, len(prototypes)), widths)
-        log_p = self._label_free(x, prototypes, scale)
+        log_p, self.near_ = self._label_free(x, prototypes, scale)
         self._nothing_taught()
         if not len(known):
             return log_p
-        looks = centred_views(x, self.centre_, widths)
+        looks = steadied(centred_views(x, self.centre_, widths), centred_views(self.bank_, self.centre_, widths), self.near_, widths)
         self._learn_answers(looks, log_p, known, self.bank)
         return self._with_answers(looks, log_p)
 
@@ -161,13 +163,14 @@ class Consensus(ConsensusPasses):
         widths = self.widths_.tolist()
         tried = rows.at(rows.evenly(TRIED))
         free = rows.label_free().without(unheard_views(tried, (tried[:, : widths[0]] @ prototypes.T).argmax(1), widths, len(prototypes)))
-        self._label_free_passes(free, prototypes, scale)
+        self.near_ = self._label_free_passes(free, prototypes, scale)
         self._nothing_taught()
         if len(rows.known):
             # Those that lessons are learnt from, and no others.
             positions = torch.cat([rows.evenly(self.bank), rows.known.rows]).unique()
             x, known = free.at(positions), Known(torch.searchsorted(positions, rows.known.rows), rows.known.labels)
-            self._learn_answers(centred_views(x, self.centre_, widths), self._log_proba(x), known, len(x))
+            looks, keys = (centred_views(part, self.centre_, widths) for part in (x, self.bank_))
+            self._learn_answers(steadied(looks, keys, self.near_[positions], widths), self._log_proba(x), known, len(x))
 
     def _with_answers(self, looks: Tensor, log_p: Tensor) -> Tensor:
         """Log-probabilities (M, C) of the label-free ones and of what hints have taught."""
@@ -176,8 +179,8 @@ class Consensus(ConsensusPasses):
         logits = Taught(self.taught_head_, self.taught_bias_, self.taught_scales_).logits(looks, log_p)
         return (SHARPER * self.sizes_[-1].to(logits) * logits).log_softmax(1)
 
-    def _label_free(self, x: Tensor, prototypes: Tensor, scale: float) -> Tensor:
-        """Log-probabilities (N, C) of the images of the fit."""
+    def _label_free(self, x: Tensor, prototypes: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+        """Log-probabilities (N, C) of the images of the fit, and the positions (N, k) of their neighbours in the bank."""
         widths, classes = self.widths_.tolist(), len(prototypes)
         self.text_ = scale * prototypes.double()
         self.centre_ = x.mean(0, dtype=torch.float64)
@@ -210,7 +213,7 @@ class Consensus(ConsensusPasses):
         self.centroids_, self.returns_ = rule.means, rule.shares
         answers, returned = rule.apply(looks, a, p, chunk_size=self.chunk_size)
         self.returned_ = float(returned.mean())
-        return _log(answers)
+        return _log(answers), near
 
     def _plain(self, x: Tensor, text: Tensor, prototypes: Tensor, asked: Tensor) -> Tensor:
         """Logits (N, C) of the mixture with masses as even as the neighbours ``asked`` (N, k) allow."""
@@ -297,6 +300,8 @@ class Consensus(ConsensusPasses):
         total = self._opinion(self._members(x, text, smooth, None), looks)
         rule = ReturnRule(self.centroids_, self.returns_)
         answers = _log(rule.apply(looks, text.softmax(1), self._posterior(total, text), chunk_size=self.chunk_size)[0])
+        if self.taught_head_.numel():
+            looks = steadied(looks, seen, near, widths)
         return self._with_answers(looks, answers)
 
     def _members(self, x: Tensor, text: Tensor, smooth: Tensor, own: Tensor | None) -> list[Tensor]:

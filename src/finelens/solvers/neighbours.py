@@ -58,21 +58,22 @@ def top_neighbours(
     return values, index
 
 
-def smoothed(x: Tensor, keys: Tensor, near: Tensor, widths: Sequence[int]) -> Tensor:
-    """Each view of the images averaged by half with the mean of their neighbours, unit rows.
+def smoothed(x: Tensor, keys: Tensor, near: Tensor, widths: Sequence[int], share: float = 1.0) -> Tensor:
+    """Each view of the images with the mean of their neighbours added, unit rows.
 
     Args:
         x: Unit views side by side, (M, D_1 + ... + D_V) or the first alone.
         keys: Views of the images that the neighbours are among, (N, D_1 + ... + D_V).
         near: Their positions, (M, k); with k = 0 nothing is changed.
         widths: D_1 to D_V.
+        share: What the mean counts beside the image.
     """
     if not near.shape[1]:
         return x
     mean = torch.zeros_like(x)
     for column in near.T:
         mean += keys[column, : x.shape[1]]
-    return torch.cat([F.normalize(view, dim=1) for view in split_views(x + mean / near.shape[1], widths)], 1)
+    return torch.cat([F.normalize(view, dim=1) for view in split_views(torch.add(x, mean / near.shape[1], alpha=share), widths)], 1)
 
 
 def sparse_rows(values: Tensor, index: Tensor, columns: int) -> Tensor:

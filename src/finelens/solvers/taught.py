@@ -7,6 +7,7 @@ posteriors.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,10 +17,12 @@ from torch import Tensor
 
 from finelens.solvers.assignments import centred
 from finelens.solvers.known import Known
-from finelens.solvers.neighbours import evenly_spread
+from finelens.solvers.neighbours import evenly_spread, smoothed
 from finelens.solvers.ridge import ridge_head
 
 TINY = 1e-9
+# Nearest images that each image is averaged with before anything is learnt of it, and what their mean counts beside it.
+NEAREST, NEAREST_SHARE = 2, 0.5
 # Temperatures of the label-free posterior that are tried.
 TEMPERATURES = torch.logspace(math.log10(0.02), math.log10(4), 40, dtype=torch.float64).tolist()
 # Stands in for the answers of a class that has none.
@@ -63,6 +66,22 @@ class Taught:
         seen = looks @ self.head[: looks.shape[1]].to(looks) + self.bias.to(looks)
         mean: Tensor = (centred(seen) / own + text * centred(log_p) / other) / (1 + text)
         return mean
+
+
+def steadied(looks: Tensor, keys: Tensor, near: Tensor, widths: Sequence[int]) -> Tensor:
+    """Centred unit views that lean on their nearest images: ``unit(x_i + (x_j + x_k) / 4)`` in every view, j and k the two nearest.
+
+    What sets one photograph apart from those like it is mostly no matter of its class. Learner and answers see all images like this.
+
+    Args:
+        looks: Centred unit views, (M, D_1 + ... + D_V) or the first alone.
+        keys: The same of the images that neighbours are among, (N, D_1 + ... + D_V).
+        near: Their positions, the nearest first, (M, k); with k = 0 nothing is changed.
+        widths: D_1 to D_V.
+    """
+    if not near.shape[1]:
+        return looks
+    return smoothed(looks, keys, near[:, :NEAREST], widths, NEAREST_SHARE) / math.sqrt(len(widths))
 
 
 def teach(
