@@ -102,7 +102,9 @@ class World:
         self.new_log_p = solver.predict_log_proba(new)
         widths = solver.widths_.tolist()
         seen = centred_views(torch.cat([F.normalize(view, dim=1) for view in new], 1), solver.centre_, widths)
-        self.new_looks = steady(seen, self.learner.looks, widths)
+        # Cosines and heads are the same in a basis of the photographs' own, which has fewer columns.
+        basis = torch.linalg.qr(self.learner.steady.T).Q
+        self.new_looks, self.learner.steady = steady(seen, self.learner.looks, widths) @ basis, self.learner.steady @ basis
 
     def score(self, answers: dict[int, int]) -> float:
         """Accuracy on the test part, percent."""

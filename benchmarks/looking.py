@@ -117,8 +117,10 @@ class Learner:
         self.size = float(size)
         # The images are fewer than those that the method looks for neighbours among.
         widths = [self.train.global_.shape[1], self.train.cls.shape[1]]
-        self.steady = steady(self.looks, self.looks, widths, rows=torch.arange(len(self.looks)))
-        self.test_steady = steady(self.test_looks, self.looks, widths)
+        lessons, new = steady(self.looks, self.looks, widths, rows=torch.arange(len(self.looks))), steady(self.test_looks, self.looks, widths)
+        # Cosines and heads are the same in a basis of the photographs' own, which has fewer columns.
+        basis = torch.linalg.qr(lessons.T).Q
+        self.steady, self.test_steady = lessons @ basis, new @ basis
 
     def _fit(self) -> dict[str, Tensor]:
         fitted, _ = self.world.run(np.array([], dtype=np.int64))

@@ -12,7 +12,7 @@ from finelens.solvers.columns import centred_views
 from finelens.solvers.known import Known
 from finelens.solvers.neighbours import top_neighbours
 from finelens.solvers.ridge import ridge_head
-from finelens.solvers.taught import Taught, left_out, steadied, teach
+from finelens.solvers.taught import Taught, _in_own_basis, left_out, steadied, teach
 from tests.solvers.data import SCALE, cloud
 
 X, W, Y = cloud([30] * 5, spread=0.2, tilt=0.6)
@@ -151,3 +151,11 @@ def test_new_images_are_answered_as_lessons_were_learnt():
     logits = taught.logits(steady, torch.as_tensor(free.predict_log_proba(NEW)))
     expected = (2 * float(solver.sizes_[-1]) * logits).softmax(1)
     np.testing.assert_allclose(solver.predict_proba(NEW), expected, atol=1e-5)
+
+
+def test_features_in_a_basis_of_their_own_teach_the_same():
+    x = torch.nn.functional.normalize(torch.randn(30, 80, generator=torch.Generator().manual_seed(0), dtype=torch.float64), dim=1)
+    short, log_p, known = _in_own_basis(x), torch.full((30, 3), 1 / 3).double().log(), Known(torch.arange(6), torch.arange(6) % 3)
+    assert short.shape == (30, 30)
+    torch.testing.assert_close(teach(short, log_p, known).logits(short, log_p), teach(x, log_p, known).logits(x, log_p))
+    assert _in_own_basis(x[:, :20]).shape == (30, 20)

@@ -128,10 +128,13 @@ def teach(
     n, classes = log_p.shape
     labels, order = known.labels[(by_row := known.rows.argsort())], known.rows[by_row]
 
-    def learn(some: Tensor, most: int) -> tuple[Tensor, Tensor, float]:
-        """Head, its bias and the size of its logits, of some of the answers."""
-        rows = torch.arange(n, device=looks.device) if n <= most else torch.cat([evenly_spread(n, most, looks.device), order[some]]).unique()
-        x, p, at, own = looks[rows], log_p[rows].to(looks), torch.searchsorted(rows, order[some]), labels[some]
+    def images(some: Tensor, most: int) -> Tensor:
+        """Rising positions of those that are learnt from with some of the answers."""
+        return torch.arange(n, device=looks.device) if n <= most else torch.cat([evenly_spread(n, most, looks.device), order[some]]).unique()
+
+    def learn(some: Tensor, rows: Tensor, x: Tensor) -> tuple[Tensor, Tensor, float]:
+        """Head, its bias and the size of its logits, of some of the answers and the features x of the images at ``rows``."""
+        p, at, own = log_p[rows].to(looks), torch.searchsorted(rows, order[some]), labels[some]
         truth = F.one_hot(own, classes).to(x)
         named = F.normalize(p.softmax(1).T @ x, dim=1)
         z = _posteriors(x, _temperature(p[at], own) * p, named, at, truth, truth.T @ x[at], sharpness, rounds, weight)
@@ -145,15 +148,20 @@ def teach(
         return head, bias, _size(x @ head.to(x) + bias.to(x))
 
     everybody = torch.arange(len(labels), device=labels.device)
-    head, bias, size = learn(everybody, bank)
+    rows = images(everybody, bank)
+    head, bias, size = learn(everybody, rows, looks[rows])
     other = _size(log_p)
     text = _expected_weight(log_p, order, labels) if heard else 0.0
     if heard and len(labels) >= FOLDS:
         seen = looks.new_empty(len(labels), classes)
-        part = everybody % FOLDS
+        part, rows = everybody % FOLDS, images(everybody, FOLD_BANK)
+        x = _in_own_basis(looks[rows])
         for fold in range(FOLDS):
-            trial, offset, own = learn(everybody[part != fold], FOLD_BANK)
-            seen[part == fold] = centred(looks[order[part == fold]] @ trial.to(looks) + offset.to(looks)) / own
+            kept = everybody[part != fold]
+            some = images(kept, FOLD_BANK)
+            trial, offset, own = learn(kept, some, x[torch.searchsorted(rows, some)])
+            left = x[torch.searchsorted(rows, order[part == fold])]
+            seen[part == fold] = centred(left @ trial.to(looks) + offset.to(looks)) / own
         text = _tested_weight(seen, centred(log_p[order].to(looks)) / other, labels, text)
     return Taught(head, bias, torch.tensor([size, other, text], dtype=torch.float64, device=looks.device))
 
@@ -178,6 +186,11 @@ def left_out(looks: Tensor, log_p: Tensor, known: Known, *, folds: int = 5, seed
         rows = known.rows[own]
         guesses[own] = taught.logits(looks[rows], log_p[rows].to(looks)).argmax(1)
     return guesses
+
+
+def _in_own_basis(x: Tensor) -> Tensor:
+    """Rows (B, D) in an orthonormal basis of what they span: all cosines and what linear heads say of them stay, columns are B at most."""
+    return x if x.shape[1] <= len(x) else x @ torch.linalg.qr(x.T).Q
 
 
 def _posteriors(
