@@ -89,7 +89,8 @@ class Consensus(ConsensusPasses):
         returns_: Its shares, (C, C), float64.
         widths_: D_1 to D_V, (V,), int64.
         taught_head_: Of step 7, (D_1 + ... + D_V, C), float64; empty without hints, as are ``taught_bias_`` (C,) and ``taught_scales_`` (3,).
-        near_: Positions (N, k) of the neighbours of the fit's images in the bank, the nearest first; like those below no part of the model.
+        near_: Positions (N, k) of the neighbours of the fit's images in the bank, the nearest first, where the fit was to matrices; like those below
+            no part of the model.
         evenness_: Share of the potentials to even masses that was taken.
         agreement_: Neighbour agreement of the answer.
         returned_: Mean probability of an image that went back to the text.
@@ -163,14 +164,14 @@ class Consensus(ConsensusPasses):
         widths = self.widths_.tolist()
         tried = rows.at(rows.evenly(TRIED))
         free = rows.label_free().without(unheard_views(tried, (tried[:, : widths[0]] @ prototypes.T).argmax(1), widths, len(prototypes)))
-        self.near_ = self._label_free_passes(free, prototypes, scale)
+        near = self._label_free_passes(free, prototypes, scale)
         self._nothing_taught()
         if len(rows.known):
             # Those that lessons are learnt from, and no others.
             positions = torch.cat([rows.evenly(self.bank), rows.known.rows]).unique()
             x, known = free.at(positions), Known(torch.searchsorted(positions, rows.known.rows), rows.known.labels)
             looks, keys = (centred_views(part, self.centre_, widths) for part in (x, self.bank_))
-            self._learn_answers(steadied(looks, keys, self.near_[positions], widths), self._log_proba(x), known, len(x))
+            self._learn_answers(steadied(looks, keys, near[positions].long(), widths), self._log_proba(x), known, len(x))
 
     def _with_answers(self, looks: Tensor, log_p: Tensor) -> Tensor:
         """Log-probabilities (M, C) of the label-free ones and of what hints have taught."""

@@ -68,7 +68,7 @@ class ConsensusPasses(ViewsSolver):
     def _keep(self, mixture: Mixture, prefix: str) -> None: ...
 
     def _label_free_passes(self, rows: FitRows, prototypes: Tensor, scale: float) -> Tensor:
-        """Fit to the images, hints apart; positions (N, k) of their neighbours in the bank."""
+        """Fit to the images, hints apart; positions (N, k), int32, of their neighbours in the bank."""
         self.text_ = scale * prototypes.double()
         classes, moments, seen = len(prototypes), Moments.of(rows), _Seen(self, rows)
         self.centre_ = moments.mean
@@ -92,7 +92,7 @@ class ConsensusPasses(ViewsSolver):
         self.told_ = information(text[:count].softmax(1))
         self.share_ = torch.full_like(size, min(1.0, self.agreement_ / self.enough) if self.told_ >= LEAST_TOLD else 0.0)
         self._learn_returns(rows, seen)
-        return seen.near.long()
+        return seen.near
 
     def _mixtures(self, rows: FitRows, prototypes: Tensor, moments: Moments, seen: _Seen) -> None:
         classes = len(prototypes)
