@@ -22,6 +22,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +33,11 @@ import torch.nn.functional as F
 from finelens.core.schemas import SCHEMA_VERSION
 from finelens.feature_store.files import FORMAT
 from finelens.feature_store.folder import SHARD, FolderWriter
-from finelens.protocol import ImageRecord
+from finelens.protocol import ImageRecord, Support
+from finelens.solvers import SusX
 
 WIDTH, SCALE = 512, 50.0
+SHOTS = 4
 METHODS = ["consensus", "joint-gmm", "gda-em", "tip-adapter"]
 VIEWS = ("consensus", "joint-gmm", "self-adaptive-ot")
 
@@ -143,7 +146,17 @@ def compared(method: str, rows: int, classes: int, sample: int | None) -> dict[s
     parts = list(drawn(classes, range(rows)))
     x, labels = torch.cat([part for _, part, _ in parts]), torch.cat([own for *_, own in parts])
     _, texts, _ = centres(classes)
-    return compare(SOLVERS[method], x, texts, labels)
+    solver = SOLVERS[method]
+    if issubclass(solver, SusX):
+        solver = partial(solver, support=outside(classes, rows, texts))
+    return compare(solver, x, texts, labels)
+
+
+def outside(classes: int, rows: int, texts: torch.Tensor) -> Support:
+    """A support set: further images, ``SHOTS`` a class on average, and captions as noisy as the texts of the classes."""
+    _, features, labels = next(drawn(classes, range(rows, rows + SHOTS * classes), SHOTS * classes))
+    noise = torch.randn(len(labels), WIDTH, generator=torch.Generator().manual_seed(0))
+    return Support(features, labels, F.normalize(texts[labels] + F.normalize(noise, dim=1), dim=1))
 
 
 def compare(solver: Any, x: torch.Tensor, texts: torch.Tensor, labels: torch.Tensor) -> dict[str, Any]:
