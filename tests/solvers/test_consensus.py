@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -271,3 +273,24 @@ def test_text_that_tells_nothing_keeps_its_answers():
     assert float(solver.share_) == 0
     np.testing.assert_array_equal(solver.predict(X), (X @ flat.T).argmax(1))
     assert float(fitted().share_) > 0
+
+
+def test_the_bank_is_centred_once_for_many_questions(monkeypatch):
+    solver, centred_rows = fitted(), []
+
+    def count(x, *given):
+        centred_rows.append(len(x))
+        return centred_views(x, *given)
+
+    monkeypatch.setattr("finelens.solvers.consensus.centred_views", count)
+    first = [solver.predict_log_proba([X[i : i + 2], Z[i : i + 2]]) for i in (0, 2, 4)]
+    assert centred_rows == [len(solver.bank_), 2, 2, 2]
+    # What a copy is asked, or a model from the disk, is made anew, and so is the bank when somebody writes into it.
+    other = pickle.loads(pickle.dumps(solver))
+    assert np.array_equal(other.predict_log_proba([X[:2], Z[:2]]), first[0])
+    assert len(pickle.dumps(other)) == len(pickle.dumps(solver))
+    solver.bank_[:] = solver.bank_.flip(0)
+    solver.predict_log_proba([X[:2], Z[:2]])
+    assert centred_rows[4:] == [len(solver.bank_), 2, len(solver.bank_), 2]
+    # The first feature space alone has columns of its own.
+    assert solver.predict_log_proba(X[:2]).shape == first[0].shape

@@ -5,12 +5,14 @@ Where the parts come from: docs/methods/consensus.md.
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
+from finelens.core.private_torch import version
 from finelens.solvers.assignments import centred
 from finelens.solvers.chunks import chunks
 from finelens.solvers.columns import centred_views, silenced
@@ -29,6 +31,28 @@ from finelens.solvers.taught import Taught, left_out, steadied, teach
 from finelens.solvers.views import TRIED, ViewsSolver, unheard_views
 
 STATISTICS = ("means", "variances", "weights", "potentials")
+
+
+@dataclass(frozen=True)
+class _Bank:
+    """The images that neighbours are looked for among, ready to be compared with.
+
+    Attributes:
+        made_of: Identity and versions of the tensors that they were made of, columns and type.
+        held: These tensors: as long as they are held, no other has their identity.
+        rows: (B, D).
+        seen: Centred views, (B, D).
+    """
+
+    made_of: tuple[Any, ...]
+    held: tuple[Tensor, Tensor]
+    rows: Tensor
+    seen: Tensor
+
+
+# Of the solver's last question. A few images are asked about at a time, and to centre a bank of 8,192 took three quarters of each answer. No part of
+# the solver: it is neither copied nor saved.
+_BANKS: WeakKeyDictionary[Consensus, _Bank] = WeakKeyDictionary()
 
 
 class Consensus(ConsensusPasses):
@@ -288,9 +312,17 @@ class Consensus(ConsensusPasses):
     def _log_proba(self, x: Tensor) -> Tensor:
         widths = self.widths_.tolist()
         x = silenced(x, [v for v, weight in enumerate(self.weights_.tolist()) if not weight], widths)
-        bank = self.bank_[:, : x.shape[1]].to(x)
-        seen = centred_views(bank, self.centre_, widths)
+        bank, seen = self._bank_for(x, widths)
         return torch.cat([self._answer(part, bank, seen, widths) for part in (x[rows] for rows in chunks(x.shape[0], self.chunk_size))])
+
+    def _bank_for(self, x: Tensor, widths: list[int]) -> tuple[Tensor, Tensor]:
+        """The images (B, D) that those of ``x`` (M, D) are compared with, in its type and columns, and their centred views."""
+        made_of = (id(self.bank_), version(self.bank_), id(self.centre_), version(self.centre_), x.shape[1], x.dtype, x.device)
+        kept = _BANKS.get(self)
+        if kept is None or kept.made_of != made_of:
+            bank = self.bank_[:, : x.shape[1]].to(x)
+            kept = _BANKS[self] = _Bank(made_of, (self.bank_, self.centre_), bank, centred_views(bank, self.centre_, widths))
+        return kept.rows, kept.seen
 
     def _answer(self, x: Tensor, bank: Tensor, seen: Tensor, widths: list[int]) -> Tensor:
         """Log-probabilities (M, C) of images with neighbours in ``bank``, whose centred views are ``seen``."""
