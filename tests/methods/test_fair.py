@@ -147,7 +147,7 @@ SWITCHES = {
     "equal crop weights": {"crop_scale": 0.0},
     "weighting off": {"weighting": False},
     "no ambiguity factor": {"eta": 0.0},
-    "labels by crops alone": {"pseudo_label": "las"},
+    "labels by crops and whole image": {"pseudo_label": "mean"},
 }
 
 
@@ -361,9 +361,10 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(folder, tmp_path):
         assert torch.equal(second.tuned[name], parameter), name
 
 
-def test_a_few_steps_lower_the_loss(engine):
+def test_some_steps_lower_the_loss(engine):
     batch = random_batch(6, 4)
-    losses = train_steps(Fair(engine, separating_rows(engine, batch, C), small()), batch, 6)
+    # Labels come from the model that learns, and change in the first steps.
+    losses = train_steps(Fair(engine, separating_rows(engine, batch, C), small()), batch, 14)
     assert losses[-1] < losses[0]
 
 

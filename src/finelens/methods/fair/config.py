@@ -20,7 +20,7 @@ class FairConfig:
         crops: Candidate crops per image, M; 0 scores the whole image instead of crops.
         keep: Crops that are kept, K; equal to ``crops`` for no selection.
         crop_scale: ``1 / tau_w``, factor of the crop-to-image cosines inside the softmax that weights the crops; 0 weights them equally.
-        pseudo_label: Argmax of the ``mean`` of local and global posterior, or of the local one alone (``las``).
+        pseudo_label: Argmax of the posterior of the kept crops alone (``las``), or of the ``mean`` of it and that of the whole image.
         weighting: Whether pseudo-labels are weighted.
         eta: Power of the weight's ambiguity factor; 0 leaves it out.
         marginal: What the batch marginal is drawn to: ``uniform``, ``prior`` (estimated without labels) or ``none``.
@@ -33,7 +33,7 @@ class FairConfig:
     crops: int = 16
     keep: int = 8
     crop_scale: float = math.exp(4)
-    pseudo_label: Literal["mean", "las"] = "mean"
+    pseudo_label: Literal["mean", "las"] = "las"
     weighting: bool = True
     eta: float = 1.0
     marginal: Marginal = "uniform"
