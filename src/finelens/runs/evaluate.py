@@ -173,7 +173,9 @@ def summary(result: Mapping[str, Any]) -> str:
     if result["answered_left_out"]:
         text += f"; {counted(result['answered_left_out'], 'image', 'images')} that a person answered in the run left out"
     if "estimates" in result:
-        text += f"\nwithout labels one would say of the accuracy: {from_mapping(Estimates, result['estimates'], 'estimates').line}"
+        # Of every photograph here a label says that it belongs to a class.
+        said = from_mapping(Estimates, result["estimates"], "estimates").line(None)
+        text += f"\nwithout labels one would say of the accuracy: {said}"
     for column, sorted_by in result.get("groups", {}).items():
         text += "\n" + _groups_line(column, sorted_by)
     if (found := result.get("unknown")) is not None:
