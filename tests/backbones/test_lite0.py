@@ -115,6 +115,40 @@ def test_layers_are_folded_once_for_the_chunks_of_a_batch(tower, images, monkeyp
     assert len(calls) == 98
 
 
+def test_a_frozen_tower_is_folded_once_until_something_is_written(tower, images, monkeypatch):
+    folded, fold_all = [], lite0._fold_all
+    monkeypatch.setattr(lite0, "_fold_all", lambda tower, dtype: folded.append(dtype) or fold_all(tower, dtype))
+    first = fast(tower)(images)
+    # Batches of more sizes than kernels are kept for.
+    for count in (1, 2, 3, 1, 2):
+        fast(tower)(images[:count].repeat(2, 1, 1, 1))
+    assert torch.equal(fast(tower)(images), first)
+    assert folded == [torch.float32]
+    with torch.autocast("cpu", torch.bfloat16):
+        fast(tower)(images)
+    assert folded == [torch.float32, torch.bfloat16]
+    with torch.no_grad():
+        norms(tower)[5].running_mean += 0.5
+    assert not torch.equal(fast(tower)(images), first)
+    with torch.no_grad():
+        norms(tower)[5].running_mean -= 0.5
+    norms(tower)[3].weight = nn.Parameter(norms(tower)[3].weight + 0.5, requires_grad=False)
+    assert not torch.equal(fast(tower)(images), first)
+    # What is trained is folded for every call, and nothing of it stays.
+    norms(tower)[0].weight.requires_grad_(True)
+    before = len(folded)
+    fast(tower)(images), fast(tower)(images)
+    assert len(folded) == before + 2
+    assert tower not in lite0._FROZEN
+
+
+def test_kernels_are_kept_for_a_few_shapes(tower, images):
+    for count in range(1, 2 * lite0.MOST_SHAPES):
+        fast(tower)(images[:1].expand(count, -1, -1, -1))
+    layers = [layer for block, _ in lite0._FROZEN[tower].blocks for layer in block]
+    assert all(len(layer.packed) <= lite0.MOST_SHAPES for layer in layers)
+
+
 @torch.no_grad()
 def test_shifts_take_back_what_rounding_moves_on_average():
     """A layer whose input has the mean that its BatchNorm promises: the mean of the rounded output is that of the exact one."""

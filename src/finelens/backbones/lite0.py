@@ -19,11 +19,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any, TypeAlias
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.nn.utils import parametrize
 
 from finelens.core.private_torch import fused_convolution, fused_convolution_takes_bfloat16, outside_compiler, pack_kernel, parametrization_cache
 from finelens.core.threads import side_by_side
@@ -33,6 +35,8 @@ from finelens.core.threads import side_by_side
 CHUNK_BYTES = 16
 # A channel with |beta| > MAX_RATIO |gamma| loses x_hat in the rounding of y; its layer keeps its input as well.
 MAX_RATIO = 256.0
+# Shapes of the input that a layer's kernel is kept laid out for.
+MOST_SHAPES = 4
 # Layers from the input on that stay in float32. The output of the stem goes into depthwise kernels with weights up to 18 that nearly cancel: rounding
 # it to bfloat16 alone moves the tower's feature by 4 %.
 WIDE_LAYERS = 2
@@ -68,9 +72,14 @@ class Layer:
     def _kernel(self, x: Tensor) -> Tensor:
         if pack_kernel is None or x.dtype not in FUSED_TYPES:
             return self.weight
-        if x.shape not in self.packed:
-            self.packed[x.shape] = pack_kernel(self.weight, [self.padding] * 2, list(self.conv.stride), [1, 1], self.conv.groups, list(x.shape))
-        return self.packed[x.shape]
+        kernel = self.packed.get(x.shape)
+        if kernel is None:
+            kernel = pack_kernel(self.weight, [self.padding] * 2, list(self.conv.stride), [1, 1], self.conv.groups, list(x.shape))
+            # Batches of many sizes, as requests bring them, must not fill the memory.
+            if len(self.packed) >= MOST_SHAPES:
+                self.packed.clear()
+            self.packed[x.shape] = kernel
+        return kernel
 
     @property
     def can_divide(self) -> bool:
@@ -116,6 +125,24 @@ class Layer:
 
 Blocks: TypeAlias = "list[tuple[list[Layer], bool]]"
 
+
+@dataclass(frozen=True)
+class _Folded:
+    """The folded layers of a frozen tower.
+
+    Attributes:
+        dtype: Type of the computation.
+        tensors: Copies of what they were folded from.
+        blocks: The layers.
+    """
+
+    dtype: torch.dtype
+    tensors: list[Tensor]
+    blocks: Blocks
+
+
+# To fold the layers and to lay out their kernels takes as long as two images: most of what a request of one costs.
+_FROZEN: WeakKeyDictionary[nn.Module, _Folded] = WeakKeyDictionary()
 
 FUSED_TYPES = {torch.float32} if fused_convolution is not None and "AVX" in torch.backends.cpu.get_cpu_capability() else set()
 if FUSED_TYPES and fused_convolution_takes_bfloat16():
@@ -254,16 +281,34 @@ def _chunks(blocks: Blocks, images: Tensor) -> Sequence[Tensor]:
 
 
 def _folded(tower: nn.Module, dtype: torch.dtype) -> Blocks:
-    """The folded layers: made once inside ``parametrize.cached()``, which the engine opens around the chunks of a batch, else every time."""
+    """The folded layers: of a frozen tower those of its last call, else made once inside ``parametrize.cached()``, which the engine opens around the
+    chunks of a batch, else every time."""
     kept = parametrization_cache()
     # Without it everything is folded for each chunk.
     if kept is None:
-        return _fold_all(tower, dtype)
+        return _of_last_call(tower, dtype)
     key = (id(tower), f"lite0 {dtype}")
     if key not in kept:
-        kept[key] = _fold_all(tower, dtype)
+        kept[key] = _of_last_call(tower, dtype)
     blocks: Blocks = kept[key]
     return blocks
+
+
+def _of_last_call(tower: nn.Module, dtype: torch.dtype) -> Blocks:
+    tensors = [*tower.parameters(), *tower.buffers()]
+    computed = any(parametrize.is_parametrized(module) for module in tower.modules())
+    if computed or any(tensor.requires_grad for tensor in tensors):
+        _FROZEN.pop(tower, None)
+        return _fold_all(tower, dtype)
+    kept = _FROZEN.get(tower)
+    # By content: what is written through ``.data`` leaves no trace, and to compare takes a quarter of the time that folding takes.
+    if kept is None or kept.dtype is not dtype or not all(map(_equal, kept.tensors, tensors)):
+        kept = _FROZEN[tower] = _Folded(dtype, [tensor.clone() for tensor in tensors], _fold_all(tower, dtype))
+    return kept.blocks
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    return a.dtype is b.dtype and torch.equal(a, b)
 
 
 def _fold_all(tower: nn.Module, dtype: torch.dtype) -> Blocks:
