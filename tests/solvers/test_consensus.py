@@ -13,8 +13,9 @@ from sklearn.metrics import cohen_kappa_score
 from finelens.errors import UserError
 from finelens.protocol import Hints
 from finelens.solvers import Consensus, JointGmm
-from finelens.solvers.columns import centred_views
+from finelens.solvers.columns import centred_views, searched_columns
 from finelens.solvers.neighbours import smoothed, top_neighbours
+from finelens.solvers.opinions import EvenText, moments_of
 from finelens.solvers.presence import all_present, asked_neighbours, information, neighbour_agreement
 from finelens.solvers.return_rule import ReturnRule
 from finelens.solvers.ridge import ridge_head
@@ -149,8 +150,15 @@ def test_a_return_of_nothing_changes_nothing():
     np.testing.assert_allclose(ReturnRule.learn(x, a, p, share=1.0, chunk_size=4).apply(x, a, p, chunk_size=4)[0].sum(1), 1, atol=1e-6)
 
 
-def test_new_images_by_the_equations():
+@pytest.mark.parametrize("before", [False, True], ids=["now", "a model of before"])
+def test_new_images_by_the_equations(before):
     solver = fitted(neighbours=3)
+    assert solver.late_state == {"spread_", "searched_"}
+    if before:
+        # Such a model does not hold these; neighbours were looked for in all views.
+        solver.spread_, solver.searched_ = torch.zeros(0, dtype=torch.float64), torch.zeros(0, dtype=torch.int64)
+    spread = np.ones(C) if before else solver.spread_.numpy()
+    searched = slice(0 if before else X.shape[1], None)
     s = {name: tensor.numpy() for name, tensor in solver.state().items()}
     d = X.shape[1]
     new, bank = np.concatenate([NEW, NEW_Z], 1), np.concatenate([X, Z], 1)
@@ -160,12 +168,12 @@ def test_new_images_by_the_equations():
     def looks(x):
         return np.concatenate([unit(part) for part in np.split(x - s["centre_"], [d], axis=1)], 1) / 2**0.5
 
-    near = np.argsort(-looks(new) @ looks(bank).T, axis=1)[:, :3]
+    near = np.argsort(-looks(new)[:, searched] @ looks(bank)[:, searched].T, axis=1)[:, :3]
     smooth = np.concatenate([unit(part) for part in np.split(new + bank[near].mean(1), [d], axis=1)], 1)
 
     def mixture(x, prefix):
         means, variance, weights = (s[f"{prefix}{name}_"] for name in ("means", "variances", "weights"))
-        logits = SCALE * x[:, :d] @ W.T + s[f"{prefix}potentials_"]
+        logits = SCALE * x[:, :d] @ W.T * spread + s[f"{prefix}potentials_"]
         for columns, weight in zip((slice(0, d), slice(d, None)), weights, strict=True):
             square = ((x[:, None, columns] - means[:, columns]) ** 2 / variance[columns]).sum(-1)
             logits = logits - weight * 512 / (50 * means[:, columns].shape[1]) * square / 2
@@ -173,7 +181,7 @@ def test_new_images_by_the_equations():
 
     affinity = np.exp(s["beta_"] * (NEW @ s["keys_"].T - 1))
     votes = np.stack([affinity[:, s["labels_"] == c].mean(1) for c in range(C)], axis=1)
-    members = [mixture(new, ""), mixture(smooth, "smooth_"), text + s["potentials_"] + s["alpha_"] * votes]
+    members = [mixture(new, ""), mixture(smooth, "smooth_"), text * spread + s["potentials_"] + s["alpha_"] * votes]
     total = sum(centred(member) / size for member, size in zip(members, s["sizes_"][:3], strict=True)) / 3
     head = centred(looks(new) @ s["head_"] + s["bias_"])
     total = (total / s["sizes_"][3] + head / s["sizes_"][4]) / 2
@@ -183,6 +191,38 @@ def test_new_images_by_the_equations():
     expected = rule.apply(*(torch.tensor(part) for part in (looks(new), softmax(text, axis=1), p)), chunk_size=99)[0]
     np.testing.assert_allclose(solver.predict_proba([NEW, NEW_Z]), expected, atol=1e-9)
     np.testing.assert_allclose(size, np.sqrt((centred(SCALE * X @ W.T) ** 2).mean()))
+
+
+def test_spreads_of_the_classes_are_drawn_together_as_far_as_masses_are_even():
+    t = np.random.default_rng(0).normal(size=(200, 3)) * [1, 2, 6] + [0, 5, -1]
+    text = torch.tensor(t)
+    mean, variance = moments_of(text)
+    np.testing.assert_allclose(mean, t.mean(0))
+    np.testing.assert_allclose(variance, t.var(0))
+    ratio = t.std(0).mean() / t.std(0)
+    np.testing.assert_allclose(EvenText.of(mean, variance, 1.0)(text), (t - t.mean(0)) * ratio**0.5, atol=1e-12)
+    np.testing.assert_allclose(EvenText.of(mean, variance, 0.5)(text), (t - t.mean(0)) * ratio**0.25 + t.mean(0) / 2, atol=1e-12)
+    np.testing.assert_allclose(EvenText.of(mean, variance, 0.0)(text), t, atol=1e-12)
+    # A class that says nothing is not made to shout.
+    quiet = EvenText.of(mean, variance * torch.tensor([0, 1, 1]), 1.0).spread
+    assert 1 < quiet[0] < 3.3
+    assert (fitted().spread_ != 1).all()
+    assert (fitted(tolerance=9.0).spread_ == 1).all()
+
+
+def test_neighbours_are_looked_for_beside_the_view_of_the_texts():
+    assert fitted().searched_.tolist() == [0, 1]
+    assert fitted([X]).searched_.tolist() == [1]
+    rng = np.random.default_rng(0)
+    x, w, _ = cloud([30] * 6, spread=0.2, tilt=0.4)
+    noise = unit(rng.normal(size=(len(x), 40)))
+    solver = fitted([x, noise], w)
+    assert solver.weights_[1] == 0
+    assert solver.searched_.tolist() == [1, 0]
+    looks = torch.tensor(np.concatenate([X, Z], 1))
+    np.testing.assert_allclose(searched_columns(looks, [0, 1], [X.shape[1], Z.shape[1]]), 2**0.5 * Z)
+    np.testing.assert_array_equal(searched_columns(looks[:, : X.shape[1]], [0, 1], [X.shape[1], Z.shape[1]]), X)
+    assert searched_columns(looks, [1, 1], [X.shape[1], Z.shape[1]]) is looks
 
 
 def test_free_masses_on_unsmoothed_images_are_those_of_the_joint_mixture():

@@ -27,3 +27,16 @@ def centred_views(x: Tensor, centre: Tensor, widths: Sequence[int]) -> Tensor:
     parts = zip(split_views(x, widths), centre.to(x).split(list(widths)), strict=False)
     directions = torch.cat([F.normalize(view - mean, dim=1) for view, mean in parts], 1)
     return directions / math.sqrt(len(widths))
+
+
+def searched_columns(looks: Tensor, searched: Sequence[int], widths: Sequence[int]) -> Tensor:
+    """The centred views that neighbours are looked for in, side by side and unit.
+
+    Args:
+        looks: Centred views (N, D_1 + ... + D_V) of :func:`centred_views`, or the first alone.
+        searched: 1 for each view that is, else 0, (V,); where only others come, the first stands in.
+        widths: D_1 to D_V.
+    """
+    given = split_views(looks, widths)
+    parts = [part for part, wanted in zip(given, searched, strict=False) if wanted] or [given[0]]
+    return looks if len(parts) == len(given) else torch.cat(parts, 1) * math.sqrt(len(widths) / len(parts))

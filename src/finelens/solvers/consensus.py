@@ -15,22 +15,24 @@ from torch import Tensor
 from finelens.core.private_torch import version
 from finelens.solvers.assignments import centred
 from finelens.solvers.chunks import chunks
-from finelens.solvers.columns import centred_views, silenced
+from finelens.solvers.columns import centred_views, searched_columns, silenced
 from finelens.solvers.consensus_passes import ConsensusPasses
 from finelens.solvers.keys import cache_votes, centred_square, confident_rows, matching_weight, own_keys, sharpness_rate
 from finelens.solvers.known import Known
 from finelens.solvers.mixture import Mixture, MixtureFit
 from finelens.solvers.neighbours import evenly_spread, smoothed, top_neighbours
-from finelens.solvers.opinions import EVENNESS, LEAST_TOLD, SHARPER, add_opinion, size_of
+from finelens.solvers.opinions import EVENNESS, LEAST_TOLD, SHARPER, EvenText, add_opinion, moments_of, size_of
 from finelens.solvers.parameters import COUNT, FRACTION, NOT_NEGATIVE, POSITIVE, Constraints
 from finelens.solvers.presence import all_present, asked_neighbours, information, neighbour_agreement
 from finelens.solvers.return_rule import ReturnRule
 from finelens.solvers.ridge import ridge_head
 from finelens.solvers.rows import FitRows
 from finelens.solvers.taught import Taught, left_out, steadied, teach
-from finelens.solvers.views import TRIED, ViewsSolver, unheard_views
+from finelens.solvers.views import TRIED, ViewsSolver, searched_views, unheard_views
 
 STATISTICS = ("means", "variances", "weights", "potentials")
+# What models of before do not hold: they answer as they did.
+LATE = ("spread_", "searched_")
 
 
 @dataclass(frozen=True)
@@ -42,12 +44,14 @@ class _Bank:
         held: These tensors: as long as they are held, no other has their identity.
         rows: (B, D).
         seen: Centred views, (B, D).
+        searched: Those of them that neighbours are looked for in, (B, D').
     """
 
     made_of: tuple[Any, ...]
-    held: tuple[Tensor, Tensor]
+    held: tuple[Tensor, ...]
     rows: Tensor
     seen: Tensor
+    searched: Tensor
 
 
 # Of the solver's last question. A few images are asked about at a time, and to centre a bank of 8,192 took three quarters of each answer. No part of
@@ -63,10 +67,12 @@ class Consensus(ConsensusPasses):
 
     With unit views x_v and text logits ``s x_1 W^T``:
 
-    1. n(i), the k nearest images of the fit by the mean cosine of the centred views; ``x~_i = unit((x_i + mean_n(i) x_j) / 2)`` in every view.
+    1. n(i), the k nearest images of the fit by the mean cosine of the centred views beside the first, or by it where it is alone; ``x~_i = unit((x_i
+       + mean_n(i) x_j) / 2)`` in every view.
     2. A joint mixture (:class:`~finelens.solvers.JointGmm`), first with free masses. From there even masses (Sinkhorn) are tried, then half of
        their potentials: the first is taken for which the neighbour agreement kappa keeps the share ``tolerance`` (:mod:`~finelens.solvers.presence`).
-       With fewer than two images a class the masses stay free.
+       With fewer than two images a class the masses stay free. As far as they are even, the spreads of the classes' text logits over the images are
+       drawn together, here and in 3 and 4 (:class:`~finelens.solvers.opinions.EvenText`).
     3. The same mixture with that choice on x~.
     4. A cache of each class's images of largest text posterior (:class:`~finelens.solvers.TipAdapter`), beside the text logits with the potentials.
     5. The three, centred over the classes and divided by their root mean square over the fit, are averaged. A ridge head on the centred views learns
@@ -100,7 +106,7 @@ class Consensus(ConsensusPasses):
         means_: Of the first mixture, (C, D_1 + ... + D_V), float64; ``smooth_means_`` those of the second, and so below.
         variances_: (D_1 + ... + D_V,), float64.
         weights_: Of the views, (V,), float64, mean 1 of those that are listened to, 0 of others (:func:`~finelens.solvers.views.unheard_views`).
-        potentials_: (C,), float64; zero where masses are free.
+        potentials_: (C,), float64, with the shift of the text logits; zero where masses are free.
         keys_: Of the cache, (M, D_1).
         labels_: Class of each key, (M,), int64.
         alpha_: Weight of the votes, float64.
@@ -112,6 +118,8 @@ class Consensus(ConsensusPasses):
         centroids_: Means of the return rule, (C, D_1 + ... + D_V), float64.
         returns_: Its shares, (C, C), float64.
         widths_: D_1 to D_V, (V,), int64.
+        spread_: What the text logits of the members are multiplied with, (C,), float64. Empty in models of before there was one, as is the next.
+        searched_: 1 for each view that neighbours are looked for in, else 0, (V,), int64.
         taught_head_: Of step 7, (D_1 + ... + D_V, C), float64; empty without hints, as are ``taught_bias_`` (C,) and ``taught_scales_`` (3,).
         near_: Positions (N, k) of the neighbours of the fit's images in the bank, the nearest first, where the fit was to matrices; like those below
             no part of the model.
@@ -126,9 +134,12 @@ class Consensus(ConsensusPasses):
         *(f"{name}_" for name in STATISTICS),
         *(f"smooth_{name}_" for name in STATISTICS),
         *("keys_", "labels_", "alpha_", "beta_", "sizes_", "share_", "head_", "bias_", "centroids_", "returns_", "widths_"),
-        *("taught_head_", "taught_bias_", "taught_scales_"),
+        *("taught_head_", "taught_bias_", "taught_scales_", *LATE),
     )
+    late_state: ClassVar[frozenset[str]] = frozenset(LATE)
     potentials_: Tensor
+    spread_: Tensor
+    searched_: Tensor
     internal: ClassVar[frozenset[str]] = ViewsSolver.internal | {"balance_steps", "head_steps"}
     _parameter_constraints: ClassVar[Constraints] = {
         **dict.fromkeys(("neighbours", "confident", "rounds", "further", "shots", "bank", "balance_steps", "head_steps", "chunk_size"), COUNT),
@@ -213,12 +224,17 @@ class Consensus(ConsensusPasses):
         looks = centred_views(x, self.centre_, widths)
         rows = evenly_spread(len(x), self.bank, x.device)
         self.bank_ = x[rows]
-        near = top_neighbours(looks, looks[rows], self.neighbours, chunk_size=self.chunk_size, rows=rows)[1]  # (N, k) in the bank
+        self.searched_ = searched_views(x, widths)
+        seen = searched_columns(looks, self.searched_.tolist(), widths)
+        near = top_neighbours(seen, seen[rows], self.neighbours, chunk_size=self.chunk_size, rows=rows)[1]  # (N, k) in the bank
+        del seen
         asked = rows[asked_neighbours(near, classes)]  # (N, k') in x
         total, sizes = torch.zeros_like(text), []
-        sizes.append(add_opinion(total, self._plain(x, text, prototypes, asked)))
-        sizes.append(add_opinion(total, self._smooth(smoothed(x, self.bank_, near, widths), prototypes)))
-        sizes.append(add_opinion(total, self._cached(x, text)))
+        first, evened = self._plain(x, text, prototypes, asked)
+        sizes.append(add_opinion(total, first))
+        sizes.append(add_opinion(total, self._smooth(smoothed(x, self.bank_, near, widths), prototypes, evened)))
+        sizes.append(add_opinion(total, self._cached(x, text, evened)))
+        del first
         total.div_(len(sizes))
         size = size_of(text)
         target = (SHARPER * size.to(x) * total).softmax(1)
@@ -240,39 +256,41 @@ class Consensus(ConsensusPasses):
         self.returned_ = float(returned.mean())
         return _log(answers), near
 
-    def _plain(self, x: Tensor, text: Tensor, prototypes: Tensor, asked: Tensor) -> Tensor:
-        """Logits (N, C) of the mixture with masses as even as the neighbours ``asked`` (N, k) allow."""
+    def _plain(self, x: Tensor, text: Tensor, prototypes: Tensor, asked: Tensor) -> tuple[Tensor, EvenText]:
+        """Logits (N, C) of the mixture with masses as even as the neighbours ``asked`` (N, k) allow, and the text logits that go with them."""
         fit, classes = self._mixture_fit(x, text, prototypes), len(prototypes)
         mixture = fit.start()
         logits = fit.run(mixture, self.rounds)
-        self.evenness_ = 0.0
+        self.evenness_, evened = 0.0, EvenText.plain(mixture.potentials)
         free = logits.argmax(1)
+        moments = moments_of(text)
         for evenness in EVENNESS if len(x) >= 2 * classes else ():
             if not evenness:
                 break
-            trial = replace(mixture)
+            trial, text_trial = replace(mixture), EvenText.of(*moments, evenness)
+            fit.tell(text_trial(text).log_softmax(1))
             tried = self._run_even(fit, trial, self.further, evenness)
             if all_present(free, tried.argmax(1), asked, classes, tolerance=self.tolerance):
-                self.evenness_, mixture, logits = evenness, trial, tried
+                self.evenness_, mixture, logits, evened = evenness, trial, tried, text_trial
                 break
-        self._keep(mixture, "")
-        return logits
+        self._keep(mixture, "", evened)
+        return logits, evened
 
-    def _smooth(self, x: Tensor, prototypes: Tensor) -> Tensor:
+    def _smooth(self, x: Tensor, prototypes: Tensor, evened: EvenText) -> Tensor:
         """Logits (N, C) of the mixture on images that are averaged with their neighbours."""
-        fit = self._mixture_fit(x, x[:, : prototypes.shape[1]] @ self.text_.to(x).T, prototypes)
+        fit = self._mixture_fit(x, evened(x[:, : prototypes.shape[1]] @ self.text_.to(x).T), prototypes)
         mixture = fit.start()
         logits = self._run_even(fit, mixture, self.rounds, self.evenness_)
-        self._keep(mixture, "smooth_")
+        self._keep(mixture, "smooth_", evened)
         return logits
 
-    def _cached(self, x: Tensor, text: Tensor) -> Tensor:
-        """Text logits (N, C) with the potentials and the votes of the most confident images."""
+    def _cached(self, x: Tensor, text: Tensor, evened: EvenText) -> Tensor:
+        """The mixtures' text logits (N, C) with their potentials and the votes of the most confident images."""
         classes, images = len(self.text_), x[:, : self.text_.shape[1]]
-        rows, self.labels_ = confident_rows(text.log_softmax(1), max(1, min(self.shots, self.bank // classes)))
+        rows, self.labels_ = confident_rows(evened(text).log_softmax(1), max(1, min(self.shots, self.bank // classes)))
         self.keys_ = images[rows]
         self.beta_ = sharpness_rate(images, self.keys_, 1.0)
-        logits = text + self.potentials_.to(x)
+        logits = self._spread(text) + self.potentials_.to(x)
         votes = cache_votes(images, self.keys_, self.labels_, self.beta_, classes, chunk_size=self.chunk_size, own=own_keys(rows, 0, len(images)))
         self.alpha_ = matching_weight(centred_square(logits), centred_square(votes))
         answers: Tensor = logits.add_(votes, alpha=float(self.alpha_))
@@ -295,13 +313,24 @@ class Consensus(ConsensusPasses):
         uniform = torch.full_like(mixture.potentials, 1 / len(mixture.potentials)) if evenness else None
         return fit.run(mixture, rounds, uniform, evenness=evenness, max_iter=self.balance_steps)
 
-    def _keep(self, mixture: Mixture, prefix: str) -> None:
+    def _keep(self, mixture: Mixture, prefix: str, evened: EvenText) -> None:
+        """Keep a mixture under text logits that are multiplied only: their shift goes to the potentials."""
         for name in STATISTICS:
             setattr(self, f"{prefix}{name}_", getattr(mixture, name))
+        setattr(self, f"{prefix}potentials_", mixture.potentials + evened.shift)
+        self.spread_ = evened.spread
+
+    def _spread(self, text: Tensor) -> Tensor:
+        """Text logits (N, C) as the members take them, but for what is added."""
+        return text * self.spread_.to(text) if self.spread_.numel() else text
 
     def _kept(self, prefix: str) -> Mixture:
         kept = {name: getattr(self, f"{prefix}{name}_") for name in STATISTICS}
         return Mixture(widths=self.widths_.tolist(), temperature=self.temperature, **kept)
+
+    def _searched(self) -> list[int]:
+        """Which views neighbours are looked for in; all in models of before."""
+        return self.searched_.tolist() or [1] * len(self.widths_)
 
     def _posterior(self, total: Tensor, text: Tensor) -> Tensor:
         """Probabilities (N, C) of the answer's logits, of root mean square about 1, and the text's by the share that they have."""
@@ -312,39 +341,42 @@ class Consensus(ConsensusPasses):
     def _log_proba(self, x: Tensor) -> Tensor:
         widths = self.widths_.tolist()
         x = silenced(x, [v for v, weight in enumerate(self.weights_.tolist()) if not weight], widths)
-        bank, seen = self._bank_for(x, widths)
-        return torch.cat([self._answer(part, bank, seen, widths) for part in (x[rows] for rows in chunks(x.shape[0], self.chunk_size))])
+        bank = self._bank_for(x, widths)
+        return torch.cat([self._answer(part, bank, widths) for part in (x[rows] for rows in chunks(x.shape[0], self.chunk_size))])
 
-    def _bank_for(self, x: Tensor, widths: list[int]) -> tuple[Tensor, Tensor]:
-        """The images (B, D) that those of ``x`` (M, D) are compared with, in its type and columns, and their centred views."""
-        made_of = (id(self.bank_), version(self.bank_), id(self.centre_), version(self.centre_), x.shape[1], x.dtype, x.device)
+    def _bank_for(self, x: Tensor, widths: list[int]) -> _Bank:
+        """The images that those of ``x`` (M, D) are compared with, in its type and columns."""
+        held = (self.bank_, self.centre_, self.searched_)
+        made_of = (*((id(tensor), version(tensor)) for tensor in held), x.shape[1], x.dtype, x.device)
         kept = _BANKS.get(self)
         if kept is None or kept.made_of != made_of:
             bank = self.bank_[:, : x.shape[1]].to(x)
-            kept = _BANKS[self] = _Bank(made_of, (self.bank_, self.centre_), bank, centred_views(bank, self.centre_, widths))
-        return kept.rows, kept.seen
+            seen = centred_views(bank, self.centre_, widths)
+            kept = _BANKS[self] = _Bank(made_of, held, bank, seen, searched_columns(seen, self._searched(), widths))
+        return kept
 
-    def _answer(self, x: Tensor, bank: Tensor, seen: Tensor, widths: list[int]) -> Tensor:
-        """Log-probabilities (M, C) of images with neighbours in ``bank``, whose centred views are ``seen``."""
+    def _answer(self, x: Tensor, bank: _Bank, widths: list[int]) -> Tensor:
+        """Log-probabilities (M, C) of images with neighbours in the bank."""
         looks = centred_views(x, self.centre_, widths)
         text = x[:, : widths[0]] @ self.text_.to(x).T  # (M, C)
-        near = top_neighbours(looks, seen, self.neighbours, chunk_size=self.chunk_size)[1]
-        smooth = smoothed(x, bank, near, widths)
+        searched = searched_columns(looks, self._searched(), widths)
+        near = top_neighbours(searched, bank.searched, self.neighbours, chunk_size=self.chunk_size)[1]
+        smooth = smoothed(x, bank.rows, near, widths)
         total = self._opinion(self._members(x, text, smooth, None), looks)
         rule = ReturnRule(self.centroids_, self.returns_)
         answers = _log(rule.apply(looks, text.softmax(1), self._posterior(total, text), chunk_size=self.chunk_size)[0])
         if self.taught_head_.numel():
-            looks = steadied(looks, seen, near, widths)
+            looks = steadied(looks, bank.seen, near, widths)
         return self._with_answers(looks, answers)
 
     def _members(self, x: Tensor, text: Tensor, smooth: Tensor, own: Tensor | None) -> list[Tensor]:
         """Logits (M, C) of both mixtures and of the cache; ``own`` are keys that are the images themselves, see ``keys.cache_votes``."""
-        prototypes, first = self.text_.to(x), self.text_.shape[1]
+        prototypes, first, spread = self.text_.to(x), self.text_.shape[1], self._spread(text)
         votes = cache_votes(x[:, :first], self.keys_.to(x), self.labels_, self.beta_, len(self.text_), chunk_size=self.chunk_size, own=own)
         return [
-            self._kept("").scores(x, text),
-            self._kept("smooth_").scores(smooth, smooth[:, :first] @ prototypes.T),
-            text + self.potentials_.to(x) + self.alpha_.to(x) * votes,
+            self._kept("").scores(x, spread),
+            self._kept("smooth_").scores(smooth, self._spread(smooth[:, :first] @ prototypes.T)),
+            spread + self.potentials_.to(x) + self.alpha_.to(x) * votes,
         ]
 
     def _mean_member(self, members: list[Tensor]) -> Tensor:

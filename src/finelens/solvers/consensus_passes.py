@@ -15,18 +15,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from finelens.solvers.assignments import centred
-from finelens.solvers.columns import centred_views
+from finelens.solvers.columns import centred_views, searched_columns
 from finelens.solvers.gaussians import logit_std
 from finelens.solvers.keys import centred_square, matching_weight, own_among, own_keys, sharpness_of_mean, surest_rows
 from finelens.solvers.mixture import Mixture
 from finelens.solvers.mixture_passes import MixturePasses
 from finelens.solvers.neighbours import smoothed, top_neighbours
-from finelens.solvers.opinions import EVENNESS, LEAST_TOLD, SHARPER, TINY, size_of
+from finelens.solvers.opinions import EVENNESS, LEAST_TOLD, SHARPER, TINY, EvenText, size_of
 from finelens.solvers.presence import asked_neighbours, information, neighbour_agreement
 from finelens.solvers.return_rule import ReturnRule
 from finelens.solvers.ridge import ridge_of_moments
-from finelens.solvers.rows import CHUNK, At, FitRows, Moments, Score, linear, sum_type
-from finelens.solvers.views import ViewsSolver
+from finelens.solvers.rows import CHUNK, At, FitRows, Moments, Score, TextPass, linear, sum_type
+from finelens.solvers.views import ViewsSolver, searched_views
 
 
 class ConsensusPasses(ViewsSolver):
@@ -49,6 +49,7 @@ class ConsensusPasses(ViewsSolver):
     chunk_size: int
     text_: Tensor
     potentials_: Tensor
+    spread_: Tensor
     head_: Tensor
     bias_: Tensor
 
@@ -65,17 +66,20 @@ class ConsensusPasses(ViewsSolver):
     def _posterior(self, total: Tensor, text: Tensor) -> Tensor: ...
 
     @abstractmethod
-    def _keep(self, mixture: Mixture, prefix: str) -> None: ...
+    def _spread(self, text: Tensor) -> Tensor: ...
+
+    @abstractmethod
+    def _keep(self, mixture: Mixture, prefix: str, evened: EvenText) -> None: ...
 
     def _label_free_passes(self, rows: FitRows, prototypes: Tensor, scale: float) -> Tensor:
         """Fit to the images, hints apart; positions (N, k), int32, of their neighbours in the bank."""
         self.text_ = scale * prototypes.double()
         classes, moments, seen = len(prototypes), Moments.of(rows), _Seen(self, rows)
         self.centre_ = moments.mean
-        seen.look(self.centre_)
         self.bank_ = seen.bank
-        self._mixtures(rows, prototypes, moments, seen)
-        self._cache(rows, moments, seen)
+        self.searched_ = searched_views(seen.bank, self.widths_.tolist())
+        seen.look(self.centre_, self.searched_.tolist())
+        self._cache(rows, moments, seen, self._mixtures(rows, prototypes, moments, seen))
         # Of the sample, and the bank behind it.
         x, text = seen.sample, seen.sample[:, : self.text_.shape[1]] @ self.text_.float().T
         count, size = seen.count, size_of(text[: seen.count])
@@ -94,15 +98,17 @@ class ConsensusPasses(ViewsSolver):
         self._learn_returns(rows, seen)
         return seen.near
 
-    def _mixtures(self, rows: FitRows, prototypes: Tensor, moments: Moments, seen: _Seen) -> None:
+    def _mixtures(self, rows: FitRows, prototypes: Tensor, moments: Moments, seen: _Seen) -> EvenText:
+        """Fit both mixtures; returns the text logits that go with them."""
         classes = len(prototypes)
         uniform = torch.full((classes,), 1 / classes, dtype=torch.float64)
 
-        def passes(of: FitRows, moments: Moments | None) -> MixturePasses:
+        def passes(of: FitRows, moments: Moments | None, evened: EvenText) -> MixturePasses:
             return MixturePasses(
                 of,
-                self.text_,
+                evened.weights(self.text_),
                 prototypes,
+                shift=evened.shift,
                 anchor=self.anchor,
                 confident=self.confident,
                 temperature=self.temperature,
@@ -110,7 +116,8 @@ class ConsensusPasses(ViewsSolver):
                 moments=moments,
             )
 
-        fit = passes(rows, moments)
+        evened = EvenText.plain(uniform)
+        fit = passes(rows, moments, evened)
         mixture = fit.start()
         fit.run(mixture, self.rounds)
 
@@ -125,26 +132,29 @@ class ConsensusPasses(ViewsSolver):
         for evenness in EVENNESS if len(rows) >= 2 * classes else ():
             if not evenness:
                 break
-            trial = replace(mixture)
+            trial, text_trial = replace(mixture), EvenText.of(seen.text_mean, seen.text_variance, evenness)
+            fit.tell(text_trial.weights(self.text_), text_trial.shift)
             fit.run(trial, self.further, uniform, evenness=evenness, max_iter=self.balance_steps)
             if agreement(trial) >= self.tolerance * free:
-                self.evenness_, mixture = evenness, trial
+                self.evenness_, mixture, evened = evenness, trial, text_trial
                 break
-        self._keep(mixture, "")
-        smooth = passes(rows.through(seen.smoothed), None)
+        self._keep(mixture, "", evened)
+        smooth = passes(rows.through(seen.smoothed), None, evened)
         mixture = smooth.start()
         smooth.run(mixture, self.rounds, uniform if self.evenness_ else None, evenness=self.evenness_, max_iter=self.balance_steps)
-        self._keep(mixture, "smooth_")
+        self._keep(mixture, "smooth_", evened)
+        return evened
 
-    def _cache(self, rows: FitRows, moments: Moments, seen: _Seen) -> None:
+    def _cache(self, rows: FitRows, moments: Moments, seen: _Seen, evened: EvenText) -> None:
         """Keys, their rate and the weight of their votes."""
         classes, first = self.text_.shape
-        self._key_rows, self.labels_ = surest_rows(seen.confidence, seen.answer, max(1, min(self.shots, self.bank // classes)))
+        named = TextPass(rows, evened.weights(self.text_), evened.shift) if self.evenness_ else seen
+        self._key_rows, self.labels_ = surest_rows(named.confidence, named.answer, max(1, min(self.shots, self.bank // classes)))
         self.keys_ = rows.at(self._key_rows)[:, :first]
         self.beta_ = sharpness_of_mean(moments.mean[:first], self.keys_, 1.0)
         x = seen.sample[: seen.count]
         text = x[:, :first] @ self.text_.float().T
-        logits = text + self.potentials_.float()
+        logits = self._spread(text) + self.potentials_.float()
         # With a weight of one the votes are what they add.
         self.alpha_ = torch.ones((), dtype=torch.float64)
         votes = self._members(x, text, seen.smooth_sample[: seen.count], seen.own_sample(self._key_rows)[: seen.count])[2] - logits
@@ -195,6 +205,8 @@ class _Seen:
         near: Positions of each image's neighbours in the bank, (N, k), int32.
         confidence: Largest text posterior of each image, (N,).
         answer: The class that has it, (N,).
+        text_mean: Mean of each class's text logits over the images, (C,), float64.
+        text_variance: Their variance (C,), float64.
         positions: Those of the sample and then of the bank.
         sample: Images of the sample, ``count`` of them, and then of the bank.
         looks_mean: Mean of the centred views, (D,), float64.
@@ -210,29 +222,36 @@ class _Seen:
         self.count, self.positions = len(own), torch.cat([own, self._bank_rows])
         self.sample = torch.cat([rows.at(own), self.bank])
 
-    def look(self, centre: Tensor) -> None:
-        """One pass, once the mean of the images is known."""
+    def look(self, centre: Tensor, searched: list[int]) -> None:
+        """One pass, once the mean of the images is known, and in which views neighbours are looked for."""
         solver, rows = self._solver, self._rows
         self._centre, n, classes, kind = centre, len(rows), len(solver.text_), sum_type()
-        banked = self.looks(self.bank)
+        banked = searched_columns(self.looks(self.bank), searched, self._widths)
         self.near = torch.empty(n, min(solver.neighbours, len(self.bank) - 1), dtype=torch.int32)
         self.confidence, self.answer = torch.empty(n), torch.empty(n, dtype=torch.int32)
         mean, second = torch.zeros(rows.width, dtype=torch.float64), torch.zeros(rows.width, rows.width, dtype=torch.float64)
         by_text = torch.zeros(classes, rows.width, dtype=torch.float64)
+        told, squares = torch.zeros(classes, dtype=torch.float64), torch.zeros(classes, dtype=torch.float64)
         score: Score = linear(solver.text_)
         # The search has a price of its own for each call.
         for at, x in rows.each(8 * CHUNK):
             looks = self.looks(x)
-            self.near[at] = top_neighbours(looks, banked, solver.neighbours, chunk_size=CHUNK, rows=self._bank_rows - at.start)[1].int()
+            sought = searched_columns(looks, searched, self._widths)
+            self.near[at] = top_neighbours(sought, banked, solver.neighbours, chunk_size=CHUNK, rows=self._bank_rows - at.start)[1].int()
             for first in range(0, len(x), CHUNK):
                 part, own = looks[first : first + CHUNK], slice(at.start + first, min(at.start + first + CHUNK, at.stop))
-                z = score(own, x[first : first + CHUNK]).softmax(1)
+                text = score(own, x[first : first + CHUNK])
+                told += text.sum(0)
+                squares += text.square().sum(0)
+                z = text.softmax(1)
                 self.confidence[own], answer = z.max(1)
                 self.answer[own] = answer.int()
                 by_text += z.to(kind).T @ part.to(kind)
                 second += part.T @ part
                 mean += part.sum(0)
         self.looks_mean, self.looks_second, self.looks_by_text = mean / n, second / n, F.normalize(by_text, dim=1)
+        self.text_mean = told / n
+        self.text_variance = (squares / n - self.text_mean.square()).clamp_min(0)
         self.smooth_sample = self.smoothed(self.positions, self.sample)
 
     def looks(self, x: Tensor) -> Tensor:

@@ -147,13 +147,17 @@ class MixtureFit(HeldMeans):
         temperature: float,
         chunk_size: int,
     ) -> None:
-        self.x, self.log_y, self.known, self.chunk_size = x, log_y, known, chunk_size
-        self.given = known.clamp(log_y)
+        self.x, self.known, self.chunk_size = x, known, chunk_size
+        self.tell(log_y)
         views, z = x.split(list(widths), 1), self.given.exp()
         first = [text_means(prototypes.double(), views[0].mean(0, dtype=torch.float64))]
         first += [confident_means(view, z, confident) for view in views[1:]]
         anchors = torch.cat(first, 1)  # (C, D_1 + ... + D_V)
         super().__init__(anchors, mean_square(x, chunk_size), len(x), widths=widths, anchor=anchor, temperature=temperature)
+
+    def tell(self, log_y: Tensor) -> None:
+        """Other log text posteriors (N, C) for the rounds that come."""
+        self.log_y, self.given = log_y, self.known.clamp(log_y)
 
     def start(self) -> Mixture:
         """The first means, with the variance of the text posteriors around them."""

@@ -27,6 +27,7 @@ class MixturePasses(HeldMeans):
         temperature: See :class:`~finelens.solvers.mixture.Mixture`.
         chunk_size: Images in work at a time where steps go over the sample.
         moments: Of the rows; None to look.
+        shift: What is added to the text logits, (C,), float64; None for nothing.
     """
 
     def __init__(
@@ -40,17 +41,23 @@ class MixturePasses(HeldMeans):
         temperature: float,
         chunk_size: int,
         moments: Moments | None = None,
+        shift: Tensor | None = None,
     ) -> None:
         moments = Moments.of(rows) if moments is None else moments
-        self.rows, self.text, self.chunk_size = rows, text, chunk_size
+        self.rows, self.chunk_size = rows, chunk_size
+        self.tell(text, text.new_zeros(len(text)) if shift is None else shift)
         first, widths = prototypes.shape[1], list(rows.widths)
         top = TopRows(confident, len(text))
-        self._text_sums = Sums.of(rows, linear(text), len(text), (lambda at, x, z: top.add(at, z)) if len(widths) > 1 else None)
+        self._text_sums = Sums.of(rows, linear(text, self.shift), len(text), (lambda at, x, z: top.add(at, z)) if len(widths) > 1 else None)
         anchors = [text_means(prototypes.double(), moments.mean[:first])]
         if len(widths) > 1:
             # By view, each of unit length.
             anchors += [torch.nn.functional.normalize(view, dim=1) for view in top.means(rows).split(widths, 1)[1:]]
         super().__init__(torch.cat(anchors, 1), moments.squares, len(rows), widths=widths, anchor=anchor, temperature=temperature)
+
+    def tell(self, text: Tensor, shift: Tensor) -> None:
+        """Other text logits for the rounds that come: weights (C, D_1) and what is added, (C,), float64."""
+        self.text, self.shift = text, shift
 
     def start(self) -> Mixture:
         """The first means, with the variance of the text posteriors around them."""
@@ -71,12 +78,13 @@ class MixturePasses(HeldMeans):
 
     def score(self, mixture: Mixture) -> Score:
         """The mixture's logits."""
-        return linear(*mixture.linear(self.text))
+        weights, bias = mixture.linear(self.text)
+        return linear(weights, bias + self.shift)
 
     def _free_score(self, mixture: Mixture) -> Score:
         """Those without potentials."""
         weights, bias = mixture.linear(self.text)
-        return linear(weights, bias - mixture.potentials)
+        return linear(weights, bias + self.shift - mixture.potentials)
 
     def _bring(self, mixture: Mixture, even: SampledBalance | None, dual: Tensor, evenness: float) -> Tensor:
         """Set the potentials; returns the whole ones (C,) that the next round starts from."""
@@ -96,6 +104,6 @@ class MixturePasses(HeldMeans):
             return
         positions = self.rows.sampled()
         x = self.rows.at(positions)
-        given = self.rows.clamp_(positions, linear(self.text)(positions, x).log_softmax(1))
+        given = self.rows.clamp_(positions, linear(self.text, self.shift)(positions, x).log_softmax(1))
         likelihoods = mixture.likelihoods(x)
         mixture.weights[self.heard] = view_weights(given, [likelihoods[v] for v in self.heard], self.chunk_size)

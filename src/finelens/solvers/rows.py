@@ -377,6 +377,7 @@ class TextPass:
     Args:
         rows: The images.
         text: Weights of the text logits, (C, D), float64.
+        bias: What is added to them, (C,), float64.
 
     Attributes:
         confidence: Largest posterior of each image, (N,).
@@ -384,9 +385,9 @@ class TextPass:
         mean: Of the images, (D,), float64.
     """
 
-    def __init__(self, rows: FitRows, text: Tensor) -> None:
+    def __init__(self, rows: FitRows, text: Tensor, bias: Tensor | None = None) -> None:
         self.confidence, self.answer = torch.empty(len(rows)), torch.empty(len(rows), dtype=torch.int32)
-        total, score = torch.zeros(rows.width, dtype=torch.float64), linear(text)
+        total, score = torch.zeros(rows.width, dtype=torch.float64), linear(text, bias)
         for at, x in rows.each():
             self.confidence[at], answer = score(at, x).softmax(1).max(1)
             self.answer[at] = answer.int()

@@ -76,6 +76,13 @@ def unheard_views(x: Tensor, labels: Tensor, widths: Sequence[int], classes: int
     return [v for v in range(1, len(widths)) if agreed[0] >= LEAST_AGREEMENT and agreed[v] < SOUND * agreed[0]]
 
 
+def searched_views(x: Tensor, widths: Sequence[int]) -> Tensor:
+    """Which views neighbours are looked for in: 1 for each beside the first that is not silenced, the first where there is none; (V,), int64."""
+    heard = torch.tensor([int(v > 0 and bool(part.any())) for v, part in enumerate(split_views(x, widths))])
+    heard[0] = int(not heard.any())
+    return heard
+
+
 def _read_views(X: Any) -> list[Tensor]:
     views = [unit_rows(view, f"X[{i}]") for i, view in enumerate(X)] if _is_several(X) else [unit_rows(X, "X")]
     rows = {len(view) for view in views}
