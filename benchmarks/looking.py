@@ -6,7 +6,7 @@
     python benchmarks/looking.py --table benchmarks/results/looking.jsonl
     python benchmarks/looking.py --areas benchmarks/results/looking.jsonl
     python benchmarks/looking.py --coverage benchmarks/results/estimates.jsonl
-    python benchmarks/looking.py --gains benchmarks/results/gains.jsonl
+    python benchmarks/looking.py --gains benchmarks/results/estimates.jsonl
     python benchmarks/looking.py --stops benchmarks/results/rounds.jsonl
     python benchmarks/looking.py --figure benchmarks/results/looking.jsonl --svg docs/looking.svg
 
@@ -14,7 +14,7 @@ DATA holds one folder per set, as for ``finelens bench``. A draw is nine tenths 
 for C classes, by folder name and all at once; accuracy is that on all of ``test/``. Plans pair an order of asking with a method. Answers change
 nothing of what ``consensus`` makes without them, so that is made once a draw. One JSON line per run, resumable.
 
-An estimate is made from answers in the order ``worth``, the answers tested by leaving a fifth of them out, with another random order each time; it
+An estimate is made from answers in the order ``worth``, the answers tested by leaving a tenth of them out, with another random order each time; it
 covers when its 90 % interval holds the accuracy on the photographs of the draw that were not asked about. ``--rounds`` asks ten at a time and
 teaches after each round, as the served sheet does: answers are tested by the model of the moment, and the stop rule says what ten more may gain.
 """

@@ -166,7 +166,7 @@ def teach(
     return Taught(head, bias, torch.tensor([size, other, text], dtype=torch.float64, device=looks.device))
 
 
-def left_out(looks: Tensor, log_p: Tensor, known: Known, *, folds: int = 5, seed: int = 0, **options: Any) -> Tensor:
+def left_out(looks: Tensor, log_p: Tensor, known: Known, *, folds: int = 10, seed: int = 0, **options: Any) -> Tensor:
     """The class (K,) that each answered image gets from a model that has learnt the other answers, all but a part that holds its own.
 
     Args:
