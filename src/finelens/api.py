@@ -629,8 +629,9 @@ def ask(
     Raises:
         UserError: Not a finished run, images that cannot be used or are gone, or a file that cannot be written or replaced.
     """
+    from finelens.classes.hints import how_given
     from finelens.reporting.record import read_run
-    from finelens.reporting.review.answers import earlier_answers, read_answers
+    from finelens.reporting.review.answers import earlier_answers, earlier_told, read_answers
     from finelens.reporting.review.sheet import adapt_command
     from finelens.reporting.review.worth import COLUMNS, questions_csv
 
@@ -639,13 +640,15 @@ def ask(
         return _ask_first(images, n, csv, order, backbone, device, console)
     if csv is not None:
         check_target(Path(csv), ",".join(COLUMNS), ",".join(OLDER_QUESTIONS))
-    folder, answers = RunFolder.open(images, lock=False), {}
+    folder, answers, told = RunFolder.open(images, lock=False), {}, {}
     if csv is not None:
         # The file is all that the next round is given: what was answered before has to be in it.
-        answers = {**earlier_answers(read_run(folder)), **read_answers(folder.hints_path), **read_answers(Path(csv))}
+        record = read_run(folder)
+        answers = {**earlier_answers(record), **read_answers(folder.hints_path), **read_answers(Path(csv))}
+        told = {**earlier_told(record), **(how_given(folder.hints_path) or {}), **(how_given(Path(csv)) or {})}
     chosen = _chosen(folder, n, order, console, device, answers)
     if csv is not None:
-        write_text(Path(csv), questions_csv(chosen, answers))
+        write_text(Path(csv), questions_csv(chosen, answers, told))
         console.say(f"wrote {csv} with {len(answers)} answers and {len(chosen)} questions: write names into the column label (none: no class), then")
         console.say(adapt_command(read_run(folder), str(csv)))
     return chosen
@@ -657,6 +660,7 @@ def questions_path(images: str | Path) -> Path:
 
 
 def _ask_first(images: Any, n: int, csv: str | Path | None, order: str, backbone: str, device: str, console: Console) -> list[Look]:
+    from finelens.classes.hints import how_given
     from finelens.reporting.review import start
     from finelens.reporting.review.answers import read_answers
 
@@ -664,10 +668,10 @@ def _ask_first(images: Any, n: int, csv: str | Path | None, order: str, backbone
         raise UserError(f"without a run, ask for at least one photograph in the order {WORTH}; got {n} and {order}")
     if csv is not None:
         check_target(Path(csv), ",".join(start.COLUMNS))
-    answers = {} if csv is None else read_answers(Path(csv))
+    answers, told = ({}, {}) if csv is None else (read_answers(Path(csv)), how_given(Path(csv)) or {})
     chosen = start.first_questions(images, n, console, answers=answers, backbone=backbone, device=device)
     if csv is not None:
-        write_text(Path(csv), start.open_questions(answers, chosen))
+        write_text(Path(csv), start.open_questions(answers, chosen, told))
         console.say(f"wrote {csv} with {len(answers)} answers and {len(chosen)} questions: write a name in the place of each ?, then")
         console.say(start.adapt_command(str(images), str(csv), backbone))
     return chosen

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import json
+import re
 
 import numpy as np
 import pytest
@@ -10,6 +12,8 @@ import torch
 
 import finelens
 from finelens import api
+from finelens.classes.hints import asked_in_groups
+from finelens.classes.merging import merge_hints
 from finelens.cli import main
 from finelens.core.console import Console
 from finelens.errors import UserError
@@ -119,6 +123,50 @@ def test_another_file_holds_what_the_run_was_given(on_features, tmp_path):
     with open(tmp_path / "more.csv", encoding="utf-8", newline="") as sheet:
         told = {row["path"]: row["label"] for row in csv.DictReader(sheet) if row["label"]}
     assert told == {asked[0]: "a", asked[1]: "none", asked[2]: "b"}
+
+
+def hows(file):
+    with open(file, encoding="utf-8", newline="") as sheet:
+        return {row["path"]: (row.get("source"), row.get("by")) for row in csv.DictReader(sheet) if row["label"] not in ("", "?")}
+
+
+def test_how_an_answer_was_given_stays_with_it_wherever_it_is_written_again(on_features, tmp_path):
+    """An answer of a group is no test of the model, in the second round and in any after it."""
+    names, features = on_features.parent / "names.txt", on_features.parent / "x.npy"
+    asked = [look.path for look in finelens.ask(on_features, 4, console=QUIET)]
+    pairs = zip(asked, ["a,group,Ada", "b,photo,Ada", "c,group,Ben", "a,,"], strict=True)
+    (tmp_path / "hints.csv").write_text("path,label,source,by\n" + "".join(f"./{path},{told}\n" for path, told in pairs))
+    expected = dict(zip(asked, [("group", "Ada"), ("photo", "Ada"), ("group", "Ben"), ("", "")], strict=True))
+    api.adapt(features, names, tmp_path / "run", prototypes=on_features.parent / "w.npy", hints=tmp_path / "hints.csv", console=QUIET)
+    assert hows(tmp_path / "run" / "given_hints.csv") == expected
+    # The user's file may be gone by then.
+    (tmp_path / "hints.csv").rename(tmp_path / "run" / "hints.csv")
+    sheet = tmp_path / "more.csv"
+    for _ in range(2):
+        finelens.ask(tmp_path / "run", 2, csv=sheet, console=QUIET)
+        assert {path.removeprefix("./"): how for path, how in hows(sheet).items()} == expected
+        (tmp_path / "run" / "hints.csv").unlink(missing_ok=True)
+    merge_hints([sheet], tmp_path / "all.csv", console=QUIET)
+    merged = {path: source for path, (source, _) in hows(tmp_path / "all.csv").items()}
+    assert merged == {path: source for path, (source, _) in expected.items()}
+    with api.review_server(tmp_path / "run", tmp_path / "live.csv", order=api.WORTH, console=QUIET) as server:
+        look = server.session.look("tab")
+        server.session.answer("tab", "Cyd", look["id"], "a", [])
+    live = hows(tmp_path / "live.csv")
+    assert {path: live[path] for path in asked} == expected | {asked[3]: ("file", "")}
+    assert asked_in_groups(tmp_path / "live.csv") >= {asked[0], asked[2]}
+    page = api.review(tmp_path / "run", console=QUIET).read_text()
+    told = json.loads(re.search(r'id="review-data">(.*?)</script>', page, re.S)[1])["told"]
+    assert told == {path: list(how) for path, how in expected.items() if any(how)}
+
+
+def test_answers_without_a_run_keep_how_they_were_given(tmp_path):
+    np.save(tmp_path / "x.npy", cloud([20, 12, 8])[0])
+    sheet = tmp_path / "q.csv"
+    first = finelens.ask(tmp_path / "x.npy", 1, csv=sheet, console=QUIET)[0].path
+    sheet.write_text(f"path,label,why,source,by\n{first},oak,answered,group,Ada\n")
+    finelens.ask(tmp_path / "x.npy", 3, csv=sheet, console=QUIET)
+    assert hows(sheet) == {first: ("group", "Ada")}
 
 
 def test_the_sheet_takes_either_order(plain_run, tmp_path):

@@ -20,7 +20,7 @@ import pytest
 import torch
 
 from finelens import api
-from finelens.classes.hints import with_new_names
+from finelens.classes.hints import how_given, with_new_names
 from finelens.errors import UserError
 from finelens.evaluation.prequential import ONE_IN
 from finelens.reporting.review.answers import read_answers
@@ -202,6 +202,19 @@ def test_what_was_written_by_hand_counts_and_rows_of_others_stay(subject, tmp_pa
     found = read_answers(hints)
     assert found["003.png"] == "beech tree"
     assert found["elsewhere.png"] == "larch"
+
+
+def test_a_file_of_somewhere_else_keeps_how_its_answers_were_given(subject, tmp_path):
+    hints = tmp_path / "hints.csv"
+    hints.write_text(
+        "path,label,by,source\n003.png,birch,anna.csv;ben.csv,group\n./004.png,birch,anna.csv,photo\n005.png,birch,,\nelse.png,larch,cyd,group\n"
+    )
+    expected = {"003.png": ("group", "anna.csv;ben.csv"), "004.png": ("photo", "anna.csv"), "005.png": ("file", ""), "else.png": ("group", "cyd")}
+    for _ in range(2):
+        with answering(subject, hints) as session:
+            play(session, 1)
+        found = how_given(hints)
+        assert {path: found[path] for path in expected} == expected
 
 
 def test_what_is_written_by_hand_while_the_page_is_open_is_kept(subject, tmp_path):

@@ -7,14 +7,14 @@ import difflib
 import hashlib
 import io
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from finelens.classes.labels import Told, answer_rows, read_labels
 from finelens.classes.names import check_names, match, normalise
 from finelens.classes.taxonomy import read_class_list
 from finelens.classes.text_files import quote
 from finelens.core.options import nearest
-from finelens.core.schemas import LABEL_COLUMNS, TOLD_COLUMNS
+from finelens.core.schemas import HOW_COLUMNS, LABEL_COLUMNS, TOLD_COLUMNS
 from finelens.errors import UserError
 from finelens.protocol import Hints, ImageRecord
 from finelens.storage.cells import escape_cell, unescape_cell
@@ -22,6 +22,8 @@ from finelens.storage.cells import escape_cell, unescape_cell
 NONE_OF_THESE = -1
 # In the column ``source``: answered as one of a group that was named at one look.
 GROUP = "group"
+# How an answer was given and by whom; empty where nobody wrote it down.
+How = tuple[str, str]
 # A name as near as this to one of the list is a slip of the pen and no new class; a ratio of difflib.
 SLIP = 0.85
 
@@ -128,13 +130,28 @@ def read_hints(
     return _hints({index: label for name, label in labels.items() if (index := positions.get(name)) is not None})
 
 
-def asked_in_groups(path: Path) -> set[str] | None:
-    """Photographs whose answer was given to a whole group, by the column ``source`` that the served page writes; None where the file is gone."""
+def how_given(path: Path) -> dict[str, How] | None:
+    """How and by whom answers were given, by path, from the columns ``source`` and ``by`` of a hints file; None where the file is gone.
+
+    Whatever writes answers again writes these columns again: a photograph of a group is no test of the model.
+    """
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
-            return {unescape_cell(row["path"]) for row in csv.DictReader(file) if row.get("source") == GROUP}
-    except (OSError, UnicodeDecodeError, csv.Error, KeyError, TypeError):
+            told = [[unescape_cell(row.get(column) or "") for column in ("path", *HOW_COLUMNS)] for row in csv.DictReader(file)]
+            return {plain(name): (source, who) for name, source, who in told if name and (source or who)}
+    except (OSError, UnicodeDecodeError, csv.Error, TypeError):
         return None
+
+
+def plain(path: str) -> str:
+    """A path of a hints file as image records spell it."""
+    return PurePosixPath(path).as_posix()
+
+
+def asked_in_groups(path: Path) -> set[str] | None:
+    """Photographs whose answer was given to a whole group; None where the file is gone."""
+    told = how_given(path)
+    return None if told is None else {name for name, (source, _) in told.items() if source == GROUP}
 
 
 def hints_by_position(given: Mapping[int, str], records: Sequence[ImageRecord], class_names: Sequence[str]) -> Hints:
@@ -182,9 +199,9 @@ def hints_digest(hints: Hints) -> str:
     return hashlib.sha256(f"{hints.index.tolist()} {hints.label.tolist()}".encode()).hexdigest()
 
 
-def given_hints(hints: Hints, records: Sequence[ImageRecord], class_names: Sequence[str]) -> str:
-    """A hints file that says what the run was given, about the images that could be read."""
-    return hints_csv(hints_by_name(hints, records, class_names))
+def given_hints(hints: Hints, records: Sequence[ImageRecord], class_names: Sequence[str], told: Mapping[str, How] | None = None) -> str:
+    """A hints file that says what the run was given, about the images that could be read; ``told`` as for :func:`hints_csv`."""
+    return hints_csv(hints_by_name(hints, records, class_names), told or None)
 
 
 def hints_by_name(hints: Hints, records: Sequence[ImageRecord], class_names: Sequence[str]) -> dict[str, str]:
@@ -194,7 +211,7 @@ def hints_by_name(hints: Hints, records: Sequence[ImageRecord], class_names: Seq
     return {names[index]: class_names[label] if label >= 0 else "" for index, label in pairs}
 
 
-def hints_csv(hints: Mapping[str, str], told: Mapping[str, tuple[str, str]] | None = None) -> str:
+def hints_csv(hints: Mapping[str, str], told: Mapping[str, How] | None = None) -> str:
     """The content of a hints file: class names by path, the empty name for "none of these".
 
     Args:
@@ -204,5 +221,6 @@ def hints_csv(hints: Mapping[str, str], told: Mapping[str, tuple[str, str]] | No
     file = io.StringIO(newline="")
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(LABEL_COLUMNS if told is None else TOLD_COLUMNS)
-    writer.writerows([escape_cell(cell) for cell in (path, label, *(told or {}).get(path, ()))] for path, label in hints.items())
+    for path, label in hints.items():
+        writer.writerow(map(escape_cell, (path, label, *(() if told is None else told.get(plain(path), ("", ""))))))
     return file.getvalue()

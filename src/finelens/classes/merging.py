@@ -6,11 +6,11 @@ import csv
 import io
 import shlex
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from finelens.classes.hints import GROUP, asked_in_groups
+from finelens.classes.hints import GROUP, how_given
 from finelens.classes.labels import answer_rows
 from finelens.classes.names import normalise
 from finelens.classes.text_files import content_line, counted, quote
@@ -68,12 +68,12 @@ class Merged:
     Attributes:
         answers: Name and who said it, by path; the empty name for "none of these".
         contradictions: Photographs that are answered differently.
-        grouped: Those that somebody answered as one of a group.
+        sources: How they were given, where a file says it: ``group`` where somebody answered one as one of a group.
     """
 
     answers: dict[str, tuple[str, tuple[str, ...]]]
     contradictions: tuple[Contradiction, ...]
-    grouped: frozenset[str] = frozenset()
+    sources: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def names(self) -> list[str]:
@@ -103,16 +103,17 @@ def merge(files: Sequence[Path]) -> Merged:
             contradictions.append(Contradiction(path, tuple(own), kept))
         if kept is not None:
             answers[path] = kept, tuple(dict.fromkeys(one.file for one in own if one.label == kept))
-    grouped = {PurePosixPath(path).as_posix() for file in files for path in asked_in_groups(file) or ()}
-    return Merged(answers, tuple(contradictions), frozenset(grouped))
+    told = [(path, source) for file in files for path, (source, _) in (how_given(file) or {}).items() if source]
+    sources = dict(reversed(told)) | {path: source for path, source in told if source == GROUP}
+    return Merged(answers, tuple(contradictions), sources)
 
 
 def merged_csv(merged: Merged) -> str:
-    """The content of a hints file with two more columns: the files that say so, separated by semicolons, and ``group`` for one of a group."""
+    """The content of a hints file with two more columns: the files that say so, separated by semicolons, and how it was given."""
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
-    cells = ((path, label, ";".join(by), GROUP if path in merged.grouped else "") for path, (label, by) in merged.answers.items())
+    cells = ((path, label, ";".join(by), merged.sources.get(path, "")) for path, (label, by) in merged.answers.items())
     writer.writerows(map(escape_cell, row) for row in cells)
     return text.getvalue()
 

@@ -40,7 +40,8 @@ WHY_COLUMN: Final = "why"
 # Of a sheet of questions before it had a place for the answers.
 OLDER_QUESTIONS: Final = ("path", WHY_COLUMN, "expected")
 # A hints file of the served review also says how a label was given (``photo``, ``group``, or ``file`` where the review found it) and who gave it.
-TOLD_COLUMNS: Final = (*LABEL_COLUMNS, "source", "by")
+HOW_COLUMNS: Final = ("source", "by")
+TOLD_COLUMNS: Final = (*LABEL_COLUMNS, *HOW_COLUMNS)
 
 # Status of an input file. Only ``ok`` rows carry a prediction; those that a person said are of no class carry none.
 STATUSES: Final = ("ok", "corrupt", "too_large", "unsupported", "degenerate", "unreadable", "vanished")

@@ -1,6 +1,6 @@
 // The review without a server: answers stay in the browser until they are saved as a file.
 
-const { classes, items, id, answers } = JSON.parse(document.getElementById("review-data").textContent);
+const { classes, items, id, answers, told } = JSON.parse(document.getElementById("review-data").textContent);
 const place = new Map(classes.map((name, i) => [name, i]));
 const key = "finelens-review:" + id;
 // Class name by path; the empty name says "none of the classes".
@@ -76,7 +76,10 @@ function cell(text) {
 }
 
 function csv() {
-  return "path,label\n" + [...given].map(([path, label]) => cell(path) + "," + cell(label) + "\n").join("");
+  // Answers of an earlier round keep how they were given.
+  const how = [...given.keys()].some((path) => told[path]) ? (path) => told[path] || ["", ""] : () => [];
+  const head = how("").length ? "path,label,source,by\n" : "path,label\n";
+  return head + [...given].map(([path, label]) => [path, label, ...how(path)].map(cell).join(",") + "\n").join("");
 }
 
 function save() {

@@ -13,7 +13,7 @@ import PIL
 import torch
 from torch import Tensor
 
-from finelens.classes.hints import asked_in_groups, given_hints, hints_by_name
+from finelens.classes.hints import asked_in_groups, given_hints, hints_by_name, how_given
 from finelens.core.console import Console, Mute, duration
 from finelens.core.options import to_plain
 from finelens.core.schemas import CHECKPOINT_DIR, EVENTS_FILE
@@ -128,7 +128,7 @@ def execute(
         measured = _measure(fitted, logits, loaded, nearest, rows)
         write_measured(run.signals_path, measured)
         _lay_out(run, fitted, loaded, rows)
-        answers = _answered(fitted, inputs, run.config, console)
+        answers = _answered(run, fitted, inputs, console)
         judged = _judge(run, inputs, fitted, measured, rows, answers)
     if part:
         with inputs.prepared.engine.stopwatch("predict"):
@@ -217,11 +217,12 @@ def _view_encoder(prepared: Prepared, model: Model, loaded: Loaded, console: Con
     return encoder
 
 
-def _answered(fitted: Fitted, inputs: Inputs, config: RunConfig, console: Console) -> Answered | None:
+def _answered(run: RunFolder, fitted: Fitted, inputs: Inputs, console: Console) -> Answered | None:
     """What the hints say of the run; None without hints."""
     if inputs.hints is None:
         return None
-    names = asked_in_groups(Path(str(config.hints_file)))
+    # The copies of older runs do not say it.
+    names = asked_in_groups(run.given_hints_path) or asked_in_groups(Path(str(run.config.hints_file)))
     grouped = None if names is None else {record.index for record in inputs.loaded.records if record.index is not None and record.name in names}
     found = answered(fitted, inputs.hints, inputs.loaded.store.ids, grouped)
     console.say(found.line)
@@ -310,7 +311,9 @@ def _log_start(run: RunFolder, inputs: Inputs, counts: dict[str, int]) -> int:
     if inputs.taxonomy is not None:
         inputs.taxonomy.save(run.taxonomy_path)
     if inputs.hints is not None:
-        write_text(run.given_hints_path, given_hints(inputs.hints, inputs.loaded.records, classes.names))
+        # A run that goes on has its copy.
+        told = how_given(run.given_hints_path) or how_given(Path(str(run.config.hints_file)))
+        write_text(run.given_hints_path, given_hints(inputs.hints, inputs.loaded.records, classes.names, told))
         contents = sorted({content_of(inputs.loaded.store.ids[i]) for i in inputs.hints.index.tolist()})
         run.log("hints", count=len(inputs.hints.index), digest=digests["hints"], contents=contents)
     return run.log("classes", classes=len(classes), templates=list(classes.templates), descriptions=report, digest=digests["classes"])

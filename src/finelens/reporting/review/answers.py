@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Container, Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from pathlib import Path
 
+from finelens.classes.hints import How, how_given, plain
 from finelens.classes.labels import UNANSWERED, none_words
 from finelens.classes.names import match, normalise
-from finelens.core.schemas import GIVEN_HINTS_FILE, LABEL_COLUMNS, OLDER_QUESTIONS, WHY_COLUMN
+from finelens.core.schemas import GIVEN_HINTS_FILE, HOW_COLUMNS, LABEL_COLUMNS, OLDER_QUESTIONS, WHY_COLUMN
 from finelens.errors import UserError
 from finelens.reporting.record import RunRecord
 from finelens.storage.cells import unescape_cell
@@ -20,6 +21,19 @@ def earlier_answers(record: RunRecord) -> dict[str, str]:
     if file is None:
         return {}
     return own_answers(record, read_answers(copy if copy.is_file() else Path(file)))
+
+
+def earlier_told(record: RunRecord) -> dict[str, How]:
+    """How :func:`earlier_answers` were given; by the user's file where the copy of an older run does not say it."""
+    file = record.config.hints_file
+    return {} if file is None else how_given(record.path / GIVEN_HINTS_FILE) or how_given(Path(file)) or {}
+
+
+def told_cells(paths: Iterable[str], told: Mapping[str, How]) -> tuple[tuple[str, ...], Callable[[str], How | tuple[()]]]:
+    """Names of the columns that say how answers were given, and their cells by path; none where nothing is known of any."""
+    if not any(plain(path) in told for path in paths):
+        return (), lambda _: ()
+    return HOW_COLUMNS, lambda path: told.get(plain(path), ("", ""))
 
 
 def own_answers(record: RunRecord, answers: Mapping[str, str]) -> dict[str, str]:
@@ -40,8 +54,8 @@ def answers_about(paths: Container[str], classes: Sequence[str], answers: Mappin
     names = match(set(answers.values()), classes) | {label: "" for label in answers.values() if not label or normalise(label) in none}
     if new_names:
         names = {label: label for label in answers.values()} | names
-    plain = ((PurePosixPath(path).as_posix(), label) for path, label in answers.items())
-    return {path: names[label] for path, label in plain if path in paths and label in names}
+    pairs = ((plain(path), label) for path, label in answers.items())
+    return {path: names[label] for path, label in pairs if path in paths and label in names}
 
 
 def read_answers(path: Path) -> dict[str, str]:

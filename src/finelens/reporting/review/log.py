@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from finelens.classes.hints import GROUP
+from finelens.classes.hints import GROUP, How
 from finelens.errors import UserError
 from finelens.storage.files import append, json_text
 
@@ -70,13 +70,19 @@ class Answer:
 
     Attributes:
         label: The class; empty for "none of these".
-        source: ``photo``, ``group``, or ``file`` for a line that came from a hints file.
+        source: ``photo``, ``group``, or ``file`` for a line of a hints file that does not say it.
         who: The person.
     """
 
     label: str
     source: str = FILE
     who: str = ""
+
+
+def as_told(label: str, how: Sequence[str] | None) -> Answer:
+    """An answer that was read from a file, with what the file says of it."""
+    source, who = how or ("", "")
+    return Answer(label, source or FILE, who)
 
 
 @dataclass
@@ -97,7 +103,7 @@ class AnswerLog:
 
     path: Path
     questions: dict[int, Question] = field(default_factory=dict, init=False)
-    acts: list[Act | dict[str, str]] = field(default_factory=list, init=False)
+    acts: list[Act | dict[str, Answer]] = field(default_factory=list, init=False)
 
     def __post_init__(self) -> None:
         self._lock, self._changes = threading.RLock(), 0
@@ -125,9 +131,10 @@ class AnswerLog:
             self._write({"event": "undo", "who": who})
             return mine[-1]
 
-    def edited(self, rows: Mapping[str, str]) -> None:
-        """Write down what somebody changed in ``hints.csv`` by hand."""
-        self._write({"event": "file", "rows": dict(rows)})
+    def edited(self, rows: Mapping[str, str], told: Mapping[str, How] | None = None) -> None:
+        """Write down what somebody changed in ``hints.csv`` by hand, or what was in it before; ``told``: how it says these were given."""
+        how = {path: told[path] for path in rows if told and path in told}
+        self._write({"event": "file", "rows": dict(rows), **({"told": how} if how else {})})
 
     @property
     def version(self) -> tuple[int, int]:
@@ -162,7 +169,7 @@ class AnswerLog:
             found: dict[str, Answer] = {}
             for act in self.acts:
                 if isinstance(act, dict):
-                    found.update({path: Answer(label) for path, label in act.items()})
+                    found.update(act)
                 elif act.label is not None:
                     question = self.questions[act.question]
                     source = GROUP if question.grouped else PHOTO
@@ -193,7 +200,7 @@ class AnswerLog:
                 self.questions[int(entry["id"])] = Question(**{**entry, "paths": tuple(entry["paths"])})
             return
         if kind == "act":
-            changed: Act | dict[str, str] = Act(int(event["question"]), event["label"], event["who"], tuple(event["odd"]))
+            changed: Act | dict[str, Answer] = Act(int(event["question"]), event["label"], event["who"], tuple(event["odd"]))
             self.touched = frozenset(self.questions[int(event["question"])].paths)
             self.acts.append(changed)
         elif kind == "undo":
@@ -201,7 +208,7 @@ class AnswerLog:
             self.touched = frozenset(self.questions[self.acts.pop(last).question].paths)  # type: ignore[union-attr]
         elif kind == "file":
             self.touched = frozenset(event["rows"])
-            self.acts.append(dict(event["rows"]))
+            self.acts.append({path: as_told(label, event.get("told", {}).get(path)) for path, label in event["rows"].items()})
         else:
             raise ValueError(f"unknown event {kind!r}")
         self._changes += 1

@@ -8,13 +8,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from finelens.classes.hints import hints_csv, slip_of
+from finelens.classes.hints import hints_csv, how_given, plain, slip_of
 from finelens.classes.labels import NONE_WORDS, UNANSWERED
 from finelens.classes.names import check_names, match, normalise
 from finelens.errors import UserError
 from finelens.evaluation.prequential import LEAST_TESTS, Progress
 from finelens.reporting.review.answers import answers_about, read_answers
-from finelens.reporting.review.log import Act, Answer, AnswerLog, Question
+from finelens.reporting.review.log import Act, AnswerLog, Question, as_told
 from finelens.reporting.review.plan import Plan
 from finelens.reporting.review.subject import Subject
 from finelens.reporting.review.tutor import Tutor, contradictions
@@ -53,6 +53,7 @@ class Session:
         self._claim = Lock(hints.parent / f".{hints.name}.lock")
         with self._claim.claimed():
             self._kept = found = read_answers(hints)
+            self._told = dict(subject.told) | (how_given(hints) or {})
             self.log = AnswerLog(hints.with_suffix(".jsonl"))
             # A review adds to a file and takes nothing out of it.
             self._others: dict[str, str] = {}
@@ -81,8 +82,9 @@ class Session:
     def _reread(self) -> None:
         """Take what somebody wrote into the hints file since it was read or written here, which the next writing would lose."""
         found = read_answers(self.hints)
+        self._told |= how_given(self.hints) or {}
         if news := self._parted({row: label for row, label in found.items() if self._kept.get(row) != label}):
-            self.log.edited(news)
+            self.log.edited(news, self._told)
 
     def _take_edits(self, found: Mapping[str, str]) -> None:
         """What somebody wrote into the hints file since; the last change may not have reached it."""
@@ -90,7 +92,7 @@ class Session:
         news = {p: label for p, label in found.items() if p not in self.log.touched and (p not in known or known[p].label != label)}
         news = {path: label for path, label in news.items() if self.subject.given.get(path) != label or path in known}
         if news:
-            self.log.edited(news)
+            self.log.edited(news, self._told)
 
     def answer(self, tab: str, who: str, question: int, label: str, odd: list[str]) -> None:
         """Keep an answer; on the disk when this returns.
@@ -188,9 +190,10 @@ class Session:
         self.tutor.tell()
 
     def _write(self) -> None:
-        given = {path: Answer(label) for path, label in (self._others | self.subject.given).items()} | self.log.answers()
+        earlier = self._others | self.subject.given
+        given = {path: as_told(label, self._told.get(plain(path))) for path, label in earlier.items()} | self.log.answers()
         labels = {path: answer.label for path, answer in given.items()}
-        write_text(self.hints, hints_csv(labels, {path: (answer.source, answer.who) for path, answer in given.items()}))
+        write_text(self.hints, hints_csv(labels, {plain(path): (answer.source, answer.who) for path, answer in given.items()}))
         self._kept = read_answers(self.hints)
 
     def _question(self, number: int) -> Question:

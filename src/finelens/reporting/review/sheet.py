@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from finelens.classes.hints import How
 from finelens.core.schemas import VERSION
 from finelens.images.decode import DecodeLimits
 from finelens.reporting.page import render
 from finelens.reporting.record import RunRecord, read_run
-from finelens.reporting.review.answers import earlier_answers
+from finelens.reporting.review.answers import earlier_answers, earlier_told
 from finelens.reporting.review.order import Look, looks
 from finelens.reporting.sections.cost import next_command
 from finelens.reporting.thumbnails import Photos, Thumbnails, from_run
@@ -29,6 +30,7 @@ def sheet_html(
     limit: int = LIMIT,
     *,
     answers: Mapping[str, str] | None = None,
+    told: Mapping[str, How] | None = None,
     hints: str = "hints.csv",
     chosen: Sequence[Look] | None = None,
 ) -> str:
@@ -39,6 +41,7 @@ def sheet_html(
         photos: Where the pictures come from.
         limit: Most photographs on the sheet.
         answers: Class names by path that were given before; the empty name for "none of these".
+        told: How these were given.
         hints: File that the answers will be in.
         chosen: The photographs in their order; by default those most likely to be wrong.
     """
@@ -70,6 +73,7 @@ def sheet_html(
         # Answers that a browser keeps belong to these photographs and classes, whatever the folder is called.
         "id": f"{record.event('images').get('digest')}:{record.event('classes').get('digest')}",
         "answers": dict(answers or {}),
+        "told": dict(told or {}),
     }
     return render("review.html.j2", content, {"review-data": sheet}, script=("names.js", "review.js"))
 
@@ -85,7 +89,8 @@ def write_sheet(folder: RunFolder, target: Path, limit: int = LIMIT, chosen: Seq
     """
     record = read_run(folder)
     chosen = looks(record, limit) if chosen is None else chosen
-    write_text(target, sheet_html(record, photographs(record), limit, answers=earlier_answers(record), chosen=chosen))
+    answers, told = earlier_answers(record), earlier_told(record)
+    write_text(target, sheet_html(record, photographs(record), limit, answers=answers, told=told, chosen=chosen))
     return len(chosen)
 
 

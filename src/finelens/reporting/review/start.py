@@ -5,11 +5,12 @@ from __future__ import annotations
 import csv
 import io
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
 from finelens.backbones.registry import load_backbone
+from finelens.classes.hints import How
 from finelens.classes.labels import NONE_WORDS, UNANSWERED
 from finelens.core.console import Console
 from finelens.core.schemas import LABEL_COLUMNS, WHY_COLUMN
@@ -23,6 +24,7 @@ from finelens.images.decode import DecodeLimits
 from finelens.images.load import decode_limits
 from finelens.images.view_config import ViewConfig
 from finelens.protocol import ImageRecord, Loaded, TargetFeatures
+from finelens.reporting.review.answers import told_cells
 from finelens.reporting.review.order import Look
 from finelens.reporting.review.worth import centred_looks, looks_of
 from finelens.runs.feature_source import FeatureSource
@@ -89,11 +91,18 @@ def adapt_command(photos: str, hints: str, backbone: str) -> str:
     return shlex.join(["finelens", "adapt", photos, "--hints", hints, *model, "--out", "run"])
 
 
-def open_questions(answers: dict[str, str], looks: Sequence[Look]) -> str:
-    """The content of a hints file that is still to be answered: what is answered, then the questions with ``?`` in the place of a name."""
+def open_questions(answers: Mapping[str, str], looks: Sequence[Look], told: Mapping[str, How]) -> str:
+    """The content of a hints file that is still to be answered: what is answered, then the questions with ``?`` in the place of a name.
+
+    Args:
+        answers: Class names by path.
+        looks: The questions.
+        told: How the answers were given, as far as that is known.
+    """
+    columns, how = told_cells(answers, told)
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    writer.writerows([escape_cell(path), escape_cell(label or NONE_WORDS[0]), "answered"] for path, label in answers.items())
-    writer.writerows(map(escape_cell, (look.path, UNANSWERED, look.why)) for look in looks)
+    writer.writerow((*COLUMNS, *columns))
+    writer.writerows(map(escape_cell, (path, label or NONE_WORDS[0], "answered", *how(path))) for path, label in answers.items())
+    writer.writerows(map(escape_cell, (look.path, UNANSWERED, look.why, *how(look.path))) for look in looks)
     return text.getvalue()

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
 from torch import Tensor
 
+from finelens.classes.hints import How
 from finelens.core.console import Console
 from finelens.errors import UserError
 from finelens.evaluation.prequential import random_order
 from finelens.evaluation.signals import ID_LENGTH
 from finelens.reporting.record import RunRecord
-from finelens.reporting.review.answers import earlier_answers
+from finelens.reporting.review.answers import earlier_answers, earlier_told
 from finelens.reporting.review.sheet import SIDE, adapt_command, photographs
 from finelens.reporting.review.start import adapt_command as first_adapt_command
 from finelens.reporting.review.start import readable, unnamed_features
@@ -38,6 +39,7 @@ class Subject:
         command: What to do with the answers.
         given: Answers that the run was made with: class names by path.
         new_names: Whether an answer may be a name that is not in the list.
+        told: How the answers in ``given`` were given, as far as that is known.
     """
 
     name: str
@@ -49,6 +51,7 @@ class Subject:
     command: str
     given: dict[str, str]
     new_names: bool
+    told: Mapping[str, How] = field(default_factory=dict)
 
     @cached_property
     def place(self) -> dict[str, int]:
@@ -105,6 +108,7 @@ def subject_of_run(folder: RunFolder, record: RunRecord, hints: Path, console: C
         photos=photographs(record),
         command=adapt_command(record, str(hints)),
         given=earlier_answers(record),
+        told=earlier_told(record),
         # A class needs a prototype, and these come from a file.
         new_names=record.config.prototypes_file is None,
     )

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from finelens.classes.hints import How
 from finelens.classes.labels import NONE_WORDS
 from finelens.core.console import Console
 from finelens.core.schemas import LABEL_COLUMNS, WHY_COLUMN
@@ -23,7 +24,7 @@ from finelens.intake.taken import saved
 from finelens.methods.parts.extra_views import ExtraConfig
 from finelens.protocol import Loaded, TargetFeatures
 from finelens.reporting.record import read_run
-from finelens.reporting.review.answers import earlier_answers, read_answers
+from finelens.reporting.review.answers import earlier_answers, read_answers, told_cells
 from finelens.reporting.review.order import Look
 from finelens.runs.classifier import Classifier, load_run
 from finelens.runs.config import RunConfig
@@ -148,11 +149,18 @@ def centred_looks(features: TargetFeatures) -> Tensor:
     return centred_views(x, x.mean(0), [view.shape[1] for view in views])
 
 
-def questions_csv(looks: Sequence[Look], answers: Mapping[str, str]) -> str:
-    """The content of the hints file that ``--csv`` writes: what is answered, then the questions with the class that the run expects."""
+def questions_csv(looks: Sequence[Look], answers: Mapping[str, str], told: Mapping[str, How]) -> str:
+    """The content of the hints file that ``--csv`` writes: what is answered, then the questions with the class that the run expects.
+
+    Args:
+        looks: The questions.
+        answers: Class names by path.
+        told: How they were given, as far as that is known.
+    """
+    columns, how = told_cells(answers, told)
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    writer.writerows(map(escape_cell, (path, label or NONE_WORDS[0], "answered", "")) for path, label in answers.items())
-    writer.writerows(map(escape_cell, (look.path, "", look.why, look.expected)) for look in looks)
+    writer.writerow((*COLUMNS, *columns))
+    writer.writerows(map(escape_cell, (path, label or NONE_WORDS[0], "answered", "", *how(path))) for path, label in answers.items())
+    writer.writerows(map(escape_cell, (look.path, "", look.why, look.expected, *how(look.path))) for look in looks)
     return text.getvalue()
