@@ -12,7 +12,7 @@ from finelens.solvers.columns import centred_views
 from finelens.solvers.known import Known
 from finelens.solvers.neighbours import top_neighbours
 from finelens.solvers.ridge import ridge_head
-from finelens.solvers.taught import Taught, _in_own_basis, left_out, steadied, teach
+from finelens.solvers.taught import SCALES, Taught, _in_own_basis, left_out, steadied, teach
 from tests.solvers.data import SCALE, cloud
 
 X, W, Y = cloud([30] * 5, spread=0.2, tilt=0.6)
@@ -147,8 +147,19 @@ def test_new_images_are_answered_as_lessons_were_learnt():
     x = torch.as_tensor(NEW)
     looks, seen = (centred_views(part, solver.centre_, [X.shape[1]]) for part in (x, solver.bank_.to(x)))
     steady = steadied(looks, seen, top_neighbours(looks, seen, solver.neighbours, chunk_size=64)[1], [X.shape[1]])
-    taught = Taught(solver.taught_head_, solver.taught_bias_, solver.taught_scales_)
+    taught = Taught(solver.taught_head_, solver.taught_bias_, solver.taught_scales_[:SCALES])
     logits = taught.logits(steady, torch.as_tensor(free.predict_log_proba(NEW)))
+    expected = (2 * float(solver.sizes_[-1]) * logits).softmax(1)
+    np.testing.assert_allclose(solver.predict_proba(NEW), expected, atol=1e-5)
+
+
+def test_a_model_of_before_sees_new_images_alone():
+    """Its head learnt from images that leaned on nothing, and its scales do not say how much they do."""
+    solver, free = fitted(), fitted(None)
+    solver.taught_scales_ = solver.taught_scales_[:SCALES]
+    looks = centred_views(torch.as_tensor(NEW), solver.centre_, [X.shape[1]])
+    taught = Taught(solver.taught_head_, solver.taught_bias_, solver.taught_scales_)
+    logits = taught.logits(looks, torch.as_tensor(free.predict_log_proba(NEW)))
     expected = (2 * float(solver.sizes_[-1]) * logits).softmax(1)
     np.testing.assert_allclose(solver.predict_proba(NEW), expected, atol=1e-5)
 

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 from weakref import WeakKeyDictionary
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from finelens.core.private_torch import version
@@ -27,7 +28,7 @@ from finelens.solvers.presence import all_present, asked_neighbours, information
 from finelens.solvers.return_rule import ReturnRule
 from finelens.solvers.ridge import ridge_head
 from finelens.solvers.rows import FitRows
-from finelens.solvers.taught import Taught, left_out, steadied, teach
+from finelens.solvers.taught import NEAREST_SHARE, SCALES, Taught, left_out, steadied, teach
 from finelens.solvers.views import TRIED, ViewsSolver, searched_views, unheard_views
 
 STATISTICS = ("means", "variances", "weights", "potentials")
@@ -120,7 +121,9 @@ class Consensus(ConsensusPasses):
         widths_: D_1 to D_V, (V,), int64.
         spread_: What the text logits of the members are multiplied with, (C,), float64. Empty in models of before there was one, as is the next.
         searched_: 1 for each view that neighbours are looked for in, else 0, (V,), int64.
-        taught_head_: Of step 7, (D_1 + ... + D_V, C), float64; empty without hints, as are ``taught_bias_`` (C,) and ``taught_scales_`` (3,).
+        taught_head_: Of step 7, (D_1 + ... + D_V, C), float64; empty without hints, as are ``taught_bias_`` (C,) and ``taught_scales_``, (4,): those
+            of :class:`~finelens.solvers.taught.Taught`, and what the nearest two count in what it sees. Models of before have three of them, and
+            it sees the image alone.
         near_: Positions (N, k) of the neighbours of the fit's images in the bank, the nearest first, where the fit was to matrices; like those below
             no part of the model.
         evenness_: Share of the potentials to even masses that was taken.
@@ -190,7 +193,7 @@ class Consensus(ConsensusPasses):
     def _learn_answers(self, looks: Tensor, log_p: Tensor, known: Known, bank: int) -> None:
         """Learn from hints beside the label-free log-posteriors (N, C), and at most ``bank`` images without one."""
         taught = teach(looks, log_p, known, bank=bank, chunk_size=self.chunk_size)
-        self.taught_head_, self.taught_bias_, self.taught_scales_ = taught.head, taught.bias, taught.scales
+        self.taught_head_, self.taught_bias_, self.taught_scales_ = taught.head, taught.bias, F.pad(taught.scales, (0, 1), value=NEAREST_SHARE)
         if len(known) > 1:
             guesses = left_out(looks, log_p, known, bank=bank, chunk_size=self.chunk_size)
             self.tested_ = log_p[known.rows].argmax(1), guesses
@@ -212,7 +215,7 @@ class Consensus(ConsensusPasses):
         """Log-probabilities (M, C) of the label-free ones and of what hints have taught."""
         if not self.taught_head_.numel():
             return log_p
-        logits = Taught(self.taught_head_, self.taught_bias_, self.taught_scales_).logits(looks, log_p)
+        logits = Taught(self.taught_head_, self.taught_bias_, self.taught_scales_[:SCALES]).logits(looks, log_p)
         return (SHARPER * self.sizes_[-1].to(logits) * logits).log_softmax(1)
 
     def _label_free(self, x: Tensor, prototypes: Tensor, scale: float) -> tuple[Tensor, Tensor]:
@@ -365,7 +368,7 @@ class Consensus(ConsensusPasses):
         total = self._opinion(self._members(x, text, smooth, None), looks)
         rule = ReturnRule(self.centroids_, self.returns_)
         answers = _log(rule.apply(looks, text.softmax(1), self._posterior(total, text), chunk_size=self.chunk_size)[0])
-        if self.taught_head_.numel():
+        if len(self.taught_scales_) > SCALES:
             looks = steadied(looks, bank.seen, near, widths)
         return self._with_answers(looks, answers)
 

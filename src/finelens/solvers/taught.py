@@ -23,6 +23,8 @@ from finelens.solvers.ridge import ridge_head
 TINY = 1e-9
 # Nearest images that each image is averaged with before anything is learnt of it, and what their mean counts beside it.
 NEAREST, NEAREST_SHARE = 2, 0.5
+# Of a ``Taught``.
+SCALES = 3
 # Temperatures of the label-free posterior that are tried.
 TEMPERATURES = torch.logspace(math.log10(0.02), math.log10(4), 40, dtype=torch.float64).tolist()
 # Stands in for the answers of a class that has none.
@@ -48,7 +50,7 @@ class Taught:
         head: (D, C), float64.
         bias: (C,), float64.
         scales: Root mean squares over the fit of the head's logits and of the log-posteriors, centred over the classes, and the weight of the second
-            beside the first; (3,), float64.
+            beside the first; (:data:`SCALES`,), float64.
     """
 
     head: Tensor
