@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import multiprocessing
 import os
@@ -175,6 +176,15 @@ def test_a_claim_is_exclusive_and_ends_with_its_process(tmp_path):
     file.tidy()
     with file.claim(key()) as mine:
         assert mine
+
+
+def test_a_claim_that_cannot_be_written_is_nobodys(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("finelens.storage.lock.os.pwrite", full)
+    with pytest.raises(UserError, match="No space left on device"), ResultsFile(tmp_path / "r.jsonl").claim(key()):
+        pass
 
 
 @pytest.mark.parametrize("count", [1, 7, 8, 9, 100])

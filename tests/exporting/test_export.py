@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import resource
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -154,6 +156,20 @@ def test_a_run_on_features_is_refused(tmp_path):
     with pytest.raises(UserError, match="has no image tower"):
         write.export(run, tmp_path / "out", to="torch", console=QUIET)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.usefixtures("followed_once")
+def test_a_full_disk_is_said(world, tmp_path):
+    """There torch's own writer of programs ends the process."""
+    run = world.run("zero-shot")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
+    try:
+        with pytest.raises(UserError, match="cannot write"):
+            write.export(run, tmp_path / "out", to="torch", console=QUIET)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert os.listdir(tmp_path) == []
 
 
 @pytest.mark.usefixtures("followed_once")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import shutil
@@ -94,7 +95,9 @@ def export(
         if to in FILES:
             program = exported(classifier.model, classifier.further_backbones)
             if to == "torch":
-                torch.export.save(program, work / FILES[to])
+                # By way of memory: where the disk is full, torch's own writer ends the process.
+                torch.export.save(program, held := io.BytesIO())
+                (work / FILES[to]).write_bytes(held.getbuffer())
             else:
                 write_onnx(program, work / FILES[to], weights, len(views))
             found = check.compare(classifier, runner(work / FILES[to], to), *views)

@@ -73,6 +73,10 @@ def start_time(pid: int) -> str:
     return "ended" if state in "ZX" else f"{boot}:{rest[18]}"
 
 
+class HeldError(UserError):
+    """A living process holds the claim."""
+
+
 class Lock:
     """An exclusive claim on a folder, held by a file in it.
 
@@ -88,14 +92,15 @@ class Lock:
         """Claim the folder.
 
         Raises:
-            UserError: A living process holds it, or the file cannot be written.
+            HeldError: A living process holds it.
+            UserError: The file cannot be written.
         """
         try:
             with _exclusive(self.path) as descriptor:
                 holder = _read_owner(descriptor)
                 if holder is not None and holder.is_alive():
                     where = "" if holder.host == socket.gethostname() else f" on {holder.host}"
-                    raise UserError(
+                    raise HeldError(
                         f"another run is using {self.path.parent} (process {holder.pid}{where}); wait for it or choose another folder, "
                         f"or delete {self.path} if you know that it has ended"
                     )

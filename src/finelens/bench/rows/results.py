@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 from finelens.core.options import to_plain
 from finelens.errors import UserError
 from finelens.storage.files import json_text, write_error
-from finelens.storage.lock import Lock
+from finelens.storage.lock import HeldError, Lock
 
 try:
     import fcntl
@@ -187,7 +187,11 @@ class ResultsFile:
 
     @contextmanager
     def claim(self, key: Key) -> Iterator[bool]:
-        """Take one result to compute; False where a living process has it. A claim ends with its process, however that ends."""
+        """Take one result to compute; False where a living process has it. A claim ends with its process, however that ends.
+
+        Raises:
+            UserError: It cannot be written down.
+        """
         try:
             self.claims.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -195,7 +199,7 @@ class ResultsFile:
         lock = Lock(self.claims / f"{key.digest}.lock")
         try:
             lock.acquire()
-        except UserError:
+        except HeldError:
             yield False
             return
         try:
