@@ -27,6 +27,7 @@ from finelens.reporting.review.answers import read_answers
 from finelens.reporting.review.belief import Belief
 from finelens.reporting.review.log import Act, Answer, AnswerLog, Question
 from finelens.reporting.review.plan import by_worth
+from finelens.reporting.review.server import _undo
 from finelens.reporting.review.session import Session
 from finelens.reporting.review.subject import Subject
 from finelens.reporting.thumbnails import no_photos
@@ -284,6 +285,23 @@ def test_two_people_get_different_looks_and_see_where_they_disagree(subject, tmp
         assert settled(session)["contradictions"] == []
         assert session.tutor.labels()[path] == "beech tree"
         assert not session.undo("a", "Cyd")
+
+
+def test_what_was_taken_out_comes_back_with_its_own_group_alone(subject, tmp_path):
+    """A tab and its copy answer the same look: taken back by one it is still answered, and another look is given."""
+    with answering(subject, tmp_path / "hints.csv") as session:
+        first = session.look("a")
+        out = [photo["path"] for photo in first["photos"][1:]]
+        assert out
+        session.answer("a", "Ada", first["id"], "birch", out)
+        back = _undo(session, {"tab": "a", "who": "Ada"})
+        assert (back["look"]["id"], back["odd"]) == (first["id"], out)
+        session.answer("a", "Ada", first["id"], "birch", out)
+        session.answer("a", "Ben", first["id"], "birch", [])
+        back = _undo(session, {"tab": "a", "who": "Ada"})
+        assert back["undone"]
+        assert back["look"]["id"] != first["id"]
+        assert back["odd"] == []
 
 
 def test_the_goal_ends_the_looks_and_may_be_raised(subject, tmp_path):

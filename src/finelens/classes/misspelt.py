@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import string
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence, Set
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -47,8 +47,11 @@ def _near(word: str, known: Collection[str]) -> list[str]:
     return []
 
 
-def _known(word: str, words: Collection[str]) -> bool:
-    return word in words or any(word.removesuffix(ending) + stem in words for ending, stem in _ENDINGS if word.endswith(ending))
+def _known(word: str, words: Set[str]) -> bool:
+    stems = {word.removesuffix(ending) + stem for ending, stem in _ENDINGS if word.endswith(ending)}
+    # "potted" is of "pot".
+    stems |= {own[:-1] for own in stems if own[-2:-1] == own[-1:]}
+    return word in words or not words.isdisjoint(stems)
 
 
 def _swaps(word: str) -> Iterator[str]:

@@ -141,7 +141,10 @@ def _skip(session: Session, asked: Mapping[str, Any]) -> dict[str, Any]:
 
 def _undo(session: Session, asked: Mapping[str, Any]) -> dict[str, Any]:
     act = session.undo(_text(asked, "tab"), _text(asked, "who"))
-    return {"undone": act is not None, "odd": [] if act is None else list(act.odd), **_look(session, asked)}
+    found = _look(session, asked)
+    # Another look is given where somebody else answered the same one as well.
+    back = act is not None and found["look"] is not None and found["look"]["id"] == act.question
+    return {"undone": act is not None, "odd": list(act.odd) if act is not None and back else [], **found}
 
 
 def _large(session: Session, asked: Mapping[str, Any]) -> dict[str, Any]:
