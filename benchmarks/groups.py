@@ -34,8 +34,8 @@ from finelens.solvers.asking import ask
 from finelens.solvers.columns import centred_views
 from finelens.solvers.groups import group_around
 from finelens.solvers.known import Known
-from finelens.solvers.learner import Learner, steady
-from finelens.solvers.taught import teach
+from finelens.solvers.learner import Learner
+from finelens.solvers.taught import steady, teach
 
 TIMES = (1, 2, 4)
 # As on the sheet.

@@ -47,8 +47,7 @@ from finelens.reporting.review.worth import questions
 from finelens.solvers.asking import ask
 from finelens.solvers.columns import centred_views
 from finelens.solvers.known import Known
-from finelens.solvers.learner import steady
-from finelens.solvers.taught import Taught, left_out, teach
+from finelens.solvers.taught import Taught, left_out, steady, teach
 from finelens.storage.cache import cached_tensors
 
 TIMES = (1, 2, 4)
@@ -112,7 +111,7 @@ class Learner:
         self.truth, self.classes = torch.as_tensor(self.world.truth), len(context.data.class_names)
         self.train, self.test = take(self.world.pool.features, self.world.fitted_rows), context.test.features
         self.ids = [self.world.pool.row_digests[row] for row in self.world.fitted_rows]
-        state = cached_tensors(["looking, with zero-shot", context.source["checksum"], context.start.texts, str(draw)], self._fit)
+        state = cached_tensors(["looking, evened text", context.source["checksum"], context.start.texts, str(draw)], self._fit)
         self.looks, self.log_p, self.test_looks, self.test_log_p, self.doubted, size, self.zero_shot = state.values()
         self.size = float(size)
         # The images are fewer than those that the method looks for neighbours among.

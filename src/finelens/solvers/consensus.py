@@ -28,7 +28,7 @@ from finelens.solvers.presence import all_present, asked_neighbours, information
 from finelens.solvers.return_rule import ReturnRule
 from finelens.solvers.ridge import ridge_head
 from finelens.solvers.rows import FitRows
-from finelens.solvers.taught import NEAREST_SHARE, SCALES, Taught, left_out, steadied, teach
+from finelens.solvers.taught import NEAREST_SHARE, SCALES, Taught, left_out, steady, teach
 from finelens.solvers.views import TRIED, ViewsSolver, searched_views, unheard_views
 
 STATISTICS = ("means", "variances", "weights", "potentials")
@@ -81,7 +81,7 @@ class Consensus(ConsensusPasses):
        logits get the share ``1 - kappa / enough``; where the text hardly tells the images apart, it keeps all.
     6. Gains over the text that the images do not support go back, by the share ``give_back`` (:mod:`~finelens.solvers.return_rule`).
     7. Hints change none of this. A second head learns from them and from that answer, and both answer together (:mod:`~finelens.solvers.taught`);
-       it sees the centred views with a part of the nearest two of n(i) (:func:`~finelens.solvers.taught.steadied`).
+       it sees the centred views with a part of the two images nearest by all of them (:func:`~finelens.solvers.taught.steady`).
 
     Args:
         neighbours: k.
@@ -124,9 +124,7 @@ class Consensus(ConsensusPasses):
         taught_head_: Of step 7, (D_1 + ... + D_V, C), float64; empty without hints, as are ``taught_bias_`` (C,) and ``taught_scales_``, (4,): those
             of :class:`~finelens.solvers.taught.Taught`, and what the nearest two count in what it sees. Models of before have three of them, and
             it sees the image alone.
-        near_: Positions (N, k) of the neighbours of the fit's images in the bank, the nearest first, where the fit was to matrices; like those below
-            no part of the model.
-        evenness_: Share of the potentials to even masses that was taken.
+        evenness_: Share of the potentials to even masses that was taken; like the two below no part of the model.
         agreement_: Neighbour agreement of the answer.
         returned_: Mean probability of an image that went back to the text.
         told_: Share of the uncertainty about an image's class that the text takes away, by its own account.
@@ -178,11 +176,12 @@ class Consensus(ConsensusPasses):
         widths = self.widths_.tolist()
         named = (x[:, : widths[0]] @ prototypes.T).argmax(1)
         x = silenced(x, unheard_views(x, named, widths, len(prototypes)), widths)
-        log_p, self.near_ = self._label_free(x, prototypes, scale)
+        log_p = self._label_free(x, prototypes, scale)
         self._nothing_taught()
         if not len(known):
             return log_p
-        looks = steadied(centred_views(x, self.centre_, widths), centred_views(self.bank_, self.centre_, widths), self.near_, widths)
+        looks, rows = centred_views(x, self.centre_, widths), evenly_spread(len(x), self.bank, x.device)
+        looks = steady(looks, looks[rows], widths, rows=rows, chunk_size=self.chunk_size)
         self._learn_answers(looks, log_p, known, self.bank)
         return self._with_answers(looks, log_p)
 
@@ -202,14 +201,16 @@ class Consensus(ConsensusPasses):
         widths = self.widths_.tolist()
         tried = rows.at(rows.evenly(TRIED))
         free = rows.label_free().without(unheard_views(tried, (tried[:, : widths[0]] @ prototypes.T).argmax(1), widths, len(prototypes)))
-        near = self._label_free_passes(free, prototypes, scale)
+        self._label_free_passes(free, prototypes, scale)
         self._nothing_taught()
         if len(rows.known):
             # Those that lessons are learnt from, and no others.
-            positions = torch.cat([rows.evenly(self.bank), rows.known.rows]).unique()
+            banked = rows.evenly(self.bank)
+            positions = torch.cat([banked, rows.known.rows]).unique()
             x, known = free.at(positions), Known(torch.searchsorted(positions, rows.known.rows), rows.known.labels)
-            looks, keys = (centred_views(part, self.centre_, widths) for part in (x, self.bank_))
-            self._learn_answers(steadied(looks, keys, near[positions].long(), widths), self._log_proba(x), known, len(x))
+            looks, banked = centred_views(x, self.centre_, widths), torch.searchsorted(positions, banked)
+            looks = steady(looks, looks[banked], widths, rows=banked, chunk_size=self.chunk_size)
+            self._learn_answers(looks, self._log_proba(x), known, len(x))
 
     def _with_answers(self, looks: Tensor, log_p: Tensor) -> Tensor:
         """Log-probabilities (M, C) of the label-free ones and of what hints have taught."""
@@ -218,8 +219,8 @@ class Consensus(ConsensusPasses):
         logits = Taught(self.taught_head_, self.taught_bias_, self.taught_scales_[:SCALES]).logits(looks, log_p)
         return (SHARPER * self.sizes_[-1].to(logits) * logits).log_softmax(1)
 
-    def _label_free(self, x: Tensor, prototypes: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-        """Log-probabilities (N, C) of the images of the fit, and the positions (N, k) of their neighbours in the bank."""
+    def _label_free(self, x: Tensor, prototypes: Tensor, scale: float) -> Tensor:
+        """Log-probabilities (N, C) of the images of the fit."""
         widths, classes = self.widths_.tolist(), len(prototypes)
         self.text_ = scale * prototypes.double()
         self.centre_ = x.mean(0, dtype=torch.float64)
@@ -257,7 +258,7 @@ class Consensus(ConsensusPasses):
         self.centroids_, self.returns_ = rule.means, rule.shares
         answers, returned = rule.apply(looks, a, p, chunk_size=self.chunk_size)
         self.returned_ = float(returned.mean())
-        return _log(answers), near
+        return _log(answers)
 
     def _plain(self, x: Tensor, text: Tensor, prototypes: Tensor, asked: Tensor) -> tuple[Tensor, EvenText]:
         """Logits (N, C) of the mixture with masses as even as the neighbours ``asked`` (N, k) allow, and the text logits that go with them."""
@@ -369,7 +370,7 @@ class Consensus(ConsensusPasses):
         rule = ReturnRule(self.centroids_, self.returns_)
         answers = _log(rule.apply(looks, text.softmax(1), self._posterior(total, text), chunk_size=self.chunk_size)[0])
         if len(self.taught_scales_) > SCALES:
-            looks = steadied(looks, bank.seen, near, widths)
+            looks = steady(looks, bank.seen, widths, chunk_size=self.chunk_size)
         return self._with_answers(looks, answers)
 
     def _members(self, x: Tensor, text: Tensor, smooth: Tensor, own: Tensor | None) -> list[Tensor]:

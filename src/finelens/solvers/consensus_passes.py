@@ -71,8 +71,8 @@ class ConsensusPasses(ViewsSolver):
     @abstractmethod
     def _keep(self, mixture: Mixture, prefix: str, evened: EvenText) -> None: ...
 
-    def _label_free_passes(self, rows: FitRows, prototypes: Tensor, scale: float) -> Tensor:
-        """Fit to the images, hints apart; positions (N, k), int32, of their neighbours in the bank."""
+    def _label_free_passes(self, rows: FitRows, prototypes: Tensor, scale: float) -> None:
+        """Fit to the images, hints apart."""
         self.text_ = scale * prototypes.double()
         classes, moments, seen = len(prototypes), Moments.of(rows), _Seen(self, rows)
         self.centre_ = moments.mean
@@ -96,7 +96,6 @@ class ConsensusPasses(ViewsSolver):
         self.told_ = information(text[:count].softmax(1))
         self.share_ = torch.full_like(size, min(1.0, self.agreement_ / self.enough) if self.told_ >= LEAST_TOLD else 0.0)
         self._learn_returns(rows, seen)
-        return seen.near
 
     def _mixtures(self, rows: FitRows, prototypes: Tensor, moments: Moments, seen: _Seen) -> EvenText:
         """Fit both mixtures; returns the text logits that go with them."""

@@ -11,12 +11,9 @@ from torch import Tensor
 from finelens.solvers.columns import centred_views, silenced
 from finelens.solvers.consensus import Consensus
 from finelens.solvers.known import Known
-from finelens.solvers.neighbours import evenly_spread, top_neighbours
+from finelens.solvers.neighbours import evenly_spread
 from finelens.solvers.opinions import SHARPER
-from finelens.solvers.taught import NEAREST, steadied, teach
-
-# Images that neighbours are looked for at a time.
-CHUNK = 1024
+from finelens.solvers.taught import steady, teach
 
 
 class Learner:
@@ -32,7 +29,7 @@ class Learner:
 
     Attributes:
         looks: Centred unit views, (N, D).
-        steady: What lessons are learnt from, see :func:`~finelens.solvers.taught.steadied`; (N, D).
+        steady: What lessons are learnt from, see :func:`~finelens.solvers.taught.steady`; (N, D).
         log_p: Label-free log-posteriors, (N, C).
         solver: What made them, fitted without labels; None without prototypes.
     """
@@ -54,7 +51,8 @@ class Learner:
         unheard = [v for v, weight in enumerate(solver.weights_.tolist()) if not weight]
         x = silenced(torch.cat([F.normalize(view, dim=1) for view in views], 1), unheard, widths)
         self.looks = centred_views(x, solver.centre_, widths)
-        self.steady = steadied(self.looks, self.looks[evenly_spread(len(x), solver.bank, x.device)], solver.near_, widths)
+        rows = evenly_spread(len(x), solver.bank, x.device)
+        self.steady = steady(self.looks, self.looks[rows], widths, rows=rows)
         self.log_p = p.clamp_min(torch.finfo(p.dtype).tiny).log()
         self._sharpness = SHARPER * float(solver.sizes_[-1])
 
@@ -74,15 +72,3 @@ class Learner:
         if not len(known):
             return log_p.softmax(1)
         return (self._sharpness * teach(self.steady, log_p, known, heard=not further).logits(self.steady, log_p)).softmax(1)
-
-
-def steady(looks: Tensor, keys: Tensor, widths: Sequence[int], *, rows: Tensor | None = None) -> Tensor:
-    """Looks that lean on the nearest of some images, see :func:`~finelens.solvers.taught.steadied`.
-
-    Args:
-        looks: Centred unit views, (M, D).
-        keys: The same of those images, (N, D).
-        widths: Columns of each view.
-        rows: Positions (N,) of the keys among the looks, rising, where they are some of them.
-    """
-    return steadied(looks, keys, top_neighbours(looks, keys, NEAREST, chunk_size=CHUNK, rows=rows)[1], widths)

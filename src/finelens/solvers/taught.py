@@ -17,7 +17,7 @@ from torch import Tensor
 
 from finelens.solvers.assignments import centred
 from finelens.solvers.known import Known
-from finelens.solvers.neighbours import evenly_spread, smoothed
+from finelens.solvers.neighbours import evenly_spread, smoothed, top_neighbours
 from finelens.solvers.ridge import ridge_head
 
 TINY = 1e-9
@@ -84,6 +84,19 @@ def steadied(looks: Tensor, keys: Tensor, near: Tensor, widths: Sequence[int]) -
     if not near.shape[1]:
         return looks
     return smoothed(looks, keys, near[:, :NEAREST], widths, NEAREST_SHARE) / math.sqrt(len(widths))
+
+
+def steady(looks: Tensor, keys: Tensor, widths: Sequence[int], *, rows: Tensor | None = None, chunk_size: int = 1024) -> Tensor:
+    """:func:`steadied` with the images that are nearest by the mean cosine of all views.
+
+    Args:
+        looks: Centred unit views, (M, D_1 + ... + D_V) or the first alone.
+        keys: The same of the images that neighbours are among, in the same columns, (N, D).
+        widths: D_1 to D_V.
+        rows: Positions (N,) of the keys among the looks, rising, where they are some of them.
+        chunk_size: Images compared at a time.
+    """
+    return steadied(looks, keys, top_neighbours(looks, keys, NEAREST, chunk_size=chunk_size, rows=rows)[1], widths)
 
 
 def teach(
