@@ -3,7 +3,6 @@
 import pytest
 
 from finelens.classes.misspelt import misspelt
-from finelens.classes.names import name_warnings
 
 NAMES = ["sunflower", "measuring tape", "castle", "hoofed mammal", "tiger lily", "screwdrivers", "scissors"]
 
@@ -35,9 +34,3 @@ def test_a_word_that_may_be_several_is_left_alone() -> None:
 def test_a_list_in_another_language_is_left_alone() -> None:
     assert misspelt(["Rotbuche", "Stieleiche", "Feldahorn", "Fichte", "Tannne"]) == {}
     assert misspelt(["木", "café", "Ель"]) == {}
-
-
-def test_the_warning_names_both_words() -> None:
-    (line,) = name_warnings([*NAMES, "sunflwer"])
-    assert "'sunflwer' ('sunflower'?)" in line
-    assert name_warnings(NAMES) == []

@@ -158,6 +158,19 @@ def test_adapt_says_what_it_does_on_standard_error_only(run, given, tmp_path):
     assert "Warning" not in result.err
 
 
+def test_words_that_may_be_misspelt_are_said(run, given, tmp_path):
+    (tmp_path / "names.txt").write_text("hammer\npalace\nscissors\nsunflwer\n")
+    said = run("zero-shot", given[0], "--classes", tmp_path / "names.txt", "--out", tmp_path / "run").err
+    assert "may be misspelt, and the model reads them as they stand: 'sunflwer' ('sunflower'?)" in said
+
+
+def test_the_demonstration_leaves_other_runs_alone(run, adapted):
+    before = digest(adapted / "predictions.csv")
+    result = run("demo", "--out", adapted)
+    assert (result.code, digest(adapted / "predictions.csv")) == (2, before)
+    assert "holds a run that is not this demonstration; give another folder with --out" in result.err
+
+
 def test_adapt_twice_gives_the_same_bits(run, given, adapted, tmp_path):
     assert run("adapt", *given, "--out", tmp_path / "run", *FAST).code == 0
     for file in ("predictions.csv", "model/model.safetensors"):

@@ -115,6 +115,12 @@ def test_intervals_agree_with_resampling_images():
     np.testing.assert_allclose(paired_bootstrap(a, b, n=20000), drawn_interval(a.astype(float) - b), atol=0.006)
 
 
+def test_all_right_is_no_certainty():
+    # Wilson's interval, by hand: 1.96^2 / (12 + 1.96^2).
+    assert bootstrap_interval(np.ones(12, bool)) == (pytest.approx(0.7575, abs=1e-3), 1.0)
+    assert bootstrap_interval(np.zeros(12, bool)) == (0.0, pytest.approx(0.2425, abs=1e-3))
+
+
 def test_pairing_makes_the_interval_narrow():
     rng = np.random.default_rng(0)
     b = rng.random(1000) < 0.5

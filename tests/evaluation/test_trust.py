@@ -43,7 +43,7 @@ def test_where_the_level_comes_from_is_said():
     assert (by_answers.threshold_from, by_answers.threshold) == ("answers", 1.0)
     assert (by_answers.answers, by_answers.answers_low) == (1.0, 0.8)
     assert own.line(None) == by_answers.line(0.005) == "about 65% right by its own probabilities"
-    assert own.line(0.4) == "about 65% right by its own probabilities, of those that belong to one of the classes"
+    assert own.line(0.4) == "about 65% right by its own probabilities, if all belonged to one of the classes"
     assert any("by the answers of a person" in other for other in by_answers.others)
     assert own.others == ["50% by how sure it was of the photographs that it was adapted to"]
     # Answers that tested no model say nothing.

@@ -5,15 +5,17 @@ from __future__ import annotations
 import csv
 import json
 import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 import finelens
+from finelens.core.schemas import PREDICTIONS_FILE
 from finelens.errors import UserError
 from finelens.exchange.datasets import folder_names
 from finelens.exchange.forms import FORMS, write
-from finelens.storage.predictions import PredictionRow, write_predictions
+from finelens.storage.predictions import PredictionRow, read_predictions, write_predictions
 from tests.exchange.conftest import CLASSES, ROWS
 
 WHO = "finelens 9.9, consensus on embedded"
@@ -291,6 +293,13 @@ def test_nothing_is_written_over(run, photos, tmp_path):
         write(run, "megadetector", tmp_path / "out.json")
     with pytest.raises(UserError, match="lies inside the photographs"):
         write(run, "folders", photos / "sorted")
+
+
+def test_strangers_are_counted(run, tmp_path):
+    rows = read_predictions(run / PREDICTIONS_FILE)
+    write_predictions(run / PREDICTIONS_FILE, [replace(row, none_of_these=0.75) if row.path.endswith("a.png") else row for row in rows])
+    strange = "1 of which probably belongs to none of the classes (none_of_these in predictions.csv)"
+    assert f"4 of 6 photographs with a class, {strange}, 1 without an answer" in write(run, "folders", tmp_path / "out")
 
 
 def test_a_photograph_that_is_gone_since(run, photos, tmp_path):

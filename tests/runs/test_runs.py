@@ -63,6 +63,9 @@ def test_an_existing_run_needs_overwrite(tmp_path, config):
     with pytest.raises(UserError, match=r"already holds a finelens run.*--overwrite"):
         RunFolder.create(tmp_path / "out", config)
     assert tree(tmp_path / "out") == before
+    (tmp_path / "out" / "predictions.csv").unlink(missing_ok=True)
+    with pytest.raises(UserError, match=r"finelens resume .* goes on with it, give another folder, or --overwrite"):
+        RunFolder.create(tmp_path / "out", config)
     with RunFolder.create(tmp_path / "out", replace(config, seed=5), overwrite=True) as run:
         assert tree(run.path) == [LOCK_FILE, "config.json"]
         assert json.loads(run.config_path.read_text())["seed"] == 5

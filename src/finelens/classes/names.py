@@ -9,7 +9,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from finelens.classes.class_lists import TABLE_SUFFIXES, names_in_table, refuse_other_than_names
-from finelens.classes.misspelt import misspelt
 from finelens.classes.text_files import counted, listing, plain_line, quote, read_lines, read_user_json
 from finelens.core.options import nearest
 from finelens.errors import UserError
@@ -144,7 +143,7 @@ def _refuse_duplicates(names: Sequence[str], places: Sequence[str], source: str)
 
 
 def name_warnings(names: Sequence[str]) -> list[str]:
-    """Lines about checked names that are allowed but unlikely to be meant: a single class, names that differ in punctuation only, slips."""
+    """Lines about checked names that are allowed but unlikely to be meant: a single class, names that differ in punctuation only."""
     warnings = []
     if len(names) == 1:
         warnings.append(f"only one class, {quote(names[0])}: every image will be given this class; add the classes it should be told from")
@@ -156,9 +155,6 @@ def name_warnings(names: Sequence[str]) -> list[str]:
     twins = [" and ".join(group) for group in groups.values() if len(group) > 1]
     if twins:
         warnings.append(f"class names that differ in punctuation or spaces only, and may be one class: {listing(twins)}")
-    if slips := misspelt(names):
-        told = listing([f"{quote(word)} ({quote(meant)}?)" for word, meant in slips.items()])
-        warnings.append(f"words of class names that may be misspelt, and the model reads them as they stand: {told}")
     return warnings
 
 

@@ -10,6 +10,7 @@ from finelens import api, demo
 from finelens.core.console import Console
 from finelens.core.schemas import EVALUATION_FILE, REPORT_FILE
 from finelens.errors import UserError
+from finelens.runs.folder import RunFolder, is_run
 
 PETS_BACKBONE = "open_clip:ViT-B-32-quickgelu/openai"
 
@@ -18,7 +19,7 @@ def run_demo(out: Path, dataset: str, data_dir: Path, *, should_stop: Callable[[
     """Adapt without labels, then score with them.
 
     Args:
-        out: Run folder; an earlier run in it is replaced.
+        out: Run folder; an earlier demonstration in it is replaced.
         dataset: ``embedded`` or ``pets``.
         data_dir: Where ``pets`` is downloaded to.
         should_stop: As for :func:`finelens.api.adapt`.
@@ -28,8 +29,9 @@ def run_demo(out: Path, dataset: str, data_dir: Path, *, should_stop: Callable[[
         The result, for standard output.
 
     Raises:
-        UserError: The data set cannot be fetched.
+        UserError: The data set cannot be fetched, or ``out`` holds a run on other photographs.
     """
+    _refuse_others(out, data_dir / "pets" / "train" if dataset == "pets" else demo.photos_dir())
     if dataset == "pets":
         return _run_pets(out, data_dir, should_stop, console)
     api.adapt(
@@ -45,6 +47,11 @@ def run_demo(out: Path, dataset: str, data_dir: Path, *, should_stop: Callable[[
     result = api.evaluate(out, demo.photos_dir(), demo.labels_file(), json_file=out / EVALUATION_FILE, console=console)
     api.report(out, console=console)
     return _show(result, out, "the demonstration photographs")
+
+
+def _refuse_others(out: Path, photos: Path) -> None:
+    if is_run(out) and Path(RunFolder.open(out, lock=False).config.photos) != photos:
+        raise UserError(f"{out} holds a run that is not this demonstration; give another folder with --out")
 
 
 def _run_pets(out: Path, data_dir: Path, should_stop: Callable[[], bool] | None, console: Console | None) -> str:

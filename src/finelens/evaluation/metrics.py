@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -117,6 +118,7 @@ def bootstrap_interval(correct: ArrayLike, n: int = 2000, seed: int = 0, level: 
     """Percentile bootstrap interval of an accuracy.
 
     The number of hits among N images drawn with replacement is binomial, so it is drawn directly; the law is the same as that of drawing images.
+    Where all images are right, or none, all resamples are alike: there it is Wilson's interval (1927).
 
     Args:
         correct: Whether each image is right, (N,).
@@ -128,6 +130,9 @@ def bootstrap_interval(correct: ArrayLike, n: int = 2000, seed: int = 0, level: 
         Lower and upper end.
     """
     hits = np.asarray(correct, dtype=bool)
+    if hits.all() or not hits.any():
+        square = NormalDist().inv_cdf((1 + level) / 2) ** 2
+        return (len(hits) / (len(hits) + square), 1.0) if hits.any() else (0.0, square / (len(hits) + square))
     draws = np.random.default_rng(seed).binomial(len(hits), hits.mean(), size=n) / len(hits)
     return _interval(draws, level)
 

@@ -44,7 +44,7 @@ class Estimates:
         Args:
             strangers: Share of the photographs that probably belong to none of the classes: a probability says which class it is if it is one.
         """
-        of = ", of those that belong to one of the classes" if (strangers or 0) >= SOME else ""
+        of = ", if all belonged to one of the classes" if (strangers or 0) >= SOME else ""
         return f"about {self.confidence:.0%} right by its own probabilities{of}"
 
     @property

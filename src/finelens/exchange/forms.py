@@ -12,6 +12,7 @@ from typing import Any
 
 from finelens.core.options import nearest
 from finelens.errors import UserError
+from finelens.evaluation.none_of_these import probably_none
 from finelens.exchange.answers import Answers, answers_of
 from finelens.exchange.camera_traps import write_camtrap_dp, write_coco_camera_traps
 from finelens.exchange.datasets import How, write_fiftyone, write_folders, write_imagefolder
@@ -163,6 +164,10 @@ def _counts(answers: Answers) -> str:
     read = list(answers.read)
     labelled = sum(answers.label(row) is not None for row in read)
     parts = [f"{labelled} of {len(answers.rows)} photographs with a class"]
+    strange = int(probably_none([row.none_of_these or 0.0 for row in read if answers.label(row) is not None]).sum())
+    if strange:
+        belong = "belongs" if strange == 1 else "belong"
+        parts[0] += f", {strange} of which probably {belong} to none of the classes (none_of_these in predictions.csv)"
     if labelled < len(read):
         parts.append(f"{len(read) - labelled} without an answer")
     if len(read) < len(answers.rows):

@@ -90,7 +90,8 @@ def export(
         console.say("the run computes in bfloat16; exported and compared is its float32")
     files = check.photographs(run)
     views = check.views_of(files, classifier, console)
-    console.say(f"exporting to {to}, which takes a minute or more for a large model; then {len(views[0])} answers are compared with the run's")
+    if to in FILES:
+        console.say(f"exporting to {to}, which takes a minute or more for a large model; then {len(views[0])} answers are compared with the run's")
     with _quiet(), _beside(out) as work:
         if to in FILES:
             program = exported(classifier.model, classifier.further_backbones)

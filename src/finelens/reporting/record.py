@@ -140,6 +140,8 @@ def read_run(folder: RunFolder) -> RunRecord:
     Raises:
         UserError: Not finished, damaged, or its files do not belong together.
     """
+    if not folder.predictions_path.is_file():
+        raise UserError(f"{folder.path} is not finished: finelens resume {folder.path} goes on with it")
     rows = tuple(read_predictions(folder.measured_path))
     measured = read_measured(folder.signals_path)
     model = read_json(folder.model_dir / MODEL_CONFIG_FILE)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from pathlib import Path
 
+from finelens.classes.text_files import counted
 from finelens.core.schemas import VERSION
 from finelens.evaluation.layout import Layout, read_layout
 from finelens.evaluation.prequential import LEAST_TESTS
@@ -54,8 +55,9 @@ def report_html(record: RunRecord, thumbnails: Thumbnails, model: Model | None =
     """The page."""
     folder = Path(record.config.photos).name or record.path.absolute().name
     shown, places = photo_map.build(record, layout, thumbnails)
+    held = f"{counted(len(record.predicted), 'photograph', 'photographs')} in {counted(len(record.classes), 'class', 'classes')}"
     content = {
-        "title": f"{folder}: {len(record.predicted)} photographs in {len(record.classes)} classes (finelens)",
+        "title": f"{folder}: {held} (finelens)",
         "folder": folder,
         "record": record,
         "verdict": record.verdict,

@@ -361,13 +361,15 @@ def _refuse_occupied(path: Path, overwrite: bool) -> None:
         raise UserError(f"cannot read {path}: {error.strerror or error}; check its permissions") from error
     if not entries:
         return
-    if not _is_run(path):
+    if not is_run(path):
         raise UserError(f"{path} is not empty and was not written by finelens; choose a new or empty folder (--overwrite removes only finelens runs)")
     if not overwrite:
-        raise UserError(f"{path} already holds a finelens run; give another folder, or --overwrite to replace that run")
+        goes_on = "" if (path / PREDICTIONS_FILE).is_file() else f"finelens resume {path} goes on with it, "
+        raise UserError(f"{path} already holds a finelens run; {goes_on}give another folder, or --overwrite to replace that run")
 
 
-def _is_run(path: Path) -> bool:
+def is_run(path: Path) -> bool:
+    """Whether finelens wrote a run into a folder, finished or not."""
     try:
         return is_run_document(read_json(path / CONFIG_FILE))
     except UserError:

@@ -14,9 +14,10 @@ from finelens.classes.alignment_report import DescriptionReport
 from finelens.classes.class_set import build_class_set
 from finelens.classes.heads import ClassHeads, build_heads
 from finelens.classes.made_up import NameTexts, name_texts
+from finelens.classes.misspelt import misspelt
 from finelens.classes.taxonomy import Taxonomy
 from finelens.classes.templates import read_templates
-from finelens.classes.text_files import counted
+from finelens.classes.text_files import counted, listing, quote
 from finelens.core.console import Console
 from finelens.engine.device import choose_device, choose_precision
 from finelens.engine.distributed import ALONE, Processes
@@ -200,6 +201,9 @@ def _class_set(
     )
     for warning in warnings:
         console.warn(warning)
+    if slips := misspelt(names):
+        told = listing([f"{quote(word)} ({quote(meant)}?)" for word, meant in slips.items()])
+        console.say(f"words of class names that may be misspelt, and the model reads them as they stand: {told}")
     for line in [] if report is None else report.lines():
         console.say(line)
     if report is None:

@@ -18,7 +18,8 @@ def build(record: RunRecord, thumbnails: Thumbnails) -> dict[str, Any]:
     pairs = zip(record.predicted, record.measured.zero_shot_probability, strict=True)
     changed = [(row, first) for row, first in pairs if row.zero_shot_class not in (None, row.label)]
     flows = Counter((row.zero_shot_class, row.label) for row, _ in changed)
-    bold = sorted(changed, key=lambda item: -(item[0].probability or 0.0) * item[1])
+    # What a person said is no answer of the model.
+    bold = sorted(((row, first) for row, first in changed if not row.answered), key=lambda item: -(item[0].probability or 0.0) * item[1])
     shown = [row.probability or 0.0 for row, _ in bold[:EXAMPLES]]
     return {
         "lowest": min(shown, default=0.0),

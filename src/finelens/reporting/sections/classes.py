@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from finelens.evaluation.none_of_these import probably_none
 from finelens.reporting.record import RunRecord
 from finelens.reporting.sections.images import ShownImage, shown, shown_all
 from finelens.reporting.thumbnails import Thumbnails
@@ -43,7 +44,9 @@ def _has_picture(entry: dict[str, Any]) -> bool:
 def _entry(record: RunRecord, rows: Sequence[PredictionRow], members: list[int], thumbnails: Thumbnails) -> dict[str, Any]:
     typicality = np.array([np.nan if (t := record.measured.typicality[i]) is None else t for i in members], dtype=np.float64)
     known = np.nan_to_num(typicality, nan=-1.0)
-    representative = [members[k] for k in np.argsort(-known, kind="stable")[:SHOWN]]
+    # What probably belongs to no class stands for none, though near it there may be more of its kind.
+    strange = probably_none([rows[i].none_of_these or 0.0 for i in members])
+    representative = [members[k] for k in np.argsort(np.where(strange, 2.0, -known), kind="stable")[:SHOWN]]
     uncertain = [i for i in sorted(members, key=lambda i: rows[i].margin or 0.0) if i not in representative][:SHOWN]
     return {
         "count": len(members),
