@@ -37,7 +37,7 @@ from finelens.solvers.sampled_balance import balanced
 from finelens.solvers.settling_passes import near_rows
 from finelens.solvers.sinkhorn import balance
 from finelens.solvers.transclip import confident_means
-from tests.solvers.test_many_rows import clusters
+from tests.solvers.test_many_rows import Work, clusters
 
 SCALE = 30.0
 NOTHING = torch.zeros(0, dtype=torch.int64)
@@ -170,6 +170,21 @@ def test_near_images_are_found_in_cells(monkeypatch, width, share):
     assert float((found[1][:, :, None] == exact[1][:, None]).any(1).double().mean()) >= share
     assert torch.allclose(found[0], (x[:, None] * x[found[1]]).sum(2), atol=2e-3)
     assert bool((found[1] != torch.arange(6000)[:, None]).all())
+
+
+def test_a_cell_of_very_many_alike_images_takes_no_more_memory(monkeypatch):
+    """Black frames of a camera at night: all of them are one cell."""
+    x, _ = clusters(3000, 40, 16)
+    x[::2] = x[0]
+    fit = FitRows(TensorRows(x), None, Known(NOTHING, NOTHING))
+    monkeypatch.setattr(settling_passes, "ALL", 100)
+    monkeypatch.setattr(settling_passes, "CELL", 100)
+    expected = near_rows(fit, 3)
+    monkeypatch.setattr(settling_passes, "MOST_COSINES", 100_000)
+    with Work(100_001) as work:
+        found = near_rows(fit, 3)
+    assert not work.large
+    torch.testing.assert_close(found[0], expected[0])
 
 
 @pytest.mark.parametrize("solver", [StatA, TransClip])

@@ -20,6 +20,8 @@ from finelens.solvers.settling import SETTLED
 KEPT = 16
 # Images that are all compared with each other; of more, an even share in a cell, and cells that an image is compared with.
 ALL, CELL, PROBED = 1 << 16, 512, 16
+# Cosines that are held at a time: alike images, such as the black frames of a camera at night, may be a cell of very many.
+MOST_COSINES = 1 << 24
 # Rounds of k-means, images a cell that it looks at, and the most of them.
 ROUNDS, A_CELL, LOOKED_AT = 5, 32, 1 << 17
 
@@ -147,7 +149,7 @@ def near_rows(rows: FitRows, k: int) -> tuple[Tensor, Tensor]:
         if not len(members) or not len(queries):
             continue
         keys = held[members].float()
-        for some in queries.split(4 * CHUNK):
+        for some in queries.split(max(1, min(4 * CHUNK, MOST_COSINES // len(members)))):
             cosines = held[some].float() @ keys.T
             cosines.masked_fill_(some[:, None] == members, -torch.inf)
             found, place = cosines.topk(min(k, len(members)), dim=1)
