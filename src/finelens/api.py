@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -646,7 +646,7 @@ def ask(
         record = read_run(folder)
         answers = {**earlier_answers(record), **read_answers(folder.hints_path), **read_answers(Path(csv))}
         told = {**earlier_told(record), **(how_given(folder.hints_path) or {}), **(how_given(Path(csv)) or {})}
-    chosen = _chosen(folder, n, order, console, device, answers)
+    chosen = _chosen(folder, n, order, console, device, answers, told)
     if csv is not None:
         write_text(Path(csv), questions_csv(chosen, answers, told))
         console.say(f"wrote {csv} with {len(answers)} answers and {len(chosen)} questions: write names into the column label (none: no class), then")
@@ -669,7 +669,7 @@ def _ask_first(images: Any, n: int, csv: str | Path | None, order: str, backbone
     if csv is not None:
         check_target(Path(csv), ",".join(start.COLUMNS))
     answers, told = ({}, {}) if csv is None else (read_answers(Path(csv)), how_given(Path(csv)) or {})
-    chosen = start.first_questions(images, n, console, answers=answers, backbone=backbone, device=device)
+    chosen = start.first_questions(images, n, console, answers=answers, told=told, backbone=backbone, device=device)
     if csv is not None:
         write_text(Path(csv), start.open_questions(answers, chosen, told))
         console.say(f"wrote {csv} with {len(answers)} answers and {len(chosen)} questions: write a name in the place of each ?, then")
@@ -677,14 +677,22 @@ def _ask_first(images: Any, n: int, csv: str | Path | None, order: str, backbone
     return chosen
 
 
-def _chosen(folder: RunFolder, n: int, order: str, console: Console, device: str = "cpu", answers: Collection[str] = ()) -> list[Look]:
+def _chosen(
+    folder: RunFolder,
+    n: int,
+    order: str,
+    console: Console,
+    device: str = "cpu",
+    answers: Collection[str] = (),
+    told: Mapping[str, tuple[str, str]] | None = None,
+) -> list[Look]:
     from finelens.reporting.record import read_run
     from finelens.reporting.review.order import looks
     from finelens.reporting.review.worth import worth_asking
 
     _check_order(order, n)
     if order == WORTH:
-        return worth_asking(folder, n, console, device=device, answers=answers)
+        return worth_asking(folder, n, console, device=device, answers=answers, told=told)
     return [look for look in looks(read_run(folder), n + len(answers)) if look.path not in answers][:n]
 
 
@@ -751,7 +759,7 @@ def review_server(
     """
     from finelens.reporting.record import read_run
     from finelens.reporting.review.order import looks
-    from finelens.reporting.review.plan import in_order
+    from finelens.reporting.review.plan import InOrder
     from finelens.reporting.review.server import ReviewServer
     from finelens.reporting.review.subject import subject_of_photos, subject_of_run
 
@@ -765,4 +773,4 @@ def review_server(
     folder = RunFolder.open(run, lock=False)
     record, target = read_run(folder), (folder.hints_path if hints is None else Path(hints)).absolute()
     subject = subject_of_run(folder, record, target, console, device=device)
-    return ReviewServer(subject, target, port, limit, None if order == WORTH else in_order(looks(record, limit)))
+    return ReviewServer(subject, target, port, limit, None if order == WORTH else InOrder(looks(record, limit)))

@@ -17,7 +17,9 @@ from finelens.classes.merging import merge_hints
 from finelens.cli import main
 from finelens.core.console import Console
 from finelens.errors import UserError
+from finelens.evaluation.prequential import ONE_IN
 from finelens.reporting.review.worth import DRAWN, questions
+from finelens.storage.predictions import read_predictions
 from tests.solvers.data import cloud
 from tests.toy import QUIET
 
@@ -201,6 +203,35 @@ def test_one_question_in_five_is_drawn_and_the_others_go_on_from_there():
     assert not set(more.rows.tolist()) & set(answered.tolist())
     ahead = torch.tensor(sorted(order[:12]))
     assert not questions(looks, doubt, ahead, order, 8, classes=4)[1].any()
+
+
+def test_answers_of_groups_make_no_more_drawn_questions():
+    x, _, _ = cloud([60] * 4)
+    looks, doubt = torch.tensor(x), torch.ones(len(x))
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(1)).tolist()
+    # Ten looks: two drawn photographs, and eight groups with 65 photographs in all, as a served review leaves them.
+    answered = torch.tensor(sorted(order[:2] + order[100:165]))
+    _, drawn = questions(looks, doubt, answered, order, 10, classes=4, grouped=order[100:165])
+    assert int(drawn.sum()) == 0
+    # Nor where nobody wrote down which were groups: what earlier rounds did not draw is not made up for at once.
+    for n, most in ((10, 2), (5, 1), (1, 1)):
+        _, drawn = questions(looks, doubt, answered, order, n, classes=4)
+        assert int(drawn.sum()) <= most
+    # From here on one in five.
+    total = 0
+    for _ in range(4):
+        asked, drawn = questions(looks, doubt, answered, order, 10, classes=4, grouped=order[100:165])
+        total += int(drawn.sum())
+        answered = torch.cat([answered, asked.rows])
+    assert total == (2 + 40) // ONE_IN - 2
+
+
+def test_a_served_review_leaves_questions_of_both_kinds(on_features, tmp_path):
+    paths = [row.path for row in read_predictions(on_features / "predictions.csv")]
+    sheet = tmp_path / "q.csv"
+    sheet.write_text("path,label,why,expected,source,by\n" + "".join(f"{path},a,answered,,group,Ada\n" for path in paths[:16]))
+    found = finelens.ask(on_features, 10, csv=sheet, console=QUIET)
+    assert sum(look.drawn for look in found) == 2
 
 
 def test_a_single_question_may_be_a_drawn_one():

@@ -13,6 +13,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from types import SimpleNamespace
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -23,16 +24,19 @@ from finelens import api
 from finelens.classes.hints import how_given, with_new_names
 from finelens.errors import UserError
 from finelens.evaluation.prequential import ONE_IN
+from finelens.reporting.review import session as session_module
 from finelens.reporting.review.answers import read_answers
 from finelens.reporting.review.belief import Belief
 from finelens.reporting.review.log import Act, Answer, AnswerLog, Question
-from finelens.reporting.review.plan import by_worth
+from finelens.reporting.review.order import Look
+from finelens.reporting.review.plan import InOrder, by_worth
 from finelens.reporting.review.server import _undo
 from finelens.reporting.review.session import Session
 from finelens.reporting.review.subject import Subject
 from finelens.reporting.thumbnails import no_photos
 from finelens.solvers.known import Known
 from finelens.solvers.learner import Learner
+from finelens.storage.predictions import PredictionRow
 from tests.reporting.browser import ENTER, available, browser
 from tests.solvers.data import cloud
 from tests.toy import QUIET
@@ -302,6 +306,53 @@ def test_what_was_taken_out_comes_back_with_its_own_group_alone(subject, tmp_pat
         assert back["undone"]
         assert back["look"]["id"] != first["id"]
         assert back["odd"] == []
+
+
+def test_no_more_looks_are_promised_than_there_can_be(subject, tmp_path):
+    few = tuple(Look(PredictionRow(path), "") for path in subject.paths[:12])
+    given = dict.fromkeys(subject.paths[:2], "birch")
+    with answering(replace(subject, given=given), tmp_path / "hints.csv", goal=200, plan=InOrder(few)) as session:
+        state = settled(session)
+        assert (state["goal"], state["more"]) == (10, False)
+        assert play(session, 10)["goal"] == 10
+        assert session.look("tab") is None
+    with answering(subject, tmp_path / "worth.csv", goal=2000) as session:
+        assert settled(session)["goal"] <= len(TRUTH)
+        # What was named as a group is no look of its own.
+        assert play(session, 4)["goal"] < len(TRUTH) - 4
+
+
+def test_a_look_is_kept_for_a_page_that_is_open_and_for_no_other(subject, tmp_path, monkeypatch):
+    now = [1000.0]
+    monkeypatch.setattr(session_module, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    with answering(subject, tmp_path / "hints.csv", goal=2) as session:
+        settled(session)
+        first, second = session.look("closed"), session.look("open")
+        # Both looks are before somebody: that is not the end.
+        assert session.look("new") is None
+        assert session.state()["open"] == 2
+        for _ in range(4):
+            now[0] += 20
+            # A page that is open asks for news.
+            session.wait("open", "", 0)
+            session.wait("new", "", 0)
+        assert session.look("new")["id"] == first["id"]
+        assert session.look("open")["id"] == second["id"]
+        session.skip("new", "", first["id"])
+        assert session.look("new") is None
+        session.skip("open", "", second["id"])
+        assert session.state()["open"] == 0
+
+
+@pytest.mark.skipif(not available(), reason="no Chromium with its driver on this machine")
+def test_the_page_says_that_others_have_the_last_looks(run, tmp_path):
+    """Its words need no server: what it shows follows from the state."""
+    with served(run, tmp_path / "hints.csv") as address, browser() as page:
+        page.open(address)
+        page.wait("return !document.getElementById('sheet').hidden")
+        said = "tell({...state, more: true, looks: 1, goal: 2, open: %d}); return document.getElementById('finished').textContent"
+        assert page.run(said % 1) == "Others have the last looks in front of them"
+        assert page.run(said % 0) == "There is nothing left to ask"
 
 
 def test_the_goal_ends_the_looks_and_may_be_raised(subject, tmp_path):

@@ -56,7 +56,13 @@ const skip = () => look && step("/skip", { question: look.id }, "Skipped. U take
 const undo = () => step("/undo", {}, "Taken back.");
 const more = () => step("/more", { more: 10 });
 
+function ending() {
+  if (state.more && state.looks >= state.goal) return "That was the last one";
+  return state.open ? "Others have the last looks in front of them" : "There is nothing left to ask";
+}
+
 function show(next) {
+  const before = !at("done").hidden;
   look = next;
   odd = new Set();
   const over = !look && !state.busy;
@@ -65,7 +71,8 @@ function show(next) {
   at("done").hidden = !over;
   at("back").hidden = over;
   clearName();
-  if (over) return at("finished").focus();
+  // Who waits for a look of others keeps the focus where it is.
+  if (over) return before || at("finished").focus();
   if (!look) return;
   const group = look.photos.length > 1, first = look.photos[0];
   at("question").textContent = group ? "What are these " + look.photos.length + "?" : "What is this?";
@@ -175,7 +182,7 @@ function tell(next) {
   at("disagree").hidden = !state.contradictions.length;
   at("contradictions").replaceChildren(...state.contradictions.map(contradiction));
   at("summary").textContent = count(state.looks, "look", "looks") + ", " + count(state.answered, "photograph", "photographs") + " answered" + (told ? "; the model is about " + percent(found.estimate) + " right (" + percent(found.low) + " to " + percent(found.high) + ")" : "") + ".";
-  at("finished").textContent = state.looks >= state.goal ? "That was the last one" : "There is nothing left to ask";
+  at("finished").textContent = ending();
 }
 
 function advice(found) {

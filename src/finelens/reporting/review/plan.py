@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 
@@ -15,8 +17,25 @@ from finelens.reporting.review.worth import DRAWN, reason
 from finelens.solvers.asking import ask
 from finelens.solvers.groups import group_around
 
-# From the subject, the log, what the model believes and the looks that are left to the next questions.
-Plan = Callable[[Subject, AnswerLog, Belief, int], list[Question]]
+
+class Plan(Protocol):
+    """What makes questions."""
+
+    def __call__(self, subject: Subject, log: AnswerLog, belief: Belief, left: int, /) -> list[Question]:
+        """The next questions.
+
+        Args:
+            subject: The photographs.
+            log: What was asked and answered.
+            belief: Of the model.
+            left: Looks that the person still wants to take.
+        """
+        ...
+
+    def most(self, subject: Subject, log: AnswerLog, /) -> int:
+        """Looks that there can be beside those that were asked already."""
+        ...
+
 
 # Questions that are chosen at a time, and how few are left when more are chosen: the model learns while those are answered.
 ROUND, LEFT = 8, 4
@@ -28,56 +47,73 @@ LEAST = 4
 UNNAMED = 10
 
 
-def by_worth(subject: Subject, log: AnswerLog, belief: Belief, left: int) -> list[Question]:
-    """The next questions, most valuable first.
+class ByWorth:
+    """The most valuable questions first.
 
     Every fifth is a single photograph, drawn at random, which is what the estimate of accuracy rests on. The others are groups, which teach more by
     the look (docs/review.md), where at least four photographs are left that are no near-copies. What was taken out of a group may be in another; if
     it was the one that the group is around, it is asked alone.
+    """
+
+    def most(self, subject: Subject, log: AnswerLog, /) -> int:
+        """All photographs that nobody answered, each alone."""
+        busy = _busy(subject, log)
+        return len({identity for row, identity in enumerate(subject.ids) if row not in busy})
+
+    def __call__(self, subject: Subject, log: AnswerLog, belief: Belief, left: int, /) -> list[Question]:
+        """The next of them."""
+        p, classes = belief.p, belief.classes
+        busy, out = _busy(subject, log), _taken_out(subject, log)
+        taken = torch.tensor(sorted(busy), dtype=torch.int64)
+        doubt = 1 - p.amax(1) if p.shape[1] else torch.ones(len(p))
+        count = min(left, MOST)
+        asked = ask(subject.looks, doubt, taken, count, classes=len(classes) or UNNAMED)
+        parts = zip(asked.rows.tolist(), asked.speaks_for.tolist(), strict=True)
+        worth = iter([(row, size, reason(round(size))) for row, size in parts])
+        drawn = iter([(row, 1.0, DRAWN) for row in subject.drawn])
+        found: list[Question] = []
+        for number in range(log.next_id, log.next_id + min(count, ROUND)):
+            at_random = number % ONE_IN == 0
+            chosen = _first(drawn, busy) if at_random else _first(worth, busy)
+            if chosen is None:
+                continue
+            row, size, why = chosen
+            members = [row]
+            if not at_random and row not in out:
+                free = torch.ones(len(subject.paths), dtype=torch.bool)
+                free[sorted(busy)] = False
+                near = group_around(subject.looks, row, free).tolist()
+                members = near if len(near) >= LEAST else members
+            busy |= subject.with_copies(members)
+            found.append(belief.guessing(Question(number, tuple(subject.paths[i] for i in members), why, size), row))
+        return found
+
+
+by_worth = ByWorth()
+
+
+@dataclass(frozen=True)
+class InOrder:
+    """Asks about photographs in an order that is made already, one at a time.
 
     Args:
-        subject: The photographs.
-        log: What was asked and answered.
-        belief: Of the model.
-        left: Looks that the person still wants to take.
+        looks: The order.
     """
-    p, classes = belief.p, belief.classes
-    busy, out = _busy(subject, log), _taken_out(subject, log)
-    taken = torch.tensor(sorted(busy), dtype=torch.int64)
-    doubt = 1 - p.amax(1) if p.shape[1] else torch.ones(len(p))
-    count = min(left, MOST)
-    asked = ask(subject.looks, doubt, taken, count, classes=len(classes) or UNNAMED)
-    parts = zip(asked.rows.tolist(), asked.speaks_for.tolist(), strict=True)
-    worth = iter([(row, size, reason(round(size))) for row, size in parts])
-    drawn = iter([(row, 1.0, DRAWN) for row in subject.drawn])
-    found: list[Question] = []
-    for number in range(log.next_id, log.next_id + min(count, ROUND)):
-        at_random = number % ONE_IN == 0
-        chosen = _first(drawn, busy) if at_random else _first(worth, busy)
-        if chosen is None:
-            continue
-        row, size, why = chosen
-        members = [row]
-        if not at_random and row not in out:
-            free = torch.ones(len(subject.paths), dtype=torch.bool)
-            free[sorted(busy)] = False
-            near = group_around(subject.looks, row, free).tolist()
-            members = near if len(near) >= LEAST else members
-        busy |= subject.with_copies(members)
-        found.append(belief.guessing(Question(number, tuple(subject.paths[i] for i in members), why, size), row))
-    return found
 
+    looks: Sequence[Look]
 
-def in_order(looks: Sequence[Look]) -> Plan:
-    """Asks about photographs in an order that is made already, one at a time."""
-
-    def plan(subject: Subject, log: AnswerLog, belief: Belief, left: int) -> list[Question]:
-        busy = _busy(subject, log)
-        free = [look for look in looks if look.path in subject.place and subject.place[look.path] not in busy][: min(left, ROUND)]
-        made = (Question(number, (look.path,), look.why) for number, look in enumerate(free, log.next_id))
+    def __call__(self, subject: Subject, log: AnswerLog, belief: Belief, left: int, /) -> list[Question]:
+        """The next that nobody answered."""
+        made = (Question(number, (look.path,), look.why) for number, look in enumerate(self._free(subject, log)[: min(left, ROUND)], log.next_id))
         return [belief.guessing(question, subject.place[question.paths[0]]) for question in made]
 
-    return plan
+    def most(self, subject: Subject, log: AnswerLog, /) -> int:
+        """Those of the order that nobody answered."""
+        return len(self._free(subject, log))
+
+    def _free(self, subject: Subject, log: AnswerLog) -> list[Look]:
+        busy = _busy(subject, log)
+        return [look for look in self.looks if look.path in subject.place and subject.place[look.path] not in busy]
 
 
 def _first(candidates: Iterator[tuple[int, float, str]], busy: set[int]) -> tuple[int, float, str] | None:

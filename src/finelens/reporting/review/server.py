@@ -162,7 +162,7 @@ def _go_on(session: Session, asked: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _news(session: Session, asked: Mapping[str, Any]) -> dict[str, Any]:
-    session.wait(_text(asked, "seen"), PATIENCE)
+    session.wait(_text(asked, "tab"), _text(asked, "seen"), PATIENCE)
     return {"state": session.state()}
 
 

@@ -26,8 +26,8 @@ from finelens.storage.lock import Lock
 LARGE, SMALL, LARGEST = 384, 224, 1024
 # Fewest and most choices with a number key each.
 CHOICES = (6, 9)
-# Seconds after which a look that somebody has in front of them may be given to another person.
-HELD = 300.0
+# Seconds without a sign of its page after which a look may be given to another one; an open page asks for news three times in these.
+HELD = 60.0
 # Most looks that a request may add.
 MORE = 2000
 LONGEST_NAME = 60
@@ -146,8 +146,11 @@ class Session:
         """Pictures of a question as large as a page can show them; None for a photograph that is not where it was."""
         return [self._largest.uri(path) for path in self._question(question).paths]
 
-    def wait(self, seen: str, seconds: float) -> None:
-        """Return when :meth:`stamp` is another one, or after some time."""
+    def wait(self, tab: str, seen: str, seconds: float) -> None:
+        """Return when :meth:`stamp` is another one, or after some time; who waits keeps the look that is before them."""
+        with self._lock:
+            if tab in self._held:
+                self._held[tab] = (self._held[tab][0], time.monotonic())
         with self.tutor.changed:
             self.tutor.changed.wait_for(lambda: self.stamp != seen, seconds)
 
@@ -166,7 +169,9 @@ class Session:
         return {
             "stamp": stamp,
             "looks": len(log.done()),
-            "goal": self.tutor.goal,
+            "open": len(self._open()),
+            "goal": self.tutor.end,
+            "more": self.tutor.end >= self.tutor.goal,
             "answered": len(labels),
             "none": sum(not label for label in labels.values()),
             "known": belief.version,
@@ -216,13 +221,18 @@ class Session:
             raise UserError("press S to leave a photograph without an answer")
         return check_names([label])[0]
 
+    def _open(self) -> list[Question]:
+        """Questions about these photographs that nobody did anything with."""
+        return [question for question in self.log.open() if any(path in self.subject.place for path in question.paths)]
+
     def _next(self, tab: str) -> Question | None:
-        now, waiting = time.monotonic(), self.log.open()
+        now, waiting = time.monotonic(), self._open()
         own = self._held.get(tab)
-        if own is not None and own[0] in {question.id for question in waiting}:
+        if own is not None and own[0] in {question.id for question in self.log.open()}:
+            self._held[tab] = (own[0], now)
             return self.log.questions[own[0]]
         held = {number for other, (number, since) in self._held.items() if other != tab and now - since < HELD}
-        free = [question for question in waiting if question.id not in held and any(path in self.subject.place for path in question.paths)]
+        free = [question for question in waiting if question.id not in held]
         if not free or len(self.log.done()) >= self.tutor.goal:
             return None
         self._held[tab] = (free[0].id, now)

@@ -26,7 +26,7 @@ from finelens.images.view_config import ViewConfig
 from finelens.protocol import ImageRecord, Loaded, TargetFeatures
 from finelens.reporting.review.answers import told_cells
 from finelens.reporting.review.order import Look
-from finelens.reporting.review.worth import centred_looks, looks_of
+from finelens.reporting.review.worth import centred_looks, in_groups, looks_of
 from finelens.runs.feature_source import FeatureSource
 from finelens.runs.sources import source_of
 from finelens.storage.cells import escape_cell
@@ -37,7 +37,14 @@ COLUMNS = (*LABEL_COLUMNS, WHY_COLUMN)
 
 
 def first_questions(
-    images: object, n: int, console: Console, *, answers: dict[str, str], backbone: str = "embedded", device: str = "cpu"
+    images: object,
+    n: int,
+    console: Console,
+    *,
+    answers: dict[str, str],
+    told: Mapping[str, How] | None = None,
+    backbone: str = "embedded",
+    device: str = "cpu",
 ) -> list[Look]:
     """Images in the order in which names say most about the others, at most ``n``; ``expected`` of each is empty.
 
@@ -46,6 +53,7 @@ def first_questions(
         n: Questions.
         console: Progress.
         answers: Those that there are, by path; empty names for "none of these".
+        told: How they were given, as far as that is known.
         backbone: Encodes photographs, as for ``adapt``.
         device: Where.
 
@@ -62,7 +70,8 @@ def first_questions(
         raise UserError("every photograph is answered; there is nothing to ask")
     rows = [PredictionRow(record.name) for record in named]
     classes = max(1, len({name for name in answers.values() if name}))
-    return looks_of(rows, centred_looks(features), torch.ones(len(rows)), answered, random_order(ids), n, classes=classes)
+    grouped = in_groups(told or {}, {record.name: ids[record.index] for record in named if record.index is not None}, ids)
+    return looks_of(rows, centred_looks(features), torch.ones(len(rows)), answered, random_order(ids), n, classes=classes, grouped=grouped)
 
 
 def unnamed_features(images: object, console: Console, spec: str, device: str) -> tuple[DecodeLimits, Loaded, TargetFeatures]:

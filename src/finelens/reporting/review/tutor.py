@@ -39,6 +39,7 @@ class Tutor(threading.Thread):
         self._plan, self._stopped = plan, False
         self._curve: list[tuple[int, Tensor]] = []
         self._exhausted: tuple[int, int] | None = None
+        self._most = 0
         self.belief = self._taught()
         self._ask()
 
@@ -72,6 +73,11 @@ class Tutor(threading.Thread):
     def busy(self) -> bool:
         """Whether there is something that the model does not know yet, or more to ask."""
         return self.belief.version != self.log.version[0] or self._short()
+
+    @property
+    def end(self) -> int:
+        """The goal, or all looks that there can be where those are fewer."""
+        return min(self.goal, self._most)
 
     def classes(self) -> tuple[str, ...]:
         """The list, and the names that persons thought of in their order."""
@@ -142,6 +148,7 @@ class Tutor(threading.Thread):
                 self.log.ask(found)
             else:
                 self._exhausted = (self.goal, self.log.version[0])
+        self._most = len(self.log.done()) + len(self.log.open()) + self._plan.most(self.subject, self.log)
 
     def counts(self) -> dict[str, int]:
         """Photographs by who answered them."""

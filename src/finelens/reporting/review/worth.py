@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Collection, Container, Mapping, Sequence
 from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from finelens.classes.hints import How
+from finelens.classes.hints import GROUP, How, how_given
 from finelens.classes.labels import NONE_WORDS
 from finelens.core.console import Console
 from finelens.core.schemas import LABEL_COLUMNS, WHY_COLUMN
@@ -24,7 +24,7 @@ from finelens.intake.taken import saved
 from finelens.methods.parts.extra_views import ExtraConfig
 from finelens.protocol import Loaded, TargetFeatures
 from finelens.reporting.record import read_run
-from finelens.reporting.review.answers import earlier_answers, read_answers, told_cells
+from finelens.reporting.review.answers import earlier_answers, earlier_told, read_answers, told_cells
 from finelens.reporting.review.order import Look
 from finelens.runs.classifier import Classifier, load_run
 from finelens.runs.config import RunConfig
@@ -39,7 +39,9 @@ COLUMNS = (*LABEL_COLUMNS, WHY_COLUMN, "expected")
 DRAWN = "drawn at random, for the estimate of accuracy"
 
 
-def questions(looks: Tensor, doubt: Tensor, answered: Tensor, order: Sequence[int], n: int, *, classes: int) -> tuple[Asked, Tensor]:
+def questions(
+    looks: Tensor, doubt: Tensor, answered: Tensor, order: Sequence[int], n: int, *, classes: int, grouped: Collection[int] = ()
+) -> tuple[Asked, Tensor]:
     """The n images to ask about: one in :data:`~finelens.evaluation.prequential.ONE_IN` drawn at random, the others by what they say of all.
 
     Args:
@@ -49,12 +51,16 @@ def questions(looks: Tensor, doubt: Tensor, answered: Tensor, order: Sequence[in
         order: The random order of all images, see :func:`~finelens.evaluation.prequential.random_order`.
         n: Questions, at least 1.
         classes: C.
+        grouped: Those of ``answered`` that were named as one of a group: they were no questions of their own.
 
     Returns:
         The questions, a drawn one after each four others, and which of them are drawn, (n',) bool.
     """
     given = set(answered.tolist())
-    wanted = (len(given) + n) // ONE_IN - len(drawn_answers(order, given))
+    alone = given - set(grouped)
+    share = (len(alone) + n) // ONE_IN
+    # What earlier rounds did not draw is made up for by no round at once.
+    wanted = min(share - len(drawn_answers(order, given) & alone), share - len(alone) // ONE_IN)
     fresh = [position for position in order if position not in given][: max(0, min(n, wanted))]
     drawn = Asked(torch.tensor(fresh, dtype=torch.int64), torch.ones(len(fresh), dtype=torch.float64))
     if len(fresh) == n:
@@ -66,7 +72,9 @@ def questions(looks: Tensor, doubt: Tensor, answered: Tensor, order: Sequence[in
     return Asked(*merged), place >= len(others.rows)
 
 
-def worth_asking(folder: RunFolder, n: int, console: Console, *, device: str = "cpu", answers: Container[str] = ()) -> list[Look]:
+def worth_asking(
+    folder: RunFolder, n: int, console: Console, *, device: str = "cpu", answers: Container[str] = (), told: Mapping[str, How] | None = None
+) -> list[Look]:
     """Photographs of a finished run in the order in which answers say most about the others, at most ``n``.
 
     Answers that the run was given and those in its ``hints.csv`` count as given. Features come from the cache or the feature file where they can.
@@ -77,6 +85,7 @@ def worth_asking(folder: RunFolder, n: int, console: Console, *, device: str = "
         console: Progress.
         device: Where photographs are encoded that the cache does not hold.
         answers: Further photographs that are answered.
+        told: How these were answered, as far as that is known.
 
     Raises:
         UserError: The run is not finished, or its images are gone.
@@ -93,14 +102,30 @@ def worth_asking(folder: RunFolder, n: int, console: Console, *, device: str = "
     contents = {content for row, content in found if row.path in given or row.path in answers}
     answered = torch.tensor([i for i, content in enumerate(ids) if content in contents], dtype=torch.int64)
     doubt = torch.tensor([1 - (row.probability or 0.0) for row in rows])
-    return looks_of(rows, looks, doubt, answered, random_order(ids), n, classes=len(record.classes))
+    how = {**earlier_told(record), **(how_given(folder.hints_path) or {}), **(told or {})}
+    grouped = in_groups(how, {row.path: content for row, content in found}, ids)
+    return looks_of(rows, looks, doubt, answered, random_order(ids), n, classes=len(record.classes), grouped=grouped)
+
+
+def in_groups(told: Mapping[str, How], contents: Mapping[str, str], ids: Sequence[str]) -> frozenset[int]:
+    """Positions in ``ids`` of the photographs that were named as one of a group, and of their copies; ``contents`` by path."""
+    same = {contents[path] for path, (source, _) in told.items() if source == GROUP and path in contents}
+    return frozenset(i for i, content in enumerate(ids) if content in same)
 
 
 def looks_of(
-    rows: Sequence[PredictionRow], looks: Tensor, doubt: Tensor, answered: Tensor, order: Sequence[int], n: int, *, classes: int
+    rows: Sequence[PredictionRow],
+    looks: Tensor,
+    doubt: Tensor,
+    answered: Tensor,
+    order: Sequence[int],
+    n: int,
+    *,
+    classes: int,
+    grouped: Collection[int] = (),
 ) -> list[Look]:
     """The :func:`questions` as rows of predictions with their reasons; arguments as there."""
-    asked, drawn = questions(looks, doubt, answered, order, n, classes=classes)
+    asked, drawn = questions(looks, doubt, answered, order, n, classes=classes, grouped=grouped)
     parts = zip(asked.rows.tolist(), asked.speaks_for.tolist(), drawn.tolist(), strict=True)
     return [Look(rows[i], DRAWN if random else reason(round(size)), size, random) for i, size, random in parts]
 
