@@ -131,7 +131,10 @@ def test_a_feature_file_of_another_model_shows_no_neighbours(plain_run, image, f
     api.adapt(own, write_classes(tmp_path / "classes.txt"), tmp_path / "run", method="stata", console=QUIET)
     write_tiny_vit(tmp_path / "other", seed=5)
     features(plain_run.parent / "photos", out=own, backbone=f"local:{tmp_path / 'other'}", overwrite=True, console=QUIET)
-    assert not any(side.nearest for side in api.explain(tmp_path / "run", image, console=QUIET).sides)
+    found = api.explain(tmp_path / "run", image, tmp_path / "page.html", console=QUIET)
+    assert [side.nearest for side in found.sides] == [None, None]
+    assert sum("photographs of the run are not shown" in line for line in found.lines()) == 2
+    assert "was given this class" not in (tmp_path / "page.html").read_text()
 
 
 def test_a_run_with_prototypes_has_neighbours_and_no_texts(plain_run, image, tiny_vit, tmp_path):

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 NEAREST = 4
 # Texts of a class on the console; the page has all.
 SAID = 5
+NOT_THERE = "the photographs of the run are not shown: they are not where they were, or features of another model stand for them"
 PROTOTYPES = "the run has prototypes in the place of texts"
 
 
@@ -48,13 +49,14 @@ class Side:
         name: The class.
         probability: What the run gives it.
         sentences: Texts about the class with their cosines to the photograph, largest first, from the unadapted model.
-        nearest: Photographs of the run that it gave this class, with their cosines to this one, largest first.
+        nearest: Photographs of the run that it gave this class, with their cosines to this one, largest first; None where the run's photographs are
+            gone.
     """
 
     name: str
     probability: float
     sentences: tuple[tuple[str, float], ...]
-    nearest: tuple[tuple[str, float], ...]
+    nearest: tuple[tuple[str, float], ...] | None
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,8 @@ class Explanation:
             said += [f"  {cosine:+.3f}  {sentence}" for sentence, cosine in side.sentences[:SAID]]
             said += [f"  {self.without_texts}"] if not side.sentences else []
             said += [f"  and {more} more texts, down to {side.sentences[-1][1]:+.3f}"] if (more := len(side.sentences) - SAID) > 0 else []
-            said += [f"  like {path} ({cosine:.3f})" for path, cosine in side.nearest] or ["  no other photograph of the run was given this class"]
+            near = [f"  like {path} ({cosine:.3f})" for path, cosine in side.nearest or ()]
+            said += near or [f"  {NOT_THERE if side.nearest is None else 'no other photograph of the run was given this class'}"]
         return said
 
 
@@ -139,15 +142,15 @@ def explain_image(folder: RunFolder, classifier: Classifier, image: Path, consol
 
 def _nearest(
     folder: RunFolder, classifier: Classifier, encoder: FeatureEncoder, digest: str, own: Tensor, names: Sequence[str], console: Console
-) -> list[tuple[tuple[str, float], ...]]:
-    """Photographs of the run with each of the classes that are most like the image; exact copies of it say nothing."""
+) -> list[tuple[tuple[str, float], ...] | None]:
+    """Photographs of the run with each of the classes that are most like the image; exact copies of it say nothing. None where they are gone."""
     given = {row.path: row.label for row in read_predictions(folder.predictions_path)}
     try:
         source, limits = source_of_run(folder.config, saved(folder.taken_path)), classifier.limits
         records, ids, features = source.joint_features(encoder, limits, lambda name: given.get(name) in names, console)
     except UserError as error:
         console.warn(f"the run's photographs are not shown: {error}")
-        return [() for _ in names]
+        return [None for _ in names]
     cosines = features.cpu() @ own  # (N,)
     found: dict[str, list[tuple[str, float]]] = {name: [] for name in names}
     for record in records:
