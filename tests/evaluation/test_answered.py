@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -34,6 +36,18 @@ def test_the_estimate_is_that_of_the_answers_left_out():
     assert found.estimate == pytest.approx(expected.estimate, abs=1e-4)
     assert (found.low, found.high, found.drawn) == (round(expected.low, 4), round(expected.high, 4), 4)
     assert "accuracy now about" in found.line
+
+
+def test_the_share_of_classes_that_nobody_has_named_is_that_of_answers_without_a_fellow():
+    labels, none = np.array([0, 0, 1, 2, -1, 2, 2]), np.zeros(7, dtype=bool)
+    given = (labels, labels, "x", NAMES, labels, None, none, np.ones(7))
+    assert answers_of_run(*given, np.ones(7)).unnamed is None
+    # One of seven answers is the only one of its class.
+    assert answers_of_run(*given, np.ones(7), listed=False).unnamed == pytest.approx(1 / 7, abs=1e-4)
+    # A group is no answer of its own, and names its class all the same: of five that were asked alone one has no fellow.
+    assert answers_of_run(*given, [True, False, True, True, True, False, True], listed=False).unnamed == pytest.approx(1 / 5)
+    told = replace(answers_of_run(*given, np.ones(7), listed=False), estimate=0.8, low=0.7, high=0.9)
+    assert told.line.endswith("about 14% are probably of classes that nobody has named, and wrong")
 
 
 def test_only_none_is_no_test():

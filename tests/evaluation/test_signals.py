@@ -4,6 +4,7 @@ import dataclasses
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -11,6 +12,7 @@ from finelens.evaluation.answered import Answered
 from finelens.evaluation.collapse import balance, collapse_warning
 from finelens.evaluation.confusion import estimate_confusion
 from finelens.evaluation.signals import Signals, class_typicality, measure, read_measured, signals_of, write_measured
+from finelens.evaluation.trust import estimates
 from finelens.evaluation.verdict import verdict
 from finelens.storage.predictions import PredictionRow
 
@@ -251,3 +253,18 @@ def test_answers_decide_where_chance_does_not_explain_them():
     assert [reason.code for reason in better.reasons[:2]] == ["answers", "without-answers"]
     assert chance.sentence == free.sentence
     assert not better.measured
+
+
+@pytest.mark.parametrize(("unnamed", "level", "kind"), [(0.6, "unclear", "bad"), (0.1, "improved", "note")])
+def test_where_most_classes_have_no_name_nothing_has_improved(unnamed, level, kind):
+    told = Answered(10, 0, (), 5, "the unadapted model", 0.81, 0.6, 0.95, 3, gain=0.4, gain_low=0.2, gain_high=0.6, unnamed=unnamed)
+    found = verdict(Signals(**HEALTHY), labelled=True, answered=told)
+    assert found.level == level
+    assert [reason.kind for reason in found.reasons if reason.code == "unnamed"] == [kind]
+    # No accuracy is told without it.
+    accuracies = [text for text in (found.sentence, *(reason.text for reason in found.reasons)) if "81%" in text]
+    assert accuracies
+    assert all("nobody has named" in text for text in accuracies)
+    # A run that its answers did not test as well.
+    assert verdict(Signals(**HEALTHY), labelled=True, answered=replace(told, gain=None)).level == level
+    assert "of others" in estimates(np.array([0.8, 0.9]), np.array([0, 1]), [], answered=told).line(None)

@@ -54,7 +54,11 @@ def test_names_make_the_list(tiny_vit, tmp_path, capsys):
     assert np.mean([row.label == row.path.split("/")[0] for row in found.rows]) > 0.9
     assert sum(row.answered for row in found.rows) == 8
     # Questions and the run's own account draw from the same random order.
-    assert read_run(RunFolder.open(tmp_path / "run", lock=False)).answered.drawn >= 1
+    answered = read_run(RunFolder.open(tmp_path / "run", lock=False)).answered
+    assert answered.drawn >= 1
+    # The answers are the list: classes that nobody named are missing.
+    once = [name for name in CLASSES if [row["label"] for row in rows_of(sheet)].count(name) == 1]
+    assert answered.unnamed == pytest.approx(len(once) / 8, abs=1e-4)
 
 
 def test_features_are_asked_about_as_well():

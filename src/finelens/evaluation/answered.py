@@ -29,6 +29,8 @@ class Answered:
         gain_high: Upper end.
         only_ones: Why there is no estimate: so many tests asked for a class of which no other answer is. 0 where there is one.
         few_tests: Why there is no estimate: only so many answers tested the model. 0 where there is one, and where none did.
+        unnamed: Share of the photographs that are probably of classes that nobody named, where the answers are the class list; None where there is
+            another list.
     """
 
     answers: int
@@ -45,6 +47,7 @@ class Answered:
     gain_high: float | None = None
     only_ones: int = 0
     few_tests: int = 0
+    unnamed: float | None = None
 
     @property
     def named(self) -> int:
@@ -61,7 +64,15 @@ class Answered:
             return f"{said}; how many are right now they do not tell yet: it takes {LEAST_TESTS} asked one by one, and {self.few_tests} were"
         if self.estimate is None:
             return said
-        return f"{said}; accuracy now about {self.estimate:.0%}, between {self.low:.0%} and {self.high:.0%} (90 % interval, by the answers)"
+        told = f"{said}; accuracy now about {self.estimate:.0%}, between {self.low:.0%} and {self.high:.0%} (90 % interval, by the answers)"
+        return f"{told}{self.caveat}"
+
+    @property
+    def caveat(self) -> str:
+        """What belongs to every accuracy that is told; empty where there is nothing to say."""
+        if not self.unnamed:
+            return ""
+        return f", of photographs of the named classes alone: about {self.unnamed:.0%} are probably of classes that nobody has named, and wrong"
 
 
 def answers_of_run(
@@ -74,8 +85,13 @@ def answers_of_run(
     drawn: ArrayLike,
     speaks_for: ArrayLike,
     alone: ArrayLike,
+    *,
+    listed: bool = True,
 ) -> Answered:
     """Count and estimate.
+
+    Without a class list the share of the photographs of classes that nobody has named is that of the answers that are the only one of their class
+    (Good, Biometrika 40, 1953, after Turing), of those that were asked alone where there are such: a group is one observation of its class.
 
     Args:
         labels: The answers, class indices (K,); -1 for "none of these".
@@ -87,12 +103,16 @@ def answers_of_run(
         drawn: Which answers count as drawn at random, (K,) bool.
         speaks_for: Photographs that each answer speaks for, (K,).
         alone: Which were asked alone, (K,) bool. Photographs of a group are alike: the others' answers give theirs away, so none is a test.
+        listed: Whether there is a class list beside the answers.
     """
     y, first = np.asarray(labels), np.asarray(before)
     named = y >= 0
     missing = tuple(name for c, name in enumerate(class_names) if c not in set(y.tolist()))
     found = Answered(len(y), int((~named).sum()), missing, int((first != y)[named].sum()), against)
-    tests = np.where(np.asarray(alone, dtype=bool), y, -1)
+    single = np.asarray(alone, dtype=bool)
+    if not listed and len(y):
+        found = replace(found, unnamed=_unnamed(y, single if single.any() else np.ones(len(y), dtype=bool)))
+    tests = np.where(single, y, -1)
     if left_out is None or not (tests >= 0).any():
         return found
     # A model without the only answer of a class knows nothing of it; the model of the run does. Most tests lost by that tell too little.
@@ -105,3 +125,11 @@ def answers_of_run(
     middle, low, high = (round(value, 4) for value in (estimate.estimate, estimate.low, estimate.high))
     gain, gain_low, gain_high = (round(value, 4) for value in difference(tests, left_out, zero_shot, drawn, speaks_for))
     return replace(found, estimate=middle, low=low, high=high, drawn=estimate.drawn, gain=gain, gain_low=gain_low, gain_high=gain_high)
+
+
+def _unnamed(labels: np.ndarray, asked: np.ndarray) -> float:
+    """Share of some answers that are the only one of their class, "none of these" being no class."""
+    own = labels[asked]
+    named = own[own >= 0]
+    once = np.bincount(labels[labels >= 0], minlength=1)[named] == 1
+    return round(float(once.sum() / len(own)), 4)

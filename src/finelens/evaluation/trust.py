@@ -27,6 +27,7 @@ class Estimates:
         answers: Accuracy on the photographs of the fit by a person's answers, each tested before it was learnt; None without.
         answers_low: Lower end of its 90 % interval.
         answers_high: Upper end.
+        unnamed: Share of photographs like those of the fit that are probably of classes that nobody has named; None with a class list.
     """
 
     images: int
@@ -37,6 +38,7 @@ class Estimates:
     answers: float | None = None
     answers_low: float | None = None
     answers_high: float | None = None
+    unnamed: float | None = None
 
     def line(self, strangers: float | None) -> str:
         """Half a sentence: the estimate that was nearest to the truth where it was measured, of those that need nothing but a run.
@@ -45,6 +47,8 @@ class Estimates:
             strangers: Share of the photographs that probably belong to none of the classes: a probability says which class it is if it is one.
         """
         of = ", if all belonged to one of the classes" if (strangers or 0) >= SOME else ""
+        if self.unnamed:
+            of = f", of those of named classes: about {self.unnamed:.0%} are probably of others"
         return f"about {self.confidence:.0%} right by its own probabilities{of}"
 
     @property
@@ -76,7 +80,8 @@ def estimates(
         fit: Calibrated probabilities of the answers on the photographs of the fit, (M,), those that a person answered left out; None where not known.
         answered: What a person's answers said of the fit; None without.
     """
-    found = Estimates(len(confidence), float(confidence.mean()), agreement(answers, unadapted))
+    unnamed = None if answered is None else answered.unnamed
+    found = Estimates(len(confidence), float(confidence.mean()), agreement(answers, unadapted), unnamed=unnamed)
     tested = None if answered is None else answered.estimate
     if answered is not None and tested is not None:
         found = replace(found, answers=tested, answers_low=answered.low, answers_high=answered.high)

@@ -25,6 +25,9 @@ COLLAPSE = 0.6
 # One class holds far more than its share from this share of the images on, and from so many times an even share where classes are few.
 DOMINANT, TIMES_EVEN = 0.4, 2.0
 
+# Share of the photographs of classes that nobody has named from which on a run is no improvement, whatever else is said.
+UNNAMED = 0.2
+
 # Photographs a class below which there are too few to judge.
 A_CLASS = 2
 
@@ -92,7 +95,7 @@ def verdict(
         answered: What a person's answers said; None without.
         evaluation: What labels said (``evaluation.metrics.evaluate_predictions``); None without labels.
     """
-    free = _by_answers(_without_labels(signals, alarms, labelled=labelled, trains=trains), answered)
+    free = _unnamed(_by_answers(_without_labels(signals, alarms, labelled=labelled, trains=trains), answered), answered)
     return free if evaluation is None else _with_labels(free, evaluation)
 
 
@@ -167,7 +170,7 @@ def _by_answers(free: Verdict, answered: Answered | None) -> Verdict:
     if answered is None or answered.gain is None or answered.gain_low is None or answered.gain_high is None:
         return free
     gain = f"{100 * answered.gain:+.0f} points ({100 * answered.gain_low:+.0f} to {100 * answered.gain_high:+.0f}, 90 % interval)"
-    said = f"By the answers of a person about {answered.estimate:.0%} are right; against the unadapted model that is {gain}"
+    said = f"By the answers of a person about {answered.estimate:.0%} are right{answered.caveat}; against the unadapted model that is {gain}"
     level: Level
     kind: Kind
     if answered.gain_low > 0:
@@ -178,6 +181,20 @@ def _by_answers(free: Verdict, answered: Answered | None) -> Verdict:
         return replace(free, reasons=(*free.reasons, Reason("note", f"{said}, which may be chance.", "answers")))
     others = (Reason("note", f"Without the answers: {free.line}", "without-answers"), *free.reasons)
     return Verdict(level, f"{said}: {why}.", (Reason(kind, f"{said}.", "answers"), *others))
+
+
+def _unnamed(free: Verdict, answered: Answered | None) -> Verdict:
+    """What the answers say of classes that nobody has named, where they are the class list."""
+    if answered is None or not answered.unnamed:
+        return free
+    share = f"About {answered.unnamed:.0%} of the photographs are probably of classes that nobody has named"
+    said = f"{share}, by how many answers are the only one of their class"
+    if answered.unnamed < UNNAMED:
+        return replace(free, reasons=(*free.reasons, Reason("note", f"{said}.", "unnamed")))
+    reasons = (Reason("bad", f"{said}.", "unnamed"), *free.reasons)
+    if free.level != "improved":
+        return replace(free, reasons=reasons)
+    return Verdict("unclear", f"{said}, so no answer about these can be right; name more photographs, or give a class list.", reasons)
 
 
 def _with_labels(free: Verdict, evaluation: Mapping[str, Any]) -> Verdict:

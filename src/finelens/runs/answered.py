@@ -21,7 +21,7 @@ from finelens.storage.predictions import read_predictions
 CHUNK = 4096
 
 
-def answered(fitted: Fitted, hints: Hints, ids: Sequence[str], grouped: Container[int] | None) -> Answered:
+def answered(fitted: Fitted, hints: Hints, ids: Sequence[str], grouped: Container[int] | None, *, listed: bool = True) -> Answered:
     """Count the answers, and estimate the accuracy where the method tested them.
 
     Args:
@@ -29,6 +29,7 @@ def answered(fitted: Fitted, hints: Hints, ids: Sequence[str], grouped: Containe
         hints: Its hints.
         ids: Sample ids of the images, in store order.
         grouped: Positions that were answered as one of a group; None where that is not known, so that nothing is estimated.
+        listed: Whether there is a class list beside the answers.
     """
     index, labels = hints.index.cpu(), hints.label.cpu()
     tested, named = fitted.model.task.tested(), labels >= 0
@@ -48,7 +49,8 @@ def answered(fitted: Fitted, hints: Hints, ids: Sequence[str], grouped: Containe
     random = np.array([i in drawn for i in index.tolist()])
     guesses = None if left_out is None or grouped is None else left_out.numpy()
     alone = np.array([grouped is None or i not in grouped for i in index.tolist()])
-    return answers_of_run(labels.numpy(), before.numpy(), against, names, zero_shot.numpy(), guesses, random, _cells(fitted.looks, index), alone)
+    cells = _cells(fitted.looks, index)
+    return answers_of_run(labels.numpy(), before.numpy(), against, names, zero_shot.numpy(), guesses, random, cells, alone, listed=listed)
 
 
 def answered_among(folder: RunFolder, records: Sequence[ImageRecord], place: str | Path) -> set[str]:

@@ -224,7 +224,7 @@ def _answered(run: RunFolder, fitted: Fitted, inputs: Inputs, console: Console) 
     # The copies of older runs do not say it.
     names = asked_in_groups(run.given_hints_path) or asked_in_groups(Path(str(run.config.hints_file)))
     grouped = None if names is None else {record.index for record in inputs.loaded.records if record.index is not None and record.name in names}
-    found = answered(fitted, inputs.hints, inputs.loaded.store.ids, grouped)
+    found = answered(fitted, inputs.hints, inputs.loaded.store.ids, grouped, listed=run.config.classes_file is not None)
     console.say(found.line)
     return found
 

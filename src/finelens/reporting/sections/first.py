@@ -72,7 +72,9 @@ def _estimated(record: RunRecord) -> dict[str, Any]:
     own = found.line(record.measured.signals.none_of_these)
     if answered is None or answered.estimate is None or answered.low is None or answered.high is None:
         return {"estimate": own, "estimates": found.others}
-    by_answers = f"about {answered.estimate:.0%} right by the answers of a person (90 % interval {answered.low:.0%} to {answered.high:.0%})"
+    by_answers = (
+        f"about {answered.estimate:.0%} right by the answers of a person (90 % interval {answered.low:.0%} to {answered.high:.0%}){answered.caveat}"
+    )
     return {"estimate": by_answers, "estimates": [own, *replace(found, answers=None).others]}
 
 
