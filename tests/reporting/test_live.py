@@ -313,7 +313,7 @@ def test_no_more_looks_are_promised_than_there_can_be(subject, tmp_path):
     given = dict.fromkeys(subject.paths[:2], "birch")
     with answering(replace(subject, given=given), tmp_path / "hints.csv", goal=200, plan=InOrder(few)) as session:
         state = settled(session)
-        assert (state["goal"], state["more"]) == (10, False)
+        assert (state["goal"], state["more"], state["unnamed"]) == (10, False, None)
         assert play(session, 10)["goal"] == 10
         assert session.look("tab") is None
     with answering(subject, tmp_path / "worth.csv", goal=2000) as session:
@@ -351,6 +351,9 @@ def test_the_page_says_that_others_have_the_last_looks(run, tmp_path):
         page.open(address)
         page.wait("return !document.getElementById('sheet').hidden")
         said = "tell({...state, more: true, looks: 1, goal: 2, open: %d}); return document.getElementById('finished').textContent"
+        interval = "tell({...state, unnamed: 0.6, progress: {tested: 9, wanted: 0, gain: null, stop: false, estimate: 0.8, low: 0.6, high: 0.9}})"
+        assert page.run(interval + "; return at('interval').textContent").endswith("about 60 % are probably of others")
+        assert page.run("return at('summary').textContent").endswith("are probably of others.")
         assert page.run(said % 1) == "Others have the last looks in front of them"
         assert page.run(said % 0) == "There is nothing left to ask"
 
@@ -392,6 +395,7 @@ def test_names_are_made_up_where_there_are_none(subject, tmp_path):
         session.answer("tab", "", session.look("tab")["id"], "birch", [])
         state = settled(session)
         assert state["new"] == ["oak", "birch"]
+        assert 0 <= state["unnamed"] <= 1
         assert {name for name, _ in session.look("tab")["choices"]} == {"oak", "birch"}
     with answering(subject, tmp_path / "strict.csv") as session, pytest.raises(UserError, match="no class"):
         session.answer("tab", "", session.look("tab")["id"], "larch", [])

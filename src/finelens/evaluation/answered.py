@@ -111,7 +111,7 @@ def answers_of_run(
     found = Answered(len(y), int((~named).sum()), missing, int((first != y)[named].sum()), against)
     single = np.asarray(alone, dtype=bool)
     if not listed and len(y):
-        found = replace(found, unnamed=_unnamed(y, single if single.any() else np.ones(len(y), dtype=bool)))
+        found = replace(found, unnamed=share_unnamed(y, single))
     tests = np.where(single, y, -1)
     if left_out is None or not (tests >= 0).any():
         return found
@@ -127,9 +127,9 @@ def answers_of_run(
     return replace(found, estimate=middle, low=low, high=high, drawn=estimate.drawn, gain=gain, gain_low=gain_low, gain_high=gain_high)
 
 
-def _unnamed(labels: np.ndarray, asked: np.ndarray) -> float:
-    """Share of some answers that are the only one of their class, "none of these" being no class."""
-    own = labels[asked]
+def share_unnamed(labels: np.ndarray, alone: np.ndarray) -> float:
+    """Share of the photographs that are probably of classes that no answer names; arguments as for :func:`answers_of_run`, at least one answer."""
+    own = labels[alone] if alone.any() else labels
     named = own[own >= 0]
     once = np.bincount(labels[labels >= 0], minlength=1)[named] == 1
     return round(float(once.sum() / len(own)), 4)

@@ -56,6 +56,9 @@ const skip = () => look && step("/skip", { question: look.id }, "Skipped. U take
 const undo = () => step("/undo", {}, "Taken back.");
 const more = () => step("/more", { more: 10 });
 
+// Without a class list: no accuracy is told without what it leaves out.
+const others = () => state.unnamed ? ", of named classes; about " + percent(state.unnamed) + " are probably of others" : "";
+
 function ending() {
   if (state.more && state.looks >= state.goal) return "That was the last one";
   return state.open ? "Others have the last looks in front of them" : "There is nothing left to ask";
@@ -168,7 +171,7 @@ function tell(next) {
   at("where").textContent = state.looks < state.goal ? "look " + (state.looks + 1) + " of " + state.goal : count(state.looks, "look", "looks");
   const found = state.progress, told = found && !found.wanted;
   at("accuracy").textContent = told ? percent(found.estimate) : "not known yet";
-  at("interval").textContent = told ? percent(found.low) + " to " + percent(found.high) + ", from " + count(found.tested, "answer", "answers") : found ? count(found.wanted, "more answer tells", "more answers tell") : "the first answers tell";
+  at("interval").textContent = told ? percent(found.low) + " to " + percent(found.high) + ", from " + count(found.tested, "answer", "answers") + others() : found ? count(found.wanted, "more answer tells", "more answers tell") : "the first answers tell";
   at("answered").textContent = state.answered;
   at("answered-note").textContent = state.none ? state.none + " of them none of the classes" : "";
   at("lacking").textContent = names().length ? names().length - state.lacking + " of " + names().length : "none yet";
@@ -181,7 +184,7 @@ function tell(next) {
   at("people").textContent = people.length > 1 ? people.map(([name, n]) => (name || "somebody") + " " + n).join(", ") : "";
   at("disagree").hidden = !state.contradictions.length;
   at("contradictions").replaceChildren(...state.contradictions.map(contradiction));
-  at("summary").textContent = count(state.looks, "look", "looks") + ", " + count(state.answered, "photograph", "photographs") + " answered" + (told ? "; the model is about " + percent(found.estimate) + " right (" + percent(found.low) + " to " + percent(found.high) + ")" : "") + ".";
+  at("summary").textContent = count(state.looks, "look", "looks") + ", " + count(state.answered, "photograph", "photographs") + " answered" + (told ? "; the model is about " + percent(found.estimate) + " right (" + percent(found.low) + " to " + percent(found.high) + ")" + others() : "") + ".";
   at("finished").textContent = ending();
 }
 

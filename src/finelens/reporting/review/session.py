@@ -8,10 +8,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from finelens.classes.hints import hints_csv, how_given, plain, slip_of
+import numpy as np
+
+from finelens.classes.hints import GROUP, hints_csv, how_given, plain, slip_of
 from finelens.classes.labels import NONE_WORDS, UNANSWERED
 from finelens.classes.names import check_names, match, normalise
 from finelens.errors import UserError
+from finelens.evaluation.answered import share_unnamed
 from finelens.evaluation.prequential import LEAST_TESTS, Progress
 from finelens.reporting.review.answers import answers_about, read_answers
 from finelens.reporting.review.log import Act, AnswerLog, Question, as_told
@@ -183,8 +186,18 @@ class Session:
             "lacking": len(missing),
             "people": self.tutor.counts(),
             "contradictions": [{"path": path, "said": list(said.items())} for path, said in contradictions(log).items()][:40],
+            "unnamed": self._unnamed(),
             "progress": None if belief.progress is None else _told(belief.progress),
         }
+
+    def _unnamed(self) -> float | None:
+        """Share of the photographs that are probably of classes that nobody has named; None where there is a list, or no answer."""
+        found = [answer for path, answer in self.log.answers().items() if path in self.subject.place]
+        if self.subject.classes or not found:
+            return None
+        index = {name: i for i, name in enumerate(dict.fromkeys(answer.label for answer in found if answer.label))}
+        labels = np.array([index.get(answer.label, -1) for answer in found])
+        return share_unnamed(labels, np.array([answer.source != GROUP for answer in found]))
 
     def _act(self, tab: str, act: Act) -> None:
         with self._lock:
