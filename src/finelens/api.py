@@ -650,7 +650,7 @@ def ask(
     if csv is not None:
         write_text(Path(csv), questions_csv(chosen, answers, told))
         console.say(f"wrote {csv} with {len(answers)} answers and {len(chosen)} questions: write names into the column label (none: no class), then")
-        console.say(adapt_command(read_run(folder), str(csv)))
+        console.say(adapt_command(record, str(csv)))
     return chosen
 
 

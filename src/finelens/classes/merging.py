@@ -8,9 +8,9 @@ import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
-from finelens.classes.hints import GROUP, how_given
+from finelens.classes.hints import GROUP, how_given, plain
 from finelens.classes.labels import answer_rows
 from finelens.classes.names import normalise
 from finelens.classes.text_files import content_line, counted, quote
@@ -94,7 +94,7 @@ def merge(files: Sequence[Path]) -> Merged:
     for file in files:
         for line, path, label in answer_rows(file, ()):
             name = spelling.setdefault(normalise(label), label)
-            said.setdefault(PurePosixPath(path).as_posix(), []).append(Said(str(file), line, name))
+            said.setdefault(plain(path), []).append(Said(str(file), line, name))
     answers, contradictions = {}, []
     for path, own in said.items():
         (label, votes), *others = Counter(one.label for one in own).most_common()

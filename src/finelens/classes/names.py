@@ -143,7 +143,7 @@ def _refuse_duplicates(names: Sequence[str], places: Sequence[str], source: str)
 
 
 def name_warnings(names: Sequence[str]) -> list[str]:
-    """Lines about checked names that are allowed but unlikely to be meant: a single class, names that differ in punctuation only."""
+    """Lines about checked names that are allowed but unlikely to be meant: a single class, or names that differ in punctuation only."""
     warnings = []
     if len(names) == 1:
         warnings.append(f"only one class, {quote(names[0])}: every image will be given this class; add the classes it should be told from")

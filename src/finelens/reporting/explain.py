@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 NEAREST = 4
 # Texts of a class on the console; the page has all.
 SAID = 5
+# What stands in the place of the nearest photographs.
+NONE_ALIKE = "no other photograph of the run was given this class"
 NOT_THERE = "the photographs of the run are not shown: they are not where they were, or features of another model stand for them"
 PROTOTYPES = "the run has prototypes in the place of texts"
 
@@ -57,6 +59,11 @@ class Side:
     probability: float
     sentences: tuple[tuple[str, float], ...]
     nearest: tuple[tuple[str, float], ...] | None
+
+    @property
+    def without_nearest(self) -> str:
+        """Why there are none to show."""
+        return NOT_THERE if self.nearest is None else NONE_ALIKE
 
 
 @dataclass(frozen=True)
@@ -91,8 +98,7 @@ class Explanation:
             said += [f"  {cosine:+.3f}  {sentence}" for sentence, cosine in side.sentences[:SAID]]
             said += [f"  {self.without_texts}"] if not side.sentences else []
             said += [f"  and {more} more texts, down to {side.sentences[-1][1]:+.3f}"] if (more := len(side.sentences) - SAID) > 0 else []
-            near = [f"  like {path} ({cosine:.3f})" for path, cosine in side.nearest or ()]
-            said += near or [f"  {NOT_THERE if side.nearest is None else 'no other photograph of the run was given this class'}"]
+            said += [f"  like {path} ({cosine:.3f})" for path, cosine in side.nearest or ()] or [f"  {side.without_nearest}"]
         return said
 
 

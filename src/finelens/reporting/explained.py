@@ -60,4 +60,4 @@ def _side(side: Side, found: Explanation, thumbnails: Thumbnails) -> dict[str, A
     # Cosines of texts and photographs differ little: the bars show where between the lowest and the highest of the page one lies.
     bars = [(sentence, f"{cosine:+.3f}", figures.share_bar((cosine - low) / max(high - low, 1e-9))) for sentence, cosine in side.sentences]
     pictures = [(path, f"{cosine:.3f}", thumbnails.uri(path)) for path, cosine in side.nearest or ()]
-    return {"name": side.name, "probability": side.probability, "bars": bars, "pictures": pictures, "gone": side.nearest is None}
+    return {"name": side.name, "probability": side.probability, "bars": bars, "pictures": pictures, "without_nearest": side.without_nearest}
