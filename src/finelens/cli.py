@@ -337,6 +337,10 @@ def predict(
         kept = f"what was answered is in {question.target}.part, and the same command goes on from there"
         click.echo(f"\nstopped; {kept if group_by is None else 'the same command begins anew, as groups need all answers'}", err=True)
         sys.exit(INTERRUPTED)
+    if part is None:
+        from finelens.runs.to_file import check_any_read
+
+        check_any_read(question.target)
     console.answer("", csv=str(question.target))
     if part is not None and part.number == 1:
         console.say(f"when all {part.count} parts are there: finelens join {Shard.pattern(csv_file, part.count)} --csv {csv_file}")
@@ -565,6 +569,7 @@ def merge_hints(files: tuple[Path, ...], out: Path, classes: Path | None, consol
 @click.option("--photos", type=click.Path(path_type=Path), help="Folder of the photographs.  [default: the run's]")
 @click.option("--in", "in_file", type=click.Path(path_type=Path), help="File that predict --in was given, beside --csv.")
 @click.option("--at-least", default=0.0, show_default=True, help="Probability below which an answer of the model is written as none.")
+@click.option("--none-apart", is_flag=True, help="Write photographs that probably belong to none of the classes as such, with no class.")
 @click.option("--how", type=click.Choice(["copy", "hardlink", "link"]), help="How folders get their photographs.  [default: copy]")
 @click.option("--package", type=click.Path(path_type=Path), help="For camtrap-dp: folder of the package that the photographs are of.")
 @click.option("--project", help="For wildlife-insights: id of the project.")
@@ -759,6 +764,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except UserError as error:
         _fail(error.message)
     except click.Abort:
+        click.echo("stopped", err=True)
         sys.exit(INTERRUPTED)
     sys.exit(code if isinstance(code, int) else 0)
 

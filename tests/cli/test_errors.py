@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import threading
+from pathlib import Path
 
 import pytest
 import torch
 
+from finelens.storage.predictions import read_predictions
 from tests.cli.conftest import FAST
 from tests.toy import CLASSES
 
@@ -194,6 +197,48 @@ def test_no_image_can_be_read(run, given, tmp_path):
     *said, line = result.err.splitlines()
     assert line.startswith("finelens: none of the 1 files is an image that can be read (a.jpg: corrupt")
     assert not any(text.startswith("finelens:") for text in said)
+
+
+def test_no_image_of_predict_can_be_read(run, adapted, tmp_path):
+    """Rows say why; another program sees by the code that there is no answer."""
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.jpg").write_text("no")
+    result = run("predict", adapted, tmp_path / "photos", "--csv", tmp_path / "new.csv")
+    assert result.code == 2
+    assert result.err.splitlines()[-1].startswith("finelens: none of the 1 files is an image that can be read; the column reason of ")
+    assert [row.status for row in read_predictions(tmp_path / "new.csv")] == ["corrupt"]
+
+
+def test_a_part_without_files_says_why(run, adapted, world, tmp_path):
+    result = run("predict", adapted, world / "photos", "--csv", tmp_path / "new.csv", "--shard", "1/2")
+    assert result.code == 0
+    assert "part 1/2 holds none of the 26 files: a part is of whole groups of 512" in result.err
+
+
+def test_a_folder_that_cannot_be_made_is_said_before_the_work(fails, given, tmp_path, monkeypatch):
+    allowed = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path and allowed(path, mode))
+    out = tmp_path / "new" / "run"
+    assert fails("adapt", *given, "--out", out) == f"finelens: cannot write {out}: Permission denied; make the folder writable or choose another one"
+
+
+def test_one_class_alone_is_not_called_right(run, given, tmp_path):
+    (tmp_path / "one.txt").write_text("thing\n")
+    assert run("zero-shot", given[0], "--classes", tmp_path / "one.txt", *given[3:], "--out", tmp_path / "run").code == 0
+    assert "right by its own probabilities" not in (tmp_path / "run" / "report.html").read_text("utf-8")
+
+
+def test_a_misspelt_backbone_names_the_near_one(fails, given, tmp_path):
+    line = fails("adapt", *given[:3], "--backbone", "embeded", "--out", tmp_path / "run")
+    assert line.startswith("finelens: unknown backbone 'embeded'; did you mean embedded? The forms are")
+
+
+def test_labels_of_other_classes_name_the_option_for_them(run, adapted, world, tmp_path):
+    first = min((world / "photos").rglob("*.png")).relative_to(world / "photos")
+    (tmp_path / "labels.csv").write_text(f"path,label\n{first},unheard of\n")
+    result = run("evaluate", adapted, world / "photos", "--labels", tmp_path / "labels.csv")
+    assert result.code == 2
+    assert "with --unknown such photographs count as of none of the classes" in result.err
 
 
 def test_a_failed_start_leaves_nothing_in_the_way(adapt, run, given, tmp_path):

@@ -298,8 +298,13 @@ def test_nothing_is_written_over(run, photos, tmp_path):
 def test_strangers_are_counted(run, tmp_path):
     rows = read_predictions(run / PREDICTIONS_FILE)
     write_predictions(run / PREDICTIONS_FILE, [replace(row, none_of_these=0.75) if row.path.endswith("a.png") else row for row in rows])
-    strange = "1 of which probably belongs to none of the classes (none_of_these in predictions.csv)"
+    strange = "1 of which probably belongs to none of the classes (--none-apart takes them out)"
     assert f"4 of 6 photographs with a class, {strange}, 1 without an answer" in write(run, "folders", tmp_path / "out")
+    assert (tmp_path / "out" / "empty" / "cam 1" / "a.png").is_file()
+    assert "3 of 6 photographs with a class, 2 without an answer" in write(run, "folders", tmp_path / "apart", none_apart=True)
+    assert (tmp_path / "apart" / "_none_of_these" / "cam 1" / "a.png").is_file()
+    assert "3 of 6 photographs with a class" in write(run, "pybioclip", tmp_path / "apart.csv", none_apart=True)
+    assert ["", ""] in [[row["classification"], row["score"]] for row in table(tmp_path / "apart.csv") if row["file_name"].endswith("a.png")]
 
 
 def test_a_photograph_that_is_gone_since(run, photos, tmp_path):

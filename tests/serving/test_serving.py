@@ -21,6 +21,7 @@ from PIL import Image
 from finelens import api
 from finelens.cli import cli
 from finelens.core.console import Console
+from finelens.core.schemas import UNLIKE_NOTE
 from finelens.errors import UserError
 from finelens.evaluation.conformal import Conformal, calibrate
 from finelens.feature_store.extra_towers import ExtraEncoder
@@ -31,6 +32,7 @@ from finelens.serving import server
 from finelens.serving.answers import Answers
 from finelens.serving.batcher import Batcher, FullError
 from finelens.serving.settings import Settings, is_loopback, read_token
+from finelens.storage.predictions import read_predictions
 from tests.backbones.encoder_checkpoints import write_timm
 from tests.toy import CLASSES, QUIET, options_for, picture, write_classes, write_photos
 
@@ -178,13 +180,13 @@ def test_images_of_many_requests_are_answered_together_and_each_gets_its_own():
         batcher = Batcher(answer, size=4, wait=0.05, queue=8, tell=sizes.append)
         batcher.start()
         images = [DecodedImage(torch.zeros(3, 8, 8, dtype=torch.uint8), str(i)) for i in range(6)]
-        found = await asyncio.gather(*(batcher.probabilities([image]) for image in images))
+        found = await asyncio.gather(*(batcher.answers([image]) for image in images))
         assert [float(rows[0][0]) for rows in found] == [0, 1, 2, 3, 4, 5]
-        assert await batcher.probabilities([]) == []
+        assert await batcher.answers([]) == []
         with pytest.raises(RuntimeError, match="broken"):
-            await batcher.probabilities([DecodedImage(images[0].pixels, "bad")])
+            await batcher.answers([DecodedImage(images[0].pixels, "bad")])
         # One that failed ends no other.
-        late = asyncio.ensure_future(batcher.probabilities(images[:1]))
+        late = asyncio.ensure_future(batcher.answers(images[:1]))
         await asyncio.sleep(0)
         await batcher.stop()
         assert float((await late)[0][0]) == 0
@@ -322,11 +324,30 @@ def test_a_run_beside_a_further_encoder_answers_as_it_predicts(further):
     np.testing.assert_allclose(said, classifier.predict_proba(further.files), atol=1e-6)
 
 
+def test_doubt_and_likeness_are_those_of_predict(tmp_path):
+    """Photographs of other things than those of the fit, sent and predicted."""
+    photos, classes = write_photos(tmp_path / "photos", per_class=6), write_classes(tmp_path / "classes.txt")
+    api.adapt(photos, classes, tmp_path / "run", options=options_for("consensus"), console=QUIET)
+    others = tmp_path / "others"
+    others.mkdir()
+    for seed in range(3):
+        pixels = np.random.default_rng(seed).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+        (others / f"{seed}.png").write_bytes(png(pixels))
+    api.predict_to(tmp_path / "run", others, tmp_path / "new.csv", console=QUIET)
+    rows = read_predictions(tmp_path / "new.csv")
+    with TestClient(app.make_app(Answers(load_run(tmp_path / "run"), None, 10**6), Settings())) as found:
+        sent = [("images", (row.path, (others / row.path).read_bytes(), "image/png")) for row in rows]
+        got = found.post("/predict", files=sent).json()["answers"]
+    np.testing.assert_allclose([one["none_of_these"] for one in got], [row.none_of_these for row in rows], atol=1e-3)
+    assert [one["reason"] for one in got] == [row.reason for row in rows]
+    assert all(UNLIKE_NOTE in row.reason for row in rows)
+
+
 def test_what_clients_send_is_not_kept(further, monkeypatch, tmp_path):
     answers = Answers(load_run(further.run), None, 10**6)
     monkeypatch.setenv("FINELENS_CACHE", str(tmp_path / "cache"))
     image = answers.decode(EncodedImage(png(picture(1, 7)), "new.png"))
-    assert answers.probabilities([image]).shape == (1, len(CLASSES))
+    assert answers.answer([image])[0].probabilities.shape == (len(CLASSES),)
     assert not list(tmp_path.rglob("*"))
 
 
@@ -336,7 +357,7 @@ def test_weights_of_a_further_encoder_that_moved_are_named(further, tmp_path):
         with pytest.raises(UserError, match=r"second\.safetensors"):
             Answers(load_run(further.run), None, 10**6)
         found = Answers(load_run(further.run, extra_encoders=[f"timm:test_vit@{moved}"]), None, 10**6)
-        assert len(found.probabilities([found.decode(EncodedImage(png(picture(0, 0)), ""))])) == 1
+        assert len(found.answer([found.decode(EncodedImage(png(picture(0, 0)), ""))])) == 1
     finally:
         moved.rename(further.weights)
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from finelens.core.options import nearest
 from finelens.errors import UserError
 
 if TYPE_CHECKING:
@@ -31,7 +33,12 @@ def check_spec(spec: str) -> None:
     """
     scheme, _, rest = spec.partition(":")
     if spec != EMBEDDED and (scheme not in _SCHEMES or not rest):
-        raise UserError(f"unknown backbone {spec!r}; the forms are: {FORMS}")
+        raise UserError(f"unknown backbone {spec!r}; {_meant(scheme, _SCHEMES)}: {FORMS}")
+
+
+def _meant(scheme: str, known: Iterable[str]) -> str:
+    near = nearest(scheme, sorted({EMBEDDED, *known} - {scheme}))
+    return "the forms are" if near is None else f"did you mean {near}? The forms are"
 
 
 def is_local(spec: str) -> bool:
@@ -60,7 +67,7 @@ def check_encoder_spec(spec: str) -> None:
         UserError: Unknown form.
     """
     if not is_encoder_spec(spec):
-        raise UserError(f"unknown encoder {spec!r}; the forms are: {ENCODER_FORMS}")
+        raise UserError(f"unknown encoder {spec!r}; {_meant(spec.partition(':')[0], ('timm', *_SCHEMES))}: {ENCODER_FORMS}")
 
 
 def check_encoder_there(spec: str) -> None:

@@ -43,6 +43,10 @@ class Told:
         return self.where
 
 
+class UnknownLabelError(UserError):
+    """A label that is no class."""
+
+
 def read_labels(
     test_dir: Path | str,
     labels: Path | str | Told,
@@ -131,7 +135,7 @@ def _from_csv(
     if strangers is not None:
         index |= dict.fromkeys(unknown, strangers)
     elif unknown:
-        raise UserError(_unknown_labels(named, unknown, class_names))
+        raise UnknownLabelError(_unknown_labels(named, unknown, class_names))
     result: dict[str, int] = {}
     lines: dict[str, int] = {}
     names, missing = FileNames(files, test_dir), []

@@ -14,6 +14,8 @@ _SHORTEST = 5
 # A list of which more is unknown is in another language, or of names that no dictionary has: there a near word says nothing.
 _MOST_UNKNOWN = 0.3
 _ENDINGS = (("ies", "y"), ("es", ""), ("s", ""), ("ed", ""), ("ed", "e"), ("ing", ""), ("ing", "e"), ("y", ""), ("ish", ""), ("like", ""))
+# The dictionary is American.
+_BRITISH = (("isation", "ization"), ("ising", "izing"), ("ise", "ize"), ("our", "or"), ("tre", "ter"), ("ogue", "og"), ("grey", "gray"))
 _WORD = re.compile(r"[a-z]{3,}")
 
 
@@ -48,10 +50,11 @@ def _near(word: str, known: Collection[str]) -> list[str]:
 
 
 def _known(word: str, words: Set[str]) -> bool:
-    stems = {word.removesuffix(ending) + stem for ending, stem in _ENDINGS if word.endswith(ending)}
+    spelled = {word, *(word.replace(theirs, ours) for theirs, ours in _BRITISH)}
+    stems = {own.removesuffix(ending) + stem for own in spelled for ending, stem in _ENDINGS if own.endswith(ending)}
     # "potted" is of "pot".
     stems |= {own[:-1] for own in stems if own[-2:-1] == own[-1:]}
-    return word in words or not words.isdisjoint(stems)
+    return not words.isdisjoint(spelled | stems)
 
 
 def _swaps(word: str) -> Iterator[str]:

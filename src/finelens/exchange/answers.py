@@ -12,6 +12,7 @@ from typing import Any
 from finelens.classes.text_files import quote
 from finelens.core.schemas import MODEL_CONFIG_FILE, VERSION
 from finelens.errors import UserError
+from finelens.evaluation.none_of_these import probably_none
 from finelens.images.discover import discover
 from finelens.images.header import Header, header
 from finelens.intake.taken import Row, Taken, saved, take
@@ -31,6 +32,7 @@ class Answers:
         model: Who answered, for a person to read.
         time: When, in UTC.
         at_least: An answer of the model below this probability is written as no answer.
+        none_apart: Whether an answer of the model is written as no answer too where the photograph probably belongs to none of the classes.
         taken: The file of another tool that the rows come from; None where each row is a file.
         source: That file, as far as it is known.
         adapted_to: What the run was adapted to, where the answers are about that.
@@ -45,6 +47,7 @@ class Answers:
     taken: Taken | None = None
     source: Path | None = None
     adapted_to: Path | None = None
+    none_apart: bool = False
 
     @property
     def read(self) -> Iterator[PredictionRow]:
@@ -54,7 +57,13 @@ class Answers:
     def label(self, row: PredictionRow) -> str | None:
         """The class of a row; None where there is none: not read, "none of these classes", or less sure than asked for."""
         sure = row.probability is not None and row.probability >= self.at_least
-        return row.label if sure else None
+        return row.label if sure and not (self.none_apart and self.of_none(row)) else None
+
+    def of_none(self, row: PredictionRow) -> bool:
+        """Whether a photograph belongs to none of the classes: a person says so, or in the place of one it is probable."""
+        if row.answered:
+            return row.label is None
+        return row.none_of_these is not None and bool(probably_none(row.none_of_these))
 
     @cached_property
     def files(self) -> dict[str, Path]:
@@ -90,7 +99,14 @@ class Answers:
         return groups
 
 
-def answers_of(run: Path, predictions: Path | None = None, photos: Path | None = None, at_least: float = 0.0, in_file: Path | None = None) -> Answers:
+def answers_of(
+    run: Path,
+    predictions: Path | None = None,
+    photos: Path | None = None,
+    at_least: float = 0.0,
+    in_file: Path | None = None,
+    none_apart: bool = False,
+) -> Answers:
     """Read the answers of a run.
 
     Args:
@@ -99,6 +115,7 @@ def answers_of(run: Path, predictions: Path | None = None, photos: Path | None =
         photos: Folder of the photographs; None for the run's. Needed beside ``predictions`` by the forms that look into files.
         at_least: See :class:`Answers`.
         in_file: File of another tool that ``predictions`` were asked with; the run's own answers know theirs.
+        none_apart: See :class:`Answers`.
 
     Raises:
         UserError: Not a finished run, or a file that cannot be read.
@@ -132,6 +149,7 @@ def answers_of(run: Path, predictions: Path | None = None, photos: Path | None =
             taken,
             source if in_file is None else in_file,
             adapted_to if own else None,
+            none_apart,
         )
 
 

@@ -51,13 +51,13 @@ def write_imagefolder(answers: Answers, out: Path, how: How) -> None:
 def write_folders(answers: Answers, out: Path, how: How) -> None:
     """A sub-folder for each class, below it the photographs with the paths that they had.
 
-    Those without an answer are in ``_no_answer``, those of which a person said that no class fits in ``_none_of_these``, and files that could not be
-    read are listed in ``_not_read.csv``.
+    Those without an answer are in ``_no_answer``, those of which a person said that no class fits in ``_none_of_these``, with ``none_apart`` those of
+    which it is probable as well, and files that could not be read are listed in ``_not_read.csv``.
     """
     names = folder_names(answers.classes)
     for row in answers.read:
         label = answers.label(row)
-        folder = names[label] if label is not None else NONE if row.answered else UNSURE
+        folder = names[label] if label is not None else NONE if row.answered or (answers.none_apart and answers.of_none(row)) else UNSURE
         _place(answers, row, out / folder / row.path, how)
     _say_not_read(answers, out)
 

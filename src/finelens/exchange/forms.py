@@ -12,7 +12,6 @@ from typing import Any
 
 from finelens.core.options import nearest
 from finelens.errors import UserError
-from finelens.evaluation.none_of_these import probably_none
 from finelens.exchange.answers import Answers, answers_of
 from finelens.exchange.camera_traps import write_camtrap_dp, write_coco_camera_traps
 from finelens.exchange.datasets import How, write_fiftyone, write_folders, write_imagefolder
@@ -76,6 +75,7 @@ def write(
     package: str | Path | None = None,
     project: str | None = None,
     in_file: str | Path | None = None,
+    none_apart: bool = False,
 ) -> str:
     """Write the answers of a finished run in the form of another tool.
 
@@ -89,6 +89,8 @@ def write(
         how: For folders of photographs: ``copy`` (default), ``hardlink`` or ``link``.
         package: For ``camtrap-dp``: folder of the package that the photographs are of.
         project: For ``wildlife-insights``: the project's id.
+        none_apart: Whether the model's answers are written as no answer where a photograph probably belongs to none of the classes
+            (``none_of_these`` above 0.5); ``folders`` puts such in ``_none_of_these``.
         in_file: With ``predictions``: the file of another tool that they were asked with, as for :func:`finelens.predict`.
 
     Returns:
@@ -108,7 +110,7 @@ def write(
     target = Path(out)
     _check(target, form.folder)
     asked, place, source = (None if path is None else Path(path) for path in (predictions, photos, in_file))
-    answers = answers_of(Path(run), asked, place, at_least, source)
+    answers = answers_of(Path(run), asked, place, at_least, source, none_apart)
     if answers.boxes and not form.boxes:
         able = ", ".join(name for name, other in FORMS.items() if other.boxes)
         raise UserError(f"the rows are boxes in photographs, and --to {to} has no place for them; forms with boxes: {able}")
@@ -164,10 +166,10 @@ def _counts(answers: Answers) -> str:
     read = list(answers.read)
     labelled = sum(answers.label(row) is not None for row in read)
     parts = [f"{labelled} of {len(answers.rows)} photographs with a class"]
-    strange = int(probably_none([row.none_of_these or 0.0 for row in read if answers.label(row) is not None]).sum())
+    strange = sum(answers.of_none(row) for row in read if answers.label(row) is not None)
     if strange:
         belong = "belongs" if strange == 1 else "belong"
-        parts[0] += f", {strange} of which probably {belong} to none of the classes (none_of_these in predictions.csv)"
+        parts[0] += f", {strange} of which probably {belong} to none of the classes (--none-apart takes them out)"
     if labelled < len(read):
         parts.append(f"{len(read) - labelled} without an answer")
     if len(read) < len(answers.rows):

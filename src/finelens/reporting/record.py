@@ -92,9 +92,9 @@ class RunRecord:
 
     @property
     def estimates(self) -> Estimates | None:
-        """How many answers are right, said without labels; None where all answers are a person's."""
+        """How many answers are right, said without labels; None where all answers are a person's, or there is one class alone to answer."""
         rows = [row for row in self.predicted if not row.answered and row.probability is not None]
-        if not rows:
+        if not rows or len(self.classes) == 1:
             return None
         answers, first = np.array([row.label for row in rows]), np.array([row.zero_shot_class for row in rows])
         return estimates(np.array([row.probability for row in rows], dtype=np.float64), answers, [first], answered=self.answered)

@@ -116,13 +116,17 @@ class Classifier(nn.Module):
             UserError: Further encoders of the run have no views here, or the run has none.
         """
         if further:
-            return self.model.logits(self._rows(images, further))[ANSWER].to(images.device)
+            return self.model.logits(self.rows(images, *further))[ANSWER].to(images.device)
         plan = self.model.task.inference
         views = None if plan is None else views_of_centre(images, self._preprocess, plan)
         return self.model.logits(images, views)[ANSWER].to(images.device)
 
-    def _rows(self, images: Tensor, further: Sequence[Tensor]) -> Tensor:
-        """Features (B, E + W + D_2 + ...) of views, as the unadapted towers give them."""
+    def rows(self, images: Tensor, *further: Tensor) -> Tensor:
+        """Features (B, E + W + D_2 + ...) of views, as the unadapted towers give them; arguments as for :meth:`forward`.
+
+        Raises:
+            UserError: Further encoders of the run have no views here, or the run has none.
+        """
         check_encoders(self.model.extra, self.extra)
         towers = self._towers
         if len(towers) != len(further) or len(towers) != len(self.model.extra):

@@ -10,6 +10,7 @@ from typing import Any, cast
 import numpy as np
 
 from finelens.classes.groups import read_groups
+from finelens.classes.labels import UnknownLabelError
 from finelens.classes.taxonomy import saved_taxonomy
 from finelens.classes.text_files import counted
 from finelens.core.console import Console
@@ -87,7 +88,10 @@ def evaluate(
     source = found_at if taken is None else with_rows(found_at, taken)
     classifier = load_run(run, device=device, extra=extra, extra_names=extra_names, extra_encoders=extra_encoders, source_named=row_names is not None)
     left_out: list[str] = []
-    truth = source.labels(labels, classifier.classes, left_out, strangers=NONE if unknown else None)
+    try:
+        truth = source.labels(labels, classifier.classes, left_out, strangers=NONE if unknown else None)
+    except UnknownLabelError as error:
+        raise UserError(f"{error} (with --unknown such photographs count as of none of the classes)") from error
     if left_out:
         console.warn(f"{counted(len(left_out), 'label is', 'labels are')} left out of the evaluation, the first because: {left_out[0]}")
     found = source.only(truth).answers(classifier.request(console))

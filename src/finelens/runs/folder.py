@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -347,11 +348,20 @@ def _refuse_overlap(path: Path, photos: Path) -> None:
         raise UserError(f"the output folder {path} lies inside the photographs {photos}; choose a folder beside them")
 
 
+def _refuse_unwritable(path: Path) -> None:
+    """Refuse a folder that cannot be made, as far as the nearest one above it says."""
+    above = next((folder for folder in path.absolute().parents if os.path.lexists(folder)), None)
+    if above is not None and not os.access(above, os.W_OK | os.X_OK):
+        code = errno.EACCES if os.path.isdir(above) else errno.ENOTDIR
+        raise write_error(path, OSError(code, os.strerror(code)))
+
+
 def _refuse_occupied(path: Path, overwrite: bool) -> None:
     """Refuse a folder whose content a new run must not mix with. What cannot even be looked at fails when the folder is made."""
     if not os.path.exists(path):
         if os.path.islink(path):
             raise UserError(f"{path} is a link to nothing; remove it or choose another folder")
+        _refuse_unwritable(path)
         return
     if not os.path.isdir(path):
         raise UserError(f"{path} is a file, and a run needs a folder; choose another path")

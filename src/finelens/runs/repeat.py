@@ -35,14 +35,18 @@ PRECISION = "training.precision"
 
 
 def options(config: RunConfig) -> list[tuple[str, Any, bool]]:
-    """Every option by the name that ``--set`` knows it by, its value, and whether that is not the method's default."""
+    """Every option by the name that ``--set`` knows it by, its value, and whether that is not the method's default.
+
+    The precision never counts as changed: a run writes down the one it took, and does not tell whether anybody asked for it.
+    """
     method = config.entry
     training = from_mapping(TrainingConfig, method.training_with(config.method_options), "training")
     defaults = {"training": training, "views": ViewConfig(), "text": TextConfig(), "stage": StageConfig()}
     found: list[tuple[str, Any, bool]] = [(name, getattr(config, name), False) for name in ("backbone", "method", "seed", "device")]
     for section, default in defaults.items():
         values, usual = to_plain(getattr(config, section)), to_plain(default)
-        found += [(f"{section}.{key}", value, value != usual[key]) for key, value in values.items()]
+        names = {f"{section}.{key}": key for key in values}
+        found += [(name, values[key], values[key] != usual[key] and name != PRECISION) for name, key in names.items()]
     own, usual = to_plain(config.method_options), to_plain(method.config_class())
     given = {key: value for key, value in own.items() if value != usual.get(key)}
     # One option may decide what another is by default.
@@ -51,9 +55,10 @@ def options(config: RunConfig) -> list[tuple[str, Any, bool]]:
 
 
 def changed_options(config: RunConfig) -> dict[str, Any]:
-    """Those that are not the default and have an effect, by the name that ``--set`` knows them by."""
-    takes = config.entry.trains
-    return {name: value for name, value, changed in options(config) if changed and (takes or not name.startswith("training.") or name == PRECISION)}
+    """Those that are not the default and have an effect, by the name that ``--set`` knows them by, and the precision, which gives a run again."""
+    takes, usual = config.entry.trains, TrainingConfig().precision
+    told = {name: value for name, value, changed in options(config) if changed and (takes or not name.startswith("training."))}
+    return told if config.training.precision == usual else {PRECISION: config.training.precision, **told}
 
 
 def to_toml(config: RunConfig) -> str:

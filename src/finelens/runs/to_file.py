@@ -158,6 +158,8 @@ def predict_to_file(question: Question, console: Console, asked: Asked | None = 
     if rule is not None:
         mean = f", {sum(size * count for size, count in sizes.items()) / sizes.total():.1f} classes in a set on average" if sizes else ""
         console.say(f"conformal sets{mean}; {rule.guarantee()}")
+    if question.shard is not None and not len(span):
+        console.say(f"part {question.shard} holds none of the {counted(listing.count, 'file', 'files')}: a part is of whole groups of {GROUP}")
     tally.say(console, -(-earlier // step))
     tally.say_notes(console)
     # Tiles look unlike photographs, and belong to no class more often: what is expected of photographs says nothing of them.
@@ -186,6 +188,24 @@ def predict_to_file(question: Question, console: Console, asked: Asked | None = 
     for path in paths:
         console.say(f"wrote {path}")
     return question.target
+
+
+def check_any_read(path: Path) -> None:
+    """Refuse to call a command done of whose files not one could be read.
+
+    Args:
+        path: What :func:`predict_to_file` has written.
+
+    Raises:
+        UserError: There are rows, and each says why it has no answer.
+    """
+    rows = 0
+    for row in each_prediction(path):
+        if row.status == "ok":
+            return
+        rows += 1
+    if rows:
+        raise UserError(f"none of the {rows} files is an image that can be read; the column reason of {path} says why")
 
 
 def recount(path: Path, tally: Tally, step: int = 1) -> np.ndarray:

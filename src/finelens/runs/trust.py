@@ -58,18 +58,20 @@ class Seen:
     confidence: Column = field(default_factory=Column)
     answers: Column = field(default_factory=Column)
     unadapted: dict[str, Column] = field(default_factory=dict)
+    classes: int = 0
 
     def add(self, part: Predictions, probabilities: np.ndarray) -> None:
         """Take the answers of a group, with its calibrated probabilities (N, C)."""
         if not part.logits:
             return
+        self.classes = probabilities.shape[1]
         self.confidence.add(probabilities.max(axis=1))
         self.answers.add(probabilities.argmax(axis=1))
         for name, logits in part.zero_shot.items():
             self.unadapted.setdefault(name, Column()).add(logits.argmax(1))
 
     def say(self, folder: RunFolder, console: Console, *, strangers: float | None, hardly: bool) -> None:
-        """Say how many are probably right, in one line; nothing of a few photographs.
+        """Say how many are probably right, in one line; nothing of a few photographs, nor of one class, of which every probability is 1.
 
         Args:
             folder: The run.
@@ -77,7 +79,7 @@ class Seen:
             strangers: Share that probably belongs to none of the classes.
             hardly: What :func:`hardly_knows` says of it.
         """
-        if len(self.confidence) < FEWEST:
+        if len(self.confidence) < FEWEST or self.classes == 1:
             return
         # Classes are numbered, and numbers of a column have a decimal point.
         answers, *unadapted = (own.numbers.astype(np.int64) for own in (self.answers, *self.unadapted.values()))

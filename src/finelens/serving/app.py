@@ -40,6 +40,9 @@ class Answer(BaseModel):
     class_: str | None = Field(alias="class", description="The likeliest class.")
     probability: float | None = Field(description="Its calibrated probability.")
     probabilities: dict[str, float] = Field(description="Calibrated probabilities, the largest first.")
+    none_of_these: float | None = Field(
+        description="Doubt whether it shows any of the classes; above 0.5 probably none. Null where the model does not know."
+    )
     set: list[str] | None = Field(description="Conformal set, likeliest first; null where the server was started without --calibrate.")
 
 
@@ -65,10 +68,11 @@ GOOD = {
     "class": "Bengal cat",
     "probability": 0.93,
     "probabilities": {"Bengal cat": 0.93, "Egyptian Mau": 0.05},
+    "none_of_these": 0.08,
     "set": ["Bengal cat"],
 }
 BAD = {"name": "notes.jpg", "status": "corrupt", "reason": "damaged, or not an image of a kind that is read (.jpg, 12 bytes)"}
-EXAMPLE = {"answers": [GOOD, {**BAD, "class": None, "probability": None, "probabilities": {}, "set": None}]}
+EXAMPLE = {"answers": [GOOD, {**BAD, "class": None, "probability": None, "probabilities": {}, "none_of_these": None, "set": None}]}
 BODY = {
     "required": True,
     "content": {
@@ -107,7 +111,7 @@ def make_app(answers: Answers, settings: Settings, token: str | None = None) -> 
     """
     metrics = Metrics()
     batcher = Batcher(
-        answers.probabilities, size=settings.batch, wait=settings.wait / 1000, queue=settings.queue, tell=lambda size: metrics.batches.observe(size)
+        answers.answer, size=settings.batch, wait=settings.wait / 1000, queue=settings.queue, tell=lambda size: metrics.batches.observe(size)
     )
     metrics.waiting.set_function(lambda: batcher.waiting)
 
@@ -169,7 +173,7 @@ def make_app(answers: Answers, settings: Settings, token: str | None = None) -> 
     async def _answered(uploads: list[EncodedImage], top: int) -> list[dict[str, Any]]:
         results = await asyncio.gather(*(run_in_threadpool(answers.decode, upload) for upload in uploads))
         good = [result for result in results if isinstance(result, DecodedImage)]
-        rows = iter(await batcher.probabilities(good))
+        rows = iter(await batcher.answers(good))
         return [
             answers.document(display_name(upload.name), result, next(rows) if isinstance(result, DecodedImage) else None, top)
             for upload, result in zip(uploads, results, strict=True)

@@ -6,11 +6,10 @@ import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-import numpy as np
-
 from finelens.images.decode import DecodedImage
+from finelens.serving.answers import Answer
 
-Job = tuple[DecodedImage, "asyncio.Future[np.ndarray]"]
+Job = tuple[DecodedImage, "asyncio.Future[Answer]"]
 
 
 class FullError(RuntimeError):
@@ -21,7 +20,7 @@ class Batcher:
     """Collects images for a few milliseconds and asks the model about them at once, in one thread.
 
     Args:
-        answer: Probabilities (n, C) of at least one image.
+        answer: What is said of each of at least one image.
         size: Most images of a batch.
         wait: Seconds that a batch waits for further images once it has one.
         queue: Images that wait at most.
@@ -29,7 +28,7 @@ class Batcher:
     """
 
     def __init__(
-        self, answer: Callable[[Sequence[DecodedImage]], np.ndarray], *, size: int, wait: float, queue: int, tell: Callable[[int], None]
+        self, answer: Callable[[Sequence[DecodedImage]], Sequence[Answer]], *, size: int, wait: float, queue: int, tell: Callable[[int], None]
     ) -> None:
         self._answer, self._size, self._wait, self._most, self._tell = answer, size, wait, queue, tell
         self._jobs: asyncio.Queue[Job | None] = asyncio.Queue()
@@ -63,8 +62,8 @@ class Batcher:
         """Give room back."""
         self.waiting -= count
 
-    async def probabilities(self, images: Sequence[DecodedImage]) -> list[np.ndarray]:
-        """Probabilities (C,) of each image, room for which was reserved."""
+    async def answers(self, images: Sequence[DecodedImage]) -> list[Answer]:
+        """What is said of each image, room for which was reserved."""
         loop = asyncio.get_running_loop()
         futures = [loop.create_future() for _ in images]
         for job in zip(images, futures, strict=True):
