@@ -26,7 +26,7 @@ from finelens.runs.config import RunConfig
 from finelens.runs.early import Assignments, Question, check_question, with_stage
 from finelens.runs.evaluate import evaluate
 from finelens.runs.execute import RunResult, execute, follow
-from finelens.runs.folder import RunFolder
+from finelens.runs.folder import RunFolder, refuse_elsewhere
 from finelens.runs.group_by import absolute_groups
 from finelens.runs.inputs import further_encoders, read_inputs
 from finelens.runs.judge import read_level
@@ -458,6 +458,7 @@ def report(
     extra: Sequence[str | Path] = (),
     extra_names: Sequence[str | Path] = (),
     extra_encoders: Sequence[str] = (),
+    photos: str | Path | None = None,
     console: Console | None = None,
 ) -> Path:
     """Write the report and the model card of a finished run again, with labels where there are some.
@@ -472,6 +473,7 @@ def report(
         extra: As for :func:`predict`, about ``test``; without ``test`` the run's own.
         extra_names: As for :func:`predict`.
         extra_encoders: As for :func:`predict`.
+        photos: Where the run's photographs are now, if they have moved.
         console: Progress.
 
     Returns:
@@ -485,7 +487,7 @@ def report(
     from finelens.reporting.write import write_report
 
     console = console or Console()
-    with RunFolder.open(run) as folder:
+    with RunFolder.open(run, photos=photos) as folder:
         if test is not None and labels is None:
             raise UserError("--test needs --labels: folders, or a CSV file with the columns path,label")
         if groups is not None and labels is None:
@@ -502,6 +504,7 @@ def report(
         before = read_level(folder.path) if labels is not None and folder.verdict_path.is_file() else None
         path = write_report(folder, from_run(folder.path, folder.config.photos, classifier.limits), classifier.model)
         judged = read_run(folder).verdict
+        folder.say_gone(console)
     console.say(f"wrote {path}")
     if before is not None and before != judged.level:
         console.say(f"the verdict on {run} was: {before}; it is replaced, because labels decide now")
@@ -566,6 +569,7 @@ def explain(
     *,
     device: str = "cpu",
     extra_encoders: Sequence[str] = (),
+    photos: str | Path | None = None,
     console: Console | None = None,
 ) -> Explanation:
     """Say why a finished run gives one photograph its class, and write a page of it.
@@ -576,6 +580,7 @@ def explain(
         out: The page; None writes none.
         device: Where the model runs.
         extra_encoders: As for :func:`predict`.
+        photos: Where the run's photographs are now, if they have moved.
         console: Progress.
 
     Raises:
@@ -587,7 +592,7 @@ def explain(
     console = console or Console()
     if out is not None:
         check_target(Path(out), HTML_START)
-    folder = RunFolder.open(run, lock=False)
+    folder = RunFolder.open(run, lock=False, photos=photos)
     found = explain_image(folder, load_run(run, device=device, extra_encoders=extra_encoders), Path(image), console)
     if out is not None:
         write_text(Path(out), explained_html(found, folder.path, photographs(folder)))
@@ -607,6 +612,7 @@ def ask(
     order: str = WORTH,
     backbone: str = "embedded",
     device: str = "cpu",
+    photos: str | Path | None = None,
     console: Console | None = None,
 ) -> list[Look]:
     """The photographs, or feature rows, that a person should name first, at most ``n``: of a finished run, or of images that have no class list yet.
@@ -621,6 +627,7 @@ def ask(
         order: ``worth``: an answer says most about all other photographs; ``doubt``: the run's own answer is most likely wrong.
         backbone: Encodes photographs without a run, as for :func:`adapt`.
         device: Where photographs are encoded that the cache does not hold.
+        photos: Where a run's photographs are now, if they have moved.
         console: Progress.
 
     Returns:
@@ -637,10 +644,11 @@ def ask(
 
     console = console or Console()
     if not isinstance(images, (str, Path)) or not (Path(images) / CONFIG_FILE).is_file():
+        refuse_elsewhere(photos)
         return _ask_first(images, n, csv, order, backbone, device, console)
     if csv is not None:
         check_target(Path(csv), ",".join(COLUMNS), ",".join(OLDER_QUESTIONS))
-    folder, answers, told = RunFolder.open(images, lock=False), {}, {}
+    folder, answers, told = RunFolder.open(images, lock=False, photos=photos), {}, {}
     if csv is not None:
         # The file is all that the next round is given: what was answered before has to be in it.
         record = read_run(folder)
@@ -701,7 +709,15 @@ def _check_order(order: str, n: int) -> None:
         raise UserError(f"ask for at least one photograph, in the order {WORTH} or {DOUBT}; got {n} and {order}")
 
 
-def review(run: str | Path, out: str | Path | None = None, *, limit: int = 200, order: str = DOUBT, console: Console | None = None) -> Path:
+def review(
+    run: str | Path,
+    out: str | Path | None = None,
+    *,
+    limit: int = 200,
+    order: str = DOUBT,
+    photos: str | Path | None = None,
+    console: Console | None = None,
+) -> Path:
     """Write the review sheet of a finished run, to be answered by keyboard: by default the photographs most likely to be wrong.
 
     Args:
@@ -709,6 +725,7 @@ def review(run: str | Path, out: str | Path | None = None, *, limit: int = 200, 
         out: The sheet; by default ``review.html`` in the run folder.
         limit: Most photographs on the sheet.
         order: As for :func:`ask`.
+        photos: As for :func:`ask`.
         console: What to say.
 
     Returns:
@@ -720,10 +737,11 @@ def review(run: str | Path, out: str | Path | None = None, *, limit: int = 200, 
     from finelens.reporting.review.sheet import write_sheet
 
     console = console or Console()
-    with RunFolder.open(run) as folder:
+    with RunFolder.open(run, photos=photos) as folder:
         target = folder.review_path if out is None else Path(out)
         check_target(target, HTML_START)
         count = write_sheet(folder, target, limit, _chosen(folder, limit, order, console))
+        folder.say_gone(console)
     console.say(f"wrote {target} with {count} photographs; open it in a browser")
     return target
 
@@ -737,6 +755,7 @@ def review_server(
     order: str = DOUBT,
     backbone: str = "embedded",
     device: str = "cpu",
+    photos: str | Path | None = None,
     console: Console | None = None,
 ) -> ReviewServer:
     """The review as a page on this machine; ``serve_forever`` of the result runs it, and every answer is written at once.
@@ -752,6 +771,7 @@ def review_server(
         order: As for :func:`ask`; groups are shown with ``worth`` only.
         backbone: Encodes photographs without a run, as for :func:`adapt`.
         device: As for :func:`ask`.
+        photos: As for :func:`ask`.
         console: Progress.
 
     Raises:
@@ -768,9 +788,10 @@ def review_server(
     if not (Path(run) / CONFIG_FILE).is_file():
         if order != WORTH or hints is None:
             raise UserError(f"{run} is not the folder of a finelens run; for photographs without a class list give --ask N and --hints FILE")
+        refuse_elsewhere(photos)
         target = Path(hints).absolute()
         return ReviewServer(subject_of_photos(Path(run), target, console, backbone=backbone, device=device), target, port, limit)
-    folder = RunFolder.open(run, lock=False)
+    folder = RunFolder.open(run, lock=False, photos=photos)
     record, target = read_run(folder), (folder.hints_path if hints is None else Path(hints)).absolute()
     subject = subject_of_run(folder, record, target, console, device=device)
     return ReviewServer(subject, target, port, limit, None if order == WORTH else InOrder(looks(record, limit)))

@@ -78,6 +78,7 @@ _extra_encoders = click.option(
 _moved_encoders = click.option(
     "--extra-encoder", "extra_encoders", multiple=True, help="Where the weights of a run's --extra-encoder are now, if they have moved; repeatable."
 )
+_photos_now = click.option("--photos", type=click.Path(path_type=Path), help="Where the run's photographs are now, if they have moved.")
 _group_by = click.option("--group-by", metavar="RULE", help="Answer for photographs that belong together: folder, time:SECONDS or column:FILE.")
 _extra_names = click.option("--extra-names", multiple=True, type=click.Path(path_type=Path), help="Row names of an --extra array of another origin.")
 
@@ -449,6 +450,7 @@ def features(photos: Path, engine: str, ray_address: str | None, **given: Any) -
 @_extra
 @_extra_names
 @_moved_encoders
+@_photos_now
 @click.option("--pdf", is_flag=True, help="Also print it to report.pdf, with a Chromium, Chrome or Edge of this machine.")
 @_fail_on
 def report(run: Path, fail_on: str | None, pdf: bool, **given: Any) -> None:
@@ -473,12 +475,13 @@ def report(run: Path, fail_on: str | None, pdf: bool, **given: Any) -> None:
 @click.argument("image", type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), help="HTML page to write as well.")
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:N or mps.")
+@_photos_now
 @_moved_encoders
-def explain(run: Path, image: Path, out: Path | None, device: str, extra_encoders: tuple[str, ...], console: Console) -> None:
+def explain(run: Path, image: Path, out: Path | None, console: Console, **given: Any) -> None:
     """Say why the finished run in RUN gives IMAGE its class: texts, where it looked, the nearest photographs."""
     from finelens import api
 
-    found = api.explain(run, image, out, device=device, extra_encoders=extra_encoders, console=console)
+    found = api.explain(run, image, out, console=console, **given)
     page = None if out is None else str(out)
     console.answer("\n".join(found.lines()), image=str(image), zero_shot=found.zero_shot, sides=[asdict(side) for side in found.sides], out=page)
 
@@ -505,6 +508,7 @@ def explain(run: Path, image: Path, out: Path | None, device: str, extra_encoder
 @click.option("--hints", type=click.Path(path_type=Path), help="File that --serve writes.  [default: RUN/hints.csv]")
 @click.option("--port", default=0, show_default=True, type=click.IntRange(0, 65535), help="Port of --serve; 0 takes a free one.")
 @click.option("--backbone", default="embedded", show_default=True, help=f"For PHOTOS without a run: {BACKBONES}")
+@_photos_now
 def review(
     run: Path,
     out: Path | None,
@@ -516,6 +520,7 @@ def review(
     hints: Path | None,
     port: int,
     backbone: str,
+    photos: Path | None,
     console: Console,
 ) -> None:
     """Show photographs of the finished run in RUN for a person to look at: those most likely wrong, or with --ask those worth most to name.
@@ -530,13 +535,13 @@ def review(
         if ask is None or serve or out is not None:
             raise UserError("--csv writes the order of --ask N in the place of a sheet; give --ask, and leave out --serve and --out")
         csv = api.questions_path(run) if str(csv) == _QUESTIONS else csv
-        chosen = api.ask(run, ask, csv=csv, order=order, backbone=backbone, console=console)
+        chosen = api.ask(run, ask, csv=csv, order=order, backbone=backbone, photos=photos, console=console)
         console.answer("", csv=str(csv), photographs=len(chosen))
         return
     if not serve:
-        console.answer("", sheet=str(api.review(run, out, limit=limit, order=order, console=console)))
+        console.answer("", sheet=str(api.review(run, out, limit=limit, order=order, photos=photos, console=console)))
         return
-    with api.review_server(run, hints, limit=limit, port=port, order=order, backbone=backbone, console=console) as server:
+    with api.review_server(run, hints, limit=limit, port=port, order=order, backbone=backbone, photos=photos, console=console) as server:
         address, file = server.address, str(server.hints)
         console.answer(f"open {address} in a browser; answers go to {file}; Ctrl-C ends", address=address, hints=file)
         try:

@@ -21,7 +21,7 @@ from finelens.evaluation.prequential import ONE_IN
 from finelens.reporting.review.worth import DRAWN, questions
 from finelens.storage.predictions import read_predictions
 from tests.solvers.data import cloud
-from tests.toy import QUIET
+from tests.toy import QUIET, write_classes, write_photos
 
 
 @pytest.fixture(scope="module")
@@ -246,3 +246,26 @@ def test_the_sheet_says_which_are_drawn(on_features):
     assert [look.why == DRAWN for look in found] == [look.drawn for look in found]
     assert sum(look.drawn for look in found) == 2
     assert all(look.speaks_for >= 1 for look in found)
+
+
+def test_photographs_that_have_moved(tmp_path, capsys):
+    """What a run shows and asks about follows them, and the next command names where they are."""
+    photos = write_photos(tmp_path / "photos", per_class=6)
+    run = tmp_path / "run"
+    api.zero_shot(photos, write_classes(tmp_path / "names.txt"), run, console=QUIET)
+    photos.rename(tmp_path / "moved")
+    with pytest.raises(UserError, match=r"are not in .*photos any more; say where they are with --photos"):
+        finelens.ask(run, 2, console=QUIET)
+    api.review(run, console=QUIET)
+    assert "the page shows no photographs; say where they are with --photos" in capsys.readouterr().err
+    assert "data:image" not in (run / "review.html").read_text("utf-8")
+    api.review(run, photos=tmp_path / "moved", console=QUIET)
+    assert "data:image" in (run / "review.html").read_text("utf-8")
+    page = api.report(run, photos=tmp_path / "moved", console=QUIET).read_text("utf-8")
+    assert "data:image" in page
+    assert len(finelens.ask(run, 2, csv=tmp_path / "q.csv", photos=tmp_path / "moved", console=Console())) == 2
+    assert f"finelens adapt {tmp_path / 'moved'} --classes" in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"--photos .*moves does not exist; did you mean .*moved\?"):
+        api.report(run, photos=tmp_path / "moves", console=QUIET)
+    with pytest.raises(UserError, match="without a run give their folder"):
+        finelens.ask(tmp_path / "moved", 2, photos=tmp_path, console=QUIET)

@@ -262,7 +262,9 @@ def _unidentified(data: bytes, path: Path) -> _RefusedError:
         return _RefusedError(status, "the file is empty (0 bytes)")
     foreign = foreign_format(data)
     if foreign is not None:
-        return _RefusedError(status, f"the content is {foreign}, which is not read; convert it to JPEG or PNG")
+        # Shards are read where the user names them: among other files one is a file.
+        remedy = "unpack it, or give tar shards by themselves" if foreign.endswith("archive") else "convert it to JPEG or PNG"
+        return _RefusedError(status, f"the content is {foreign}, which is not read among photographs; {remedy}")
     suffix = display_name(path.suffix) or "no extension"
     return _RefusedError(status, f"damaged, or not an image of a kind that is read ({suffix}, {len(data)} bytes)")
 

@@ -7,11 +7,14 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from finelens.core.beside import check_the_path
+from finelens.core.console import Console
 from finelens.core.schemas import (
     CARD_FILE,
     CHECKPOINT_DIR,
@@ -121,25 +124,35 @@ class RunFolder:
         return cls(path, config, lock)
 
     @classmethod
-    def open(cls, path: Path | str, *, lock: bool = True) -> RunFolder:
+    def open(cls, path: Path | str, *, lock: bool = True, photos: Path | str | None = None) -> RunFolder:
         """Open an existing run.
 
         Args:
             path: The folder.
             lock: Whether to claim it for writing. A reader (report, evaluate) needs no claim and may look at a run in progress.
+            photos: Where the run's photographs are now, if they have moved.
 
         Raises:
-            UserError: Not the folder of a run, written by a newer finelens, or in use.
+            UserError: Not the folder of a run, written by a newer finelens, or in use; or nothing is where the photographs are said to be.
         """
         path = Path(path)
         if not os.path.isfile(path / CONFIG_FILE):
             raise UserError(f"{path} is not the folder of a finelens run (no {CONFIG_FILE}); give the --out of an earlier run")
         config = from_json(read_json(path / CONFIG_FILE), str(path / CONFIG_FILE))
+        if photos is not None:
+            if not os.path.exists(photos):
+                raise UserError(f"--photos {photos} does not exist; {check_the_path(photos)}")
+            config = replace(config, photos=os.path.abspath(photos))
         claim = Lock(path / LOCK_FILE)
         if lock:
             claim.acquire()
             _remove_temporaries(path)
         return cls(path, config, claim)
+
+    def say_gone(self, console: Console) -> None:
+        """Warn where the photographs are not where they were, and a page shows none of them."""
+        if not os.path.exists(self.config.photos):
+            console.warn(f"{self.config.photos} does not exist any more, so the page shows no photographs; say where they are with --photos")
 
     def __enter__(self) -> RunFolder:
         return self
@@ -346,6 +359,12 @@ def _refuse_overlap(path: Path, photos: Path) -> None:
     out, source = Path(os.path.realpath(path)), Path(os.path.realpath(photos))
     if out == source or source in out.parents:
         raise UserError(f"the output folder {path} lies inside the photographs {photos}; choose a folder beside them")
+
+
+def refuse_elsewhere(photos: Path | str | None) -> None:
+    """Refuse ``--photos`` where there is no run whose photographs could have moved."""
+    if photos is not None:
+        raise UserError("--photos says where the photographs of a run are now; without a run give their folder in the place of the run")
 
 
 def _refuse_unwritable(path: Path) -> None:

@@ -92,7 +92,7 @@ def subject_of_run(folder: RunFolder, record: RunRecord, hints: Path, console: C
     classifier, features, places = unadapted_features(folder, console, device)
     rows = [row for row in record.read if row.path in places]
     if not rows:
-        raise UserError(f"none of the run's images is in {record.config.photos} any more; put them back")
+        raise UserError(f"none of the run's images is in {record.config.photos} any more; say where they are with --photos")
     model = classifier.model
     with model.unadapted():
         order = [places[row.path] for row in rows]

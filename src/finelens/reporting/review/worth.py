@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 from collections.abc import Collection, Container, Mapping, Sequence
 from dataclasses import replace
 
@@ -94,7 +95,7 @@ def worth_asking(
     _, features, places = unadapted_features(folder, console, device)
     found = [(row, content) for row, content in zip(record.predicted, record.measured.ids, strict=True) if row.path in places]
     if not found:
-        raise UserError(f"none of the run's images is in {record.config.photos} any more; put them back")
+        raise UserError(f"none of the run's images is in {record.config.photos} any more; say where they are with --photos")
     rows, ids = zip(*found, strict=True)
     looks = centred_looks(features)[[places[row.path] for row in rows]]
     given = {*earlier_answers(record), *read_answers(folder.hints_path)}
@@ -142,6 +143,8 @@ def unadapted_features(folder: RunFolder, console: Console, device: str) -> tupl
         UserError: The run is not finished, or its images are gone.
     """
     classifier = load_run(folder.path, device=device)
+    if not os.path.exists(folder.config.photos):
+        raise UserError(f"the run's photographs are not in {folder.config.photos} any more; say where they are with --photos")
     loaded = source_of_run(folder.config, saved(folder.taken_path)).load(classifier.limits, console)
     with classifier.model.unadapted():
         engine = classifier.model.engine
