@@ -2,7 +2,7 @@
 
     python scripts/structure.py [--source src/finelens] [--json FILE] [--verbose]
     python scripts/structure.py --source NEW --before OLD                    # two checkouts side by side
-    python scripts/structure.py --walk api.py:predict:photos                 # how far a parameter travels; may be given again
+    python scripts/structure.py --walk api/predictions.py:predict:photos     # how far a parameter travels; may be given again
     python scripts/structure.py --source NEW --before OLD --walk "inputs=execution.py:read_inputs:config>runs/inputs.py:read_inputs:config"
 
 Paths are those of package folders, and a walk's file is relative to the package: ``NAME=FILE:FUNCTION:PARAMETER``. ``NAME=`` may be left out. Where

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import shutil
+from dataclasses import fields
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from finelens.errors import UserError
 from finelens.images.store import LoadedImages, PixelStore
 from finelens.protocol import ImageRecord
 from finelens.runs import execute as execution
+from finelens.runs.arguments import Question, RunArguments
 from finelens.runs.config import RunConfig
 from finelens.runs.evaluate import summary
 from finelens.runs.folder import RunFolder
@@ -41,6 +44,21 @@ def test_public_names_are_importable_and_listed():
         assert getattr(finelens, name) is not None
     with pytest.raises(AttributeError, match="nothing"):
         _ = finelens.nothing
+
+
+@pytest.mark.parametrize(
+    ("verb", "arguments", "others"),
+    [
+        (api.adapt, RunArguments, {"out", "overwrite", "console", "should_stop", "labels_follow"}),
+        (api.predict_to, Question, {"console"}),
+    ],
+    ids=["adapt", "predict"],
+)
+def test_a_verb_takes_what_its_arguments_hold_with_the_same_defaults(verb, arguments, others):
+    taken = {name: parameter.default for name, parameter in inspect.signature(verb).parameters.items() if name not in others}
+    assert taken.keys() == {field.name for field in fields(arguments)}
+    for field in fields(arguments):
+        assert taken[field.name] in (field.default, inspect.Parameter.empty)
 
 
 def test_options_are_resolved_into_the_configuration():

@@ -177,6 +177,7 @@ def zero_shot(photos: Path, assignments: tuple[str, ...], dry_run: bool, fail_on
 
 def _checked_options(photos: Path, assignments: tuple[str, ...], given: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """The options of ``--config`` and ``--set``, and ``out`` where it was left to us; what can be refused before a tensor library is imported is."""
+    from finelens.runs.arguments import RunArguments
     from finelens.runs.config import parse_assignments
     from finelens.runs.early import check_run
 
@@ -186,7 +187,8 @@ def _checked_options(photos: Path, assignments: tuple[str, ...], given: dict[str
     left_to_us = given["out"] is None
     if left_to_us:
         given["out"] = _own_folder(photos, overwrite=given["overwrite"])
-    check_run(photos, options, **given)
+    asked = {name: value for name, value in given.items() if name not in ("out", "overwrite", "console")}
+    check_run(RunArguments(photos=photos, options=options, **asked), given["out"], overwrite=given["overwrite"])
     if left_to_us:
         given["console"].say(f"the run goes to {given['out']}")
     return options
@@ -263,30 +265,15 @@ def predict(
     run: Path,
     photos: Path,
     csv_file: Path,
-    device: str,
-    strict: bool,
-    calibrate: Path | None,
-    calibrate_photos: Path | None,
-    coverage: float | None,
-    zero_shot: bool,
-    classes: Path | None,
-    descriptions: Path | None,
-    prototypes: Path | None,
-    overwrite: bool,
+    engine: str,
+    ray_address: str | None,
     shard: str | None,
     group_by: str | None,
     tiles: str | None,
-    tile_floor: float | None,
-    engine: str,
-    ray_address: str | None,
-    row_names: Path | None,
-    in_file: Path | None,
-    box_confidence: float | None,
     csv_bom: bool,
     extra: tuple[str, ...],
-    extra_names: tuple[Path, ...],
-    extra_encoders: tuple[str, ...],
     console: Console,
+    **given: Any,
 ) -> None:
     """Classify new PHOTOS with the finished run in RUN.
 
@@ -295,7 +282,8 @@ def predict(
 
     Rows are written as they come. After an interruption the same command goes on where it was.
     """
-    from finelens.runs.early import Question, check_question
+    from finelens.runs.arguments import Question
+    from finelens.runs.early import check_question
     from finelens.runs.shard import Shard
 
     rank, processes = launched()
@@ -307,20 +295,7 @@ def predict(
     _check_engine(engine, ray_address)
     part = Shard.parse(shard) if shard is not None else Shard(rank + 1, processes) if processes > 1 else None
     files = tuple(map(Path, extra))
-    question = Question(
-        *(run, photos, csv_file, device, strict, row_names, files, extra_names, calibrate, calibrate_photos, coverage, zero_shot, part),
-        in_file,
-        box_confidence,
-        csv_bom,
-        extra_encoders,
-        classes=classes,
-        descriptions=descriptions,
-        prototypes=prototypes,
-        group_by=group_by,
-        tiles=tiles,
-        tile_floor=tile_floor,
-        overwrite=overwrite,
-    )
+    question = Question(run=run, photos=photos, csv=csv_file, shard=part, extra=files, group_by=group_by, tiles=tiles, csv_bom=csv_bom, **given)
     check_question(question)
     try:
         if engine == "ray":

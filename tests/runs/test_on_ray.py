@@ -23,8 +23,8 @@ from finelens.errors import UserError
 from finelens.feature_store import folder as feature_folder
 from finelens.images.load import Tally
 from finelens.runs import cluster, encode_folder, on_ray
+from finelens.runs.arguments import Question
 from finelens.runs.cluster import ATTEMPTS, Crew, Said, Worker, connected, crew_of, versions
-from finelens.runs.early import Question
 from finelens.runs.encode import features
 from finelens.runs.on_ray import PartFiles, ShardFiles, count_rows, part_count
 from finelens.runs.predict import GROUP
@@ -410,7 +410,7 @@ def test_a_machine_dies_and_another_goes_on(tmp_path, tiny_vit, monkeypatch, two
     killer = threading.Thread(target=kill_who_writes, daemon=True)
     killer.start()
     try:
-        lost = on_ray.predict_on_ray(Question(run_folder, many, target), QUIET, machines.address, groups=1)
+        lost = on_ray.predict_on_ray(Question(run=run_folder, photos=many, csv=target), QUIET, machines.address, groups=1)
     finally:
         over.set()
         killer.join(LIMIT)

@@ -7,7 +7,6 @@ there or a value lies in a method's range, is said later.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +36,7 @@ from finelens.images.view_config import ViewConfig
 from finelens.methods.auto import AUTO, starting_method
 from finelens.methods.option_types import option_types
 from finelens.methods.registry import Method, check_hints, find_method
+from finelens.runs.arguments import Assignments, Question, RunArguments
 from finelens.runs.config import TextConfig, is_run_document
 from finelens.runs.folder import RunFolder
 from finelens.runs.group_by import TIME, GroupBy
@@ -46,44 +46,6 @@ from finelens.storage.files import check_target, read_json
 from finelens.storage.growing import PART
 from finelens.training.config import TrainingConfig
 from finelens.training.stage_config import StageConfig
-
-# Values by section and key, as ``--set`` gives them.
-Assignments = Mapping[str, Mapping[str, Any]]
-
-
-@dataclass(frozen=True)
-class Question:
-    """What ``predict`` was asked; fields as the arguments of :func:`finelens.api.predict_to`."""
-
-    run: Path
-    photos: Path
-    csv: Path
-    device: str = "cpu"
-    strict: bool = False
-    row_names: Path | None = None
-    extra: tuple[Path, ...] = ()
-    extra_names: tuple[Path, ...] = ()
-    calibrate: Path | None = None
-    calibrate_photos: Path | None = None
-    coverage: float | None = None
-    zero_shot: bool = True
-    shard: Shard | None = None
-    in_file: Path | None = None
-    box_confidence: float | None = None
-    csv_bom: bool = False
-    extra_encoders: tuple[str, ...] = ()
-    classes: Path | None = None
-    descriptions: Path | None = None
-    prototypes: Path | None = None
-    group_by: str | None = None
-    tiles: str | None = None
-    tile_floor: float | None = None
-    overwrite: bool = False
-
-    @property
-    def target(self) -> Path:
-        """The file that this process writes."""
-        return self.csv if self.shard is None else self.shard.of(self.csv)
 
 
 def check_question(question: Question) -> None:
@@ -178,63 +140,54 @@ def check_groups(group_by: str, photos: Path) -> None:
         raise UserError(f"--group-by {group_by} looks at the times of photographs, and {photos} holds features; group by column:FILE")
 
 
-def check_run(
-    photos: Path,
-    options: Assignments,
-    *,
-    classes: Path | None,
-    out: Path,
-    method: str,
-    minutes: float | None = None,
-    descriptions: Path | None = None,
-    hints: Path | None = None,
-    in_file: Path | None = None,
-    box_confidence: float | None = None,
-    group_by: str | None = None,
-    stage: str | None = None,
-    captions: Path | None = None,
-    prototypes: Path | None = None,
-    row_names: Path | None = None,
-    logit_scale: float | None = None,
-    backbone: str | None = None,
-    device: str = "cpu",
-    strict: bool = False,
-    overwrite: bool = False,
-    extra_encoders: Iterable[str] = (),
-    **given: Any,
-) -> None:
-    """Refuse what ``adapt`` and ``zero-shot`` would refuse; arguments as those of :func:`finelens.api.adapt`.
+def check_run(asked: RunArguments, out: Path, *, overwrite: bool = False) -> None:
+    """Refuse what ``adapt`` and ``zero-shot`` would refuse.
+
+    Args:
+        asked: What the run is to be.
+        out: The run folder.
+        overwrite: Whether an earlier run in it is replaced.
 
     Raises:
         UserError: Input that cannot be used.
     """
-    check_source(photos, strict=strict, row_names=row_names, logit_scale=logit_scale)
-    check_in(photos, in_file, box_confidence)
-    if group_by is not None:
-        check_groups(group_by, photos)
-    options = with_stage(options, stage, captions)
-    found = find_method(starting_method(method, options, minutes))
+    check_source(asked.photos, strict=asked.strict, row_names=asked.row_names, logit_scale=asked.logit_scale)
+    check_in(asked.photos, asked.in_file, asked.box_confidence)
+    if asked.group_by is not None:
+        check_groups(asked.group_by, asked.photos)
+    options = with_stage(asked.options or {}, asked.stage, asked.captions)
+    found = find_method(starting_method(asked.method, options, asked.minutes))
     check_options(found, options)
-    check_staged(stage_of(options), photos, prototypes)
-    check_device_name(device)
+    check_staged(stage_of(options), asked.photos, asked.prototypes)
+    check_device_name(asked.device)
     # The last is what a run on features and prototypes is called; whether it fits is seen with them.
-    if backbone not in (None, "features"):
-        assert backbone is not None
-        for spec in several(backbone):
+    if asked.backbone not in (None, "features"):
+        assert asked.backbone is not None
+        for spec in several(asked.backbone):
             check_spec(spec)
-    for spec in extra_encoders:
+    for spec in asked.extra_encoders:
         check_encoder_spec(spec)
-    RunFolder.check_place(out, photos, overwrite=overwrite)
-    if method != AUTO and in_file is None:
-        check_hints(found, given=hints is not None)
+    RunFolder.check_place(out, asked.photos, overwrite=overwrite)
+    if asked.method != AUTO and asked.in_file is None:
+        check_hints(found, given=asked.hints is not None)
     # Whether a file of another tool has names and answers is seen when it is read.
-    if classes is None and hints is None and in_file is None:
+    if asked.in_file is None:
+        check_listed(asked.classes, asked.hints)
+    if asked.classes is not None:
+        read_class_list(asked.classes)
+    if asked.descriptions is not None:
+        load_descriptions(asked.descriptions)
+    check_readable((asked.hints, asked.prototypes, asked.row_names))
+
+
+def check_listed(classes: Path | None, hints: Path | None) -> None:
+    """Refuse a run without a class list.
+
+    Raises:
+        UserError: Neither a list nor hints are given.
+    """
+    if classes is None and hints is None:
         raise UserError("there is no class list: give --classes FILE, or --hints FILE whose names are the list")
-    if classes is not None:
-        read_class_list(classes)
-    if descriptions is not None:
-        load_descriptions(descriptions)
-    check_readable((hints, prototypes, row_names))
 
 
 def check_features(photos: Path, *, backbone: str, device: str, classes: Path | None, descriptions: Path | None) -> None:

@@ -34,9 +34,9 @@ from finelens.methods.parts.views import ViewTask
 from finelens.protocol import Loaded
 from finelens.runs.alarms import say_none
 from finelens.runs.answered import answered
+from finelens.runs.arguments import Question
 from finelens.runs.by_rank import RankTable
 from finelens.runs.config import RunConfig, diff, from_json, to_json
-from finelens.runs.early import Question
 from finelens.runs.fit import Fitted, fit, run_temperature
 from finelens.runs.folder import RunFolder
 from finelens.runs.group_by import GroupBy
@@ -132,7 +132,7 @@ def execute(
         judged = _judge(run, inputs, fitted, measured, rows, answers)
     if part:
         with inputs.prepared.engine.stopwatch("predict"):
-            predict_to_file(Question(run.path, Path(run.config.photos), run.predictions_path, csv_bom=run.config.csv_bom), console)
+            predict_to_file(Question(run=run.path, photos=Path(run.config.photos), csv=run.predictions_path, csv_bom=run.config.csv_bom), console)
     run.log("predictions", rows=sum(counts.values()), counts=counts, **({} if answers is None else {"answered": to_plain(answers)}))
     if any(reason.code == "names" for reason in judged.reasons):
         console.warn(f"{NONSENSE}: check their spelling and language, or give --descriptions")

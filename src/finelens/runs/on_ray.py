@@ -21,8 +21,8 @@ from finelens.feature_store.folder import ATTEMPT, TEXTS, FolderWriter, ShardEnt
 from finelens.feature_store.paths import FOLDER_SUFFIX
 from finelens.images.load import Tally
 from finelens.protocol import ImageRecord
+from finelens.runs.arguments import Question
 from finelens.runs.cluster import connected, crew_of
-from finelens.runs.early import Question
 from finelens.runs.encode import check_out
 from finelens.runs.encode_folder import FolderEncoder, photographs_at, shard_count
 from finelens.runs.predict import GROUP
@@ -165,7 +165,7 @@ def predict_on_ray(question: Question, console: Console, address: str | None = N
     Raises:
         UserError: Input that cannot be used, or a cluster that cannot do it.
     """
-    question = _absolute(question)
+    question = question.absolute()
     total = source_of(question, console).listing().count
     count = part_count(total, groups)
     with PartFiles(question.csv, total, count) as parts, connected(address) as ray:
@@ -331,12 +331,3 @@ def _move(path: Path, to: Path) -> None:
 def _say_lost(lost: int, console: Console) -> None:
     if lost:
         console.say(f"{lost} times a part was lost with its worker and written again")
-
-
-def _absolute(question: Question) -> Question:
-    """Paths that mean the same in any process."""
-    names = ("run", "photos", "csv", "row_names", "calibrate", "calibrate_photos", "in_file", "classes", "descriptions", "prototypes")
-    changed: dict[str, Any] = {name: Path(os.path.abspath(own)) for name in names if (own := getattr(question, name)) is not None}
-    for name in ("extra", "extra_names"):
-        changed[name] = tuple(Path(os.path.abspath(own)) for own in getattr(question, name))
-    return replace(question, **changed)

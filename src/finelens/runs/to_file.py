@@ -28,9 +28,9 @@ from finelens.intake.taken import take
 from finelens.protocol import ImageRecord
 from finelens.runs.alarms import say_none
 from finelens.runs.answered import answered_among
+from finelens.runs.arguments import Question
 from finelens.runs.by_rank import RankTable
 from finelens.runs.classifier import Classifier, load_run
-from finelens.runs.early import Question
 from finelens.runs.folder import RunFolder
 from finelens.runs.group_by import GroupBy
 from finelens.runs.predict import GROUP, Predictions
