@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from finelens.cli import _graceful_stop, main
+from finelens.cli import main
+from finelens.commands.stops import graceful_stop
 from tests.children import Child
 from tests.toy import digest, events, picture
 
@@ -160,7 +161,7 @@ def test_second_ctrl_c_stops_at_once(capsys, tmp_path):
     before = signal.getsignal(signal.SIGINT)
 
     def train() -> None:
-        with _graceful_stop(tmp_path / "run") as should_stop:
+        with graceful_stop(tmp_path / "run") as should_stop:
             assert not should_stop()
             signal.raise_signal(signal.SIGINT)
             assert should_stop()
@@ -184,7 +185,7 @@ def test_what_is_said_when_stopped_depends_on_whether_there_is_a_checkpoint(tmp_
     (run / "config.json").write_text("{}")
     for name in files:
         (run / "checkpoint" / name).write_bytes(b"")
-    with pytest.raises(SystemExit), _graceful_stop(run):
+    with pytest.raises(SystemExit), graceful_stop(run):
         raise KeyboardInterrupt
     last = capsys.readouterr().err.splitlines()[-1]
     assert f"finelens resume {run} {said}" in last
@@ -193,7 +194,7 @@ def test_what_is_said_when_stopped_depends_on_whether_there_is_a_checkpoint(tmp_
 
 def test_ctrl_c_before_training_stops_at_once(tmp_path):
     def load() -> None:
-        with _graceful_stop(tmp_path / "run"):
+        with graceful_stop(tmp_path / "run"):
             signal.raise_signal(signal.SIGINT)
             pytest.fail("nothing is worth saving yet")
 

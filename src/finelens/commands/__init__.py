@@ -1,1 +1,1 @@
-"""Verbs of the command that are about finelens itself: its settings, its cache, the machine it runs on, methods to come."""
+"""The verbs of the command, a module for those that belong together. Parse, call, print; what is heavy is imported inside the verb that needs it."""
