@@ -34,6 +34,8 @@ VERBS = (
 )
 # Verbs that several processes can share.
 SHARED_VERBS = ("adapt", "zero-shot", "resume", "predict")
+# Options that say where the answers go: verbs that write a table have the one, verbs that write a folder or page the other.
+TARGETS = ("--out", "--csv")
 # Seconds that the first process has to say what is wrong with all of them.
 FIRST_SPEAKS = 2.0
 
@@ -58,6 +60,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message())
         sys.exit(MISTAKE)
+    except click.NoSuchOption as error:
+        if error.option_name in TARGETS and error.ctx is not None:
+            has = {name for option in error.ctx.command.params for name in option.opts}
+            error.possibilities = [name for name in TARGETS if name in has] or error.possibilities
+        _fail(error.format_message())
     except click.ClickException as error:
         _fail(error.format_message())
     except UserError as error:

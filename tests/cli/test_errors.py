@@ -228,6 +228,11 @@ def test_one_class_alone_is_not_called_right(run, given, tmp_path):
     assert "right by its own probabilities" not in (tmp_path / "run" / "report.html").read_text("utf-8")
 
 
+def test_the_option_of_another_verb_for_the_place_of_answers(fails):
+    assert fails("predict", "run", "photos", "--out", "new.csv") == "finelens: No such option '--out'. Did you mean '--csv'?"
+    assert fails("adapt", "photos", "--csv", "new.csv") == "finelens: No such option '--csv'. Did you mean '--out'?"
+
+
 def test_a_misspelt_backbone_names_the_near_one(fails, given, tmp_path):
     line = fails("adapt", *given[:3], "--backbone", "embeded", "--out", tmp_path / "run")
     assert line.startswith("finelens: unknown backbone 'embeded'; did you mean embedded? The forms are")
