@@ -15,7 +15,7 @@ import finelens
 
 PACKAGE = Path(finelens.__file__).parent
 PYPROJECT = Path(__file__).parents[1] / "pyproject.toml"
-ROOT_MODULES = {"__init__", "__main__", "_version", "cli", "errors", "estimator", "protocol", "testing"}
+ROOT_MODULES = {"__init__", "__main__", "_version", "cli", "errors", "estimator", "testing"}
 
 
 @pytest.fixture
