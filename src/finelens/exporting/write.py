@@ -71,20 +71,13 @@ def export(
         UserError: Not a finished run, a method or model that the target cannot hold, or an export whose answers are not the run's.
     """
     console, out = console or Console(), Path(out)
-    if to != "onnx" and weights != "float32":
-        raise UserError(f"--weights {weights} has an effect with --to onnx only; leave it out")
-    if to != "onnx" and resize:
-        raise UserError("--resize has an effect with --to onnx only; leave it out")
+    _check_options(to, weights, resize)
     _check_folder(out, overwrite)
     if to == "onnx":
         need_packages()
     classifier = load_run(run, extra_encoders=extra_encoders)
     _check_encoders(classifier, to)
-    if classifier.stage != "none" and to not in FILES:
-        raise UserError(
-            f"--to {to} holds a text tower beside the image tower, and the one that --stage {classifier.stage} left is not kept; "
-            "--to onnx and --to torch hold what answers"
-        )
+    _check_stage(classifier, to)
     if classifier.model.engine.precision.dtype is not torch.float32:
         classifier = classifier.at_full_precision()
         console.say("the run computes in bfloat16; exported and compared is its float32")
@@ -94,15 +87,7 @@ def export(
         console.say(f"exporting to {to}, which takes a minute or more for a large model; then {len(views[0])} answers are compared with the run's")
     with _quiet(), _beside(out) as work:
         if to in FILES:
-            program = exported(classifier.model, classifier.further_backbones)
-            if to == "torch":
-                # By way of memory: where the disk is full, torch's own writer ends the process.
-                torch.export.save(program, held := io.BytesIO())
-                (work / FILES[to]).write_bytes(held.getbuffer())
-            else:
-                write_onnx(program, work / FILES[to], weights, len(views))
-            found = check.compare(classifier, runner(work / FILES[to], to), *views)
-            check.refuse(found, exact=weights == "float32")
+            found = _write_file(work / FILES[to], classifier, to, weights, views)
             if resize:
                 found = replace(found, files=_with_resize(work / FILES[to], classifier, files))
         else:
@@ -111,6 +96,12 @@ def export(
         if out.exists():
             shutil.rmtree(out)
         os.replace(work, out)
+    _say(out, to, found, console)
+    _say_licences(classifier, console)
+    return found
+
+
+def _say(out: Path, to: Target, found: Difference, console: Console) -> None:
     size = sum(file.stat().st_size for file in out.iterdir()) / 1e6
     console.say(
         f"wrote {out / FILES.get(to, '')} ({size:.1f} MB); {found.equal} of {found.images} answers are the run's, "
@@ -118,12 +109,32 @@ def export(
     )
     if found.files is not None:
         console.say(f"with the export's own resize and crop, {found.files.equal} of {found.files.images} answers are the run's")
+
+
+def _say_licences(classifier: Classifier, console: Console) -> None:
+    """Warn of weights whose licence rules a use out."""
     for name in (tower.name for tower in towers_of(classifier)):
         licence = licence_of(name)
         if licence is not None and licence.forbids:
             stands = "by its name stands" if is_folder(name) else "stands"
             console.warn(f"{name} {stands} under {licence.name}, which rules out {licence.forbids}, and so does what was exported")
-    return found
+
+
+def _check_options(to: Target, weights: Weights, resize: bool) -> None:
+    """Refuse what has an effect on a graph of operators only."""
+    if to != "onnx" and weights != "float32":
+        raise UserError(f"--weights {weights} has an effect with --to onnx only; leave it out")
+    if to != "onnx" and resize:
+        raise UserError("--resize has an effect with --to onnx only; leave it out")
+
+
+def _check_stage(classifier: Classifier, to: Target) -> None:
+    """Refuse a text tower that the run trained and did not keep."""
+    if classifier.stage != "none" and to not in FILES:
+        raise UserError(
+            f"--to {to} holds a text tower beside the image tower, and the one that --stage {classifier.stage} left is not kept; "
+            "--to onnx and --to torch hold what answers"
+        )
 
 
 def _check_encoders(classifier: Classifier, to: Target) -> None:
@@ -141,6 +152,20 @@ def _check_encoders(classifier: Classifier, to: Target) -> None:
             "adapt with --extra-encoder in the place of --extra"
         )
     check_encoders(needed, classifier.extra)
+
+
+def _write_file(path: Path, classifier: Classifier, to: Target, weights: Weights, views: tuple[Tensor, ...]) -> Difference:
+    """Write one file that answers from views, and ask it."""
+    program = exported(classifier.model, classifier.further_backbones)
+    if to == "torch":
+        # By way of memory: where the disk is full, torch's own writer ends the process.
+        torch.export.save(program, held := io.BytesIO())
+        path.write_bytes(held.getbuffer())
+    else:
+        write_onnx(program, path, weights, len(views))
+    found = check.compare(classifier, runner(path, to), *views)
+    check.refuse(found, exact=weights == "float32")
+    return found
 
 
 def _with_resize(path: Path, classifier: Classifier, files: list[ImageFile]) -> Difference:
