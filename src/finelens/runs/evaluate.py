@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+from torch import Tensor
 
 from finelens.classes.groups import read_groups
 from finelens.classes.labels import UnknownLabelError
@@ -23,10 +24,13 @@ from finelens.evaluation.none_of_these import probably_none
 from finelens.evaluation.signals import read_measured
 from finelens.evaluation.trust import Estimates
 from finelens.intake.taken import Taken
+from finelens.protocol import ImageRecord
 from finelens.runs.answered import answered_among
 from finelens.runs.by_rank import accuracy_by_rank, say_ranks
-from finelens.runs.classifier import load_run
+from finelens.runs.classifier import Classifier, load_run
 from finelens.runs.folder import RunFolder
+from finelens.runs.predict import Predictions
+from finelens.runs.source import Source
 from finelens.runs.sources import source_at, with_rows
 from finelens.runs.trust import estimates_of_run
 from finelens.storage.files import check_json_target, write_json
@@ -87,6 +91,68 @@ def evaluate(
     found_at = source_at(test, row_names=row_names)
     source = found_at if taken is None else with_rows(found_at, taken)
     classifier = load_run(run, device=device, extra=extra, extra_names=extra_names, extra_encoders=extra_encoders, source_named=row_names is not None)
+    folder = RunFolder.open(run, lock=False)
+    labelled = _ask(source, classifier, folder, labels, test, unknown=unknown, console=console)
+    result = _measure(labelled, classifier.classes, folder)
+    if unknown:
+        strange = np.array([labelled.truth[record.name] == NONE for record in labelled.asked])
+        result["unknown"] = judge_unknown(labelled.found.none_of_these.numpy()[_positions(labelled.asked)], strange)
+    if groups is not None:
+        result["groups"] = _by_group(Path(groups), labelled, classifier.classes, Path(test), console)
+    if json_file is not None:
+        write_json(Path(json_file), result)
+    return result
+
+
+@dataclass(frozen=True)
+class _Labelled:
+    """A run's answers about labelled photographs.
+
+    Attributes:
+        found: All of them.
+        truth: Class of each by its name; ``NONE`` for one of no class.
+        left_out: Labels that could not be used, a line each.
+        read: How many photographs could be read.
+        asked: Those of them that no person answered in the run.
+        kept: Those of them that are of a class.
+        told: Names of what a person answered, or a copy of it.
+    """
+
+    found: Predictions
+    truth: Mapping[str, int]
+    left_out: Sequence[str]
+    read: int
+    asked: Sequence[ImageRecord]
+    kept: Sequence[ImageRecord]
+    told: Collection[str]
+
+    @property
+    def targets(self) -> np.ndarray:
+        """Class of each that is kept, (N,)."""
+        return np.array([self.truth[record.name] for record in self.kept])
+
+    @property
+    def probabilities(self) -> np.ndarray:
+        """Calibrated probabilities of those, (N, C)."""
+        return softmax(self.found.logits["logits"].numpy()[_positions(self.kept)])
+
+    @property
+    def unadapted(self) -> dict[str, np.ndarray]:
+        """Classes that the unadapted model gives them, (N,), by text head."""
+        return _classes(self.found.zero_shot, _positions(self.kept))
+
+
+def _ask(
+    source: Source,
+    classifier: Classifier,
+    folder: RunFolder,
+    labels: str | Path,
+    test: str | Path,
+    *,
+    unknown: bool,
+    console: Console,
+) -> _Labelled:
+    """Match labels, ask about what they name, and leave out what the run was told."""
     left_out: list[str] = []
     try:
         truth = source.labels(labels, classifier.classes, left_out, strangers=NONE if unknown else None)
@@ -96,7 +162,6 @@ def evaluate(
         console.warn(f"{counted(len(left_out), 'label is', 'labels are')} left out of the evaluation, the first because: {left_out[0]}")
     found = source.only(truth).answers(classifier.request(console))
     read = [record for record in found.records if record.index is not None]
-    folder = RunFolder.open(run, lock=False)
     told = answered_among(folder, read, test)
     asked = [record for record in read if record.name not in told]
     kept = [record for record in asked if truth[record.name] != NONE]
@@ -104,18 +169,20 @@ def evaluate(
         raise UserError(f"{test}: a person answered every labelled image of a class in the run, which knows those answers; give labels of others")
     if not kept:
         raise UserError(f"none of the {len(found.records)} labelled files in {test} is an image of a class that can be read")
-    targets = np.array([truth[record.name] for record in kept])
-    order = [cast(int, record.index) for record in kept]
-    probabilities = softmax(found.logits["logits"].numpy()[order])
-    unadapted = {name: logits.numpy()[order].argmax(1) for name, logits in found.zero_shot.items()}
+    return _Labelled(found, truth, left_out, len(read), asked, kept, told)
+
+
+def _measure(labelled: _Labelled, classes: Sequence[str], folder: RunFolder) -> dict[str, Any]:
+    """Every number about the photographs of a class."""
+    targets, probabilities, unadapted = labelled.targets, labelled.probabilities, labelled.unadapted
     first = unadapted["templates"]
     result = evaluate_predictions(
         targets,
         probabilities,
-        classifier.classes,
+        classes,
         zero_shot=first,
-        branches={name: logits.numpy()[order].argmax(1) for name, logits in found.logits.items()},
-        n_failed=len(found.records) - len(read),
+        branches=_classes(labelled.found.logits, _positions(labelled.kept)),
+        n_failed=len(labelled.found.records) - labelled.read,
     )
     described = read_measured(folder.signals_path).signals.text_agreement is not None
     result["description_ensemble_accuracy"] = accuracy(targets, unadapted["descriptions"]) if described else None
@@ -123,20 +190,27 @@ def evaluate(
     taxonomy = saved_taxonomy(folder.taxonomy_path)
     if taxonomy is not None:
         result["by_rank"] = accuracy_by_rank(taxonomy, targets, probabilities, first)
-    result["labels_left_out"], result["answered_left_out"] = len(left_out), len(told)
-    if unknown:
-        strange = np.array([truth[record.name] == NONE for record in asked])
-        result["unknown"] = judge_unknown(found.none_of_these.numpy()[[cast(int, record.index) for record in asked]], strange)
-    if groups is not None:
-        names = [record.name for record in kept]
-        columns, others = read_groups(Path(groups), [*names, *told], Path(test))
-        if others:
-            console.warn(f"{counted(others, 'line', 'lines')} of {groups} are about files that are not among the labelled photographs")
-        sorted_by = {column: [own.get(name, "") for name in names] for column, own in columns.items() if own}
-        result["groups"] = {column: judge_groups(targets, probabilities, first, values, classifier.classes) for column, values in sorted_by.items()}
-    if json_file is not None:
-        write_json(Path(json_file), result)
+    result["labels_left_out"], result["answered_left_out"] = len(labelled.left_out), len(labelled.told)
     return result
+
+
+def _by_group(file: Path, labelled: _Labelled, classes: Sequence[str], test: Path, console: Console) -> dict[str, Any]:
+    """What :func:`finelens.evaluation.groups.judge_groups` says, by column of the file."""
+    names = [record.name for record in labelled.kept]
+    columns, others = read_groups(file, [*names, *labelled.told], test)
+    if others:
+        console.warn(f"{counted(others, 'line', 'lines')} of {file} are about files that are not among the labelled photographs")
+    sorted_by = {column: [own.get(name, "") for name in names] for column, own in columns.items() if own}
+    targets, probabilities, first = labelled.targets, labelled.probabilities, labelled.unadapted["templates"]
+    return {column: judge_groups(targets, probabilities, first, values, classes) for column, values in sorted_by.items()}
+
+
+def _positions(records: Sequence[ImageRecord]) -> list[int]:
+    return [cast(int, record.index) for record in records]
+
+
+def _classes(logits: Mapping[str, Tensor], rows: list[int]) -> dict[str, np.ndarray]:
+    return {name: own.numpy()[rows].argmax(1) for name, own in logits.items()}
 
 
 def judge_unknown(doubt: np.ndarray, strange: np.ndarray) -> dict[str, Any]:

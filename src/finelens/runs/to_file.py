@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,34 +13,28 @@ from typing import Any
 import numpy as np
 import torch
 
-from finelens.classes.taxonomy import saved_taxonomy
 from finelens.classes.text_files import counted, quote
-from finelens.core.columns import Column
 from finelens.core.console import Console
 from finelens.core.schemas import MODEL_CONFIG_FILE, SCHEMA_VERSION, UNLIKE_NOTE, VERSION
 from finelens.errors import UserError
 from finelens.evaluation.conformal import Conformal
-from finelens.evaluation.none_of_these import share_of_none
-from finelens.images.load import Tally
 from finelens.images.tiles import Grid
 from finelens.intake.recognise import CONFIDENCE
 from finelens.intake.taken import take
-from finelens.protocol import ImageRecord
-from finelens.runs.alarms import say_none
+from finelens.runs.account import Account
+from finelens.runs.answer_tables import tables_of
 from finelens.runs.answered import answered_among
 from finelens.runs.arguments import Question
-from finelens.runs.by_rank import RankTable
 from finelens.runs.classifier import Classifier, load_run
 from finelens.runs.folder import RunFolder
 from finelens.runs.group_by import GroupBy
 from finelens.runs.predict import GROUP, Predictions
-from finelens.runs.sets import calibrate_on, set_sizes, sets_header, sets_of, sets_text
-from finelens.runs.shard import drop_left_over, groups_path, ranks_path, sets_path, tiles_path
+from finelens.runs.sets import calibrate_on
+from finelens.runs.shard import drop_left_over, groups_path, tiles_path
 from finelens.runs.source import Listing, Source
 from finelens.runs.sources import asked_at, source_at, with_rows, with_tiles
 from finelens.runs.tiled import FLOOR, TilesFile, tiles_file
 from finelens.runs.together import Gathered, Together
-from finelens.runs.trust import Seen, hardly_knows
 from finelens.storage.cache import state_digest
 from finelens.storage.files import file_digest, text_bytes, write_text
 from finelens.storage.growing import GrowingFiles
@@ -48,8 +42,6 @@ from finelens.storage.predictions import (
     BOM,
     PredictionRow,
     each_prediction,
-    predictions_header,
-    predictions_text,
     read_predictions,
     rows_from_logits,
     softmax,
@@ -112,82 +104,61 @@ def predict_to_file(question: Question, console: Console, asked: Asked | None = 
         UserError: Input that cannot be used.
     """
     asked = asked or load_question(question, console)
-    source, listing, classifier, rule = asked.source, asked.listing, asked.classifier, asked.rule
-    likeness, doubt = Column(), Column()
+    source, listing, classifier = asked.source, asked.listing, asked.classifier
     span = range(listing.count) if question.shard is None else question.shard.rows(listing.count, GROUP)
-    paths, starts = [question.target], [predictions_header(bom=question.csv_bom)]
-    if rule is not None:
-        paths, starts = [*paths, sets_path(question.target)], [*starts, (BOM if question.csv_bom else "") + sets_header()]
-    by_rank = _rank_table(question)
-    if by_rank is not None:
-        paths, starts = [*paths, ranks_path(question.target)], [*starts, (BOM if question.csv_bom else "") + by_rank.header]
+    tables = tables_of(question, classifier.classes, asked.rule)
+    paths = [table.path for table in tables]
     gathered = None if question.group_by is None else Gathered(GroupBy.parse(question.group_by), source)
-    tally, sizes, seen = Tally(), Counter[int](), Seen()
-    # A photograph is counted as one file: behind each row of one are those of its tiles.
-    step = 1 if question.tiles is None else 1 + len(Grid.parse(question.tiles).boxes)
-    with GrowingFiles(paths, list(map(text_bytes, starts)), question_key(question, asked)) as files:
-        if files.done:
-            console.say(f"going on: {files.done} of {len(span)} rows are in {question.target.name}.part")
-            doubt.add(recount(files.parts[0], tally, step))
-            if rule is not None:
-                sizes.update(set_sizes(files.parts[1]))
+    account = Account(1 if question.tiles is None else 1 + len(Grid.parse(question.tiles).boxes))
+    with GrowingFiles(paths, [text_bytes(table.header) for table in tables], question_key(question, asked)) as files:
         earlier = files.done
+        if earlier:
+            console.say(f"going on: {earlier} of {len(span)} rows are in {question.target.name}.part")
+            account.take_up(files.parts[0])
+            for table, written in zip(tables, files.parts, strict=True):
+                table.take_up(written)
         left = span[earlier:]
         found = source.parts(classifier.request(console, zero_shot=question.zero_shot, looks=gathered is not None), left)
         for part in found if left else ():
             rows = _rows(part, classifier)
-            texts = [predictions_text(rows)]
-            likeness.add(part.likeness)
-            doubt.add(part.none_of_these)
             probabilities = softmax(part.logits["logits"].numpy()) if part.logits else np.zeros((0, len(classifier.classes)))
-            seen.add(part, probabilities)
-            if rule is not None:
-                sets = sets_of(part, classifier.classes, rule)
-                sizes.update(len(own) for own in sets if own)
-                texts.append(sets_text(part.records, sets))
+            texts = [table.lines(part, rows, probabilities) for table in tables]
             if gathered is not None:
                 gathered.add(part, rows, probabilities)
-            if by_rank is not None:
-                texts.append(by_rank.lines(rows, {record.name: record.index for record in part.records}, probabilities))
-            tally.add(part.records[-files.done % step :: step])
+            account.add(part, probabilities, files.done)
             files.add(list(map(text_bytes, texts)), files.done + len(part.records))
         if question.target.is_file():
             asked_for = {groups_path(question.target): question.group_by, tiles_path(question.target): question.tiles}
             drop_left_over(question.target, [*paths, *(path for path, given in asked_for.items() if given is not None)])
         files.finish()
-    if rule is not None:
-        mean = f", {sum(size * count for size, count in sizes.items()) / sizes.total():.1f} classes in a set on average" if sizes else ""
-        console.say(f"conformal sets{mean}; {rule.guarantee()}")
+    for table in tables:
+        table.say(console)
     if question.shard is not None and not len(span):
         console.say(f"part {question.shard} holds none of the {counted(listing.count, 'file', 'files')}: a part is of whole groups of {GROUP}")
-    tally.say(console, -(-earlier // step))
-    tally.say_notes(console)
+    account.say_files(console, earlier)
     # Tiles look unlike photographs, and belong to no class more often: what is expected of photographs says nothing of them.
     if question.tiles is None:
-        familiarity, likes = classifier.model.familiarity, torch.from_numpy(likeness.numbers).float()
-        if len(likes) and familiarity is not None and (complaint := familiarity.complaint(likes)):
-            # How far earlier ones were from the fit is not in the file.
-            console.warn(f"of what this command read, {complaint}" if earlier else complaint)
         folder = RunFolder.open(question.run, lock=False)
-        hardly = hardly_knows(folder)
-        say_none(doubt.numbers, console, hardly=hardly)
-        # What was read by a command that was stopped is not here any more.
-        if question.classes is None and len(left) == len(span):
-            seen.say(folder, console, strangers=share_of_none(doubt.numbers), hardly=hardly)
+        account.say_answers(folder, classifier.model, console, earlier=earlier, own=question.classes is None)
+    paths += _write_beside(question, classifier.classes, gathered, console)
+    for path in paths:
+        console.say(f"wrote {path}")
+    return question.target
+
+
+def _write_beside(question: Question, classes: Sequence[str], gathered: Gathered | None, console: Console) -> list[Path]:
+    """Write the files that need the answers of all: of groups, and of the tiles of a photograph."""
     beside: list[tuple[Path, Together | TilesFile]] = []
     if gathered is not None:
-        beside.append((groups_path(question.target), gathered.answers(classifier.classes)))
+        beside.append((groups_path(question.target), gathered.answers(classes)))
     if question.tiles is not None:
         floor = FLOOR if question.tile_floor is None else question.tile_floor
         beside.append((tiles_path(question.target), tiles_file(read_predictions(question.target), Grid.parse(question.tiles), floor)))
     for path, further in beside:
         write_text(path, (BOM if question.csv_bom else "") + further.text)
-        paths = [*paths, path]
         for line in further.lines:
             console.say(line)
-    for path in paths:
-        console.say(f"wrote {path}")
-    return question.target
+    return [path for path, _ in beside]
 
 
 def check_any_read(path: Path) -> None:
@@ -208,18 +179,6 @@ def check_any_read(path: Path) -> None:
         raise UserError(f"none of the {rows} files is an image that can be read; the column reason of {path} says why")
 
 
-def recount(path: Path, tally: Tally, step: int = 1) -> np.ndarray:
-    """Count every ``step``-th row that an earlier command wrote, as if it were new; returns the doubt of all whether they belong to any class."""
-    doubt: list[float] = []
-    for place, row in enumerate(each_prediction(path)):
-        if not place % step:
-            notes = [note for note in row.reason.split("; ") if note != UNLIKE_NOTE]
-            tally.add([ImageRecord(row.path, row.status, "; ".join(notes), None)])
-        if row.none_of_these is not None:
-            doubt.append(row.none_of_these)
-    return np.array(doubt)
-
-
 def source_of(question: Question, console: Console) -> Source:
     """The photographs, or what a file of another tool names of them."""
     if question.in_file is None:
@@ -229,15 +188,6 @@ def source_of(question: Question, console: Console) -> Source:
     for remark in taken.remarks:
         console.say(remark)
     return with_rows(source_at(question.photos, strict=question.strict, row_names=question.row_names), taken)
-
-
-def _rank_table(question: Question) -> RankTable | None:
-    """Lines of answers by rank, where the run's class list was a table with ranks and answers are among its classes."""
-    if question.classes is not None:
-        return None
-    folder = RunFolder.open(question.run, lock=False)
-    taxonomy = saved_taxonomy(folder.taxonomy_path)
-    return RankTable(taxonomy, folder.config.rank_floor) if taxonomy is not None and taxonomy.ranks else None
 
 
 def _rows(part: Predictions, classifier: Classifier) -> list[PredictionRow]:
