@@ -52,8 +52,7 @@ VERDICTS: Final = ("improved", "cannot judge", "unclear", "do not use")
 # In ``reason`` of what ``predict`` writes, for a photograph that looks unlike those of the fit.
 UNLIKE_NOTE: Final = "unlike the photographs of the fit"
 
-# Fields that every line of events.jsonl has; further fields depend on ``event``.
-EVENT_FIELDS: Final = ("time", "event")
+# What ``event`` of a line of events.jsonl can be; every line has a ``time`` too, and further fields depend on the event.
 EVENTS: Final = (
     "start",
     "backbones",

@@ -9,6 +9,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike
 
+from finelens.evaluation.metrics import LEVEL
+
 RESAMPLES = 500
 # Resamples whose ranks are summed at once: 50 of 5,000 images take 2 MB a table.
 _AT_ONCE = 50
@@ -20,25 +22,23 @@ def mean_average_precision(targets: ArrayLike, scores: ArrayLike) -> float:
     return float(_resampled(y, s, np.ones((1, len(y))))[0])
 
 
-def interval(targets: ArrayLike, scores: ArrayLike, others: ArrayLike | None = None, seed: int = 0, level: float = 0.95) -> tuple[float, float]:
+def interval(targets: ArrayLike, scores: ArrayLike, others: ArrayLike | None = None) -> tuple[float, float]:
     """Percentile bootstrap interval, over images, of the mean average precision, or of its difference to that of other scores of the same images.
 
     Args:
         targets: Classes of each image, (N, C) bool.
         scores: Higher where the class is likelier, (N, C).
         others: Scores that are subtracted, (N, C); None for the value itself.
-        seed: Seed of the resamples.
-        level: Coverage.
 
     Returns:
-        Lower and upper end.
+        Lower and upper end, at 95 %.
     """
     y, s = np.asarray(targets, dtype=bool), np.asarray(scores, dtype=np.float64)
-    counts = np.random.default_rng(seed).multinomial(len(y), np.full(len(y), 1 / len(y)), size=RESAMPLES).astype(np.float64)
+    counts = np.random.default_rng(0).multinomial(len(y), np.full(len(y), 1 / len(y)), size=RESAMPLES).astype(np.float64)
     draws = _resampled(y, s, counts)
     if others is not None:
         draws = draws - _resampled(y, np.asarray(others, dtype=np.float64), counts)
-    low, high = np.nanquantile(draws, [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.nanquantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)
 
 

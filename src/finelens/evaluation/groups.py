@@ -20,7 +20,7 @@ ABSENT = frozenset({"no", "not", "none", "0", "false", "absent", "without", "off
 
 
 def judge_groups(
-    targets: ArrayLike, probabilities: ArrayLike, zero_shot: ArrayLike, values: Sequence[str], class_names: Sequence[str], seed: int = 0
+    targets: ArrayLike, probabilities: ArrayLike, zero_shot: ArrayLike, values: Sequence[str], class_names: Sequence[str]
 ) -> dict[str, Any]:
     """One way to sort the images into groups.
 
@@ -30,7 +30,6 @@ def judge_groups(
         zero_shot: Class that the unadapted model gives, (N,).
         values: Group of each image, (N,); the empty text for none: such images are in no number but ``ungrouped``.
         class_names: C names.
-        seed: Of the bootstrap and of the permutations.
 
     Returns:
         ``groups``, the least accurate first: ``group``, ``n``, ``accuracy``, ``accuracy_interval``, ``class_mean_accuracy``, ``zero_shot_accuracy``,
@@ -43,9 +42,9 @@ def judge_groups(
     inside = own != ""
     y, p, first, own = y[inside], p[inside], first[inside], own[inside]
     correct = p.argmax(axis=1) == y
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     names = sorted(set(own.tolist()))
-    groups = [_group(name, own == name, y, p, first, correct, len(class_names), rng, seed) for name in names]
+    groups = [_group(name, own == name, y, p, first, correct, len(class_names), rng) for name in names]
     groups.sort(key=lambda group: group["accuracy"])
     return {
         "groups": groups,
@@ -56,7 +55,7 @@ def judge_groups(
 
 
 def _group(
-    name: str, at: np.ndarray, y: np.ndarray, p: np.ndarray, first: np.ndarray, correct: np.ndarray, classes: int, rng: np.random.Generator, seed: int
+    name: str, at: np.ndarray, y: np.ndarray, p: np.ndarray, first: np.ndarray, correct: np.ndarray, classes: int, rng: np.random.Generator
 ) -> dict[str, Any]:
     predictions = p[at].argmax(axis=1)
     others = correct[~at]
@@ -64,7 +63,7 @@ def _group(
         "group": name,
         "n": int(at.sum()),
         "accuracy": float(correct[at].mean()),
-        "accuracy_interval": list(bootstrap_interval(correct[at], seed=seed)),
+        "accuracy_interval": list(bootstrap_interval(correct[at])),
         "class_mean_accuracy": class_mean_accuracy(y[at], predictions, classes),
         "zero_shot_accuracy": accuracy(y[at], first[at]),
         "auroc": _auroc(y[at], p[at]),

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 # Smallest probability that the negative log-likelihood tells from zero.
 _TINY = 1e-12
+# Coverage of every interval.
+LEVEL = 0.95
 
 
 def accuracy(targets: ArrayLike, predictions: ArrayLike) -> float:
@@ -114,7 +116,7 @@ def auroc_fpr95(scores: ArrayLike, unknown: ArrayLike) -> tuple[float, float]:
     return float(below.mean() / (2 * len(known))), float((s[u] <= np.quantile(known, 0.95)).mean())
 
 
-def bootstrap_interval(correct: ArrayLike, n: int = 2000, seed: int = 0, level: float = 0.95) -> tuple[float, float]:
+def bootstrap_interval(correct: ArrayLike, n: int = 2000, seed: int = 0) -> tuple[float, float]:
     """Percentile bootstrap interval of an accuracy.
 
     The number of hits among N images drawn with replacement is binomial, so it is drawn directly; the law is the same as that of drawing images.
@@ -124,20 +126,19 @@ def bootstrap_interval(correct: ArrayLike, n: int = 2000, seed: int = 0, level: 
         correct: Whether each image is right, (N,).
         n: Number of resamples.
         seed: Seed of the resamples.
-        level: Coverage.
 
     Returns:
-        Lower and upper end.
+        Lower and upper end, at 95 %.
     """
     hits = np.asarray(correct, dtype=bool)
     if hits.all() or not hits.any():
-        square = NormalDist().inv_cdf((1 + level) / 2) ** 2
+        square = NormalDist().inv_cdf((1 + LEVEL) / 2) ** 2
         return (len(hits) / (len(hits) + square), 1.0) if hits.any() else (0.0, square / (len(hits) + square))
     draws = np.random.default_rng(seed).binomial(len(hits), hits.mean(), size=n) / len(hits)
-    return _interval(draws, level)
+    return _interval(draws)
 
 
-def paired_bootstrap(correct_a: ArrayLike, correct_b: ArrayLike, n: int = 2000, seed: int = 0, level: float = 0.95) -> tuple[float, float]:
+def paired_bootstrap(correct_a: ArrayLike, correct_b: ArrayLike, n: int = 2000, seed: int = 0) -> tuple[float, float]:
     """Percentile bootstrap interval of accuracy A minus accuracy B on the same images.
 
     Only images on which the two differ move the difference; their counts in a resample of images are multinomial and are drawn directly.
@@ -147,15 +148,14 @@ def paired_bootstrap(correct_a: ArrayLike, correct_b: ArrayLike, n: int = 2000, 
         correct_b: Whether B is right on each image, (N,).
         n: Number of resamples.
         seed: Seed of the resamples.
-        level: Coverage.
 
     Returns:
-        Lower and upper end.
+        Lower and upper end, at 95 %.
     """
     only_a, only_b, total = _discordant(correct_a, correct_b)
     shares = [only_a / total, only_b / total, (total - only_a - only_b) / total]
     draws = np.random.default_rng(seed).multinomial(total, shares, size=n)  # (n, 3)
-    return _interval((draws[:, 0] - draws[:, 1]) / total, level)
+    return _interval((draws[:, 0] - draws[:, 1]) / total)
 
 
 def mcnemar(correct_a: ArrayLike, correct_b: ArrayLike) -> float:
@@ -176,8 +176,8 @@ def _discordant(correct_a: ArrayLike, correct_b: ArrayLike) -> tuple[int, int, i
     return int((a & ~b).sum()), int((b & ~a).sum()), len(a)
 
 
-def _interval(draws: np.ndarray, level: float) -> tuple[float, float]:
-    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
+def _interval(draws: np.ndarray) -> tuple[float, float]:
+    low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)
 
 
@@ -189,7 +189,6 @@ def evaluate_predictions(
     zero_shot: ArrayLike,
     branches: Mapping[str, ArrayLike] | None = None,
     n_failed: int = 0,
-    seed: int = 0,
 ) -> dict[str, Any]:
     """Everything that ``evaluate`` reports, ready for JSON.
 
@@ -200,7 +199,6 @@ def evaluate_predictions(
         zero_shot: Class index that the unadapted model gives each image, (N,).
         branches: Class index (N,) by name of each part of the method.
         n_failed: Labelled files that could not be read; they are in no mean.
-        seed: Seed of the bootstrap.
 
     Returns:
         ``accuracy``, ``class_mean_accuracy``, ``zero_shot_accuracy``, ``zero_shot_class_mean_accuracy``, ``n``, ``n_failed``, ``absent_classes``,
@@ -230,9 +228,9 @@ def evaluate_predictions(
         "worst_10_percent": worst_10_percent(y, predictions, n_classes),
         "ece": ece(y, p),
         "nll": nll(y, p),
-        "accuracy_interval": list(bootstrap_interval(correct, seed=seed)),
+        "accuracy_interval": list(bootstrap_interval(correct)),
         "difference": float(correct.mean() - correct_first.mean()),
-        "difference_interval": list(paired_bootstrap(correct, correct_first, seed=seed)),
+        "difference_interval": list(paired_bootstrap(correct, correct_first)),
         "mcnemar_p": mcnemar(correct, correct_first),
         "per_class": _per_class(y, predictions, first, class_names),
         "confusion": _nonzero(confusion(y, predictions, n_classes)),

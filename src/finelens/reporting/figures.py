@@ -8,6 +8,8 @@ from markupsafe import Markup
 
 WIDTH, HEIGHT = 320, 170
 LEFT, RIGHT, TOP, BOTTOM = 40, 10, 10, 24
+# Letters of a name beside a figure.
+LONGEST = 20
 
 
 def share_bar(share: float, mark: float | None = None) -> Markup:
@@ -36,13 +38,10 @@ def histogram(title: str, counts: Sequence[float], compare: Sequence[float], lab
     return _svg(title, axis + bars + line + texts)
 
 
-def line_chart(
-    title: str, series: Sequence[Sequence[float]], *, low: float | None = None, high: float | None = None, percent: bool = False
-) -> Markup:
+def line_chart(title: str, series: Sequence[Sequence[float]], *, percent: bool = False) -> Markup:
     """Up to two curves over epochs 1, 2, ...; the second is drawn dashed."""
     values = [value for one in series for value in one]
-    bottom = min(values) if low is None else low
-    top = max(values) if high is None else high
+    bottom, top = min(values), max(values)
     if top - bottom < 1e-9:
         bottom, top = bottom - 0.5, top + 0.5
     count = max(len(one) for one in series)
@@ -117,9 +116,9 @@ def matrix(title: str, counts: Sequence[Sequence[int]], names: Sequence[str]) ->
     )
 
 
-def shorten(name: str, length: int = 20) -> str:
+def shorten(name: str) -> str:
     """A name that fits beside a figure."""
-    return name if len(name) <= length else name[: length - 1] + "\N{HORIZONTAL ELLIPSIS}"
+    return name if len(name) <= LONGEST else name[: LONGEST - 1] + "\N{HORIZONTAL ELLIPSIS}"
 
 
 def _percent(share: float) -> str:

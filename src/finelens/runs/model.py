@@ -189,13 +189,12 @@ def save_model(folder: Path, model: Model) -> None:
     write_json(folder / MODEL_CONFIG_FILE, {**packed.document, "sha256": digests})
 
 
-def load_model(folder: Path, *, device: str = "cpu", precision: str | None = None) -> Model:
+def load_model(folder: Path, *, device: str = "cpu") -> Model:
     """Read a model folder.
 
     Args:
         folder: ``model/`` of a run.
         device: Where to run it.
-        precision: Float type of the tower; None takes what the run was trained with.
 
     Raises:
         UserError: Not a model folder, damaged, or written by a newer finelens.
@@ -215,7 +214,7 @@ def load_model(folder: Path, *, device: str = "cpu", precision: str | None = Non
         packed = PackedModel(document, load_tensors(folder / MODEL_WEIGHTS_FILE), load_tensors(folder / ZERO_SHOT_WEIGHTS_FILE))
         # Models of before have none.
         _check_digests(folder, document.get("sha256", {}))
-        return unpack_model(packed, device=device, precision=precision)
+        return unpack_model(packed, device=device)
     except (KeyError, IndexError, RuntimeError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
         raise UserError(f"{folder}: the model's files do not fit together ({error}); run finelens adapt again") from error
 

@@ -16,7 +16,6 @@ from finelens.solvers.base import Features, Solver, unit_rows
 from finelens.solvers.columns import split_views
 from finelens.solvers.presence import neighbour_agreement
 
-Views = Features | Sequence[Features]
 # Most images that a view is tried on, neighbours of each, and the share of the first view's neighbour agreement from which a view is listened to.
 TRIED, NEAREST, SOUND = 2048, 5, 1 / 3
 # With fewer images, or less agreement in the first view, nothing is told of the others.

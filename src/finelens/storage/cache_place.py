@@ -86,19 +86,18 @@ def is_temporary(name: str) -> bool:
     return name.startswith(TEMPORARY_PREFIX) and name.endswith(TEMPORARY_SUFFIX)
 
 
-def clear_cache(older_than_days: float = 0.0, folder: Path | None = None) -> tuple[int, int, int]:
+def clear_cache(older_than_days: float = 0.0) -> tuple[int, int, int]:
     """Remove cached files, while others may use them: what a process has open stays readable to it, and what it does not find it computes again.
 
     Args:
         older_than_days: Keep what was used within so many days.
-        folder: As for :func:`cache_files`.
 
     Returns:
         How many files were removed, their bytes, and how many could not be removed.
     """
     count = total = kept = 0
     latest = time.time() - 86400 * older_than_days
-    for file in cache_files(folder):
+    for file in cache_files():
         if older_than_days and file.used > latest:
             continue
         try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.resources import files
@@ -136,16 +136,15 @@ def _text(value: Any) -> bool:
     return isinstance(value, str) and value == value.strip() != ""
 
 
-def beside(rows: Sequence[Result], entries: Iterable[Entry] | None = None) -> list[Beside]:
+def beside(rows: Sequence[Result]) -> list[Beside]:
     """Published numbers on the data sets of a table of ours, those that can be compared first.
 
     Args:
         rows: Rows of one protocol, backbone, profile and options.
-        entries: Published numbers; those of the package by default.
     """
     sets = {row.key.data: row for row in rows}
     found: dict[tuple[Any, ...], dict[str, tuple[float, str]]] = {}
-    for entry in published() if entries is None else entries:
+    for entry in published():
         for name, row in sets.items():
             if published_name(name) == entry.data:
                 group = entry.method, entry.source, entry.backbone, entry.protocol, entry.comparable
