@@ -61,10 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         click.echo(error.format_message())
         sys.exit(MISTAKE)
     except click.NoSuchOption as error:
-        if error.option_name in TARGETS and error.ctx is not None:
-            has = {name for option in error.ctx.command.params for name in option.opts}
-            error.possibilities = [name for name in TARGETS if name in has] or error.possibilities
-        _fail(error.format_message())
+        _fail(_no_option(error))
     except click.ClickException as error:
         _fail(error.format_message())
     except UserError as error:
@@ -73,6 +70,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         click.echo("stopped", err=True)
         sys.exit(INTERRUPTED)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _no_option(error: click.NoSuchOption) -> str:
+    """What click says; of an option that in other verbs says where answers go, the one that says it in this verb."""
+    taken = {name for option in error.ctx.command.params for name in option.opts} if error.ctx is not None else set()
+    own = next((name for name in TARGETS if name in taken), None)
+    return error.format_message() if own is None or error.option_name not in TARGETS else f"{error.message} Did you mean {own!r}?"
 
 
 def _fail(message: str) -> None:
