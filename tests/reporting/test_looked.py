@@ -46,7 +46,7 @@ def test_thumbnails_are_made_once_and_to_a_limit(photos):
 
     def photo(name):
         asked.append(name)
-        return Photo(torch.zeros(3, 20, 30, dtype=torch.uint8), name)
+        return Photo(lambda: torch.zeros(3, 20, 30, dtype=torch.uint8), name)
 
     thumbnails = Thumbnails(photo, limit=2)
     assert thumbnails.uri("a") == thumbnails.uri("a") == thumbnails.uri("b")

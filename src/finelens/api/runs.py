@@ -151,9 +151,11 @@ def adapt(
     ranked = rank_of_run(candidates, config, console) if len(candidates) > 1 else None
     if ranked is not None:
         config = replace(config, backbone=ranked.spec)
-    inputs = replace(read_inputs(config, console, processes=processes, taken=taken), backbones=None if ranked is None else ranked.to_json())
+    undecided = method == AUTO or minutes is not None
+    inputs = read_inputs(config, console, processes=processes, taken=taken, choice_follows=undecided)
+    inputs = replace(inputs, backbones=None if ranked is None else ranked.to_json())
     config = _pinned(config, inputs.prepared.engine.backbone.name)
-    if method == AUTO or minutes is not None:
+    if undecided:
         choice = choose(inputs.prepared, inputs.loaded, config, inputs.hints, minutes, console)
         config, inputs = choice.config, replace(inputs, prepared=choice.prepared, choice=choice.reason)
     if not processes.first:

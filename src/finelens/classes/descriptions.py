@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from finelens.classes.text_files import control_character, listing, quote, read_
 from finelens.errors import UserError
 
 MAX_TEXT_LENGTH = 20_000
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _WHAT = "description file"
 _FILE_KEYS = frozenset({"dataset", "kind", "classes", "source"})
 _CLASS_KEYS = frozenset({"name", "aliases", "texts"})
@@ -115,7 +117,7 @@ def _texts(value: object, where: str) -> tuple[str, ...]:
             raise UserError(f"{where}: item {number} is a {_kind(text)}, not a sentence in quotation marks")
         if len(text) > MAX_TEXT_LENGTH:
             raise UserError(f"{where}: item {number} has {len(text)} characters, at most {MAX_TEXT_LENGTH} are allowed; split it into sentences")
-        if any("\ud800" <= char <= "\udfff" for char in text):
+        if _SURROGATE.search(text):
             raise UserError(f"{where}: item {number} contains half of a surrogate pair, which is not a character; remove it")
     return tuple(value)
 

@@ -10,6 +10,7 @@ import stat
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.ExifTags import Base
 from torch import Tensor
 
+from finelens.errors import UserError
 from finelens.images.boxes import Box
 from finelens.images.containers import brighten_png, is_upright, jxl_size, open_image
 from finelens.images.dicom import is_dicom, read_dicom
@@ -69,6 +71,29 @@ class DecodedImage:
 
 
 @dataclass(frozen=True)
+class KnownImage:
+    """A readable file whose pixels are not made before somebody looks at them.
+
+    Attributes:
+        sha256: As of :class:`DecodedImage`.
+        notes: As of :class:`DecodedImage`.
+        read: Decodes the file; raises :class:`~finelens.errors.UserError` where it is no longer what it was.
+    """
+
+    sha256: str
+    notes: tuple[str, ...]
+    read: Callable[[], Tensor]
+
+
+class Known(Protocol):
+    """Contents that are known to be readable."""
+
+    def notes(self, sha256: str, path: Path) -> tuple[str, ...] | None:
+        """What decoding said of that content under a name that ends alike; None where it is not known to be readable."""
+        ...
+
+
+@dataclass(frozen=True)
 class Failure:
     """Why there are no pixels.
 
@@ -104,10 +129,39 @@ def decode(path: Path, limits: DecodeLimits, box: Box | None = None) -> DecodedI
         the bytes are not, or end early).
     """
     try:
-        data = _read(path, limits)
-        return _decoded(data, path, limits) if box is None else _cut(data, path, limits, box)
+        return _whole_or_part(_read(path, limits), path, limits, box)
     except Exception as error:
         return _failure(error)
+
+
+def recognise(path: Path, limits: DecodeLimits, known: Known, box: Box | None = None) -> DecodedImage | KnownImage | Failure:
+    """As :func:`decode`, without pixels where the content is known to be readable."""
+    try:
+        data = _read(path, limits)
+        identity = _identity(data, box)
+        notes = known.notes(identity, path)
+        if notes is None:
+            return _whole_or_part(data, path, limits, box, identity)
+        return KnownImage(identity, notes, lambda: _again(path, limits, box, identity))
+    except Exception as error:
+        return _failure(error)
+
+
+def _again(path: Path, limits: DecodeLimits, box: Box | None, identity: str) -> Tensor:
+    found = decode(path, limits, box)
+    if not isinstance(found, DecodedImage) or found.sha256 != identity:
+        raise UserError(f"{display_name(path)} has changed since this command began to read it; leave the photographs alone, and start it again")
+    return found.pixels
+
+
+def _whole_or_part(data: bytes, path: Path, limits: DecodeLimits, box: Box | None, identity: str | None = None) -> DecodedImage:
+    pixels, notes = _decode_bytes(data, path, limits) if box is None else _cut(data, path, limits, box)
+    return DecodedImage(reduce_to_short_side(pixels, limits.short_side), identity or _identity(data, box), notes)
+
+
+def _identity(data: bytes, box: Box | None) -> str:
+    whole = hashlib.sha256(data)
+    return whole.hexdigest() if box is None else hashlib.sha256(whole.digest() + box.identity).hexdigest()
 
 
 def decode_bytes(data: bytes, name: str, limits: DecodeLimits) -> DecodedImage | Failure:
@@ -115,24 +169,18 @@ def decode_bytes(data: bytes, name: str, limits: DecodeLimits) -> DecodedImage |
     try:
         if len(data) > limits.max_bytes:
             raise _RefusedError("too_large", f"{len(data) / 1e6:.0f} MB exceed the budget of {limits.max_bytes / 1e6:.0f} MB; save a smaller copy")
-        return _decoded(data, Path(name), limits)
+        return _whole_or_part(data, Path(name), limits, None)
     except Exception as error:
         return _failure(error)
 
 
-def _decoded(data: bytes, path: Path, limits: DecodeLimits) -> DecodedImage:
-    pixels, notes = _decode_bytes(data, path, limits)
-    return DecodedImage(reduce_to_short_side(pixels, limits.short_side), hashlib.sha256(data).hexdigest(), notes)
-
-
-def _cut(data: bytes, path: Path, limits: DecodeLimits, box: Box) -> DecodedImage:
+def _cut(data: bytes, path: Path, limits: DecodeLimits, box: Box) -> tuple[Tensor, tuple[str, ...]]:
     # So much more of the whole that the part has the size it is kept at.
     whole = replace(limits, short_side=math.ceil(limits.short_side / max(min(box.width, box.height), _THINNEST)))
     pixels, notes = _decode_bytes(data, path, whole)
     part = box.cut(pixels)
     _refuse(check_geometry(part.shape[2], part.shape[1], limits))
-    identity = hashlib.sha256(hashlib.sha256(data).digest() + box.identity).hexdigest()
-    return DecodedImage(reduce_to_short_side(part, limits.short_side), identity, notes)
+    return part, notes
 
 
 def decode_open_image(image: Image.Image, limits: DecodeLimits) -> DecodedImage | Failure:

@@ -91,6 +91,8 @@ class FoundFiles(list[ImageFile]):
 def display_name(path: str | os.PathLike[str]) -> str:
     """A path as one line of valid text: forward slashes, bytes that are not UTF-8 and control characters escaped, all else untouched."""
     text = os.fsencode(path).decode("utf-8", "backslashreplace").replace(os.sep, "/")
+    if text.isascii() and text.isprintable():
+        return text
     return "".join(c.encode("unicode_escape").decode("ascii") if unicodedata.category(c) == "Cc" else c for c in text)
 
 

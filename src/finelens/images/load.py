@@ -27,8 +27,10 @@ def decode_limits(views: ViewConfig, preprocess: Preprocess) -> DecodeLimits:
     return DecodeLimits(max_pixels=round(views.max_megapixels * 1e6), short_side=max(views.store_short_side, preprocess.resize_size))
 
 
-def load(source: list[ImageFile] | ImageItems, limits: DecodeLimits, console: Console, spill_dir: Path | None = None) -> LoadedImages:
-    """Decode files or Python objects, with a progress bar.
+def load(
+    source: list[ImageFile] | ImageItems, limits: DecodeLimits, console: Console, spill_dir: Path | None = None, *, seldom: bool = False
+) -> LoadedImages:
+    """Decode files or Python objects, with a progress bar; ``seldom`` as for :func:`finelens.images.store.load_images`.
 
     Raises:
         UserError: There is no image, or not one could be read; the message gives the reasons.
@@ -41,7 +43,7 @@ def load(source: list[ImageFile] | ImageItems, limits: DecodeLimits, console: Co
         def advance(done: int) -> None:
             bar.update(1)
 
-        loaded = load_images(source, limits, progress=advance, spill_dir=spill_dir)
+        loaded = load_images(source, limits, progress=advance, spill_dir=spill_dir, seldom=seldom)
     need_one(loaded)
     return loaded
 

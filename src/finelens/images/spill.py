@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,13 @@ class PixelBuffer:
         self._dir = spill_dir
         self._file: Any = None
         self._offset = 0
-        self._places: list[Tensor | tuple[int, tuple[int, ...]]] = []
+        self._places: list[Tensor | Callable[[], Tensor] | tuple[int, tuple[int, ...]]] = []
 
-    def add(self, pixels: Tensor) -> int:
-        """Keep (3, H, W) and return its number."""
+    def add(self, pixels: Tensor | Callable[[], Tensor]) -> int:
+        """Keep (3, H, W), or what makes it when it is asked for and takes no room until then; returns its number."""
+        if not isinstance(pixels, Tensor):
+            self._places.append(pixels)
+            return len(self._places) - 1
         self._left -= pixels.numel()
         self._places.append(pixels if self._left >= 0 or self._dir is None else self._spill(pixels))
         return len(self._places) - 1
@@ -43,10 +47,10 @@ class PixelBuffer:
         self._offset += rows.numel()
         return place
 
-    def finish(self) -> list[Tensor]:
+    def finish(self) -> list[Tensor | Callable[[], Tensor]]:
         """All images by number; those in the file as views of its mapping, (3, H, W)."""
         buffer = self._map()
-        return [p if isinstance(p, Tensor) else _view(buffer, *p) for p in self._places]
+        return [_view(buffer, *p) if isinstance(p, tuple) else p for p in self._places]
 
     def _map(self) -> mmap.mmap | None:
         if self._file is None:

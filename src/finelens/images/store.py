@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import warnings
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,8 +19,9 @@ from torch import Tensor
 
 from finelens.errors import UserError
 from finelens.images.boxes import Box
-from finelens.images.decode import DecodedImage, DecodeLimits, Failure, decode, decode_bytes, decode_open_image, from_pixels
+from finelens.images.decode import DecodedImage, DecodeLimits, Failure, KnownImage, decode, decode_bytes, decode_open_image, from_pixels, recognise
 from finelens.images.discover import ImageFile, display_name
+from finelens.images.known import KnownPhotographs
 from finelens.images.spill import PixelBuffer
 from finelens.protocol import ImageRecord
 
@@ -81,8 +83,8 @@ class PixelStore:
         ids: Sample ids, sorted.
     """
 
-    def __init__(self, ids: list[str], images: list[Tensor]):
-        """Take images in the order of their sorted ids."""
+    def __init__(self, ids: list[str], images: Sequence[Tensor | Callable[[], Tensor]]):
+        """Take images, or what makes one each time it is looked at, in the order of their sorted ids."""
         self.ids = ids
         self._images = images
 
@@ -91,7 +93,8 @@ class PixelStore:
 
     def __getitem__(self, index: int) -> Tensor:
         """The image, (3, H, W) uint8, short side capped; read-only by convention."""
-        return self._images[index]
+        image = self._images[index]
+        return image if isinstance(image, Tensor) else image()
 
 
 def load_images(
@@ -101,6 +104,8 @@ def load_images(
     progress: Callable[[int], None] | None = None,
     memory_budget: int = MEMORY_BUDGET,
     spill_dir: Path | None = None,
+    *,
+    seldom: bool = False,
 ) -> LoadedImages:
     """Decode images in a thread pool. Labels are never touched: of a tuple only the first element is read, of an object only ``.image``.
 
@@ -113,6 +118,8 @@ def load_images(
         progress: Called with the number of items done so far, in the calling thread.
         memory_budget: Bytes of pixels to keep in memory.
         spill_dir: Folder for the pixels beyond the budget, in one unnamed temporary file that goes with the process; None keeps all in memory.
+        seldom: Whether few pixels will be looked at. Files of a folder that decoded before, by what the cache says of their contents, are read and
+            hashed; they are decoded each time they are looked at, and not kept.
 
     Raises:
         UserError: ``items`` or one of them is of no such kind, or the spill file cannot be written.
@@ -120,20 +127,32 @@ def load_images(
     if isinstance(items, (str, bytes, os.PathLike)) or not (hasattr(items, "__len__") and hasattr(items, "__getitem__")):
         raise UserError(f"images must be a sequence or data set, got {type(items).__name__}; its items may be {SUPPORTED_ITEMS}")
     limits = limits or DecodeLimits()
-    jobs = (_item_job(i, items[i], limits) for i in range(len(items)))
-    return _load(jobs, workers, progress, PixelBuffer(memory_budget, spill_dir))
+    with KnownPhotographs(limits) if seldom else nullcontext() as known:
+        jobs = (_item_job(i, items[i], limits, known) for i in range(len(items)))
+        return _load(jobs, workers, progress, PixelBuffer(memory_budget, spill_dir))
 
 
-Job = Callable[[], "DecodedImage | Failure"]
+Job = Callable[[], "DecodedImage | KnownImage | Failure"]
 
 
 def _decode_job(path: Path, limits: DecodeLimits, box: Box | None = None) -> Job:
     return lambda: decode(path, limits, box)
 
 
-def _item_job(position: int, item: Any, limits: DecodeLimits) -> tuple[str, Job]:
+def _recognise_job(path: Path, limits: DecodeLimits, known: KnownPhotographs, box: Box | None) -> Job:
+    def job() -> DecodedImage | KnownImage | Failure:
+        found = recognise(path, limits, known, box)
+        if isinstance(found, DecodedImage):
+            known.add(found.sha256, path, found.notes)
+        return found
+
+    return job
+
+
+def _item_job(position: int, item: Any, limits: DecodeLimits, known: KnownPhotographs | None = None) -> tuple[str, Job]:
     if isinstance(item, ImageFile):
-        return item.name, _decode_job(item.path, limits, item.box)
+        path = item.path
+        return item.name, _decode_job(path, limits, item.box) if known is None else _recognise_job(path, limits, known, item.box)
     image = _image_of(item)
     if isinstance(image, (str, bytes, os.PathLike)):
         path = Path(os.fsdecode(image))
@@ -152,7 +171,9 @@ def _item_job(position: int, item: Any, limits: DecodeLimits) -> tuple[str, Job]
 
 def decode_item(position: int, item: Any, limits: DecodeLimits) -> DecodedImage | Failure:
     """Decode one of the items that :func:`load_images` takes."""
-    return _item_job(position, item, limits)[1]()
+    found = _item_job(position, item, limits)[1]()
+    assert not isinstance(found, KnownImage)
+    return found
 
 
 def _image_of(item: Any) -> Any:
@@ -185,7 +206,7 @@ def _load(jobs: Iterable[tuple[str, Job]], workers: int, progress: Callable[[int
             else:
                 digest = result.sha256
                 if digest not in places:
-                    places[digest] = pixels.add(result.pixels)
+                    places[digest] = pixels.add(result.read if isinstance(result, KnownImage) else result.pixels)
                 sample_id = f"{digest}-{copies[digest]}" if copies[digest] else digest
                 copies[digest] += 1
                 by_id[sample_id] = places[digest]
@@ -199,9 +220,9 @@ def _load(jobs: Iterable[tuple[str, Job]], workers: int, progress: Callable[[int
     return LoadedImages(PixelStore(ids, [images[by_id[key]] for key in ids]), records)
 
 
-def _run_ahead(jobs: Iterable[tuple[str, Job]], workers: int) -> Iterator[tuple[str, DecodedImage | Failure]]:
+def _run_ahead(jobs: Iterable[tuple[str, Job]], workers: int) -> Iterator[tuple[str, DecodedImage | KnownImage | Failure]]:
     """Results in the order of the jobs. Only a few are in flight, so memory does not grow with the number of jobs."""
-    waiting: deque[tuple[str, Future[DecodedImage | Failure]]] = deque()
+    waiting: deque[tuple[str, Future[DecodedImage | KnownImage | Failure]]] = deque()
     pool = ThreadPoolExecutor(max(1, workers), thread_name_prefix="finelens-decode")
     try:
         for name, job in jobs:

@@ -6,6 +6,7 @@ import base64
 import io
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from PIL import Image
@@ -13,12 +14,13 @@ from torch import Tensor
 
 from finelens.core.schemas import TAKEN_FILE
 from finelens.errors import UserError
-from finelens.images.decode import DecodedImage, DecodeLimits, decode, decode_bytes
+from finelens.images.decode import DecodedImage, DecodeLimits, Failure, decode, decode_bytes
 from finelens.images.discover import ImageFile
 from finelens.images.resize import centre_crop, resize
 from finelens.images.shards import ShardImages
 from finelens.intake.taken import saved
 from finelens.protocol import ImageStore
+from finelens.reporting.kept_pictures import KeptPictures
 from finelens.runs.photo_source import PhotoSource, ShardSource
 from finelens.runs.sources import source_at
 
@@ -30,15 +32,20 @@ LIMIT = 1200
 
 @dataclass(frozen=True)
 class Photo:
-    """A decoded photograph.
+    """A photograph.
 
     Attributes:
-        pixels: (3, H, W) uint8.
+        read: Gives its pixels.
         sample_id: Its identity by content.
     """
 
-    pixels: Tensor
+    read: Callable[[], Tensor]
     sample_id: str
+
+    @cached_property
+    def pixels(self) -> Tensor:
+        """(3, H, W) uint8."""
+        return self.read()
 
 
 Photos = Callable[[str], "Photo | None"]
@@ -52,10 +59,11 @@ class Thumbnails:
         limit: How many different pictures may be made.
         side: Side of a picture, the longer one where it is not square.
         crop: Whether to show the central square or the whole image.
+        kept: Pictures of earlier pages; None where none are kept.
     """
 
-    def __init__(self, photos: Photos, limit: int = LIMIT, *, side: int = SIDE, crop: bool = True) -> None:
-        self.photo = photos
+    def __init__(self, photos: Photos, limit: int = LIMIT, *, side: int = SIDE, crop: bool = True, kept: KeptPictures | None = None) -> None:
+        self.photo, self.kept = photos, kept
         self._shape = square if crop else whole
         self._side = side
         self._made: dict[str, str | None] = {}
@@ -72,9 +80,22 @@ class Thumbnails:
             photo = self.photo(name) if self._left > 0 else None
             if photo is None:
                 return None
+            picture = None if self.kept is None else self.kept.get(photo.sample_id, self._kind)
+            if picture is None:
+                try:
+                    picture = jpeg(self._shape(photo.pixels, self._side))
+                except UserError:
+                    # Changed since its content was looked up.
+                    return None
+                if self.kept is not None:
+                    self.kept.add(photo.sample_id, self._kind, picture)
             self._left -= 1
-            self._made[name] = jpeg_uri(self._shape(photo.pixels, self._side))
+            self._made[name] = data_uri(picture)
         return self._made[name]
+
+    @property
+    def _kind(self) -> str:
+        return f"{self._shape.__name__} {self._side}"
 
 
 def no_photos(name: str) -> None:
@@ -110,9 +131,16 @@ def _from_files(found: Iterable[ImageFile], limits: DecodeLimits) -> Photos:
     def photo(name: str) -> Photo | None:
         file = files.get(name)
         decoded = None if file is None else decode(file.path, limits, file.box)
-        return Photo(decoded.pixels, decoded.sha256) if isinstance(decoded, DecodedImage) else None
+        return _decoded_photo(decoded)
 
     return photo
+
+
+def _decoded_photo(decoded: DecodedImage | Failure | None) -> Photo | None:
+    if not isinstance(decoded, DecodedImage):
+        return None
+    pixels = decoded.pixels
+    return Photo(lambda: pixels, decoded.sha256)
 
 
 def _from_shards(images: ShardImages, limits: DecodeLimits) -> Photos:
@@ -121,15 +149,19 @@ def _from_shards(images: ShardImages, limits: DecodeLimits) -> Photos:
     def photo(name: str) -> Photo | None:
         if name not in positions:
             return None
-        decoded = decode_bytes(images[positions[name]].data, name, limits)
-        return Photo(decoded.pixels, decoded.sha256) if isinstance(decoded, DecodedImage) else None
+        return _decoded_photo(decode_bytes(images[positions[name]].data, name, limits))
 
     return photo
 
 
 def from_store(positions: Mapping[str, int], store: ImageStore) -> Photos:
-    """Take decoded images from memory, by file name at their positions in the store."""
-    return lambda name: Photo(store[positions[name]], store.ids[positions[name]]) if name in positions else None
+    """Take the images of a store, by file name at their positions in it."""
+
+    def photo(name: str) -> Photo | None:
+        place = positions.get(name)
+        return None if place is None else Photo(lambda: store[place], store.ids[place])
+
+    return photo
 
 
 def square(image: Tensor, side: int) -> Tensor:
@@ -148,11 +180,25 @@ def whole(image: Tensor, side: int) -> Tensor:
 
 def jpeg_uri(image: Tensor) -> str:
     """(3, H, W) uint8 as a JPEG in a ``data:`` address. The same pixels give the same text."""
-    return picture_uri(Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()))
+    return data_uri(jpeg(image))
 
 
 def picture_uri(image: Image.Image) -> str:
     """A Pillow image as a JPEG in a ``data:`` address."""
+    return data_uri(_jpeg(image))
+
+
+def jpeg(image: Tensor) -> bytes:
+    """(3, H, W) uint8 as a JPEG."""
+    return _jpeg(Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()))
+
+
+def data_uri(picture: bytes) -> str:
+    """A JPEG as a ``data:`` address."""
+    return f"data:image/jpeg;base64,{base64.b64encode(picture).decode('ascii')}"
+
+
+def _jpeg(image: Image.Image) -> bytes:
     file = io.BytesIO()
     image.save(file, "JPEG", quality=QUALITY, optimize=True)
-    return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode('ascii')}"
+    return file.getvalue()

@@ -10,9 +10,11 @@ from finelens.core.schemas import VERSION
 from finelens.evaluation.layout import Layout, read_layout
 from finelens.evaluation.prequential import LEAST_TESTS
 from finelens.images.decode import DecodeLimits
+from finelens.images.load import decode_limits
 from finelens.protocol import Loaded
 from finelens.reporting import rows
 from finelens.reporting.card import model_card
+from finelens.reporting.kept_pictures import KeptPictures
 from finelens.reporting.page import render
 from finelens.reporting.record import RunRecord, read_run
 from finelens.reporting.sections import balance, changes, classes, confusions, cost, first, found, labelled, looked, photo_map, strangers, training
@@ -23,13 +25,14 @@ from finelens.runs.model import Model
 from finelens.storage.files import write_text
 
 
-def write_report(folder: RunFolder, photos: Photos | None = None, model: Model | None = None) -> Path:
+def write_report(folder: RunFolder, photos: Photos | None = None, model: Model | None = None, kept: KeptPictures | None = None) -> Path:
     """Write the report, the model card and the verdict of a finished run from its files.
 
     Args:
         folder: The run.
         photos: Where the pictures come from; by default they are read again from the run's photographs. Where those are gone, the report has none.
         model: The run's model, for what it looked at; None leaves that part out.
+        kept: Pictures of earlier pages, by content.
 
     Returns:
         Path of the report.
@@ -40,15 +43,17 @@ def write_report(folder: RunFolder, photos: Photos | None = None, model: Model |
     record = read_run(folder)
     source = photos or from_run(record.path, record.config.photos, DecodeLimits())
     layout = read_layout(folder.map_path, len(record.predicted))
-    write_text(folder.report_path, report_html(record, Thumbnails(source), model, layout))
+    write_text(folder.report_path, report_html(record, Thumbnails(source, kept=kept), model, layout))
     write_text(folder.card_path, model_card(record))
     write_verdict(folder.verdict_path, record.verdict, record.measured.signals, record.evaluation)
     return folder.report_path
 
 
 def report_of_run(folder: RunFolder, model: Model, loaded: Loaded) -> Path:
-    """Write the report and the model card of a run whose images are still in memory."""
-    return write_report(folder, from_store(loaded.pictures, loaded.store), model)
+    """Write the report and the model card of a run whose images are at hand."""
+    short_side = decode_limits(folder.config.views, model.engine.backbone.preprocess).short_side
+    with KeptPictures(short_side) as kept:
+        return write_report(folder, from_store(loaded.pictures, loaded.store), model, kept)
 
 
 def report_html(record: RunRecord, thumbnails: Thumbnails, model: Model | None = None, layout: Layout | None = None) -> str:

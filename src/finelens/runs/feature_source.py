@@ -110,7 +110,7 @@ class FeatureSource:
             )
         return backbone
 
-    def load(self, limits: DecodeLimits, console: Console) -> Loaded:
+    def load(self, limits: DecodeLimits, console: Console, *, seldom: bool = False) -> Loaded:
         """The rows, as they were read."""
         return self.file
 

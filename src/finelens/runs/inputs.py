@@ -109,7 +109,13 @@ def prototypes_digest(prepared: Prepared) -> str:
 
 
 def read_inputs(
-    config: RunConfig, console: Console, hints_copy: Path | None = None, processes: Processes = ALONE, taken: Taken | None = None
+    config: RunConfig,
+    console: Console,
+    hints_copy: Path | None = None,
+    processes: Processes = ALONE,
+    taken: Taken | None = None,
+    *,
+    choice_follows: bool = False,
 ) -> Inputs:
     """Read classes, descriptions, backbone and images; the quick checks come first. Nothing is written but the cache.
 
@@ -119,6 +125,7 @@ def read_inputs(
         hints_copy: Read in the place of the user's hints file: what the run that is resumed was started with.
         processes: Those of the run; each reads for itself.
         taken: Rows, names and answers of the file of another tool; None in a run without.
+        choice_follows: Whether another method than the configuration's may run on what is read.
 
     Raises:
         UserError: Any of them cannot be used, or the processes have read different things.
@@ -138,7 +145,9 @@ def read_inputs(
     if given.extra is not None:
         prepared = replace(prepared, limits=given.extra.wide_enough(prepared.limits))
     with prepared.engine.stopwatch("decode"):
-        loaded = given.source.load(prepared.limits, console)
+        # A method on features looks at no pixels that are encoded already.
+        seldom = not (staged or choice_follows or config.entry.needs_pixels)
+        loaded = given.source.load(prepared.limits, console, seldom=seldom)
     if staged:
         prepared = run_stage(prepared, loaded, given.source, config, console)
         given.source.check_views(prepared.task.inference, config.method)

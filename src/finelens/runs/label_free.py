@@ -132,11 +132,12 @@ class LabelFreeClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         prepared = prepare(config, names if texts is None else texts.classes.names, self.descriptions, console, source, texts)
         if extra is not None:
             prepared = replace(prepared, limits=extra.wide_enough(prepared.limits))
-        loaded = source.load(prepared.limits, console)
+        undecided = self.method == AUTO or self.minutes is not None
+        loaded = source.load(prepared.limits, console, seldom=not (undecided or config.entry.needs_pixels))
         if extra is not None:
             prepared = replace(prepared, extra=extra.of(loaded, Beside(prepared.engine, prepared.limits.short_side)))
         known = None if hints is None else hints_by_position(hints, loaded.records, prepared.classes.names)
-        if self.method == AUTO or self.minutes is not None:
+        if undecided:
             choice = choose(prepared, loaded, config, known, self.minutes, console)
             config, prepared = choice.config, choice.prepared
         release_text(prepared)

@@ -84,9 +84,9 @@ class PhotoSource:
             raise UserError("--backbone features is what a run on a feature file and --prototypes gets; with photographs give a model")
         return load_run_backbone(config, prototypes)
 
-    def load(self, limits: DecodeLimits, console: Console) -> Loaded:
+    def load(self, limits: DecodeLimits, console: Console, *, seldom: bool = False) -> Loaded:
         """Decode them, with notes where the run is strict."""
-        loaded = load(self.inputs, limits, console, spill_folder())
+        loaded = load(self.inputs, limits, console, spill_folder(), seldom=seldom)
         return replace(loaded, records=note_complaints(self.files, loaded.records, console)) if self.strict else loaded
 
     def labels(

@@ -71,8 +71,13 @@ class Source(Protocol):
         """
         ...
 
-    def load(self, limits: DecodeLimits, console: Console) -> Loaded:
+    def load(self, limits: DecodeLimits, console: Console, *, seldom: bool = False) -> Loaded:
         """The images, decoded where they are photographs.
+
+        Args:
+            limits: What to refuse and what to reduce.
+            console: Progress.
+            seldom: Whether few pixels will be looked at: photographs that are known may then be decoded when they are.
 
         Raises:
             UserError: None can be read.

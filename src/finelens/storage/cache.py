@@ -51,9 +51,14 @@ def _arithmetic() -> list[str]:
     return [*_versions(), *place, *processor, *switches, *environment]
 
 
-@cache
 def _versions() -> tuple[str, ...]:
-    installed = {name: [found.version for found in distributions(name=name)] for name in _COMPUTED_BY}
+    return installed_versions(_COMPUTED_BY)
+
+
+@cache
+def installed_versions(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Name and versions of each distribution."""
+    installed = {name: [found.version for found in distributions(name=name)] for name in names}
     return tuple(f"{name} {found}" for name, found in installed.items())
 
 

@@ -9,19 +9,21 @@ from collections.abc import Iterable
 
 # A cell that a spreadsheet would compute gets one apostrophe more; counting the apostrophes that are there already keeps the rule reversible.
 _FORMULA = re.compile(r"'*[=+\-@\t\r]")
+_FIRST = frozenset("'=+-@\t\r")
 _ESCAPED = re.compile(r"'+[=+\-@\t\r]")
 
 
 def escape_cell(cell: str) -> str:
     """A text as a cell that no spreadsheet computes; :func:`unescape_cell` gives it back."""
     # Older csv readers refuse the null character; no file name and no sensible class holds one.
-    cell = cell.replace("\0", "\N{REPLACEMENT CHARACTER}")
-    return "'" + cell if _FORMULA.match(cell) else cell
+    if "\0" in cell:
+        cell = cell.replace("\0", "\N{REPLACEMENT CHARACTER}")
+    return "'" + cell if cell[:1] in _FIRST and _FORMULA.match(cell) else cell
 
 
 def unescape_cell(cell: str) -> str:
     """The text that a cell was written from: without the apostrophe that keeps a spreadsheet from computing it."""
-    return cell[1:] if _ESCAPED.match(cell) else cell
+    return cell[1:] if cell[:1] == "'" and _ESCAPED.match(cell) else cell
 
 
 def csv_text(lines: Iterable[Iterable[str]]) -> str:

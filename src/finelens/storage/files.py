@@ -202,12 +202,18 @@ def write_json(path: Path, document: Any) -> None:
     write_text(path, json_text(document, indent=2) + "\n")
 
 
+_PLAIN = frozenset({str, int, bool, type(None)})
+
+
 def json_text(document: Any, indent: int | None = None) -> str:
     """Strict JSON: numpy scalars become numbers, paths texts, and numbers that JSON lacks the texts ``nan``, ``inf`` and ``-inf``."""
     return json.dumps(_jsonable(document), indent=indent, ensure_ascii=False, allow_nan=False)
 
 
 def _jsonable(value: Any) -> Any:
+    # Most of what is written, as it is.
+    if type(value) in _PLAIN or (type(value) is float and math.isfinite(value)):
+        return value
     if isinstance(value, Mapping):
         return {str(key): _jsonable(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -134,9 +134,11 @@ def rows_from_probabilities(
 
 def _predicted_row(record: ImageRecord, class_names: Sequence[str], p: np.ndarray, zero_shot_class: str | None) -> PredictionRow:
     order = np.argsort(-p, kind="stable")[:TOP]
-    top5 = tuple((class_names[int(c)], rounded(p[c])) for c in order)
-    second = p[order[1]] if len(order) > 1 else 0.0
-    return PredictionRow(record.name, top5[0][0], top5[0][1], rounded(p[order[0]] - second), top5, zero_shot_class, record.status, record.reason)
+    # As Python's numbers, which are written faster than numpy's.
+    first: list[float] = p[order].tolist()
+    top5 = tuple((class_names[c], rounded(own)) for c, own in zip(order.tolist(), first, strict=True))
+    second = first[1] if len(first) > 1 else 0.0
+    return PredictionRow(record.name, top5[0][0], top5[0][1], rounded(first[0] - second), top5, zero_shot_class, record.status, record.reason)
 
 
 def with_answers(rows: Iterable[PredictionRow], answers: Mapping[str, str]) -> list[PredictionRow]:

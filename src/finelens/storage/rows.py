@@ -27,6 +27,8 @@ from finelens.storage.tensors import load_tensors, save_tensors
 SHARD_ROWS, SHARD_BYTES, SHARD_SECONDS = 1024, 64 << 20, 30.0
 # More small shards than this in one folder are joined: single images predicted one by one would make a file each.
 SMALL_SHARDS, SMALL_BYTES = 32, 1 << 20
+# Rows that an index holds the names of, at some 200 bytes each.
+INDEXED_ROWS = 1 << 18
 ID, CHECK = "id", "check"
 
 
@@ -82,6 +84,10 @@ class RowCache:
                 with suppress(OSError):
                     os.utime(shard)
 
+    def index(self) -> RowIndex:
+        """The rows that are there now, by name, for a reader that learns the names one after another."""
+        return RowIndex(self._shards())
+
     def add(self, names: Sequence[str], tensors: Mapping[str, Tensor]) -> None:
         """Keep rows; they reach the disk with their shard.
 
@@ -123,6 +129,58 @@ class RowCache:
         except (OSError, UserError) as error:
             # A cache that cannot be written costs time, not the result.
             self.error, self.folder = str(error), None
+
+
+class RowIndex:
+    """Rows by name, of which those that are asked for are checked. Any number of threads may ask.
+
+    Args:
+        shards: Files of rows; of very many rows those that were used last are known.
+    """
+
+    def __init__(self, shards: Sequence[Path]) -> None:
+        self._places: dict[bytes, tuple[Path, Mapping[str, Tensor], bytes, int]] = {}
+        self._used: set[Path] = set()
+        for shard in sorted(shards, key=_last_used, reverse=True):
+            # A shard that cannot be read has no rows: it may be damaged, or removed a moment ago.
+            with suppress(UserError, KeyError, RuntimeError):
+                tensors = load_tensors(shard)
+                identities, checks = tensors.pop(ID), tensors.pop(CHECK)
+                for i, (identity, check) in enumerate(zip(_pieces(identities), _pieces(checks), strict=True)):
+                    self._places.setdefault(identity, (shard, tensors, check, i))
+            if len(self._places) >= INDEXED_ROWS:
+                return
+
+    def get(self, name: str) -> dict[str, Tensor] | None:
+        """The row's tensors, mapped from the file; None where there is none, or a damaged one."""
+        identity = _identity(name)
+        if identity not in self._places:
+            return None
+        shard, tensors, check, i = self._places[identity]
+        try:
+            row = {key: tensor[i] for key, tensor in tensors.items()}
+        except IndexError:
+            return None
+        if _checksum(identity, row) != check:
+            return None
+        if shard not in self._used:
+            self._used.add(shard)
+            with suppress(OSError):
+                os.utime(shard)
+        return row
+
+
+def _last_used(shard: Path) -> float:
+    try:
+        return shard.stat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def _pieces(matrix: Tensor) -> list[bytes]:
+    """Each row of a matrix of bytes."""
+    data, width = matrix.numpy().tobytes(), matrix.shape[1]
+    return [data[at : at + width] for at in range(0, len(data), width)]
 
 
 def _identity(name: str) -> bytes:

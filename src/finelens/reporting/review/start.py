@@ -85,7 +85,7 @@ def unnamed_features(images: object, console: Console, spec: str, device: str) -
     place = choose_device(device)
     engine = Engine(load_backbone(spec), place, choose_precision(TrainingConfig().precision, place))
     limits = decode_limits(ViewConfig(), engine.backbone.preprocess)
-    loaded = source.load(limits, console)
+    loaded = source.load(limits, console, seldom=True)
     return limits, loaded, engine.centre(target_features(engine, loaded.store, limits.short_side, console))
 
 

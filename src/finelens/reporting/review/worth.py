@@ -145,7 +145,7 @@ def unadapted_features(folder: RunFolder, console: Console, device: str) -> tupl
     classifier = load_run(folder.path, device=device)
     if not os.path.exists(folder.config.photos):
         raise UserError(f"the run's photographs are not in {folder.config.photos} any more; say where they are with --photos")
-    loaded = source_of_run(folder.config, saved(folder.taken_path)).load(classifier.limits, console)
+    loaded = source_of_run(folder.config, saved(folder.taken_path)).load(classifier.limits, console, seldom=True)
     with classifier.model.unadapted():
         engine = classifier.model.engine
         found = engine.centre(target_features(engine, loaded.store, classifier.limits.short_side, console))

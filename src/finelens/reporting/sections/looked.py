@@ -11,6 +11,7 @@ from torch import Tensor
 
 from finelens.images.resize import resize
 from finelens.images.views import centre_view, crop_regions, crop_views
+from finelens.protocol import Task
 from finelens.reporting.record import RunRecord
 from finelens.reporting.thumbnails import Photo, Thumbnails, picture_uri, square
 from finelens.runs.model import Model
@@ -25,7 +26,7 @@ DIM = 0.25
 
 def build(record: RunRecord, thumbnails: Thumbnails, model: Model | None) -> list[dict[str, Any]]:
     """One entry an image: the least certain, half of them changed by the method; none without a model, or for a method without maps and crops."""
-    if model is None:
+    if model is None or not _tells(model.task):
         return []
     entries = []
     for row in _chosen(record):
@@ -35,6 +36,12 @@ def build(record: RunRecord, thumbnails: Thumbnails, model: Model | None) -> lis
             whole = ("photograph", picture_uri(_pillow(square(_seen(model, photo), SIDE))) if photo else "", f"{row.path}, centre view")
             entries.append({"row": row, "figures": [whole, *figures]})
     return entries
+
+
+def _tells(task: Task) -> bool:
+    """Whether the method has maps or weighs crops: photographs of another need not be decoded."""
+    kind = type(task)
+    return kind.attention_maps is not Task.attention_maps or kind.crop_weights is not Task.crop_weights
 
 
 def _chosen(record: RunRecord) -> list[PredictionRow]:

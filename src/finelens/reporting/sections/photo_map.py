@@ -33,7 +33,7 @@ def build(record: RunRecord, layout: Layout | None, thumbnails: Thumbnails) -> t
     if layout is None:
         return None, {}
     rows = record.predicted
-    small = Thumbnails(thumbnails.photo, PICTURES, side=SIDE)
+    small = Thumbnails(thumbnails.photo, PICTURES, side=SIDE, kept=thumbnails.kept)
     pictures = {i: uri for i in _spread(rows) if (uri := small.uri(rows[i].path))}
     doubt = torch.tensor([1 - (row.probability or 0.0) for row in rows])
     odd = layout.likeness.argsort(stable=True)[:SHOWN].tolist()

@@ -1,0 +1,64 @@
+"""A run that looks at the same photographs again decodes none of them, and answers and shows the same."""
+
+from __future__ import annotations
+
+import pytest
+
+from finelens import api
+from finelens.images import decode as decoding
+from tests.toy import QUIET, write_classes, write_photos
+
+SAME = ("predictions.csv", "signals.json", "map.safetensors", "model/model.safetensors", "model/zero_shot.safetensors")
+
+
+@pytest.fixture
+def decoded(monkeypatch):
+    """Names of the files that were decoded."""
+    names, decode = [], decoding._decode_bytes
+
+    def counted(data, path, limits):
+        names.append(path.name)
+        return decode(data, path, limits)
+
+    monkeypatch.setattr(decoding, "_decode_bytes", counted)
+    return names
+
+
+def pictures_of(run) -> list[str]:
+    page = (run / "report.html").read_text(encoding="utf-8")
+    return [part.partition('"')[0] for part in page.split("data:image/jpeg;base64,")[1:]]
+
+
+@pytest.mark.parametrize("method", ["consensus", "zero-shot"])
+def test_photographs_that_are_known_are_not_decoded(tmp_path, monkeypatch, decoded, tiny_vit, method):
+    monkeypatch.setenv("FINELENS_CACHE", str(tmp_path / "cache"))
+    photos, classes = write_photos(tmp_path / "photos"), write_classes(tmp_path / "classes.txt")
+
+    def run(name):
+        decoded.clear()
+        return api.adapt(photos, classes, tmp_path / name, method=method, backbone=f"local:{tiny_vit}", console=QUIET).path
+
+    first = run("first")
+    assert len(decoded) == 24
+    again = run("again")
+    assert decoded == []
+    for name in SAME:
+        assert (again / name).read_bytes() == (first / name).read_bytes(), name
+    shown = pictures_of(again)
+    assert len(shown) > 20
+    assert shown == pictures_of(first)
+    # Without what is kept everything is decoded, and comes out alike.
+    monkeypatch.setenv("FINELENS_CACHE_GB", "0")
+    bare = run("bare")
+    assert len(decoded) == 24
+    assert (bare / "predictions.csv").read_bytes() == (first / "predictions.csv").read_bytes()
+    assert pictures_of(bare) == shown
+
+
+def test_a_method_that_trains_decodes_each_once(tmp_path, decoded, tiny_vit):
+    photos, classes = write_photos(tmp_path / "photos", per_class=3), write_classes(tmp_path / "classes.txt")
+    options = {"training": {"epochs": 3, "batch_size": 4}}
+    for name in ("first", "again"):
+        decoded.clear()
+        api.adapt(photos, classes, tmp_path / name, method="upl", backbone=f"local:{tiny_vit}", options=options, console=QUIET)
+        assert len(decoded) == 12
