@@ -18,6 +18,27 @@ def data_command() -> str:
     return " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", "DATA", *said])
 
 
+def set_parser(text: str | None) -> argparse.ArgumentParser:
+    """``DATA --sets NAME ... --out FILE`` measures, ``--table FILE`` prints; a benchmark adds its own.
+
+    Args:
+        text: What ``--help`` says.
+    """
+    parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path, nargs="?")
+    parser.add_argument("--sets", nargs="+", default=[])
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--table", type=Path, help="print the table of a file of results")
+    return parser
+
+
+def tabulated(given: argparse.Namespace, table: Callable[[Sequence[dict[str, Any]]], str]) -> bool:
+    """Prints the table of ``--table``; whether it was asked for."""
+    if given.table is not None:
+        print(table([json.loads(line) for line in given.table.read_text().splitlines()]))
+    return given.table is not None
+
+
 def over_sets(
     text: str | None, count: int, measured: Callable[[Path, int], Iterable[Mapping[str, Any]]], table: Callable[[Sequence[dict[str, Any]]], str]
 ) -> None:
@@ -29,15 +50,10 @@ def over_sets(
         measured: Rows of a set's folder and so many of its photographs.
         table: Their table.
     """
-    parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", type=Path, nargs="?")
-    parser.add_argument("--sets", nargs="+", default=[])
+    parser = set_parser(text)
     parser.add_argument("--count", type=int, default=count)
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--table", type=Path, help="print the table of a file of results")
     given = parser.parse_args()
-    if given.table is not None:
-        print(table([json.loads(line) for line in given.table.read_text().splitlines()]))
+    if tabulated(given, table):
         return
     command = data_command()
     with given.out.open("w") as file:

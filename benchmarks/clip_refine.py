@@ -11,12 +11,13 @@ pairs of the stage are those that it makes itself: the surest half of the photog
 
 from __future__ import annotations
 
-import argparse
 import json
 from itertools import product
 from pathlib import Path
 from statistics import mean
 from typing import Any
+
+from asked import set_parser, tabulated
 
 import finelens
 from finelens.classes.names import read_class_file
@@ -34,18 +35,13 @@ METHODS = ("zero-shot", "consensus")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", type=Path, nargs="?")
-    parser.add_argument("--sets", nargs="+", default=[])
+    parser = set_parser(__doc__)
     parser.add_argument("--rates", nargs="+", type=float, default=[0.0, 1e-6])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--reference-weight", type=float, default=1.0)
     parser.add_argument("--most", nargs=2, type=int, default=[300, 500], help="training and test photographs; another number takes others")
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--table", type=Path)
     given = parser.parse_args()
-    if given.table is not None:
-        print(table([json.loads(line) for line in given.table.read_text().splitlines()]))
+    if tabulated(given, table):
         return
     if given.data is None or given.out is None:
         parser.error("give DATA --sets ... --out FILE, or --table FILE")

@@ -10,7 +10,6 @@ DATA holds one folder per set, as for ``finelens bench``. ``transductive`` fits 
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from asked import data_command
+from asked import data_command, set_parser, tabulated
 
 import finelens
 from finelens.bench.rows.context import Context, Start
@@ -44,19 +43,14 @@ QUIET = Console(enabled=False)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", type=Path, nargs="?")
-    parser.add_argument("--sets", nargs="+", default=[])
+    parser = set_parser(__doc__)
     parser.add_argument("--methods", nargs="+", default=["stata"])
     parser.add_argument("--protocols", nargs="+", default=list(PARTS), choices=list(PARTS))
     parser.add_argument("--draws", type=int, default=3, help="random sets of hints")
     parser.add_argument("--limit", type=int, help="most images to fit on")
     parser.add_argument("--set", dest="options", action="append", default=[])
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--table", type=Path, help="print the table of a file of results")
     given = parser.parse_args()
-    if given.table is not None:
-        print(table([json.loads(line) for line in given.table.read_text().splitlines()]))
+    if tabulated(given, table):
         return
     command = data_command()
     start = Start("embedded")

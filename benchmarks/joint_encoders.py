@@ -9,7 +9,6 @@ the pooled token of its tower, ``second`` the pooled feature of the other encode
 
 from __future__ import annotations
 
-import argparse
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from asked import data_command
+from asked import data_command, set_parser, tabulated
 from torch import Tensor
 
 import finelens
@@ -38,16 +37,11 @@ VIEWS = {"joint": (), "joint + cls": ("cls",), "joint + second": ("second.npy",)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", type=Path, nargs="?")
-    parser.add_argument("--sets", nargs="+", default=[])
+    parser = set_parser(__doc__)
     parser.add_argument("--encoder", default="tf_efficientnet_lite2", help="name in timm")
     parser.add_argument("--checkpoint", type=Path)
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--table", type=Path, help="print the table of a file of results")
     given = parser.parse_args()
-    if given.table is not None:
-        print(table([json.loads(line) for line in given.table.read_text().splitlines()]))
+    if tabulated(given, table):
         return
     about = {
         "encoder": given.encoder,

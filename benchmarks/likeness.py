@@ -9,13 +9,11 @@ draws of 10 and of 34 photographs at random, and, of the same set, the photograp
 
 from __future__ import annotations
 
-import argparse
 import json
-from pathlib import Path
 from typing import Any
 
 import torch
-from asked import data_command
+from asked import data_command, set_parser, tabulated
 from torch import Tensor
 
 import finelens
@@ -28,14 +26,9 @@ DRAWS, SIZES = 200, (10, 34)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", type=Path, nargs="?")
-    parser.add_argument("--sets", nargs="+", default=[])
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--table", type=Path, help="print the tables of a file of results")
+    parser = set_parser(__doc__)
     given = parser.parse_args()
-    if given.table is not None:
-        print(tables([json.loads(line) for line in given.table.read_text().splitlines()]))
+    if tabulated(given, tables):
         return
     command = data_command()
     start = Start("embedded")

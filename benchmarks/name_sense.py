@@ -9,14 +9,12 @@ six draws of four and of ten of a list of words as people type them who try a pr
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from asked import data_command
+from asked import data_command, set_parser, tabulated
 
 import finelens
 from finelens.bench.rows.context import Context, Start
@@ -34,14 +32,9 @@ TYPED = (
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", type=Path, nargs="?")
-    parser.add_argument("--sets", nargs="+", default=[])
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--table", type=Path, help="print the table of a file of results")
+    parser = set_parser(__doc__)
     given = parser.parse_args()
-    if given.table is not None:
-        print(table([json.loads(line) for line in given.table.read_text().splitlines()]))
+    if tabulated(given, table):
         return
     start = Start("embedded")
     data = {name: read_folder(given.data / name) for name in given.sets}

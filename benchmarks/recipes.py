@@ -11,7 +11,6 @@ those that ``review RUN --ask`` asks for after the run without labels. Of cifar1
 
 from __future__ import annotations
 
-import argparse
 import csv
 import json
 import tempfile
@@ -20,6 +19,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from asked import set_parser, tabulated
 
 import finelens
 from finelens import api
@@ -50,15 +51,10 @@ LIVING = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = set_parser(__doc__)
     parser.add_argument("recipe", nargs="?", choices=["satellite", "species"])
-    parser.add_argument("data", type=Path, nargs="?")
-    parser.add_argument("--sets", nargs="+", default=[])
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--table", type=Path, help="print the tables of a file of results")
     given = parser.parse_args()
-    if given.table is not None:
-        print(tables([json.loads(line) for line in given.table.read_text().splitlines()]))
+    if tabulated(given, tables):
         return
     for name in given.sets:
         lines = given.out.read_text().splitlines() if given.out.exists() else []

@@ -12,7 +12,6 @@ but whose largest positive and negative entries tie: there the rule of before as
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 from collections.abc import Callable, Iterator
@@ -22,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from asked import data_command
+from asked import data_command, set_parser, tabulated
 from torch import Tensor
 
 import finelens
@@ -111,14 +110,9 @@ BEST = "better side, by the boxes"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", type=Path, nargs="?")
-    parser.add_argument("--sets", nargs="+", default=[])
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--table", type=Path, help="print the tables of a file of results")
+    parser = set_parser(__doc__)
     given = parser.parse_args()
-    if given.table is not None:
-        print(table([json.loads(line) for line in given.table.read_text().splitlines()]))
+    if tabulated(given, table):
         return
     if given.out is None or (given.sets and given.data is None):
         parser.error("give DATA --sets ... --out FILE, or --table FILE")

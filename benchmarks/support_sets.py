@@ -9,15 +9,13 @@ captions are the first built-in template with the class name. The solver is fitt
 
 from __future__ import annotations
 
-import argparse
 import json
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from asked import data_command
+from asked import data_command, set_parser, tabulated
 
 import finelens
 from finelens.bench.rows.context import Context, Start
@@ -39,16 +37,11 @@ QUIET = Console(enabled=False)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", type=Path, nargs="?")
-    parser.add_argument("--sets", nargs="+", default=[])
+    parser = set_parser(__doc__)
     parser.add_argument("--per-class", type=int, nargs="+", default=[1, 4, 1000], help="most support images a class; 1000 is all")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="draws of the support images")
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--table", type=Path, help="print the table of a file of results")
     given = parser.parse_args()
-    if given.table is not None:
-        print(table([json.loads(line) for line in given.table.read_text().splitlines()]))
+    if tabulated(given, table):
         return
     about = {"finelens": finelens.__version__, "command": data_command()}
     start = Start("embedded")

@@ -11,17 +11,15 @@ Cases: all images, a long tail, half of the classes, four images a class, 121 an
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from asked import data_command
+from asked import data_command, set_parser, tabulated
 
 import finelens
 from finelens.bench.rows.context import Context, Start
@@ -58,14 +56,9 @@ QUIET = Console(enabled=False)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", type=Path, nargs="?")
-    parser.add_argument("--sets", nargs="+", default=[])
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--table", type=Path, help="print the tables of a file of results")
+    parser = set_parser(__doc__)
     given = parser.parse_args()
-    if given.table is not None:
-        print(tables([json.loads(line) for line in given.table.read_text().splitlines()]))
+    if tabulated(given, tables):
         return
     command = data_command()
     done = [json.loads(line) for line in given.out.read_text().splitlines()] if given.out.exists() else []
