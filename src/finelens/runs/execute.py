@@ -118,18 +118,7 @@ def execute(
     if fitted.untrained is not None:
         run.log("guard", reason=fitted.untrained)
     with inputs.prepared.engine.stopwatch("write"):
-        save_model(run.model_dir, fitted.model)
-        write_predictions(run.part_path if part else run.predictions_path, rows, bom=run.config.csv_bom)
-        if not part and inputs.taxonomy is not None and inputs.taxonomy.ranks:
-            by_rank = RankTable(inputs.taxonomy, run.config.rank_floor)
-            text = by_rank.header + by_rank.lines(rows, {record.name: record.index for record in loaded.records}, softmax(logits.numpy()))
-            write_text(run.ranks_path, (BOM if run.config.csv_bom else "") + text)
-        _write_groups(run, inputs, fitted, logits, rows, console)
-        measured = _measure(fitted, logits, loaded, nearest, rows)
-        write_measured(run.signals_path, measured)
-        _lay_out(run, fitted, loaded, rows)
-        answers = _answered(run, fitted, inputs, console)
-        judged = _judge(run, inputs, fitted, measured, rows, answers)
+        measured, answers, judged = _write(run, inputs, fitted, logits, nearest, rows, console)
     if part:
         with inputs.prepared.engine.stopwatch("predict"):
             predict_to_file(Question(run=run.path, photos=Path(run.config.photos), csv=run.predictions_path, csv_bom=run.config.csv_bom), console)
@@ -149,6 +138,30 @@ def execute(
     if page is not None and not labels_follow:
         console.say(f"what to do next, with the commands: open {page} in a browser")
     return RunResult(run.path, rows, fitted.untrained, judged, sum(counts.values()))
+
+
+def _write(
+    run: RunFolder, inputs: Inputs, fitted: Fitted, logits: Tensor, nearest: Tensor, rows: list[PredictionRow], console: Console
+) -> tuple[Measured, Answered | None, Verdict]:
+    """Write the model, the tables and what is known without labels; that, what a person's answers say, and the verdict."""
+    save_model(run.model_dir, fitted.model)
+    write_predictions(run.part_path if is_part(inputs.loaded) else run.predictions_path, rows, bom=run.config.csv_bom)
+    _write_ranks(run, inputs, logits, rows)
+    _write_groups(run, inputs, fitted, logits, rows, console)
+    measured = _measure(fitted, logits, inputs.loaded, nearest, rows)
+    write_measured(run.signals_path, measured)
+    _lay_out(run, fitted, inputs.loaded, rows)
+    answers = _answered(run, fitted, inputs, console)
+    return measured, answers, _judge(run, inputs, fitted, measured, rows, answers)
+
+
+def _write_ranks(run: RunFolder, inputs: Inputs, logits: Tensor, rows: list[PredictionRow]) -> None:
+    """Answers by rank, where the class list was a table with ranks; of a part, ``predict`` writes them for all."""
+    if is_part(inputs.loaded) or inputs.taxonomy is None or not inputs.taxonomy.ranks:
+        return
+    by_rank = RankTable(inputs.taxonomy, run.config.rank_floor)
+    text = by_rank.header + by_rank.lines(rows, {record.name: record.index for record in inputs.loaded.records}, softmax(logits.numpy()))
+    write_text(run.ranks_path, (BOM if run.config.csv_bom else "") + text)
 
 
 def _write_groups(run: RunFolder, inputs: Inputs, fitted: Fitted, logits: Tensor, rows: list[PredictionRow], console: Console) -> None:

@@ -21,7 +21,7 @@ from finelens.errors import UserError
 from finelens.feature_store.extra import read_extra
 from finelens.feature_store.extra_towers import Beside
 from finelens.feature_store.files import is_matrix
-from finelens.feature_store.prototypes import given_prototypes
+from finelens.feature_store.prototypes import Prototypes, given_prototypes
 from finelens.images.store import ImageItems
 from finelens.methods.auto import AUTO, starting_method
 from finelens.methods.registry import DEFAULT_METHOD, find_method
@@ -106,16 +106,8 @@ class LabelFreeClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         Raises:
             UserError: Input that cannot be used.
         """
-        prototypes = self.prototypes if prototypes is None else prototypes
-        source, names, texts = source_of(X), self._names(), None
-        if is_matrix(X) != (prototypes is not None):
-            raise UserError("features and prototypes go together: give fit features (N, D) in floating point and prototypes=(C, D)")
-        if prototypes is not None:
-            if self.descriptions is not None:
-                raise UserError("descriptions have no effect beside prototypes, which stand for the texts; leave one of the two out")
-            texts = given_prototypes(prototypes, names or [str(c) for c in range(len(prototypes))])
-        elif logit_scale is not None:
-            raise UserError("logit_scale has an effect beside features only: a model of photographs has its own; leave it out")
+        source, names = source_of(X), self._names()
+        texts = self._texts(X, self.prototypes if prototypes is None else prototypes, logit_scale, names)
         console = Console(enabled=self.verbose)
         options = with_extra(self.method, self.options or {}, self.extra_encoders)
         start = starting_method(self.method, options, self.minutes)
@@ -149,6 +141,18 @@ class LabelFreeClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         if texts is not None:
             validate_data(self, X, skip_check_array=True)
         return self
+
+    def _texts(self, X: Any, prototypes: Features | None, logit_scale: float | None, names: Sequence[str]) -> Prototypes | None:
+        """What stands for the texts beside features; None beside photographs, whose model encodes texts."""
+        if is_matrix(X) != (prototypes is not None):
+            raise UserError("features and prototypes go together: give fit features (N, D) in floating point and prototypes=(C, D)")
+        if prototypes is None:
+            if logit_scale is not None:
+                raise UserError("logit_scale has an effect beside features only: a model of photographs has its own; leave it out")
+            return None
+        if self.descriptions is not None:
+            raise UserError("descriptions have no effect beside prototypes, which stand for the texts; leave one of the two out")
+        return given_prototypes(prototypes, names or [str(c) for c in range(len(prototypes))])
 
     def _names(self) -> list[str]:
         return read_class_list(self.classes)[0] if isinstance(self.classes, (str, Path)) else list(self.classes)
