@@ -160,7 +160,7 @@ def compare(a: str, b: str, results: tuple[Path, ...], console: Console) -> None
 def _items(text: str, option: str) -> list[str]:
     items = [item.strip() for item in text.split(",") if item.strip()]
     if not items:
-        raise UserError(f"{option} is empty")
+        raise UserError(f"{option} is empty; give names with commas between them")
     return list(dict.fromkeys(items))
 
 

@@ -122,7 +122,8 @@ def refuse_more_than_a_view(model: Model) -> None:
         model.engine.backbone.refuse_pixels()
     if model.task.inference is not None:
         raise UserError(
-            f"method {model.method} looks at {model.task.inference.count} further views of each photograph, which an exported program does not cut"
+            f"method {model.method} looks at {model.task.inference.count} further views of each photograph, which an exported program does not cut; "
+            "docs/export.md says what can be exported"
         )
 
 
@@ -171,4 +172,6 @@ def exported(model: Model, further: Sequence[Backbone] = ()) -> ExportedProgram:
     except Exception as error:  # the exporter raises its own types for each thing that it cannot follow
         reason = str(error).strip().split("\n", 1)[0]
         towers = "".join(f", beside {backbone.name}," for backbone in further)
-        raise UserError(f"the head of method {model.method}{towers} cannot be exported for any number of images ({reason})") from error
+        raise UserError(
+            f"the head of method {model.method}{towers} cannot be exported for any number of images ({reason}); see docs/export.md"
+        ) from error

@@ -56,7 +56,7 @@ def need_one(loaded: LoadedImages) -> None:
     """
     if not len(loaded.store):
         reasons = "; ".join(f"{record.name}: {record.status}, {record.reason}" for record in loaded.records[:3])
-        raise UserError(f"none of the {len(loaded.records)} files is an image that can be read ({reasons})")
+        raise UserError(f"none of the {len(loaded.records)} files is an image that can be read ({reasons}); give a folder of whole photographs")
 
 
 def say_remarks(source: list[ImageFile] | ImageItems, console: Console) -> None:

@@ -32,7 +32,7 @@ def find_browser() -> str:
     if named := os.environ.get(NAMED_BY):
         if found := shutil.which(named):
             return found
-        raise UserError(f"{NAMED_BY} names {named}, which is no program here")
+        raise UserError(f"{NAMED_BY} names {named}, which is no program here; give the path of Chromium, Chrome or Edge")
     for name in (*BROWSERS, *APPLICATIONS):
         if found := shutil.which(name):
             return found

@@ -148,7 +148,7 @@ class FeatureSource:
         """All rows, as the centred backbone gives them."""
         file = self.whole
         if file.tower != tower_digest(encoder.engine.backbone):
-            raise UserError(f"{file.path} was written again with other weights or preprocessing than the run's")
+            raise UserError(f"{file.path} was written again with other weights or preprocessing than the run's; encode with its backbone")
         rows = [encoder.engine.encode_frozen(part).global_ for part in feature_rows(file.store.features, BATCH)]
         return file.records, file.store.ids, torch.cat(rows)
 

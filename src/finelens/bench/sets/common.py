@@ -6,6 +6,7 @@ import csv
 import io
 import os
 import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -35,14 +36,15 @@ def listed_part(root: Path, rows: Sequence[tuple[str, int]], where: str) -> Part
         UserError: There is no row, a path leaves the folder, is listed twice, or does not exist.
     """
     if not rows:
-        raise UserError(f"{where} lists no image")
+        raise UserError(f"{where} lists no image; give a line for each")
     images = []
     for path, _ in rows:
         if os.path.isabs(path) or ".." in Path(path).parts:
             raise UserError(f"{where}: {path!r} leaves {root}; paths are relative to that folder")
         images.append(ImageFile(os.path.abspath(root / path), display_name(path)))
-    if len({image.path for image in images}) < len(images):
-        raise UserError(f"{where} lists an image twice")
+    counts = Counter(image.path for image in images)
+    if twice := [image.name for image in images if counts[image.path] > 1]:
+        raise UserError(f"{where} lists an image twice, {twice[0]}; keep one line of each")
     missing = [image.name for image in images if not image.path.is_file()]
     if missing:
         raise UserError(f"{where}: {len(missing)} of {len(images)} images are not in {root}, first {missing[0]}; unpack the images there")

@@ -93,5 +93,5 @@ def _parquet(file: Path) -> list[Any]:
     try:
         rows: list[Any] = parquet.read_table(file).to_pylist()
     except (OSError, KeyError, ValueError) as error:
-        raise UserError(f"{file} is not a Parquet table ({error})") from error
+        raise UserError(f"{file} is not a Parquet table ({error}); write it again, or as CSV") from error
     return rows

@@ -44,7 +44,7 @@ def read_parquet(folder: Path) -> DataSet:
     for part in ("train", test):
         for shard in shards[part]:
             if _columns(shard) != (image, label, names):
-                raise UserError(f"{shard} has other columns or class names than {shards[test][0].name}")
+                raise UserError(f"{shard} has other columns or class names than {shards[test][0].name}; download all shards again")
         labels = np.array([-1 if value is None else value for shard in shards[part] for value in read_column(shard, label)])
         if len(labels) and not -1 <= labels.min() <= labels.max() < len(names):
             raise UserError(f"{folder}, {part}: a label is none of the {len(names)} classes")

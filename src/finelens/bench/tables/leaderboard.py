@@ -12,6 +12,7 @@ from statistics import mean
 from finelens.bench.rows.results import Result
 from finelens.bench.tables.paired import (
     BASELINE,
+    NO_RESULT,
     WORST,
     Difference,
     applicable,
@@ -68,7 +69,7 @@ def leaderboard(results: Iterable[Result]) -> str:
     rows, several = of_one_class(results)
     groups = grouped(rows)
     if not any(row.status == "ok" for own in groups.values() for row in own):
-        raise UserError(several or "there is no result to show")
+        raise UserError(several or NO_RESULT)
     template = files("finelens.bench.tables").joinpath("leaderboard.html").read_text(encoding="utf-8")
     zero_shot = zero_shot_rows(rows)
     parts = [(f"In short: {setting_title(setting)}", _summary(setting, own, rows)) for setting, own in by_setting(rows).items()]

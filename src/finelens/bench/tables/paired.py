@@ -171,6 +171,10 @@ def unique(results: Iterable[Result]) -> list[Result]:
     return list({result.key: result for result in results}.values())
 
 
+# Of a table without a row.
+NO_RESULT = "there is no result to show: give files that finelens bench --out wrote, with a row that has a number"
+
+
 def of_one_class(results: Iterable[Result]) -> tuple[list[Result], str]:
     """Rows without those of sets whose photographs have several classes, which have no accuracy; and a sentence that names these, empty without one.
 

@@ -11,6 +11,7 @@ from finelens.bench.rows.results import Result
 from finelens.bench.tables import markdown
 from finelens.bench.tables.paired import (
     BASELINE,
+    NO_RESULT,
     WORST,
     Place,
     by_data,
@@ -255,7 +256,7 @@ def summary(results: Iterable[Result]) -> str:
     rows, several = of_one_class(results)
     settings = by_setting(rows)
     if not settings:
-        raise UserError(several or "there is no result to sum up")
+        raise UserError(several or NO_RESULT)
     text = "\n".join(_text(setting, own, baseline_of(setting, rows)) for setting, own in settings.items())
     return f"{text}\n{several}\n" if several else text
 

@@ -12,6 +12,7 @@ from finelens.bench.rows.results import Result
 from finelens.bench.tables import markdown
 from finelens.bench.tables.paired import (
     AGAINST,
+    NO_RESULT,
     WORST,
     Group,
     applicable,
@@ -48,7 +49,7 @@ def markdown_tables(results: Iterable[Result], measure: str = "accuracy", publis
     groups = grouped(shown)
     known = sorted({name for rows in groups.values() for row in rows for name, value in row.measures.items() if isinstance(value, int | float)})
     if not known:
-        raise UserError("there is no result to show")
+        raise UserError(NO_RESULT)
     if measure not in known:
         raise UserError(several if several and measure in SHARES else f"unknown measure {measure!r}; there are {', '.join(known)}")
     text = "\n".join(_table(group, rows, measure) + (_published(rows) if published else "") for group, rows in groups.items())
@@ -67,7 +68,7 @@ def markdown_runs(results: Iterable[Result]) -> str:
     one_class, several = of_one_class(results)
     tables = [_runs(group, done) for group, rows in grouped(one_class).items() if (done := [row for row in rows if row.status == "ok"])]
     if not tables:
-        raise UserError(several or "there is no result to show")
+        raise UserError(several or NO_RESULT)
     return "\n".join([*tables, *([f"{several}\n"] if several else [])])
 
 
