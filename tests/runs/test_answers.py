@@ -18,6 +18,7 @@ from finelens.runs.classifier import load_run
 from finelens.runs.evaluate import summary
 from finelens.runs.folder import RunFolder
 from finelens.storage.predictions import read_predictions
+from tests.runs.test_to_file import packed
 from tests.solvers.data import cloud
 from tests.toy import CLASSES, QUIET, options_for, write_classes, write_photos
 
@@ -186,3 +187,23 @@ def test_the_report_says_what_it_leaves_out(second_round):
     assert "8 more that a person answered in this run are in no number here." in page
     assert json.loads((folder / "run" / "verdict.json").read_text())["evaluation"]["answered_left_out"] == 8
     assert "22 labelled images (8 that a person answered left out)" in (folder / "run" / "MODEL_CARD.md").read_text()
+
+
+@pytest.mark.parametrize("kind", ["features", "tar", "parquet"])
+def test_answers_about_what_lies_in_shards(tmp_path, tiny_vit, kind):
+    """A folder of shards is no folder of photographs: answers name what is in them, and questions can be filled in."""
+    photos, classes = write_photos(tmp_path / "photos", per_class=4), write_classes(tmp_path / "classes.txt")
+    place = tmp_path / "shards.features"
+    if kind == "features":
+        finelens.features(photos, place, backbone=f"local:{tiny_vit}", console=QUIET)
+    else:
+        place = tmp_path / "shards"
+        packed(kind, photos, place)
+    given = {"backbone": f"local:{tiny_vit}", "options": options_for("consensus"), "console": QUIET}
+    api.adapt(place, classes, tmp_path / "run", **given)
+    asked = api.ask(tmp_path / "run", 3, csv=tmp_path / "questions.csv", console=QUIET)
+    header, *lines = (tmp_path / "questions.csv").read_text().splitlines()
+    (tmp_path / "questions.csv").write_text("\n".join([header, *(line.replace(",", f",{CLASSES[1]}", 1) for line in lines), ""]))
+    api.adapt(place, classes, tmp_path / "run-2", hints=tmp_path / "questions.csv", **given)
+    rows = {row.path: row for row in read_predictions(tmp_path / "run-2" / "predictions.csv")}
+    assert {look.path for look in asked} == {name for name, row in rows.items() if row.answered and row.label == CLASSES[1]}

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from finelens import api
+from finelens.core.console import Console
 from finelens.core.schemas import SCHEMA_VERSION
 from finelens.errors import UserError
 from finelens.feature_store import files, sampled
@@ -57,7 +58,7 @@ def world(tmp_path_factory) -> Path:
 def _many(monkeypatch):
     for module in (sampled, feature_source, inputs):
         monkeypatch.setattr(module, "MANY", PART)
-    monkeypatch.setattr(feature_source, "read_part", lambda path: read_part(path, PART))
+    monkeypatch.setattr(feature_source, "read_part", lambda path, also: read_part(path, PART, also))
 
 
 def adapt(world: Path, out: Path, method: str = "joint-gmm", **given) -> api.RunResult:
@@ -181,8 +182,62 @@ def test_labels_are_held_against_all(world, tmp_path):
 
 @pytest.mark.usefixtures("_many")
 def test_what_needs_all_rows_at_once_is_refused(world, tmp_path):
-    (tmp_path / "hints.csv").write_text("path,label\n0000.jpg,kind 0\n")
-    with pytest.raises(UserError, match="--hints is not taken with a feature folder of more than"):
-        adapt(world, tmp_path / "run", hints=tmp_path / "hints.csv")
     with pytest.raises(UserError, match="--extra is not taken"):
         adapt(world, tmp_path / "run", "consensus", extra=[world / "rows.features"], options={})
+
+
+def truth(world: Path) -> dict[str, str]:
+    """Classes by name of the rows that could be read, one of six in turn as they were drawn."""
+    w = np.load(world / "w.npy")
+    whole = read_features(world / "rows.features")
+    best = (whole.store.features.global_.numpy() @ w.T).argmax(1)
+    return {record.name: f"kind {best[record.index]}" for record in whole.records if record.index is not None}
+
+
+def test_a_part_holds_what_was_asked_for_besides(world):
+    found = read_part(world / "rows.features", 50, frozenset({"0003.jpg", "0005.jpg", "0899.jpg"}))
+    names = [record.name for record in found.records]
+    # The second could not be read: it is told of all the same.
+    assert {"0003.jpg", "0005.jpg", "0899.jpg"} <= set(names)
+    assert names == sorted(names)
+    assert len(found.store) == len(names) - 1 <= 52
+    features = found.store.features
+    assert torch.equal(features.rows.at(features.places), features.global_)
+
+
+@pytest.mark.usefixtures("_many")
+# How much the label-free answer counts beside what answers teach hangs on one of so few: by passes it may be taken otherwise.
+@pytest.mark.parametrize(("method", "alike"), [("consensus", 0.95), ("joint-gmm", 0.99), ("stata", 0.99), ("zlap", 0.98)])
+def test_answers_about_any_of_many(world, tmp_path, monkeypatch, method, alike):
+    """About files in the part and outside of it; the same as where all rows are held, and a person's answer stands whatever the model says."""
+    labels = truth(world)
+    given = {name: labels[name] for name in sorted(labels)[3::40]} | {"0001.jpg": "kind 5"}
+    (tmp_path / "hints.csv").write_text(
+        "path,label\n0002.jpg,\n0005.jpg,kind 0\nnowhere.jpg,kind 0\n" + "".join(f"{n},{c}\n" for n, c in given.items())
+    )
+    adapt(world, tmp_path / "many", method, hints=tmp_path / "hints.csv")
+    rows = {row.path: row for row in read_predictions(tmp_path / "many" / "predictions.csv")}
+    assert len(rows) == COUNT + 1
+    assert {name: row.label for name, row in rows.items() if row.answered} == given | {"0002.jpg": None}
+    part = read_predictions(tmp_path / "many" / "predictions_part.csv")
+    assert given.keys() <= {row.path for row in part if row.answered}
+    monkeypatch.setattr(feature_source, "MANY", 10**6)
+    adapt(world, tmp_path / "few", method, hints=tmp_path / "hints.csv")
+    # Of a run that holds all rows what it says of them as of new ones: that does not rest on their own part in the fit.
+    few = api.predict(tmp_path / "few", world / "rows.features", tmp_path / "few.csv", console=QUIET)
+    assert np.mean([rows[row.path].label == row.label for row in few if not rows[row.path].answered]) >= alike
+
+
+@pytest.mark.usefixtures("_many")
+def test_a_second_round_of_many(world, tmp_path, capsys):
+    """Questions of the first round, answered, teach the second, and the page says what was answered."""
+    adapt(world, tmp_path / "run", "consensus")
+    asked = api.ask(tmp_path / "run", 6, csv=tmp_path / "questions.csv", console=QUIET)
+    assert len(asked) == 6
+    labels, header, *lines = truth(world), *(tmp_path / "questions.csv").read_text().splitlines()
+    filled = [line.replace(",", f",{labels[line.split(',')[0]]}", 1) for line in lines]
+    (tmp_path / "questions.csv").write_text("\n".join([header, *filled, ""]))
+    adapt(world, tmp_path / "run-2", "consensus", hints=tmp_path / "questions.csv", console=Console())
+    assert "hints: 6 images" in capsys.readouterr().err
+    assert sum(row.answered for row in read_predictions(tmp_path / "run-2" / "predictions.csv")) == 6
+    assert "answer" in (tmp_path / "run-2" / "report.html").read_text()

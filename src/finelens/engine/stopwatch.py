@@ -16,6 +16,7 @@ _WORDS = {
     "support set": "look at the support set",
     "texts": "read the texts of the classes",
     "solve": "sort the photographs",
+    "predict": "answer for all photographs",
     "map": "draw the map",
     "write": "write the files",
 }

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import torch
@@ -238,4 +238,4 @@ def _kind(crops: Crops) -> str:
 
 
 def _on(device: torch.device, features: TargetFeatures) -> TargetFeatures:
-    return TargetFeatures(features.global_.to(device), features.cls.to(device), rows=features.rows, cls_rows=features.cls_rows)
+    return replace(features, global_=features.global_.to(device), cls=features.cls.to(device))

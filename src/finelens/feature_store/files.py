@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -204,18 +204,24 @@ def read_folder(path: Path) -> FeatureFile:
     return _own_file(path, folder.metadata, records, tensors["global"], tensors["cls"])
 
 
-def read_part(path: Path, most: int = PART) -> FeatureFile:
+def read_part(path: Path, most: int = PART, also: Set[str] = frozenset()) -> FeatureFile:
     """A part of a feature folder that holds very many photographs; features of it know where to read all of them.
+
+    Args:
+        path: The folder.
+        most: Photographs, evenly spread.
+        also: Names of files that are part of it in any case.
 
     Raises:
         UserError: It is damaged, not finished, or holds no feature.
     """
     folder = FeatureFolder(path)
-    records, tensors, counts = part_of(folder, most)
-    part = _own_file(path, folder.metadata, records, tensors["global"], tensors["cls"])
-    store = part.store
-    store.features = replace(store.features, rows=FolderRows(folder, "global"), cls_rows=FolderRows(folder, "cls"))
-    return replace(part, counts=counts, digest=folder.digest)
+    found = part_of(folder, most, also)
+    part = _own_file(path, folder.metadata, found.records, found.tensors["global"], found.tensors["cls"])
+    store, places = part.store, torch.empty(len(found.places), dtype=torch.int64)
+    places[[record.index for record in part.records if record.index is not None]] = torch.tensor(found.places)
+    store.features = replace(store.features, rows=FolderRows(folder, "global"), cls_rows=FolderRows(folder, "cls"), places=places)
+    return replace(part, counts=found.counts, digest=folder.digest)
 
 
 def folder_parts(folder: FeatureFolder, within: range, size: int) -> Iterator[FeatureFile]:

@@ -279,6 +279,23 @@ class FeatureFolder:
             filled += count
         return records, whole
 
+    def names(self) -> list[str]:
+        """Of all files, in their order; contents are not checked.
+
+        Raises:
+            UserError: A shard is missing or damaged.
+        """
+        found: list[str] = []
+        for entry in self.shards:
+            table = load_tensor(self.path / entry.name, "records")
+            try:
+                found += [name for name, *_ in json.loads(table.numpy().tobytes())]
+            except (TypeError, ValueError) as error:
+                raise UserError(
+                    f"{self.path / entry.name} is damaged ({error}); write the folder again with finelens features --overwrite"
+                ) from error
+        return found
+
     @property
     def rows(self) -> int:
         """Photographs that have features."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
+from dataclasses import dataclass, replace
 from itertools import accumulate
 
 import torch
@@ -80,29 +81,52 @@ class FolderRows:
         return rows
 
 
-def part_of(folder: FeatureFolder, most: int) -> tuple[list[ImageRecord], dict[str, Tensor], dict[str, int]]:
-    """At most so many of a folder's photographs with features, evenly spread, and how many files there are of each status.
+@dataclass(frozen=True)
+class Part:
+    """Some photographs of a folder.
 
-    Returns:
-        Records of those photographs, ``global`` and ``cls`` of them, and the counts, ``ok`` first.
+    Attributes:
+        records: Theirs.
+        tensors: ``global`` and ``cls`` of those with features, in the order of the records.
+        places: Which rows of the folder these are.
+        counts: How many files the folder has of each status, ``ok`` first.
+    """
+
+    records: list[ImageRecord]
+    tensors: dict[str, Tensor]
+    places: list[int]
+    counts: dict[str, int]
+
+
+def part_of(folder: FeatureFolder, most: int, also: Set[str] = frozenset()) -> Part:
+    """At most so many of a folder's photographs with features, evenly spread, and those of some names besides.
+
+    Args:
+        folder: The folder.
+        most: How many.
+        also: Names of files that are wanted in any case, with features or without.
 
     Raises:
         UserError: A shard is missing, or not the one that the manifest names.
     """
     rows = folder.rows
     wanted = min(rows, most)
-    records: list[ImageRecord] = []
+    found = Part([], {}, [], {})
     parts: list[dict[str, Tensor]] = []
     tally, seen, taken = Tally(), 0, 0
     for table, tensors in folder.by_shard():
-        good = [record for record in table if record.sample_id is not None]
         tally.add(table)
-        # Of position i among the wanted, the row is i rows / wanted.
-        own = []
-        while taken < wanted and taken * rows // wanted < seen + len(good):
-            own.append(taken * rows // wanted - seen)
-            taken += 1
-        records += [good[i] for i in own]
-        parts.append({name: values[own].float() for name, values in tensors.items()})
-        seen += len(good)
-    return records, {name: torch.cat([part[name] for part in parts]) for name in parts[0]}, tally.counts
+        own, row = [], seen
+        for record in table:
+            good = record.sample_id is not None
+            # Of position i among the wanted, the row is i rows / wanted.
+            due = good and taken < wanted and taken * rows // wanted == row
+            taken += due
+            if due or record.name in also:
+                found.records.append(record)
+                own += [row] * good
+            row += good
+        found.places.extend(own)
+        parts.append({name: values[[place - seen for place in own]].float() for name, values in tensors.items()})
+        seen = row
+    return replace(found, tensors={name: torch.cat([part[name] for part in parts]) for name in parts[0]}, counts=tally.counts)

@@ -86,6 +86,7 @@ class TargetFeatures:
         extra: Features of further encoders, (N, D_v) each; none in a run without ``--extra``.
         rows: ``global_`` of all images of a run of so many that the others here are of a part, see ``feature_store.sampled``; else None.
         cls_rows: ``cls`` of all of them then.
+        places: Where among all of them these images are then, (N,).
     """
 
     global_: Tensor
@@ -97,3 +98,4 @@ class TargetFeatures:
     extra: tuple[Tensor, ...] = ()
     rows: Rows | None = None
     cls_rows: Rows | None = None
+    places: Tensor | None = None

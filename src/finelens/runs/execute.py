@@ -120,8 +120,10 @@ def execute(
     with inputs.prepared.engine.stopwatch("write"):
         measured, answers, judged = _write(run, inputs, fitted, logits, nearest, rows, console)
     if part:
+        told = {} if inputs.hints is None else hints_by_name(inputs.hints, loaded.records, inputs.prepared.classes.names)
         with inputs.prepared.engine.stopwatch("predict"):
-            predict_to_file(Question(run=run.path, photos=Path(run.config.photos), csv=run.predictions_path, csv_bom=run.config.csv_bom), console)
+            asked = Question(run=run.path, photos=Path(run.config.photos), csv=run.predictions_path, csv_bom=run.config.csv_bom)
+            predict_to_file(asked, console, answers=told)
     run.log("predictions", rows=sum(counts.values()), counts=counts, **({} if answers is None else {"answered": to_plain(answers)}))
     if any(reason.code == "names" for reason in judged.reasons):
         console.warn(f"{NONSENSE}: check their spelling and language, or give --descriptions")

@@ -114,11 +114,16 @@ class FeatureSource:
         """The rows, as they were read."""
         return self.file
 
+    @property
+    def names(self) -> Sequence[str]:
+        """As they are stored."""
+        return [record.name for record in self.whole.records]
+
     def labels(
         self, labels: str | Path, classes: Sequence[str], left_out: list[str] | None = None, *, strangers: int | None = None
     ) -> dict[str, int]:
         """By stored path or from a file."""
-        return read_labels(self.name, labels, classes, names=[record.name for record in self.whole.records], left_out=left_out, strangers=strangers)
+        return read_labels(self.name, labels, classes, names=self.names, left_out=left_out, strangers=strangers)
 
     def only(self, names: Container[str]) -> FeatureSource:
         """The rows of those names."""
@@ -157,7 +162,12 @@ class FeatureSource:
 class FolderSource(FeatureSource):
     """A feature folder: a shard at a time for whoever answers row by row; all of it in memory for whoever needs all rows at once, or of very many a
     part that knows where the others are.
+
+    Attributes:
+        also: Names of files that are in the part in any case.
     """
+
+    also: frozenset[str] = frozenset()
 
     @cached_property
     def file(self) -> FeatureFile:
@@ -165,7 +175,7 @@ class FolderSource(FeatureSource):
         if self.given is not None:
             return self.given
         assert self.path is not None
-        return read_part(self.path) if self.is_many else read_features(self.path)
+        return read_part(self.path, also=self.also) if self.is_many else read_features(self.path)
 
     @property
     def whole(self) -> FeatureFile:
@@ -176,6 +186,11 @@ class FolderSource(FeatureSource):
     def _read(self) -> FeatureFile:
         assert self.path is not None
         return read_features(self.path)
+
+    @property
+    def names(self) -> Sequence[str]:
+        """As they are stored; of very many without their features."""
+        return self.folder.names() if self.given is None and self.is_many else super().names
 
     @property
     def is_many(self) -> bool:

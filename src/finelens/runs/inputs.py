@@ -80,7 +80,7 @@ def counts_of(loaded: Loaded) -> dict[str, int]:
 
 
 def _refuse_of_many(config: RunConfig) -> None:
-    given = {"--hints": config.hints_file, "--extra": further_encoders(config)["entries"], "--group-by": config.group_by}
+    given = {"--extra": further_encoders(config)["entries"], "--group-by": config.group_by}
     for option, value in given.items():
         if value:
             raise UserError(f"{option} is not taken with a feature folder of more than {MANY} photographs; leave it out, or adapt to a part of them")
@@ -167,7 +167,7 @@ def read_inputs(
     left_out: list[str] = []
     hints = None
     if given.hints is not None:
-        place, listed = Path(given.source.name), taken is not None
+        place, listed = Path(given.source.name), given.source.names is not None
         hints = read_hints(given.hints, place, loaded.records, prepared.classes.names, left_out, listed=listed)
     warn_of_hints(left_out, console)
     if hints is not None:
@@ -224,7 +224,9 @@ class Given:
             raise UserError(f"hints name a class that has no row in --prototypes ({quote(new[0])}); add one, and the name to the class list")
         left_out: list[str] = []
         if hints is not None and Path(source.name).is_dir():
-            read_hint_labels(hints, Path(source.name), names, None if taken is None else [row.name for row in taken.rows], left_out)
+            told = read_hint_labels(hints, Path(source.name), names, source.names, left_out)
+            if isinstance(source, FolderSource) and source.is_many:
+                source = replace(source, also=frozenset(told))
         extra = read_extra(**further_encoders(config), source_named=config.row_names_file is not None)
         source.check(config.entry)
         return cls(source, names, new, descriptions, hints, extra, None if taxonomy is None else taxonomy.with_names(names), left_out)

@@ -89,12 +89,16 @@ class PhotoSource:
         loaded = load(self.inputs, limits, console, spill_folder(), seldom=seldom)
         return replace(loaded, records=note_complaints(self.files, loaded.records, console)) if self.strict else loaded
 
+    @property
+    def names(self) -> Sequence[str] | None:
+        """Those of a list."""
+        return None if self.listed is None else [file.name for file in self.listed]
+
     def labels(
         self, labels: str | Path, classes: Sequence[str], left_out: list[str] | None = None, *, strangers: int | None = None
     ) -> dict[str, int]:
-        """By folder or from a file, about whatever lies in the folder or is in the list."""
-        names = None if self.listed is None else [file.name for file in self.listed]
-        return read_labels(self.name, labels, classes, names=names, left_out=left_out, strangers=strangers)
+        """By folder or from a file."""
+        return read_labels(self.name, labels, classes, names=self.names, left_out=left_out, strangers=strangers)
 
     def only(self, names: Container[str]) -> PhotoSource:
         """The files of those names."""
@@ -155,11 +159,10 @@ class ShardSource(PhotoSource):
     def check(self, method: Method) -> None:
         """They are there, and any method can use them."""
 
-    def labels(
-        self, labels: str | Path, classes: Sequence[str], left_out: list[str] | None = None, *, strangers: int | None = None
-    ) -> dict[str, int]:
-        """From a file, or by the folder in a shard."""
-        return read_labels(self.name, labels, classes, names=self.images.names, left_out=left_out, strangers=strangers)
+    @property
+    def names(self) -> Sequence[str]:
+        """As the shards have them."""
+        return self.images.names
 
     def listing(self) -> Listing:
         """What they lie in by name, size and time of change."""

@@ -84,6 +84,15 @@ class Source(Protocol):
         """
         ...
 
+    @property
+    def names(self) -> Sequence[str] | None:
+        """Names of the inputs, which labels and hints are about; None of a folder, where they are about whatever lies in it.
+
+        Raises:
+            UserError: They cannot be read.
+        """
+        ...
+
     def labels(
         self, labels: str | Path, classes: Sequence[str], left_out: list[str] | None = None, *, strangers: int | None = None
     ) -> dict[str, int]:

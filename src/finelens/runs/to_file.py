@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,7 @@ from finelens.storage.predictions import (
     read_predictions,
     rows_from_logits,
     softmax,
+    with_answers,
 )
 
 DEFAULT_COVERAGE = 0.9
@@ -89,13 +90,14 @@ def load_question(question: Question, console: Console) -> Asked:
     return Asked(source, source.listing(), classifier, rule)
 
 
-def predict_to_file(question: Question, console: Console, asked: Asked | None = None) -> Path:
+def predict_to_file(question: Question, console: Console, asked: Asked | None = None, answers: Mapping[str, str] | None = None) -> Path:
     """Classify and write, group by group; memory does not grow with the number of images but by their names.
 
     Args:
         question: What to answer.
         console: What is said.
         asked: The same question loaded, for several parts of it.
+        answers: A person's, by name of the image, which stand in the place of the model's: those that the run itself was given.
 
     Returns:
         The file, which may be the part of a shard.
@@ -120,7 +122,7 @@ def predict_to_file(question: Question, console: Console, asked: Asked | None = 
         left = span[earlier:]
         found = source.parts(classifier.request(console, zero_shot=question.zero_shot, looks=gathered is not None), left)
         for part in found if left else ():
-            rows = _rows(part, classifier)
+            rows = with_answers(_rows(part, classifier), answers or {})
             probabilities = softmax(part.logits["logits"].numpy()) if part.logits else np.zeros((0, len(classifier.classes)))
             texts = [table.lines(part, rows, probabilities) for table in tables]
             if gathered is not None:

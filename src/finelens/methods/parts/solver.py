@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, make_dataclass
+from dataclasses import dataclass, make_dataclass, replace
 from dataclasses import fields as dataclass_fields
 from functools import cache, reduce
 from operator import or_
@@ -20,7 +20,7 @@ from finelens.classes.heads import ClassHeads
 from finelens.core.options import require
 from finelens.engine.engine import Engine
 from finelens.methods.parts.frozen import FrozenTask
-from finelens.protocol import ImageTokens, Rows, TargetFeatures
+from finelens.protocol import Hints, ImageTokens, Rows, TargetFeatures
 from finelens.solvers import Solver
 from finelens.solvers.parameters import allowed, rule
 from finelens.solvers.return_rule import ReturnRule
@@ -102,6 +102,12 @@ def _require(key: str, constraints: Sequence[Any], value: Any) -> None:
         require(usable, key, "estimated, uniform, or finite numbers above 0, one a class", list(value))
 
 
+def _hints_of_all(features: TargetFeatures) -> Hints | None:
+    """The hints about images of a part, as hints about all of them."""
+    hints = features.hints
+    return hints if hints is None or features.places is None else replace(hints, index=features.places[hints.index.cpu()])
+
+
 class SolverTask(FrozenTask):
     """Fits a solver to the target images in :meth:`prepare` and answers for new images one by one.
 
@@ -142,7 +148,7 @@ class SolverTask(FrozenTask):
         if many is None:
             probabilities = self.solver.fit_predict_proba(self.rows(features), prototypes=prototypes, logit_scale=scale, hints=features.hints)
         else:
-            self.solver.fit(many, prototypes=prototypes, logit_scale=scale)
+            self.solver.fit(many, prototypes=prototypes, logit_scale=scale, hints=_hints_of_all(features))
             probabilities = self.solver.predict_proba(self.rows(features))
         if self.config.return_rule:
             probabilities = self._learn_returns(features, probabilities)
