@@ -122,6 +122,9 @@ def test_without_a_second_opinion_nothing_is_improved():
     assert judged(**alone, largest=0.5) == "unclear"
     # Each of the three is a second opinion.
     assert verdict(Signals(**{**HEALTHY, **alone}), labelled=True).level == "improved"
+    told = {count: Answered(count, 0, (), 1, "the unadapted model") for count in (4, 5)}
+    levels = {count: verdict(Signals(**{**HEALTHY, **alone}), labelled=True, answered=own).level for count, own in told.items()}
+    assert levels == {4: "cannot judge", 5: "improved"}
     assert judged(**alone, further_encoders=1) == "improved"
     assert judged(**alone, further_encoders=1, kept=0.8) == "unclear"
 
@@ -160,7 +163,7 @@ def test_few_photographs_are_too_few():
     assert (found.level, found.sentence) == ("cannot judge", "49 photographs are too few to judge 10 classes without labels; 50 would do.")
     # With names alone more photographs would not be enough either.
     names_alone = verdict(Signals(**{**HEALTHY, "images": 49, "text_agreement": None}))
-    assert names_alone.sentence.endswith("; it takes 50, and a second opinion: a descriptions file, some photographs named by you, or labels.")
+    assert names_alone.sentence.endswith("; it takes 50, and a second opinion: a descriptions file, 5 photographs named by you, or labels.")
     # What few photographs overturn says nothing either; a collapse does.
     assert judged(images=49, kept=0.3) == "cannot judge"
     assert judged(images=49, spread=0.3) == "do not use"

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from finelens.evaluation.answered import Answered
+from finelens.evaluation.prequential import LEAST_TESTS
 from finelens.evaluation.name_sense import LEAST_CLASSES, LEAST_SENSE, NO_SENSE, NONSENSE
 from finelens.evaluation.none_of_these import MANY, SOME
 from finelens.evaluation.signals import Signals
@@ -31,7 +32,7 @@ UNNAMED = 0.2
 # Photographs a class below which there are too few to judge.
 A_CLASS = 2
 
-JUDGE_BY = "a descriptions file, some photographs named by you, or labels"
+JUDGE_BY = f"a descriptions file, {LEAST_TESTS} photographs named by you, or labels"
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ def verdict(
     """Judge a run.
 
     Adaptation is believed where it leaves alone what the starting model was sure of, and where that model is worth keeping by a second opinion: its
-    two kinds of text agree, a person named photographs, or another encoder took part. Without one nothing tells a good start from a bad one. Where a
+    two kinds of text agree, a person named a few photographs, or another encoder took part. Without one nothing tells a good start from a bad one. Where a
     person's answers tested the model, and chance does not explain by how much it is better or worse than the unadapted one, they decide; labels go
     before all of that.
 
@@ -95,17 +96,19 @@ def verdict(
         answered: What a person's answers said; None without.
         evaluation: What labels said (``evaluation.metrics.evaluate_predictions``); None without labels.
     """
-    free = _unnamed(_by_answers(_without_labels(signals, alarms, labelled=labelled, trains=trains), answered), answered)
+    # One or two names are no opinion on a whole folder.
+    enough = labelled and (answered is None or answered.answers >= LEAST_TESTS)
+    free = _unnamed(_by_answers(_without_labels(signals, alarms, labelled=labelled, heard=enough, trains=trains), answered), answered)
     return free if evaluation is None else _with_labels(free, evaluation)
 
 
-def _without_labels(signals: Signals, alarms: Sequence[str], *, labelled: bool, trains: bool) -> Verdict:
+def _without_labels(signals: Signals, alarms: Sequence[str], *, labelled: bool, heard: bool, trains: bool) -> Verdict:
     # A person's answers are something to build on, whatever the model knew.
     start = None if labelled else signals.start
     collapsed = signals.classes > 2 and signals.spread < COLLAPSE * signals.spread_zero_shot
     enough = max(FEW_IMAGES, A_CLASS * signals.classes)
     senseless, dominant, few = _senseless(signals), _dominant(signals), signals.images < enough
-    second = signals.text_agreement is not None or labelled or signals.further_encoders > 0
+    second = signals.text_agreement is not None or heard or signals.further_encoders > 0
     reasons = (
         *(Reason("bad", f"{_sentence(alarm)}.", "alarm") for alarm in alarms),
         *_collapse(signals, collapsed),
