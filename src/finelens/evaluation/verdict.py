@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from finelens.evaluation.answered import Answered
-from finelens.evaluation.prequential import LEAST_TESTS
 from finelens.evaluation.name_sense import LEAST_CLASSES, LEAST_SENSE, NO_SENSE, NONSENSE
 from finelens.evaluation.none_of_these import MANY, SOME
+from finelens.evaluation.prequential import LEAST_TESTS
 from finelens.evaluation.signals import Signals
 from finelens.evaluation.weak_start import FEW_IMAGES, HARDLY, REMEDY, Start
 
