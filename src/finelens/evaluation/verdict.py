@@ -84,9 +84,9 @@ def verdict(
     """Judge a run.
 
     Adaptation is believed where it leaves alone what the starting model was sure of, and where that model is worth keeping by a second opinion: its
-    two kinds of text agree, a person named a few photographs, or another encoder took part. Without one nothing tells a good start from a bad one. Where a
-    person's answers tested the model, and chance does not explain by how much it is better or worse than the unadapted one, they decide; labels go
-    before all of that.
+    two kinds of text agree, a person named a few photographs, or another encoder took part. Without one nothing tells a good start from a bad one.
+    Where a person's answers tested the model, and chance does not explain by how much it is better or worse than the unadapted one, they decide;
+    labels go before all of that.
 
     Args:
         signals: Numbers of the run.
