@@ -97,14 +97,14 @@ def adapt(photos: Path, assignments: tuple[str, ...], dry_run: bool, fail_on: st
 
     Sub-folders of PHOTOS are searched; their names are never read as labels.
     """
-    options = _checked_options(photos, assignments, given)
+    given = _checked(photos, assignments, given)
     from finelens import api
 
     if dry_run:
-        _tell_plan(given["console"], api.plan(photos, **given, options=options))
+        _tell_plan(given["console"], api.plan(photos, **given))
         return
     with graceful_stop(given["out"]) as should_stop:
-        result = api.adapt(photos, **given, options=options, should_stop=should_stop)
+        result = api.adapt(photos, **given, should_stop=should_stop)
     _tell_run(given["console"], result)
     exit_by_verdict(given["out"], fail_on)
 
@@ -115,13 +115,13 @@ def adapt(photos: Path, assignments: tuple[str, ...], dry_run: bool, fail_on: st
 @click.option("--method", default="zero-shot", show_default=True, help="zero-shot (templates) or cupl (descriptions).")
 def zero_shot(photos: Path, assignments: tuple[str, ...], dry_run: bool, fail_on: str | None, **given: Any) -> None:
     """Classify PHOTOS, a folder or a feature file, with the unadapted model and write a run folder."""
-    options = _checked_options(photos, assignments, given)
+    given = _checked(photos, assignments, given)
     from finelens import api
 
     if dry_run:
-        _tell_plan(given["console"], api.plan(photos, **given, options=options, verb="zero-shot"))
+        _tell_plan(given["console"], api.plan(photos, **given, verb="zero-shot"))
         return
-    _tell_run(given["console"], api.zero_shot(photos, **given, options=options))
+    _tell_run(given["console"], api.zero_shot(photos, **given))
     exit_by_verdict(given["out"], fail_on)
 
 
@@ -140,8 +140,11 @@ def resume(run: Path, fail_on: str | None, console: Console) -> None:
     exit_by_verdict(run, fail_on)
 
 
-def _checked_options(photos: Path, assignments: tuple[str, ...], given: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """The options of ``--config`` and ``--set``, and ``out`` where it was left to us; what can be refused before a tensor library is imported is."""
+def _checked(photos: Path, assignments: tuple[str, ...], given: dict[str, Any]) -> dict[str, Any]:
+    """What the verb is given, with the options of ``--config`` and ``--set``, and with a folder where that was left to us.
+
+    What can be refused before a tensor library is imported is refused here.
+    """
     from finelens.runs.arguments import RunArguments
     from finelens.runs.config import parse_assignments
     from finelens.runs.early import check_run
@@ -149,14 +152,13 @@ def _checked_options(photos: Path, assignments: tuple[str, ...], given: dict[str
     options = sections_of_file()
     for section, values in parse_assignments(assignments).items():
         options[section] = {**options.get(section, {}), **values}
-    left_to_us = given["out"] is None
-    if left_to_us:
-        given["out"] = _own_folder(photos, overwrite=given["overwrite"])
-    asked = {name: value for name, value in given.items() if name not in ("out", "overwrite", "console")}
-    check_run(RunArguments(photos=photos, options=options, **asked), given["out"], overwrite=given["overwrite"])
-    if left_to_us:
-        given["console"].say(f"the run goes to {given['out']}")
-    return options
+    out, overwrite, console = given["out"], given["overwrite"], given["console"]
+    place = _own_folder(photos, overwrite=overwrite) if out is None else out
+    about_run = {name: value for name, value in given.items() if name not in ("out", "overwrite", "console")}
+    check_run(RunArguments(photos=photos, options=options, **about_run), place, overwrite=overwrite)
+    if out is None:
+        console.say(f"the run goes to {place}")
+    return {**given, "out": place, "options": options}
 
 
 def _own_folder(photos: Path, *, overwrite: bool) -> Path:
