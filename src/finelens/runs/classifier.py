@@ -175,10 +175,10 @@ class Classifier(nn.Module):
     def _preprocess(self) -> Preprocess:
         return self.model.engine.backbone.preprocess
 
-    def predictions(self, images: str | Path | ImageItems, *, zero_shot: bool = True) -> Predictions:
+    def predictions(self, images: str | Path | ImageItems, *, zero_shot: bool = True, console: Console | None = None) -> Predictions:
         """Logits of a folder, of Python images or of a feature file, by branch and with the unadapted model's beside them."""
         source = asked_at(images) if isinstance(images, (str, Path)) else source_of(images)
-        return source.answers(self.request(Console(enabled=False), zero_shot=zero_shot))
+        return source.answers(self.request(console or Console(enabled=False), zero_shot=zero_shot))
 
     def request(self, console: Console, *, zero_shot: bool = True, looks: bool = False) -> Request:
         """A question to this model, as sources take it.
