@@ -190,18 +190,18 @@ def _pixels(image: Image.Image) -> Tensor:
 
 def as_target(name: str) -> Target:
     """The target of that name; raises :class:`~finelens.errors.UserError` if there is none."""
-    for target in get_args(Target):
-        if name == target:
-            return cast(Target, target)
-    raise UserError(f"unknown target {name!r}; known are: {', '.join(get_args(Target))}")
+    return cast(Target, _known(name, get_args(Target), "target"))
 
 
 def as_weights(name: str) -> Weights:
     """The type of stored weights of that name; raises :class:`~finelens.errors.UserError` if there is none."""
-    for weights in get_args(Weights):
-        if name == weights:
-            return cast(Weights, weights)
-    raise UserError(f"unknown type of weights {name!r}; known are: {', '.join(get_args(Weights))}")
+    return cast(Weights, _known(name, get_args(Weights), "type of weights"))
+
+
+def _known(name: str, names: Sequence[str], what: str) -> str:
+    if name not in names:
+        raise UserError(f"unknown {what} {name!r}; known are: {', '.join(names)}")
+    return name
 
 
 def _write_folder(work: Path, classifier: Classifier, to: Target, views: tuple[Tensor, ...], files: list[ImageFile]) -> Difference:
