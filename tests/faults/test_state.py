@@ -14,9 +14,10 @@ import torch
 
 from finelens import api
 from finelens.errors import UserError
-from finelens.runs import folder as runs
+from finelens.runs import event_log
 from finelens.runs.config import to_json
 from finelens.runs.folder import RunFolder
+from finelens.runs.paths import LOCK_FILE
 from finelens.storage import cache
 from finelens.storage.cache_place import ENVIRONMENT_VARIABLE
 from finelens.storage.files import write_json
@@ -67,7 +68,7 @@ def test_disk_full_while_any_file_is_written(adapt, tmp_path, monkeypatch, file)
         patch.setattr(os, "replace", full)
         with pytest.raises(UserError, match=rf"cannot write .*{file}: No space left on device; free some space and run the same command again"):
             adapt(out)
-    assert not [path for path in out.rglob(".finelens-*") if path.name != runs.LOCK_FILE]
+    assert not [path for path in out.rglob(".finelens-*") if path.name != LOCK_FILE]
     assert load_tensors(out / "checkpoint" / "last.safetensors")
     assert api.resume(out, console=QUIET) is not None
     assert_equal_runs(tmp_path / "whole", out)
@@ -177,7 +178,7 @@ def test_a_clock_that_goes_backwards_changes_nothing(adapt, tmp_path, monkeypatc
             now[0] -= timedelta(hours=1)
             return now[0]
 
-    monkeypatch.setattr(runs, "datetime", Clock)
+    monkeypatch.setattr(event_log, "datetime", Clock)
     interrupted(adapt, tmp_path / "run")
     assert api.resume(tmp_path / "run", console=QUIET) is not None
     assert_equal_runs(tmp_path / "whole", tmp_path / "run")

@@ -10,7 +10,8 @@ from finelens import api, demo
 from finelens.core.console import Console
 from finelens.core.schemas import EVALUATION_FILE, REPORT_FILE
 from finelens.errors import UserError
-from finelens.runs.folder import RunFolder, is_run
+from finelens.runs.folder import RunFolder
+from finelens.runs.place import is_run
 
 PETS_BACKBONE = "open_clip:ViT-B-32-quickgelu/openai"
 
