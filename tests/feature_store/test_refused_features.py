@@ -1,4 +1,4 @@
-"""Features and prototypes that cannot be used are refused in one line, and doubtful ones warned of."""
+"""Features and prototypes that look like some and are not: read, warned of or refused in one line, never used in silence."""
 
 from __future__ import annotations
 

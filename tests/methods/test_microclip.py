@@ -1,4 +1,4 @@
-"""microCLIP: its branches, and every option that decides what they see or learn."""
+"""microCLIP: its branches, and every option; what each one is compared with is written out, not taken from the task."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""NoLA: the choice of confident images, the labelling network, the student's labels and the label-free end."""
+"""NoLA step by step: which images teach the labelling network, that network, head, labels and student."""
 
 from __future__ import annotations
 
@@ -6,71 +6,29 @@ import math
 
 import numpy as np
 import pytest
-import timm
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
 
-from finelens import api
-from finelens.backbones.embedded import EmbeddedBackbone
-from finelens.backbones.image_encoders import ImageEncoder
-from finelens.backbones.registry import load_encoder
 from finelens.core.options import from_mapping, to_plain
-from finelens.engine.engine import Engine
 from finelens.errors import UserError
-from finelens.images.batches import centre_batches
 from finelens.images.randomness import generator, permutation, seed_for
-from finelens.images.view_config import ViewConfig
 from finelens.methods import nola
 from finelens.methods.nola.config import NolaConfig
 from finelens.methods.nola.labelling import LabellingNetwork, select_confident
-from finelens.methods.nola.second_encoder import second_features
-from finelens.methods.nola.stopping import AgreementStop
 from finelens.methods.nola.task import Nola
-from finelens.protocol import Batch, TargetFeatures
-from finelens.training.checkpoint import named_trainable
 from finelens.training.config import TrainingConfig
-from finelens.training.loop import Hooks, Interrupted, Trainer
-from finelens.training.schedule import build_optimizer
+from tests.methods.nola_world import B, C, P, prepared
 from tests.methods.tiny import (
-    FLOAT32,
-    Pictures,
     random_batch,
     random_heads,
-    separating_rows,
     step_gradient,
-    target_features,
     tiny_engine,
     train_steps,
     trainable_count,
     vit_b32_engine,
-    whole_and_resumed,
     without_texts,
 )
-from tests.toy import QUIET, digest, quick, stop_after
-
-B, C, P = 6, 4, 5
-TIMM = "test_vit"
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    """Random weights of a tiny timm model, its classifier included, as a hub would serve them."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = timm.create_model(TIMM, pretrained=False)
-    path = tmp_path_factory.mktemp("timm") / "model.safetensors"
-    save_file(model.state_dict(), path)
-    return path
-
-
-def prepared(engine, batch, **options) -> Nola:
-    """A task whose unlabelled images are the centre views of ``batch``."""
-    task = Nola(engine, separating_rows(engine, batch, C), NolaConfig(**{"prompts": P, **options}))
-    tokens = engine.encode_frozen(batch.centre)
-    task.prepare(TargetFeatures(tokens.global_, tokens.cls))
-    return task
-
+from tests.toy import QUIET
 
 # Step 2: which images teach the labelling network
 
@@ -258,209 +216,6 @@ def test_prediction_state_suffices_to_predict_alike(engine):
     assert set(task.prediction_state()) == {"head", "prompts", "feature_scale"}
     assert not rebuilt.load_state_dict(task.prediction_state(), strict=False).unexpected_keys
     assert torch.equal(rebuilt.predict_logits(batch.centre)["logits"], task.predict_logits(batch.centre)["logits"])
-
-
-# The second encoder
-
-
-def with_views(engine, pictures: Pictures) -> TargetFeatures:
-    features = target_features(engine, pictures)
-    return TargetFeatures(features.global_, features.cls, views=lambda preprocess: (v for _, v in centre_batches(pictures, preprocess, 4)))
-
-
-def test_timm_features_are_timms_own(engine, checkpoint):
-    pictures = Pictures(7)
-    config = NolaConfig(second_encoder=f"timm:{TIMM}", second_checkpoint=str(checkpoint))
-    assert config.second_spec == f"timm:{TIMM}@{checkpoint}"
-    features = with_views(engine, pictures)
-    before = engine.no_grad_forwards
-    got = second_features(config.second_spec, engine, features)
-    model = timm.create_model(TIMM, pretrained=False, checkpoint_path=str(checkpoint)).eval()
-    model.reset_classifier(0)
-    data = timm.data.resolve_model_data_config(model)
-    preprocess = load_encoder(config.second_spec).preprocess
-    assert (preprocess.image_size, preprocess.mean) == (data["input_size"][1], tuple(data["mean"]))
-    views = torch.cat([v for _, v in centre_batches(pictures, preprocess, 4)])
-    mean, std = (torch.tensor(data[key])[:, None, None] for key in ("mean", "std"))
-    with torch.no_grad():
-        torch.testing.assert_close(got, model((views / 255 - mean) / std))
-    assert got.shape == (7, model.num_features)
-    assert engine.no_grad_forwards == before
-
-
-def test_every_image_passes_the_second_encoder_once(engine, checkpoint, monkeypatch):
-    seen, own = [], ImageEncoder.encode_image
-    monkeypatch.setattr(ImageEncoder, "encode_image", lambda self, images, **given: seen.append(len(images)) or own(self, images, **given))
-    config = NolaConfig(prompts=P, second_encoder=f"timm:{TIMM}", second_checkpoint=str(checkpoint))
-    task = Nola(engine, separating_rows(engine, random_batch(B, 0), C), config)
-    task.prepare(with_views(engine, Pictures(7)))
-    assert sum(seen) == 7
-    assert task.posteriors.shape == (7, C)
-    assert task.labeller.hidden_weight.shape == (256, 64)
-
-
-def test_a_folder_of_open_clips_serves_as_second_encoder(engine, tiny_resnet):
-    pictures = Pictures(5)
-    features = second_features(f"local:{tiny_resnet}", engine, with_views(engine, pictures))
-    assert features.shape == (5, 256)
-    assert features.isfinite().all()
-
-
-def test_the_embedded_tower_serves_as_second_encoder_of_another(engine):
-    pictures = Pictures(3)
-    got = second_features("embedded", engine, with_views(engine, pictures))
-    own = EmbeddedBackbone()
-    views = torch.cat([v for _, v in centre_batches(pictures, own.preprocess, 4)])
-    torch.testing.assert_close(got, Engine(own, engine.device, engine.precision).encode_frozen(views).cls)
-
-
-def test_the_embedded_tower_beside_itself_is_itself():
-    engine = Engine(EmbeddedBackbone(text=False), torch.device("cpu"), FLOAT32)
-    features = TargetFeatures(torch.zeros(2, 4), torch.ones(2, 4))
-    assert second_features("embedded", engine, features) is features.cls
-    assert engine.no_grad_forwards == 0
-
-
-def test_self_is_the_unadapted_towers_pooled_token(engine):
-    features = target_features(engine, Pictures(3))
-    assert second_features("self", engine, features) is features.cls
-
-
-def test_a_run_with_a_second_encoder_resumes_and_needs_it_no_more_to_predict(tiny_vit, checkpoint, photos, classes, tmp_path):
-    own = tmp_path / "second.safetensors"
-    own.write_bytes(checkpoint.read_bytes())
-    method = {"second_encoder": f"timm:{TIMM}", "second_checkpoint": str(own), "stop": "agreement", "patience": 1}
-    given = {"backbone": f"local:{tiny_vit}", "method": "nola", "options": {**quick(epochs=3), "method": method}, "console": QUIET}
-    api.adapt(photos, classes, tmp_path / "whole", **given)
-
-    with pytest.raises(Interrupted):
-        api.adapt(photos, classes, tmp_path / "broken", **given, should_stop=stop_after(2))
-    api.resume(tmp_path / "broken", console=QUIET)
-    for file in ("model/model.safetensors", "predictions.csv"):
-        assert digest(tmp_path / "whole" / file) == digest(tmp_path / "broken" / file), file
-    own.unlink()
-    assert api.load_run(tmp_path / "whole").predict_proba(photos).shape == (24, 4)
-
-
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        ({"second_encoder": "timm:test_vitt", "second_checkpoint": "x"}, "nearest: test_vit"),
-        ({"second_encoder": f"timm:{TIMM}", "second_checkpoint": "missing.safetensors"}, "no weights; expected .*missing.safetensors"),
-        ({"second_encoder": "local:missing"}, "no such folder"),
-    ],
-)
-def test_a_second_encoder_that_is_not_there_is_refused_before_the_work(engine, options, words):
-    with pytest.raises(UserError, match=words):
-        nola.build(engine, random_heads(C), NolaConfig(**options), TrainingConfig(), 0)
-    # A saved model asks for none.
-    nola.build(engine, without_texts(random_heads(C)), NolaConfig(**options), TrainingConfig(), 0)
-
-
-def test_weights_of_another_model_are_refused(engine, checkpoint):
-    with pytest.raises(UserError, match=r"does not fit the model: Missing key"):
-        second_features(f"timm:test_resnet@{checkpoint}", engine, with_views(engine, Pictures(3)))
-
-
-def test_paths_are_made_absolute_and_read_back(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    config = NolaConfig(second_encoder="timm:test_vit", second_checkpoint="a.safetensors")
-    assert config.second_checkpoint == str(tmp_path / "a.safetensors")
-    assert NolaConfig(second_encoder="timm:test_vit@a.safetensors").second_spec == config.second_spec
-    assert NolaConfig(second_encoder="local:d").second_encoder == f"local:{tmp_path / 'd'}"
-    monkeypatch.chdir("/")
-    assert from_mapping(NolaConfig, to_plain(config), "method") == config
-
-
-# The end
-
-
-def play(agreements: list[float], patience: int) -> int:
-    """Epochs until the rule ends a training with these agreements."""
-    stop = AgreementStop(patience)
-    for epoch, agreement in enumerate(agreements, start=1):
-        right = torch.arange(100) < round(100 * agreement)
-        stop.see(right.long(), torch.ones(100, dtype=torch.int64))
-        assert stop.end_epoch()["held_out_agreement"] == pytest.approx(agreement)
-        if stop.finished():
-            return epoch
-    return 0
-
-
-def test_training_ends_after_patience_epochs_without_a_new_best():
-    rising = [0.1, 0.2, 0.3, 0.4]
-    assert play(rising, 1) == 0
-    assert play([0.5, 0.5], 1) == 2
-    assert play([0.5, 0.4, 0.6, 0.6, 0.6], 2) == 5
-    assert play([0.5, 0.4, 0.3, 0.2], 2) == 3
-
-
-def test_an_epoch_that_saw_no_held_out_image_says_nothing():
-    stop = AgreementStop(1)
-    assert stop.end_epoch() == {}
-    assert not stop.finished()
-
-
-@pytest.mark.parametrize(("images", "count"), [(1, 0), (2, 1), (5, 1), (100, 10)])
-def test_held_out_images_are_a_function_of_the_seed(images, count):
-    first, again, other = AgreementStop(1), AgreementStop(1), AgreementStop(1)
-    for stop, seed in ((first, 0), (again, 0), (other, 1)):
-        stop.hold_out(images, 0.1, seed)
-    assert first.held_out.sum() == count
-    assert torch.equal(first.held_out, again.held_out)
-    if images == 100:
-        assert not torch.equal(first.held_out, other.held_out)
-
-
-def test_held_out_images_teach_nothing_and_are_compared_without_gradient(engine):
-    batch = random_batch(B, 0)
-    task = prepared(engine, batch, stop="agreement", held_out=0.34)
-    held = task.stopping.held_out.clone()
-    assert held.sum() == 2
-    before = engine.no_grad_forwards, engine.grad_forwards
-    loss = task.step(batch, 0, 0).loss.detach()
-    assert (engine.no_grad_forwards - before[0], engine.grad_forwards - before[1]) == (2, 4)
-    assert (B * task.cost().no_grad_forwards, B * task.cost().grad_forwards) == (pytest.approx(2), pytest.approx(4))
-    noise = torch.where(held[:, None, None, None], 255 - batch.strong, batch.strong)
-    task.stopping.counts.zero_()
-    torch.testing.assert_close(task.step(Batch(batch.index, strong=noise, centre=batch.centre), 0, 0).loss.detach(), loss, rtol=0, atol=0)
-    student = task.predict_logits(batch.centre)["logits"].argmax(-1)
-    agreed = (student == task.pseudo_labels(batch.index).labels)[held].sum().item()
-    assert task.end_epoch(0)["held_out_agreement"] == agreed / 2
-
-
-def test_a_batch_that_is_held_out_as_a_whole_changes_nothing_but_the_count(engine):
-    batch = random_batch(B, 0)
-    task = prepared(engine, batch, stop="agreement")
-    task.stopping.held_out.fill_(True)
-    output = task.step(batch, 0, 0)
-    before = {name: parameter.detach().clone() for name, parameter in named_trainable(task).items()}
-    optimizer = build_optimizer(task, 1e-2)
-    output.loss.backward()
-    optimizer.step()
-    assert output.loss == 0
-    for name, parameter in named_trainable(task).items():
-        assert torch.equal(parameter, before[name]), name
-    assert task.stopping.counts[1] == B
-
-
-def test_a_run_that_ends_early_is_resumed_to_the_same_end(folder, tmp_path):
-    pictures, config = Pictures(12), TrainingConfig(epochs=30, batch_size=5, lr=1e-4)
-    start = separating_rows(tiny_engine(folder), random_batch(4, 0), C)
-
-    def build() -> Nola:
-        return Nola(tiny_engine(folder), start, NolaConfig(prompts=P, stop="agreement", held_out=0.4, patience=2, marginal="prior"))
-
-    task, second = whole_and_resumed(build, pictures, config, tmp_path)
-    for name, tensor in {**task.state_dict(), **task.tuned}.items():
-        assert torch.equal({**second.state_dict(), **second.tuned}[name], tensor), name
-    assert task.finished()
-    # Resumed once more, it is at its end and stays there.
-    third = build()
-    rest = Trainer(third, third.engine, pictures, config, ViewConfig(), seed=0, hooks=Hooks(checkpoints=tmp_path))
-    rest.resume()
-    assert rest.position.epoch < 30
-    assert rest.run() == []
 
 
 @pytest.mark.parametrize(

@@ -178,18 +178,13 @@ def whole(image: Tensor, side: int) -> Tensor:
     return resize(image, size)
 
 
-def jpeg_uri(image: Tensor) -> str:
-    """(3, H, W) uint8 as a JPEG in a ``data:`` address. The same pixels give the same text."""
-    return data_uri(jpeg(image))
-
-
 def picture_uri(image: Image.Image) -> str:
     """A Pillow image as a JPEG in a ``data:`` address."""
     return data_uri(_jpeg(image))
 
 
 def jpeg(image: Tensor) -> bytes:
-    """(3, H, W) uint8 as a JPEG."""
+    """(3, H, W) uint8 as a JPEG. The same pixels give the same bytes."""
     return _jpeg(Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()))
 
 

@@ -66,13 +66,9 @@ class CacheFile:
     used: float
 
 
-def cache_files(folder: Path | None = None) -> Iterator[CacheFile]:
-    """The files of the cache that may be removed at any time, and what killed writers left a day ago; nothing else in the folder is touched.
-
-    Args:
-        folder: The cache; by default :func:`cache_folder`.
-    """
-    root = cache_folder() if folder is None else folder
+def cache_files() -> Iterator[CacheFile]:
+    """The files of the cache that may be removed at any time, and what killed writers left a day ago; nothing else in the folder is touched."""
+    root = cache_folder()
     for kind, (_, pattern) in KINDS.items():
         for path in sorted((root / kind).glob(pattern)):
             with suppress(OSError):
