@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.utils import parametrize
 from torch.utils.checkpoint import checkpoint
 
+from finelens.core.allocator import keep_freed_memory
 from finelens.core.console import Console
 from finelens.engine.compiled import CompiledTower
 from finelens.engine.device import Precision
@@ -62,6 +63,8 @@ class Engine:
     """
 
     def __init__(self, backbone: Backbone, device: torch.device, precision: Precision) -> None:
+        if device.type == "cpu":
+            keep_freed_memory()
         self.backbone = backbone.to(device)
         self.device = device
         self.precision = precision
