@@ -6,6 +6,7 @@ import signal
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from finelens.core.console import Console
 from finelens.errors import UserError
@@ -15,6 +16,9 @@ from finelens.runs.folder import RunFolder
 from finelens.runs.sources import source_at
 from finelens.runs.to_file import conformal_rule
 from finelens.serving.settings import Settings, is_loopback, read_token
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
 
 # Seconds that requests under way have to end after the server was told to stop.
 GRACE = 30
@@ -69,8 +73,6 @@ def serve(
     token = read_token(host, None if token_file is None else Path(token_file))
     if calibrate is None and (calibrate_photos is not None or coverage is not None):
         raise UserError("--calibrate-photos and --coverage have an effect with --calibrate FILE only")
-    import uvicorn
-
     from finelens.serving.answers import Answers
     from finelens.serving.app import make_app
 
@@ -82,6 +84,18 @@ def serve(
         rule = conformal_rule(classifier, source_at(photos), question, console)
         console.say(rule.guarantee())
     app = make_app(Answers(classifier, rule, round(settings.max_image_mb * 1e6)), settings, token)
+    _listen(app, host, port, token, console)
+    console.say("ended; all requests under way were answered")
+
+
+def _listen(app: FastAPI, host: str, port: int, token: str | None, console: Console) -> None:
+    """Answer until a signal ends it; requests under way are answered first.
+
+    Raises:
+        UserError: The address cannot be listened at.
+    """
+    import uvicorn
+
     config = uvicorn.Config(app, host=host, port=port, log_level="warning", timeout_graceful_shutdown=GRACE, server_header=False)
     try:
         sock = config.bind_socket()
@@ -99,4 +113,3 @@ def serve(
         for number, handler in before.items():
             signal.signal(number, handler)
         sock.close()
-    console.say("ended; all requests under way were answered")
