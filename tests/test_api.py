@@ -164,6 +164,15 @@ def test_resume_of_a_finished_run_does_nothing(finished, capsys):
     assert digest(finished.path / "events.jsonl") == before
 
 
+@pytest.mark.parametrize("lost", ["predictions.csv", "model/model.json"])
+def test_resume_says_what_is_gone_of_a_finished_run(finished, tmp_path, lost):
+    """The other verbs say that such a run is not finished, and name resume."""
+    shutil.copytree(finished.path, tmp_path / "run")
+    (tmp_path / "run" / lost).unlink()
+    with pytest.raises(UserError, match=r"is gone, though the run was finished; make it again with the options that finelens config"):
+        finelens.resume(tmp_path / "run", console=QUIET)
+
+
 @pytest.mark.parametrize("lost", ["report.html", "MODEL_CARD.md"])
 @pytest.mark.parametrize("verb", [finelens.resume, finelens.report])
 def test_a_run_killed_before_its_report_gets_it(finished, tmp_path, verb, lost):

@@ -307,6 +307,16 @@ def test_strangers_are_counted(run, tmp_path):
     assert ["", ""] in [[row["classification"], row["score"]] for row in table(tmp_path / "apart.csv") if row["file_name"].endswith("a.png")]
 
 
+def test_runs_of_before_do_not_know_strangers(run, tmp_path):
+    rows = read_predictions(run / PREDICTIONS_FILE)
+    write_predictions(run / PREDICTIONS_FILE, [replace(row, none_of_these=None) for row in rows])
+    with pytest.raises(
+        UserError, match=r"predictions\.csv does not say of which photographs none of the classes is probable.*leave --none-apart out"
+    ):
+        write(run, "folders", tmp_path / "out", none_apart=True)
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_photograph_that_is_gone_since(run, photos, tmp_path):
     (photos / "cam 2/b.jpg").unlink()
     with pytest.raises(UserError, match=r"cam 2/b\.jpg is not in .* any more"):

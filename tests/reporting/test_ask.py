@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -269,3 +270,20 @@ def test_photographs_that_have_moved(tmp_path, capsys):
         api.report(run, photos=tmp_path / "moves", console=QUIET)
     with pytest.raises(UserError, match="without a run give their folder"):
         finelens.ask(tmp_path / "moved", 2, photos=tmp_path, console=QUIET)
+
+
+def test_a_report_shows_no_others_of_the_same_names(tmp_path, capsys):
+    """Cameras give the same names again: what lies there now was not what the run answered about."""
+    photos, run = write_photos(tmp_path / "photos", per_class=6), tmp_path / "run"
+    api.zero_shot(photos, write_classes(tmp_path / "names.txt"), run, console=QUIET)
+    shown = (run / "report.html").read_text("utf-8").count("data:image/jpeg")
+    first, second, *_ = sorted(photos.rglob("*.png"))
+    shutil.copy(second, first)
+    capsys.readouterr()
+    page = api.report(run, console=Console()).read_text("utf-8")
+    assert 0 < page.count("data:image/jpeg") < shown
+    told = capsys.readouterr().err
+    assert "1 photograph is not what the run saw (first: " in told
+    for place, why in ((tmp_path / "names.txt", "holds no photographs"), (run, "none of the run's photographs is in")):
+        assert "data:image/jpeg" not in api.report(run, photos=place, console=Console()).read_text("utf-8")
+        assert why in capsys.readouterr().err

@@ -58,7 +58,7 @@ def report(
         UserError: Not a finished run, labels that cannot be matched, or a file that cannot be written.
     """
     from finelens.reporting.record import read_run
-    from finelens.reporting.thumbnails import from_run
+    from finelens.reporting.thumbnails import from_run, no_photos
     from finelens.reporting.write import write_report
 
     console = console or Console()
@@ -77,7 +77,10 @@ def report(
             evaluate(run, test or folder.config.photos, labels, **given)
         classifier = load_run(run, device=device)
         before = read_level(folder.path) if labels is not None and folder.verdict_path.is_file() else None
-        path = write_report(folder, from_run(folder.path, folder.config.photos, classifier.limits), classifier.model)
+        photographs = from_run(folder.path, folder.config.photos, classifier.limits)
+        if photos is not None and photographs is no_photos:
+            console.warn(f"{photos} holds no photographs, so the page shows none; give their folder with --photos")
+        path = write_report(folder, photographs, classifier.model, console=console)
         judged = read_run(folder).verdict
         folder.say_gone(console)
     console.say(f"wrote {path}")

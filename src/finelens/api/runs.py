@@ -190,12 +190,14 @@ def resume(run: str | Path, *, console: Console | None = None, should_stop: Call
         The finished run; None where it was finished already; its report is written where a kill had come before it.
 
     Raises:
-        UserError: Not a run, in use, or its images have changed.
+        UserError: Not a run, in use, or its images have changed; or it was finished, and what it gave is gone.
     """
     with RunFolder.open(run, lock=launched()[0] == 0) as folder:
         processes = join_processes(folder.config.device)
         console = _voice(processes, console)
         finished = any(event["event"] == "end" for event in folder.events())
+        if finished:
+            folder.need_answers()
         if finished and (not processes.first or (folder.report_path.is_file() and folder.card_path.is_file())):
             console.say(f"{folder.path} is finished; nothing to resume")
             return None

@@ -134,6 +134,12 @@ def answers_of(
             raise UserError(
                 f"{predictions or folder.predictions_path} has the class {quote(foreign)}, which {run} has not; give the run that answered"
             )
+        told = [row for row in rows if row.label is not None and not row.answered]
+        if none_apart and told and all(row.none_of_these is None for row in told):
+            raise UserError(
+                f"{predictions or folder.predictions_path} does not say of which photographs none of the classes is probable "
+                "(an older finelens wrote it); leave --none-apart out, or make the run again"
+            )
         if own:
             taken, source = saved(folder.taken_path), None if folder.config.in_file is None else Path(folder.config.in_file)
         else:

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from finelens.classes.text_files import counted
+from finelens.core.console import Console
 from finelens.core.schemas import VERSION
 from finelens.evaluation.layout import Layout, read_layout
 from finelens.evaluation.prequential import LEAST_TESTS
@@ -15,6 +16,7 @@ from finelens.protocol import Loaded
 from finelens.reporting import rows
 from finelens.reporting.card import model_card
 from finelens.reporting.kept_pictures import KeptPictures
+from finelens.reporting.own_photos import OwnPhotos
 from finelens.reporting.page import render
 from finelens.reporting.record import RunRecord, read_run
 from finelens.reporting.sections import balance, changes, classes, confusions, cost, first, found, labelled, looked, photo_map, strangers, training
@@ -25,7 +27,9 @@ from finelens.runs.model import Model
 from finelens.storage.files import write_text
 
 
-def write_report(folder: RunFolder, photos: Photos | None = None, model: Model | None = None, kept: KeptPictures | None = None) -> Path:
+def write_report(
+    folder: RunFolder, photos: Photos | None = None, model: Model | None = None, kept: KeptPictures | None = None, console: Console | None = None
+) -> Path:
     """Write the report, the model card and the verdict of a finished run from its files.
 
     Args:
@@ -33,6 +37,7 @@ def write_report(folder: RunFolder, photos: Photos | None = None, model: Model |
         photos: Where the pictures come from; by default they are read again from the run's photographs. Where those are gone, the report has none.
         model: The run's model, for what it looked at; None leaves that part out.
         kept: Pictures of earlier pages, by content.
+        console: Told of photographs that are not those of the run, which are not shown.
 
     Returns:
         Path of the report.
@@ -41,9 +46,11 @@ def write_report(folder: RunFolder, photos: Photos | None = None, model: Model |
         UserError: The run is not finished or damaged, or the file cannot be written.
     """
     record = read_run(folder)
-    source = photos or from_run(record.path, record.config.photos, DecodeLimits())
+    source = OwnPhotos(photos or from_run(record.path, record.config.photos, DecodeLimits()), record)
     layout = read_layout(folder.map_path, len(record.predicted))
     write_text(folder.report_path, report_html(record, Thumbnails(source, kept=kept), model, layout))
+    if console is not None:
+        source.say(record.config.photos, console)
     write_text(folder.card_path, model_card(record))
     write_verdict(folder.verdict_path, record.verdict, record.measured.signals, record.evaluation)
     return folder.report_path

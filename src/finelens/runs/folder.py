@@ -11,7 +11,7 @@ from typing import Any
 
 from finelens.core.beside import check_the_path
 from finelens.core.console import Console
-from finelens.core.schemas import CONFIG_FILE, EVENTS_FILE
+from finelens.core.schemas import CONFIG_FILE, EVENTS_FILE, MODEL_CONFIG_FILE
 from finelens.errors import UserError
 from finelens.runs.config import RunConfig, from_json, to_json
 from finelens.runs.event_log import add_event, cut_events, read_events
@@ -103,6 +103,18 @@ class RunFolder(RunPaths):
         """Warn where the photographs are not where they were, and a page shows none of them."""
         if not os.path.exists(self.config.photos):
             console.warn(f"{self.config.photos} does not exist any more, so the page shows no photographs; say where they are with --photos")
+
+    def need_answers(self) -> None:
+        """Refuse a finished run whose answers or model somebody has removed.
+
+        Raises:
+            UserError: One of them is gone.
+        """
+        for path in (self.predictions_path, self.model_dir / MODEL_CONFIG_FILE):
+            if not path.is_file():
+                raise UserError(
+                    f"{path} is gone, though the run was finished; make it again with the options that finelens config {self.path} writes"
+                )
 
     def __enter__(self) -> RunFolder:
         return self
