@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 from pathlib import Path
 
@@ -178,6 +180,26 @@ def test_labels_are_held_against_all(world, tmp_path):
     found = api.evaluate(tmp_path / "run", world / "rows.features", tmp_path / "labels.csv", console=QUIET)
     assert found["n"] == len(rows) == COUNT - len(BAD)
     assert found["accuracy"] == 1
+
+
+@pytest.mark.usefixtures("_many")
+def test_groups_of_many_are_those_of_a_run_that_holds_all(world, tmp_path, monkeypatch):
+    """The same cells, and the same bytes as ``predict`` gives; rows of one group lie apart."""
+    lines = "".join(f"{i:04d}.jpg,burst {i % 300}\n" for i in range(COUNT))
+    (tmp_path / "groups.csv").write_text("path,group\n" + lines)
+    rule = f"column:{tmp_path / 'groups.csv'}"
+    adapt(world, tmp_path / "many", group_by=rule)
+    found = (tmp_path / "many" / "predictions_groups.csv").read_bytes()
+    api.predict_to(tmp_path / "many", world / "rows.features", tmp_path / "again.csv", group_by=rule, console=QUIET)
+    assert (tmp_path / "again_groups.csv").read_bytes() == found
+    monkeypatch.setattr(feature_source, "MANY", 10**6)
+    adapt(world, tmp_path / "few", group_by=rule)
+    rows = [list(csv.DictReader(io.StringIO(text.decode()))) for text in (found, (tmp_path / "few" / "predictions_groups.csv").read_bytes())]
+    assert len(rows[0]) == len(rows[1]) == COUNT + 1
+    assert {row["group_size"] for row in rows[0]} >= {"2", "3"}
+    exact = ("path", "group", "group_size", "copy_of", "status")
+    assert [[row[name] for name in exact] for row in rows[0]] == [[row[name] for name in exact] for row in rows[1]]
+    assert np.mean([a["group_class"] == b["group_class"] for a, b in zip(*rows, strict=True)]) >= 0.995
 
 
 @pytest.mark.usefixtures("_many")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import tracemalloc
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from finelens import api
@@ -14,9 +16,12 @@ from finelens.errors import UserError
 from finelens.evaluation.together import group_probabilities, near_copies
 from finelens.images.boxes import Box
 from finelens.images.discover import ImageFile, discover
+from finelens.protocol import ImageRecord
 from finelens.runs.group_by import GroupBy, absolute_groups
-from finelens.runs.together import groups_by, together
-from finelens.storage.predictions import PredictionRow
+from finelens.runs.predict import Predictions
+from finelens.runs.sources import source_at
+from finelens.runs.together import Gathered, groups_by, together
+from finelens.storage.predictions import PredictionRow, rows_from_probabilities, write_predictions
 from tests.toy import CLASSES, QUIET, options_for, write_classes, write_photos
 
 
@@ -167,3 +172,37 @@ def test_groups_reach_over_what_is_read_at_a_time(tiny_vit, tmp_path, monkeypatc
 
     assert groups("parts") == groups("whole")
     assert {line[2] for line in groups("parts")} == {"3"}
+
+
+def gathered_peak(folder, count: int, group: int) -> tuple[int, str]:
+    """Largest memory while so many photographs are put together in groups of so many, and what came out."""
+    folder.mkdir()
+    Image.new("RGB", (9, 9)).save(folder / "one.jpg")
+    classes = [f"kind {c}" for c in range(200)]
+    records = [ImageRecord(f"{i // group:05d}/{i:06d}.jpg", "ok", "", f"{i:064x}", i % 100) for i in range(count)]
+    rng = np.random.default_rng(0)
+    tracemalloc.start()
+    found = Gathered(GroupBy.parse("folder"), source_at(folder))
+    lines = []
+    for start in range(0, count, 100):
+        own, p = records[start : start + 100], rng.dirichlet(np.ones(200), 100)
+        looks = torch.from_numpy(rng.standard_normal((100, 64)).astype(np.float16))
+        lines += rows_from_probabilities(own, classes, p)
+        found.add(Predictions(own, {}, {}, looks=looks), p)
+    write_predictions(folder / "p.csv", lines)
+    del lines
+    tracemalloc.reset_peak()
+    text = found.answers(classes, folder / "p.csv").text
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return peak, text
+
+
+def test_memory_of_groups_grows_with_names_and_not_with_probabilities(tmp_path, monkeypatch):
+    monkeypatch.setattr("finelens.runs.together.spill_folder", lambda: tmp_path)
+    small, _ = gathered_peak(tmp_path / "a", 1000, 4)
+    large, text = gathered_peak(tmp_path / "b", 5000, 4)
+    # Probabilities alone are 1,600 bytes a photograph.
+    assert (large - small) / 4000 < 1200
+    monkeypatch.setattr("finelens.runs.together.spill_folder", lambda: None)
+    assert gathered_peak(tmp_path / "c", 5000, 4)[1] == text

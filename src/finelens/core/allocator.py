@@ -6,8 +6,8 @@ import ctypes
 import os
 from functools import cache
 
-# Parameters of glibc's mallopt. Blocks of up to so many bytes come from the heap (the largest value that it allows), whose free end stays up to so large.
-# By itself it lets that end grow to twice the largest block that was freed, and gives back what the next layers ask for.
+# Parameters of glibc's mallopt. Blocks of up to so many bytes come from the heap, whose free end stays up to so large; the first is the largest value
+# that it allows. By itself it lets that end grow to twice the largest block that was freed, and gives back what the next layers ask for.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 HEAP_BLOCK, HEAP_END = 32 << 20, 128 << 20
 # What a user set is left alone.

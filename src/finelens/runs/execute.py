@@ -122,7 +122,8 @@ def execute(
     if part:
         told = {} if inputs.hints is None else hints_by_name(inputs.hints, loaded.records, inputs.prepared.classes.names)
         with inputs.prepared.engine.stopwatch("predict"):
-            asked = Question(run=run.path, photos=Path(run.config.photos), csv=run.predictions_path, csv_bom=run.config.csv_bom)
+            photos, bom, groups = Path(run.config.photos), run.config.csv_bom, run.config.group_by
+            asked = Question(run=run.path, photos=photos, csv=run.predictions_path, csv_bom=bom, group_by=groups)
             predict_to_file(asked, console, answers=told)
     run.log("predictions", rows=sum(counts.values()), counts=counts, **({} if answers is None else {"answered": to_plain(answers)}))
     if any(reason.code == "names" for reason in judged.reasons):
@@ -167,8 +168,8 @@ def _write_ranks(run: RunFolder, inputs: Inputs, logits: Tensor, rows: list[Pred
 
 
 def _write_groups(run: RunFolder, inputs: Inputs, fitted: Fitted, logits: Tensor, rows: list[PredictionRow], console: Console) -> None:
-    """Answers of groups, where the run was told which photographs belong together."""
-    if run.config.group_by is None:
+    """Answers of groups, where the run was told which photographs belong together; those of very many are written with their predictions."""
+    if run.config.group_by is None or is_part(inputs.loaded):
         return
     by = GroupBy.parse(run.config.group_by)
     source = source_of_run(run.config, inputs.taken)

@@ -80,10 +80,8 @@ def counts_of(loaded: Loaded) -> dict[str, int]:
 
 
 def _refuse_of_many(config: RunConfig) -> None:
-    given = {"--extra": further_encoders(config)["entries"], "--group-by": config.group_by}
-    for option, value in given.items():
-        if value:
-            raise UserError(f"{option} is not taken with a feature folder of more than {MANY} photographs; leave it out, or adapt to a part of them")
+    if further_encoders(config)["entries"]:
+        raise UserError(f"--extra is not taken with a feature folder of more than {MANY} photographs; leave it out, or adapt to a part of them")
 
 
 def images_digest(loaded: Loaded) -> str:

@@ -126,7 +126,7 @@ def predict_to_file(question: Question, console: Console, asked: Asked | None = 
             probabilities = softmax(part.logits["logits"].numpy()) if part.logits else np.zeros((0, len(classifier.classes)))
             texts = [table.lines(part, rows, probabilities) for table in tables]
             if gathered is not None:
-                gathered.add(part, rows, probabilities)
+                gathered.add(part, probabilities)
             account.add(part, probabilities, files.done)
             files.add(list(map(text_bytes, texts)), files.done + len(part.records))
         if question.target.is_file():
@@ -152,7 +152,7 @@ def _write_beside(question: Question, classes: Sequence[str], gathered: Gathered
     """Write the files that need the answers of all: of groups, and of the tiles of a photograph."""
     beside: list[tuple[Path, Together | TilesFile]] = []
     if gathered is not None:
-        beside.append((groups_path(question.target), gathered.answers(classes)))
+        beside.append((groups_path(question.target), gathered.answers(classes, question.target)))
     if question.tiles is not None:
         floor = FLOOR if question.tile_floor is None else question.tile_floor
         beside.append((tiles_path(question.target), tiles_file(read_predictions(question.target), Grid.parse(question.tiles), floor)))

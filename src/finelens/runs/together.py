@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path, PurePosixPath
@@ -23,8 +23,10 @@ from finelens.runs.group_by import FOLDER, TIME, GroupBy
 from finelens.runs.photo_source import PhotoSource
 from finelens.runs.predict import Predictions
 from finelens.runs.source import Source
+from finelens.storage.cache import spill_folder
 from finelens.storage.cells import csv_text, escape_cell, unescape_cell
-from finelens.storage.predictions import PredictionRow
+from finelens.storage.held import HeldRows
+from finelens.storage.predictions import PredictionRow, each_prediction
 
 _WHAT = "groups file"
 _MOST = 5
@@ -98,7 +100,8 @@ class Together:
 
 
 class Gathered:
-    """What groups of new photographs need of all of them: answers, probabilities and looks, added some at a time.
+    """What groups of new photographs need of all of them, added some at a time. Memory does not grow by it: probabilities and looks lie in a file
+    without a name, and of one group at a time they are read again.
 
     Args:
         by: Which photographs belong together.
@@ -107,37 +110,40 @@ class Gathered:
 
     def __init__(self, by: GroupBy, source: Source) -> None:
         self._by, self._files = by, source.files if isinstance(source, PhotoSource) else []
-        self._rows: list[PredictionRow] = []
         self._index: list[int | None] = []
-        self._probabilities: list[np.ndarray] = []
-        self._looks: list[np.ndarray] = []
-        self._count = 0
+        self._probabilities, self._looks = HeldRows(spill_folder()), HeldRows(spill_folder())
 
-    def add(self, part: Predictions, rows: Sequence[PredictionRow], probabilities: np.ndarray) -> None:
+    def add(self, part: Predictions, probabilities: np.ndarray) -> None:
         """Some photographs more.
 
         Args:
             part: What the model said.
-            rows: The same as rows.
             probabilities: Of classes by position, (N, C).
         """
-        self._rows += rows
-        self._index += [None if record.index is None else record.index + self._count for record in part.records]
-        self._count += len(probabilities)
+        before = len(self._probabilities)
+        self._index += [None if record.index is None else record.index + before for record in part.records]
         if len(probabilities):
-            self._probabilities.append(probabilities)
-            self._looks.append(part.looks.numpy())
+            self._probabilities.add(probabilities)
+            self._looks.add(part.looks.numpy())
 
-    def answers(self, classes: Sequence[str]) -> Together:
+    def answers(self, classes: Sequence[str], predictions: Path) -> Together:
         """Answers of the groups of all that was added.
+
+        Args:
+            classes: C names.
+            predictions: The file of their rows, in the order in which they were added.
 
         Raises:
             UserError: The file of groups cannot be read, or names none of the photographs.
         """
-        groups = groups_by(self._by, [row.path for row in self._rows], self._files)
-        probabilities = np.concatenate([np.zeros((0, len(classes))), *self._probabilities])
-        looks = np.concatenate(self._looks).astype(np.float32) if self._looks else np.zeros((0, 1), np.float32)
-        return together(self._rows, groups, self._index, classes, probabilities, looks)
+        names = {name: name for name in classes}
+        # Of what a row holds a group needs little.
+        rows = [
+            PredictionRow(row.path, names.get(row.label or "", row.label), row.probability, status=row.status, answered=row.answered)
+            for row in each_prediction(predictions)
+        ]
+        groups = groups_by(self._by, [row.path for row in rows], self._files)
+        return _together(rows, groups, self._index, classes, self._probabilities.at, self._looks.at)
 
 
 def together(
@@ -158,24 +164,48 @@ def together(
         probabilities: Of classes by position, (N, C).
         looks: Unit-norm features by position, (N, E).
     """
+    return _together(rows, groups, index, classes, probabilities.__getitem__, looks.__getitem__)
+
+
+def _together(
+    rows: Sequence[PredictionRow],
+    groups: Sequence[str],
+    index: Sequence[int | None],
+    classes: Sequence[str],
+    probabilities: Callable[[np.ndarray], np.ndarray],
+    looks: Callable[[np.ndarray], np.ndarray],
+) -> Together:
+    """As :func:`together`, of one group at a time: rows (n, C) and (n, E) by their positions (n,)."""
     read = [i for i, place in enumerate(index) if place is not None]
-    places = [place for place in index if place is not None]
     own = [groups[i] for i in read]
-    copies = near_copies(looks[places], own)
-    p = group_probabilities(probabilities[places], own, copies)
-    sizes, said = Counter(own), _said(rows, groups)
-    cells = dict.fromkeys(range(len(rows)), ("", "", "", ""))
-    answers: dict[str, str] = {}
-    for k, i in enumerate(read):
-        best = int(p[k].argmax())
-        label, sure = (said[own[k]], 1.0) if own[k] in said else (classes[best], float(p[k, best]))
-        answers[own[k]] = label
-        cells[i] = str(sizes[own[k]]), rows[read[copies[k]]].path if copies[k] != k else "", label, f"{sure:.6g}"
-    lines = [
-        (row.path, group, *cells[i], row.label or "", "" if row.probability is None else f"{row.probability:.6g}", row.status)
-        for i, (row, group) in enumerate(zip(rows, groups, strict=True))
-    ]
-    return Together(csv_text([GROUP_COLUMNS, *([escape_cell(cell) for cell in line] for line in lines)]), _lines(own, copies, answers))
+    said, answers = _said(rows, groups), dict[str, tuple[str, float, int]]()
+    copy = np.arange(len(rows))
+    for inside in members(own):
+        group, lines = own[inside[0]], np.array([read[k] for k in inside])
+        places = np.array([index[i] for i in lines])
+        names = [group] * len(lines)
+        copies = near_copies(looks(places).astype(np.float32, copy=False), names)
+        p = group_probabilities(probabilities(places), names, copies)[0]
+        best = int(p.argmax())
+        answers[group] = (said[group], 1.0, len(lines)) if group in said else (classes[best], float(p[best]), len(lines))
+        copy[lines] = lines[copies]
+    readable = set(read)
+    return Together(
+        csv_text([GROUP_COLUMNS, *(_line(i, row, groups[i], copy[i], rows, answers if i in readable else {}) for i, row in enumerate(rows))]),
+        _lines(answers, int((copy != np.arange(len(rows))).sum())),
+    )
+
+
+def _line(
+    i: int, row: PredictionRow, group: str, copy: int, rows: Sequence[PredictionRow], answers: Mapping[str, tuple[str, float, int]]
+) -> list[str]:
+    """The cells of a row; those about its group are empty where it could not be read."""
+    cells = ("", "", "", "")
+    if group in answers:
+        label, sure, size = answers[group]
+        cells = str(size), rows[copy].path if copy != i else "", label, f"{sure:.6g}"
+    texts = (row.path, group, *cells, row.label or "", "" if row.probability is None else f"{row.probability:.6g}", row.status)
+    return [escape_cell(text) for text in texts]
 
 
 def _said(rows: Sequence[PredictionRow], groups: Sequence[str]) -> dict[str, str]:
@@ -187,12 +217,11 @@ def _said(rows: Sequence[PredictionRow], groups: Sequence[str]) -> dict[str, str
     return {group: labels.pop() for group, labels in found.items() if len(labels) == 1}
 
 
-def _lines(groups: Sequence[str], copies: np.ndarray, answers: Mapping[str, str]) -> tuple[str, ...]:
-    several = [own for own in members(groups) if len(own) > 1]
-    repeated = int((copies != np.arange(len(copies))).sum())
-    most = ", ".join(f"{label} {count}" for label, count in Counter(answers.values()).most_common(_MOST))
+def _lines(answers: Mapping[str, tuple[str, float, int]], repeated: int) -> tuple[str, ...]:
+    several = [size for _, _, size in answers.values() if size > 1]
+    most = ", ".join(f"{label} {count}" for label, count in Counter(label for label, _, _ in answers.values()).most_common(_MOST))
     return (
-        f"groups: {counted(sum(map(len, several)), 'photograph', 'photographs')} in {counted(len(several), 'group', 'groups')} of two and more, "
+        f"groups: {counted(sum(several), 'photograph', 'photographs')} in {counted(len(several), 'group', 'groups')} of two and more, "
         f"{counted(repeated, 'near-copy', 'near-copies')} counted once",
         f"classes by {counted(len(answers), 'group', 'groups')}: {most}",
     )
