@@ -148,6 +148,8 @@ def test_imagefolder(written, photos):
     ]
     assert len(rows) == 5
     assert all((out / row["file_name"]).resolve() == (photos / row["file_name"]).resolve() for row in rows)
+    # Else a folder "train" or a file "test-1.jpg" would be all that datasets reads.
+    assert (out / "README.md").read_text("utf-8").splitlines() == ["---", "configs:", "- config_name: default", '  data_files: "**"', "---"]
 
 
 @pytest.mark.parametrize("how", ["copy", "hardlink", "link"])

@@ -19,6 +19,13 @@ from finelens.storage.predictions import PredictionRow
 How = Literal["copy", "hardlink", "link"]
 UNSURE, NONE = "_no_answer", "_none_of_these"
 NOT_READ = "_not_read.csv"
+# Without it ``datasets`` takes a folder or a file with a word such as "train" or "test" in its name for a split, and leaves out all others.
+IMAGEFOLDER_CARD = """---
+configs:
+- config_name: default
+  data_files: "**"
+---
+"""
 # What Windows refuses or drops in the name of a folder.
 _UNSAFE = re.compile(r'[<>:"/\\|?*\x00-\x1f]|[. ]+$')
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
@@ -39,12 +46,16 @@ def write_fiftyone(answers: Answers, out: Path, how: How) -> None:
 
 
 def write_imagefolder(answers: Answers, out: Path, how: How) -> None:
-    """An image folder of Hugging Face ``datasets``: the photographs and ``metadata.csv`` with ``file_name``, ``label``, ``probability``."""
+    """An image folder of Hugging Face ``datasets``: the photographs, ``metadata.csv`` with ``file_name``, ``label``, ``probability``, and a card.
+
+    The card makes ``load_dataset(out)`` read all photographs, whatever they are called.
+    """
     rows = []
     for row in answers.read:
         _place(answers, row, out / row.path, how)
         rows.append((row.path, answers.label(row), row.probability))
     write_text(out / "metadata.csv", csv_text(("file_name", "label", "probability"), rows))
+    write_text(out / "README.md", IMAGEFOLDER_CARD)
     _say_not_read(answers, out)
 
 
