@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+import warnings
 from collections.abc import Sequence
 
 import click
@@ -55,6 +56,8 @@ for verb in VERBS:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point. A mistake of the user is one line on standard error and exit code 2."""
+    # What a photograph's faults mean is said in its row, also where pages and later looks decode it again.
+    warnings.filterwarnings("ignore", module="PIL")
     try:
         code = cli.main(args=None if arguments is None else list(arguments), prog_name="finelens", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:

@@ -6,10 +6,12 @@ import json
 import os
 import shutil
 import threading
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from finelens.storage.predictions import read_predictions
 from tests.cli.conftest import FAST
@@ -207,6 +209,17 @@ def test_no_image_of_predict_can_be_read(run, adapted, tmp_path):
     assert result.code == 2
     assert result.err.splitlines()[-1].startswith("finelens: none of the 1 files is an image that can be read; the column reason of ")
     assert [row.status for row in read_predictions(tmp_path / "new.csv")] == ["corrupt"]
+    result = run("predict", adapted, tmp_path / "photos", "--csv", tmp_path / "tiles.csv", "--tiles", "2")
+    assert result.code == 2
+    assert "none of the 1 files is an image" in result.err
+    # Of parts the whole says it.
+    for part in ("1/2", "2/2"):
+        assert run("predict", adapted, tmp_path / "photos", "--csv", tmp_path / "new.csv", "--shard", part).code == 0
+    parts = [tmp_path / f"new-0000{i}-of-00002.csv" for i in (1, 2)]
+    result = run("join", *parts, "--csv", tmp_path / "whole.csv")
+    assert result.code == 2
+    assert "none of the 1 files is an image" in result.err
+    assert (tmp_path / "whole.csv").read_bytes() == (tmp_path / "new.csv").read_bytes()
 
 
 def test_a_part_without_files_says_why(run, adapted, world, tmp_path):
@@ -338,3 +351,15 @@ def test_out_of_memory_names_what_to_lower(run, given, tmp_path, monkeypatch):
     assert "out of memory in epoch 1, step 1" in result.err.splitlines()[-1]
     assert "training.batch_size" in result.err.splitlines()[-1]
     assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("finelens-views")]
+
+
+def test_the_image_library_says_nothing_of_its_own(run, given, tmp_path):
+    """Damaged EXIF: with every page and every later look the terminal had the library's own warning, without the file's name."""
+    picture = Image.effect_mandelbrot((64, 48), (-3, -2.5, 2, 2.5), 100).convert("RGB")
+    (tmp_path / "photos").mkdir()
+    picture.save(tmp_path / "photos" / "a.jpg", exif=b"Exif\0\0MM\0*\0\0\0\x08\0\x05\x01\x12\0\x03\0\0\0\x01\0\x06")
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        for words in (("zero-shot", tmp_path / "photos", *given[1:], "--out", tmp_path / "run"), ("report", tmp_path / "run")):
+            assert run(*words).code == 0
+    assert not [str(warning.message) for warning in said if "EXIF" in str(warning.message)]

@@ -20,6 +20,7 @@ from finelens.core.console import Console
 from finelens.errors import UserError
 from finelens.evaluation.prequential import ONE_IN
 from finelens.reporting.review.worth import DRAWN, questions
+from finelens.runs.folder import RunFolder
 from finelens.storage.predictions import read_predictions
 from tests.solvers.data import cloud
 from tests.toy import QUIET, write_classes, write_photos
@@ -287,3 +288,11 @@ def test_a_report_shows_no_others_of_the_same_names(tmp_path, capsys):
     for place, why in ((tmp_path / "names.txt", "holds no photographs"), (run, "none of the run's photographs is in")):
         assert "data:image/jpeg" not in api.report(run, photos=place, console=Console()).read_text("utf-8")
         assert why in capsys.readouterr().err
+
+
+def test_a_sheet_elsewhere_does_not_claim_the_run(tmp_path):
+    """As for a run on a disk that cannot be written to."""
+    run = tmp_path / "run"
+    api.zero_shot(write_photos(tmp_path / "photos", per_class=2), write_classes(tmp_path / "names.txt"), run, console=QUIET)
+    with RunFolder.open(run):
+        assert api.review(run, tmp_path / "sheet.html", console=QUIET).is_file()

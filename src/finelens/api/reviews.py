@@ -154,7 +154,8 @@ def review(
     from finelens.reporting.review.sheet import write_sheet
 
     console = console or Console()
-    with RunFolder.open(run, photos=photos) as folder:
+    # A sheet that goes elsewhere needs no run that can be written to.
+    with RunFolder.open(run, lock=out is None, photos=photos) as folder:
         target = folder.review_path if out is None else Path(out)
         check_target(target, HTML_START)
         count = write_sheet(folder, target, limit, _chosen(folder, limit, order, console))

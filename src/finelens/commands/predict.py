@@ -110,7 +110,7 @@ def predict(
     if part is None:
         from finelens.runs.to_file import check_any_read
 
-        check_any_read(question.target)
+        check_any_read(question.target, tiles)
     console.answer("", csv=str(question.target))
     if part is not None and part.number == 1:
         console.say(f"when all {part.count} parts are there: finelens join {Shard.pattern(csv_file, part.count)} --csv {csv_file}")
@@ -123,5 +123,9 @@ def predict(
 def join(parts: tuple[Path, ...], csv_file: Path, console: Console) -> None:
     """Put the PARTS that predict --shard wrote together: the bytes of a file that was written without parts."""
     from finelens.runs.shard import join_parts
+    from finelens.runs.to_file import check_any_read
 
-    console.answer("", csv=str(join_parts(parts, csv_file, console)))
+    join_parts(parts, csv_file, console)
+    # A part of nothing but damaged files is no fault; a whole of such is.
+    check_any_read(csv_file)
+    console.answer("", csv=str(csv_file))

@@ -163,11 +163,12 @@ def _write_beside(question: Question, classes: Sequence[str], gathered: Gathered
     return [path for path, _ in beside]
 
 
-def check_any_read(path: Path) -> None:
+def check_any_read(path: Path, tiles: str | None = None) -> None:
     """Refuse to call a command done of whose files not one could be read.
 
     Args:
         path: What :func:`predict_to_file` has written.
+        tiles: The grid of tiles, whose rows stand behind their photograph's.
 
     Raises:
         UserError: There are rows, and each says why it has no answer.
@@ -178,7 +179,8 @@ def check_any_read(path: Path) -> None:
             return
         rows += 1
     if rows:
-        raise UserError(f"none of the {rows} files is an image that can be read; the column reason of {path} says why")
+        files = rows if tiles is None else rows // (1 + len(Grid.parse(tiles).boxes))
+        raise UserError(f"none of the {files} files is an image that can be read; the column reason of {path} says why")
 
 
 def source_of(question: Question, console: Console) -> Source:
