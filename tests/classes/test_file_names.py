@@ -10,6 +10,7 @@ import pytest
 from finelens.classes.file_names import FileNames
 from finelens.classes.labels import read_labels
 from finelens.errors import UserError
+from finelens.storage.cells import escape_cell
 
 NFC, NFD = (lambda text: unicodedata.normalize("NFC", text)), (lambda text: unicodedata.normalize("NFD", text))
 CLASSES = ["cat", "dog"]
@@ -108,3 +109,10 @@ def test_an_extra_folder_is_counted(photos):
     names = ["cat/1.jpg", "misc/1.jpg"]
     assert read_labels(photos / "f.npy", "folders", CLASSES, names=names, left_out=left_out) == {"cat/1.jpg": 0}
     assert len(left_out) == 2
+
+
+def test_a_cell_of_a_table_means_the_file_that_the_table_wrote_it_for():
+    """Names that begin with the apostrophe themselves are beside those that got one."""
+    names = ["=x.jpg", "'=x.jpg", "''=x.jpg", "a.jpg"]
+    assert [FileNames(names).find(escape_cell(name)) for name in names] == [[name] for name in names]
+    assert FileNames(["'=x.jpg"]).find("'=x.jpg") == ["'=x.jpg"]

@@ -29,13 +29,15 @@ class FileNames:
         Other spellings: Unicode composed or decomposed, ``%20`` and the like, backslashes, blanks around it, an absolute path inside the folder, a
         path that begins with the folder's own name.
         """
-        written = {text, unescape_cell(text)}
-        exact = {name for own in written for name in (_plain(own), display_name(_plain(own))) if name in self._names}
-        if exact:
-            return sorted(exact)[:1]
+        # Tables of finelens have the apostrophe: where files of both names are there, it is the table's.
+        written = dict.fromkeys((unescape_cell(text), text))
+        for own in written:
+            for name in (_plain(own), display_name(_plain(own))):
+                if name in self._names:
+                    return [name]
         changes: tuple[Callable[[str], str], ...] = (str.strip, unquote, lambda own: own.replace("\\", "/"), self._inside)
         for change in changes:
-            written |= {change(own) for own in written}
+            written |= {change(own): None for own in written}
         return sorted({name for own in written for name in self._composed.get(_key(_plain(own)), ())})
 
     @cached_property
