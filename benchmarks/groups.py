@@ -15,7 +15,7 @@ import argparse
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,7 +35,7 @@ from finelens.solvers.columns import centred_views
 from finelens.solvers.groups import group_around
 from finelens.solvers.known import Known
 from finelens.solvers.learner import Learner
-from finelens.solvers.taught import steady, teach
+from finelens.solvers.taught import left_out, spoken_for, steady, teach
 
 TIMES = (1, 2, 4)
 # As on the sheet.
@@ -115,7 +115,7 @@ class World:
     def looked(self, plan: str, budgets: list[int]) -> Iterator[tuple[int, dict[int, int], int, dict[str, float]]]:
         """Budget, answers so far, groups among the looks, and what the page says of the accuracy."""
         answers: dict[int, int] = {}
-        tests: dict[int, Test] = {}
+        look: dict[int, int] = {}
         curve: list[tuple[int, Tensor]] = []
         shown: set[int] = set()
         out: set[int] = set()
@@ -132,7 +132,6 @@ class World:
                 yield from ((budget, dict(answers), groups, {}) for budget in budgets if budget > looks)
                 return
             drawn = iter([row for row in self.order if row not in shown])
-            sizes = dict(zip(asked.rows.tolist(), asked.speaks_for.tolist(), strict=True))
             for row in asked.rows.tolist():
                 if plan == "sheet" and (looks + 1) % ONE_IN == 0:
                     row = next((row for row in drawn if row not in shown), row)
@@ -147,48 +146,38 @@ class World:
                 groups += len(members) > 1
                 own = self.truth[members.numpy()]
                 name = int(np.bincount(own).argmax())
-                answers |= dict.fromkeys(members[torch.as_tensor(own == name)].tolist(), name)
+                inside = members[torch.as_tensor(own == name)].tolist()
+                answers |= dict.fromkeys(inside, name)
+                look |= dict.fromkeys(inside, row)
                 shown |= set(answers)
                 out |= {row} - shown
                 looks += 1
-                guess = int(curve[-1][1][row])
-                # Of a middle that was taken out the page knows that it is not of the group's class, and no more.
-                if own[0] == name or guess == name:
-                    tests.setdefault(row, Test(int(own[0]) if own[0] == name else self.classes, guess, sizes.get(row, 1.0), learnt))
                 if looks in budgets:
-                    yield looks, dict(answers), groups, self.told(tests, answers, curve)
+                    yield looks, dict(answers), groups, self.told(answers, look, curve)
                 if looks == budgets[-1]:
                     return
 
-    def told(self, tests: dict[int, Test], answers: dict[int, int], curve: list[tuple[int, Tensor]]) -> dict[str, float]:
-        """The page's estimate after these answers and its interval, percent."""
+    def told(self, answers: dict[int, int], look: dict[int, int], curve: list[tuple[int, Tensor]]) -> dict[str, float]:
+        """The page's estimate after these answers and its interval, percent; of a group its middle is a test. ``look``: the middle of each."""
         p = self.learner.posteriors(known(answers), self.classes)
         points = [*(point for point in curve if point[0] < len(answers)), (len(answers), p.argmax(1))]
-        q, given, drawn = p.numpy(), list(tests.values()), drawn_answers(self.order, set(answers))
+        q, given, drawn = p.numpy(), known(answers, look), drawn_answers(self.order, set(answers))
+        assert given.look is not None
         found = progress(
-            [test.label for test in given],
-            [test.guess for test in given],
-            [row in drawn for row in tests],
-            [test.speaks_for for test in given],
+            torch.where(given.look == given.rows, given.labels, -1),
+            left_out(self.learner.steady, self.learner.log_p, given),
+            [row in drawn for row in given.rows.tolist()],
+            spoken_for(self.learner.steady, given),
             classes=self.classes,
-            learnt=[test.learnt for test in given],
             curve=[(count, believed_accuracy(q, guesses.numpy())) for count, guesses in points],
         )
         return {name: round(100 * value, 2) for name, value in (("estimate", found.estimate), ("low", found.low), ("high", found.high))}
 
 
-class Test(NamedTuple):
-    """A photograph that tested the model."""
-
-    label: int
-    guess: int
-    speaks_for: float
-    learnt: int
-
-
-def known(answers: dict[int, int]) -> Known:
+def known(answers: dict[int, int], look: dict[int, int] | None = None) -> Known:
     rows = torch.tensor(sorted(answers), dtype=torch.int64)
-    return Known(rows, torch.tensor([answers[i] for i in rows.tolist()], dtype=torch.int64))
+    labels, looks = ([own[i] for i in rows.tolist()] for own in (answers, answers if look is None else look))
+    return Known(rows, torch.tensor(labels, dtype=torch.int64), None if look is None else torch.tensor(looks, dtype=torch.int64))
 
 
 def table(found: list[dict[str, Any]]) -> str:

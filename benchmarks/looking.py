@@ -16,7 +16,7 @@ nothing of what ``consensus`` makes without them, so that is made once a draw. O
 
 An estimate is made from answers in the order ``worth``, the answers tested by leaving a tenth of them out, with another random order each time; it
 covers when its 90 % interval holds the accuracy on the photographs of the draw that were not asked about. ``--rounds`` asks ten at a time and
-teaches after each round, as the served sheet does: answers are tested by the model of the moment, and the stop rule says what ten more may gain.
+teaches after each round, as the served sheet does: answers are tested in the same way, and the stop rule says what ten more may gain.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ from finelens.reporting.review.worth import questions
 from finelens.solvers.asking import ask
 from finelens.solvers.columns import centred_views
 from finelens.solvers.known import Known
-from finelens.solvers.taught import Taught, left_out, steady, teach
+from finelens.solvers.taught import Taught, left_out, spoken_for, steady, teach
 from finelens.storage.cache import cached_tensors
 
 TIMES = (1, 2, 4)
@@ -166,11 +166,11 @@ class Learner:
     def even(self) -> Tensor:
         return torch.ones(len(self.truth))
 
-    def questions(self, n: int, seed: int) -> tuple[Tensor, Tensor, list[int]]:
-        """Rows, what each speaks for, and the random order."""
+    def questions(self, n: int, seed: int) -> tuple[Tensor, list[int]]:
+        """Rows, and the random order."""
         order = random_order(self.ids, seed)
         found, _ = questions(self.looks, self.even, NOBODY, order, n, classes=self.classes)
-        return found.rows, found.speaks_for, order
+        return found.rows, order
 
 
 def rows(
@@ -217,22 +217,18 @@ def rows(
 def in_rounds(learner: Learner, seed: int) -> list[dict[str, Any]]:
     """A review in rounds: after each what the answers so far say of the model, and what is true."""
     order, found = random_order(learner.ids, seed), []
-    labels, guesses, speaks_for, learnt = ([] for _ in range(4))
     answered, p, models = NOBODY, learner.log_p.exp(), [(0, learner.log_p.argmax(1))]
     while len(answered) < ROUNDS * ROUND and len(answered) + ROUND <= len(learner.truth) / 2:
         asked, _ = questions(learner.looks, 1 - p.amax(1), answered.sort().values, order, ROUND, classes=learner.classes)
-        labels += learner.truth[asked.rows].tolist()
-        guesses += p[asked.rows].argmax(1).tolist()
-        speaks_for += asked.speaks_for.tolist()
-        learnt += [len(answered)] * len(asked.rows)
         answered = torch.cat([answered, asked.rows])
         taught = learner.teach(answered)
         p = (2 * learner.size * taught.logits(learner.steady, learner.log_p)).softmax(1)
         models.append((len(answered), p.argmax(1)))
         drawn = drawn_answers(order, answered.tolist())
         curve = [(count, believed_accuracy(p, own)) for count, own in models]
-        random = [row in drawn for row in answered.tolist()]
-        told = progress(labels, guesses, random, speaks_for, classes=learner.classes, learnt=learnt, curve=curve, another=ROUND)
+        known, random = learner.known(answered), [row in drawn for row in answered.tolist()]
+        guesses, speaks_for = left_out(learner.steady, learner.log_p, known), spoken_for(learner.steady, known)
+        told = progress(known.labels, guesses, random, speaks_for, classes=learner.classes, curve=curve, another=ROUND)
         rest = np.delete(np.arange(len(learner.truth)), answered.numpy())
         values = {name: round(100 * getattr(told, name), 2) for name in ("estimate", "low", "high")}
         values["gain"] = None if told.gain is None else round(100 * told.gain, 2)
@@ -243,12 +239,13 @@ def in_rounds(learner: Learner, seed: int) -> list[dict[str, Any]]:
 
 def estimated(learner: Learner, n: int, seed: int) -> dict[str, Any]:
     """Estimate of the accuracy from n answers, and the accuracy on the photographs without an answer, and on new ones."""
-    rows, speaks_for, order = learner.questions(n, seed)
+    rows, order = learner.questions(n, seed)
     taught, known = learner.teach(rows), learner.known(rows)
     drawn = drawn_answers(order, rows.tolist())
     guesses, random = left_out(learner.steady, learner.log_p, known, seed=seed), np.array([row in drawn for row in rows.tolist()])
     names, everyone = tuple(map(str, range(learner.classes))), np.ones(len(rows), dtype=bool)
     first, zero_shot = learner.log_p[rows].argmax(1), learner.zero_shot
+    speaks_for = spoken_for(learner.steady, known)
     found = answers_of_run(known.labels, first, "", names, zero_shot[rows], guesses, random, speaks_for, everyone)
     rest = np.delete(np.arange(len(learner.truth)), rows.numpy())
     right = taught.logits(learner.steady[rest], learner.log_p[rest]).argmax(1) == learner.truth[rest]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import finelens
-from finelens.classes.hints import asked_in_groups
+from finelens.classes.hints import how_given, no_tests
 from finelens.classes.merging import merge, merge_hints, merged_csv
 from finelens.classes.names import read_class_file
 from finelens.cli import main
@@ -52,7 +52,7 @@ def test_contradictions_name_file_line_and_both_answers(files):
 def test_a_merged_file_is_a_hints_file_again(files):
     Path("all.csv").write_text(merged_csv(merge(files)))
     with open("all.csv", newline="") as file:
-        assert next(csv.reader(file)) == ["path", "label", "by", "source"]
+        assert next(csv.reader(file)) == ["path", "label", "by", "source", "group"]
     assert {path: label for path, (label, _) in merge([Path("all.csv")]).answers.items()} == {
         path: label for path, (label, _) in merge(files).answers.items()
     }
@@ -77,7 +77,7 @@ def test_the_command_says_what_contradicts_and_writes_the_rest(files, capsys):
     assert "4 answers of 3 files" in said
     assert said.splitlines()[-1] == "finelens adapt PHOTOS --classes classes.txt --hints all.csv --out run"
     assert read_class_file("classes.txt") == ["=sum", "owl", "siamese cat"]
-    assert "a.jpg,siamese cat,anna.csv;ben.csv," in Path("all.csv").read_text().splitlines()
+    assert "a.jpg,siamese cat,anna.csv;ben.csv,," in Path("all.csv").read_text().splitlines()
 
 
 def test_a_file_of_the_answers_is_not_written_over(files):
@@ -88,5 +88,21 @@ def test_a_file_of_the_answers_is_not_written_over(files):
 def test_what_was_answered_as_one_of_a_group_stays_so(files):
     Path("page.csv").write_text("path,label,source,by\ng.jpg,owl,group,anna\nh.jpg,owl,photo,anna\n")
     Path("all.csv").write_text(merged_csv(merge([*files, Path("page.csv")])))
-    assert asked_in_groups(Path("all.csv")) == {"g.jpg"}
-    assert asked_in_groups(Path("gone.csv")) is None
+    assert no_tests(Path("all.csv")) == {"g.jpg"}
+    assert no_tests(Path("gone.csv")) is None
+
+
+def test_groups_of_several_people_stay_groups(tmp_path, monkeypatch):
+    """Groups with a photograph in common are one: its answers would give each other away, and it has one middle."""
+    monkeypatch.chdir(tmp_path)
+    head = "path,label,source,by,group\n"
+    Path("a.csv").write_text(f"{head}a.jpg,owl,group,anna,a.jpg\nb.jpg,owl,group,anna,a.jpg\nz.jpg,owl,photo,anna,\n")
+    Path("b.csv").write_text(f"{head}c.jpg,owl,group,ben,./c.jpg\nb.jpg,owl,group,ben,c.jpg\nz.jpg,owl,group,ben,y.jpg\nx.jpg,owl,group,ben,y.jpg\n")
+    Path("old.csv").write_text("path,label,source,by\nz.jpg,owl,group,cleo\nw.jpg,owl,group,cleo\n")
+    Path("all.csv").write_text(merged_csv(merge([Path("a.csv"), Path("b.csv"), Path("old.csv")])))
+    told = how_given(Path("all.csv"))
+    groups = {path: how.group for path, how in told.items()}
+    assert groups == {"a.jpg": "a.jpg", "b.jpg": "a.jpg", "c.jpg": "a.jpg", "z.jpg": "y.jpg", "x.jpg": "y.jpg", "w.jpg": ""}
+    assert {path for path, how in told.items() if how.tests(path)} == {"a.jpg"}
+    merged = {path: how.source for path, how in told.items()}
+    assert set(merged.values()) == {"group"}

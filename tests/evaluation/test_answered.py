@@ -67,7 +67,7 @@ def test_two_answers_outside_of_groups_tell_no_accuracy():
     left_out, alone = np.array([0, 1, 2, -1, 0]), np.array([True, False, False, True, True])
     found = answers_of_run(LABELS, BEFORE, "x", NAMES, ZERO_SHOT, left_out, DRAWN, ONES, alone)
     assert (found.estimate, found.gain, found.few_tests) == (None, None, 2)
-    assert found.line.endswith("do not tell yet: it takes 5 asked one by one, and 2 were")
+    assert found.line.endswith("do not tell yet: it takes 5 looks, and 2 tell")
     nobody = answers_of_run(LABELS, BEFORE, "x", NAMES, ZERO_SHOT, left_out, DRAWN, ONES, np.zeros(5))
     assert (nobody.estimate, nobody.few_tests) == (None, 0)
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from finelens.evaluation.prequential import BIAS, MODEL, believed_accuracy, difference, drawn_answers, progress, random_order
+from finelens.evaluation.prequential import BIAS, MODEL, believed_accuracy, difference, drawn_answers, drawn_places, progress, random_order
 
 Q = norm.ppf(0.95)
 
@@ -75,12 +75,6 @@ def test_the_curve_says_what_another_round_gains():
     assert progress([0], [0], [True], [1], classes=1, curve=[(10, 0.6)]).gain is None
 
 
-def test_a_test_of_an_earlier_model_is_lifted_by_the_curve():
-    found = progress([0] * 4, [0, 1, 1, 1], [True] * 4, np.ones(4), classes=2, learnt=[0, 0, 5, 10], curve=[(0, 0.2), (10, 0.8)])
-    trust = (2 / 6) / 0.8
-    assert found.estimate == pytest.approx(0.25 + trust * (0.6 + 0.6 + 0.3 + 0) / 4)
-
-
 def test_belief_is_the_mean_probability_of_the_guesses():
     p = np.array([[0.7, 0.3], [0.4, 0.6]])
     assert believed_accuracy(p) == pytest.approx(0.65)
@@ -121,3 +115,9 @@ def test_nine_intervals_of_ten_cover_the_truth_though_easy_photographs_are_asked
         off.append(found.estimate - right.mean())
     assert 0.88 <= np.mean(covered) <= 1
     assert 0 < np.mean(off) < 0.05
+
+
+def test_every_fifth_question_is_drawn_whatever_came_before():
+    assert drawn_places(0, 10) == [False] * 4 + [True] + [False] * 4 + [True]
+    assert drawn_places(3, 3) == [False, True, False]
+    assert sum(drawn_places(11, 1000)) == 200

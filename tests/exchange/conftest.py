@@ -18,8 +18,8 @@ ROWS = (
     PredictionRow("cam 1/a.jpg", "red fox", 0.75, 0.5, (("red fox", 0.75), ("empty", 0.25)), "empty"),
     PredictionRow("cam 1/a.png", "empty", 0.625, 0.25, (("empty", 0.625), ("red fox", 0.375)), "empty"),
     PredictionRow("cam 2/b.jpg", "Person", 0.25, 0.0, (("Person", 0.25), ("=cmd", 0.25)), "empty"),
-    PredictionRow("cam 2/c.jpg", "=cmd", 1.0, 1.0, (("=cmd", 1.0),), "red fox", answered=True),
-    PredictionRow("cam 2/d.jpg", zero_shot_class="red fox", answered=True),
+    PredictionRow("cam 2/c.jpg", "=cmd", 1.0, 1.0, (("=cmd", 1.0),), "red fox", answered="yes"),
+    PredictionRow("cam 2/d.jpg", zero_shot_class="red fox", answered="yes"),
     PredictionRow("e.jpg", status="corrupt", reason="the file is empty (0 bytes)"),
 )
 

@@ -13,12 +13,13 @@ import torch
 
 import finelens
 from finelens import api
-from finelens.classes.hints import asked_in_groups
+from finelens.classes.hints import no_tests
 from finelens.classes.merging import merge_hints
 from finelens.cli import main
 from finelens.core.console import Console
 from finelens.errors import UserError
 from finelens.evaluation.prequential import ONE_IN
+from finelens.reporting.record import read_run
 from finelens.reporting.review.worth import DRAWN, questions
 from finelens.runs.folder import RunFolder
 from finelens.storage.predictions import read_predictions
@@ -131,16 +132,16 @@ def test_another_file_holds_what_the_run_was_given(on_features, tmp_path):
 
 def hows(file):
     with open(file, encoding="utf-8", newline="") as sheet:
-        return {row["path"]: (row.get("source"), row.get("by")) for row in csv.DictReader(sheet) if row["label"] not in ("", "?")}
+        return {row["path"]: (row.get("source"), row.get("by"), row.get("group")) for row in csv.DictReader(sheet) if row["label"] not in ("", "?")}
 
 
 def test_how_an_answer_was_given_stays_with_it_wherever_it_is_written_again(on_features, tmp_path):
-    """An answer of a group is no test of the model, in the second round and in any after it."""
+    """Of a group one answer tests the model, in the second round and in any after it."""
     names, features = on_features.parent / "names.txt", on_features.parent / "x.npy"
     asked = [look.path for look in finelens.ask(on_features, 4, console=QUIET)]
-    pairs = zip(asked, ["a,group,Ada", "b,photo,Ada", "c,group,Ben", "a,,"], strict=True)
-    (tmp_path / "hints.csv").write_text("path,label,source,by\n" + "".join(f"./{path},{told}\n" for path, told in pairs))
-    expected = dict(zip(asked, [("group", "Ada"), ("photo", "Ada"), ("group", "Ben"), ("", "")], strict=True))
+    pairs = zip(asked, [f"a,group,Ada,./{asked[1]}", f"b,group,Ada,{asked[1]}", "c,group,Ben,", "a,,,"], strict=True)
+    (tmp_path / "hints.csv").write_text("path,label,source,by,group\n" + "".join(f"./{path},{told}\n" for path, told in pairs))
+    expected = dict(zip(asked, [("group", "Ada", asked[1]), ("group", "Ada", asked[1]), ("group", "Ben", ""), ("", "", "")], strict=True))
     api.adapt(features, names, tmp_path / "run", prototypes=on_features.parent / "w.npy", hints=tmp_path / "hints.csv", console=QUIET)
     assert hows(tmp_path / "run" / "given_hints.csv") == expected
     # The user's file may be gone by then.
@@ -151,14 +152,15 @@ def test_how_an_answer_was_given_stays_with_it_wherever_it_is_written_again(on_f
         assert {path.removeprefix("./"): how for path, how in hows(sheet).items()} == expected
         (tmp_path / "run" / "hints.csv").unlink(missing_ok=True)
     merge_hints([sheet], tmp_path / "all.csv", console=QUIET)
-    merged = {path: source for path, (source, _) in hows(tmp_path / "all.csv").items()}
-    assert merged == {path: source for path, (source, _) in expected.items()}
+    merged = {path: (source, group) for path, (source, _, group) in hows(tmp_path / "all.csv").items()}
+    assert merged == {path: (source, group) for path, (source, _, group) in expected.items()}
     with api.review_server(tmp_path / "run", tmp_path / "live.csv", order=api.WORTH, console=QUIET) as server:
         look = server.session.look("tab")
         server.session.answer("tab", "Cyd", look["id"], "a", [])
     live = hows(tmp_path / "live.csv")
-    assert {path: live[path] for path in asked} == expected | {asked[3]: ("file", "")}
-    assert asked_in_groups(tmp_path / "live.csv") >= {asked[0], asked[2]}
+    assert {path: live[path] for path in asked} == expected | {asked[3]: ("file", "", "")}
+    assert no_tests(tmp_path / "live.csv") >= {asked[0], asked[2]}
+    assert asked[1] not in no_tests(tmp_path / "live.csv")
     page = api.review(tmp_path / "run", console=QUIET).read_text()
     told = json.loads(re.search(r'id="review-data">(.*?)</script>', page, re.S)[1])["told"]
     assert told == {path: list(how) for path, how in expected.items() if any(how)}
@@ -170,7 +172,7 @@ def test_answers_without_a_run_keep_how_they_were_given(tmp_path):
     first = finelens.ask(tmp_path / "x.npy", 1, csv=sheet, console=QUIET)[0].path
     sheet.write_text(f"path,label,why,source,by\n{first},oak,answered,group,Ada\n")
     finelens.ask(tmp_path / "x.npy", 3, csv=sheet, console=QUIET)
-    assert hows(sheet) == {first: ("group", "Ada")}
+    assert hows(sheet) == {first: ("group", "Ada", "")}
 
 
 def test_the_sheet_takes_either_order(plain_run, tmp_path):
@@ -198,13 +200,11 @@ def test_one_question_in_five_is_drawn_and_the_others_go_on_from_there():
     assert drawn.nonzero()[:, 0].tolist() == [4, 9]
     assert first.rows[drawn].tolist() == order[:2]
     assert len(first.rows.unique()) == 12
-    # Four more answers: sixteen make three drawn ones. A beginning of the order that was answered anyhow needs none.
+    # Four more answers: sixteen make three drawn ones.
     answered = first.rows.sort().values
     more, drawn = questions(looks, doubt, answered, order, 4, classes=4)
-    assert int(drawn.sum()) == 1
+    assert drawn.tolist() == [False, False, True, False]
     assert not set(more.rows.tolist()) & set(answered.tolist())
-    ahead = torch.tensor(sorted(order[:12]))
-    assert not questions(looks, doubt, ahead, order, 8, classes=4)[1].any()
 
 
 def test_answers_of_groups_make_no_more_drawn_questions():
@@ -212,28 +212,27 @@ def test_answers_of_groups_make_no_more_drawn_questions():
     looks, doubt = torch.tensor(x), torch.ones(len(x))
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(1)).tolist()
     # Ten looks: two drawn photographs, and eight groups with 65 photographs in all, as a served review leaves them.
-    answered = torch.tensor(sorted(order[:2] + order[100:165]))
-    _, drawn = questions(looks, doubt, answered, order, 10, classes=4, grouped=order[100:165])
-    assert int(drawn.sum()) == 0
-    # Nor where nobody wrote down which were groups: what earlier rounds did not draw is not made up for at once.
-    for n, most in ((10, 2), (5, 1), (1, 1)):
-        _, drawn = questions(looks, doubt, answered, order, n, classes=4)
-        assert int(drawn.sum()) <= most
-    # From here on one in five.
+    answered, looked = torch.tensor(sorted(order[:2] + order[100:165])), 10
+    for n, wanted in ((10, 2), (5, 1), (1, 0)):
+        assert int(questions(looks, doubt, answered, order, n, classes=4, asked=looked)[1].sum()) == wanted
+        # No more than one in five where nobody wrote down which were groups.
+        assert int(questions(looks, doubt, answered, order, n, classes=4)[1].sum()) <= -(-n // ONE_IN)
     total = 0
     for _ in range(4):
-        asked, drawn = questions(looks, doubt, answered, order, 10, classes=4, grouped=order[100:165])
-        total += int(drawn.sum())
-        answered = torch.cat([answered, asked.rows])
-    assert total == (2 + 40) // ONE_IN - 2
+        asked, drawn = questions(looks, doubt, answered, order, 10, classes=4, asked=looked)
+        total, looked, answered = total + int(drawn.sum()), looked + 10, torch.cat([answered, asked.rows])
+    assert total == 40 // ONE_IN
 
 
 def test_a_served_review_leaves_questions_of_both_kinds(on_features, tmp_path):
     paths = [row.path for row in read_predictions(on_features / "predictions.csv")]
     sheet = tmp_path / "q.csv"
     sheet.write_text("path,label,why,expected,source,by\n" + "".join(f"{path},a,answered,,group,Ada\n" for path in paths[:16]))
-    found = finelens.ask(on_features, 10, csv=sheet, console=QUIET)
-    assert sum(look.drawn for look in found) == 2
+    assert [look.drawn for look in finelens.ask(on_features, 10, csv=sheet, console=QUIET)] == [False] * 4 + [True] + [False] * 4 + [True]
+    # Two looks at a group each: the third drawn question from here on.
+    told = (f"{path},a,answered,,group,Ada,{paths[8 * (i // 8)]}\n" for i, path in enumerate(paths[:16]))
+    sheet.write_text("path,label,why,expected,source,by,group\n" + "".join(told))
+    assert [look.drawn for look in finelens.ask(on_features, 5, csv=sheet, console=QUIET)] == [False, False, True, False, False]
 
 
 def test_a_single_question_may_be_a_drawn_one():
@@ -296,3 +295,54 @@ def test_a_sheet_elsewhere_does_not_claim_the_run(tmp_path):
     api.zero_shot(write_photos(tmp_path / "photos", per_class=2), write_classes(tmp_path / "names.txt"), run, console=QUIET)
     with RunFolder.open(run):
         assert api.review(run, tmp_path / "sheet.html", console=QUIET).is_file()
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory):
+    """Features of 240 images, and a run on them without answers."""
+    folder = tmp_path_factory.mktemp("wide")
+    x, w, y = cloud([60] * 4, spread=0.4, tilt=1.5)
+    np.save(folder / "x.npy", x)
+    np.save(folder / "w.npy", w)
+    (folder / "names.txt").write_text("a\nb\nc\nd\n")
+    api.adapt(folder / "x.npy", folder / "names.txt", folder / "run", prototypes=folder / "w.npy", console=QUIET)
+    return folder, ["abcd"[i] for i in y]
+
+
+def test_the_page_and_the_second_round_say_the_same_of_the_same_answers(wide):
+    """Of groups, single photographs and what a file of before says of either."""
+    folder, truth = wide
+    hints = folder / "hints.csv"
+    with api.review_server(folder / "run", hints, order=api.WORTH, console=QUIET) as server:
+        session = server.session
+        paths = list(session.subject.paths)
+        names = dict(zip(paths, truth, strict=True))
+        groups = 0
+        for _ in range(12):
+            with session.tutor.changed:
+                assert session.tutor.changed.wait_for(lambda: not session.tutor.learning, 60)
+            look = session.look("tab")
+            seen = [photo["path"] for photo in look["photos"]]
+            groups += len(seen) > 1
+            # Of one group the middle is odd.
+            name = names[seen[-1 if groups == 2 else 0]]
+            session.answer("tab", "Ada", look["id"], name, [path for path in seen if names[path] != name])
+        with session.tutor.changed:
+            assert session.tutor.changed.wait_for(lambda: not session.tutor.busy, 60)
+        told = session.state()["progress"]
+    assert groups > 5
+    with open(hints, encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    middles = [row for row in rows if row["path"] == row["group"]]
+    assert len(middles) >= groups - 1
+    assert told["tested"] == len(middles) + sum(row["source"] == "photo" and not row["group"] for row in rows) < len(rows)
+    again = {"prototypes": folder / "w.npy", "console": QUIET, "hints": hints}
+    api.adapt(folder / "x.npy", folder / "names.txt", folder / "run-2", **again)
+    found = read_run(RunFolder.open(folder / "run-2", lock=False)).answered
+    assert (found.estimate, found.low, found.high) == pytest.approx((told["estimate"], told["low"], told["high"]), abs=1e-4)
+    # The file of before says neither middle nor group: those photographs test nothing, and a single photograph does.
+    older = folder / "older.csv"
+    older.write_text("path,label,source,by\n" + "".join(f"{row['path']},{row['label']},{row['source']},{row['by']}\n" for row in rows))
+    api.adapt(folder / "x.npy", folder / "names.txt", folder / "run-3", **{**again, "hints": older})
+    found = read_run(RunFolder.open(folder / "run-3", lock=False)).answered
+    assert (found.answers, found.few_tests) == (len(rows), sum(row["source"] == "photo" for row in rows))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -38,7 +39,7 @@ def test_the_person_is_right(tmp_path, tiny_vit, method):
     for path, label in wrong.items():
         assert rows[path].answered
         assert (rows[path].label, rows[path].probability) == ((label, 1.0) if label else (None, None))
-    assert sum(row.answered for row in rows.values()) == 3
+    assert {path for path, row in rows.items() if row.answered == "yes"} == set(wrong)
     # The report is written, and a third round starts with all answers, that of no class among them.
     assert (tmp_path / "run" / "report.html").is_file()
     record = read_run(RunFolder.open(tmp_path / "run", lock=False))
@@ -50,9 +51,48 @@ def test_the_person_is_right(tmp_path, tiny_vit, method):
     page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
     assert page.index("What a person answered") < page.index('id="found"')
     assert f"had named {told.contradicted} of 2 otherwise" in page
-    assert ("it takes 5 that were asked one by one, and 2 were" in page) == (method == "consensus")
+    assert ("it takes 5 looks, and 2 tell" in page) == (method == "consensus")
     api.review(tmp_path / "run", console=QUIET)
     assert not set(wrong) & {question.path for question in finelens.ask(tmp_path / "run", 5, console=QUIET)}
+
+
+def test_a_copy_of_an_answered_photograph_has_its_answer(tmp_path, tiny_vit):
+    photos = write_photos(tmp_path / "photos", CLASSES)
+    classes = write_classes(tmp_path / "classes.txt", CLASSES)
+    first, second, other = (f"{CLASSES[c]}/{i}.png" for c, i in ((0, 1), (1, 1), (2, 1)))
+    for original, copies in ((first, ("one.png", "two.png")), (second, ("nobody.png",)), (other, ("told.png", "rest.png"))):
+        for copy in copies:
+            shutil.copy(photos / original, photos / copy)
+    hints = tmp_path / "hints.csv"
+    hints.write_text(f"path,label\n{first},{CLASSES[2]}\n{second},\n{other},{CLASSES[0]}\ntold.png,{CLASSES[1]}\n")
+    api.adapt(photos, classes, tmp_path / "run", backbone=f"local:{tiny_vit}", method="consensus", hints=hints, console=QUIET)
+    rows = {row.path: row for row in read_predictions(tmp_path / "run" / "predictions.csv")}
+    assert {path: (row.label, row.answered) for path, row in rows.items() if row.answered} == {
+        first: (CLASSES[2], "yes"),
+        "one.png": (CLASSES[2], "copy"),
+        "two.png": (CLASSES[2], "copy"),
+        second: (None, "yes"),
+        "nobody.png": (None, "copy"),
+        other: (CLASSES[0], "yes"),
+        "told.png": (CLASSES[1], "yes"),
+    }
+    # Of the third nobody knows which is right: each keeps its own, and the last has the model's.
+    assert rows["rest.png"].label is not None
+    record = read_run(RunFolder.open(tmp_path / "run", lock=False))
+    contradiction = f"the same photograph was answered differently: {other} as '{CLASSES[0]}', told.png as '{CLASSES[1]}'"
+    assert record.answered.contradictions == (contradiction,)
+    assert record.answered.copies == 3
+    page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    assert "for 3 exact copies of what they answered too" in page
+    assert "Contradiction:" in page
+    # What is said of the folder is what is written, in the report and on the card.
+    counts = Counter(row.label for row in rows.values() if row.label is not None)
+    signals = record.measured.signals
+    assert signals.largest == max(counts.values()) / signals.images
+    assert signals.unused == len(set(CLASSES) - set(counts))
+    card = (tmp_path / "run" / "MODEL_CARD.md").read_text(encoding="utf-8")
+    assert f"Largest class: {signals.largest:.1%} of the images" in card
+    assert "by the model alone and not by what a person named" in card
 
 
 def test_what_hints_taught_is_in_the_saved_model(tmp_path):

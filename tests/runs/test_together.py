@@ -97,7 +97,7 @@ def test_a_file_of_groups_has_its_whole_path(tmp_path, monkeypatch):
 
 def test_a_person_answers_for_the_group():
     rows = [
-        PredictionRow("a", "owl", 1.0, answered=True),
+        PredictionRow("a", "owl", 1.0, answered="yes"),
         PredictionRow("b", "lark", 0.75),
         PredictionRow("c", status="corrupt"),
         PredictionRow("d", "lark", 0.75),

@@ -12,7 +12,7 @@ from finelens.solvers.columns import centred_views
 from finelens.solvers.known import Known
 from finelens.solvers.neighbours import top_neighbours
 from finelens.solvers.ridge import ridge_head
-from finelens.solvers.taught import SCALES, Taught, _in_own_basis, left_out, steadied, teach
+from finelens.solvers.taught import SCALES, Taught, _in_own_basis, left_out, parts_left_out, spoken_for, steadied, teach
 from tests.solvers.data import SCALE, cloud
 
 X, W, Y = cloud([30] * 5, spread=0.2, tilt=0.6)
@@ -65,6 +65,24 @@ def test_what_is_left_out_is_not_learnt():
     # Two answers of two classes: each is told from the other alone, so wrongly.
     pair = Known(known.rows[[0, 3]], known.labels[[0, 3]])
     assert left_out(torch.tensor(X), log_p, pair).tolist() == pair.labels.flip(0).tolist()
+
+
+def test_what_was_named_at_one_look_is_left_out_together():
+    log_p, looks = torch.full((len(X), 5), 0.2).double().log(), torch.tensor(X)
+    group = torch.tensor((Y == 1).nonzero()[0][:6])
+    rows = torch.cat([group, torch.tensor(ROWS)[torch.tensor(Y[ROWS]) != 1]])
+    known = Known(rows, torch.tensor(Y)[rows], torch.cat([torch.full((6,), 50), torch.arange(len(rows) - 6)]))
+    parts = [own.tolist() for own, _ in parts_left_out(looks, log_p, known, folds=3)]
+    assert sorted(i for part in parts for i in part) == list(range(len(rows)))
+    assert [set(range(6)) <= set(part) for part in parts if set(range(6)) & set(part)] == [True]
+    # Numbers are names: with one for each answer nothing changes.
+    each = Known(known.rows, known.labels, torch.arange(len(rows)) * 7)
+    assert torch.equal(left_out(looks, log_p, each), left_out(looks, log_p, Known(known.rows, known.labels)))
+
+
+def test_every_image_is_spoken_for_by_the_nearest_answer():
+    looks = torch.eye(3).repeat(4, 1)[:10]
+    assert spoken_for(looks, Known(torch.tensor([0, 2]), torch.tensor([0, 1])), chunk_size=3).tolist() == [7, 3]
 
 
 def test_answers_help_on_new_images():

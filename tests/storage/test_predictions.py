@@ -186,7 +186,7 @@ HEAD = ",".join(PREDICTION_COLUMNS) + "\n"
         ((HEAD + "a,c,1,1,[[1 2]],,ok,,,,,\n").encode(), "line 2"),
         ((HEAD + 'a,c,1,1,"[[1, 2]]",,ok,,,,,\n').encode(), "line 2: top5 names a class 1"),
         ((HEAD + "a,c,1,1,5,,ok,,,,,\n").encode(), "line 2"),
-        ((HEAD + "a,c,1,1,,,ok,,maybe,,,\n").encode(), "line 2: answered is yes or empty, got 'maybe'"),
+        ((HEAD + "a,c,1,1,,,ok,,maybe,,,\n").encode(), "line 2: answered is yes, copy or empty, got 'maybe'"),
         ((HEAD + "a,c,1,1,,,ok,,,,,much\n").encode(), "line 2: could not convert string to float: 'much'"),
         (HEAD.encode() + b"\xff,,,,,,ok,\n", "not a CSV file in UTF-8"),
         ((HEAD + '"a,c').encode(), "not a CSV file"),
@@ -214,10 +214,12 @@ def test_plain_apostrophes_are_left_alone():
 
 def test_the_person_is_right(tmp_path):
     rows = [PredictionRow(name, "a", 0.5, 0.25, (("a", 0.5), ("b", 0.25)), "b") for name in "xyz"] + [PredictionRow("w", status="corrupt")]
-    found = with_answers(rows, {"x": "b", "y": "", "w": "a"})
-    assert found[0] == PredictionRow("x", "b", 1.0, 1.0, (("b", 1.0),), "b", answered=True, none_of_these=0.0)
-    assert found[1] == PredictionRow("y", zero_shot_class="b", answered=True, none_of_these=1.0)
-    assert found[2:] == rows[2:]
+    found = with_answers(rows, {"x": "b", "y": "", "w": "a"}, {"z": "a", "x": "c"})
+    assert found[0] == PredictionRow("x", "b", 1.0, 1.0, (("b", 1.0),), "b", answered="yes", none_of_these=0.0)
+    assert found[1] == PredictionRow("y", zero_shot_class="b", answered="yes", none_of_these=1.0)
+    # Of a copy they were not asked, and an answer of its own goes before.
+    assert found[2] == PredictionRow("z", "a", 1.0, 1.0, (("a", 1.0),), "b", answered="copy", none_of_these=0.0)
+    assert found[3:] == rows[3:]
     write_predictions(tmp_path / "p.csv", found)
     assert read_predictions(tmp_path / "p.csv") == found
 
@@ -230,7 +232,7 @@ def test_files_of_before_have_no_answers(tmp_path):
 def test_files_of_schema_2_have_no_columns_of_the_second_class(tmp_path):
     head = "path,class,probability,margin,top5,zero_shot_class,status,reason,answered"
     (tmp_path / "p.csv").write_text(head + '\nx,a,0.5,0.1,"[[""a"", 0.5], [""b"", 0.4]]",b,ok,,yes\n')
-    assert read_predictions(tmp_path / "p.csv") == [PredictionRow("x", "a", 0.5, 0.1, (("a", 0.5), ("b", 0.4)), "b", answered=True)]
+    assert read_predictions(tmp_path / "p.csv") == [PredictionRow("x", "a", 0.5, 0.1, (("a", 0.5), ("b", 0.4)), "b", answered="yes")]
 
 
 def test_files_of_schema_3_do_not_say_who_belongs_to_no_class(tmp_path):

@@ -13,6 +13,7 @@ from finelens.runs.folder import RunFolder, refuse_elsewhere
 from finelens.storage.files import HTML_START, check_target, write_text
 
 if TYPE_CHECKING:
+    from finelens.classes.hints import How
     from finelens.reporting.review.order import Look
     from finelens.reporting.review.server import ReviewServer
 
@@ -109,7 +110,7 @@ def _chosen(
     console: Console,
     device: str = "cpu",
     answers: Collection[str] = (),
-    told: Mapping[str, tuple[str, str]] | None = None,
+    told: Mapping[str, How] | None = None,
 ) -> list[Look]:
     from finelens.reporting.record import read_run
     from finelens.reporting.review.order import looks

@@ -6,8 +6,9 @@ import csv
 import difflib
 import hashlib
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 from finelens.classes.labels import Told, answer_rows, read_labels
 from finelens.classes.names import check_names, match, normalise
@@ -22,10 +23,30 @@ from finelens.storage.cells import escape_cell, unescape_cell
 NONE_OF_THESE = -1
 # In the column ``source``: answered as one of a group that was named at one look.
 GROUP = "group"
-# How an answer was given and by whom; empty where nobody wrote it down.
-How = tuple[str, str]
 # A name as near as this to one of the list is a slip of the pen and no new class; a ratio of difflib.
 SLIP = 0.85
+
+
+class How(NamedTuple):
+    """How an answer was given; empty where nobody wrote it down.
+
+    Attributes:
+        source: ``photo``, ``group`` or ``file``.
+        who: The person.
+        group: Of one of a group the path of the photograph that the group was around, its middle.
+    """
+
+    source: str = ""
+    who: str = ""
+    group: str = ""
+
+    def look(self, path: str) -> str | None:
+        """The look at which the photograph ``path`` was named, by the path of its first; None for one of a group that nobody wrote down."""
+        return self.group or (None if self.source == GROUP else path)
+
+    def tests(self, path: str) -> bool:
+        """Whether the answer tests the model: photographs of a group are like its middle, which is the one that was chosen."""
+        return self.look(path) == path
 
 
 def with_new_names(path: Path | Told, class_names: Sequence[str]) -> list[str]:
@@ -127,18 +148,21 @@ def read_hints(
     told += [f"{quote(name)} is not an image that can be read" for name in unread]
     if len(unread) == len(labels):
         raise UserError(f"hints file {quote(str(path))}: none of its {len(labels)} files is an image that can be read (first: {quote(unread[0])})")
-    return _hints({index: label for name, label in labels.items() if (index := positions.get(name)) is not None})
+    how = {} if isinstance(path, Told) else how_given(path) or {}
+    looks = {index: how.get(plain(name), How()).look(plain(name)) or name for name in labels if (index := positions.get(name)) is not None}
+    return _hints({index: label for name, label in labels.items() if (index := positions.get(name)) is not None}, looks)
 
 
 def how_given(path: Path) -> dict[str, How] | None:
-    """How and by whom answers were given, by path, from the columns ``source`` and ``by`` of a hints file; None where the file is gone.
+    """How answers were given, by path, from the columns ``source``, ``by`` and ``group`` of a hints file; None where the file is gone.
 
-    Whatever writes answers again writes these columns again: a photograph of a group is no test of the model.
+    Whatever writes answers again writes these columns again: of a group one photograph tests the model.
     """
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
             told = [[unescape_cell(row.get(column) or "") for column in ("path", *HOW_COLUMNS)] for row in csv.DictReader(file)]
-            return {plain(name): (source, who) for name, source, who in told if name and (source or who)}
+            found = {plain(name): How(source, who, plain(group) if group else "") for name, source, who, group in told if name}
+            return {name: how for name, how in found.items() if any(how)}
     except (OSError, UnicodeDecodeError, csv.Error, TypeError):
         return None
 
@@ -148,10 +172,15 @@ def plain(path: str) -> str:
     return PurePosixPath(path).as_posix()
 
 
-def asked_in_groups(path: Path) -> set[str] | None:
-    """Photographs whose answer was given to a whole group; None where the file is gone."""
+def no_tests(path: Path) -> set[str] | None:
+    """Photographs whose answer tests no model, being given to a whole group that was around another one; None where the file is gone."""
     told = how_given(path)
-    return None if told is None else {name for name, (source, _) in told.items() if source == GROUP}
+    return None if told is None else {name for name, how in told.items() if not how.tests(name)}
+
+
+def looks_of_answers(paths: Iterable[str], told: Mapping[str, How]) -> set[str]:
+    """The looks at which photographs were named; those of a group that nobody wrote down are none."""
+    return {look for path in paths if (look := told.get(plain(path), How()).look(plain(path))) is not None}
 
 
 def hints_by_position(given: Mapping[int, str], records: Sequence[ImageRecord], class_names: Sequence[str]) -> Hints:
@@ -179,11 +208,15 @@ def hints_by_position(given: Mapping[int, str], records: Sequence[ImageRecord], 
     return _hints(found)
 
 
-def _hints(labels: Mapping[int, int]) -> Hints:
+def _hints(labels: Mapping[int, int], looks: Mapping[int, str] | None = None) -> Hints:
     import torch
 
     order = sorted(labels)
-    return Hints(torch.tensor(order, dtype=torch.int64), torch.tensor([labels[i] for i in order], dtype=torch.int64))
+    index, label = (torch.tensor(values, dtype=torch.int64) for values in (order, [labels[i] for i in order]))
+    if looks is None or len(set(looks.values())) == len(order):
+        return Hints(index, label)
+    number = {look: i for i, look in enumerate(dict.fromkeys(looks[i] for i in order))}
+    return Hints(index, label, torch.tensor([number[looks[i]] for i in order], dtype=torch.int64))
 
 
 def describe_hints(hints: Hints, class_names: Sequence[str]) -> str:
@@ -216,11 +249,11 @@ def hints_csv(hints: Mapping[str, str], told: Mapping[str, How] | None = None) -
 
     Args:
         hints: The names.
-        told: How and by whom each was given, for two columns more.
+        told: How each was given, for three columns more.
     """
     file = io.StringIO(newline="")
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(LABEL_COLUMNS if told is None else TOLD_COLUMNS)
     for path, label in hints.items():
-        writer.writerow(map(escape_cell, (path, label, *(() if told is None else told.get(plain(path), ("", ""))))))
+        writer.writerow(map(escape_cell, (path, label, *(() if told is None else told.get(plain(path), How())))))
     return file.getvalue()

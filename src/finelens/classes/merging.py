@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from finelens.classes.hints import GROUP, how_given, plain
+from finelens.classes.hints import GROUP, How, how_given, plain
 from finelens.classes.labels import answer_rows
 from finelens.classes.names import normalise
 from finelens.classes.text_files import content_line, counted, quote
@@ -19,7 +19,7 @@ from finelens.errors import UserError
 from finelens.storage.cells import escape_cell
 from finelens.storage.files import check_target, write_text
 
-COLUMNS = ("path", "label", "by", "source")
+COLUMNS = ("path", "label", "by", "source", "group")
 # The first line of a class list that answers made; a comment to who reads it.
 LIST_START = "# class names from answers"
 
@@ -68,12 +68,12 @@ class Merged:
     Attributes:
         answers: Name and who said it, by path; the empty name for "none of these".
         contradictions: Photographs that are answered differently.
-        sources: How they were given, where a file says it: ``group`` where somebody answered one as one of a group.
+        told: How they were given, where a file says it; ``who`` of each is empty. One of a group where somebody named it so.
     """
 
     answers: dict[str, tuple[str, tuple[str, ...]]]
     contradictions: tuple[Contradiction, ...]
-    sources: Mapping[str, str] = field(default_factory=dict)
+    told: Mapping[str, How] = field(default_factory=dict)
 
     @property
     def names(self) -> list[str]:
@@ -103,18 +103,36 @@ def merge(files: Sequence[Path]) -> Merged:
             contradictions.append(Contradiction(path, tuple(own), kept))
         if kept is not None:
             answers[path] = kept, tuple(dict.fromkeys(one.file for one in own if one.label == kept))
-    told = [(path, source) for file in files for path, (source, _) in (how_given(file) or {}).items() if source]
-    sources = dict(reversed(told)) | {path: source for path, source in told if source == GROUP}
-    return Merged(answers, tuple(contradictions), sources)
+    told = [(path, how._replace(who="")) for file in files for path, how in (how_given(file) or {}).items() if how.source or how.group]
+    return Merged(answers, tuple(contradictions), _joined(told))
+
+
+def _joined(told: Sequence[tuple[str, How]]) -> dict[str, How]:
+    """One account of each photograph, the first that names a group before others; groups with a photograph in common become one."""
+    first: dict[str, How] = {}
+    for path, how in sorted(told, key=lambda one: (not one[1].group, one[1].source != GROUP)):
+        first.setdefault(path, how)
+    joined: dict[str, str] = {}
+
+    def root(group: str) -> str:
+        while group in joined:
+            group = joined[group]
+        return group
+
+    for path, how in told:
+        if how.group and (one := root(first[path].group)) != (other := root(how.group)):
+            joined[other] = one
+    return {path: how._replace(group=root(how.group)) if how.group else how for path, how in first.items()}
 
 
 def merged_csv(merged: Merged) -> str:
-    """The content of a hints file with two more columns: the files that say so, separated by semicolons, and how it was given."""
+    """The content of a hints file with three more columns: the files that say so, separated by semicolons, how it was given, and its group."""
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
-    cells = ((path, label, ";".join(by), merged.sources.get(path, "")) for path, (label, by) in merged.answers.items())
-    writer.writerows(map(escape_cell, row) for row in cells)
+    for path, (label, by) in merged.answers.items():
+        how = merged.told.get(path, How())
+        writer.writerow(map(escape_cell, (path, label, ";".join(by), how.source, how.group)))
     return text.getvalue()
 
 

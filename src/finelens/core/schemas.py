@@ -39,8 +39,9 @@ LABEL_COLUMNS: Final = ("path", "label")
 WHY_COLUMN: Final = "why"
 # Of a sheet of questions before it had a place for the answers.
 OLDER_QUESTIONS: Final = ("path", WHY_COLUMN, "expected")
-# A hints file of the served review also says how a label was given (``photo``, ``group``, or ``file`` where the review found it) and who gave it.
-HOW_COLUMNS: Final = ("source", "by")
+# A hints file of the served review also says how a label was given (``photo``, ``group``, or ``file`` where the review found it), who gave it, and
+# for one of a group the path of the photograph that the group was around.
+HOW_COLUMNS: Final = ("source", "by", "group")
 TOLD_COLUMNS: Final = (*LABEL_COLUMNS, *HOW_COLUMNS)
 
 # Status of an input file. Only ``ok`` rows carry a prediction; those that a person said are of no class carry none.

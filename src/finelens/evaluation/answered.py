@@ -31,6 +31,8 @@ class Answered:
         few_tests: Why there is no estimate: only so many answers tested the model. 0 where there is one, and where none did.
         unnamed: Share of the photographs that are probably of classes that nobody named, where the answers are the class list; None where there is
             another list.
+        copies: Exact copies of answered photographs, which nobody answered and which have the person's answer.
+        contradictions: Answers that name one photograph differently in two copies of it, a sentence each.
     """
 
     answers: int
@@ -48,6 +50,8 @@ class Answered:
     only_ones: int = 0
     few_tests: int = 0
     unnamed: float | None = None
+    copies: int = 0
+    contradictions: tuple[str, ...] = ()
 
     @property
     def named(self) -> int:
@@ -61,7 +65,7 @@ class Answered:
         if self.only_ones:
             return f"{said}; how many are right now they do not tell yet, since {self.only_ones} of them are the only one of their class"
         if self.few_tests:
-            return f"{said}; how many are right now they do not tell yet: it takes {LEAST_TESTS} asked one by one, and {self.few_tests} were"
+            return f"{said}; how many are right now they do not tell yet: it takes {LEAST_TESTS} looks, and {self.few_tests} tell"
         if self.estimate is None:
             return said
         told = f"{said}; accuracy now about {self.estimate:.0%}, between {self.low:.0%} and {self.high:.0%} (90 % interval, by the answers)"
@@ -84,14 +88,15 @@ def answers_of_run(
     left_out: ArrayLike | None,
     drawn: ArrayLike,
     speaks_for: ArrayLike,
-    alone: ArrayLike,
+    is_test: ArrayLike,
     *,
+    looks: ArrayLike | None = None,
     listed: bool = True,
 ) -> Answered:
     """Count and estimate.
 
     Without a class list the share of the photographs of classes that nobody has named is that of the answers that are the only one of their class
-    (Good, Biometrika 40, 1953, after Turing), of those that were asked alone where there are such: a group is one observation of its class.
+    (Good, Biometrika 40, 1953, after Turing), of those that are tests where there are such: a group is one observation of its class.
 
     Args:
         labels: The answers, class indices (K,); -1 for "none of these".
@@ -102,34 +107,51 @@ def answers_of_run(
         left_out: Class by models that had not learnt the answer, (K,); None where that was not asked.
         drawn: Which answers count as drawn at random, (K,) bool.
         speaks_for: Photographs that each answer speaks for, (K,).
-        alone: Which were asked alone, (K,) bool. Photographs of a group are alike: the others' answers give theirs away, so none is a test.
+        is_test: Which are tests, (K,) bool: photographs of a group are alike, so the one that it is around speaks for all.
+        looks: Number of the look at which each was given, (K,); None where each was given for itself.
         listed: Whether there is a class list beside the answers.
     """
     y, first = np.asarray(labels), np.asarray(before)
     named = y >= 0
     missing = tuple(name for c, name in enumerate(class_names) if c not in set(y.tolist()))
     found = Answered(len(y), int((~named).sum()), missing, int((first != y)[named].sum()), against)
-    single = np.asarray(alone, dtype=bool)
+    test, look = np.asarray(is_test, dtype=bool), np.arange(len(y)) if looks is None else np.asarray(looks)
     if not listed and len(y):
-        found = replace(found, unnamed=share_unnamed(y, single))
-    tests = np.where(single, y, -1)
+        found = replace(found, unnamed=share_unnamed(y, test, look))
+    tests = np.where(test, y, -1)
     if left_out is None or not (tests >= 0).any():
         return found
-    # A model without the only answer of a class knows nothing of it; the model of the run does. Most tests lost by that tell too little.
-    lone = (tests >= 0) & (np.bincount(y[named], minlength=len(class_names))[tests] == 1) & (np.asarray(left_out) != y)
-    if 2 * lone.sum() > (tests >= 0).sum():
-        return replace(found, only_ones=int(lone.sum()))
-    if (tests >= 0).sum() < LEAST_TESTS:
-        return replace(found, few_tests=int((tests >= 0).sum()))
+    if (lone := lost_alone(tests, np.asarray(left_out), seen_once(y, look))) or (tests >= 0).sum() < LEAST_TESTS:
+        return replace(found, only_ones=lone, few_tests=0 if lone else int((tests >= 0).sum()))
     estimate = progress(tests, left_out, drawn, speaks_for, classes=len(class_names))
     middle, low, high = (round(value, 4) for value in (estimate.estimate, estimate.low, estimate.high))
     gain, gain_low, gain_high = (round(value, 4) for value in difference(tests, left_out, zero_shot, drawn, speaks_for))
     return replace(found, estimate=middle, low=low, high=high, drawn=estimate.drawn, gain=gain, gain_low=gain_low, gain_high=gain_high)
 
 
-def share_unnamed(labels: np.ndarray, alone: np.ndarray) -> float:
+def seen_once(labels: np.ndarray, looks: np.ndarray) -> np.ndarray:
+    """Answers whose class was named at no other look, (K,) bool; arguments as for :func:`answers_of_run`."""
+    named = labels >= 0
+    pairs = np.unique(np.stack([labels[named], looks[named]]), axis=1)
+    once: np.ndarray = named & (np.bincount(pairs[0], minlength=1)[labels] == 1)
+    return once
+
+
+def lost_alone(tests: np.ndarray, left_out: np.ndarray, once: np.ndarray) -> int:
+    """Tests that were lost where no other answer is of their class, if they are most; else 0.
+
+    A model without the only answer of a class knows nothing of it; the model that learns all answers does. Most tests lost by that tell too little.
+
+    Args:
+        tests: Class indices, (K,); -1 for what is no test.
+        left_out: As for :func:`answers_of_run`.
+        once: Of :func:`seen_once`.
+    """
+    lone = (tests >= 0) & once & (left_out != tests)
+    return int(lone.sum()) if 2 * lone.sum() > (tests >= 0).sum() else 0
+
+
+def share_unnamed(labels: np.ndarray, is_test: np.ndarray, looks: np.ndarray) -> float:
     """Share of the photographs that are probably of classes that no answer names; arguments as for :func:`answers_of_run`, at least one answer."""
-    own = labels[alone] if alone.any() else labels
-    named = own[own >= 0]
-    once = np.bincount(labels[labels >= 0], minlength=1)[named] == 1
-    return round(float(once.sum() / len(own)), 4)
+    own = is_test if is_test.any() else np.ones(len(labels), dtype=bool)
+    return round(float(seen_once(labels, looks)[own].mean()), 4)

@@ -1,4 +1,4 @@
-"""How good a model is and whether more answers pay, from the answers alone: each tests a model before that model learns it. docs/review.md.
+"""How good a model is and whether more answers pay, from the answers alone: each tests a model that has not learnt it. docs/review.md.
 
 Asked photographs are no random sample: most are asked because they speak for many others. So a known share of the questions, the *drawn* ones, comes
 from one order of all photographs that is random and fixed before anything is asked. They alone are a random sample (Horvitz and Thompson, JASA 47,
@@ -64,7 +64,6 @@ def progress(
     speaks_for: ArrayLike,
     *,
     classes: int,
-    learnt: ArrayLike | None = None,
     curve: Sequence[tuple[int, float]] = (),
     another: int = 10,
     worth: float = 0.01,
@@ -72,23 +71,21 @@ def progress(
 ) -> Progress:
     """Estimate the accuracy from K answers, and say whether another round pays. A pure function of its arguments.
 
-    With ``t_i = [guess_i = label_i] + f (A(K) - A(k_i))``, k_i the answers that the tested model had learnt and A the curve, the m drawn answers
-    give ``mean t`` with mean squared error ``s^2 / m``, the others ``sum w t / sum w`` (w: what each speaks for) with
-    ``s^2 sum w^2 / (sum w)^2 + BIAS^2``. The estimate weighs both by the inverses; its interval is normal, with ``MODEL^2`` added to the mean squared
-    error. ``s^2 = q (1 - q)``, q the share of right guesses with one more right and one more wrong. f, at most 1, is q over A(K): the curve is the
-    model's own belief, and models believe too much.
+    With ``t_i = [guess_i = label_i]`` the m drawn answers give ``mean t`` with mean squared error ``s^2 / m``, the others ``sum w t / sum w``, w what
+    each speaks for, with ``s^2 sum w^2 / (sum w)^2 + BIAS^2``. The estimate weighs both by the inverses; its interval is normal, with ``MODEL^2``
+    added to the mean squared error. ``s^2 = q (1 - q)``, q the share of right guesses with one more right and one more wrong.
 
-    The curve is fitted by ``a - b / sqrt(k + 1)`` over its points with at least a quarter of the answers; the next round of ``another`` answers is
-    expected to gain ``f b (1 / sqrt(k + 1) - 1 / sqrt(k + another + 1))``.
+    The curve A is fitted by ``a - b / sqrt(k + 1)`` over its points with at least a quarter of the answers; the next round of ``another`` answers is
+    expected to gain ``f b (1 / sqrt(k + 1) - 1 / sqrt(k + another + 1))``. f, at most 1, is q over A(K): the curve is the model's own belief, and
+    models believe too much.
 
     Args:
         labels: The answers, class indices (K,) in any order; -1 for "none of these".
-        guesses: Class that a model gave to each photograph before it had learnt the answer, (K,): the model of the moment of asking, or one that
-            learnt all answers but a part that holds this one (:func:`~finelens.solvers.taught.left_out`). The second is nearer to the present model.
+        guesses: Class that a model gave to each photograph that had not learnt the answer, (K,): one that learnt all others but a part
+            (:func:`~finelens.solvers.taught.left_out`), which is nearer to the present model than that of the moment of asking.
         drawn: Which photographs :func:`drawn_answers` counts as drawn at random, (K,) bool.
-        speaks_for: Photographs that each question spoke for when it was asked, (K,), above 0; ones where that is not known.
+        speaks_for: Photographs that each answer speaks for, (K,), above 0; ones where that is not known.
         classes: C.
-        learnt: Answers that the tested model had learnt, (K,); None where that hardly matters.
         curve: Answers that a model had learnt, and the accuracy that the present model believes that one to have
             (:func:`believed_accuracy` of the present posterior and the classes that were given then); one pair a refit, rising answers, the present
             model last.
@@ -103,9 +100,6 @@ def progress(
     missing = tuple(sorted(set(range(classes)) - set(y.tolist())))
     share = (right.sum() + 1) / (len(right) + 2)
     trust = min(1.0, share / curve[-1][1]) if len(curve) and curve[-1][1] > 0 else 1.0
-    if learnt is not None and len(curve):
-        known, value = np.array(curve, dtype=np.float64).T
-        right = right + trust * (value[-1] - np.interp(np.asarray(learnt)[test], known, value))
     gain = None if (slope := _slope(curve)) is None else trust * slope * _step(curve[-1][0], another)
     mean, half = _estimate(right, share * (1 - share), random, weight, level) if len(right) else (math.nan, math.inf)
     estimate = float(np.clip(mean, 0, 1))
@@ -194,6 +188,16 @@ def random_order(ids: Sequence[str], seed: int = 0) -> list[int]:
     """
     keys = [hashlib.sha256(f"drawn:{seed}:{name}".encode()).digest() for name in ids]
     return sorted(range(len(keys)), key=keys.__getitem__)
+
+
+def drawn_places(asked: int, n: int) -> list[bool]:
+    """Which of the next n questions are drawn at random: of all questions every fifth.
+
+    Args:
+        asked: Questions before them: looks at one photograph or at a group.
+        n: Questions.
+    """
+    return [number % ONE_IN == 0 for number in range(asked + 1, asked + n + 1)]
 
 
 def drawn_answers(order: Sequence[int], answered: Collection[int]) -> frozenset[int]:

@@ -202,6 +202,17 @@ def signals_of(probabilities: Tensor, zero_shot: Tensor, described: Tensor | Non
     )
 
 
+def as_written(signals: Signals, labels: Tensor) -> Signals:
+    """The numbers about the folder, where a person's answers stand in the place of the model's; all others stay those of the model alone.
+
+    Args:
+        signals: Of the model.
+        labels: Classes of the images that have one, as they are written, (N',).
+    """
+    counts = torch.bincount(labels, minlength=signals.classes)
+    return replace(signals, largest=int(counts.max()) / signals.images, unused=int((counts == 0).sum()))
+
+
 def _shares(labels: Tensor, classes: int) -> Tensor:
     return torch.bincount(labels, minlength=classes).double() / len(labels)  # (C,)
 

@@ -115,7 +115,7 @@ def _without_labels(signals: Signals, alarms: Sequence[str], *, labelled: bool, 
         *([Reason("bad", f"{_sentence(NONSENSE)}: check spelling and language, or describe the classes.", "names")] if senseless else []),
         *([Reason("note", f"Below {enough} photographs these numbers say little; there are {signals.images}.", "few")] if few else []),
         *([dominant] if dominant else []),
-        _kept(signals),
+        _kept(signals, labelled),
         *_texts(signals, second),
         *_start(start, trains),
         *_strangers(signals),
@@ -163,8 +163,8 @@ def _without_labels(signals: Signals, alarms: Sequence[str], *, labelled: bool, 
         return so("unclear", f"{1 - signals.kept:.0%} of the answers that the unadapted model was surest of changed; look at the boldest changes.")
     return so(
         "improved",
-        f"probably better than the unadapted model: {1 - signals.agreement:.0%} of the answers changed, and {signals.kept:.0%} of those it was "
-        "surest of did not.",
+        f"probably better than the unadapted model: {1 - signals.agreement:.0%} of the answers changed{_alone(labelled)}, and {signals.kept:.0%} of "
+        "those it was surest of did not.",
     )
 
 
@@ -247,6 +247,11 @@ def nothing_trained(signals: Signals, reason: str, evaluation: Mapping[str, Any]
     return Verdict("unclear", f"Nothing was trained, these are the answers of the unadapted model (zero-shot): {HARDLY}.", reasons)
 
 
+def _alone(labelled: bool) -> str:
+    """What belongs to a share of changed answers where a person's may stand in their place."""
+    return ", by the model alone and not by what a person named" if labelled else ""
+
+
 def _sentence(text: str) -> str:
     return f"{text[:1].upper()}{text[1:]}"
 
@@ -270,9 +275,11 @@ def _collapse(signals: Signals, collapsed: bool) -> list[Reason]:
     return [Reason("bad", f"The answers are as varied as {now} classes of equal size would be, the unadapted model's as {before}.", "collapse")]
 
 
-def _kept(signals: Signals) -> Reason:
+def _kept(signals: Signals, labelled: bool) -> Reason:
     kind: Kind = "good" if signals.kept >= KEPT else "bad" if signals.kept < LOST else "note"
-    return Reason(kind, f"Of the half of the photographs that the unadapted model is surest of, {signals.kept:.0%} keep their class.", "kept")
+    return Reason(
+        kind, f"Of the half of the photographs that the unadapted model is surest of, {signals.kept:.0%} keep their class{_alone(labelled)}.", "kept"
+    )
 
 
 def _texts(signals: Signals, second: bool) -> list[Reason]:

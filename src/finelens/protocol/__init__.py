@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from finelens.protocol.backbone import Backbone, ImageTokens, Interpolation, NotAvailableError, Preprocess, ResizeMode
 from finelens.protocol.classes import ClassSet
-from finelens.protocol.features import FeatureRows, Hints, PrefixRows, Rows, Support, TargetFeatures
+from finelens.protocol.features import FeatureRows, Hints, PrefixRows, Rows, Support, TargetFeatures, Tested
 from finelens.protocol.images import ImageRecord, ImageStore, Loaded
 from finelens.protocol.task import Cost, Optimisation, StepOutput, Task
 from finelens.protocol.views import Batch, InferenceViews, ViewPlan
@@ -36,5 +36,6 @@ __all__ = [
     "Support",
     "TargetFeatures",
     "Task",
+    "Tested",
     "ViewPlan",
 ]

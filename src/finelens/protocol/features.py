@@ -51,10 +51,32 @@ class Hints:
     Attributes:
         index: Positions in the store, ascending, (K,), int64.
         label: Class of each, (K,), int64; -1 where the person said "none of these classes".
+        look: Number of the look at which each was given, (K,), int64: photographs that were named as one group share it. None where each was given
+            for itself.
     """
 
     index: Tensor
     label: Tensor
+    look: Tensor | None = None
+
+    def some(self, chosen: Tensor, index: Tensor) -> Hints:
+        """Those of a mask (K,), at other positions (K',)."""
+        return Hints(index, self.label[chosen], None if self.look is None else self.look[chosen])
+
+
+@dataclass(frozen=True, eq=False)
+class Tested:
+    """Hints of a class as tests of a fit, each of a model that had not learnt it; in the order of the hints.
+
+    Attributes:
+        before: Class without any hint, (K,), int64.
+        guesses: Class by a model that had learnt the other hints, (K,), int64.
+        speaks_for: Images of the fit that are nearest to each, itself among them, (K,), float64.
+    """
+
+    before: Tensor
+    guesses: Tensor
+    speaks_for: Tensor
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from finelens.protocol.features import FeatureRows, TargetFeatures
+from finelens.protocol.features import FeatureRows, TargetFeatures, Tested
 from finelens.protocol.views import Batch, InferenceViews, ViewPlan
 
 
@@ -117,12 +117,8 @@ class Task(nn.Module, ABC):
         """Logits by branch, (B, C), from centre views and further uint8 views (B, M, 3, S, S); a task that sets ``inference`` answers here."""
         raise NotImplementedError(f"{type(self).__name__} answers from the centre view alone")
 
-    def tested(self) -> tuple[Tensor, Tensor] | None:
-        """What hints test: the classes that the images with a hint of a class get without any hint, and from models that have not learnt their own.
-
-        Returns:
-            (K,) each, in the order of the hints that name a class, known after :meth:`prepare`; None for a method that does not tell.
-        """
+    def tested(self) -> Tested | None:
+        """What the hints of a class say of the method, known after :meth:`prepare`; None for a method that does not tell."""
         return None
 
     def predict_beside(self, images: Tensor, unadapted: FeatureRows) -> dict[str, Tensor]:

@@ -31,6 +31,7 @@ def model_card(record: RunRecord) -> str:
     changed = [f"- `{name}` = {plain(str(value))}" for name, value, different in options(config) if different] or [
         "- none: all options are the defaults"
     ]
+    alone = ", by the model alone and not by what a person named" if record.answered is not None else ""
     digests = {name: record.event(name).get("digest", "unknown") for name in ("images", "classes", "start")}
     names = [f"- {plain(name)}" for name in record.classes[:LISTED]]
     if len(record.classes) > LISTED:
@@ -65,10 +66,11 @@ def model_card(record: RunRecord) -> str:
         "",
         "## What is known about it without labels",
         "",
-        f"- Agreement with the unadapted model: {signals.agreement:.1%}",
+        f"- Agreement with the unadapted model: {signals.agreement:.1%}{alone}",
         f"- Classes never predicted: {signals.unused} of {signals.classes} (unadapted: {signals.unused_zero_shot})",
         f"- Largest class: {signals.largest:.1%} of the images (unadapted: {signals.largest_zero_shot:.1%})",
-        f"- Mean probability of the predicted class: {signals.confidence:.1%} (unadapted: {signals.confidence_zero_shot:.1%}); {record.calibration}",
+        f"- Mean probability of the predicted class: {signals.confidence:.1%}{alone} (unadapted: {signals.confidence_zero_shot:.1%}); "
+        f"{record.calibration}",
         "",
         "## Measured",
         "",

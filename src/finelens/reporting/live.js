@@ -169,9 +169,9 @@ function tell(next) {
   at("bar").max = state.goal;
   at("bar").value = Math.min(state.looks, state.goal);
   at("where").textContent = state.looks < state.goal ? "look " + (state.looks + 1) + " of " + state.goal : count(state.looks, "look", "looks");
-  const found = state.progress, told = found && !found.wanted;
+  const found = state.progress, told = found && found.estimate !== undefined;
   at("accuracy").textContent = told ? percent(found.estimate) : "not known yet";
-  at("interval").textContent = told ? percent(found.low) + " to " + percent(found.high) + ", from " + count(found.tested, "answer", "answers") + others() : found ? count(found.wanted, "more answer tells", "more answers tell") : "the first answers tell";
+  at("interval").textContent = told ? percent(found.low) + " to " + percent(found.high) + ", from " + count(found.tested, "answer", "answers") + others() : found && found.only_ones ? "of " + count(found.only_ones, "answer no other is of its class", "answers no other is of their class") + ": more tell" : found ? count(found.wanted, "more answer tells", "more answers tell") : "the first answers tell";
   at("answered").textContent = state.answered;
   at("answered-note").textContent = state.none ? state.none + " of them none of the classes" : "";
   at("lacking").textContent = names().length ? names().length - state.lacking + " of " + names().length : "none yet";

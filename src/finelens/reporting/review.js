@@ -77,8 +77,8 @@ function cell(text) {
 
 function csv() {
   // Answers of an earlier round keep how they were given.
-  const how = [...given.keys()].some((path) => told[path]) ? (path) => told[path] || ["", ""] : () => [];
-  const head = how("").length ? "path,label,source,by\n" : "path,label\n";
+  const how = [...given.keys()].some((path) => told[path]) ? (path) => told[path] || ["", "", ""] : () => [];
+  const head = how("").length ? "path,label,source,by,group\n" : "path,label\n";
   return head + [...given].map(([path, label]) => [path, label, ...how(path)].map(cell).join(",") + "\n").join("");
 }
 

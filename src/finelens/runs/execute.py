@@ -13,7 +13,7 @@ import PIL
 import torch
 from torch import Tensor
 
-from finelens.classes.hints import asked_in_groups, given_hints, hints_by_name, how_given
+from finelens.classes.hints import given_hints, hints_by_name, how_given, no_tests
 from finelens.core.console import Console, Mute, duration
 from finelens.core.options import to_plain
 from finelens.core.schemas import CHECKPOINT_DIR, EVENTS_FILE
@@ -25,7 +25,7 @@ from finelens.evaluation.collapse import balance, collapse_warning
 from finelens.evaluation.layout import lay_out, write_layout
 from finelens.evaluation.name_sense import NONSENSE
 from finelens.evaluation.none_of_these import share_of_none
-from finelens.evaluation.signals import Measured, content_of, measure, nearest_images, write_measured
+from finelens.evaluation.signals import Measured, as_written, content_of, measure, nearest_images, write_measured
 from finelens.evaluation.verdict import Verdict
 from finelens.feature_store.encoder import FeatureEncoder
 from finelens.images.load import say_notes
@@ -33,7 +33,7 @@ from finelens.methods.parts.extra_views import ExtraTask
 from finelens.methods.parts.views import ViewTask
 from finelens.protocol import Loaded
 from finelens.runs.alarms import say_none
-from finelens.runs.answered import answered
+from finelens.runs.answered import answered, copies_of_answered
 from finelens.runs.arguments import Question
 from finelens.runs.by_rank import RankTable
 from finelens.runs.config import RunConfig, diff, from_json, to_json
@@ -220,7 +220,11 @@ def _answer(config: RunConfig, inputs: Inputs, console: Console, hooks: Hooks, *
     first, doubt = fitted.zero_shot_logits.argmax(1).numpy(), fitted.none_of_these.numpy()
     rows = rows_from_logits(loaded.records, prepared.classes.names, logits.numpy(), first, doubt)
     if inputs.hints is not None:
-        rows = with_answers(rows, hints_by_name(inputs.hints, loaded.records, prepared.classes.names))
+        said = hints_by_name(inputs.hints, loaded.records, prepared.classes.names)
+        copies = copies_of_answered(said, loaded.records, loaded.store.ids)
+        for contradiction in copies.contradictions:
+            console.warn(f"{contradiction}; each keeps its answer, and further copies have the model's")
+        rows = with_answers(rows, said, copies.answers)
     return fitted, logits, nearest, rows
 
 
@@ -238,9 +242,11 @@ def _answered(run: RunFolder, fitted: Fitted, inputs: Inputs, console: Console) 
     if inputs.hints is None:
         return None
     # The copies of older runs do not say it.
-    names = asked_in_groups(run.given_hints_path) or asked_in_groups(Path(str(run.config.hints_file)))
-    grouped = None if names is None else {record.index for record in inputs.loaded.records if record.index is not None and record.name in names}
-    found = answered(fitted, inputs.hints, inputs.loaded.store.ids, grouped, listed=run.config.classes_file is not None)
+    names = no_tests(run.given_hints_path) or no_tests(Path(str(run.config.hints_file)))
+    untested = None if names is None else {record.index for record in inputs.loaded.records if record.index is not None and record.name in names}
+    loaded, listed = inputs.loaded, run.config.classes_file is not None
+    copies = copies_of_answered(hints_by_name(inputs.hints, loaded.records, inputs.prepared.classes.names), loaded.records, loaded.store.ids)
+    found = answered(fitted, inputs.hints, loaded.store.ids, untested, listed=listed, copies=copies)
     console.say(found.line)
     return found
 
@@ -249,6 +255,10 @@ def _measure(fitted: Fitted, logits: Tensor, loaded: Loaded, nearest: Tensor, ro
     order = _order(loaded, rows)
     heads = fitted.model.zero_shot_heads["templates"].cpu()
     found = measure(logits, fitted.zero_shot_logits, fitted.described_logits, fitted.looks, heads, loaded.store.ids, order, nearest)
+    if any(row.answered for row in rows):
+        place = {name: i for i, name in enumerate(fitted.model.class_names)}
+        labels = torch.tensor([place[row.label] for row in rows if row.label is not None], dtype=torch.int64)
+        found = replace(found, signals=as_written(found.signals, labels))
     task = fitted.model.task
     further = task.listened if isinstance(task, ExtraTask) else 0
     none = share_of_none(fitted.none_of_these)

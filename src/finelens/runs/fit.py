@@ -228,7 +228,7 @@ def belonging(store: ImageStore, features: TargetFeatures, zero_shot: Tensor) ->
     place, named = keep.cumsum(0) - 1, hints.label >= 0
     subset = StoreSubset(store, keep.nonzero()[:, 0].tolist())
     kept = keep.to(features.global_.device)
-    left = Hints(place[hints.index[named]], hints.label[named])
+    left = hints.some(named, place[hints.index[named]])
     return subset, replace(features, global_=features.global_[kept], cls=features.cls[kept], hints=left), zero_shot[keep]
 
 

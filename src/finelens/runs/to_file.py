@@ -122,7 +122,8 @@ def predict_to_file(question: Question, console: Console, asked: Asked | None = 
         left = span[earlier:]
         found = source.parts(classifier.request(console, zero_shot=question.zero_shot, looks=gathered is not None), left)
         for part in found if left else ():
-            rows = with_answers(_rows(part, classifier), answers or {})
+            # Copies are known by the contents of all, which nobody holds here.
+            rows = with_answers(_rows(part, classifier), answers or {}, {})
             probabilities = softmax(part.logits["logits"].numpy()) if part.logits else np.zeros((0, len(classifier.classes)))
             texts = [table.lines(part, rows, probabilities) for table in tables]
             if gathered is not None:

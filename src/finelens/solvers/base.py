@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from finelens.errors import UserError
-from finelens.protocol import Hints, Rows
+from finelens.protocol import Hints, Rows, Tested
 from finelens.solvers.estimator import Estimator, check_fitted
 from finelens.solvers.known import Known, split_hints
 from finelens.solvers.other_classes import OtherClasses, check_kept
@@ -41,11 +41,10 @@ class Solver(Estimator, ABC):
     Attributes:
         classes_: Class indices 0 to C - 1, in the order of the prototypes.
         n_features_in_: Feature width D.
-        tested_: Classes of the rows with a hint of a class, without any hint and by fits that have not learnt their own, (K,) each in the order of
-            the hints; None where the solver does not tell. No part of the model.
+        tested_: What the hints say of the fit; None where the solver does not tell. No part of the model.
     """
 
-    tested_: tuple[Tensor, Tensor] | None = None
+    tested_: Tested | None = None
     state_names: ClassVar[tuple[str, ...]]
     _parameter_constraints: ClassVar[Constraints]
     internal: ClassVar[frozenset[str]] = frozenset({"chunk_size", "tol", "seed"})

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from finelens.core.private_torch import version
+from finelens.protocol import Tested
 from finelens.solvers.assignments import centred
 from finelens.solvers.chunks import chunks
 from finelens.solvers.columns import centred_views, searched_columns, silenced
@@ -28,7 +29,7 @@ from finelens.solvers.presence import all_present, asked_neighbours, information
 from finelens.solvers.return_rule import ReturnRule
 from finelens.solvers.ridge import ridge_head
 from finelens.solvers.rows import FitRows
-from finelens.solvers.taught import NEAREST_SHARE, SCALES, Taught, left_out, steady, teach
+from finelens.solvers.taught import NEAREST_SHARE, SCALES, Taught, left_out, spoken_for, steady, teach
 from finelens.solvers.views import TRIED, ViewsSolver, searched_views, unheard_views
 
 STATISTICS = ("means", "variances", "weights", "potentials")
@@ -193,9 +194,9 @@ class Consensus(ConsensusPasses):
         """Learn from hints beside the label-free log-posteriors (N, C), and at most ``bank`` images without one."""
         taught = teach(looks, log_p, known, bank=bank, chunk_size=self.chunk_size)
         self.taught_head_, self.taught_bias_, self.taught_scales_ = taught.head, taught.bias, F.pad(taught.scales, (0, 1), value=NEAREST_SHARE)
-        if len(known) > 1:
+        if known.looks > 1:
             guesses = left_out(looks, log_p, known, bank=bank, chunk_size=self.chunk_size)
-            self.tested_ = log_p[known.rows].argmax(1), guesses
+            self.tested_ = Tested(log_p[known.rows].argmax(1), guesses, spoken_for(looks, known, chunk_size=self.chunk_size))
 
     def _fit_passes(self, rows: FitRows, prototypes: Tensor, scale: float) -> None:
         widths = self.widths_.tolist()
@@ -207,7 +208,7 @@ class Consensus(ConsensusPasses):
             # Those that lessons are learnt from, and no others.
             banked = rows.evenly(self.bank)
             positions = torch.cat([banked, rows.known.rows]).unique()
-            x, known = free.at(positions), Known(torch.searchsorted(positions, rows.known.rows), rows.known.labels)
+            x, known = free.at(positions), rows.known.at(torch.searchsorted(positions, rows.known.rows))
             looks, banked = centred_views(x, self.centre_, widths), torch.searchsorted(positions, banked)
             looks = steady(looks, looks[banked], widths, rows=banked, chunk_size=self.chunk_size)
             self._learn_answers(looks, self._log_proba(x), known, len(x))

@@ -18,13 +18,32 @@ class Known:
     Attributes:
         rows: Positions among the rows of the fit, (K,), int64.
         labels: Class of each, (K,), int64.
+        look: Number of the look at which each was given, (K,), int64: photographs of one group share it. None where each was given for itself.
     """
 
     rows: Tensor
     labels: Tensor
+    look: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def by_look(self) -> Tensor:
+        """The look of each answer, counted from 0, (K,), int64."""
+        return torch.arange(len(self), device=self.rows.device) if self.look is None else self.look.unique(return_inverse=True)[1]
+
+    @property
+    def looks(self) -> int:
+        """Looks at which the answers were given."""
+        return len(self) if self.look is None else len(self.look.unique())
+
+    def at(self, rows: Tensor) -> Known:
+        """The same where they stand at other rows (K,)."""
+        return Known(rows, self.labels, self.look)
+
+    def some(self, chosen: Tensor) -> Known:
+        """Those of a mask (K,)."""
+        return Known(self.rows[chosen], self.labels[chosen], None if self.look is None else self.look[chosen])
 
     def clamp(self, log_posterior: Tensor) -> Tensor:
         """Logarithms (N, C) of posteriors, or logits, in which hinted rows are one-hot; adding finite numbers to them leaves them so."""
@@ -71,11 +90,12 @@ def split_hints(hints: Hints | None, rows: int, classes: int, device: torch.devi
     if len(label) and not (int(label.min()) >= -1 and int(label.max()) < classes):
         raise UserError(f"hints must name classes from 0 to {classes - 1}, or -1 for none of them")
     none = label < 0
+    given = Known(index, label, None if hints.look is None else hints.look.to(device))
     if not none.any():
-        return None, Known(index, label)
+        return None, given
     mask = torch.ones(rows, dtype=torch.bool, device=device)
     mask[index[none]] = False
     if not mask.any():
         raise UserError("hints say that no row of X belongs to any class; there is nothing to fit")
     place = mask.cumsum(0) - 1  # (N,)
-    return mask.nonzero()[:, 0], Known(place[index[~none]], label[~none])
+    return mask.nonzero()[:, 0], given.some(~none).at(place[index[~none]])

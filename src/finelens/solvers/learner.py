@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +13,7 @@ from finelens.solvers.consensus import Consensus
 from finelens.solvers.known import Known
 from finelens.solvers.neighbours import evenly_spread
 from finelens.solvers.opinions import SHARPER
-from finelens.solvers.taught import steady, teach
+from finelens.solvers.taught import parts_left_out, spoken_for, steady, teach
 
 
 class Learner:
@@ -64,11 +64,24 @@ class Learner:
             known: The answers; there may be none, if there is a class.
             classes: C', at least C.
         """
-        further = classes - self.log_p.shape[1]
-        log_p = self.log_p
-        if further:
-            mean = log_p.mean(1, keepdim=True) if log_p.shape[1] else log_p.new_zeros(len(log_p), 1)
-            log_p = torch.cat([log_p, mean.expand(-1, further)], 1)
+        log_p, heard = self._with_further(classes)
         if not len(known):
             return log_p.softmax(1)
-        return (self._sharpness * teach(self.steady, log_p, known, heard=not further).logits(self.steady, log_p)).softmax(1)
+        return (self._sharpness * teach(self.steady, log_p, known, heard=heard).logits(self.steady, log_p)).softmax(1)
+
+    def parts_left_out(self, known: Known, classes: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """The answers part by part with the classes that lessons without the part give, see :func:`~finelens.solvers.taught.parts_left_out`."""
+        log_p, heard = self._with_further(classes)
+        return parts_left_out(self.steady, log_p, known, heard=heard)
+
+    def spoken_for(self, known: Known) -> Tensor:
+        """Images that each answered one speaks for, (K,), see :func:`~finelens.solvers.taught.spoken_for`."""
+        return spoken_for(self.steady, known)
+
+    def _with_further(self, classes: int) -> tuple[Tensor, bool]:
+        """Label-free log-posteriors (N, C'), and whether they know all classes."""
+        further, log_p = classes - self.log_p.shape[1], self.log_p
+        if not further:
+            return log_p, True
+        mean = log_p.mean(1, keepdim=True) if log_p.shape[1] else log_p.new_zeros(len(log_p), 1)
+        return torch.cat([log_p, mean.expand(-1, further)], 1), False

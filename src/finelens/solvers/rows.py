@@ -235,7 +235,7 @@ class FitRows:
     def part(self) -> tuple[Tensor, Known]:
         """Rows (S, D) that are evenly spread, the hinted ones besides; and which of them are hinted."""
         positions = torch.cat([self.sampled(), self.known.rows]).unique()
-        return self.at(positions), Known(torch.searchsorted(positions, self.known.rows), self.known.labels)
+        return self.at(positions), self.known.at(torch.searchsorted(positions, self.known.rows))
 
 
 @dataclass

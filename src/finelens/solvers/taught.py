@@ -7,7 +7,7 @@ posteriors.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -181,26 +181,48 @@ def teach(
     return Taught(head, bias, torch.tensor([size, other, text], dtype=torch.float64, device=looks.device))
 
 
-def left_out(looks: Tensor, log_p: Tensor, known: Known, *, folds: int = 10, seed: int = 0, **options: Any) -> Tensor:
-    """The class (K,) that each answered image gets from a model that has learnt the other answers, all but a part that holds its own.
+def left_out(looks: Tensor, log_p: Tensor, known: Known, **options: Any) -> Tensor:
+    """The class (K,) that each answered image gets from a model that has learnt the other answers; arguments as for :func:`parts_left_out`."""
+    guesses = torch.empty_like(known.labels)
+    for own, found in parts_left_out(looks, log_p, known, **options):
+        guesses[own] = found
+    return guesses
+
+
+def parts_left_out(looks: Tensor, log_p: Tensor, known: Known, *, folds: int = 10, seed: int = 0, **options: Any) -> Iterator[tuple[Tensor, Tensor]]:
+    """The answers part by part, as positions among them, and the class that each gets from a model that has learnt all other parts.
+
+    What was named at one look is in one part: photographs of a group are like one another, and the others' answers would give theirs away.
 
     Args:
         looks: As for :func:`teach`, like the options.
         log_p: See there.
-        known: At least two answers.
-        folds: Parts, each left out once; as many as answers where those are fewer.
+        known: Answers of at least two looks.
+        folds: Parts, each left out once; as many as looks where those are fewer.
         seed: Of the parts.
         **options: Further arguments of :func:`teach`.
     """
-    count = len(known)
-    part = torch.randperm(count, generator=torch.Generator().manual_seed(seed)).to(known.rows.device) % min(folds, count)
-    guesses = torch.empty_like(known.labels)
-    for fold in range(min(folds, count)):
+    look = known.by_look()
+    parts = min(folds, known.looks)
+    part = (torch.randperm(known.looks, generator=torch.Generator().manual_seed(seed)).to(look.device) % parts)[look]
+    for fold in range(parts):
         own = part == fold
-        taught = teach(looks, log_p, Known(known.rows[~own], known.labels[~own]), **options)
+        taught = teach(looks, log_p, known.some(~own), **options)
         rows = known.rows[own]
-        guesses[own] = taught.logits(looks[rows], log_p[rows].to(looks)).argmax(1)
-    return guesses
+        yield own.nonzero()[:, 0], taught.logits(looks[rows], log_p[rows].to(looks)).argmax(1)
+
+
+def spoken_for(looks: Tensor, known: Known, *, chunk_size: int = 1024) -> Tensor:
+    """Images that are nearest to each of the answered ones, itself among them, (K,), float64.
+
+    Args:
+        looks: As for :func:`teach`.
+        known: At least one answer.
+        chunk_size: Images compared at a time.
+    """
+    answered = looks[known.rows].T
+    nearest = torch.cat([(part @ answered).argmax(1) for part in looks.split(chunk_size)])
+    return torch.bincount(nearest, minlength=len(known)).double().clamp_min(1)
 
 
 def _in_own_basis(x: Tensor) -> Tensor:

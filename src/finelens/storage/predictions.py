@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
 TOP = 5
 BOM = "\ufeff"
-# In the column ``answered``.
-ANSWERED = "yes"
+# In the column ``answered``: a person answered this file, or another one with the same content.
+ANSWERED, COPY = "yes", "copy"
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,8 @@ class PredictionRow:
         zero_shot_class: What the unadapted model says; None where it was not asked.
         status: One of ``schemas.STATUSES``.
         reason: Why there is no prediction; for ``ok`` notes on how the file was read, if any.
-        answered: Whether ``label`` is a person's answer; None then says "none of these classes".
+        answered: Empty, or why ``label`` is a person's answer: ``yes``, or ``copy`` where they answered another file with the same content. Without a
+            ``label`` it says "none of these classes".
         none_of_these: Doubt whether the photograph belongs to any class, above 0.5 where it probably does not; None where that was not asked.
     """
 
@@ -58,7 +59,7 @@ class PredictionRow:
     zero_shot_class: str | None = None
     status: str = "ok"
     reason: str = ""
-    answered: bool = False
+    answered: str = ""
     none_of_these: float | None = None
 
     @property
@@ -141,20 +142,23 @@ def _predicted_row(record: ImageRecord, class_names: Sequence[str], p: np.ndarra
     return PredictionRow(record.name, top5[0][0], top5[0][1], rounded(first[0] - second), top5, zero_shot_class, record.status, record.reason)
 
 
-def with_answers(rows: Iterable[PredictionRow], answers: Mapping[str, str]) -> list[PredictionRow]:
+def with_answers(rows: Iterable[PredictionRow], answers: Mapping[str, str], copies: Mapping[str, str]) -> list[PredictionRow]:
     """The rows with a person's answer in the place of the prediction where there is one.
 
     Args:
         rows: Of :func:`rows_from_logits`.
         answers: Class names by path; the empty name says "none of these classes".
+        copies: The same of files whose content is that of an answered one.
     """
-    return [_answered(row, answers[row.path]) if row.path in answers and row.status == "ok" else row for row in rows]
+    said = {**dict.fromkeys(copies, COPY), **dict.fromkeys(answers, ANSWERED)}
+    labels = {**copies, **answers}
+    return [_answered(row, labels[row.path], said[row.path]) if row.path in said and row.status == "ok" else row for row in rows]
 
 
-def _answered(row: PredictionRow, label: str) -> PredictionRow:
+def _answered(row: PredictionRow, label: str, said: str) -> PredictionRow:
     if not label:
-        return replace(row, label=None, probability=None, margin=None, top5=(), answered=True, none_of_these=1.0)
-    return replace(row, label=label, probability=1.0, margin=1.0, top5=((label, 1.0),), answered=True, none_of_these=0.0)
+        return replace(row, label=None, probability=None, margin=None, top5=(), answered=said, none_of_these=1.0)
+    return replace(row, label=label, probability=1.0, margin=1.0, top5=((label, 1.0),), answered=said, none_of_these=0.0)
 
 
 def rounded(value: float) -> float:
@@ -190,7 +194,7 @@ def _cells(row: PredictionRow) -> list[str]:
     top5 = json.dumps(row.top5, ensure_ascii=False) if row.top5 else ""
     texts = [row.path, row.label or "", _number(row.probability), _number(row.margin), top5, row.zero_shot_class or "", row.status, row.reason]
     name, probability = row.second or ("", None)
-    texts += [ANSWERED if row.answered else "", name, _number(probability), _number(row.none_of_these)]
+    texts += [row.answered, name, _number(probability), _number(row.none_of_these)]
     return [escape_cell(text) for text in texts]
 
 
@@ -230,11 +234,11 @@ def _parse(cells: Sequence[str], columns: int, where: str) -> PredictionRow:
     path, label, probability, margin, top5, zero_shot, status, reason, *answered = map(unescape_cell, cells[: len(SECOND_PREDICTION_COLUMNS)])
     if status not in STATUSES:
         raise UserError(f"{where}: unknown status {status!r}; known are {', '.join(STATUSES)}")
-    if answered not in ([], [""], [ANSWERED]):
-        raise UserError(f"{where}: answered is {ANSWERED} or empty, got {answered[0]!r}; write the file again with finelens predict")
+    if answered not in ([], [""], [ANSWERED], [COPY]):
+        raise UserError(f"{where}: answered is {ANSWERED}, {COPY} or empty, got {answered[0]!r}; write the file again with finelens predict")
     try:
         pairs = tuple((_text(name), float(p)) for name, p in json.loads(top5)) if top5 else ()
-        numbers, said = (_float(probability), _float(margin)), answered == [ANSWERED]
+        numbers, said = (_float(probability), _float(margin)), "".join(answered)
         none = _float("".join(cells[len(THIRD_PREDICTION_COLUMNS) :]))
         return PredictionRow(path, label or None, *numbers, pairs, zero_shot or None, status, reason, said, none)
     except (ValueError, TypeError) as error:

@@ -20,7 +20,7 @@ from finelens.classes.heads import ClassHeads
 from finelens.core.options import require
 from finelens.engine.engine import Engine
 from finelens.methods.parts.frozen import FrozenTask
-from finelens.protocol import Hints, ImageTokens, Rows, TargetFeatures
+from finelens.protocol import Hints, ImageTokens, Rows, TargetFeatures, Tested
 from finelens.solvers import Solver
 from finelens.solvers.parameters import allowed, rule
 from finelens.solvers.return_rule import ReturnRule
@@ -181,7 +181,7 @@ class SolverTask(FrozenTask):
         said = [f"{100 * self.returned:.1f} % of the probability went back to the class that the text names"] if self.config.return_rule else []
         return [*self.solver.notes(), *said]
 
-    def tested(self) -> tuple[Tensor, Tensor] | None:
+    def tested(self) -> Tested | None:
         """What the solver found when it was fitted."""
         return self.solver.tested_
 

@@ -33,7 +33,7 @@ def told_cells(paths: Iterable[str], told: Mapping[str, How]) -> tuple[tuple[str
     """Names of the columns that say how answers were given, and their cells by path; none where nothing is known of any."""
     if not any(plain(path) in told for path in paths):
         return (), lambda _: ()
-    return HOW_COLUMNS, lambda path: told.get(plain(path), ("", ""))
+    return HOW_COLUMNS, lambda path: told.get(plain(path), How())
 
 
 def own_answers(record: RunRecord, answers: Mapping[str, str]) -> dict[str, str]:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from torch import Tensor
 
 from finelens.evaluation.prequential import Progress
-from finelens.reporting.review.log import Question
 
 # Probability from which on a class is not out of the question.
 POSSIBLE = 0.01
@@ -21,16 +20,18 @@ class Belief:
         version: Changes of the log that it knows.
         classes: C' names, those that persons thought of last.
         p: Probabilities, (N, C'); (N, 0) where no class has a name.
-        learnt: Answers behind them.
-        progress: Accuracy by the answers, and whether more of them pay; None before the first.
+        progress: Accuracy by the answers, and whether more of them pay; None before the first test.
+        only_ones: Why no accuracy is told: tests that were lost where no other answer is of their class. 0 where that is no reason.
+        tested: Changes of the log that these two know, which come some time after the probabilities.
         error: Why the last lesson failed; empty where it did not.
     """
 
     version: int
     classes: tuple[str, ...]
     p: Tensor
-    learnt: int = 0
     progress: Progress | None = None
+    only_ones: int = 0
+    tested: int = -1
     error: str = ""
 
     def likeliest(self, rows: list[int], least: int, most: int) -> list[tuple[str, list[float]]]:
@@ -40,7 +41,3 @@ class Belief:
         found = self.p[rows].mean(0).sort(descending=True, stable=True)
         pairs = zip(found.values[:most].tolist(), found.indices[:most].tolist(), strict=True)
         return [(self.classes[i], self.p[rows, i].tolist()) for place, (value, i) in enumerate(pairs) if place < least or value >= POSSIBLE]
-
-    def guessing(self, question: Question, row: int) -> Question:
-        """The question with what the model says of its first photograph before it learns the answer."""
-        return replace(question, guess=self.classes[int(self.p[row].argmax())], learnt=self.learnt) if self.classes else question

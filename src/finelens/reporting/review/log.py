@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,6 +19,8 @@ from finelens.errors import UserError
 from finelens.storage.files import append, json_text
 
 PHOTO, FILE = "photo", "file"
+# Why a photograph is asked that somebody wanted to see once more.
+AGAIN = "you wanted to see it again"
 
 
 @dataclass(frozen=True)
@@ -29,17 +31,11 @@ class Question:
         id: Its number.
         paths: Photographs; the first is the one that was chosen.
         why: Why it is asked.
-        speaks_for: Photographs that the answer says something about.
-        guess: Class that the model gave to the first photograph when the question was made; None where no class had a name.
-        learnt: Answers that the model had learnt by then.
     """
 
     id: int
     paths: tuple[str, ...]
     why: str = ""
-    speaks_for: float = 1.0
-    guess: str | None = None
-    learnt: int = 0
 
     @property
     def grouped(self) -> bool:
@@ -72,17 +68,24 @@ class Answer:
         label: The class; empty for "none of these".
         source: ``photo``, ``group``, or ``file`` for a line of a hints file that does not say it.
         who: The person.
+        group: The photograph that the group was around in which this one was named, also where it was named again alone.
     """
 
     label: str
     source: str = FILE
     who: str = ""
+    group: str = ""
+
+    @property
+    def how(self) -> How:
+        """What a hints file says of it."""
+        return How(self.source, self.who, self.group)
 
 
-def as_told(label: str, how: Sequence[str] | None) -> Answer:
+def as_told(label: str, how: Iterable[str] | None) -> Answer:
     """An answer that was read from a file, with what the file says of it."""
-    source, who = how or ("", "")
-    return Answer(label, source or FILE, who)
+    source, *rest = how or ("",)
+    return Answer(label, source or FILE, *rest)
 
 
 @dataclass
@@ -172,8 +175,10 @@ class AnswerLog:
                     found.update(act)
                 elif act.label is not None:
                     question = self.questions[act.question]
-                    source = GROUP if question.grouped else PHOTO
-                    found.update({path: Answer(act.label, source, act.who) for path in question.paths if path not in act.odd})
+                    for path in question.paths:
+                        if path not in act.odd:
+                            group = question.paths[0] if question.grouped else found[path].group if path in found else ""
+                            found[path] = Answer(act.label, GROUP if question.grouped else PHOTO, act.who, group)
             return found
 
     def said(self) -> dict[str, dict[str, str]]:
@@ -197,7 +202,8 @@ class AnswerLog:
         kind = event["event"]
         if kind == "ask":
             for entry in event["questions"]:
-                self.questions[int(entry["id"])] = Question(**{**entry, "paths": tuple(entry["paths"])})
+                # Older files say more, of how models were tested then.
+                self.questions[int(entry["id"])] = Question(int(entry["id"]), tuple(entry["paths"]), entry["why"])
             return
         if kind == "act":
             changed: Act | dict[str, Answer] = Act(int(event["question"]), event["label"], event["who"], tuple(event["odd"]))

@@ -8,9 +8,10 @@ from typing import Protocol
 
 import torch
 
-from finelens.evaluation.prequential import ONE_IN
+from finelens.classes.hints import looks_of_answers
+from finelens.evaluation.prequential import drawn_places
 from finelens.reporting.review.belief import Belief
-from finelens.reporting.review.log import AnswerLog, Question
+from finelens.reporting.review.log import AGAIN, AnswerLog, Question
 from finelens.reporting.review.order import Look
 from finelens.reporting.review.subject import Subject
 from finelens.reporting.review.worth import DRAWN, reason
@@ -69,15 +70,14 @@ class ByWorth:
         count = min(left, MOST)
         asked = ask(subject.looks, doubt, taken, count, classes=len(classes) or UNNAMED)
         parts = zip(asked.rows.tolist(), asked.speaks_for.tolist(), strict=True)
-        worth = iter([(row, size, reason(round(size))) for row, size in parts])
-        drawn = iter([(row, 1.0, DRAWN) for row in subject.drawn])
+        worth = iter([(row, reason(round(size))) for row, size in parts])
+        drawn = iter([(row, DRAWN) for row in subject.drawn])
         found: list[Question] = []
-        for number in range(log.next_id, log.next_id + min(count, ROUND)):
-            at_random = number % ONE_IN == 0
+        for number, at_random in enumerate(drawn_places(_asked(subject, log), min(count, ROUND)), log.next_id):
             chosen = _first(drawn, busy) if at_random else _first(worth, busy)
             if chosen is None:
                 continue
-            row, size, why = chosen
+            row, why = chosen
             members = [row]
             if not at_random and row not in out:
                 free = torch.ones(len(subject.paths), dtype=torch.bool)
@@ -85,7 +85,7 @@ class ByWorth:
                 near = group_around(subject.looks, row, free).tolist()
                 members = near if len(near) >= LEAST else members
             busy |= subject.with_copies(members)
-            found.append(belief.guessing(Question(number, tuple(subject.paths[i] for i in members), why, size), row))
+            found.append(Question(number, tuple(subject.paths[i] for i in members), why))
         return found
 
 
@@ -104,8 +104,7 @@ class InOrder:
 
     def __call__(self, subject: Subject, log: AnswerLog, belief: Belief, left: int, /) -> list[Question]:
         """The next that nobody answered."""
-        made = (Question(number, (look.path,), look.why) for number, look in enumerate(self._free(subject, log)[: min(left, ROUND)], log.next_id))
-        return [belief.guessing(question, subject.place[question.paths[0]]) for question in made]
+        return [Question(number, (look.path,), look.why) for number, look in enumerate(self._free(subject, log)[: min(left, ROUND)], log.next_id)]
 
     def most(self, subject: Subject, log: AnswerLog, /) -> int:
         """Those of the order that nobody answered."""
@@ -116,8 +115,17 @@ class InOrder:
         return [look for look in self.looks if look.path in subject.place and subject.place[look.path] not in busy]
 
 
-def _first(candidates: Iterator[tuple[int, float, str]], busy: set[int]) -> tuple[int, float, str] | None:
+def _first(candidates: Iterator[tuple[int, str]], busy: set[int]) -> tuple[int, str] | None:
     return next((found for found in candidates if found[0] not in busy), None)
+
+
+def _asked(subject: Subject, log: AnswerLog) -> int:
+    """Looks before the next: questions of the log, and those of the answers that came with a file."""
+    questions = [question for question in log.questions.values() if question.why != AGAIN]
+    here = {path for question in questions for path in question.paths}
+    told = {**subject.told, **{path: answer.how for path, answer in log.answers().items()}}
+    given = {*subject.given, *log.answers()} - here
+    return len(questions) + len(looks_of_answers(given, told))
 
 
 def _busy(subject: Subject, log: AnswerLog) -> set[int]:

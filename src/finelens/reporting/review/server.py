@@ -144,7 +144,7 @@ def _undo(session: Session, asked: Mapping[str, Any]) -> dict[str, Any]:
     found = _look(session, asked)
     # Another look is given where somebody else answered the same one as well.
     back = act is not None and found["look"] is not None and found["look"]["id"] == act.question
-    return {"undone": act is not None, "odd": list(act.odd) if act is not None and back else [], **found}
+    return {"undone": act is not None, "odd": session.present(act.odd) if act is not None and back else [], **found}
 
 
 def _large(session: Session, asked: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from finelens.classes.hints import GROUP, hints_csv, how_given, plain, slip_of
+from finelens.classes.hints import hints_csv, how_given, plain, slip_of
 from finelens.classes.labels import NONE_WORDS, UNANSWERED
 from finelens.classes.names import check_names, match, normalise
 from finelens.errors import UserError
 from finelens.evaluation.answered import share_unnamed
 from finelens.evaluation.prequential import LEAST_TESTS, Progress
 from finelens.reporting.review.answers import answers_about, read_answers
-from finelens.reporting.review.log import Act, AnswerLog, Question, as_told
+from finelens.reporting.review.log import AGAIN, Act, AnswerLog, Question, as_told
 from finelens.reporting.review.plan import Plan
 from finelens.reporting.review.subject import Subject
 from finelens.reporting.review.tutor import Tutor, contradictions
@@ -104,10 +104,11 @@ class Session:
             UserError: No such question, class or photograph, somebody made something else of the hints file, or the disk is full.
         """
         asked = self._question(question)
-        strange = set(odd) - set(asked.paths)
-        if strange or set(odd) == set(asked.paths):
+        seen = self.present(asked.paths)
+        if not set(odd) < set(seen):
             raise UserError("take out photographs of the group, and not all of them; press S to skip it")
-        self._act(tab, Act(question, self._named(label), _person(who), tuple(odd)))
+        gone = [path for path in asked.paths if path not in seen]
+        self._act(tab, Act(question, self._named(label), _person(who), (*odd, *gone)))
 
     def skip(self, tab: str, who: str, question: int) -> None:
         """Pass over a question."""
@@ -129,8 +130,8 @@ class Session:
         if path not in self.subject.place:
             raise UserError("no such photograph in this run; reload the page")
         with self._lock:
-            question = Question(self.log.next_id, (path,), "you wanted to see it again")
-            self.log.ask([self.tutor.belief.guessing(question, self.subject.place[path])])
+            question = Question(self.log.next_id, (path,), AGAIN)
+            self.log.ask([question])
             self._held[tab] = (question.id, time.monotonic())
 
     def go_on(self, more: int) -> None:
@@ -147,7 +148,7 @@ class Session:
 
     def large(self, question: int) -> list[str | None]:
         """Pictures of a question as large as a page can show them; None for a photograph that is not where it was."""
-        return [self._largest.uri(path) for path in self._question(question).paths]
+        return [self._largest.uri(path) for path in self.present(self._question(question).paths)]
 
     def wait(self, tab: str, seen: str, seconds: float) -> None:
         """Return when :meth:`stamp` is another one, or after some time; who waits keeps the look that is before them."""
@@ -161,7 +162,7 @@ class Session:
     def stamp(self) -> str:
         """Changes with all that a page shows beside the look."""
         acts, questions = self.log.version
-        return f"{acts}.{questions}.{self.tutor.belief.version}.{self.tutor.goal}"
+        return f"{acts}.{questions}.{self.tutor.belief.version}.{self.tutor.belief.tested}.{self.tutor.goal}"
 
     def state(self) -> dict[str, Any]:
         """What the page says beside the look."""
@@ -179,7 +180,7 @@ class Session:
             "none": sum(not label for label in labels.values()),
             "known": belief.version,
             "acts": acts,
-            "busy": self.tutor.busy,
+            "busy": self.tutor.learning,
             "error": belief.error,
             "new": list(self.tutor.classes()[len(self.subject.classes) :]),
             "missing": missing[:40],
@@ -187,17 +188,18 @@ class Session:
             "people": self.tutor.counts(),
             "contradictions": [{"path": path, "said": list(said.items())} for path, said in contradictions(log).items()][:40],
             "unnamed": self._unnamed(),
-            "progress": None if belief.progress is None else _told(belief.progress),
+            "progress": None if belief.progress is None else _told(belief.progress, belief.only_ones),
         }
 
     def _unnamed(self) -> float | None:
         """Share of the photographs that are probably of classes that nobody has named; None where there is a list, or no answer."""
-        found = [answer for path, answer in self.log.answers().items() if path in self.subject.place]
+        found = self.tutor.answers()
         if self.subject.classes or not found:
             return None
-        index = {name: i for i, name in enumerate(dict.fromkeys(answer.label for answer in found if answer.label))}
-        labels = np.array([index.get(answer.label, -1) for answer in found])
-        return share_unnamed(labels, np.array([answer.source != GROUP for answer in found]))
+        index = {name: i for i, name in enumerate(dict.fromkeys(answer.label for answer in found.values() if answer.label))}
+        labels = np.array([index.get(answer.label, -1) for answer in found.values()])
+        looks = np.unique([answer.how.look(path) or path for path, answer in found.items()], return_inverse=True)[1]
+        return share_unnamed(labels, np.array([answer.how.tests(path) for path, answer in found.items()]), looks)
 
     def _act(self, tab: str, act: Act) -> None:
         with self._lock:
@@ -211,7 +213,7 @@ class Session:
         earlier = self._others | self.subject.given
         given = {path: as_told(label, self._told.get(plain(path))) for path, label in earlier.items()} | self.log.answers()
         labels = {path: answer.label for path, answer in given.items()}
-        write_text(self.hints, hints_csv(labels, {plain(path): (answer.source, answer.who) for path, answer in given.items()}))
+        write_text(self.hints, hints_csv(labels, {plain(path): answer.how for path, answer in given.items()}))
         self._kept = read_answers(self.hints)
 
     def _question(self, number: int) -> Question:
@@ -251,8 +253,13 @@ class Session:
         self._held[tab] = (free[0].id, now)
         return free[0]
 
+    def present(self, paths: Iterable[str]) -> list[str]:
+        """Those that are of the run: others, which were when they were asked about, nobody can see or name."""
+        return [path for path in paths if path in self.subject.place]
+
     def _shown(self, question: Question) -> dict[str, Any]:
-        rows = [self.subject.place[path] for path in question.paths if path in self.subject.place]
+        paths = self.present(question.paths)
+        rows = [self.subject.place[path] for path in paths]
         choices = self.tutor.belief.likeliest(rows, *CHOICES)
         # A name that somebody has just thought of is likely to be wanted again before the model knows it.
         choices += [(name, [0.0] * len(rows)) for name in self.tutor.classes() if name not in self.tutor.belief.classes]
@@ -261,8 +268,8 @@ class Session:
             "id": question.id,
             "why": question.why,
             "choices": [[name, [round(1000 * own) for own in p]] for name, p in choices[: CHOICES[1]]],
-            "photos": [{"path": path, "picture": pictures.uri(path)} for path in question.paths],
-            "said": [[who, label] for who, label in self.log.said().get(question.paths[0], {}).items()],
+            "photos": [{"path": path, "picture": pictures.uri(path)} for path in paths],
+            "said": [[who, label] for who, label in self.log.said().get(paths[0], {}).items()],
         }
 
 
@@ -270,10 +277,13 @@ def _person(who: str) -> str:
     return " ".join(who.split())[:LONGEST_NAME]
 
 
-def _told(found: Progress) -> dict[str, Any]:
+def _told(found: Progress, only_ones: int) -> dict[str, Any]:
     """What the page says of it: nothing before a few answers have tested the model, and no advice before a few more."""
-    known: dict[str, Any] = {"tested": found.tested, "wanted": max(0, LEAST_TESTS - found.tested), "gain": None, "stop": False}
-    if found.tested >= LEAST_TESTS:
+    wanted = max(0, LEAST_TESTS - found.tested)
+    known: dict[str, Any] = {"tested": found.tested, "wanted": wanted, "only_ones": only_ones, "gain": None, "stop": False}
+    if only_ones:
+        return known
+    if not wanted:
         known |= {"estimate": found.estimate, "low": found.low, "high": found.high}
     if found.tested >= TO_STOP:
         known |= {"gain": found.gain, "stop": found.stop}

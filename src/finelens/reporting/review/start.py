@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from finelens.backbones.registry import load_backbone
-from finelens.classes.hints import How
+from finelens.classes.hints import How, looks_of_answers
 from finelens.classes.labels import NONE_WORDS, UNANSWERED
 from finelens.core.console import Console
 from finelens.core.schemas import LABEL_COLUMNS, WHY_COLUMN
@@ -26,7 +26,7 @@ from finelens.images.view_config import ViewConfig
 from finelens.protocol import ImageRecord, Loaded, TargetFeatures
 from finelens.reporting.review.answers import told_cells
 from finelens.reporting.review.order import Look
-from finelens.reporting.review.worth import centred_looks, in_groups, looks_of
+from finelens.reporting.review.worth import centred_looks, looks_of
 from finelens.runs.feature_source import FeatureSource
 from finelens.runs.sources import source_of
 from finelens.storage.cells import escape_cell
@@ -70,8 +70,8 @@ def first_questions(
         raise UserError("every photograph is answered; there is nothing to ask")
     rows = [PredictionRow(record.name) for record in named]
     classes = max(1, len({name for name in answers.values() if name}))
-    grouped = in_groups(told or {}, {record.name: ids[record.index] for record in named if record.index is not None}, ids)
-    return looks_of(rows, centred_looks(features), torch.ones(len(rows)), answered, random_order(ids), n, classes=classes, grouped=grouped)
+    asked = len(looks_of_answers([record.name for record in named if record.name in answers], told or {}))
+    return looks_of(rows, centred_looks(features), torch.ones(len(rows)), answered, random_order(ids), n, classes=classes, asked=asked)
 
 
 def unnamed_features(images: object, console: Console, spec: str, device: str) -> tuple[DecodeLimits, Loaded, TargetFeatures]:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from finelens.evaluation.prequential import Progress, believed_accuracy, drawn_answers, progress
+from finelens.classes.hints import plain
+from finelens.evaluation.prequential import believed_accuracy
 from finelens.reporting.review.belief import Belief
-from finelens.reporting.review.log import FILE, AnswerLog, Question
+from finelens.reporting.review.log import FILE, Answer, AnswerLog, as_told
 from finelens.reporting.review.plan import LEFT, Plan
 from finelens.reporting.review.subject import Subject
+from finelens.reporting.review.trials import Trials
 from finelens.solvers.known import Known
 
 # Earlier models that the curve of accuracy is drawn through.
@@ -38,6 +41,7 @@ class Tutor(threading.Thread):
         self.changed = threading.Condition()
         self._plan, self._stopped = plan, False
         self._curve: list[tuple[int, Tensor]] = []
+        self._trials: Trials | None = None
         self._exhausted: tuple[int, int] | None = None
         self._most = 0
         self.belief = self._taught()
@@ -51,10 +55,14 @@ class Tutor(threading.Thread):
                 if self._stopped:
                     return
             try:
-                belief = self._taught()
+                if self.belief.version != self.log.version[0]:
+                    old = self.belief
+                    self.belief = replace(self._taught(), progress=old.progress, only_ones=old.only_ones, tested=old.tested)
+                # One part of ten between two lessons: who answers without a pause gets both.
+                self._test()
             except Exception as error:  # the answers are safe, and the page says what went wrong
-                belief = replace(self.belief, version=self.log.version[0], error=f"{error}")
-            self.belief = belief
+                version = self.log.version[0]
+                self.belief, self._trials = replace(self.belief, version=version, tested=version, error=f"{error}"), None
             self._ask()
             self.tell()
 
@@ -71,6 +79,11 @@ class Tutor(threading.Thread):
 
     @property
     def busy(self) -> bool:
+        """Whether there is something to learn, to ask or to test."""
+        return self.learning or self.belief.tested != self.belief.version
+
+    @property
+    def learning(self) -> bool:
         """Whether there is something that the model does not know yet, or more to ask."""
         return self.belief.version != self.log.version[0] or self._short()
 
@@ -79,61 +92,52 @@ class Tutor(threading.Thread):
         """The goal, or all looks that there can be where those are fewer."""
         return min(self.goal, self._most)
 
-    def classes(self) -> tuple[str, ...]:
-        """The list, and the names that persons thought of in their order."""
-        new = [answer.label for answer in self.log.answers().values() if answer.label and answer.label not in self.subject.classes]
+    def classes(self, answers: Iterable[Answer] | None = None) -> tuple[str, ...]:
+        """The list, and the names that persons thought of in their order, in all answers or in some."""
+        given = self.log.answers().values() if answers is None else answers
+        new = [answer.label for answer in given if answer.label and answer.label not in self.subject.classes]
         return (*self.subject.classes, *dict.fromkeys(new))
 
     def labels(self) -> dict[str, str]:
-        """All answers about these photographs: those that the run was given, and those of the log."""
-        place = self.subject.place
-        return self.subject.given | {path: answer.label for path, answer in self.log.answers().items() if path in place}
+        """All answers about these photographs."""
+        return {path: answer.label for path, answer in self.answers().items()}
+
+    def answers(self) -> dict[str, Answer]:
+        """Those that the run was given, and those of the log."""
+        place, told = self.subject.place, self.subject.told
+        given = {path: as_told(label, told.get(plain(path))) for path, label in self.subject.given.items()}
+        return given | {path: answer for path, answer in self.log.answers().items() if path in place}
 
     def _taught(self) -> Belief:
-        version, classes = self.log.version[0], self.classes()
+        version = self.log.version[0]
+        self._answers = answers = self.answers()
+        classes = self.classes(answers.values())
         index = {name: i for i, name in enumerate(classes)}
         place = self.subject.place
-        pairs = sorted((place[path], index[label]) for path, label in self.labels().items() if label and path in place)
+        pairs = sorted((place[path], index[answer.label]) for path, answer in answers.items() if answer.label and path in place)
         rows, labels = torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2).unbind(1)
         p = self.subject.learner.posteriors(Known(rows, labels), len(classes)) if classes else torch.zeros(len(place), 0)
-        return Belief(version, classes, p, len(pairs), self._progress(p, index) if classes else None)
-
-    def _progress(self, p: Tensor, index: dict[str, int]) -> Progress | None:
-        tests = self._tests()
-        if not tests:
-            return None
-        place, answered = self.subject.place, {self.subject.place[path] for path in self.labels() if path in self.subject.place}
-        drawn = drawn_answers(self.subject.drawn, answered)
         # An answer that was taken back leaves no point behind.
-        self._curve = [*(point for point in self._curve if point[0] < len(answered)), (len(answered), p.argmax(1))]
+        self._curve = [*(point for point in self._curve if point[0] < len(answers)), *([(len(answers), p.argmax(1))] if classes else [])]
         if len(self._curve) > REMEMBERED:
             del self._curve[1::2]
-        q = p.numpy()
-        return progress(
-            [len(index) + 1 if label is None else index[label] if label else -1 for _, label in tests],
-            [index.get(question.guess or "", len(index)) for question, _ in tests],
-            [place[question.paths[0]] in drawn for question, _ in tests],
-            [question.speaks_for for question, _ in tests],
-            classes=len(index),
-            learnt=[question.learnt for question, _ in tests],
-            curve=[(count, believed_accuracy(q, guesses.numpy())) for count, guesses in self._curve],
-            # Of a look at a group come several.
-            another=round(LOOKS * max(1.0, len(self.log.answers()) / max(1, len(self.log.done())))),
-        )
+        return Belief(version, classes, p)
 
-    def _tests(self) -> list[tuple[Question, str | None]]:
-        """Questions with the first answer about their first photograph; None where all that is known is that the guess was wrong.
-
-        The others of a group are alike, and test the model no more.
-        """
-        found: dict[str, tuple[Question, str | None]] = {}
-        for act in self.log.done_by_persons():
-            if act.label is not None:
-                question = self.log.questions[act.question]
-                path = question.paths[0]
-                if path in self.subject.place and (path not in act.odd or act.label == question.guess):
-                    found.setdefault(path, (question, None if path in act.odd else act.label))
-        return list(found.values())
+    def _test(self) -> None:
+        """One part of the tests of the present answers, or of those that were begun before the last."""
+        belief = self.belief
+        if self._trials is None and belief.tested == belief.version:
+            return
+        if self._trials is None:
+            self._trials = Trials(self.subject, self._answers, belief.classes, belief.version)
+        trials = self._trials
+        if trials.step():
+            return
+        q, answers = belief.p.numpy(), len(self._answers)
+        curve = [(count, believed_accuracy(q, guesses.numpy())) for count, guesses in self._curve]
+        # Of a look at a group come several.
+        found = trials.progress(curve, round(LOOKS * max(1.0, answers / max(1, len(self.log.done())))))
+        self.belief, self._trials = replace(belief, progress=found, only_ones=trials.lost_alone(), tested=trials.version), None
 
     def _short(self) -> bool:
         """Whether questions run out before the goal."""

@@ -5,19 +5,19 @@ from __future__ import annotations
 import csv
 import io
 import os
-from collections.abc import Collection, Container, Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from finelens.classes.hints import GROUP, How, how_given
+from finelens.classes.hints import How, how_given, looks_of_answers
 from finelens.classes.labels import NONE_WORDS
 from finelens.core.console import Console
 from finelens.core.schemas import LABEL_COLUMNS, WHY_COLUMN
 from finelens.errors import UserError
-from finelens.evaluation.prequential import ONE_IN, drawn_answers, random_order
+from finelens.evaluation.prequential import drawn_places, random_order
 from finelens.feature_store.encoder import target_features
 from finelens.feature_store.extra import read_extra
 from finelens.feature_store.extra_towers import Beside
@@ -41,9 +41,9 @@ DRAWN = "drawn at random, for the estimate of accuracy"
 
 
 def questions(
-    looks: Tensor, doubt: Tensor, answered: Tensor, order: Sequence[int], n: int, *, classes: int, grouped: Collection[int] = ()
+    looks: Tensor, doubt: Tensor, answered: Tensor, order: Sequence[int], n: int, *, classes: int, asked: int | None = None
 ) -> tuple[Asked, Tensor]:
-    """The n images to ask about: one in :data:`~finelens.evaluation.prequential.ONE_IN` drawn at random, the others by what they say of all.
+    """The n images to ask about: some drawn at random (:func:`~finelens.evaluation.prequential.drawn_places`), the others by what they say of all.
 
     Args:
         looks: Centred unit features, (N, D).
@@ -52,23 +52,19 @@ def questions(
         order: The random order of all images, see :func:`~finelens.evaluation.prequential.random_order`.
         n: Questions, at least 1.
         classes: C.
-        grouped: Those of ``answered`` that were named as one of a group: they were no questions of their own.
+        asked: Looks at which those were named; as many as there are answers where nobody says it.
 
     Returns:
-        The questions, a drawn one after each four others, and which of them are drawn, (n',) bool.
+        The questions, and which of them are drawn, (n',) bool.
     """
     given = set(answered.tolist())
-    alone = given - set(grouped)
-    share = (len(alone) + n) // ONE_IN
-    # What earlier rounds did not draw is made up for by no round at once.
-    wanted = min(share - len(drawn_answers(order, given) & alone), share - len(alone) // ONE_IN)
-    fresh = [position for position in order if position not in given][: max(0, min(n, wanted))]
+    at_random = torch.tensor(drawn_places(len(given) if asked is None else asked, n))
+    fresh = [position for position in order if position not in given][: int(at_random.sum())]
     drawn = Asked(torch.tensor(fresh, dtype=torch.int64), torch.ones(len(fresh), dtype=torch.float64))
     if len(fresh) == n:
         return drawn, torch.ones(n, dtype=torch.bool)
     others = ask(looks, doubt, torch.cat([answered, drawn.rows]), n - len(fresh), classes=classes)
-    # Four others, a drawn one; what is left of either goes last.
-    place = torch.cat([torch.arange(len(others.rows)) // (ONE_IN - 1) * ONE_IN, torch.arange(len(fresh)) * ONE_IN + ONE_IN - 1]).argsort(stable=True)
+    place = torch.cat([(~at_random).nonzero()[: len(others.rows), 0], at_random.nonzero()[: len(fresh), 0]]).argsort()
     merged = (torch.cat(pair)[place] for pair in zip(vars(others).values(), vars(drawn).values(), strict=True))
     return Asked(*merged), place >= len(others.rows)
 
@@ -104,14 +100,8 @@ def worth_asking(
     answered = torch.tensor([i for i, content in enumerate(ids) if content in contents], dtype=torch.int64)
     doubt = torch.tensor([1 - (row.probability or 0.0) for row in rows])
     how = {**earlier_told(record), **(how_given(folder.hints_path) or {}), **(told or {})}
-    grouped = in_groups(how, {row.path: content for row, content in found}, ids)
-    return looks_of(rows, looks, doubt, answered, random_order(ids), n, classes=len(record.classes), grouped=grouped)
-
-
-def in_groups(told: Mapping[str, How], contents: Mapping[str, str], ids: Sequence[str]) -> frozenset[int]:
-    """Positions in ``ids`` of the photographs that were named as one of a group, and of their copies; ``contents`` by path."""
-    same = {contents[path] for path, (source, _) in told.items() if source == GROUP and path in contents}
-    return frozenset(i for i, content in enumerate(ids) if content in same)
+    asked = len(looks_of_answers([row.path for row in rows if row.path in given or row.path in answers], how))
+    return looks_of(rows, looks, doubt, answered, random_order(ids), n, classes=len(record.classes), asked=asked)
 
 
 def looks_of(
@@ -123,11 +113,11 @@ def looks_of(
     n: int,
     *,
     classes: int,
-    grouped: Collection[int] = (),
+    asked: int,
 ) -> list[Look]:
     """The :func:`questions` as rows of predictions with their reasons; arguments as there."""
-    asked, drawn = questions(looks, doubt, answered, order, n, classes=classes, grouped=grouped)
-    parts = zip(asked.rows.tolist(), asked.speaks_for.tolist(), drawn.tolist(), strict=True)
+    found, drawn = questions(looks, doubt, answered, order, n, classes=classes, asked=asked)
+    parts = zip(found.rows.tolist(), found.speaks_for.tolist(), drawn.tolist(), strict=True)
     return [Look(rows[i], DRAWN if random else reason(round(size)), size, random) for i, size, random in parts]
 
 
