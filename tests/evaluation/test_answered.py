@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from finelens.evaluation.answered import answers_of_run
+from finelens.evaluation.answered import Answered, answers_of_run
 from finelens.evaluation.prequential import difference, progress
 
 NAMES = ("a", "b", "c")
@@ -90,3 +90,7 @@ def test_answers_that_are_the_only_one_of_their_class_do_not_say_that_it_is_not_
         told = answers_of_run(labels, [1, 2, 1, 1, 1], "x", NAMES, [1, 2, 1, 1, 1], left_out, none, np.ones(5), np.ones(5))
         assert told.only_ones == 0
         assert told.estimate is not None
+
+
+def test_nothing_but_none_of_these_is_said_so():
+    assert Answered(5, 5, (), 0, "zero-shot").line == "answers: of 5 photographs a person says that they belong to none of the classes"

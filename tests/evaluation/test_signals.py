@@ -125,6 +125,9 @@ def test_without_a_second_opinion_nothing_is_improved():
     told = {count: Answered(count, 0, (), 1, "the unadapted model") for count in (4, 5)}
     levels = {count: verdict(Signals(**{**HEALTHY, **alone}), labelled=True, answered=own).level for count, own in told.items()}
     assert levels == {4: "cannot judge", 5: "improved"}
+    # That photographs are of no class says nothing of what is known of the classes.
+    none = Answered(40, 36, (), 1, "the unadapted model")
+    assert verdict(Signals(**{**HEALTHY, **alone}), labelled=True, answered=none).level == "cannot judge"
     assert judged(**alone, further_encoders=1) == "improved"
     assert judged(**alone, further_encoders=1, kept=0.8) == "unclear"
 

@@ -15,7 +15,10 @@ _SHORTEST = 5
 _MOST_UNKNOWN = 0.3
 _ENDINGS = (("ies", "y"), ("es", ""), ("s", ""), ("ed", ""), ("ed", "e"), ("ing", ""), ("ing", "e"), ("y", ""), ("ish", ""), ("like", ""))
 # The dictionary is American.
-_BRITISH = (("isation", "ization"), ("ising", "izing"), ("ise", "ize"), ("our", "or"), ("tre", "ter"), ("ogue", "og"), ("grey", "gray"))
+_BRITISH = (
+    *(("isation", "ization"), ("ising", "izing"), ("ise", "ize"), ("our", "or"), ("tre", "ter"), ("ogue", "og"), ("grey", "gray")),
+    *(("gramme", "gram"), ("aluminium", "aluminum"), ("cheque", "check")),
+)
 _WORD = re.compile(r"[a-z]{3,}")
 
 

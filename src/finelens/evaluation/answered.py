@@ -61,6 +61,8 @@ class Answered:
     @property
     def line(self) -> str:
         """One line for a terminal."""
+        if self.answers and not self.named:
+            return f"answers: of {self.answers} photographs a person says that they belong to none of the classes"
         said = f"answers: {self.answers} photographs named by a person; {self.against} had named {self.contradicted} of {self.named} otherwise"
         if self.only_ones:
             return f"{said}; how many are right now they do not tell yet, since {self.only_ones} of them are the only one of their class"

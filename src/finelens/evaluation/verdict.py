@@ -96,8 +96,8 @@ def verdict(
         answered: What a person's answers said; None without.
         evaluation: What labels said (``evaluation.metrics.evaluate_predictions``); None without labels.
     """
-    # One or two names are no opinion on a whole folder.
-    enough = labelled and (answered is None or answered.answers >= LEAST_TESTS)
+    # One or two names are no opinion on a whole folder, and "none of these" says nothing of what the model knows of the classes.
+    enough = labelled and (answered is None or answered.named >= LEAST_TESTS)
     free = _unnamed(_by_answers(_without_labels(signals, alarms, labelled=labelled, heard=enough, trains=trains), answered), answered)
     return free if evaluation is None else _with_labels(free, evaluation)
 
