@@ -71,7 +71,7 @@ def test_boxes_are_rows(world):
     assert all(row.status == "ok" for row in rows)
     # What is in the box, not what is in the photograph: both halves of one photograph get the class of their own subject.
     assert [row.label for row in rows] == [CLASSES[(kind + box) % 4] for kind in range(4) for seed in range(3) for box in (0, 1)]
-    assert sum(row.answered for row in rows) == 4
+    assert sum(row.answered == "yes" for row in rows) == 4
 
 
 def test_a_box_is_answered_as_its_cut_out_picture(world, tmp_path):

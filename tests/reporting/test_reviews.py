@@ -272,7 +272,7 @@ def test_answers_of_before_and_rows_of_others_stay(run, record, tmp_path):
         assert path != paths[2]
         ask(server, "POST", "/answer", {**mine, "question": found["look"]["id"], "label": ""})
     assert read_answers(hints) == {"elsewhere/x.jpg": "another class", paths[2]: NAMES[1], path: ""}
-    assert hints.read_text(encoding="utf-8").splitlines()[-1].endswith(",,photo,Ada")
+    assert hints.read_text(encoding="utf-8").splitlines()[-1].endswith(",,photo,Ada,")
 
 
 def test_kept_answers_belong_to_the_photographs_and_classes(record):

@@ -52,7 +52,7 @@ def test_names_make_the_list(tiny_vit, tmp_path, capsys):
     assert "from the hints are the list" in capsys.readouterr().err
     assert load_run(tmp_path / "run").classes == sorted(CLASSES)
     assert np.mean([row.label == row.path.split("/")[0] for row in found.rows]) > 0.9
-    assert sum(row.answered for row in found.rows) == 8
+    assert sum(row.answered == "yes" for row in found.rows) == 8
     # Questions and the run's own account draw from the same random order.
     answered = read_run(RunFolder.open(tmp_path / "run", lock=False)).answered
     assert answered.drawn >= 1

@@ -261,5 +261,5 @@ def test_a_second_round_of_many(world, tmp_path, capsys):
     (tmp_path / "questions.csv").write_text("\n".join([header, *filled, ""]))
     adapt(world, tmp_path / "run-2", "consensus", hints=tmp_path / "questions.csv", console=Console())
     assert "hints: 6 images" in capsys.readouterr().err
-    assert sum(row.answered for row in read_predictions(tmp_path / "run-2" / "predictions.csv")) == 6
+    assert sum(row.answered == "yes" for row in read_predictions(tmp_path / "run-2" / "predictions.csv")) == 6
     assert "answer" in (tmp_path / "run-2" / "report.html").read_text()
