@@ -208,7 +208,7 @@ def test_answers_of_people_are_hints(world, tiny_vit, tmp_path):
     given = {"backbone": f"local:{tiny_vit}", "options": options_for("consensus"), "console": Voice(enabled=False)}
     found = api.adapt(world / "photos", None, tmp_path / "run", in_file=tmp_path / "tasks.json", **given)
     rows = {row.path: row for row in found.rows}
-    assert [(rows[name].label, rows[name].answered) for name in ("cam/00.png", "cam/10.png")] == [("owl", True), ("lark", True)]
+    assert [(rows[name].label, rows[name].answered) for name in ("cam/00.png", "cam/10.png")] == [("owl", "yes"), ("lark", "yes")]
     assert len(rows) == 5
     assert any("label-studio, 5 photographs, 2 class names, 2 answers of people" in line for line in said)
     assert any(line.startswith("left out: 8 photographs that the file does not name") for line in said)
