@@ -45,7 +45,7 @@ def world(tmp_path_factory) -> Path:
         for start in range(0, COUNT, 130):
             own = range(start, min(start + 130, COUNT))
             records = [
-                ImageRecord(f"{i:04d}.jpg", "unreadable", "damaged", None) if i in BAD else ImageRecord(f"{i:04d}.jpg", "ok", "", f"{i * 7919:064x}")
+                ImageRecord(f"{i:04d}.jpg", "unreadable", "damaged", None) if i in BAD else ImageRecord(f"{i:04d}.jpg", "ok", "", f"{i * 7919:016x}")
                 for i in own
             ]
             good = [i for i in own if i not in BAD]
