@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+import threading
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import click
 
@@ -24,6 +27,7 @@ from finelens.commands.report import explain, report
 from finelens.commands.review import merge_hints, review
 from finelens.commands.settings import config
 from finelens.commands.write import export, serve, write
+from finelens.core.console import EventConsole
 from finelens.core.launch import launched
 from finelens.core.schemas import VERSION
 from finelens.core.voice import INTERRUPTED, MISTAKE
@@ -59,20 +63,41 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # What a photograph's faults mean is said in its row, also where pages and later looks decode it again.
     warnings.filterwarnings("ignore", module="PIL")
     try:
-        code = cli.main(args=None if arguments is None else list(arguments), prog_name="finelens", standalone_mode=False)
+        with _terminated_as_interrupted():
+            code = cli.main(args=None if arguments is None else list(arguments), prog_name="finelens", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message())
         sys.exit(MISTAKE)
     except click.NoSuchOption as error:
-        _fail(_no_option(error))
+        _refuse(_no_option(error), arguments)
     except click.ClickException as error:
-        _fail(error.format_message())
+        _refuse(error.format_message(), arguments)
     except UserError as error:
         _fail(error.message)
     except click.Abort:
-        click.echo("stopped", err=True)
+        click.echo("stopped; the same command begins again", err=True)
         sys.exit(INTERRUPTED)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+@contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """What asks a process to end, as schedulers do, is Ctrl-C: nothing is lost, and the last line says how to go on."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _refuse(message: str, arguments: Sequence[str] | None) -> None:
+    """A mistake in the command line itself, before a verb could speak: another program hears of it as of any other."""
+    if "--json" in (sys.argv[1:] if arguments is None else arguments):
+        EventConsole().tell("error", text=" ".join(message.split()))
+    _fail(message)
 
 
 def _no_option(error: click.NoSuchOption) -> str:

@@ -10,7 +10,7 @@ _NAMES = {
     "set": "options",
     "extra-encoder": "extra_encoders",
     "ask": "n",
-    **{flag: f"{flag.replace('-', '_')}=True" for flag in ("overwrite", "strict", "csv-bom", "patches", "resize", "unknown")},
+    **{flag: f"{flag.replace('-', '_')}=True" for flag in ("overwrite", "strict", "csv-bom", "patches", "resize", "unknown", "none-apart")},
 }
 # Where it is the same with underscores.
 _SAME = """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import tarfile
 import threading
 import warnings
 from pathlib import Path
@@ -13,6 +14,8 @@ import pytest
 import torch
 from PIL import Image
 
+from finelens import api
+from finelens.errors import UserError
 from finelens.storage.predictions import read_predictions
 from tests.cli.conftest import FAST
 from tests.toy import CLASSES
@@ -244,6 +247,42 @@ def test_one_class_alone_is_not_called_right(run, given, tmp_path):
 def test_the_option_of_another_verb_for_the_place_of_answers(fails):
     assert fails("predict", "run", "photos", "--out", "new.csv") == "finelens: No such option '--out'. Did you mean '--csv'?"
     assert fails("adapt", "photos", "--csv", "new.csv") == "finelens: No such option '--csv'. Did you mean '--out'?"
+
+
+def test_another_program_hears_of_a_mistake_in_the_command_line(run):
+    result = run("adapt", "photos", "--metod", "x", "--json")
+    assert result.code == 2
+    assert json.loads(result.out)["event"] == "error"
+    assert "--metod" in json.loads(result.out)["text"]
+
+
+def test_classes_behind_commas_are_one_name(run, given, tmp_path):
+    (tmp_path / "names.txt").write_text("boxer, pug, beagle\n")
+    result = run("adapt", given[0], "--classes", tmp_path / "names.txt", *given[3:], "--out", tmp_path / "run", "--dry-run")
+    assert "names stand one a line, not behind commas" in result.err
+
+
+def test_a_list_of_names_is_no_file(given, tmp_path):
+    with pytest.raises(UserError, match="expected the path of a file, got a list"):
+        api.adapt(given[0], ["pug", "beagle"], tmp_path / "run")
+
+
+def test_photographs_in_shards_are_not_explained_or_sorted(run, fails, world, given, tmp_path):
+    (tmp_path / "shards").mkdir()
+    with tarfile.open(tmp_path / "shards" / "a.tar", "w") as archive:
+        for file in sorted((world / "photos").rglob("*.png")):
+            archive.add(file, file.relative_to(world / "photos"))
+    assert run("zero-shot", tmp_path / "shards", *given[1:], "--out", tmp_path / "run").code == 0
+    name = read_predictions(tmp_path / "run" / "predictions.csv")[0].path
+    assert "lies in an archive, and explain reads a file; unpack a.tar" in fails("explain", tmp_path / "run", name)
+    assert "holds shards, and this form needs the photographs as files" in fails(
+        "write", tmp_path / "run", "--to", "folders", "--out", tmp_path / "out"
+    )
+
+
+def test_explain_takes_the_names_of_the_table(run, adapted):
+    name = next(row.path for row in read_predictions(adapted / "predictions.csv") if row.status == "ok")
+    assert run("explain", adapted, name).code == 0
 
 
 def test_a_misspelt_backbone_names_the_near_one(fails, given, tmp_path):

@@ -66,7 +66,7 @@ def with_new_names(path: Path | Told, class_names: Sequence[str]) -> list[str]:
         if near := slip_of(label, class_names):
             raise UserError(
                 f"hints file {quote(str(path))}, line {found[label]}: {quote(label)} is not in the class list; did you mean "
-                f"{quote(near)}? A class of its own with so near a name has to be added to the list by hand"
+                f"{quote(near)}? Correct what is misspelt, here or in the class list; a class of its own with so near a name is added there by hand"
             )
     # One spelling of each, in an order that does not hang on that of the lines.
     unlike = {normalise(label): label for label in sorted(new, reverse=True)}

@@ -146,7 +146,10 @@ def name_warnings(names: Sequence[str]) -> list[str]:
     """Lines about checked names that are allowed but unlikely to be meant: a single class, or names that differ in punctuation only."""
     warnings = []
     if len(names) == 1:
-        warnings.append(f"only one class, {quote(names[0])}: every image will be given this class; add the classes it should be told from")
+        one_a_line = "; names stand one a line, not behind commas" if "," in names[0] else ""
+        warnings.append(
+            f"only one class, {quote(names[0])}: every image will be given this class; add the classes it should be told from{one_a_line}"
+        )
     groups: dict[str, list[str]] = {}
     for name in names:
         bare = "".join(char for char in normalise(name) if char.isalnum() or unicodedata.category(char).startswith("M"))

@@ -108,7 +108,7 @@ def predict(
         begins_anew = "the same command begins anew, as groups need all answers"
         leave_stopped(f"what was answered is in {question.target}.part, {again}" if group_by is None else begins_anew)
     if part is None:
-        from finelens.runs.to_file import check_any_read
+        from finelens.runs.any_read import check_any_read
 
         check_any_read(question.target, tiles)
     console.answer("", csv=str(question.target))
@@ -122,8 +122,8 @@ def predict(
 @click.option("--csv", "csv_file", required=True, type=click.Path(path_type=Path), help="File to write.")
 def join(parts: tuple[Path, ...], csv_file: Path, console: Console) -> None:
     """Put the PARTS that predict --shard wrote together: the bytes of a file that was written without parts."""
+    from finelens.runs.any_read import check_any_read
     from finelens.runs.shard import join_parts
-    from finelens.runs.to_file import check_any_read
 
     join_parts(parts, csv_file, console)
     # A part of nothing but damaged files is no fault; a whole of such is.

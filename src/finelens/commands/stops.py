@@ -13,7 +13,7 @@ from typing import NoReturn
 import click
 
 from finelens.core.launch import launched
-from finelens.core.schemas import CHECKPOINT_DIR, CONFIG_FILE, VERDICTS
+from finelens.core.schemas import CHECKPOINT_DIR, CONFIG_FILE, PREDICTIONS_FILE, VERDICTS
 from finelens.core.voice import INTERRUPTED, JUDGED
 from finelens.errors import Interrupted
 
@@ -44,8 +44,8 @@ def graceful_stop(run: Path) -> Iterator[Callable[[], bool]]:
             again = "; Ctrl-C again stops at once" if processes == 1 else ""
             click.echo(f"\nfinishing this step and saving{again}", err=True)
 
-    # torchrun ends its processes with SIGTERM.
-    previous = {number: signal.signal(number, handle) for number in ([signal.SIGINT] if processes == 1 else [signal.SIGINT, signal.SIGTERM])}
+    # torchrun and schedulers end processes with SIGTERM.
+    previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield should_stop
     except (Interrupted, KeyboardInterrupt):
@@ -81,6 +81,8 @@ def _stopped(run: Path) -> str:
     """What is left of a run that was interrupted, and how to go on."""
     if (run / CHECKPOINT_DIR).is_dir() and any((run / CHECKPOINT_DIR).glob("*.safetensors")):
         return f"stopped; finelens resume {run} goes on from the last checkpoint"
+    if (run / PREDICTIONS_FILE).is_file():
+        return f"stopped; the answers are in {run / PREDICTIONS_FILE}, and finelens resume {run} does the rest"
     if (run / CONFIG_FILE).is_file():
         return f"stopped before there was a checkpoint; finelens resume {run} starts again, with the photographs that were encoded in the cache"
     return "stopped; nothing was written yet: the same command begins again, with what was encoded in the cache"

@@ -65,7 +65,8 @@ class Answered:
             return f"answers: of {self.answers} photographs a person says that they belong to none of the classes"
         said = f"answers: {self.answers} photographs named by a person; {self.against} had named {self.contradicted} of {self.named} otherwise"
         if self.only_ones:
-            return f"{said}; how many are right now they do not tell yet, since {self.only_ones} of them are the only one of their class"
+            only = "one of them is the only one of its class" if self.only_ones == 1 else f"{self.only_ones} of them are the only one of their class"
+            return f"{said}; how many are right now they do not tell yet, since {only}"
         if self.few_tests:
             return f"{said}; how many are right now they do not tell yet: it takes {LEAST_TESTS} looks, and {self.few_tests} tell"
         if self.estimate is None:

@@ -13,7 +13,7 @@ from finelens.classes.text_files import quote
 from finelens.core.schemas import MODEL_CONFIG_FILE, VERSION
 from finelens.errors import UserError
 from finelens.evaluation.none_of_these import probably_none
-from finelens.images.discover import discover
+from finelens.images.discover import discover, shards_at
 from finelens.images.header import Header, header
 from finelens.intake.taken import Row, Taken, saved, take
 from finelens.runs.folder import RunFolder
@@ -76,6 +76,8 @@ class Answers:
             if self.adapted_to is not None:
                 raise UserError(f"{self.adapted_to} is no folder of photographs, or not any more; give their folder with --photos")
             raise UserError("where the photographs of these answers lie is not known; give their folder with --photos")
+        if self.taken is None and shards_at(self.photos):
+            raise UserError(f"{self.photos} holds shards, and this form needs the photographs as files: unpack them, or write a form without files")
         return {file.name: file.path for file in (discover(self.photos) if self.taken is None else self.taken.images(self.photos))}
 
     @cached_property

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+from finelens.errors import UserError
 from finelens.methods.registry import DEFAULT_METHOD
 from finelens.runs.shard import Shard
 
@@ -110,5 +111,11 @@ class Question:
 
 
 def as_path(path: str | Path | None) -> Path | None:
-    """The path, where there is one."""
+    """The path, where there is one.
+
+    Raises:
+        UserError: It is something else, as a list of names is.
+    """
+    if path is not None and not isinstance(path, (str, os.PathLike)):
+        raise UserError(f"expected the path of a file, got a {type(path).__name__}; write it to a file, one line each")
     return None if path is None else Path(path)

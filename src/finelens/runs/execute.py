@@ -153,6 +153,7 @@ def _write(
     _write_groups(run, inputs, fitted, logits, rows, console)
     measured = _measure(fitted, logits, inputs.loaded, nearest, rows)
     write_measured(run.signals_path, measured)
+    console.say("drawing the map and writing the report")
     _lay_out(run, fitted, inputs.loaded, rows)
     answers = _answered(run, fitted, inputs, console)
     return measured, answers, _judge(run, inputs, fitted, measured, rows, answers)

@@ -160,6 +160,8 @@ def _learn(prepared: Prepared, store: ImageStore, seen: _Seen, config: RunConfig
         if prepared.support is not None:
             features = replace(features, support=encode_support(engine, prepared.support))
     if not method.trains:
+        if method.adapts:
+            console.say(f"sorting {len(features.global_ if features.rows is None else features.rows)} images with {config.method}")
         with engine.stopwatch("solve"):
             prepared.task.prepare(features)
             for line in prepared.task.notes():

@@ -41,7 +41,6 @@ from finelens.storage.growing import GrowingFiles
 from finelens.storage.predictions import (
     BOM,
     PredictionRow,
-    each_prediction,
     read_predictions,
     rows_from_logits,
     softmax,
@@ -162,26 +161,6 @@ def _write_beside(question: Question, classes: Sequence[str], gathered: Gathered
         for line in further.lines:
             console.say(line)
     return [path for path, _ in beside]
-
-
-def check_any_read(path: Path, tiles: str | None = None) -> None:
-    """Refuse to call a command done of whose files not one could be read.
-
-    Args:
-        path: What :func:`predict_to_file` has written.
-        tiles: The grid of tiles, whose rows stand behind their photograph's.
-
-    Raises:
-        UserError: There are rows, and each says why it has no answer.
-    """
-    rows = 0
-    for row in each_prediction(path):
-        if row.status == "ok":
-            return
-        rows += 1
-    if rows:
-        files = rows if tiles is None else rows // (1 + len(Grid.parse(tiles).boxes))
-        raise UserError(f"none of the {files} files is an image that can be read; the column reason of {path} says why")
 
 
 def source_of(question: Question, console: Console) -> Source:

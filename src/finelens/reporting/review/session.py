@@ -230,7 +230,7 @@ class Session:
             return ""
         if not self.subject.new_names:
             raise UserError(f"there is no class {label!r} in the list")
-        if near := slip_of(label, self.subject.classes):
+        if near := slip_of(label, classes):
             raise UserError(f"{label!r} is not in the class list; did you mean {near!r}?")
         if label.strip() == UNANSWERED:
             raise UserError("press S to leave a photograph without an answer")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +99,14 @@ def adapt_command(record: RunRecord, hints: str = "hints.csv") -> str:
     """The command that adapts again with the answers in a file, all else as it was."""
     # Hints have no effect on a method that does not adapt, and little on one that was kept from training.
     method = record.config.method if record.config.entry.adapts and record.untrained is None else "auto"
-    return next_command(record.config, method, hints, Path(f"{record.path.name}-2"))
+    return next_command(record.config, method, hints, next_run(record.path.name))
+
+
+def next_run(name: str) -> Path:
+    """A folder for the next round that is not there yet: ``run-2`` behind ``run``, ``run-3`` behind that."""
+    stem, _, number = name.rpartition("-")
+    stem, first = (stem, int(number) + 1) if stem and number.isdecimal() and len(number) < 4 else (name, 2)
+    return next(path for path in (Path(f"{stem}-{k}") for k in count(first)) if not path.exists())
 
 
 def photographs(record: RunRecord) -> Photos:
