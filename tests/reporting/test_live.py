@@ -178,6 +178,39 @@ def test_a_killed_program_goes_on_where_it_was(subject, tmp_path):
         assert not any(isinstance(act, dict) for act in session.log.acts)
 
 
+def test_an_answer_that_the_disk_did_not_take_is_no_answer(subject, tmp_path, monkeypatch):
+    """Neither now nor after a restart; an undo that it did not take is none either. What was confirmed stays."""
+    hints = tmp_path / "hints.csv"
+    with answering(subject, hints) as session:
+        play(session, 3)
+        kept, size, version = session.log.answers(), (tmp_path / "hints.jsonl").stat().st_size, session.log.version
+        first = next(iter(kept))
+        write, full = session_module.write_text, []
+
+        def written(path, text):
+            if full:
+                raise UserError(f"cannot write {path}: No space left on device; free some space")
+            write(path, text)
+
+        monkeypatch.setattr(session_module, "write_text", written)
+        session.again("tab", first)
+        size, full = (tmp_path / "hints.jsonl").stat().st_size, full.append(1) or full
+        look = session.look("tab")
+        with pytest.raises(UserError, match="No space left"):
+            session.answer("tab", "Ada", look["id"], next(name for name in NAMES if name != kept[first].label), [])
+        with pytest.raises(UserError, match="No space left"):
+            session.undo("tab", "Ada")
+        assert session.log.answers() == kept
+        assert (tmp_path / "hints.jsonl").stat().st_size == size
+        # Pages that look whether something changed see that it did.
+        assert session.log.version != version
+        # The look is still theirs.
+        assert session.look("tab")["id"] == look["id"]
+    full.clear()
+    with answering(subject, hints) as session:
+        assert session.log.answers() == kept
+
+
 def test_the_middle_of_a_group_that_was_odd_in_it_is_asked_alone(subject, tmp_path):
     log = AnswerLog(tmp_path / "a.jsonl")
     log.ask([Question(1, subject.paths[:12])])

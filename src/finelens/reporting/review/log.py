@@ -7,8 +7,10 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -133,6 +135,20 @@ class AnswerLog:
                 return None
             self._write({"event": "undo", "who": who})
             return mine[-1]
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Changes in the block are taken back where it fails: what was not confirmed to anybody must not come back with the next start."""
+        with self._lock:
+            size, acts, touched = self.path.stat().st_size if self.path.exists() else 0, list(self.acts), self.touched
+            try:
+                yield
+            except UserError:
+                # To make a file shorter takes no room on a full disk.
+                with suppress(OSError):
+                    os.truncate(self.path, size)
+                self.acts, self.touched, self._changes = acts, touched, self._changes + 1
+                raise
 
     def edited(self, rows: Mapping[str, str], told: Mapping[str, How] | None = None) -> None:
         """Write down what somebody changed in ``hints.csv`` by hand, or what was in it before; ``told``: how it says these were given."""

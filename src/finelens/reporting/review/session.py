@@ -118,10 +118,12 @@ class Session:
         """Take back the last act of a person and give the look back to them; None where there is none."""
         with self._lock:
             self._reread()
-            act = self.log.undo(_person(who))
+            with self.log.together():
+                act = self.log.undo(_person(who))
+                if act is not None:
+                    self._write()
             if act is not None:
                 self._held[tab] = (act.question, time.monotonic())
-                self._write()
         self.tutor.tell()
         return act
 
@@ -204,9 +206,10 @@ class Session:
     def _act(self, tab: str, act: Act) -> None:
         with self._lock:
             self._reread()
+            with self.log.together():
+                self.log.act(act)
+                self._write()
             self._held.pop(tab, None)
-            self.log.act(act)
-            self._write()
         self.tutor.tell()
 
     def _write(self) -> None:
@@ -230,7 +233,7 @@ class Session:
             return ""
         if not self.subject.new_names:
             raise UserError(f"there is no class {label!r} in the list")
-        if near := slip_of(label, classes):
+        if near := slip_of(label, self.subject.classes):
             raise UserError(f"{label!r} is not in the class list; did you mean {near!r}?")
         if label.strip() == UNANSWERED:
             raise UserError("press S to leave a photograph without an answer")
