@@ -23,11 +23,19 @@ def balance(rows: Sequence[PredictionRow], classes: Sequence[str]) -> str:
     return f"{changed} of {len(predicted)} images got another class than from the unadapted model (zero-shot); {empty}"
 
 
-def collapse_warning(rows: Sequence[PredictionRow], classes: Sequence[str]) -> str | None:
-    """A warning where one class has taken over the predictions, else None. With two classes or fewer there is nothing to tell it by."""
+def collapse_warning(rows: Sequence[PredictionRow], classes: Sequence[str], *, trains: bool = True) -> str | None:
+    """A warning where one class has taken over the predictions, else None. With two classes or fewer there is nothing to tell it by.
+
+    Args:
+        rows: Predictions.
+        classes: C names.
+        trains: Whether the method trains: what has collapsed, and what helps.
+    """
     predicted = [row for row in rows if row.label is not None]
     now, before = Counter(row.label for row in predicted), Counter(row.zero_shot_class for row in predicted)
     remedy = "training has probably collapsed; prefer finelens zero-shot, or lower training.lr"
+    if not trains:
+        remedy = "the answers have probably collapsed; look whether the folder is like that, else prefer finelens zero-shot"
     return _warning(now, before, len(classes), "images went to class", remedy)
 
 

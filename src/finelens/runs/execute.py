@@ -348,7 +348,7 @@ def _log_start(run: RunFolder, inputs: Inputs, counts: dict[str, int]) -> int:
 
 def _finish(run: RunFolder, model: Model, rows: list[PredictionRow], hardly: bool, console: Console) -> None:
     console.say(balance(rows, model.class_names))
-    warning = collapse_warning(rows, model.class_names)
+    warning = collapse_warning(rows, model.class_names, trains=model.entry.trains)
     if warning is not None:
         console.warn(warning)
         run.log("warning", message=warning)

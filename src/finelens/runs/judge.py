@@ -50,10 +50,11 @@ def judge(
     answering = config.method if untrained is None else config.entry.without_training(config.method_options)[0]
     if untrained is not None and answering == ZERO_SHOT:
         return nothing_trained(signals, untrained, evaluation)
-    alarm = collapse_warning(rows, classes)
+    trains = find_method(answering).trains
+    alarm = collapse_warning(rows, classes, trains=trains)
     labelled = config.hints_file is not None or supported
     alarms = [] if alarm is None else [alarm]
-    return verdict(signals, alarms, labelled=labelled, trains=find_method(answering).trains, answered=answered, evaluation=evaluation)
+    return verdict(signals, alarms, labelled=labelled, trains=trains, answered=answered, evaluation=evaluation)
 
 
 def write_verdict(path: Path, found: Verdict, signals: Signals, evaluation: Mapping[str, Any] | None = None) -> None:
