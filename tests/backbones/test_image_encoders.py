@@ -86,7 +86,7 @@ def test_what_cannot_be_had_is_said(tmp_path, monkeypatch):
         ("timm:test_vit@weights.pth", "pickle checkpoints are refused.*weights.safetensors"),
         (f"timm:{tmp_path}", "no config.json there"),
         ("transformers:facebook/dinov2-small", "no model hub can be reached"),
-        ("tim:test_vit", "unknown encoder 'tim:test_vit'; the forms are: timm:NAME"),
+        ("tim:test_vit", "unknown encoder 'tim:test_vit'; did you mean timm. The forms are: timm:NAME"),
     ):
         with pytest.raises(UserError, match=said):
             load_encoder(spec)
