@@ -12,6 +12,7 @@ import torch
 from hypothesis import settings
 from open_clip.tokenizer import SimpleTokenizer
 
+from finelens.images import decode as decoding
 from finelens.storage.cache_place import ENVIRONMENT_VARIABLE, cache_folder
 from tests.backbones.checkpoints import write_tiny_resnet, write_tiny_vit
 from tests.toy import shared_tokenizer, write_classes, write_photos
@@ -95,3 +96,16 @@ def photos(tmp_path_factory) -> Path:
 def classes(tmp_path_factory) -> Path:
     """File of the four class names."""
     return write_classes(tmp_path_factory.mktemp("classes") / "classes.txt")
+
+
+@pytest.fixture
+def decoded(monkeypatch):
+    """Names of the files that were decoded."""
+    names, decode = [], decoding._decode_bytes
+
+    def counted(data, path, limits):
+        names.append(path.name)
+        return decode(data, path, limits)
+
+    monkeypatch.setattr(decoding, "_decode_bytes", counted)
+    return names

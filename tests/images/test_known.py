@@ -7,7 +7,6 @@ import torch
 from PIL import Image
 
 from finelens.errors import UserError
-from finelens.images import decode as decoding
 from finelens.images.boxes import Box
 from finelens.images.decode import DecodeLimits
 from finelens.images.discover import ImageFile, discover
@@ -21,19 +20,6 @@ from .helpers import save
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("FINELENS_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
-
-
-@pytest.fixture
-def decoded(monkeypatch):
-    """Names of the files that were decoded."""
-    names, decode = [], decoding._decode_bytes
-
-    def counted(data, path, limits):
-        names.append(path.name)
-        return decode(data, path, limits)
-
-    monkeypatch.setattr(decoding, "_decode_bytes", counted)
-    return names
 
 
 @pytest.fixture

@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-import http.client
 import json
-import os
-import re
-import signal
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from types import SimpleNamespace
-from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
@@ -37,13 +30,9 @@ from finelens.reporting.thumbnails import no_photos
 from finelens.solvers.known import Known
 from finelens.solvers.learner import Learner
 from finelens.storage.predictions import PredictionRow
-from tests.reporting.browser import ENTER, available, browser
+from tests.reporting.woods import NAMES, SIZES, TRUTH, truth
 from tests.solvers.data import cloud
 from tests.toy import QUIET
-
-NAMES = ("<b>oak</b>", "birch", "beech tree")
-SIZES = [140, 100, 80]
-TRUTH = [NAMES[i] for i in cloud(SIZES)[2]]
 
 
 @pytest.fixture(scope="module")
@@ -68,10 +57,6 @@ def settled(session):
     with session.tutor.changed:
         assert session.tutor.changed.wait_for(lambda: not session.tutor.busy, 60)
     return session.state()
-
-
-def truth(path):
-    return TRUTH[int(path[:3])]
 
 
 def play(session, looks):
@@ -423,20 +408,6 @@ def test_a_look_is_kept_for_a_page_that_is_open_and_for_no_other(subject, tmp_pa
         assert session.state()["open"] == 0
 
 
-@pytest.mark.skipif(not available(), reason="no Chromium with its driver on this machine")
-def test_the_page_says_that_others_have_the_last_looks(run, tmp_path):
-    """Its words need no server: what it shows follows from the state."""
-    with served(run, tmp_path / "hints.csv") as address, browser() as page:
-        page.open(address)
-        page.wait("return !document.getElementById('sheet').hidden")
-        said = "tell({...state, more: true, looks: 1, goal: 2, open: %d}); return document.getElementById('finished').textContent"
-        interval = "tell({...state, unnamed: 0.6, progress: {tested: 9, wanted: 0, gain: null, stop: false, estimate: 0.8, low: 0.6, high: 0.9}})"
-        assert page.run(interval + "; return at('interval').textContent").endswith("about 60 % are probably of others")
-        assert page.run("return at('summary').textContent").endswith("are probably of others.")
-        assert page.run(said % 1) == "Others have the last looks in front of them"
-        assert page.run(said % 0) == "There is nothing left to ask"
-
-
 def test_the_goal_ends_the_looks_and_may_be_raised(subject, tmp_path):
     with answering(subject, tmp_path / "hints.csv", goal=2) as session:
         state = play(session, 2)
@@ -532,138 +503,3 @@ def test_a_lesson_that_fails_loses_no_answer(subject, tmp_path, monkeypatch):
         session.answer("tab", "", look["id"], "birch", [])
         assert "division" in settled(session)["error"]
         assert read_answers(tmp_path / "hints.csv")
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("live")
-    x, w, _ = cloud(SIZES)
-    np.save(folder / "x.npy", x)
-    np.save(folder / "w.npy", w)
-    (folder / "rows.txt").write_text("".join(f"{i:03}.png\n" for i in range(len(TRUTH))))
-    (folder / "names.txt").write_text("\n".join(NAMES) + "\n")
-    given = {"prototypes": folder / "w.npy", "row_names": folder / "rows.txt", "method": "stata", "console": QUIET}
-    api.adapt(folder / "x.npy", folder / "names.txt", folder / "run", **given)
-    return folder / "run"
-
-
-@contextmanager
-def program(run, hints):
-    """``finelens review --serve`` as a process of its own, and the address that it prints."""
-    command = [sys.executable, "-m", "finelens", "review", str(run), "--ask", "20", "--serve", "--hints", str(hints)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"})
-    assert process.stdout is not None
-    try:
-        yield process, re.search(r"http://\S+", process.stdout.readline())[0]
-    finally:
-        process.kill()
-        process.wait()
-        process.stdout.close()
-
-
-@contextmanager
-def served(run, hints):
-    """The same in this process, which starts faster."""
-    with api.review_server(run, hints, limit=20, order=api.WORTH, console=QUIET) as server:
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
-        thread.start()
-        yield server.address
-        server.shutdown()
-        thread.join()
-
-
-def test_requests_that_no_page_makes_are_refused_and_the_server_goes_on(run, tmp_path, capsys):
-    with served(run, tmp_path / "hints.csv") as address:
-        place = urlsplit(address)
-        token = place.query.removeprefix("token=")
-
-        def asked(body, length=None):
-            page = http.client.HTTPConnection(place.hostname, place.port, timeout=10)
-            page.putrequest("POST", "/answer")
-            page.putheader("Content-Length", length or str(len(body)))
-            page.endheaders(body)
-            status = page.getresponse().status
-            page.close()
-            return status
-
-        given = f'{{"token": "{token}", "tab": "t", "who": "", "label": "birch", "question": %s}}'
-        assert [asked((given % number).encode()) for number in ("Infinity", "NaN", "1e999", '"x"', "-1", "[]", "9" * 5000)] == [400] * 7
-        assert asked(b"", "9" * 5000) == 404
-        assert asked((given % 1).replace(token, "\\ud800").encode()) == 400
-    assert "Traceback" not in capsys.readouterr().err
-    assert not (tmp_path / "hints.csv").exists()
-
-
-SETTLED = "return !sending && look && document.getElementById('learning').dataset.settled === 'true'"
-
-
-def answer_by_keyboard(page, count):
-    """Looks answered with number keys, typed names, letters that take out, "none of these", undo and skip, by what the page shows."""
-    for _ in range(count):
-        page.wait(SETTLED)
-        number, paths, choices = page.run("return [state.looks, look.photos.map((photo) => photo.path), look.choices.map(([name]) => name)]")
-        odd = "".join("abcdefghijkl"[i] for i, path in enumerate(paths) if truth(path) != truth(paths[0]))
-        name = truth(paths[0])
-        typed = "/" + {NAMES[0]: "oak", NAMES[1]: "irc", NAMES[2]: "H tr"}[name] + ENTER
-        named = typed if number % 2 else str(choices.index(name) + 1)
-        page.press({4: "n", 9: "s"}.get(number, odd + named))
-        page.wait(f"return !sending && state.looks === {number + 1}")
-        if number == 6:
-            page.press("u")
-            page.wait(f"return !sending && state.looks === {number}")
-            assert page.run("return odd.size") == len(odd)
-            page.press(named)
-            page.wait(f"return !sending && state.looks === {number + 1}")
-
-
-@pytest.mark.skipif(not available(), reason="no Chromium with its driver on this machine")
-def test_twenty_answers_by_keyboard_survive_a_kill(run, tmp_path):
-    with browser() as page:
-        with served(run, tmp_path / "whole.csv") as address:
-            page.open(address)
-            page.wait(SETTLED)
-            learning = "return [document.getElementById('learning').textContent, (state.error = 'no memory', learning())]"
-            assert page.run(learning) == ["waits for the first answer", "could not be taught: no memory"]
-            page.open(address)
-            answer_by_keyboard(page, 19)
-            page.wait(SETTLED)
-            assert page.run("return document.getElementById('learning').textContent") == "has learnt all answers"
-            page.press("?")
-            assert page.run("return document.getElementById('help').open")
-            page.press("\ue00c")
-            page.press("t")
-            assert page.text("message") == "Press / to type a name."
-            page.press("z")
-            page.wait("return document.getElementById('enlarged').open")
-            shown = "return [...document.querySelectorAll('#large bdi')].map((name) => name.textContent)"
-            assert page.run(shown) == page.run("return look.photos.map((photo) => photo.path)")
-            page.press("\ue00c")
-            page.press("1")
-            page.wait("return !document.getElementById('done').hidden")
-            assert page.run("return document.querySelectorAll('b').length") == 0
-        with program(run, tmp_path / "parts.csv") as (process, address):
-            page.open(address)
-            answer_by_keyboard(page, 11)
-            page.wait(SETTLED)
-            shown = page.run("return look.id")
-            page.open(address)
-            page.wait(SETTLED)
-            assert page.run("return look.id") == shown
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-            page.press("1")
-            page.wait("return document.getElementById('message').textContent.startsWith('Not saved')")
-        with program(run, tmp_path / "parts.csv") as (_, address):
-            page.open(address)
-            page.wait(SETTLED)
-            assert page.run("return state.looks") == 11
-            answer_by_keyboard(page, 8)
-            page.wait(SETTLED)
-            page.press("1")
-            page.wait("return !document.getElementById('done').hidden")
-    whole = (tmp_path / "whole.csv").read_text()
-    assert (tmp_path / "parts.csv").read_text() == whole
-    assert len(whole.splitlines()) > 20
-    assert "group" in whole
-    acts = [json.loads(line) for line in (tmp_path / "parts.jsonl").read_text().splitlines()]
-    assert [act["event"] for act in acts].count("act") == 21

@@ -5,23 +5,9 @@ from __future__ import annotations
 import pytest
 
 from finelens import api
-from finelens.images import decode as decoding
 from tests.toy import QUIET, write_classes, write_photos
 
 SAME = ("predictions.csv", "signals.json", "map.safetensors", "model/model.safetensors", "model/zero_shot.safetensors")
-
-
-@pytest.fixture
-def decoded(monkeypatch):
-    """Names of the files that were decoded."""
-    names, decode = [], decoding._decode_bytes
-
-    def counted(data, path, limits):
-        names.append(path.name)
-        return decode(data, path, limits)
-
-    monkeypatch.setattr(decoding, "_decode_bytes", counted)
-    return names
 
 
 def pictures_of(run) -> list[str]:
