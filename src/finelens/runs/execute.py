@@ -13,7 +13,7 @@ import PIL
 import torch
 from torch import Tensor
 
-from finelens.classes.hints import given_hints, hints_by_name, how_given, no_tests
+from finelens.classes.hints import given_hints, how_given, no_tests
 from finelens.core.console import Console, Mute, duration
 from finelens.core.options import to_plain
 from finelens.core.schemas import CHECKPOINT_DIR, EVENTS_FILE
@@ -33,7 +33,7 @@ from finelens.methods.parts.extra_views import ExtraTask
 from finelens.methods.parts.views import ViewTask
 from finelens.protocol import Loaded
 from finelens.runs.alarms import say_none
-from finelens.runs.answered import answered, copies_of_answered
+from finelens.runs.answered import answered
 from finelens.runs.arguments import Question
 from finelens.runs.by_rank import RankTable
 from finelens.runs.config import RunConfig, diff, from_json, to_json
@@ -120,11 +120,10 @@ def execute(
     with inputs.prepared.engine.stopwatch("write"):
         measured, answers, judged = _write(run, inputs, fitted, logits, nearest, rows, console)
     if part:
-        told = {} if inputs.hints is None else hints_by_name(inputs.hints, loaded.records, inputs.prepared.classes.names)
         with inputs.prepared.engine.stopwatch("predict"):
             photos, bom, groups = Path(run.config.photos), run.config.csv_bom, run.config.group_by
             asked = Question(run=run.path, photos=photos, csv=run.predictions_path, csv_bom=bom, group_by=groups)
-            predict_to_file(asked, console, answers=told)
+            predict_to_file(asked, console, answers=inputs.told)
     run.log("predictions", rows=sum(counts.values()), counts=counts, **({} if answers is None else {"answered": to_plain(answers)}))
     if any(reason.code == "names" for reason in judged.reasons):
         console.warn(f"{NONSENSE}: check their spelling and language, or give --descriptions")
@@ -221,11 +220,9 @@ def _answer(config: RunConfig, inputs: Inputs, console: Console, hooks: Hooks, *
     first, doubt = fitted.zero_shot_logits.argmax(1).numpy(), fitted.none_of_these.numpy()
     rows = rows_from_logits(loaded.records, prepared.classes.names, logits.numpy(), first, doubt)
     if inputs.hints is not None:
-        said = hints_by_name(inputs.hints, loaded.records, prepared.classes.names)
-        copies = copies_of_answered(said, loaded.records, loaded.store.ids)
-        for contradiction in copies.contradictions:
+        for contradiction in inputs.copies.contradictions:
             console.warn(f"{contradiction}; each keeps its answer, and further copies have the model's")
-        rows = with_answers(rows, said, copies.answers)
+        rows = with_answers(rows, inputs.told, inputs.copies.answers)
     return fitted, logits, nearest, rows
 
 
@@ -246,8 +243,7 @@ def _answered(run: RunFolder, fitted: Fitted, inputs: Inputs, console: Console) 
     names = no_tests(run.given_hints_path) or no_tests(Path(str(run.config.hints_file)))
     untested = None if names is None else {record.index for record in inputs.loaded.records if record.index is not None and record.name in names}
     loaded, listed = inputs.loaded, run.config.classes_file is not None
-    copies = copies_of_answered(hints_by_name(inputs.hints, loaded.records, inputs.prepared.classes.names), loaded.records, loaded.store.ids)
-    found = answered(fitted, inputs.hints, loaded.store.ids, untested, listed=listed, copies=copies)
+    found = answered(fitted, inputs.hints, loaded.store.ids, untested, listed=listed, copies=inputs.copies)
     console.say(found.line)
     return found
 

@@ -6,11 +6,12 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from finelens.classes.descriptions import load_descriptions
-from finelens.classes.hints import describe_hints, hints_digest, names_of_run, read_hint_labels, read_hints
+from finelens.classes.hints import describe_hints, hints_by_name, hints_digest, names_of_run, read_hint_labels, read_hints
 from finelens.classes.labels import Told
 from finelens.classes.taxonomy import Taxonomy, read_class_list
 from finelens.classes.text_files import counted, listing, quote
@@ -26,6 +27,7 @@ from finelens.images.load import status_counts
 from finelens.intake.taken import Taken
 from finelens.methods.registry import check_hints
 from finelens.protocol import ClassSet, Hints, Loaded
+from finelens.runs.answered import Copies, copies_of_answered
 from finelens.runs.config import RunConfig, to_json
 from finelens.runs.feature_source import FolderSource
 from finelens.runs.prepare import Prepared, prepare, with_support
@@ -67,6 +69,16 @@ class Inputs:
     backbones: Mapping[str, Any] | None = None
     taken: Taken | None = None
     taxonomy: Taxonomy | None = None
+
+    @cached_property
+    def told(self) -> dict[str, str]:
+        """Class names by name of the image as a person gave them, the empty name for "none of these"; empty without hints."""
+        return {} if self.hints is None else hints_by_name(self.hints, self.loaded.records, self.prepared.classes.names)
+
+    @cached_property
+    def copies(self) -> Copies:
+        """What that says of exact copies."""
+        return copies_of_answered(self.told, self.loaded.records, self.loaded.store.ids)
 
 
 def is_part(loaded: Loaded) -> bool:
