@@ -26,75 +26,84 @@ def page_of(method: str) -> str:
 
 def model_card(record: RunRecord) -> str:
     """The card as Markdown."""
-    config, method = record.config, find_method(record.answering)
-    signals, judged = record.measured.signals, record.verdict
-    changed = [f"- `{name}` = {plain(str(value))}" for name, value, different in options(config) if different] or [
-        "- none: all options are the defaults"
-    ]
-    alone = ", by the model alone and not by what a person named" if record.answered is not None else ""
-    digests = {name: record.event(name).get("digest", "unknown") for name in ("images", "classes", "start")}
-    names = [f"- {plain(name)}" for name in record.classes[:LISTED]]
-    if len(record.classes) > LISTED:
-        names.append(f"- and {len(record.classes) - LISTED} more")
+    judged = record.verdict
+    how = "measured with labels" if judged.measured else "judged without labels"
+    sections = {
+        "What it is": _nature(record),
+        "What it was made from": _sources(record),
+        "Options that are not the default": _options(record),
+        "What is known about it without labels": _signals(record),
+        "Measured": _measured(record),
+        "Intended use": [
+            "Sorting images of the same kind as those it was fitted on into the classes below, with a person who looks at doubtful ones."
+        ],
+        "Limits": _limits(record),
+        "Classes": _classes(record),
+    }
     lines = [
         f"# Model card: {plain(record.title)} on {len(record.predicted)} unlabelled images",
         "",
-        f"**Health, {'measured with labels' if judged.measured else 'judged without labels'}:** {plain(judged.sentence)}",
+        f"**Health, {how}:** {plain(judged.sentence)}",
         "",
-        "## What it is",
-        "",
+    ]
+    for title, body in sections.items():
+        lines += [f"## {title}", "", *body, ""]
+    return "\n".join(lines)
+
+
+def _nature(record: RunRecord) -> list[str]:
+    method = find_method(record.answering)
+    return [
         f"- Method: {method.name} ({method.family}). {method.summary}",
         f"- Deviations from the paper: `{page_of(method.name)}` in the finelens sources",
-        f"- Starts from: {plain(config.backbone)}",
+        f"- Starts from: {plain(record.config.backbone)}",
         f"- Classes: {len(record.classes)}",
         f"- Versions: {', '.join(f'{plain(k)} {plain(v)}' for k, v in versions(record).items())}",
-        "",
-        "## What it was made from",
-        "",
-        f"- Images: {record.files} files, {record.readable} readable; SHA-256 over their contents `{digests['images']}`",
-        f"- Class names and texts: SHA-256 `{digests['classes']}`",
-        f"- Weights before adaptation: SHA-256 `{digests['start']}`",
+    ]
+
+
+def _sources(record: RunRecord) -> list[str]:
+    images, classes, start = (record.event(name).get("digest", "unknown") for name in ("images", "classes", "start"))
+    return [
+        f"- Images: {record.files} files, {record.readable} readable; SHA-256 over their contents `{images}`",
+        f"- Class names and texts: SHA-256 `{classes}`",
+        f"- Weights before adaptation: SHA-256 `{start}`",
         labels_line(record),
-        "",
-        "## Options that are not the default",
-        "",
-        *changed,
-        "",
-        "Command:",
-        "",
-        *(f"    {line}" for line in command(config, record.path).splitlines()),
-        "",
-        "## What is known about it without labels",
-        "",
+    ]
+
+
+def _options(record: RunRecord) -> list[str]:
+    changed = [f"- `{name}` = {plain(str(value))}" for name, value, different in options(record.config) if different]
+    typed = [f"    {line}" for line in command(record.config, record.path).splitlines()]
+    return [*(changed or ["- none: all options are the defaults"]), "", "Command:", "", *typed]
+
+
+def _signals(record: RunRecord) -> list[str]:
+    signals = record.measured.signals
+    alone = ", by the model alone and not by what a person named" if record.answered is not None else ""
+    return [
         f"- Agreement with the unadapted model: {signals.agreement:.1%}{alone}",
         f"- Classes never predicted: {signals.unused} of {signals.classes} (unadapted: {signals.unused_zero_shot})",
         f"- Largest class: {signals.largest:.1%} of the images (unadapted: {signals.largest_zero_shot:.1%})",
         f"- Mean probability of the predicted class: {signals.confidence:.1%}{alone} (unadapted: {signals.confidence_zero_shot:.1%}); "
         f"{record.calibration}",
-        "",
-        "## Measured",
-        "",
-        *_measured(record),
-        "",
-        "## Intended use",
-        "",
-        "Sorting images of the same kind as those it was fitted on into the classes below, with a person who looks at doubtful ones.",
-        "",
-        "## Limits",
-        "",
+    ]
+
+
+def _limits(record: RunRecord) -> list[str]:
+    return [
         "- It gives every image one of the classes below, also one that shows none of them. The column `none_of_these` of its tables is above 0.5",
         "  where that is probable, and can be wrong; probabilities alone, as an export gives them, do not say it.",
         "- Probabilities are estimates of the model, calibrated without labels at best; they are not promises about accuracy.",
         *_adapted(record),
         "- What the starting model learned about people, places and things, with its gaps and prejudices, is still in it.",
         "- Not for decisions about people, nor where a wrong class does harm that nobody checks.",
-        "",
-        "## Classes",
-        "",
-        *names,
-        "",
     ]
-    return "\n".join(lines)
+
+
+def _classes(record: RunRecord) -> list[str]:
+    names = [f"- {plain(name)}" for name in record.classes[:LISTED]]
+    return names if len(record.classes) <= LISTED else [*names, f"- and {len(record.classes) - LISTED} more"]
 
 
 def _adapted(record: RunRecord) -> list[str]:

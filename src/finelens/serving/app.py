@@ -121,9 +121,17 @@ def make_app(answers: Answers, settings: Settings, token: str | None = None) -> 
         yield
         await batcher.stop()
 
-    model = answers.classifier.model
     # The pages that FastAPI offers for reading the interface load scripts from elsewhere.
     app = FastAPI(title="finelens", version=VERSION, summary="Classes of photographs.", lifespan=living, docs_url=None, redoc_url=None)
+    _guard(app, metrics, token)
+    _tell_of_model(app, answers)
+    _tell_of_numbers(app, metrics)
+    _classify(app, answers, settings, batcher, metrics)
+    return app
+
+
+def _guard(app: FastAPI, metrics: Metrics, token: str | None) -> None:
+    """Turn away what comes without the token, and count every request."""
 
     @app.middleware("http")
     async def guarded(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
@@ -137,21 +145,29 @@ def make_app(answers: Answers, settings: Settings, token: str | None = None) -> 
             metrics.seconds.observe(time.perf_counter() - started)
         return response
 
+
+def _tell_of_model(app: FastAPI, answers: Answers) -> None:
+    model = answers.classifier.model
+
     @app.get(HEALTH, response_model=Health)
     async def health() -> dict[str, Any]:
         """Whether the server answers; needs no token."""
         return {"status": "ok", "version": VERSION, "method": model.method, "classes": len(model.class_names)}
-
-    @app.get("/metrics", response_class=Response, responses={200: {"content": {PROMETHEUS: {}}}})
-    async def numbers() -> Response:
-        """Counters for Prometheus."""
-        return Response(metrics.text(), media_type=PROMETHEUS)
 
     @app.get("/classes")
     async def classes() -> list[str]:
         """All class names, in the order of the list."""
         return answers.classifier.classes
 
+
+def _tell_of_numbers(app: FastAPI, metrics: Metrics) -> None:
+    @app.get("/metrics", response_class=Response, responses={200: {"content": {PROMETHEUS: {}}}})
+    async def numbers() -> Response:
+        """Counters for Prometheus."""
+        return Response(metrics.text(), media_type=PROMETHEUS)
+
+
+def _classify(app: FastAPI, answers: Answers, settings: Settings, batcher: Batcher, metrics: Metrics) -> None:
     @app.post("/predict", response_model=AnswerList, responses=RESPONSES, openapi_extra={"requestBody": BODY})
     async def predict(request: Request, top: int = Query(5, ge=0, description="Classes to list for each image; 0 lists all.")) -> dict[str, Any]:
         """Classify images: every file of a form, or one image as the body."""
@@ -161,7 +177,7 @@ def make_app(answers: Answers, settings: Settings, token: str | None = None) -> 
         except FullError:
             raise HTTPException(BUSY, f"{settings.queue} images wait already", LATER) from None
         try:
-            found = await _answered(uploads, top)
+            found = await _answered(uploads, top, answers, batcher)
         except MemoryError:
             raise HTTPException(BUSY, "not enough memory for these images now", LATER) from None
         finally:
@@ -170,16 +186,16 @@ def make_app(answers: Answers, settings: Settings, token: str | None = None) -> 
             metrics.images.labels(one["status"]).inc()
         return {"answers": found}
 
-    async def _answered(uploads: list[EncodedImage], top: int) -> list[dict[str, Any]]:
-        results = await asyncio.gather(*(run_in_threadpool(answers.decode, upload) for upload in uploads))
-        good = [result for result in results if isinstance(result, DecodedImage)]
-        rows = iter(await batcher.answers(good))
-        return [
-            answers.document(display_name(upload.name), result, next(rows) if isinstance(result, DecodedImage) else None, top)
-            for upload, result in zip(uploads, results, strict=True)
-        ]
 
-    return app
+async def _answered(uploads: list[EncodedImage], top: int, answers: Answers, batcher: Batcher) -> list[dict[str, Any]]:
+    """A document for each upload, in their order; only those that can be read take a place in a batch."""
+    results = await asyncio.gather(*(run_in_threadpool(answers.decode, upload) for upload in uploads))
+    good = [result for result in results if isinstance(result, DecodedImage)]
+    rows = iter(await batcher.answers(good))
+    return [
+        answers.document(display_name(upload.name), result, next(rows) if isinstance(result, DecodedImage) else None, top)
+        for upload, result in zip(uploads, results, strict=True)
+    ]
 
 
 def _carries(request: Request, token: str) -> bool:
