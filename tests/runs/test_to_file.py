@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import tarfile
 from contextlib import nullcontext
 from pathlib import Path
@@ -396,3 +397,10 @@ def test_tiles_of_a_killed_command_are_joined_with_those_before_it(world, tmp_pa
     api.predict(world / "run", world / "photos", target, **given)
     assert sum(sizes) == 3 * GROUP
     assert own.read_bytes() == whole
+
+
+def test_a_pipe_in_the_place_of_the_table_is_refused_before_the_work(world, tmp_path):
+    os.mkfifo(tmp_path / "p.csv")
+    with pytest.raises(UserError, match="is a pipe or a device"):
+        api.predict(world / "run", world / "photos", tmp_path / "p.csv", console=QUIET)
+    assert os.listdir(tmp_path) == ["p.csv"]

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -46,6 +47,20 @@ def test_the_message_names_file_reason_and_remedy(tmp_path, monkeypatch, code, r
     with pytest.raises(UserError, match=rf"cannot write .*b\.json: {os.strerror(code)}; .*{remedy}"):
         write_json(tmp_path / "b.json", {})
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("linked", [False, True])
+@pytest.mark.parametrize("write", [lambda path: write_text(path, "x"), lambda path: files.check_target(path, "x")])
+def test_a_pipe_or_device_is_refused_and_stays(tmp_path, write, linked):
+    os.mkfifo(tmp_path / "pipe")
+    target = tmp_path / "pipe"
+    if linked:
+        target = tmp_path / "link"
+        target.symlink_to(tmp_path / "pipe")
+    with pytest.raises(UserError, match="is a pipe or a device"):
+        write(target)
+    assert stat.S_ISFIFO(target.stat().st_mode)
+    assert sorted(os.listdir(tmp_path)) == sorted({"pipe", target.name})
 
 
 def test_any_exception_in_the_block_removes_the_temporary_file(tmp_path):

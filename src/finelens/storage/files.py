@@ -8,6 +8,7 @@ import hashlib
 import json
 import math
 import os
+import stat
 import uuid
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -53,9 +54,10 @@ def atomic_writer(path: Path) -> Iterator[BinaryIO]:
     the new name survives a power cut.
 
     Raises:
-        UserError: The file cannot be written; what stood at ``path`` is untouched.
+        UserError: The file cannot be written, or is a pipe or a device; what stood at ``path`` is untouched.
     """
     path = Path(path)
+    refuse_special(path)
     temporary = path.parent / f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}{TEMPORARY_SUFFIX}"
     try:
         with open(temporary, "x+b") as file:
@@ -72,6 +74,20 @@ def atomic_writer(path: Path) -> Iterator[BinaryIO]:
     sync_folder(path.parent)
 
 
+def refuse_special(path: Path) -> None:
+    """Refuse a pipe, a socket or a device, which a rename would put a file in the place of: for root, of ``/dev/null`` too.
+
+    Raises:
+        UserError: It is one, or a link to one.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:
+        return
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise UserError(f"{path} is a pipe or a device, which nothing is written to; give the name of a file")
+
+
 HTML_START = "<!doctype html><!-- finelens -->"
 """How every page that finelens writes begins."""
 
@@ -84,8 +100,9 @@ def check_target(path: Path, *starts: str) -> None:
         *starts: How files that finelens wrote there begin, with a byte-order mark or without; such a file is replaced.
 
     Raises:
-        UserError: No such parent folder, a folder in its place, or a file that begins otherwise.
+        UserError: No such parent folder, a folder, pipe or device in its place, or a file that begins otherwise.
     """
+    refuse_special(path)
     if path.is_dir():
         raise UserError(f"{path} is a folder; give the name of a file")
     if not path.absolute().parent.is_dir():

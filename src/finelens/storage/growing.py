@@ -8,7 +8,7 @@ from pathlib import Path
 from types import TracebackType
 
 from finelens.errors import UserError
-from finelens.storage.files import check_target, read_json, sync_folder, write_error, write_json
+from finelens.storage.files import check_target, read_json, refuse_special, sync_folder, write_error, write_json
 from finelens.storage.lock import Lock
 
 PART, JOURNAL, LOCK = ".part", ".part.json", ".part.lock"
@@ -44,7 +44,8 @@ class GrowingFiles:
         Raises:
             UserError: They cannot be written, another process writes them, or something else lies in their place.
         """
-        for part, start in zip(self.parts, self._starts, strict=True):
+        for path, part, start in zip(self._paths, self.parts, self._starts, strict=True):
+            refuse_special(path)
             check_target(part, start.decode())
         self._lock.acquire()
         try:
