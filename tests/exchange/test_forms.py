@@ -205,6 +205,32 @@ def test_sidecars(written, photos):
     assert (photos / "cam 1/a.jpg").read_bytes() == before
 
 
+@pytest.mark.parametrize("to", ["xmp", "folders", "fiftyone", "imagefolder"])
+@pytest.mark.parametrize("climbs", [False, True])
+def test_rows_of_a_list_never_lead_out_of_the_folder(run, photos, tmp_path, to, climbs):
+    """Beside the photographs a sidecar may be somebody's work, which was written over."""
+    source = photos / "cam 1/a.jpg"
+    beside = source.with_name("a.jpg.xmp")
+    beside.write_text("edits")
+    path = "../photos/cam 1/a.jpg" if climbs else str(source)
+    write_predictions(tmp_path / "list.csv", [replace(ROWS[0], path=path)])
+    with pytest.raises(UserError, match="leads out of the folder that is written"):
+        write(run, to, tmp_path / "out", predictions=tmp_path / "list.csv", photos=photos)
+    assert beside.read_text() == "edits"
+    assert not (tmp_path / "out").exists()
+
+
+def test_fiftyone_keeps_a_file_without_an_ending_behind_one_with(run, photos, tmp_path):
+    rows = [replace(ROWS[0], path="a.jpg"), replace(ROWS[2], path="a"), replace(ROWS[1], path="a.png")]
+    for row in rows:
+        (photos / row.path).write_bytes((photos / ROWS[0].path).read_bytes())
+    write_predictions(tmp_path / "list.csv", rows)
+    write(run, "fiftyone", tmp_path / "out", predictions=tmp_path / "list.csv", photos=photos)
+    labels = json.loads((tmp_path / "out/labels.json").read_text("utf-8"))["labels"]
+    assert {key: label["label"] for key, label in labels.items()} == {"a": "red fox", "a_2": "Person", "a.png": "empty"}
+    assert sorted(path.name for path in (tmp_path / "out/data").iterdir()) == ["a.jpg", "a.png.png", "a_2"]
+
+
 @pytest.fixture
 def package(tmp_path) -> Path:
     folder = tmp_path / "package"

@@ -146,7 +146,10 @@ def test_new_photographs_with_their_boxes(world, tmp_path):
     photos = tmp_path / "new"
     photos.mkdir()
     Image.fromarray(pair(1, 7)).save(photos / "x.png")
-    (tmp_path / "new.json").write_text(json.dumps(detected(photos, ["x.png", "gone.png"])))
+    # Of a name with blanks around it, and an entry without one.
+    document = detected(photos, [" x.png", "gone.png"])
+    document["images"].append({"failure": "no name", "detections": None})  # type: ignore[attr-defined]
+    (tmp_path / "new.json").write_text(json.dumps(document))
     with pytest.raises(SystemExit) as stop:
         main(["predict", str(world / "run"), str(photos), "--in", str(tmp_path / "new.json"), "--csv", str(tmp_path / "new.csv"), "--quiet"])
     assert stop.value.code == 0

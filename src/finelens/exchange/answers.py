@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from finelens.classes.file_names import leaves
 from finelens.classes.text_files import quote
 from finelens.core.schemas import MODEL_CONFIG_FILE, VERSION
 from finelens.errors import UserError
@@ -99,6 +100,21 @@ class Answers:
         for row in self.rows:
             groups.setdefault(self.file(row), []).append(row)
         return groups
+
+
+def below(folder: Path, path: str) -> Path:
+    """Where a file for a row goes in a folder that is written; rows of a list may be called by any path.
+
+    Args:
+        folder: What is written.
+        path: Of the row.
+
+    Raises:
+        UserError: The path leads out of the folder.
+    """
+    if leaves(path):
+        raise UserError(f"{quote(path)} leads out of the folder that is written; ask finelens predict about the photographs' folder, not a list")
+    return folder / path
 
 
 def answers_of(

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
+from itertools import chain, count
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from finelens.errors import UserError
-from finelens.exchange.answers import Answers
+from finelens.exchange.answers import Answers, below
 from finelens.exchange.tables import csv_text
 from finelens.storage.cells import escape_cell
 from finelens.storage.files import write_json, write_text
@@ -35,10 +36,8 @@ def write_fiftyone(answers: Answers, out: Path, how: How) -> None:
     """FiftyOneImageClassificationDataset: ``data/`` and ``labels.json`` with the class and its confidence."""
     targets: dict[str, Any] = {}
     for row in answers.read:
-        key = _without_suffix(row.path)
-        # Two files that differ in their endings only: the second keeps its whole name as its key.
-        name = f"{row.path}{Path(row.path).suffix}" if key in targets else row.path
-        _place(answers, row, out / "data" / name, how)
+        name = _free_name(row.path, targets)
+        _place(answers, row, below(out / "data", name), how)
         label = answers.label(row)
         targets[_without_suffix(name)] = None if label is None else {"label": label, "confidence": row.probability}
     write_json(out / "labels.json", {"classes": list(answers.classes), "labels": targets})
@@ -52,7 +51,7 @@ def write_imagefolder(answers: Answers, out: Path, how: How) -> None:
     """
     rows = []
     for row in answers.read:
-        _place(answers, row, out / row.path, how)
+        _place(answers, row, below(out, row.path), how)
         rows.append((row.path, answers.label(row), row.probability))
     write_text(out / "metadata.csv", csv_text(("file_name", "label", "probability"), rows))
     write_text(out / "README.md", IMAGEFOLDER_CARD)
@@ -69,7 +68,7 @@ def write_folders(answers: Answers, out: Path, how: How) -> None:
     for row in answers.read:
         label = answers.label(row)
         folder = names[label] if label is not None else NONE if row.answered or (answers.none_apart and answers.of_none(row)) else UNSURE
-        _place(answers, row, out / folder / row.path, how)
+        _place(answers, row, below(out / folder, row.path), how)
     _say_not_read(answers, out)
 
 
@@ -101,6 +100,13 @@ def _place(answers: Answers, row: PredictionRow, target: Path, how: How) -> None
     except OSError as error:
         remedy = "a hard link cannot cross disks: take --how copy" if how == "hardlink" else "check space and permissions"
         raise UserError(f"cannot write {target}: {error.strerror or error}; {remedy}") from error
+
+
+def _free_name(path: str, keys: Container[str]) -> str:
+    """What a file is called whose key, its name without the ending, is one's alone: of two that differ in their endings the second keeps it whole."""
+    whole, end = _without_suffix(path), PurePosixPath(path).suffix
+    candidates = chain((path, f"{path}{end}"), (f"{whole}_{number}{end}" for number in count(2)))
+    return next(name for name in candidates if _without_suffix(name) not in keys)
 
 
 def _without_suffix(path: str) -> str:

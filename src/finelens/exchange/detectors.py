@@ -9,7 +9,9 @@ from typing import Any
 from finelens.errors import UserError
 from finelens.exchange.answers import Answers
 from finelens.exchange.kinds import kind_of
+from finelens.intake.contents import text
 from finelens.intake.detectors import MEGADETECTOR
+from finelens.intake.taken import shown
 from finelens.storage.files import read_json, write_json
 from finelens.storage.predictions import PredictionRow
 
@@ -74,7 +76,7 @@ def _written_back(answers: Answers, document: dict[str, Any]) -> dict[str, Any]:
             ids[name] = next(str(number) for number in count(len(categories)) if str(number) not in categories)
             categories[ids[name]] = name
     rows = {row.path: row for row in answers.rows if row.status == "ok"}
-    images = {image["file"]: image for image in document["images"]}
+    images = {shown(text(image.get("file"))): image for image in document["images"]}
     missing = []
     for known in answers.boxes.values():
         detections = images.get(known.listed, {}).get("detections") or []

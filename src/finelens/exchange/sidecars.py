@@ -5,7 +5,7 @@ from __future__ import annotations
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
-from finelens.exchange.answers import Answers
+from finelens.exchange.answers import Answers, below
 from finelens.storage.files import write_bytes
 
 _X, _RDF, _DC = "adobe:ns:meta/", "http://www.w3.org/1999/02/22-rdf-syntax-ns#", "http://purl.org/dc/elements/1.1/"
@@ -16,7 +16,7 @@ def write_sidecars(answers: Answers, out: Path) -> None:
     for row in answers.read:
         label = answers.label(row)
         if label is not None:
-            target = out / f"{row.path}.xmp"
+            target = below(out, f"{row.path}.xmp")
             target.parent.mkdir(parents=True, exist_ok=True)
             write_bytes(target, _packet(label))
 

@@ -183,10 +183,10 @@ def _rows(contents: Contents, places: _Places) -> tuple[list[Row], dict[str, str
 
 
 def _row(said: Said, places: _Places) -> Row:
-    return Row(places.of(said.names) or _shown(said.names[0]), _shown(said.names[0]), said.number, said.box)
+    return Row(places.of(said.names) or shown(said.names[0]), shown(said.names[0]), said.number, said.box)
 
 
-def _shown(text: str) -> str:
+def shown(text: str) -> str:
     """A foreign path as one line of valid text."""
     return display_name(text.encode("utf-8", "replace").decode("utf-8").replace("\0", "\N{REPLACEMENT CHARACTER}"))
 
