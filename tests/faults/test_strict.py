@@ -15,8 +15,10 @@ from PIL import Image
 from finelens.api import load_run, predict, zero_shot
 from finelens.core.console import Console
 from finelens.images import complaints as strict
+from finelens.images.boxes import Box
 from finelens.images.complaints import PREFIX, SecondOpinion, note_complaints
-from finelens.images.discover import discover
+from finelens.images.decode import DecodeLimits
+from finelens.images.discover import ImageFile, discover
 from finelens.images.second_opinion import complaints
 from finelens.images.store import load_images
 from finelens.storage.predictions import read_predictions
@@ -60,7 +62,7 @@ def test_flipped_bytes_are_accepted_and_noted(folder, capsys):
     records = load_images(files).records
     assert [record.status for record in records] == ["ok", "ok", "ok", "corrupt"]
     assert not any(PREFIX in record.reason for record in records)
-    noted = note_complaints(files, records, Console())
+    noted = note_complaints(files, records, DecodeLimits(), Console())
     assert [PREFIX in record.reason for record in noted] == [False, True, False, False]
     assert "Corrupt JPEG data" in noted[1].reason
     assert noted[1].status == "ok"
@@ -91,11 +93,23 @@ def test_the_helper_process_answers_each_line(folder):
     assert [bool(json.loads(line)) for line in lines] == [False, True]
 
 
+def test_a_file_within_the_budget_of_the_run_is_no_complaint(tmp_path, capsys):
+    """The reader judged by a budget of its own, and by the form of photographs of which parts are rows."""
+    Image.new("RGB", (9000, 7200)).save(tmp_path / "large.png")
+    Image.new("RGB", (2100, 100)).save(tmp_path / "wide.png")
+    files = [*discover(tmp_path)[:1], ImageFile(str(tmp_path / "wide.png"), "wide.png#1", Box(0.0, 0.0, 0.1, 1.0))]
+    limits = DecodeLimits(max_pixels=70_000_000)
+    records = load_images(files, limits).records
+    assert [record.status for record in records] == ["ok", "ok"]
+    assert note_complaints(files, records, limits, Console()) == records
+    assert "exceed the budget" in complaints(files[0].place)[0]
+
+
 def test_a_file_that_kills_the_reader_is_noted_and_the_next_is_read(monkeypatch, folder):
     code = "import sys\nfor line in sys.stdin:\n    if 'flipped' in line: sys.exit(1)\n    print('[]', flush=True)"
     popen = subprocess.Popen
     monkeypatch.setattr(strict.subprocess, "Popen", lambda command, **given: popen([sys.executable, "-c", code], **given))
-    with SecondOpinion() as opinion:
+    with SecondOpinion(DecodeLimits()) as opinion:
         assert opinion.complaints(folder / "a-good.jpg") == []
         assert opinion.complaints(folder / "b-flipped.jpg") == ["the checking reader crashed or did not answer"]
         assert opinion.complaints(folder / "a-good.jpg") == []
@@ -105,7 +119,7 @@ def test_a_reader_that_hangs_is_given_up_on(monkeypatch, folder):
     popen = subprocess.Popen
     monkeypatch.setattr(strict.subprocess, "Popen", lambda command, **given: popen([sys.executable, "-c", "import time; time.sleep(60)"], **given))
     monkeypatch.setattr(strict, "PATIENCE_SECONDS", 0.2)
-    with SecondOpinion() as opinion:
+    with SecondOpinion(DecodeLimits()) as opinion:
         assert opinion.complaints(folder / "a-good.jpg") == ["the checking reader crashed or did not answer"]
 
 

@@ -71,6 +71,18 @@ def test_a_box_without_enough_pixels(photo, box, status):
     assert found.status == status
 
 
+def test_a_box_of_a_panorama_is_judged_by_its_own_sides(tmp_path):
+    """As a photograph it is too wide to be shown in a square; a tile of it is not."""
+    path = tmp_path / "wide.png"
+    Image.fromarray(np.tile(PIXELS, (1, 30, 1))).save(path)  # 2400 wide, 40 high
+    whole = decode(path, LIMITS)
+    assert isinstance(whole, Failure)
+    assert "aspect ratio" in whole.reason
+    part = decode(path, LIMITS, Box(0.5, 0.0, 1 / 30, 1.0))
+    assert isinstance(part, DecodedImage)
+    assert torch.equal(part.pixels, torch.from_numpy(PIXELS).permute(2, 0, 1))
+
+
 @pytest.mark.parametrize(
     ("given", "kept"),
     [

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import TracebackType
 
 from finelens.core.console import Console
+from finelens.images.decode import DecodeLimits
 from finelens.images.discover import ImageFile
 from finelens.protocol import ImageRecord
 
@@ -21,9 +22,14 @@ PATIENCE_SECONDS = 120.0
 
 
 class SecondOpinion:
-    """The helper process, started again after a file that killed it. Use as a context manager."""
+    """The helper process, started again after a file that killed it. Use as a context manager.
 
-    def __init__(self) -> None:
+    Args:
+        limits: Of the command whose files are checked.
+    """
+
+    def __init__(self, limits: DecodeLimits) -> None:
+        self._limits = limits
         self._process: subprocess.Popen[str] | None = None
 
     def __enter__(self) -> SecondOpinion:
@@ -57,7 +63,7 @@ class SecondOpinion:
 
     def _running(self) -> subprocess.Popen[str]:
         if self._process is None:
-            command = [sys.executable, "-m", "finelens.images.second_opinion"]
+            command = [sys.executable, "-m", "finelens.images.second_opinion", str(self._limits.max_pixels)]
             self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8")
         return self._process
 
@@ -68,16 +74,17 @@ class SecondOpinion:
             self._process = None
 
 
-def note_complaints(files: Sequence[ImageFile], records: Sequence[ImageRecord], console: Console) -> list[ImageRecord]:
+def note_complaints(files: Sequence[ImageFile], records: Sequence[ImageRecord], limits: DecodeLimits, console: Console) -> list[ImageRecord]:
     """The records, those of complained-of files with a note. Status and pixels stay: a person decides what to do about it.
 
     Args:
         files: The files, in the order of the records.
         records: What became of them.
+        limits: Under which that became of them.
         console: Progress, and a line that sums up.
     """
     noted: list[ImageRecord] = []
-    with SecondOpinion() as opinion, console.progress(len(files), "check images") as bar:
+    with SecondOpinion(limits) as opinion, console.progress(len(files), "check images") as bar:
         for file, record in zip(files, records, strict=True):
             found = opinion.complaints(file.path) if record.status == "ok" else []
             noted.append(replace(record, reason="; ".join(filter(None, [record.reason, PREFIX + ", ".join(found)]))) if found else record)

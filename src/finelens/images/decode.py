@@ -54,6 +54,11 @@ class DecodeLimits:
     min_side: int = 8
     short_side: int = 448
 
+    @property
+    def of_any_form(self) -> DecodeLimits:
+        """The same for images of any sides."""
+        return replace(self, max_aspect=math.inf, min_side=1)
+
 
 @dataclass(frozen=True)
 class DecodedImage:
@@ -175,8 +180,9 @@ def decode_bytes(data: bytes, name: str, limits: DecodeLimits) -> DecodedImage |
 
 
 def _cut(data: bytes, path: Path, limits: DecodeLimits, box: Box) -> tuple[Tensor, tuple[str, ...]]:
-    # So much more of the whole that the part has the size it is kept at.
-    whole = replace(limits, short_side=math.ceil(limits.short_side / max(min(box.width, box.height), _THINNEST)))
+    # So much more of the whole that the part has the size it is kept at; what form the whole is of says nothing of the part.
+    side = math.ceil(limits.short_side / max(min(box.width, box.height), _THINNEST))
+    whole = replace(limits.of_any_form, short_side=side)
     pixels, notes = _decode_bytes(data, path, whole)
     part = box.cut(pixels)
     _refuse(check_geometry(part.shape[2], part.shape[1], limits))

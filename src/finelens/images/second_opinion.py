@@ -3,7 +3,8 @@
 libjpeg writes its complaints to standard error and Pillow swallows them, so this process decodes once more with a reader that lets them through, and
 reads its own standard error. A file that kills or leaks in such a reader does so here.
 
-It answers each line of standard input, a JSON text that is a path, with one line of standard output, a JSON list of complaints.
+It answers each line of standard input, a JSON text that is a path, with one line of standard output, a JSON list of complaints. Its argument, if any,
+is the budget of pixels of one image.
 """
 
 from __future__ import annotations
@@ -21,8 +22,13 @@ from typing import BinaryIO
 MAX_COMPLAINTS = 5
 
 
-def complaints(path: str) -> list[str]:
-    """Warnings of Pillow and of libjpeg about one file, without repetitions."""
+def complaints(path: str, max_pixels: int | None = None) -> list[str]:
+    """Warnings of Pillow and of libjpeg about one file, without repetitions.
+
+    Args:
+        path: The file.
+        max_pixels: Budget of pixels of the command that asks; None for the default.
+    """
     import torch
     from torchvision.io import decode_jpeg
 
@@ -33,7 +39,9 @@ def complaints(path: str) -> list[str]:
         try:
             with _standard_error(captured), open(path, "rb") as file:
                 data = file.read()
-                result = decode(Path(path), DecodeLimits())
+                limits = DecodeLimits() if max_pixels is None else DecodeLimits(max_pixels=max_pixels)
+                # Of what is a part, the whole may have any form.
+                result = decode(Path(path), limits.of_any_form)
                 if data[:2] == b"\xff\xd8":
                     decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8))
         except Exception as error:
@@ -63,8 +71,9 @@ def _standard_error(target: BinaryIO) -> Iterator[None]:
 
 def main() -> None:
     """Answer until standard input ends."""
+    budget = int(sys.argv[1]) if len(sys.argv) > 1 else None
     for line in sys.stdin:
-        print(json.dumps(complaints(json.loads(line))), flush=True)
+        print(json.dumps(complaints(json.loads(line), budget)), flush=True)
 
 
 if __name__ == "__main__":

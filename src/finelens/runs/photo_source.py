@@ -87,7 +87,7 @@ class PhotoSource:
     def load(self, limits: DecodeLimits, console: Console, *, seldom: bool = False) -> Loaded:
         """Decode them, with notes where the run is strict."""
         loaded = load(self.inputs, limits, console, spill_folder(), seldom=seldom)
-        return replace(loaded, records=note_complaints(self.files, loaded.records, console)) if self.strict else loaded
+        return replace(loaded, records=note_complaints(self.files, loaded.records, limits, console)) if self.strict else loaded
 
     @property
     def names(self) -> Sequence[str] | None:
@@ -107,7 +107,7 @@ class PhotoSource:
     def answers(self, asked: Request) -> Predictions:
         """Decode and encode group by group."""
         found = predict_items(asked, self.inputs)
-        return replace(found, records=note_complaints(self.files, found.records, asked.console)) if self.strict else found
+        return replace(found, records=note_complaints(self.files, found.records, asked.limits, asked.console)) if self.strict else found
 
     def parts(self, asked: Request, within: range | None = None) -> Iterator[Predictions]:
         """Decode and encode group by group."""
@@ -116,7 +116,7 @@ class PhotoSource:
         for part in item_groups(asked, self.inputs, within):
             end = start + len(part.records)
             if self.strict:
-                part = replace(part, records=note_complaints(self.files[start:end], part.records, Console(enabled=False)))
+                part = replace(part, records=note_complaints(self.files[start:end], part.records, asked.limits, Console(enabled=False)))
             yield part
             start = end
 
