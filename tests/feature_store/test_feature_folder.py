@@ -180,7 +180,12 @@ def test_folders_that_are_refused(world, tiny_vit, tmp_path):
     out = written(world, tiny_vit, tmp_path / "x.features")
     with pytest.raises(UserError, match="exists; give another name, or --overwrite"):
         written(world, tiny_vit, out)
+    # What somebody has put beside the shards is not replaced with them.
+    for name in ("mine.safetensors", "shard-mine.safetensors"):
+        (out / name).write_text("mine")
+    (out / "shard-00003.safetensors").write_text("of before")
     before = contents(out)
+    del before["shard-00003.safetensors"]
     written(world, tiny_vit, out, overwrite=True)
     assert contents(out) == before
     (tmp_path / "mine.features").mkdir()

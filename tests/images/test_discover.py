@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import errno
 import os
 import sys
 
 import pytest
 
 from finelens.errors import UserError
+from finelens.images.decode import DecodeLimits, Failure, decode
 from finelens.images.discover import discover, visible_files
 
 
@@ -93,6 +95,27 @@ def test_broken_link_keeps_its_row(tmp_path):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other file systems refuse such names")
+@pytest.mark.parametrize("code", [errno.EACCES, errno.ENOENT, errno.EIO])
+def test_a_file_that_cannot_be_looked_at_keeps_its_row(tmp_path, monkeypatch, code):
+    """As in a folder that one may list and not enter: such files were left out, as pipes."""
+    for name in ("a.png", "b.png"):
+        (tmp_path / name).write_bytes(b"x")
+    look = os.stat
+
+    def refused(path, *args, **given):
+        if str(path).endswith("b.png"):
+            raise OSError(code, os.strerror(code), path)
+        return look(path, *args, **given)
+
+    monkeypatch.setattr(os, "stat", refused)
+    files = discover(tmp_path)
+    assert [file.name for file in files] == ["a.png", "b.png"]
+    assert files.remarks == ()
+    found = decode(files[1].path, DecodeLimits())
+    assert isinstance(found, Failure)
+    assert found.status == ("vanished" if code == errno.ENOENT else "unreadable")
+
+
 def test_name_that_is_not_utf8_is_printable_and_opens(tmp_path):
     raw = os.path.join(os.fsencode(tmp_path), b"caf\xe9.jpg")
     with open(raw, "wb") as file:

@@ -6,6 +6,7 @@ import csv
 import io
 import multiprocessing
 import pickle
+import shutil
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -138,17 +139,28 @@ def test_one_photograph_and_lists_are_answered_as_in_their_folder(runs, world, t
     assert rows(tmp_path / "input.csv") == expected
 
 
-def test_paths_of_a_list_are_those_of_the_working_directory(world, tmp_path, monkeypatch):
+def test_paths_of_a_list_are_those_of_the_working_directory(runs, world, tmp_path, monkeypatch):
     monkeypatch.chdir(world.photos)
     (tmp_path / "list.lst").write_text("red stripe/0.png\n")
     api.predict(world.parent / "zero-shot", tmp_path / "list.lst", tmp_path / "out.csv", console=QUIET)
     assert [row[:2] for row in rows(tmp_path / "out.csv")] == [("red stripe/0.png", "ok")]
 
 
+def test_names_with_blanks_at_the_end_and_of_nobody_are_those_of_files(runs, world, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("end.png ", " plain.png"):
+        shutil.copy(world.photos / "red stripe/0.png", name)
+    shutil.copy(world.photos / "red stripe/0.png", "both.png")
+    (tmp_path / "list.txt").write_text("end.png \n both.png \n plain.png\n~nobody-of-that-name/a.png\n")
+    api.predict(world.parent / "zero-shot", "list.txt", "out.csv", console=QUIET)
+    expected = [("end.png ", "ok"), ("both.png", "ok"), (" plain.png", "ok"), ("~nobody-of-that-name/a.png", "vanished")]
+    assert [row[:2] for row in rows(tmp_path / "out.csv")] == expected
+
+
 @pytest.mark.parametrize(
     ("content", "message"), [(b"\n\n", "no paths"), (b"\xff\xfe", "not a list of paths in UTF-8"), (b"a\0b", "not a list of paths")]
 )
-def test_what_is_no_list_is_refused(world, tmp_path, content, message):
+def test_what_is_no_list_is_refused(runs, world, tmp_path, content, message):
     (tmp_path / "list.txt").write_bytes(content)
     with pytest.raises(UserError, match=message):
         api.predict(world.parent / "zero-shot", tmp_path / "list.txt", tmp_path / "out.csv", console=QUIET)

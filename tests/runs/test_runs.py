@@ -53,6 +53,8 @@ def test_what_a_killed_start_leaves_counts_as_empty(tmp_path, config):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / LOCK_FILE).write_text("")
     (tmp_path / "out" / ".finelens-0.tmp").write_text("half")
+    # Of a ``finelens write --to folders`` into the run's folder.
+    (tmp_path / "out" / ".finelens-2.tmp" / "red fox").mkdir(parents=True)
     with RunFolder.create(tmp_path / "out", config):
         assert tree(tmp_path / "out") == [LOCK_FILE, "config.json"]
 
@@ -144,8 +146,10 @@ def test_the_output_may_not_lie_among_the_photographs(tmp_path, config, where):
 def test_open_reads_the_configuration_and_locks(tmp_path, config):
     finished(tmp_path / "out", config)
     (tmp_path / "out" / "checkpoint" / ".finelens-1.tmp").write_text("half")
+    (tmp_path / "out" / ".finelens-2.tmp" / "red fox").mkdir(parents=True)
     with RunFolder.open(tmp_path / "out") as run:
         assert run.config == config
+        assert not (tmp_path / "out" / ".finelens-2.tmp").exists()
         assert not list(run.checkpoint_dir.iterdir())
         with pytest.raises(UserError, match="another run"):
             RunFolder.open(tmp_path / "out")

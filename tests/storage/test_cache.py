@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from finelens.errors import UserError
 from finelens.storage import cache
-from finelens.storage.cache import cache_key, cached_tensors
+from finelens.storage.cache import cache_key, cached_tensors, spill_folder
 from finelens.storage.cache_place import ENVIRONMENT_VARIABLE, cache_folder
+from finelens.storage.rows import RowCache
 
 
 class Counter:
@@ -96,6 +98,24 @@ def test_default_folder_follows_the_platform(monkeypatch, tmp_path):
     assert cache_folder() == tmp_path / "finelens"
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert cache_folder() == Path.home() / ".cache" / "finelens"
+
+
+def test_without_a_home_folder_nothing_is_kept(monkeypatch):
+    """As for a user in a container whom the system does not know."""
+
+    def unknown() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    for name in (ENVIRONMENT_VARIABLE, "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(Path, "home", unknown)
+    with pytest.raises(UserError, match="no home folder to keep the cache in: set FINELENS_CACHE"):
+        cache_folder()
+    compute = Counter()
+    assert same(cached_tensors(["k"], compute), cached_tensors(["k"], compute))
+    assert compute.calls == 2
+    assert spill_folder() is None
+    assert RowCache(["k"]).folder is None
 
 
 def test_precision_versions_and_processor_count(folder, monkeypatch):

@@ -20,6 +20,7 @@ from finelens.backbones.transformers_loader import TransformersBackbone, read_pr
 from finelens.backbones.transformers_source import FAMILIES, IMAGE_FAMILIES, first_line
 from finelens.backbones.transformers_source import find as find_in_transformers
 from finelens.backbones.without_texts import WithoutTexts
+from finelens.core.home import expanded
 from finelens.errors import UserError
 from finelens.protocol import Backbone, ImageTokens, Interpolation, NotAvailableError, Preprocess
 from finelens.storage.tensors import load_tensors
@@ -87,12 +88,12 @@ def timm_encoder(rest: str) -> ImageEncoder:
     Raises:
         UserError: Unknown names, weights that are not there or do not fit, or a geometry that finelens does not have.
     """
-    spec, folder = SCHEME + rest, Path(rest).expanduser()
+    spec, folder = SCHEME + rest, expanded(rest)
     if folder.is_dir() or rest.startswith((".", "/", "~")):
         trunk = _timm_of_folder(spec, folder)
     elif "@" in rest and not rest.startswith("hf-hub:"):
         name, _, file = rest.partition("@")
-        trunk = _timm_of_file(spec, name, Path(file).expanduser())
+        trunk = _timm_of_file(spec, name, expanded(file))
     else:
         trunk = _timm_of_hub(spec, rest)
     config = trunk.pretrained_cfg
@@ -106,14 +107,14 @@ def check_timm(rest: str) -> None:
     Raises:
         UserError: A name that timm does not have, or weights that are not there.
     """
-    spec, folder = SCHEME + rest, Path(rest).expanduser()
+    spec, folder = SCHEME + rest, expanded(rest)
     if rest.startswith("hf-hub:") or folder.is_dir():
         return
     name, at, file = rest.partition("@")
     if unknown := _unknown(spec, name):
         raise UserError(unknown)
     if at:
-        _weights(spec, Path(file).expanduser())
+        _weights(spec, expanded(file))
 
 
 def transformers_encoder(rest: str) -> Backbone:

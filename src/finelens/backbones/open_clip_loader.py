@@ -23,6 +23,7 @@ from finelens.backbones.resnet import ResNetConfig, ResNetTower
 from finelens.backbones.timm_tower import TimmConfig, TimmTower
 from finelens.backbones.tower import ImageTower
 from finelens.backbones.vit import VisionTransformer, ViTConfig
+from finelens.core.home import expanded
 from finelens.errors import UserError
 from finelens.protocol import Interpolation, Preprocess, ResizeMode
 
@@ -43,7 +44,7 @@ class OpenClipBackbone(DualEncoder):
     @classmethod
     def from_folder(cls, folder: str | Path) -> OpenClipBackbone:
         """Load ``local:DIR`` in open_clip's saved layout; raises :class:`~finelens.errors.UserError` for files that cannot be used."""
-        return cls._from_source(find_local(Path(folder).expanduser()))
+        return cls._from_source(find_local(expanded(folder)))
 
     @classmethod
     def _from_source(cls, source: Source) -> OpenClipBackbone:

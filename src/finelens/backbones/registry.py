@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from finelens.core.home import expanded
 from finelens.core.options import nearest
 from finelens.errors import UserError
 
@@ -44,7 +44,7 @@ def _meant(scheme: str, known: Iterable[str]) -> str:
 def is_local(spec: str) -> bool:
     """Whether a backbone is on this machine by what it is called; one of a hub may or may not be."""
     scheme, _, rest = spec.partition(":")
-    return scheme in ("embedded", "features", "local") or (scheme == "transformers" and Path(rest).expanduser().is_dir())
+    return scheme in ("embedded", "features", "local") or (scheme == "transformers" and expanded(rest).is_dir())
 
 
 def several(text: str) -> list[str]:
@@ -82,7 +82,7 @@ def check_encoder_there(spec: str) -> None:
         from finelens.backbones.image_encoders import check_timm
 
         check_timm(rest)
-    elif scheme == "local" and not Path(rest).expanduser().is_dir():
+    elif scheme == "local" and not expanded(rest).is_dir():
         raise UserError(f"{spec}: no such folder; give one with a model in open_clip's saved layout")
 
 
@@ -145,8 +145,8 @@ def absolute_spec(spec: str) -> str:
     scheme, _, rest = spec.partition(":")
     if scheme == "timm" and "@" in rest and not rest.startswith("hf-hub:"):
         name, _, file = rest.partition("@")
-        return f"timm:{name}@{os.path.abspath(Path(file).expanduser())}"
-    folder = Path(rest).expanduser()
+        return f"timm:{name}@{os.path.abspath(expanded(file))}"
+    folder = expanded(rest)
     if rest and (scheme == "local" or (scheme in ("transformers", "timm") and folder.is_dir())):
         return f"{scheme}:{os.path.abspath(folder)}"
     return spec

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from finelens.backbones.hub import hub_errors, offline_if_unreachable
+from finelens.core.home import expanded
 from finelens.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -74,7 +75,7 @@ class Source:
 
 def is_folder(rest: str) -> bool:
     """Whether what follows ``transformers:`` is a folder: one that exists, or what can be no repository's name."""
-    return Path(rest).expanduser().is_dir() or rest.startswith((".", "/", "~")) or rest.count("/") != 1
+    return expanded(rest).is_dir() or rest.startswith((".", "/", "~")) or rest.count("/") != 1
 
 
 def find(rest: str, families: Mapping[str, str] = FAMILIES) -> Source:
@@ -88,7 +89,7 @@ def find(rest: str, families: Mapping[str, str] = FAMILIES) -> Source:
         UserError: Missing or unreachable files, a kind of model that is not supported, or a local pickle in the place of safetensors.
     """
     if is_folder(rest):
-        folder = Path(rest).expanduser()
+        folder = expanded(rest)
         if not folder.is_dir():
             raise UserError(f"{SCHEME}{rest}: no such folder; give one with config.json and {WEIGHTS}, or ORG/REPO of the hub")
         _refuse_pickles(folder, families)

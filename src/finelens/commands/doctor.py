@@ -77,7 +77,11 @@ def _cache(problems: list[str]) -> dict[str, Any]:
 
     from finelens.storage.cache_place import cache_files, cache_folder, cache_limit
 
-    folder = cache_folder()
+    try:
+        folder = cache_folder()
+    except UserError as error:
+        problems.append(error.message)
+        return {"folder": None, "writable": False, "bytes": 0, "limit": cache_limit(), "free": 0}
     # The nearest folder that is there decides whether it can be made.
     there = next((place for place in (folder, *folder.absolute().parents) if place.exists()), Path(folder.anchor or "."))
     writable = os.access(there, os.W_OK)

@@ -7,6 +7,7 @@ with their sizes and SHA-256. Nothing here holds more rows than those of one sha
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from bisect import bisect_right
 from collections import Counter
@@ -32,6 +33,7 @@ from finelens.storage.tensors import load_tensor, load_tensors, save_tensors
 PART, LOCK, TEXTS = "manifest.part.json", ".finelens.lock", "texts.safetensors"
 # How folders of single attempts at a shard begin.
 ATTEMPT = ".finelens-attempt-"
+_SHARD = re.compile(r"shard-\d{5,}\.safetensors")
 # Files of a shard: a few dozen megabytes of features.
 SHARD = 4096
 
@@ -111,9 +113,11 @@ class FolderWriter:
             raise write_error(self.path, error) from error
         with self._lock.claimed():
             self.entries = self._kept()
-            for leftover in self.path.glob("*.safetensors"):
-                if leftover.name not in {entry.name for entry in self.entries}:
-                    leftover.unlink()
+            kept = {entry.name for entry in self.entries}
+            for leftover in [*self.path.glob("shard-*.safetensors"), self.path / TEXTS]:
+                # What somebody put beside the shards is theirs.
+                if leftover.name not in kept and (_SHARD.fullmatch(leftover.name) or leftover.name == TEXTS):
+                    leftover.unlink(missing_ok=True)
             for leftover in self.path.glob(f"{ATTEMPT}*"):
                 shutil.rmtree(leftover, ignore_errors=True)
             (self.path / MANIFEST).unlink(missing_ok=True)

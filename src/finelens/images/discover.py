@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 import unicodedata
 from collections import deque
 from collections.abc import Iterable
@@ -210,8 +211,13 @@ class _Walk:
                     self._take(os.path.join(folder, name))
 
     def _take(self, path: str) -> None:
-        # Links that lead nowhere get a row that says so. Pipes, sockets and devices are no files to read.
-        if os.path.isfile(path) or (os.path.islink(path) and not os.path.exists(path)):
+        # What cannot be looked at gets a row that says why: a link that leads nowhere, a folder that one may list and not enter. Pipes, sockets and
+        # devices are no files to read.
+        try:
+            readable = stat.S_ISREG(os.stat(path).st_mode)
+        except OSError:
+            readable = True
+        if readable:
             self.files.append(ImageFile(path, self._name(path)))
         else:
             self._special.append(path)

@@ -121,4 +121,8 @@ def remove_temporaries(path: Path) -> None:
     """Remove what killed writers left in the folder and its parts."""
     for folder in (path, path / MODEL_DIR, path / CHECKPOINT_DIR, path / FAILURE_DIR):
         for leftover in folder.glob(f"{TEMPORARY_PREFIX}*{TEMPORARY_SUFFIX}"):
-            leftover.unlink(missing_ok=True)
+            # A folder is of a ``finelens write`` into the run's.
+            if leftover.is_dir() and not leftover.is_symlink():
+                shutil.rmtree(leftover, ignore_errors=True)
+            else:
+                leftover.unlink(missing_ok=True)

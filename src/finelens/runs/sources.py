@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from finelens.classes.text_files import split_lines
+from finelens.core.home import expanded
 from finelens.errors import UserError
 from finelens.feature_store.files import given_features, is_matrix
 from finelens.feature_store.paths import is_feature_path
@@ -99,15 +100,15 @@ def asked_at(path: str | Path, *, strict: bool = False, row_names: str | Path | 
 def _listed(text: bytes, where: str) -> tuple[ImageFile, ...]:
     """The files of a list; paths are relative to the working directory, as they are for any other command."""
     try:
-        lines = [line.strip() for line in split_lines(text.decode("utf-8-sig"))]
+        lines = split_lines(text.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise UserError(f"{where}: not a list of paths in UTF-8 (byte {error.start}); write one path a line") from error
-    names = [line for line in lines if line]
+    names = [_listed_name(line) for line in lines if line.strip()]
     if not names:
         raise UserError(f"{where}: no paths; write one path a line")
     if any("\0" in name for name in names):
         raise UserError(f"{where}: not a list of paths; write one path a line")
-    files = tuple(ImageFile(os.path.abspath(Path(name).expanduser()), display_name(name)) for name in names)
+    files = tuple(ImageFile(_place(name), display_name(name)) for name in names)
     if not any(os.path.lexists(file.place) for file in files):
         # A list that was made inside the folder of the photographs: every row would say that its file is gone.
         raise UserError(
@@ -115,6 +116,16 @@ def _listed(text: bytes, where: str) -> tuple[ImageFile, ...]:
             "relative paths count from the folder where the command runs, so run it from where they lead to the photographs, or write full paths"
         )
     return files
+
+
+def _listed_name(line: str) -> str:
+    """The path in a line of a list: without the blanks around it, unless a file is called so."""
+    name = line.strip()
+    return line if line != name and "\0" not in line and os.path.lexists(_place(line)) and not os.path.lexists(_place(name)) else name
+
+
+def _place(name: str) -> str:
+    return os.path.abspath(expanded(name))
 
 
 def source_of_run(config: RunConfig, taken: Taken | None = None) -> PhotoSource | FeatureSource:

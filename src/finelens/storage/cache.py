@@ -79,7 +79,7 @@ def cached_tensors(key_parts: Sequence[str], compute: Callable[[], Mapping[str, 
     # A home folder that cannot be found is a cache that cannot be used.
     try:
         path = cache_folder() / TENSORS / f"{key}.safetensors"
-    except RuntimeError:
+    except UserError:
         return dict(compute())
     stored = _read(path, key)
     if stored is not None:
@@ -122,9 +122,9 @@ def state_digest(state: Mapping[str, Tensor]) -> str:
 
 def spill_folder() -> Path | None:
     """Where pixels beyond the memory budget go; None keeps them in memory where the cache cannot be written."""
-    folder = cache_folder()
     try:
+        folder = cache_folder()
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
+    except (OSError, UserError):
         return None
     return folder if os.access(folder, os.W_OK) else None

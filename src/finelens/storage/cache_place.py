@@ -24,16 +24,25 @@ STALE_SECONDS = 24 * 3600.0
 
 
 def cache_folder() -> Path:
-    """``$FINELENS_CACHE`` if set, else ``finelens`` in the platform's folder for caches. It need not exist."""
+    """``$FINELENS_CACHE`` if set, else ``finelens`` in the platform's folder for caches. It need not exist.
+
+    Raises:
+        UserError: The system tells of no home folder, as for a user in a container that has no entry there.
+    """
     if chosen := os.environ.get(ENVIRONMENT_VARIABLE):
         return Path(chosen)
+    try:
+        return _platform_folder() / "finelens"
+    except RuntimeError:
+        raise UserError(f"there is no home folder to keep the cache in: set {ENVIRONMENT_VARIABLE} to a folder for it") from None
+
+
+def _platform_folder() -> Path:
     if sys.platform == "win32":
-        parent = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
-    elif sys.platform == "darwin":
-        parent = Path.home() / "Library" / "Caches"
-    else:
-        parent = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return parent / "finelens"
+        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
 
 
 def cache_limit() -> int:

@@ -45,7 +45,7 @@ class RowCache:
         self._limit = cache_limit() if kind == FEATURES else None
         # A home folder that cannot be found is a cache that cannot be used.
         self.folder: Path | None = None
-        with suppress(RuntimeError):
+        with suppress(UserError):
             self.folder = None if self._limit == 0 else cache_folder() / kind / key
         self.error: str | None = None
         self._pending: list[tuple[list[bytes], dict[str, Tensor]]] = []

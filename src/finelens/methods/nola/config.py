@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 from finelens.backbones.registry import ENCODER_FORMS, absolute_spec, is_encoder_spec
+from finelens.core.home import expanded
 from finelens.core.options import require
 from finelens.methods.parts.student import StudentConfig
 
@@ -58,7 +58,7 @@ class NolaConfig(StudentConfig):
         if self.second_checkpoint is not None:
             usable = self.second_encoder.startswith("timm:") and "@" not in self.second_encoder
             require(usable, "method.second_checkpoint", f"left out with method.second_encoder={self.second_encoder}", self.second_checkpoint)
-            object.__setattr__(self, "second_checkpoint", str(Path(self.second_checkpoint).expanduser().absolute()))
+            object.__setattr__(self, "second_checkpoint", str(expanded(self.second_checkpoint).absolute()))
 
     @property
     def second_spec(self) -> str:
