@@ -3,11 +3,14 @@ from __future__ import annotations
 import io
 import itertools
 import json
+import os
+import signal
 import time
 
 import pytest
 
 from finelens.core import console as module
+from finelens.core import stopped
 from finelens.core.console import progress
 from finelens.core.phases import Phases
 
@@ -27,7 +30,7 @@ def test_short_work_is_quiet():
 
 def test_disabled_is_silent(monkeypatch):
     monkeypatch.setattr(module, "DELAY", 0)
-    monkeypatch.setattr(module, "LOG_INTERVAL", 0)
+    monkeypatch.setattr(module, "LOG_FIRST", 0)
     stream = Terminal()
     with progress(3, "adapt", enabled=False, stream=stream) as bar:
         bar.update(3)
@@ -58,17 +61,19 @@ def test_a_log_gets_a_line_every_minute(step):
         if stream.tell() > before:
             times.append(now[0])
     lines.finish()
-    assert min(b - a for a, b in zip([0.0, *times], times, strict=False)) >= 60
-    assert len(times) == int(200 * step // (-(-60 // step) * step))
+    # One soon, for somebody who wonders whether anything happens.
+    assert times[0] == -(-10 // step) * step
+    assert min(b - a for a, b in itertools.pairwise(times)) >= 60
+    assert len(times) == 1 + int((200 * step - times[0]) // (-(-60 // step) * step))
     written = stream.getvalue().splitlines()
     assert len(written) == len(times) + 1
     if step == 1.0:
-        assert written[0] == "adapt: 60/200 images, 30 %, about 2 min left"
+        assert written[0] == "adapt: 10/200 images, 5 %, about 3 min left"
         assert written[-1] == "adapt: 200 images in 3 min"
 
 
 def test_work_that_fails_does_not_claim_to_have_ended(monkeypatch):
-    monkeypatch.setattr(module, "LOG_INTERVAL", 0)
+    monkeypatch.setattr(module, "LOG_FIRST", 0)
     stream = io.StringIO()
 
     def failing():
@@ -171,6 +176,8 @@ def test_a_log_of_slow_groups_has_a_line_a_minute():
     lines.finish()
     written = stream.getvalue().splitlines()
     assert written[0] == "predict: 0/1024 images, 0 %"
+    # Nothing is counted while the first images are read, and the minute goes on.
+    assert written[1] == "predict: 0/1024 images, 0 %"
     assert len(written) - 1 >= 0.5 * clock.now / 60
     assert written[-1] == "predict: 1024 images in 20 min"
 
@@ -188,3 +195,67 @@ def test_the_left_time_of_a_terminal_is_that_of_the_log(monkeypatch):
     assert bar.format_dict["rate"] == pytest.approx(1.1, rel=0.1)
     assert bar.n == 110
     bar.close()
+
+
+goes_on = pytest.mark.skipif(not hasattr(signal, "SIGCONT"), reason="no such signal here")
+
+
+@goes_on
+def test_a_stop_of_the_process_is_no_time_of_work():
+    """SIGCONT comes when it goes on; ten minutes in which it stood still would make four seconds of work hours."""
+    now = [0.0]
+    with stopped.heeding():
+        pace = module._Pace(100, clock=lambda: now[0])
+        for _ in range(50):
+            now[0] += 0.1
+            pace.update(1)
+        now[0] += 600.0
+        os.kill(os.getpid(), signal.SIGCONT)
+        assert pace.left(now[0]) is None
+        left = []
+        for _ in range(20):
+            now[0] += 0.1
+            left.append(pace.left(pace.update(1)))
+    assert left[-1] == pytest.approx(3.0, rel=0.1)
+    assert max(filter(None, left)) < 6
+
+
+@goes_on
+def test_groups_forget_how_long_a_phase_took_that_was_stopped():
+    clock = Clock()
+    done = []
+
+    class Bar:
+        def update(self, n=1):
+            done.append(n)
+
+    phases = Phases(Bar(), clock)
+    with stopped.heeding():
+        for group in range(3):
+            counted = sum(done)
+            with phases.group(10):
+                with phases.phase(10) as step:
+                    for _ in range(10):
+                        clock.now += 1.0
+                        step.update()
+                    if group == 1:
+                        clock.now += 600.0
+                        os.kill(os.getpid(), signal.SIGCONT)
+                # Reading is half of the work, whatever stood still in the group before.
+                assert group == 0 or sum(done) - counted == pytest.approx(5.0)
+                with phases.phase(10) as step:
+                    clock.now += 10.0
+                    step.update(10)
+
+
+@goes_on
+def test_whoever_heard_of_a_continuation_before_still_does():
+    heard = []
+    previous = signal.signal(signal.SIGCONT, lambda number, frame: heard.append(number))
+    try:
+        with progress(1, "adapt", stream=io.StringIO()):
+            os.kill(os.getpid(), signal.SIGCONT)
+        os.kill(os.getpid(), signal.SIGCONT)
+    finally:
+        signal.signal(signal.SIGCONT, previous)
+    assert heard == [signal.SIGCONT] * 2

@@ -128,9 +128,9 @@ def test_zero_shot_verb_runs_it_without_a_forward_for_training(tiny_vit, photos,
 
 
 def test_long_training_shows_its_progress(monkeypatch, capsys):
-    monkeypatch.setattr("finelens.core.console.LOG_INTERVAL", 0.0)
+    monkeypatch.setattr("finelens.core.console.LOG_FIRST", 0.0)
     train_text_head([unit_rows(2, DIM, seed=c) for c in range(2)], TextClassifierConfig(text_steps=3), 0, Console())
-    assert "train on texts: 2/3 steps" in capsys.readouterr().err
+    assert "train on texts: 1/3 steps, 33 %" in capsys.readouterr().err
 
 
 def test_photographs_of_the_demonstration_are_classified_far_above_chance():

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Protocol, TextIO
 
+from finelens.core.stopped import continued, heeding
+
 
 @dataclass(frozen=True)
 class Console:
@@ -80,8 +82,8 @@ def duration(seconds: float, *, rough: bool = False) -> str:
 
 # Nothing is shown for work shorter than this, in seconds.
 DELAY = 2.0
-# Time between two lines in a log, in seconds.
-LOG_INTERVAL = 60.0
+# When a log gets its first line about a piece of work, and the time between two, in seconds.
+LOG_FIRST, LOG_INTERVAL = 10.0, 60.0
 # Version of the fields of events ``result``: raised when one of them goes or changes its meaning.
 RESULT_SCHEMA = 1
 # Time between two events of one piece of work for another program, in seconds.
@@ -114,11 +116,12 @@ def progress(total: int, desc: str, *, unit: str = "image", enabled: bool = True
     if not enabled:
         yield _Silent()
     elif stream.isatty():
-        with _bar(total, desc, unit, stream) as bar:
+        with heeding(), _bar(total, desc, unit, stream) as bar:
             yield bar
     else:
         lines = _Lines(total, desc, unit, stream)
-        yield lines
+        with heeding():
+            yield lines
         lines.finish()
 
 
@@ -156,7 +159,8 @@ class _Silent:
 class _Pace:
     """How much is done, and how long the rest takes at the pace of the last minute, or of the last quarter of a longer time.
 
-    The pace of the whole time would be wrong for hours where the first images came from the cache.
+    The pace of the whole time would be wrong for hours where the first images came from the cache. After a stop of the process (``core.stopped``)
+    the pace is that of what came since.
     """
 
     WINDOW, SHARE, STEP = 60.0, 0.25, 1.0
@@ -165,11 +169,15 @@ class _Pace:
         self.total, self.done, self._clock = total, 0.0, clock
         self.start = clock()
         self._marks = deque([(self.start, 0.0)])
+        self._continued = continued()
 
     def update(self, n: float | None) -> float:
         """Count units; returns the time."""
         self.done += n or 0
         now = self._clock()
+        if continued() != self._continued:
+            self._continued = continued()
+            self._marks = deque([(now, self.done)])
         # What is not counted before a first part is done took its time all the same.
         if self.done and now - self._marks[-1][0] >= self.STEP:
             self._marks.append((now, self.done))
@@ -181,31 +189,34 @@ class _Pace:
 
     def left(self, now: float) -> float | None:
         """Seconds that the rest will take; None where nothing is known yet."""
+        if continued() != self._continued:
+            return None
         since, before = self._marks[0]
         rest = max(self.total - self.done, 0.0)
         return rest * (now - since) / (self.done - before) if self.done > before else None
 
 
 class _Lines:
-    """At most one line every :data:`LOG_INTERVAL` seconds, and one at the end of work that had any."""
+    """A line after :data:`LOG_FIRST` seconds, at most one every :data:`LOG_INTERVAL` then, and one at the end of work that had any."""
 
     def __init__(self, total: int, desc: str, unit: str, stream: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
         self._desc, self._unit, self._stream, self._clock = desc, unit, stream, clock
         self._pace = _Pace(total, clock)
-        self._last = self._pace.start
+        self._next = self._pace.start + LOG_FIRST
+        self._any = False
 
     def update(self, n: float | None = 1) -> None:
         now = self._pace.update(n)
         pace = self._pace
-        if now - self._last >= LOG_INTERVAL:
-            self._last = now
+        if now >= self._next:
+            self._next, self._any = now + LOG_INTERVAL, True
             left = pace.left(now)
             share = f", {100 * pace.done / pace.total:.0f} %" if pace.total else ""
             rest = "" if left is None else f", about {duration(left, rough=True)} left"
             self._write(f"{_whole(pace.done)}/{pace.total} {self._unit}s{share}{rest}")
 
     def finish(self) -> None:
-        if self._last > self._pace.start:
+        if self._any:
             self._write(f"{_whole(self._pace.done)} {self._unit}s in {duration(self._clock() - self._pace.start, rough=True)}")
 
     def _write(self, text: str) -> None:
@@ -252,7 +263,8 @@ class EventConsole(Console):
         """Events ``progress``, the first at once, the last at the end of what did not fail, others at least a second apart."""
         bar = _EventBar(self, total, what, unit, vars(self)["_clock"])
         bar.tell()
-        yield bar
+        with heeding():
+            yield bar
         bar.tell()
 
 

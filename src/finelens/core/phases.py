@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from finelens.core.console import Console, Progress
+from finelens.core.stopped import continued
 
 
 class Phases:
@@ -29,9 +30,12 @@ class Phases:
     def group(self, count: int) -> Iterator[None]:
         """A group of so many images, all of them counted at its end."""
         self._count, self._counted, self._spans = count, 0.0, []
+        before = continued()
         yield
         self._bar.update(count - self._counted)
-        self._before = self._spans
+        # How long a phase took of which a stop of the process was a part is no measure for the next.
+        if continued() == before:
+            self._before = self._spans
 
     @contextmanager
     def phase(self, total: int) -> Iterator[Progress]:
