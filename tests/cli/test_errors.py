@@ -215,14 +215,51 @@ def test_no_image_of_predict_can_be_read(run, adapted, tmp_path):
     result = run("predict", adapted, tmp_path / "photos", "--csv", tmp_path / "tiles.csv", "--tiles", "2")
     assert result.code == 2
     assert "none of the 1 files is an image" in result.err
-    # Of parts the whole says it.
-    for part in ("1/2", "2/2"):
-        assert run("predict", adapted, tmp_path / "photos", "--csv", tmp_path / "new.csv", "--shard", part).code == 0
+    # A part ends as the whole does; one without files is no mistake.
+    for part, code in (("1/2", 0), ("2/2", 2)):
+        assert run("predict", adapted, tmp_path / "photos", "--csv", tmp_path / "new.csv", "--shard", part).code == code
     parts = [tmp_path / f"new-0000{i}-of-00002.csv" for i in (1, 2)]
     result = run("join", *parts, "--csv", tmp_path / "whole.csv")
     assert result.code == 2
     assert "none of the 1 files is an image" in result.err
     assert (tmp_path / "whole.csv").read_bytes() == (tmp_path / "new.csv").read_bytes()
+
+
+def test_what_read_nothing_is_given_again_without_more_words(run, adapted, world, tmp_path):
+    (tmp_path / "photos").mkdir()
+    photo = tmp_path / "photos" / "a.jpg"
+    photo.write_text("no")
+    commands = [
+        ["predict", adapted, tmp_path / "photos", "--csv", tmp_path / "new.csv"],
+        ["predict", adapted, tmp_path / "photos", "--csv", tmp_path / "part.csv", "--shard", "1/1"],
+        ["features", tmp_path / "photos", "--backbone", f"local:{world / 'backbone'}", "--out", tmp_path / "new.features"],
+    ]
+    for command in commands:
+        for _ in range(2):
+            result = run(*command)
+            assert result.code == 2
+            assert "none of the 1 files is an image that can be read" in result.err.splitlines()[-1]
+    photo.write_bytes(next((world / "photos").rglob("*.png")).read_bytes())
+    assert [run(*command).code for command in commands] == [0, 0, 0]
+    for command in commands:
+        assert "--overwrite" in run(*command).err.splitlines()[-1]
+
+
+def test_processes_that_read_nothing_end_as_one_does(run, adapted, tmp_path, monkeypatch):
+    """The one that is done last says so: a mistake of another would end those that still work."""
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.jpg").write_text("no")
+    for name, value in (("WORLD_SIZE", "2"), ("MASTER_ADDR", "localhost"), ("MASTER_PORT", "29500")):
+        monkeypatch.setenv(name, value)
+    for first in (1, 0):
+        codes = []
+        for rank in (first, 1 - first):
+            monkeypatch.setenv("RANK", str(rank))
+            codes.append(run("predict", adapted, tmp_path / "photos", "--csv", tmp_path / f"{first}.csv").code)
+        assert codes == [0, 2]
+    monkeypatch.setenv("RANK", "0")
+    # The same command again is no replacement.
+    assert "exists already" not in run("predict", adapted, tmp_path / "photos", "--csv", tmp_path / "0.csv").err
 
 
 def test_a_part_without_files_says_why(run, adapted, world, tmp_path):

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from finelens import cli
+from finelens.core.voice import JUDGED
 from finelens.storage.predictions import read_predictions
 from finelens.training import loop
 from tests.children import Child
@@ -99,11 +100,11 @@ def test_one_folder_one_voice_one_result(world, whole, tmp_path, started):
 
 
 def test_a_run_that_is_kept_from_training(world, tmp_path, started):
-    """Noise says nothing about any class: all processes come to the same end."""
-    command = arguments(world, tmp_path / "run")
+    """Noise says nothing about any class: all processes come to the same end, and with --fail-on to the same code."""
+    command = [*arguments(world, tmp_path / "run"), "--fail-on", "unclear"]
     command[1] = str(write_noise(tmp_path / "noise"))
     started += start(command, command)
-    first, second = end(started, 0, 0)
+    first, second = end(started, JUDGED, JUDGED)
     assert first.count("nothing is trained") == 1
     assert second == ""
     assert [event["event"] for event in events(tmp_path / "run")].count("guard") == 1
@@ -111,6 +112,12 @@ def test_a_run_that_is_kept_from_training(world, tmp_path, started):
     rows = read_predictions(tmp_path / "run" / "predictions.csv")
     assert len(rows) == 52
     assert all(row.label == row.zero_shot_class for row in rows)
+    again = start(*[["resume", str(tmp_path / "run"), "--fail-on", "unclear"]] * 2)
+    started += again
+    end(again, JUDGED, JUDGED)
+    milder = start(*[["resume", str(tmp_path / "run"), "--fail-on", "do-not-use"]] * 2)
+    started += milder
+    end(milder, 0, 0)
 
 
 def test_stopped_in_two_processes_and_resumed_in_one(world, whole, tmp_path, run, started):

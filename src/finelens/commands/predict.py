@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -25,6 +25,9 @@ from finelens.core.console import Console
 from finelens.core.launch import launched
 from finelens.core.voice import voice
 from finelens.errors import UserError
+
+if TYPE_CHECKING:
+    from finelens.runs.arguments import Question
 
 
 @click.command()
@@ -107,13 +110,21 @@ def predict(
             leave_stopped(f"parts that are whole are in {question.csv}.parts, {again}")
         begins_anew = "the same command begins anew, as groups need all answers"
         leave_stopped(f"what was answered is in {question.target}.part, {again}" if group_by is None else begins_anew)
-    if part is None:
-        from finelens.runs.any_read import check_any_read
+    _tell(question, console)
 
-        check_any_read(question.target, tiles)
-    console.answer("", csv=str(question.target))
+
+def _tell(question: Question, console: Console) -> None:
+    """Say where the answers are; files of which not one could be read are a mistake."""
+    from finelens.runs.any_read import check_any_part_read, check_any_read
+
+    part = question.shard
     if part is not None and part.number == 1:
-        console.say(f"when all {part.count} parts are there: finelens join {Shard.pattern(csv_file, part.count)} --csv {csv_file}")
+        console.say(f"when all {part.count} parts are there: finelens join {part.pattern(question.csv, part.count)} --csv {question.csv}")
+    if launched()[1] > 1 and part is not None:
+        check_any_part_read(part.all_of(question.csv))
+    else:
+        check_any_read(question.target, question.tiles)
+    console.answer("", csv=str(question.target))
 
 
 @click.command()
@@ -126,6 +137,5 @@ def join(parts: tuple[Path, ...], csv_file: Path, console: Console) -> None:
     from finelens.runs.shard import join_parts
 
     join_parts(parts, csv_file, console)
-    # A part of nothing but damaged files is no fault; a whole of such is.
     check_any_read(csv_file)
     console.answer("", csv=str(csv_file))

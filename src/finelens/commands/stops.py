@@ -15,7 +15,7 @@ import click
 from finelens.core.launch import launched
 from finelens.core.schemas import CHECKPOINT_DIR, CONFIG_FILE, PREDICTIONS_FILE, VERDICTS
 from finelens.core.voice import INTERRUPTED, JUDGED
-from finelens.errors import Interrupted
+from finelens.errors import Interrupted, UserError
 
 
 @contextmanager
@@ -68,12 +68,24 @@ def leave_stopped(kept: str) -> NoReturn:
 
 
 def exit_by_verdict(run: Path, fail_on: str | None) -> None:
-    """Leave with a code of its own where the run's verdict is as bad as the user said, or worse; the other processes of a run do not judge."""
-    if fail_on is None or launched()[0]:
+    """Leave with a code of its own where the run's verdict is as bad as the user said, or worse.
+
+    Of the processes of a run the first one judges, and all leave with its code.
+    """
+    if fail_on is None:
         return
+    from finelens.engine.distributed import met
     from finelens.runs.judge import read_level
 
-    if VERDICTS.index(read_level(run)) >= VERDICTS.index(fail_on.replace("-", " ")):
+    processes = met()
+    refused = processes.first and VERDICTS.index(read_level(run)) >= VERDICTS.index(fail_on.replace("-", " "))
+    try:
+        refused = bool(processes.first_value(float(refused)))
+    except UserError:
+        # Another process that is gone takes nothing back of a run that is whole.
+        if not processes.first:
+            raise
+    if refused:
         sys.exit(JUDGED)
 
 

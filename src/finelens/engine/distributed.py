@@ -219,6 +219,11 @@ def join(device: str) -> Processes:
     return Processes(rank, count)
 
 
+def met() -> Processes:
+    """The processes that this one has met with :func:`join`; it alone where it has met none."""
+    return Processes(*launched()) if dist.is_available() and dist.is_initialized() else ALONE
+
+
 def _leave() -> None:
     if dist.is_initialized():
         dist.destroy_process_group()

@@ -25,6 +25,7 @@ from finelens.core.options import from_mapping
 from finelens.core.schemas import SCHEMA_VERSION
 from finelens.errors import UserError
 from finelens.feature_store.paths import FOLDER_FORMAT, MANIFEST
+from finelens.images.load import none_read
 from finelens.protocol import ImageRecord
 from finelens.storage.files import file_digest, json_text, read_json, write_error, write_json
 from finelens.storage.lock import Lock
@@ -154,8 +155,10 @@ class FolderWriter:
             texts: Prototypes and sentences, as in a feature file; None where there are none, or they lie in the folder already.
 
         Raises:
-            UserError: It cannot be written.
+            UserError: It cannot be written, or no photograph has features; the folder is left unfinished then.
         """
+        if self.entries and not any(entry.rows for entry in self.entries):
+            raise none_read(_table(self.path / self.entries[0].name), self.done)
         document: dict[str, Any] = {
             "format": FOLDER_FORMAT,
             "schema_version": SCHEMA_VERSION,
@@ -180,6 +183,19 @@ class FolderWriter:
             return entries if all((self.path / own.name).stat().st_size == own.bytes for own in entries) else []
         except (UserError, OSError, KeyError, TypeError):
             return []
+
+
+def _table(shard: Path) -> list[ImageRecord]:
+    """The files that a shard tells of, without a look at its features.
+
+    Raises:
+        UserError: It is missing or damaged.
+    """
+    table = load_tensor(shard, "records")
+    try:
+        return [ImageRecord(name, status, reason, sample_id) for name, status, reason, sample_id in json.loads(table.numpy().tobytes())]
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{shard} is damaged ({error}); write the folder again with finelens features --overwrite") from error
 
 
 def numbered(records: Sequence[ImageRecord], copies: Counter[str]) -> list[ImageRecord]:
@@ -289,16 +305,7 @@ class FeatureFolder:
         Raises:
             UserError: A shard is missing or damaged.
         """
-        found: list[str] = []
-        for entry in self.shards:
-            table = load_tensor(self.path / entry.name, "records")
-            try:
-                found += [name for name, *_ in json.loads(table.numpy().tobytes())]
-            except (TypeError, ValueError) as error:
-                raise UserError(
-                    f"{self.path / entry.name} is damaged ({error}); write the folder again with finelens features --overwrite"
-                ) from error
-        return found
+        return [record.name for entry in self.shards for record in _table(self.path / entry.name)]
 
     @property
     def rows(self) -> int:

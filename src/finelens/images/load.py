@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from torch import Tensor
@@ -55,8 +55,13 @@ def need_one(loaded: LoadedImages) -> None:
         UserError: None of them can be read.
     """
     if not len(loaded.store):
-        reasons = "; ".join(f"{record.name}: {record.status}, {record.reason}" for record in loaded.records[:3])
-        raise UserError(f"none of the {len(loaded.records)} files is an image that can be read ({reasons}); give a folder of whole photographs")
+        raise none_read(loaded.records, len(loaded.records))
+
+
+def none_read(first: Sequence[ImageRecord], files: int) -> UserError:
+    """What to say of so many files none of which is an image, of which these are the first."""
+    reasons = "; ".join(f"{record.name}: {record.status}, {record.reason}" for record in first[:3])
+    return UserError(f"none of the {files} files is an image that can be read ({reasons}); give a folder of whole photographs")
 
 
 def say_remarks(source: list[ImageFile] | ImageItems, console: Console) -> None:

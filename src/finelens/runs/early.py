@@ -15,6 +15,7 @@ from finelens.classes.captions import read_captions
 from finelens.classes.descriptions import load_descriptions
 from finelens.classes.taxonomy import read_class_list
 from finelens.core.device_names import check_device_name
+from finelens.core.launch import launched
 from finelens.core.options import check_types, from_mapping
 from finelens.core.schemas import (
     CONFIG_FILE,
@@ -36,12 +37,13 @@ from finelens.images.view_config import ViewConfig
 from finelens.methods.auto import AUTO, starting_method
 from finelens.methods.option_types import option_types
 from finelens.methods.registry import Method, check_hints, find_method
+from finelens.runs.any_read import nothing_read
 from finelens.runs.arguments import Assignments, Question, RunArguments
 from finelens.runs.config import TextConfig, is_run_document
 from finelens.runs.folder import RunFolder
 from finelens.runs.group_by import TIME, GroupBy
 from finelens.runs.place import refuse_own_answers
-from finelens.runs.shard import PARTS, Shard, groups_path, ranks_path, sets_path, tiles_path
+from finelens.runs.shard import PARTS, groups_path, ranks_path, sets_path, tiles_path
 from finelens.storage.files import check_target, read_json
 from finelens.storage.growing import PART
 from finelens.training.config import TrainingConfig
@@ -116,17 +118,23 @@ def check_tiles(question: Question) -> None:
 
 
 def _check_answers(question: Question, path: Path, start: str) -> None:
-    """Refuse to replace a file of answers, unless the same command was stopped on the way to it."""
+    """Refuse to replace a file of answers, unless the same command was stopped on the way to it, or could read nothing."""
     check_target(path, start)
-    if not question.overwrite and path.is_file() and path.stat().st_size and not _stopped(question):
+    if not question.overwrite and path.is_file() and path.stat().st_size and not _stopped(question) and not _without_answers(question):
         raise UserError(f"{path} exists already; give another --csv, or --overwrite to replace it")
 
 
 def _stopped(question: Question) -> bool:
     """Whether a command that was stopped has left a part of the answers; of several processes some may have finished theirs."""
-    shard = question.shard
-    files = [question.csv] if shard is None else [Shard(number, shard.count).of(question.csv) for number in range(1, shard.count + 1)]
+    files = [question.csv] if question.shard is None else question.shard.all_of(question.csv)
     return any(file.with_name(file.name + end).exists() for file in files for end in (PART, PARTS))
+
+
+def _without_answers(question: Question) -> bool:
+    """Whether the answers that are there are of a command that ended because none of its files could be read: that one is given again."""
+    # Processes that torchrun started end by what all of them could read.
+    files = question.shard.all_of(question.csv) if question.shard is not None and launched()[1] > 1 else [question.target]
+    return nothing_read([file for file in files if file.is_file()]) > 0
 
 
 def check_groups(group_by: str, photos: Path) -> None:

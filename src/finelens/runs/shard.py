@@ -60,6 +60,10 @@ class Shard:
         """The file of this part: ``new.csv`` is written as ``new-00001-of-00008.csv`` and so on."""
         return csv.with_name(f"{csv.stem}-{self.number:05d}-of-{self.count:05d}{csv.suffix or '.csv'}")
 
+    def all_of(self, csv: Path) -> list[Path]:
+        """The files of all parts."""
+        return [Shard(number, self.count).of(csv) for number in range(1, self.count + 1)]
+
 
 def sets_path(csv_file: Path) -> Path:
     """Where the sets of a file of predictions go: ``new.csv`` has ``new.sets.csv`` beside it."""
