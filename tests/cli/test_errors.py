@@ -10,11 +10,13 @@ import threading
 import warnings
 from pathlib import Path
 
+import click
 import pytest
 import torch
 from PIL import Image
 
-from finelens import api
+from finelens import api, cli
+from finelens.core.given import PATH
 from finelens.errors import UserError
 from finelens.storage.predictions import read_predictions
 from tests.cli.conftest import FAST
@@ -320,6 +322,41 @@ def test_photographs_in_shards_are_not_explained_or_sorted(run, fails, world, gi
 def test_explain_takes_the_names_of_the_table(run, adapted):
     name = next(row.path for row in read_predictions(adapted / "predictions.csv") if row.status == "ok")
     assert run("explain", adapted, name).code == 0
+
+
+def test_photographs_that_have_moved(run, fails, adapted, world, tmp_path):
+    """Whatever needs them says how to tell where they are now."""
+    copy = tmp_path / "run"
+    shutil.copytree(adapted, copy)
+    document = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps({**document, "photos": "/nowhere/photos"}))
+    settings = run("config", copy)
+    assert settings.code == 0
+    assert "warning: /nowhere/photos does not exist any more: with --config give PHOTOS on the command line as well" in settings.err
+    (tmp_path / "run.toml").write_text(settings.out)
+    line = fails("adapt", "--config", tmp_path / "run.toml", "--out", tmp_path / "again")
+    assert "/nowhere/photos does not exist, which the file of --config names (photos); if it has moved, give PHOTOS on the command line" in line
+    assert run("adapt", world / "photos", "--config", tmp_path / "run.toml", "--out", tmp_path / "again", "--dry-run").code == 0
+    (tmp_path / "run.toml").write_text('classes = "/nowhere/names.txt"')
+    assert "give --classes PATH on the command line" in fails(
+        "adapt", world / "photos", "--config", tmp_path / "run.toml", "--out", tmp_path / "again"
+    )
+    now = "the run's photographs are not in /nowhere/photos any more; say where they are with --photos"
+    assert now in fails("explain", copy, "a.png")
+    assert now in fails("report", copy, "--labels", "folders")
+    lines = (copy / "events.jsonl").read_text().splitlines()
+    (copy / "events.jsonl").write_text("".join(f"{line}\n" for line in lines if json.loads(line)["event"] != "end"))
+    assert "with PHOTOS where they are now and the options that finelens config" in fails("resume", copy)
+
+
+def test_an_empty_path_is_not_the_working_directory(fails, world):
+    """As an unset variable of a shell leaves it."""
+    for command in (("report", "run", "--photos", ""), ("adapt", "", "--classes", world / "classes.txt"), ("evaluate", "run", "p", "--labels", "")):
+        assert "the value is empty; give one, or leave it out" in fails(*command)
+    given = [own for verb in cli.VERBS for own in (verb, *getattr(verb, "commands", {}).values())]
+    paths = [option for command in given for option in command.params if isinstance(option.type, click.Path)]
+    assert len(paths) > 60
+    assert all(option.type is PATH for option in paths)
 
 
 def test_a_misspelt_backbone_names_the_near_one(fails, given, tmp_path):

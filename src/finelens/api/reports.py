@@ -70,6 +70,8 @@ def report(
         if unknown and labels is None:
             raise UserError("--unknown needs --labels: they say which photographs belong to none of the classes")
         if labels is not None:
+            if test is None:
+                folder.need_photographs()
             elsewhere: dict[str, Any] = {"extra": extra, "extra_names": extra_names}
             given = elsewhere if test is not None else _own_features(folder.config) | {"taken": saved(folder.taken_path)}
             given["extra_encoders"] = extra_encoders

@@ -209,6 +209,11 @@ def resume(run: str | Path, *, console: Console | None = None, should_stop: Call
 
 
 def _go_on(folder: RunFolder, processes: Processes, console: Console, should_stop: Callable[[], bool] | None) -> RunResult:
+    if not Path(folder.config.photos).exists():
+        raise UserError(
+            f"the run's photographs are not in {folder.config.photos} any more, and a run goes on where it began: put them back, or make it anew "
+            f"with PHOTOS where they are now and the options that finelens config {folder.path} writes"
+        )
     choice = next((str(event["reason"]) for event in folder.events() if event["event"] == "choice"), None)
     copy = folder.given_hints_path if folder.given_hints_path.is_file() else None
     backbones = next(({key: event[key] for key in ("reason", "ranked")} for event in folder.events() if event["event"] == "backbones"), None)

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from finelens.core.console import Console, EventConsole
+from finelens.core.given import PATH, TEXT
 from finelens.core.voice import voice
 from finelens.errors import UserError
 
@@ -16,8 +17,8 @@ DATA_ROOT = "FINELENS_DATA"
 
 @click.group(invoke_without_command=True)
 @voice
-@click.option("--data", multiple=True, metavar="FOLDER|NAME", help="A data set: a folder, or a name under --data-root; repeatable.")
-@click.option("--data-root", type=click.Path(path_type=Path), help=f"Folder of data sets; default ${DATA_ROOT}.")
+@click.option("--data", multiple=True, type=TEXT, metavar="FOLDER|NAME", help="A data set: a folder, or a name under --data-root; repeatable.")
+@click.option("--data-root", type=PATH, help=f"Folder of data sets; default ${DATA_ROOT}.")
 @click.option("--corrupt", "corruptions", multiple=True, metavar="NAME:LEVEL", help="Corrupt the test photographs, e.g. fog:3; repeatable.")
 @click.option("--methods", default="features", show_default=True, help="Names, or all, training, training-free, features (need no pixels).")
 @click.option("--protocols", default="inductive", show_default=True, help="Comma-separated, e.g. inductive,transductive,longtail-10,unknown-half.")
@@ -32,7 +33,7 @@ DATA_ROOT = "FINELENS_DATA"
 )
 @click.option("--set", "assignments", multiple=True, metavar="SECTION.KEY=VALUE", help="An option; such rows are marked as not the default.")
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:N or mps.")
-@click.option("--out", type=click.Path(path_type=Path), help="Results, one JSON line each; what is there is not computed again.")
+@click.option("--out", type=PATH, help="Results, one JSON line each; what is there is not computed again.")
 @click.pass_context
 def bench(
     ctx: click.Context,
@@ -92,7 +93,7 @@ def bench(
 
 @bench.command()
 @voice
-@click.argument("results", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("results", nargs=-1, required=True, type=PATH)
 @click.option("--markdown", is_flag=True, help="Markdown, which is the only form so far and the default.")
 @click.option("--measure", show_default="accuracy", help="Any measure of the results, e.g. class_mean_accuracy, ece, gain.")
 @click.option("--published", is_flag=True, help="Published numbers on the same data sets under each table, marked comparable or not.")
@@ -113,8 +114,8 @@ def table(results: tuple[Path, ...], markdown: bool, measure: str | None, publis
 
 @bench.command()
 @voice
-@click.argument("results", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--html", required=True, type=click.Path(path_type=Path), help="File to write; it needs nothing else.")
+@click.argument("results", nargs=-1, required=True, type=PATH)
+@click.option("--html", required=True, type=PATH, help="File to write; it needs nothing else.")
 def leaderboard(results: tuple[Path, ...], html: Path, console: Console) -> None:
     """Write RESULTS as one HTML page: tables to sort, intervals, accuracy against cost."""
     from finelens.bench.rows.results import read_results
@@ -129,7 +130,7 @@ def leaderboard(results: tuple[Path, ...], html: Path, console: Console) -> None
 
 @bench.command()
 @voice
-@click.argument("results", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("results", nargs=-1, required=True, type=PATH)
 def summary(results: tuple[Path, ...], console: Console) -> None:
     """Say what RESULTS say: the best method by mean, by worst case and by cost, and whether the defaults fall below zero-shot."""
     from finelens.bench.rows.results import read_results
@@ -142,7 +143,7 @@ def summary(results: tuple[Path, ...], console: Console) -> None:
 @voice
 @click.argument("a")
 @click.argument("b")
-@click.option("--results", multiple=True, type=click.Path(path_type=Path), help="Results that hold both methods; repeatable.")
+@click.option("--results", multiple=True, type=PATH, help="Results that hold both methods; repeatable.")
 def compare(a: str, b: str, results: tuple[Path, ...], console: Console) -> None:
     """Differences of two methods in --results, or of the same rows in two results files A and B, with paired intervals."""
     from finelens.bench.rows.results import read_results

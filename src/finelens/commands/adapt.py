@@ -24,9 +24,10 @@ from finelens.commands.options import (
     row_names_option,
     strict_option,
 )
-from finelens.commands.settings import config_option, sections_of_file
+from finelens.commands.settings import check_files_of_file, config_option, sections_of_file
 from finelens.commands.stops import exit_by_verdict, graceful_stop
 from finelens.core.console import Console
+from finelens.core.given import PATH
 from finelens.core.launch import launched
 from finelens.core.schemas import REPORT_FILE
 from finelens.core.voice import voice_of_run
@@ -43,13 +44,11 @@ F = TypeVar("F", bound=Callable[..., Any])
 def _run_options(command: F) -> F:
     """Options that ``adapt`` and ``zero-shot`` share."""
     options = [
-        click.argument("photos", type=click.Path(path_type=Path)),
-        click.option(
-            "--classes", type=click.Path(path_type=Path), help="File of class names, one a line.  [default: those of --in, or that --hints use]"
-        ),
-        click.option("--out", type=click.Path(path_type=Path), help="Run folder to write.  [default: a new one with the date, beside PHOTOS]"),
-        click.option("--descriptions", type=click.Path(path_type=Path), help="JSON file {class: [sentence, ...]}."),
-        click.option("--prototypes", type=click.Path(path_type=Path), help="Class prototypes, .npy or .safetensors, in the place of texts."),
+        click.argument("photos", type=PATH),
+        click.option("--classes", type=PATH, help="File of class names, one a line.  [default: those of --in, or that --hints use]"),
+        click.option("--out", type=PATH, help="Run folder to write.  [default: a new one with the date, beside PHOTOS]"),
+        click.option("--descriptions", type=PATH, help="JSON file {class: [sentence, ...]}."),
+        click.option("--prototypes", type=PATH, help="Class prototypes, .npy or .safetensors, in the place of texts."),
         click.option("--logit-scale", type=float, help="Multiplier of cosines, for features of another origin.  [default: the file's, else 100]"),
         row_names_option,
         in_option,
@@ -87,8 +86,8 @@ def _run_options(command: F) -> F:
     "--minutes", type=float, help="Time that training may take, for the default method and for --method auto.  [default: none: neither trains]"
 )
 @click.option("--stage", type=click.Choice(["clip-refine"]), help="What trains the towers before the method starts (docs/stages.md).")
-@click.option("--captions", type=click.Path(path_type=Path), help="CSV or JSONL file of image,text for --stage.  [default: made of PHOTOS]")
-@click.option("--hints", type=click.Path(path_type=Path), help="CSV file path,label for a few of PHOTOS; few-shot methods need it.")
+@click.option("--captions", type=PATH, help="CSV or JSONL file of image,text for --stage.  [default: made of PHOTOS]")
+@click.option("--hints", type=PATH, help="CSV file path,label for a few of PHOTOS; few-shot methods need it.")
 @extra_option
 @extra_names_option
 @extra_encoders_option
@@ -127,7 +126,7 @@ def zero_shot(photos: Path, assignments: tuple[str, ...], dry_run: bool, fail_on
 
 @click.command()
 @voice_of_run
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", type=PATH)
 @fail_on_option
 def resume(run: Path, fail_on: str | None, console: Console) -> None:
     """Go on with the interrupted run in RUN, with its own configuration."""
@@ -149,6 +148,7 @@ def _checked(photos: Path, assignments: tuple[str, ...], given: dict[str, Any]) 
     from finelens.runs.config import parse_assignments
     from finelens.runs.early import check_run
 
+    check_files_of_file()
     options = sections_of_file()
     for section, values in parse_assignments(assignments).items():
         options[section] = {**options.get(section, {}), **values}

@@ -9,6 +9,7 @@ import click
 
 from finelens.commands.options import device_option, extra_names_option, extra_option, moved_encoders_option, row_names_option
 from finelens.core.console import Console
+from finelens.core.given import PATH, TEXT
 from finelens.core.voice import speak
 
 # What --json is without a file: standard output.
@@ -16,19 +17,21 @@ _EVENTS = "-"
 
 
 @click.command()
-@click.argument("run", type=click.Path(path_type=Path))
-@click.argument("test", type=click.Path(path_type=Path))
-@click.option("--labels", required=True, help="folders (the first sub-folder of TEST names the class), or a CSV file with columns path,label.")
+@click.argument("run", type=PATH)
+@click.argument("test", type=PATH)
+@click.option(
+    "--labels", required=True, type=TEXT, help="folders (the first sub-folder of TEST names the class), or a CSV file with columns path,label."
+)
 @click.option(
     "--json",
     "json_file",
     is_flag=False,
     flag_value=_EVENTS,
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="File to write all measures to; as the last word: everything as JSON on standard output (docs/command.md).",
 )
 @click.option("--quiet", is_flag=True, help="Say nothing but the measures, warnings and errors.")
-@click.option("--groups", type=click.Path(path_type=Path), help="CSV file path,NAME,...: accuracy, gaps and calibration by group, and shortcuts.")
+@click.option("--groups", type=PATH, help="CSV file path,NAME,...: accuracy, gaps and calibration by group, and shortcuts.")
 @click.option("--unknown", is_flag=True, help="Labels of no class of the run say 'none of these': judges the column none_of_these.")
 @device_option
 @row_names_option

@@ -10,18 +10,19 @@ import click
 from finelens.commands.engine import check_engine, engine_options
 from finelens.commands.options import BACKBONES, device_option
 from finelens.commands.stops import leave_stopped
+from finelens.core.given import PATH
 from finelens.core.voice import voice
 from finelens.errors import UserError
 
 
 @click.command()
 @voice
-@click.argument("photos", type=click.Path(path_type=Path))
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="File to write, .safetensors; or a folder of shards, .features.")
+@click.argument("photos", type=PATH)
+@click.option("--out", required=True, type=PATH, help="File to write, .safetensors; or a folder of shards, .features.")
 @click.option("--backbone", default="embedded", show_default=True, help=BACKBONES)
 @device_option
-@click.option("--classes", type=click.Path(path_type=Path), help="File of class names, to store their prototypes as well.")
-@click.option("--descriptions", type=click.Path(path_type=Path), help="JSON file {class: [sentence, ...]}.")
+@click.option("--classes", type=PATH, help="File of class names, to store their prototypes as well.")
+@click.option("--descriptions", type=PATH, help="JSON file {class: [sentence, ...]}.")
 @click.option("--patches", is_flag=True, help="Store patch tokens as well (large).")
 @click.option("--crops", default=0, show_default=True, type=click.IntRange(min=0), help="Random crops of each image to encode and store as well.")
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Seed of the crops.")

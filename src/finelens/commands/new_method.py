@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from finelens.core.console import Console
+from finelens.core.given import PATH
 from finelens.core.schemas import VERSION
 from finelens.core.voice import voice
 from finelens.errors import UserError
@@ -19,7 +20,7 @@ _NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 @click.command("new-method")
 @voice
 @click.argument("name")
-@click.option("--out", type=click.Path(path_type=Path), help="Folder to write.  [default: finelens-NAME]")
+@click.option("--out", type=PATH, help="Folder to write.  [default: finelens-NAME]")
 def new_method(name: str, out: Path | None, console: Console) -> None:
     """Write a package with a method NAME whose tests pass as written: a solver on features, found by finelens once it is installed.
 

@@ -22,6 +22,7 @@ from finelens.commands.options import (
 )
 from finelens.commands.stops import leave_stopped
 from finelens.core.console import Console
+from finelens.core.given import PATH
 from finelens.core.launch import launched
 from finelens.core.voice import voice
 from finelens.errors import UserError
@@ -32,20 +33,18 @@ if TYPE_CHECKING:
 
 @click.command()
 @voice
-@click.argument("run", type=click.Path(path_type=Path))
-@click.argument("photos", type=click.Path(path_type=Path))
-@click.option("--csv", "csv_file", required=True, type=click.Path(path_type=Path), help="File to write.")
+@click.argument("run", type=PATH)
+@click.argument("photos", type=PATH)
+@click.option("--csv", "csv_file", required=True, type=PATH, help="File to write.")
 @device_option
 @strict_option
-@click.option(
-    "--calibrate", type=click.Path(path_type=Path), help="CSV file path,label (paths from --calibrate-photos on): also writes OUT.sets.csv."
-)
-@click.option("--calibrate-photos", type=click.Path(path_type=Path), help="Folder of the labelled photographs.  [default: PHOTOS]")
+@click.option("--calibrate", type=PATH, help="CSV file path,label (paths from --calibrate-photos on): also writes OUT.sets.csv.")
+@click.option("--calibrate-photos", type=PATH, help="Folder of the labelled photographs.  [default: PHOTOS]")
 @click.option("--coverage", type=float, help="Share of the sets that should hold the true class.  [default: 0.9]")
 @click.option("--zero-shot/--no-zero-shot", default=True, show_default=True, help="Fill the column zero_shot_class; without it: half the work.")
-@click.option("--classes", type=click.Path(path_type=Path), help="Another list of class names than the run's (docs/new_classes.md).")
-@click.option("--descriptions", type=click.Path(path_type=Path), help="JSON file {class: [sentence, ...]} for --classes.  [default: the run's]")
-@click.option("--prototypes", type=click.Path(path_type=Path), help="Prototypes for --classes, where the run was made with prototypes.")
+@click.option("--classes", type=PATH, help="Another list of class names than the run's (docs/new_classes.md).")
+@click.option("--descriptions", type=PATH, help="JSON file {class: [sentence, ...]} for --classes.  [default: the run's]")
+@click.option("--prototypes", type=PATH, help="Prototypes for --classes, where the run was made with prototypes.")
 @click.option("--overwrite", is_flag=True, help="Replace the files of an earlier command; what a stopped one left is gone on with in any case.")
 @click.option("--shard", metavar="I/K", help="Part I of K only, into OUT-0000I-of-0000K.csv; finelens join puts the parts together.")
 @group_by_option
@@ -129,8 +128,8 @@ def _tell(question: Question, console: Console) -> None:
 
 @click.command()
 @voice
-@click.argument("parts", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--csv", "csv_file", required=True, type=click.Path(path_type=Path), help="File to write.")
+@click.argument("parts", nargs=-1, required=True, type=PATH)
+@click.option("--csv", "csv_file", required=True, type=PATH, help="File to write.")
 def join(parts: tuple[Path, ...], csv_file: Path, console: Console) -> None:
     """Put the PARTS that predict --shard wrote together: the bytes of a file that was written without parts."""
     from finelens.runs.any_read import check_any_read

@@ -11,15 +11,16 @@ import click
 from finelens.commands.options import device_option, extra_names_option, extra_option, fail_on_option, moved_encoders_option, photos_now_option
 from finelens.commands.stops import exit_by_verdict
 from finelens.core.console import Console
+from finelens.core.given import PATH, TEXT
 from finelens.core.voice import voice
 
 
 @click.command()
 @voice
-@click.argument("run", type=click.Path(path_type=Path))
-@click.option("--labels", help="folders, or a CSV file with columns path,label: adds measured accuracy to the report.")
-@click.option("--test", type=click.Path(path_type=Path), help="Folder of the labelled photographs; default: those of the run.")
-@click.option("--groups", type=click.Path(path_type=Path), help="CSV file path,NAME,... as for evaluate: adds groups to the report.")
+@click.argument("run", type=PATH)
+@click.option("--labels", type=TEXT, help="folders, or a CSV file with columns path,label: adds measured accuracy to the report.")
+@click.option("--test", type=PATH, help="Folder of the labelled photographs; default: those of the run.")
+@click.option("--groups", type=PATH, help="CSV file path,NAME,... as for evaluate: adds groups to the report.")
 @click.option("--unknown", is_flag=True, help="As for evaluate: labels of no class judge the column none_of_these.")
 @device_option
 @extra_option
@@ -46,9 +47,9 @@ def report(run: Path, fail_on: str | None, pdf: bool, **given: Any) -> None:
 
 @click.command()
 @voice
-@click.argument("run", type=click.Path(path_type=Path))
-@click.argument("image", type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), help="HTML page to write as well.")
+@click.argument("run", type=PATH)
+@click.argument("image", type=PATH)
+@click.option("--out", type=PATH, help="HTML page to write as well.")
 @device_option
 @photos_now_option
 @moved_encoders_option

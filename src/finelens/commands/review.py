@@ -8,6 +8,7 @@ import click
 
 from finelens.commands.options import BACKBONES, photos_now_option
 from finelens.core.console import Console
+from finelens.core.given import PATH
 from finelens.core.voice import voice
 from finelens.errors import UserError
 
@@ -17,8 +18,8 @@ _QUESTIONS = "-"
 
 @click.command()
 @voice
-@click.argument("run", metavar="RUN|PHOTOS", type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), help="Sheet to write.  [default: RUN/review.html]")
+@click.argument("run", metavar="RUN|PHOTOS", type=PATH)
+@click.option("--out", type=PATH, help="Sheet to write.  [default: RUN/review.html]")
 @click.option("--limit", default=200, show_default=True, type=click.IntRange(1, 2000), help="Most photographs on the sheet.")
 @click.option("--ask", type=click.IntRange(1, 2000), help="As many photographs, in the order in which answers say most about all others.")
 @click.option("--order", type=click.Choice(["worth", "doubt"]), help="doubt: most likely wrong first.  [default: worth with --ask, else doubt]")
@@ -26,7 +27,7 @@ _QUESTIONS = "-"
     "--csv",
     is_flag=False,
     flag_value=_QUESTIONS,
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="File to write the questions of --ask to, to be filled in, instead of a sheet.  [without a name: RUN/questions.csv, for PHOTOS hints.csv]",
 )
 @click.option(
@@ -34,7 +35,7 @@ _QUESTIONS = "-"
     is_flag=True,
     help="Ask on a page of this machine, save every answer at once and show what the model makes of them, instead of writing a file.",
 )
-@click.option("--hints", type=click.Path(path_type=Path), help="File that --serve writes.  [default: RUN/hints.csv]")
+@click.option("--hints", type=PATH, help="File that --serve writes.  [default: RUN/hints.csv]")
 @click.option("--port", default=0, show_default=True, type=click.IntRange(0, 65535), help="Port of --serve; 0 takes a free one.")
 @click.option("--backbone", default="embedded", show_default=True, help=f"For PHOTOS without a run: {BACKBONES}")
 @photos_now_option
@@ -83,9 +84,9 @@ def review(
 
 @click.command("merge-hints")
 @voice
-@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Hints file to write; its column by keeps who said what.")
-@click.option("--classes", type=click.Path(path_type=Path), help="Class list to write, of the names that the answers use.")
+@click.argument("files", nargs=-1, required=True, type=PATH)
+@click.option("--out", required=True, type=PATH, help="Hints file to write; its column by keeps who said what.")
+@click.option("--classes", type=PATH, help="Class list to write, of the names that the answers use.")
 def merge_hints(files: tuple[Path, ...], out: Path, classes: Path | None, console: Console) -> None:
     """Join the answers of several people, hints FILES, into one; shows where they contradict one another, and leaves that out."""
     from finelens.classes.merging import merge_hints as merge

@@ -7,20 +7,25 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from finelens.core.console import Console
+from finelens.core.given import PATH
 from finelens.core.voice import voice
+from finelens.errors import UserError
 
 F = TypeVar("F", bound=Callable[..., Any])
 # Where the sections of a file wait for the verb, in the context of the command.
 _SECTIONS = "finelens.sections"
+# What a verb may make.
+_TARGETS = ("out",)
 
 
 def config_option(command: F) -> F:
     """``--config``: what the file says holds where the command line says nothing."""
     return click.option(
         "--config",
-        type=click.Path(path_type=Path),
+        type=PATH,
         is_eager=True,
         expose_value=False,
         callback=_read,
@@ -48,9 +53,29 @@ def sections_of_file() -> dict[str, dict[str, Any]]:
     return {section: dict(values) for section, values in sections.items()}
 
 
+def check_files_of_file() -> None:
+    """Refuse a path that the file of ``--config`` names and that leads nowhere: what has moved since is said on the command line.
+
+    Raises:
+        UserError: There is such a path; the message says how to give another one.
+    """
+    context = click.get_current_context()
+    for parameter in context.command.params:
+        name = str(parameter.name)
+        path = context.params.get(name)
+        if not isinstance(path, Path) or name in _TARGETS or context.get_parameter_source(name) is not ParameterSource.DEFAULT_MAP:
+            continue
+        if not path.exists():
+            given = f"{max(parameter.opts, key=len)} PATH" if isinstance(parameter, click.Option) else parameter.human_readable_name
+            raise UserError(
+                f"{path} does not exist, which the file of --config names ({_key(parameter)}); if it has moved, give {given} on the command line, "
+                "which goes before the file"
+            )
+
+
 @click.command()
 @voice
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", type=PATH)
 def config(run: Path, console: Console) -> None:
     """Print the options of RUN as TOML, which adapt --config FILE repeats.
 
@@ -58,8 +83,10 @@ def config(run: Path, console: Console) -> None:
     """
     from finelens.core.options import to_plain
     from finelens.runs.folder import RunFolder
-    from finelens.runs.repeat import to_toml
+    from finelens.runs.repeat import moved, to_toml
 
     found = RunFolder.open(run, lock=False).config
     text = to_toml(found)
+    for option, path in moved(found):
+        console.warn(f"{path} does not exist any more: with --config give {option} on the command line as well, which goes before the file")
     console.answer(text.rstrip("\n"), toml=text, config=to_plain(found))

@@ -9,6 +9,7 @@ import click
 
 from finelens.commands.options import device_option, moved_encoders_option
 from finelens.core.console import Console
+from finelens.core.given import PATH
 from finelens.core.voice import voice
 
 
@@ -25,16 +26,16 @@ def _list_forms(context: click.Context, option: click.Parameter, asked: bool) ->
 
 @click.command()
 @voice
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", type=PATH)
 @click.option("--to", required=True, metavar="FORM", help="Name of the form; finelens write --list shows all.")
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="New file or folder to write.")
-@click.option("--csv", "predictions", type=click.Path(path_type=Path), help="Predictions on new photographs.  [default: those of the run]")
-@click.option("--photos", type=click.Path(path_type=Path), help="Folder of the photographs.  [default: the run's]")
-@click.option("--in", "in_file", type=click.Path(path_type=Path), help="File that predict --in was given, beside --csv.")
+@click.option("--out", required=True, type=PATH, help="New file or folder to write.")
+@click.option("--csv", "predictions", type=PATH, help="Predictions on new photographs.  [default: those of the run]")
+@click.option("--photos", type=PATH, help="Folder of the photographs.  [default: the run's]")
+@click.option("--in", "in_file", type=PATH, help="File that predict --in was given, beside --csv.")
 @click.option("--at-least", default=0.0, show_default=True, help="Probability below which an answer of the model is written as none.")
 @click.option("--none-apart", is_flag=True, help="Write photographs that probably belong to none of the classes as such, with no class.")
 @click.option("--how", type=click.Choice(["copy", "hardlink", "link"]), help="How folders get their photographs.  [default: copy]")
-@click.option("--package", type=click.Path(path_type=Path), help="For camtrap-dp: folder of the package that the photographs are of.")
+@click.option("--package", type=PATH, help="For camtrap-dp: folder of the package that the photographs are of.")
 @click.option("--project", help="For wildlife-insights: id of the project.")
 @click.option("--list", is_flag=True, is_eager=True, expose_value=False, callback=_list_forms, help="Show the forms.")
 def write(run: Path, to: str, out: Path, console: Console, **given: Any) -> None:
@@ -47,9 +48,9 @@ def write(run: Path, to: str, out: Path, console: Console, **given: Any) -> None
 
 @click.command()
 @voice
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", type=PATH)
 @click.option("--to", required=True, type=click.Choice(["open_clip", "transformers", "onnx", "torch"]), help="torch: a program of torch.export.")
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder to write.")
+@click.option("--out", required=True, type=PATH, help="Folder to write.")
 @click.option(
     "--weights", default="float32", show_default=True, type=click.Choice(["float32", "float16", "int8"]), help="Type of stored weights, for onnx."
 )
@@ -66,13 +67,13 @@ def export(run: Path, out: Path, **given: Any) -> None:
 
 @click.command()
 @voice
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", type=PATH)
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen at; one that others reach needs a token.")
 @click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65535), help="Port; 0 takes a free one.")
-@click.option("--token-file", type=click.Path(path_type=Path), help="File with the token of requests.  [default: variable FINELENS_TOKEN]")
+@click.option("--token-file", type=PATH, help="File with the token of requests.  [default: variable FINELENS_TOKEN]")
 @device_option
-@click.option("--calibrate", type=click.Path(path_type=Path), help="CSV file path,label: answers carry conformal sets.")
-@click.option("--calibrate-photos", type=click.Path(path_type=Path), help="Folder of the labelled photographs.  [default: the run's]")
+@click.option("--calibrate", type=PATH, help="CSV file path,label: answers carry conformal sets.")
+@click.option("--calibrate-photos", type=PATH, help="Folder of the labelled photographs.  [default: the run's]")
 @click.option("--coverage", type=float, help="Share of the sets that should hold the true class.  [default: 0.9]")
 @click.option("--max-images", default=32, show_default=True, help="Images of a request.")
 @click.option("--max-image-mb", default=20.0, show_default=True, help="Size of an image.")

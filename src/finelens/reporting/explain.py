@@ -102,11 +102,12 @@ class Explanation:
         return said
 
 
-def _as_file(image: Path, photos: str) -> Path:
+def _as_file(image: Path, folder: RunFolder) -> Path:
     """The file of a photograph: the path itself, or as ``predictions.csv`` names those of the run."""
     if image.exists():
         return image
-    inside = Path(photos) / image
+    folder.need_photographs()
+    inside = Path(folder.config.photos) / image
     archive = next((part for path in (image, inside) for part in path.parents if part.is_file()), None)
     if archive is not None:
         raise UserError(f"{image} lies in an archive, and explain reads a file; unpack {archive.name} and give the photograph")
@@ -137,7 +138,7 @@ def explain_image(folder: RunFolder, classifier: Classifier, image: Path, consol
             f"{folder.path} looks at features that {listing(files)} made, which came from a file that explain does not have of {image}; "
             "ask finelens predict with --extra"
         )
-    image = _as_file(image, config.photos)
+    image = _as_file(image, folder)
     decoded = decode(image, classifier.limits)
     if not isinstance(decoded, DecodedImage):
         raise UserError(f"{image}: {decoded.status}, {decoded.reason}")

@@ -104,6 +104,15 @@ class RunFolder(RunPaths):
         if not os.path.exists(self.config.photos):
             console.warn(f"{self.config.photos} does not exist any more, so the page shows no photographs; say where they are with --photos")
 
+    def need_photographs(self) -> None:
+        """Refuse a run whose photographs are not where they were.
+
+        Raises:
+            UserError: They are not.
+        """
+        if not os.path.exists(self.config.photos):
+            raise UserError(f"the run's photographs are not in {self.config.photos} any more; say where they are with --photos")
+
     def need_answers(self) -> None:
         """Refuse a finished run whose answers or model somebody has removed.
 

@@ -28,6 +28,8 @@ _FILES = {
     "row-names": "row_names_file",
     "logit-scale": "logit_scale",
 }
+# Those of them that are no paths.
+_VALUES = ("box-confidence", "group-by", "logit-scale")
 _ALWAYS = ("backbone", "method", "seed", "device", "calibration", "strict", "csv-bom", "rank-floor")
 VERB, SET = "verb", "set"
 # The one option of training that a method without training has.
@@ -82,6 +84,12 @@ def to_toml(config: RunConfig) -> str:
         own = [f"{key} = {_toml(value)}" for name, value in changed.items() for head, _, key in [name.partition(".")] if head == section]
         lines += ["", f"[{SET}.{section}]", *own] if own else []
     return "\n".join([*lines, ""])
+
+
+def moved(config: RunConfig) -> list[tuple[str, str]]:
+    """What the command line has in the place of a path of the run that leads nowhere now, and that path."""
+    files = {f"--{name}": getattr(config, field) for name, field in _FILES.items() if name not in _VALUES}
+    return [(option, path) for option, path in {"PHOTOS": config.photos, **files}.items() if path is not None and not Path(path).exists()]
 
 
 def _fits(value: Any) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import replace
 
@@ -133,8 +132,7 @@ def unadapted_features(folder: RunFolder, console: Console, device: str) -> tupl
         UserError: The run is not finished, or its images are gone.
     """
     classifier = load_run(folder.path, device=device)
-    if not os.path.exists(folder.config.photos):
-        raise UserError(f"the run's photographs are not in {folder.config.photos} any more; say where they are with --photos")
+    folder.need_photographs()
     loaded = source_of_run(folder.config, saved(folder.taken_path)).load(classifier.limits, console, seldom=True)
     with classifier.model.unadapted():
         engine = classifier.model.engine
