@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import tarfile
 import zlib
 
 import numpy as np
@@ -209,6 +210,16 @@ def test_a_run_answers_by_rank(tiny_vit, tmp_path):
         api.predict(tmp_path / "run", photos, tmp_path / "part.csv", shard=shard, console=QUIET)
     api.join(sorted(tmp_path.glob("part-*-of-00002.csv")), tmp_path / "joined.csv", console=QUIET)
     assert (tmp_path / "joined_ranks.csv").read_bytes() == whole
+    # A name may stand twice: an archive takes it again.
+    with tarfile.open(tmp_path / "twice.tar", "w") as archive:
+        for name in CLASSES[:2]:
+            archive.add(photos / name / "1.png", "same.png")
+    twice = api.predict(tmp_path / "run", tmp_path / "twice.tar", tmp_path / "twice.csv", console=QUIET)
+    with (tmp_path / "twice_ranks.csv").open(encoding="utf-8", newline="") as file:
+        told_twice = [float(row["family_probability"]) for row in csv.DictReader(file)]
+    lines = [sum(dict(row.top5).get(name, 0.0) for name in (CLASSES[0], CLASSES[3])) for row in twice]
+    assert told_twice == pytest.approx([max(line, 1 - line) for line in lines], abs=1e-4)
+    assert lines[0] != pytest.approx(lines[1], abs=1e-3)
     found = evaluate(tmp_path / "run", photos, "folders", json_file=tmp_path / "e.json", console=QUIET)
     assert [(own["rank"], own["names"], own["n"]) for own in found["by_rank"]] == [("family", 2, 7), ("group", 2, 7)]
     # The four that a person answered are in no number.

@@ -94,6 +94,7 @@ def test_bad_prototypes_are_refused_in_one_line(fails, own, classes):
     assert "class 'blue disc' has length 0" in refused(prototypes * np.array([[1], [1], [0], [1]], np.float32))
     assert "prototypes with NaN or infinity, first row 1" in refused(prototypes * np.array([[1], [np.nan], [1], [1]], np.float32))
     assert "sentence_class must give the class" in refused(prototypes, sentences=prototypes, sentence_class=np.array([0, 1, 2, 7]))
+    assert "no sentence is of class 'green check'" in refused(prototypes, sentences=prototypes[:3].copy(), sentence_class=np.array([0, 2, 3]))
     assert "descriptions of shape (2, 12)" in refused(prototypes, descriptions=prototypes[:2].copy())
 
 

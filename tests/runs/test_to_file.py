@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import os
 import tarfile
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,6 +23,7 @@ from finelens.images.store import load_images
 from finelens.runs import predict as groups
 from finelens.runs.sets import sets_header
 from finelens.runs.shard import Shard, join_parts
+from finelens.runs.sources import source_at
 from finelens.storage.files import text_bytes
 from finelens.storage.predictions import predictions_header
 from tests.solvers.data import cloud
@@ -296,7 +299,7 @@ def packed(kind: str, photos: Path, folder: Path) -> list[str]:
             parquet.write_table(table, path, row_group_size=4)
             names += [f"{path.name}[{i // 4}][{i % 4}].jpg" for i in range(len(own))]
             continue
-        with tarfile.open(path, "w:gz" if kind == "tar.gz" else "w") as archive:
+        with tarfile.open(path, "w:gz" if kind.lower().endswith("gz") else "w") as archive:
             for name, data in contents:
                 for member, content in ((name, data), (f"{name.removesuffix('.png')}.txt", b"a text")):
                     info = tarfile.TarInfo(member)
@@ -306,7 +309,7 @@ def packed(kind: str, photos: Path, folder: Path) -> list[str]:
     return names
 
 
-@pytest.mark.parametrize("kind", ["tar", "tar.gz", "parquet"])
+@pytest.mark.parametrize("kind", ["tar", "tar.gz", "TAR.GZ", "Tgz", "parquet"])
 def test_photographs_in_shards_are_answered_as_files_are(world, tmp_path, kind, monkeypatch, capsys):
     names = packed(kind, world / "photos", tmp_path / "shards")
     target = tmp_path / "new.csv"
@@ -322,6 +325,45 @@ def test_photographs_in_shards_are_answered_as_files_are(world, tmp_path, kind, 
     assert ("left out: 24 members" in capsys.readouterr().err) == (kind != "parquet")
     first = api.predict(world / "run", next((tmp_path / "shards").glob("part-0*")), tmp_path / "one.csv", console=QUIET)
     assert first == rows[:10]
+
+
+def test_groups_of_photographs_in_shards(world, tmp_path):
+    """Shards were taken for photographs: times of none were found, and a single shard was refused."""
+    names = packed("tar", world / "photos", tmp_path / "shards")
+    api.predict(world / "run", tmp_path / "shards", tmp_path / "new.csv", group_by="folder", console=QUIET)
+    with (tmp_path / "new_groups.csv").open(encoding="utf-8", newline="") as file:
+        assert [(row["path"], row["group"]) for row in csv.DictReader(file)] == [(name, name.rpartition("/")[0]) for name in names]
+    for photos in (tmp_path / "shards", tmp_path / "shards" / "part-0.tar"):
+        api.predict(world / "run", photos, tmp_path / "new.csv", group_by="folder", overwrite=True, console=QUIET)
+        for ask in (
+            lambda photos=photos: api.predict(world / "run", photos, tmp_path / "never.csv", group_by="time:5", console=QUIET),
+            lambda photos=photos: api.adapt(photos, world / "classes.txt", tmp_path / "never", group_by="time:5", console=QUIET),
+        ):
+            with pytest.raises(UserError, match=r"looks at the times of photographs that are files, and .* holds shards; group by column:FILE"):
+                ask()
+    assert not (tmp_path / "never").exists()
+
+
+def test_labelled_photographs_of_shards_are_read_one_at_a_time(world, tmp_path):
+    """All bytes of those that labels name were held at once."""
+    names = packed("tar", world / "photos", tmp_path / "shards")
+    source = source_at(tmp_path / "shards")
+    asked: list[int] = []
+
+    class Watched:
+        names, files, remarks = source.images.names, source.images.files, ()  # type: ignore[union-attr]
+
+        def __len__(self) -> int:
+            return len(names)
+
+        def __getitem__(self, index: int) -> object:
+            asked.append(index)
+            return source.images[index]  # type: ignore[union-attr]
+
+    chosen = replace(source, images=Watched()).only({names[3], names[20]}).inputs
+    assert (len(chosen), asked) == (2, [])
+    assert [chosen[0].name, chosen[1].name] == [names[3], names[20]]
+    assert asked == [3, 20]
 
 
 def test_a_parquet_file_without_images_is_refused(world, tmp_path):

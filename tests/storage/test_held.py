@@ -24,8 +24,21 @@ def test_rows_come_back(tmp_path, kind, on_disk):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_rows_may_be_read_between_two_additions(tmp_path, on_disk):
+    rows, held = np.arange(10.0).reshape(5, 2), HeldRows(tmp_path if on_disk else None)
+    assert len(held.at(np.zeros(0, dtype=np.int64))) == 0
+    held.add(rows[:3])
+    np.testing.assert_array_equal(held.at(np.array([0])), rows[:1])
+    held.add(rows[3:])
+    np.testing.assert_array_equal(held.at(np.arange(5)), rows)
+
+
 def test_a_full_disk_is_one_line(tmp_path, monkeypatch):
     class Full:
+        def seek(self, *place):
+            pass
+
         def write(self, data):
             raise OSError(errno.ENOSPC, "No space left on device")
 

@@ -98,7 +98,7 @@ def read_prototypes(path: Path, class_names: Sequence[str]) -> Prototypes:
         )
     own = check_matrix(tensors["descriptions"], path, "descriptions") if "descriptions" in tensors else None
     scale, bias = stored_scale(path, tensors, metadata)
-    return _prototypes(path, names, _groups(path, tensors, len(names)), _sentences(path, tensors, len(names)), own, scale, bias)
+    return _prototypes(path, names, _groups(path, tensors, names), _sentences(path, tensors, names), own, scale, bias)
 
 
 def given_prototypes(value: Tensor | np.ndarray, class_names: Sequence[str]) -> Prototypes:
@@ -148,11 +148,11 @@ def _prototypes(
     )
 
 
-def _groups(path: Path, tensors: dict[str, Tensor], count: int) -> list[Tensor]:
+def _groups(path: Path, tensors: dict[str, Tensor], names: list[str]) -> list[Tensor]:
     """Rows (K, D) of each class that have a direction."""
     found = next((tensors[key] for key in _KEYS if key in tensors), None)
     if found is None and "sentences" in tensors:
-        return _sentences(path, tensors, count) or []
+        return _sentences(path, tensors, names) or []
     value = read_matrix(path, tensors, _KEYS, "prototypes", (2, 3)) if found is None else check_matrix(found, path, "prototypes", (2, 3))
     return _directions(value)
 
@@ -161,14 +161,17 @@ def _directions(value: Tensor) -> list[Tensor]:
     return [rows[rows.norm(dim=-1) > 0] for rows in (value[:, None] if value.ndim == 2 else value)]
 
 
-def _sentences(path: Path, tensors: dict[str, Tensor], count: int) -> list[Tensor] | None:
+def _sentences(path: Path, tensors: dict[str, Tensor], names: list[str]) -> list[Tensor] | None:
     if "sentences" not in tensors:
         return None
     rows = check_matrix(tensors["sentences"], path, "sentences")
     owner = tensors.get("sentence_class", torch.empty(0))
-    if owner.shape != (len(rows),) or owner.is_floating_point() or not 0 <= int(owner.min()) <= int(owner.max()) < count:
-        raise UserError(f"{path}: sentence_class must give the class of each of the {len(rows)} sentences, as whole numbers below {count}")
-    return [rows[owner == c] for c in range(count)]
+    if owner.shape != (len(rows),) or owner.is_floating_point() or not 0 <= int(owner.min()) <= int(owner.max()) < len(names):
+        raise UserError(f"{path}: sentence_class must give the class of each of the {len(rows)} sentences, as whole numbers below {len(names)}")
+    found = [rows[owner == c] for c in range(len(names))]
+    if lacking := [name for name, own in zip(names, found, strict=True) if not len(own)]:
+        raise UserError(f"{path}: no sentence is of class {lacking[0]!r}; give each class one, or leave the sentences out")
+    return found
 
 
 def feature_backbone(file: FeatureFile, prototypes: Prototypes, logit_scale: float | None, console: Console) -> FeatureBackbone:

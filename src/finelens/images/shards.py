@@ -116,6 +116,25 @@ class ParquetImages:
         return EncodedImage(data if isinstance(data, bytes) else b"", self.names[index])
 
 
+class ChosenImages:
+    """Some images of shards, read when asked for.
+
+    Args:
+        images: All.
+        positions: Which, best in ascending order.
+    """
+
+    def __init__(self, images: ShardImages, positions: Sequence[int]) -> None:
+        self._images, self._positions = images, list(positions)
+
+    def __len__(self) -> int:
+        return len(self._positions)
+
+    def __getitem__(self, index: int, /) -> EncodedImage:
+        """The image's bytes."""
+        return self._images[self._positions[index]]
+
+
 def shard_images(path: Path) -> ShardImages | None:
     """The images of a tar or Parquet file, or of a folder of nothing else; None for any other path.
 

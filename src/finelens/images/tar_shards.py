@@ -73,7 +73,7 @@ class Archives:
         with _errors(shard):
             if self._open is None or self._open[0] != shard:
                 self.close()
-                self._open = shard, cast(IO[bytes], gzip.GzipFile(shard) if shard.name.endswith(GZIP) else shard.open("rb"))
+                self._open = shard, cast(IO[bytes], gzip.GzipFile(shard) if _is_packed(shard) else shard.open("rb"))
             file = self._open[1]
             file.seek(start)
             return file.read(min(size, DecodeLimits().max_bytes + 1))
@@ -100,7 +100,7 @@ def members(shard: Path, wanted: Collection[str], most: int, others: list[str] |
     Raises:
         UserError: The file is damaged, cut short, or unpacks to far more than it is.
     """
-    packed = shard.name.endswith(GZIP)
+    packed = _is_packed(shard)
     with _errors(shard), _Bounded(shard) if packed else shard.open("rb") as file:
         end = None if packed else shard.stat().st_size
         # In a plain file contents are passed over; a stream cannot be.
@@ -118,6 +118,11 @@ def members(shard: Path, wanted: Collection[str], most: int, others: list[str] |
         # What stands after the last member holds the checksum of a compressed file.
         while packed and file.read(1 << 16):
             pass
+
+
+def _is_packed(shard: Path) -> bool:
+    """Whether a shard is compressed; as when shards are looked for, case does not count."""
+    return shard.name.lower().endswith(GZIP)
 
 
 @contextmanager

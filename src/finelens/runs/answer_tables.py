@@ -95,7 +95,7 @@ class RankAnswers(AnswerTable):
 
     def lines(self, part: Predictions, rows: Sequence[PredictionRow], probabilities: np.ndarray) -> str:
         """A line for each row: its class at every rank."""
-        return self._ranks.lines(rows, {record.name: record.index for record in part.records}, probabilities)
+        return self._ranks.lines(rows, [record.index for record in part.records], probabilities)
 
 
 def tables_of(question: Question, classes: Sequence[str], rule: Conformal | None) -> list[AnswerTable]:

@@ -36,15 +36,14 @@ class RankTable:
         """The first line."""
         return csv_text([["path", *(column for rank in self._taxonomy.ranks for column in (rank, f"{rank}_probability")), *SURE_COLUMNS]])
 
-    def lines(self, rows: Sequence[PredictionRow], index: Mapping[str, int | None], probabilities: np.ndarray) -> str:
+    def lines(self, rows: Sequence[PredictionRow], places: Sequence[int | None], probabilities: np.ndarray) -> str:
         """A line for each row.
 
         Args:
             rows: Predictions, answers of people among them.
-            index: Position of each path in the probabilities; None where there is none.
+            places: Position of each row in the probabilities, as names may stand twice; None where there is none.
             probabilities: Of classes, (N, C).
         """
-        places = [index.get(row.path) for row in rows]
         read = [i for i, place in enumerate(places) if place is not None and rows[i].status == "ok" and rows[i].label is not None]
         own = np.stack([self._of(rows[i], probabilities[places[i]]) for i in read]) if read else np.zeros((0, len(self._taxonomy.names)))
         by_rank = {rank: summed(own, members, len(names)) for rank, (names, members) in self._values.items()}

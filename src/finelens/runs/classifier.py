@@ -232,8 +232,9 @@ class Classifier(nn.Module):
         if unknown or len(labels) != len(seen.records):
             what = f"unknown class {unknown[0]!r}" if unknown else f"{len(labels)} labels for {len(seen.records)} photographs"
             raise UserError(f"labels: {what}; give one of the run's classes for each photograph")
-        known = {record.name: self.classes.index(label) for record, label in zip(seen.records, labels, strict=True)}
-        rule = calibrate_on(seen, known, coverage, "labels")
+        # By place, as names may stand twice.
+        numbered = replace(seen, records=[replace(record, name=str(i)) for i, record in enumerate(seen.records)])
+        rule = calibrate_on(numbered, {str(i): self.classes.index(label) for i, label in enumerate(labels)}, coverage, "labels")
         return sets_of(self.predictions(images, zero_shot=False), self.classes, rule)
 
 

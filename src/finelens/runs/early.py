@@ -138,14 +138,17 @@ def _without_answers(question: Question) -> bool:
 
 
 def check_groups(group_by: str, photos: Path) -> None:
-    """Refuse a rule of groups that is none, a file of groups that is not there, and times of what has none.
+    """Refuse a rule of groups that is none, a file of groups that is not there, and times of what has none: of features, and of what lies in shards.
 
     Raises:
         UserError: One of these.
     """
     check_readable([GroupBy.parse(group_by).file])
-    if group_by.startswith(TIME) and is_feature_path(photos):
-        raise UserError(f"--group-by {group_by} looks at the times of photographs, and {photos} holds features; group by column:FILE")
+    if not group_by.startswith(TIME):
+        return
+    what = "features" if is_feature_path(photos) else "shards" if shards_at(photos) or is_index(photos) else None
+    if what is not None:
+        raise UserError(f"--group-by {group_by} looks at the times of photographs that are files, and {photos} holds {what}; group by column:FILE")
 
 
 def check_run(asked: RunArguments, out: Path, *, overwrite: bool = False) -> None:

@@ -163,7 +163,7 @@ def _write_ranks(run: RunFolder, inputs: Inputs, logits: Tensor, rows: list[Pred
     if is_part(inputs.loaded) or inputs.taxonomy is None or not inputs.taxonomy.ranks:
         return
     by_rank = RankTable(inputs.taxonomy, run.config.rank_floor)
-    text = by_rank.header + by_rank.lines(rows, {record.name: record.index for record in inputs.loaded.records}, softmax(logits.numpy()))
+    text = by_rank.header + by_rank.lines(rows, [record.index for record in inputs.loaded.records], softmax(logits.numpy()))
     write_text(run.ranks_path, (BOM if run.config.csv_bom else "") + text)
 
 

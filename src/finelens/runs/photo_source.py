@@ -20,7 +20,7 @@ from finelens.images.complaints import note_complaints
 from finelens.images.decode import DecodeLimits
 from finelens.images.discover import ImageFile, discover
 from finelens.images.load import load
-from finelens.images.shards import ShardImages
+from finelens.images.shards import ChosenImages, ShardImages
 from finelens.images.store import ImageItems
 from finelens.methods.registry import Method
 from finelens.protocol import Backbone, ImageRecord, InferenceViews, Loaded
@@ -148,13 +148,18 @@ class ShardSource(PhotoSource):
     images: ShardImages = field(kw_only=True)
 
     @property
+    def files(self) -> list[ImageFile]:
+        """None: the files that there are hold many photographs each."""
+        return []
+
+    @property
     def inputs(self) -> ImageItems:
         """Images of the shards."""
         return self.images if self.kept is None else self.named(self.kept.__contains__)
 
     def named(self, wanted: Callable[[str], bool]) -> ImageItems:
         """Images with a wanted name."""
-        return [self.images[i] for i, name in enumerate(self.images.names) if wanted(name)]
+        return ChosenImages(self.images, [i for i, name in enumerate(self.images.names) if wanted(name)])
 
     def check(self, method: Method) -> None:
         """They are there, and any method can use them."""

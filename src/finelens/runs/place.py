@@ -9,7 +9,7 @@ from datetime import date
 from itertools import count
 from pathlib import Path
 
-from finelens.core.schemas import CHECKPOINT_DIR, CONFIG_FILE, EVENTS_FILE, FAILURE_DIR, MODEL_DIR, PREDICTIONS_FILE
+from finelens.core.schemas import CHECKPOINT_DIR, CONFIG_FILE, EVENTS_FILE, FAILURE_DIR, MODEL_DIR, PART_FILE, PREDICTIONS_FILE
 from finelens.errors import UserError
 from finelens.runs.config import is_run_document
 from finelens.runs.paths import LOCK_FILE, OWN_ENTRIES
@@ -35,9 +35,9 @@ def refuse_own_answers(target: Path) -> None:
     """Refuse to write answers about other photographs over those that a run is made of.
 
     Raises:
-        UserError: The file is ``predictions.csv`` of a run.
+        UserError: The file is ``predictions.csv`` of a run, or that of the part which the run's page is about.
     """
-    if target.name == PREDICTIONS_FILE and all((target.parent / name).is_file() for name in (CONFIG_FILE, EVENTS_FILE)):
+    if target.name in (PREDICTIONS_FILE, PART_FILE) and all((target.parent / name).is_file() for name in (CONFIG_FILE, EVENTS_FILE)):
         raise UserError(f"{target} holds the answers of the run in {target.parent}, which its report and review rest on; choose another name")
 
 

@@ -18,7 +18,7 @@ from finelens.methods.auto import AUTO, starting_method
 from finelens.methods.registry import METHODS, find_method
 from finelens.runs.arguments import Assignments, RunArguments
 from finelens.runs.config import RunConfig, TextConfig
-from finelens.runs.early import check_listed, refuse_idle, stage_of, with_stage
+from finelens.runs.early import check_groups, check_listed, refuse_idle, stage_of, with_stage
 from finelens.runs.group_by import absolute_groups
 from finelens.runs.sources import source_at
 from finelens.training.config import TrainingConfig
@@ -38,6 +38,8 @@ def resolve(asked: RunArguments) -> tuple[RunConfig, Taken | None]:
     if taken is not None:
         classes, hints = classes or (asked.in_file if taken.classes else None), hints or (asked.in_file if taken.hints else None)
     check_listed(classes, hints)
+    if asked.group_by is not None:
+        check_groups(asked.group_by, asked.photos)
     for spec in asked.extra_encoders:
         check_encoder_spec(spec)
     source = source_at(asked.photos, strict=asked.strict, row_names=asked.row_names, logit_scale=asked.logit_scale)

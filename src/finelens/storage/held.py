@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -41,13 +42,15 @@ class HeldRows:
         try:
             if self._file is None:
                 self._file = tempfile.TemporaryFile(dir=self._folder, prefix="finelens-rows-")  # noqa: SIM115 - lives as long as this
+            # Rows may have been read meanwhile.
+            self._file.seek(0, os.SEEK_END)
             self._file.write(np.ascontiguousarray(rows).data)
         except OSError as error:
             raise write_error(self._folder / "finelens-rows", error) from error
 
     def at(self, places: np.ndarray) -> np.ndarray:
         """Rows (n, D) at positions (n,)."""
-        if self._folder is None:
+        if self._folder is None and self._parts:
             self._parts = [np.concatenate(self._parts)]
             return np.asarray(self._parts[0][places])
         found = np.empty((len(places), *self._shape), self._type)
