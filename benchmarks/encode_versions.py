@@ -181,7 +181,16 @@ def inside(part: str, photos: Path, count: int) -> None:
     """One measurement in this process, with whichever finelens is on the path."""
     from finelens.backbones.embedded import EmbeddedBackbone
 
+    try:
+        from finelens.engine.device import choose_precision
+        from finelens.engine.engine import Engine
+    except ImportError:
+        from finelens.training.engine import Engine  # type: ignore[import-not-found, no-redef]
+        from finelens.training.precision import choose_precision  # type: ignore[import-not-found, no-redef]
+    device = torch.device("cpu")
     backbone = EmbeddedBackbone()
+    # Chooses the type of photographs and, since there is a choice, of texts.
+    engine = Engine(backbone, device, choose_precision("auto", device))
     if part == "texts":
         # Texts that no earlier turn has left in the cache.
         seed = int(time.time())
@@ -192,15 +201,6 @@ def inside(part: str, photos: Path, count: int) -> None:
         return
     from finelens.images.batches import centre_batches
     from finelens.images.store import load_images
-
-    try:
-        from finelens.engine.device import choose_precision
-        from finelens.engine.engine import Engine
-    except ImportError:
-        from finelens.training.engine import Engine  # type: ignore[import-not-found, no-redef]
-        from finelens.training.precision import choose_precision  # type: ignore[import-not-found, no-redef]
-    device = torch.device("cpu")
-    engine = Engine(backbone, device, choose_precision("auto", device))
 
     def encode(kind: str, tower: bool = True) -> None:
         loaded = load_images(sorted((photos / kind).iterdir())[: count if kind == "small" else count // 16])

@@ -109,6 +109,16 @@ def test_automatic_precision_depends_on_the_processor(monkeypatch, units, dtype)
     precision = choose_precision("auto", CPU)
     assert precision.dtype is dtype
     assert "this processor has" in precision.reason
+    # Images and texts by one rule.
+    assert precision.of_texts is dtype
+    assert Engine(make_engine().backbone, CPU, precision).backbone.text_dtype is dtype
+
+
+def test_texts_are_in_bfloat16_where_images_are_and_the_host_has_units(monkeypatch):
+    for units in ((), ("_is_avx512_bf16_supported",)):
+        monkeypatch.setattr(private_torch, "_says_yes", lambda flag, units=units: flag in units)
+        assert choose_precision("float32", CPU).of_texts is torch.float32
+        assert choose_precision("bfloat16", CPU).of_texts is (torch.bfloat16 if units else torch.float32)
 
 
 # Estimate.

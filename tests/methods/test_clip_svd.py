@@ -142,6 +142,9 @@ def test_the_sentence_encoder_of_the_embedded_tower_learns_and_is_put_back():
         moved = backbone.encode_token_embeddings(backbone.embed_tokens(ids), ids)
     # A text that is encoded meanwhile does not come from the cache, and does not get there.
     torch.testing.assert_close(backbone.encode_text(texts), moved)
+    rounded = encoder.encode(texts, torch.bfloat16)
+    torch.testing.assert_close(rounded, encoder.encode(texts), atol=3e-3, rtol=0)
+    assert (rounded - before).abs().max() > 0.01
     assert (moved - backbone._project_text(before)).abs().max() > 1e-3
     backbone.merge()
     assert torch.equal(encoder._encode(texts), before)

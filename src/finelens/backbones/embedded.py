@@ -166,7 +166,7 @@ class EmbeddedBackbone(Backbone):
 
     def encode_text(self, texts: Sequence[str]) -> Tensor:
         """Unit-norm text features (T, 1664)."""
-        return self._project_text(self.text_tower.encode(texts)).float()
+        return self._project_text(self.text_tower.encode(texts, self.text_dtype)).float()
 
     def embed_tokens(self, tokens: Tensor) -> Tensor:
         """Token embeddings (T, L, 384), on the CPU, where the sentence encoder runs."""

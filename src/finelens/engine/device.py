@@ -1,4 +1,4 @@
-"""Which float type the image tower computes in, and why."""
+"""Which float type the towers compute in, and why."""
 
 from __future__ import annotations
 
@@ -28,6 +28,11 @@ class Precision:
     def name(self) -> str:
         """``float32`` or ``bfloat16``, as the configuration calls it."""
         return str(self.dtype).removeprefix("torch.")
+
+    @property
+    def of_texts(self) -> torch.dtype:
+        """Float type of a text tower on the CPU that knows both: bfloat16 where images are in it and this machine's processor has units for it."""
+        return torch.bfloat16 if self.dtype is torch.bfloat16 and bfloat16_units() else torch.float32
 
     def autocast(self, device: torch.device) -> AbstractContextManager[None]:
         """Context in which the tower runs."""

@@ -66,6 +66,7 @@ class Engine:
         if device.type == "cpu":
             keep_freed_memory()
         self.backbone = backbone.to(device)
+        self.backbone.text_dtype = precision.of_texts
         self.device = device
         self.precision = precision
         self.no_grad_forwards = 0

@@ -71,6 +71,8 @@ class Backbone(nn.Module, ABC):
         context_length: Longest text in tokens, special tokens included.
         has_token_sequence: Whether visual prompt tokens can be inserted.
         is_convolutional: Whether patches are cells of a feature map.
+        text_dtype: What :meth:`encode_text` computes its products in, ``torch.float32`` or ``torch.bfloat16``; an engine sets it. Only the embedded
+            backbone's text tower, which runs on the CPU, knows another than float32; others leave it unread.
     """
 
     name: str
@@ -83,6 +85,7 @@ class Backbone(nn.Module, ABC):
     context_length: int
     has_token_sequence: bool = False
     is_convolutional: bool = False
+    text_dtype: torch.dtype = torch.float32
 
     def normalise(self, images: Tensor) -> Tensor:
         """Turn uint8 pixels into network input on the device the pixels are on.

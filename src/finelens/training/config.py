@@ -38,7 +38,7 @@ class TrainingConfig:
         loss: Classification loss of methods that leave the choice: ``ce`` (cross-entropy, as published), ``infoloob`` in its place, or ``m2-mix``: a
             term of hard negatives between images and texts beside it (docs/losses.md).
         mix_weight: Weight of that term in the first epoch; it falls as 1 / epoch.
-        precision: Arithmetic of the tower; ``auto`` lets the device decide.
+        precision: Arithmetic of the image tower, and of the embedded backbone's texts; ``auto`` lets the device decide.
         compile: Whether the tower goes through ``torch.compile``; ``auto``: on CUDA for long runs. The same numbers up to rounding.
     """
 
