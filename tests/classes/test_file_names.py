@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from finelens.classes.file_names import FileNames
-from finelens.classes.labels import read_labels
+from finelens.classes.labels import LeftOut, read_labels
 from finelens.errors import UserError
 from finelens.storage.cells import escape_cell
 
@@ -109,6 +109,29 @@ def test_an_extra_folder_is_counted(photos):
     names = ["cat/1.jpg", "misc/1.jpg"]
     assert read_labels(photos / "f.npy", "folders", CLASSES, names=names, left_out=left_out) == {"cat/1.jpg": 0}
     assert len(left_out) == 2
+
+
+def test_photographs_of_no_class_are_counted(photos):
+    """Folders are few, what lies in them may be most of what was given."""
+    for name in ("misc/1.jpg", "misc/deep/2.PNG", "misc/notes.txt", "loose.jpg", "classes.txt"):
+        (photos / name).parent.mkdir(exist_ok=True, parents=True)
+        (photos / name).touch()
+    (photos / "empty").mkdir()
+    found = LeftOut()
+    read_labels(photos, "folders", CLASSES, left_out=found)
+    assert (found.photographs, found.folders) == ({"": 4, "misc": 2}, 2)
+    assert found.lines("it") == [
+        "2 photographs in 2 folders of no class left out of it: 'misc' 2",
+        "4 photographs in no folder left out of it",
+    ]
+    found.append("line 3: no such file")
+    assert found.lines("it")[2] == "1 label is left out of it, the first because: line 3: no such file"
+    strangers = LeftOut()
+    read_labels(photos, "folders", CLASSES, left_out=strangers, strangers=-1)
+    assert strangers.lines("it") == ["4 photographs in no folder left out of it"]
+    stored = LeftOut()
+    read_labels(photos / "f.npy", "folders", CLASSES, names=["cat/1", "misc/1", "misc/2"], left_out=stored)
+    assert stored.lines("it") == ["2 photographs in 1 folder of no class left out of it: 'misc' 2"]
 
 
 def test_a_cell_of_a_table_means_the_file_that_the_table_wrote_it_for():

@@ -76,6 +76,10 @@ def test_names_that_only_the_hints_have_come_after_the_list(tmp_path):
     assert with_new_names(file, []) == ["owl", "Red_Stripe", "Tabby_Cat"]
     with pytest.raises(UserError, match=r"line 3: 'red strip' is not in the class list; did you mean 'red stripe'"):
         with_new_names(write_hints(file, "x.png,owl", "y.png,red strip"), CLASSES)
+    many = ["v.png,red strip", "w.png,redd stripe"]
+    with pytest.raises(UserError) as caught:
+        with_new_names(write_hints(file, "x.png,owl", *many, "y.png,red strpe"), CLASSES)
+    assert [f"line {i}: " in str(caught.value) for i in range(2, 6)] == [False, True, True, True]
 
 
 def test_hints_about_unreadable_files_alone_are_refused(tmp_path, photos):

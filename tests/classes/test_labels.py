@@ -74,6 +74,21 @@ def test_paths_and_labels_copied_from_predictions_carry_apostrophes(tmp_path, te
     assert read_labels(test_dir, path, ["=emu", "dog"]) == {"=top.jpg": 0, "'=raw.jpg": 1}
 
 
+def test_all_slips_of_a_file_are_named_at_once(tmp_path, test_dir):
+    """Who mends a list by hand mends all of it; of very many a few and their number."""
+    several = [f"dog/c.jpg,dgo{i}" for i in range(7)]
+    with pytest.raises(UserError) as caught:
+        read_labels(test_dir, labels_file(tmp_path, "\n".join(["path,label", *several, ""])), NAMES)
+    assert [f"line {i}: unknown label" in str(caught.value) for i in range(2, 9)] == [True] * 5 + [False] * 2
+    assert "; and 2 more" in str(caught.value)
+    torn = "path,label\na,b,dog\ndog/c.jpg,dog\nc,d,dog\n"
+    with pytest.raises(UserError, match=r"line 2: expected 2 cells, got 3; line 4: expected 2 cells, got 3; quote cells that hold commas$"):
+        read_labels(test_dir, labels_file(tmp_path, torn), NAMES)
+    both = "path,label\ndog/c.jpg,dog\ndog/c.jpg,C++\nTabby_Cat/a.jpg,dog\nTabby_Cat/a.jpg,C++\n"
+    with pytest.raises(UserError, match=r"line 3: 'dog/c.jpg' is .* in line 2; line 5: 'Tabby_Cat/a.jpg' is .* in line 4; keep one of the two$"):
+        read_labels(test_dir, labels_file(tmp_path, both), NAMES)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -86,7 +101,7 @@ def test_paths_and_labels_copied_from_predictions_carry_apostrophes(tmp_path, te
         ("path,label\ndog/c.jpg,dgo\n", r"line 2: unknown label 'dgo'; did you mean 'dog'\?$"),
         (
             "path,label\ndog/c.jpg,dog\ndog/c.jpg,zebra\ndog/c.jpg,emu\n",
-            r"line 3: unknown label 'zebra'; classes are: .*\(1 more labels are unknown\)",
+            r"line 3: unknown label 'zebra'; line 4: unknown label .*; classes are: ",
         ),
         ("path,label\ndog/none.jpg,dog\n", "line 2: there is no file 'dog/none.jpg'"),
         ("path,label\ndog,dog\n", "line 2: there is no file 'dog'"),

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from finelens.classes.labels import Told, answer_rows, read_labels
 from finelens.classes.names import check_names, match, normalise
 from finelens.classes.taxonomy import read_class_list
-from finelens.classes.text_files import quote
+from finelens.classes.text_files import faults, quote
 from finelens.core.options import nearest
 from finelens.core.schemas import HOW_COLUMNS, LABEL_COLUMNS, TOLD_COLUMNS
 from finelens.errors import UserError
@@ -62,12 +62,13 @@ def with_new_names(path: Path | Told, class_names: Sequence[str]) -> list[str]:
     found = {label: line for line, _, label in reversed(answer_rows(path, class_names)) if label}
     known = match(found, class_names)
     new = [label for label in found if label not in known]
-    for label in new:
-        if near := slip_of(label, class_names):
-            raise UserError(
-                f"hints file {quote(str(path))}, line {found[label]}: {quote(label)} is not in the class list; did you mean "
-                f"{quote(near)}? Correct what is misspelt, here or in the class list; a class of its own with so near a name is added there by hand"
-            )
+    slips = sorted((found[label], label, near) for label in new if (near := slip_of(label, class_names)))
+    if slips:
+        told = faults([f"line {line}: {quote(label)} is not in the class list; did you mean {quote(near)}?" for line, label, near in slips])
+        raise UserError(
+            f"hints file {quote(str(path))}, {told}{'' if told.endswith('?') else '.'} Correct what is misspelt, here or in the class list; a class "
+            "of its own with so near a name is added there by hand"
+        )
     # One spelling of each, in an order that does not hang on that of the lines.
     unlike = {normalise(label): label for label in sorted(new, reverse=True)}
     names = [unlike[form] for form in sorted(unlike)]

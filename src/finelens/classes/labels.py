@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -12,11 +13,12 @@ from pathlib import Path, PurePosixPath
 from finelens.classes.file_names import FileNames, leaves
 from finelens.classes.names import classes_of_folders, match, normalise
 from finelens.classes.names import folder_classes as find_folder_classes
-from finelens.classes.text_files import listing, quote, read_utf8
+from finelens.classes.text_files import counted, faults, listing, quote, read_utf8
 from finelens.core.options import nearest
 from finelens.core.schemas import LABEL_COLUMNS, WHY_COLUMN
 from finelens.errors import UserError
 from finelens.images.discover import visible_files
+from finelens.images.signatures import promises_image
 from finelens.storage.cells import unescape_cell
 
 FOLDERS = "folders"
@@ -41,6 +43,34 @@ class Told:
 
     def __str__(self) -> str:
         return self.where
+
+
+class LeftOut(list[str]):
+    """What could not be used of labels, a line each.
+
+    Attributes:
+        photographs: Files called like images in folders of no class, by folder, and under the empty name those that lie in none.
+        folders: How many of the lines, the first ones, are about folders of no class.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.photographs: dict[str, int] = {}
+        self.folders = 0
+
+    def lines(self, purpose: str) -> list[str]:
+        """How much is left out of a purpose, for warnings."""
+        inside = {folder: count for folder, count in self.photographs.items() if folder}
+        said = []
+        if self.folders:
+            held, of = counted(sum(inside.values()), "photograph", "photographs"), counted(self.folders, "folder", "folders")
+            named = listing([f"{quote(folder)} {count}" for folder, count in inside.items()])
+            said.append(f"{held} in {of} of no class left out of {purpose}" + (f": {named}" if named else ""))
+        if loose := self.photographs.get(""):
+            said.append(f"{counted(loose, 'photograph', 'photographs')} in no folder left out of {purpose}")
+        if labels := self[self.folders :]:
+            said.append(f"{counted(len(labels), 'label is', 'labels are')} left out of {purpose}, the first because: {labels[0]}")
+        return said
 
 
 class UnknownLabelError(UserError):
@@ -89,18 +119,23 @@ def read_labels(
         files = {name: PurePosixPath(name).parts[0] if "/" in name else "" for name in names}
         if str(labels) == FOLDERS:
             folders = classes_of_folders(test_dir, sorted({folder for folder in files.values() if folder}), class_names, left_out=doubts)
-            return _from_folders(test_dir, files, folders, class_names, strangers)
+            return _from_folders(test_dir, files, folders, class_names, strangers, left_out)
         return _from_csv(test_dir, files, file, class_names, none_label, what, left_out, strangers)
     if not os.path.isdir(test_dir):
         raise UserError(f"test folder {quote(str(test_dir))} is not a folder; check the path")
     if str(labels) == FOLDERS:
         told = {} if doubts is None else {"left_out": doubts}
-        return _from_folders(test_dir, _files(test_dir), folder_classes(test_dir, class_names, **told), class_names, strangers)
+        return _from_folders(test_dir, _files(test_dir), folder_classes(test_dir, class_names, **told), class_names, strangers, left_out)
     return _from_csv(test_dir, _files(test_dir), file, class_names, none_label, what, left_out, strangers)
 
 
 def _from_folders(
-    test_dir: Path, files: Mapping[str, str], folders: Mapping[str, str], class_names: Sequence[str], strangers: int | None = None
+    test_dir: Path,
+    files: Mapping[str, str],
+    folders: Mapping[str, str],
+    class_names: Sequence[str],
+    strangers: int | None,
+    left_out: list[str] | None,
 ) -> dict[str, int]:
     index = {name: i for i, name in enumerate(class_names)}
     result = {path: index[folders[folder]] for path, folder in files.items() if folder in folders}
@@ -108,6 +143,11 @@ def _from_folders(
         result |= {path: strangers for path, folder in files.items() if folder and folder not in folders}
     if not result:
         raise UserError(f"the class folders of {quote(str(test_dir))} hold no files; put the test images in them")
+    if isinstance(left_out, LeftOut):
+        # A list of classes or a note among the folders is no photograph; a feature file names nothing else.
+        unmatched = ((path, folder) for path, folder in files.items() if path not in result)
+        images = (folder for path, folder in unmatched if promises_image(Path(path)) or not test_dir.is_dir())
+        left_out.photographs, left_out.folders = dict(sorted(Counter(images).items())), len(left_out)
     return result
 
 
@@ -138,7 +178,7 @@ def _from_csv(
         raise UnknownLabelError(_unknown_labels(named, unknown, class_names))
     result: dict[str, int] = {}
     lines: dict[str, int] = {}
-    names, missing = FileNames(files, test_dir), []
+    names, missing, contradictions = FileNames(files, test_dir), [], []
     for line, cell, label in rows:
         path = _find(names, test_dir, cell, f"{named}, line {line}")
         if path is None:
@@ -146,11 +186,11 @@ def _from_csv(
             continue
         target = index[label]
         if result.setdefault(path, target) != target:
-            raise UserError(
-                f"{named}, line {line}: {quote(path)} is {quote(label)} here but "
-                f"{_label_of(result[path], class_names)} in line {lines[path]}; keep one of the two"
-            )
+            other = f"{_label_of(result[path], class_names)} in line {lines[path]}"
+            contradictions.append(f"line {line}: {quote(path)} is {quote(label)} here but {other}")
         lines.setdefault(path, line)
+    if contradictions:
+        raise UserError(f"{named}, {faults(contradictions)}; keep one of the two")
     if missing and (left_out is None or not result):
         raise UserError(missing[0])
     if left_out is not None:
@@ -200,6 +240,7 @@ def read_rows(labels: Path | Told, kind: str) -> list[tuple[int, str, str]]:
     what = f"{kind} {quote(str(labels))}"
     reader = csv.reader(io.StringIO(read_utf8(labels, kind), newline=""), strict=True)
     rows: list[tuple[int, str, str]] = []
+    torn: list[str] = []
     try:
         header = [cell.strip() for cell in next(reader, [])]
         missing = [column for column in LABEL_COLUMNS if column not in header]
@@ -213,12 +254,15 @@ def read_rows(labels: Path | Told, kind: str) -> list[tuple[int, str, str]]:
             if not any(cells):
                 continue
             if len(cells) != len(header):
-                raise UserError(f"{what}, line {reader.line_num}: expected {len(header)} cells, got {len(cells)}; quote cells that hold commas")
+                torn.append(f"line {reader.line_num}: expected {len(header)} cells, got {len(cells)}")
+                continue
             label = unescape_cell(cells[label_at].strip())
             if label or WHY_COLUMN not in header:
                 rows.append((reader.line_num, cells[path_at], label))
     except csv.Error as error:
         raise UserError(f"{what}, line {reader.line_num}: {error}; save it as comma-separated values") from error
+    if torn:
+        raise UserError(f"{what}, {faults(torn)}; quote cells that hold commas")
     if not rows and WHY_COLUMN in header:
         raise UserError(f"{what}: no photograph has a name yet; write them into the column {LABEL_COLUMNS[1]}")
     if not rows:
@@ -237,8 +281,12 @@ def _find(files: FileNames, test_dir: Path, cell: str, where: str) -> str | None
 
 
 def _unknown_labels(named: str, unknown: Mapping[str, int], class_names: Sequence[str]) -> str:
-    first = min(unknown, key=lambda label: unknown[label])
-    near = nearest(first, class_names, normalise)
-    remedy = f"did you mean {quote(near)}?" if near else f"classes are: {listing([quote(name) for name in class_names])}"
-    more = f" ({len(unknown) - 1} more labels are unknown)" if len(unknown) > 1 else ""
-    return f"{named}, line {unknown[first]}: unknown label {quote(first)}; {remedy}{more}"
+    """What to say of labels that are no class, by the line where each stands first."""
+    near = {label: nearest(label, class_names, normalise) for label in unknown}
+    ordered = sorted(unknown, key=lambda label: unknown[label])
+    told = [
+        f"line {unknown[label]}: unknown label {quote(label)}" + (f"; did you mean {quote(own)}?" if (own := near[label]) else "")
+        for label in ordered
+    ]
+    listed = "" if all(near.values()) else f"; classes are: {listing([quote(name) for name in class_names])}"
+    return f"{named}, {faults(told)}{listed}"

@@ -43,6 +43,12 @@ def listing(items: Sequence[str], limit: int = _SHOWN) -> str:
     return shown if len(items) <= limit else f"{shown} and {len(items) - limit} more"
 
 
+def faults(items: Sequence[str]) -> str:
+    """What is wrong in several places, as far as a person can take it in at once, then how many more there are."""
+    shown = "; ".join(items[:_SHOWN])
+    return shown if len(items) <= _SHOWN else f"{shown}; and {len(items) - _SHOWN} more"
+
+
 def control_character(text: str) -> str | None:
     """The first character that has no place in a line of text, as ``U+0007``: controls, line separators, and surrogates, which UTF-8 cannot hold."""
     bad = next((char for char in text if unicodedata.category(char) in ("Cc", "Cs", "Zl", "Zp")), None)

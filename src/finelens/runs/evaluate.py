@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from finelens.classes.groups import read_groups
-from finelens.classes.labels import UnknownLabelError
+from finelens.classes.labels import LeftOut, UnknownLabelError
 from finelens.classes.taxonomy import saved_taxonomy
 from finelens.classes.text_files import counted
 from finelens.core.console import Console
@@ -77,8 +77,8 @@ def evaluate(
     Returns:
         What :func:`finelens.evaluation.metrics.evaluate_predictions` returns, ``description_ensemble_accuracy``, the unadapted model with the mean of
         each class's descriptions (None where the run was given none), ``labels_left_out``, labels of files that do not exist and folders of no class,
-        and ``answered_left_out``, photographs that a person answered in the run (``hints``) or copies of them, which are in no number. With
-        ``unknown``, what :func:`judge_unknown` returns under that name. With ``groups``, what
+        ``photographs_left_out`` in such folders or in none, and ``answered_left_out``, photographs that a person answered in the run (``hints``) or
+        copies of them, which are in no number. With ``unknown``, what :func:`judge_unknown` returns under that name. With ``groups``, what
         :func:`finelens.evaluation.groups.judge_groups` returns, by column. ``by_rank`` for a run whose class list has ranks.
         ``estimates``, what the run would say of these photographs without labels (:class:`finelens.evaluation.trust.Estimates`).
 
@@ -120,7 +120,7 @@ class _Labelled:
 
     found: Predictions
     truth: Mapping[str, int]
-    left_out: Sequence[str]
+    left_out: LeftOut
     read: int
     asked: Sequence[ImageRecord]
     kept: Sequence[ImageRecord]
@@ -153,13 +153,13 @@ def _ask(
     console: Console,
 ) -> _Labelled:
     """Match labels, ask about what they name, and leave out what the run was told."""
-    left_out: list[str] = []
+    left_out = LeftOut()
     try:
         truth = source.labels(labels, classifier.classes, left_out, strangers=NONE if unknown else None)
     except UnknownLabelError as error:
         raise UserError(f"{error} (with --unknown such photographs count as of none of the classes)") from error
-    if left_out:
-        console.warn(f"{counted(len(left_out), 'label is', 'labels are')} left out of the evaluation, the first because: {left_out[0]}")
+    for line in left_out.lines("the evaluation"):
+        console.warn(line)
     found = source.only(truth).answers(classifier.request(console))
     read = [record for record in found.records if record.index is not None]
     told = answered_among(folder, read, test)
@@ -191,6 +191,7 @@ def _measure(labelled: _Labelled, classes: Sequence[str], folder: RunFolder) -> 
     if taxonomy is not None:
         result["by_rank"] = accuracy_by_rank(taxonomy, targets, probabilities, first)
     result["labels_left_out"], result["answered_left_out"] = len(labelled.left_out), len(labelled.told)
+    result["photographs_left_out"] = sum(labelled.left_out.photographs.values())
     return result
 
 
@@ -245,7 +246,10 @@ def summary(result: Mapping[str, Any]) -> str:
     if (described := result["description_ensemble_accuracy"]) is not None:
         text += f", with descriptions {described:.1%}"
     text += say_ranks(result.get("by_rank", ()))
-    if result["labels_left_out"]:
+    if photographs := result.get("photographs_left_out"):
+        inside = f" ({counted(result['labels_left_out'], 'folder', 'folders')} of no class)" if result["labels_left_out"] else ""
+        text += f", {counted(photographs, 'photograph', 'photographs')} without a class left out{inside}"
+    elif result["labels_left_out"]:
         text += f", {counted(result['labels_left_out'], 'label', 'labels')} left out"
     text += f", {result['n_failed']} could not be read" if result["n_failed"] else ""
     if result["answered_left_out"]:

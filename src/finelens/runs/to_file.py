@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from finelens.classes.labels import LeftOut
 from finelens.classes.text_files import counted, quote
 from finelens.core.console import Console
 from finelens.core.schemas import MODEL_CONFIG_FILE, SCHEMA_VERSION, UNLIKE_NOTE, VERSION
@@ -194,7 +195,7 @@ def conformal_rule(classifier: Classifier, source: Source, question: Question, c
     """The conformal rule of the labelled photographs, which are asked about first."""
     assert question.calibrate is not None
     labelled = source if question.calibrate_photos is None else source_at(question.calibrate_photos)
-    left_out: list[str] = []
+    left_out = LeftOut()
     try:
         labels = labelled.labels(question.calibrate, classifier.classes, left_out)
     except UserError as error:
@@ -217,8 +218,8 @@ def conformal_rule(classifier: Classifier, source: Source, question: Question, c
             )
     coverage = DEFAULT_COVERAGE if question.coverage is None else question.coverage
     rule = calibrate_on(seen, labels, coverage, str(question.calibrate), left_out)
-    if left_out:
-        console.warn(f"{counted(len(left_out), 'label is', 'labels are')} left out of the calibration, the first because: {left_out[0]}")
+    for line in left_out.lines("the calibration"):
+        console.warn(line)
     return rule
 
 
