@@ -40,7 +40,7 @@ def test_positions_are_those_of_the_store(tmp_path, photos):
         by_name["b/1.png"]: NONE_OF_THESE,
     }
     assert hints.index.tolist() == sorted(hints.index.tolist())
-    assert describe_hints(hints, CLASSES) == "hints: 3 images, 2 of 4 classes, 1 belong to none of them"
+    assert describe_hints(hints, CLASSES) == "hints: 3 images (2 with a class, 1 as none of the classes), 2 of 4 classes"
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,7 @@ def test_hints_about_files_that_are_not_there_are_counted(tmp_path, photos):
     rows = ("a/7.png,red stripe", "a/0.png,red stripe", "broken.jpg,red stripe")
     left_out: list[str] = []
     hints = read_hints(write_hints(tmp_path / "hints.csv", *rows), photos, loaded.records, CLASSES, left_out)
-    assert describe_hints(hints, CLASSES) == "hints: 1 images, 1 of 4 classes"
+    assert describe_hints(hints, CLASSES) == "hints: 1 image, 1 of 4 classes"
     assert [line.rpartition("hints.csv', ")[2].partition("; ")[0] for line in left_out] == [
         f"line 2: there is no file 'a/7.png' in '{photos}'",
         "'broken.jpg' is not an image that can be read",

@@ -260,6 +260,9 @@ def test_answers_decide_where_chance_does_not_explain_them():
     assert better.sentence.startswith("By the answers of a person about 70% are right; against the unadapted model that is +30 points (+20 to +40")
     assert [reason.code for reason in better.reasons[:2]] == ["answers", "without-answers"]
     assert chance.sentence == free.sentence
+    # Beside any verdict it is no contradiction: it says by what the verdict goes.
+    assert chance.reasons[-1].text.endswith("the verdict goes by the other signs, and more answers would tell.")
+    assert (better.shown, chance.shown, worse.shown) == (True, False, True)
     assert not better.measured
 
 

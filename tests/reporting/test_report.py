@@ -18,11 +18,12 @@ import finelens
 from finelens import api
 from finelens.errors import UserError
 from finelens.evaluation.answered import Answered
+from finelens.evaluation.verdict import Reason, Verdict
 from finelens.methods.registry import METHODS
 from finelens.reporting import page as page_module
 from finelens.reporting.card import page_of, plain
 from finelens.reporting.page import script_json
-from finelens.reporting.record import read_run
+from finelens.reporting.record import RunRecord, read_run
 from finelens.reporting.sections import first
 from finelens.reporting.thumbnails import Thumbnails
 from finelens.reporting.write import report_html
@@ -225,6 +226,15 @@ def test_what_the_answers_say_is_said_once(plain_run, gain, shown):
     # Where they decide, the sentence of the verdict says it; else it is a reason.
     assert any(reason.code == "answers" for reason in first.build(record)["reasons"]) == shown
     assert ("By the answers of a person" in record.verdict.sentence) != shown
+
+
+@pytest.mark.parametrize(("shown", "badge"), [("answers", "Improved"), ("labels", "Improved"), ("", "Probably improved")])
+def test_what_signs_alone_say_is_probable(plain_run, monkeypatch, shown, badge):
+    record = read_run(RunFolder.open(plain_run, lock=False))
+    code = "answers" if shown == "answers" else "kept"
+    found = Verdict("improved", "Better.", (Reason("good", "Because.", code),), measured=shown == "labels")
+    monkeypatch.setattr(RunRecord, "verdict", found)
+    assert first.build(record)["badge"] == badge
 
 
 def test_runs_without_what_a_report_needs_are_refused(plain_run, tmp_path):

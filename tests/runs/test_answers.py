@@ -130,7 +130,7 @@ def test_a_new_name_is_a_class_from_its_answers_on(tiny_vit, tmp_path, capsys):
     rows = {row.path: row for row in found.rows}
     said = capsys.readouterr().err
     assert f"new classes: '{CLASSES[3]}' from the hints join the 3 of the list" in said
-    assert "1 belong to none of them" in said
+    assert "1 as none of the classes), " in said
     assert rows[f"{CLASSES[0]}/0.png"].label is None
     # The photographs of that class that nobody named are found by those that were.
     assert [rows[f"{CLASSES[3]}/{i}.png"].label for i in (1, 2, 4, 5)] == [CLASSES[3]] * 4

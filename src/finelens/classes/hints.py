@@ -13,7 +13,7 @@ from typing import NamedTuple
 from finelens.classes.labels import Told, answer_rows, read_labels
 from finelens.classes.names import check_names, match, normalise
 from finelens.classes.taxonomy import read_class_list
-from finelens.classes.text_files import faults, quote
+from finelens.classes.text_files import counted, faults, quote
 from finelens.core.options import nearest
 from finelens.core.schemas import HOW_COLUMNS, LABEL_COLUMNS, TOLD_COLUMNS
 from finelens.errors import UserError
@@ -223,9 +223,9 @@ def _hints(labels: Mapping[int, int], looks: Mapping[int, str] | None = None) ->
 def describe_hints(hints: Hints, class_names: Sequence[str]) -> str:
     """How many images and classes the hints cover; one line."""
     known = hints.label[hints.label >= 0]
-    text = f"hints: {len(hints.index)} images, {len(known.unique())} of {len(class_names)} classes"
     none = len(hints.label) - len(known)
-    return text + (f", {none} belong to none of them" if none else "")
+    split = f" ({len(known)} with a class, {none} as none of the classes)" if none else ""
+    return f"hints: {counted(len(hints.index), 'image', 'images')}{split}, {len(known.unique())} of {len(class_names)} classes"
 
 
 def hints_digest(hints: Hints) -> str:

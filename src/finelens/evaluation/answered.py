@@ -59,11 +59,18 @@ class Answered:
         return self.answers - self.none
 
     @property
+    def counts(self) -> str:
+        """How many were answered, and how: an answer that names no class is one all the same, and is in no count of classes."""
+        said = f"{self.answers} {'photograph' if self.answers == 1 else 'photographs'} answered by a person"
+        return f"{said}, {self.named} with a class and {self.none} as none of the classes" if self.none else said
+
+    @property
     def line(self) -> str:
         """One line for a terminal."""
         if self.answers and not self.named:
             return f"answers: of {self.answers} photographs a person says that they belong to none of the classes"
-        said = f"answers: {self.answers} photographs named by a person; {self.against} had named {self.contradicted} of {self.named} otherwise"
+        with_class = f"the {self.named} with a class" if self.none else str(self.named)
+        said = f"answers: {self.counts}; {self.against} had named {self.contradicted} of {with_class} otherwise"
         if self.only_ones:
             only = "one of them is the only one of its class" if self.only_ones == 1 else f"{self.only_ones} of them are the only one of their class"
             return f"{said}; how many are right now they do not tell yet, since {only}"

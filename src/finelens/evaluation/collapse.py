@@ -19,8 +19,10 @@ def balance(rows: Sequence[PredictionRow], classes: Sequence[str]) -> str:
     predicted = [row for row in rows if row.label is not None]
     changed = sum(row.label != row.zero_shot_class for row in predicted)
     unused = len(set(classes) - {row.label for row in predicted})
+    none = sum(row.label is None and row.answered != "" for row in rows)
+    without = f" ({none} more {'was' if none == 1 else 'were'} answered as none of the classes)" if none else ""
     empty = f"{unused} of {len(classes)} classes hold none" if unused else "no class is left empty"
-    return f"{changed} of {len(predicted)} images got another class than from the unadapted model (zero-shot); {empty}"
+    return f"{changed} of {len(predicted)} images got another class than from the unadapted model (zero-shot){without}; {empty}"
 
 
 def collapse_warning(rows: Sequence[PredictionRow], classes: Sequence[str], *, trains: bool = True) -> str | None:

@@ -71,6 +71,11 @@ class Verdict:
         """One line for a terminal."""
         return f"{self.level}. {self.sentence}"
 
+    @property
+    def shown(self) -> bool:
+        """Whether labels or a person's answers have shown it; else it is what signs without them say."""
+        return self.measured or bool(self.reasons and self.reasons[0].code == "answers")
+
 
 def verdict(
     signals: Signals,
@@ -181,7 +186,11 @@ def _by_answers(free: Verdict, answered: Answered | None) -> Verdict:
     elif answered.gain_high < 0:
         level, kind, why = "do not use", "bad", "a loss; take the unadapted model (finelens zero-shot)"
     else:
-        return replace(free, reasons=(*free.reasons, Reason("note", f"{said}, which may be chance.", "answers")))
+        # An interval that holds 0 is no sign against a run either: docs/report.md says of how many such runs were better.
+        undecided = (
+            f"{said}; the interval holds 0, so by themselves they do not decide: the verdict goes by the other signs, and more answers would tell."
+        )
+        return replace(free, reasons=(*free.reasons, Reason("note", undecided, "answers")))
     others = (Reason("note", f"Without the answers: {free.line}", "without-answers"), *free.reasons)
     return Verdict(level, f"{said}: {why}.", (Reason(kind, f"{said}.", "answers"), *others))
 

@@ -145,4 +145,6 @@ def labels_line(record: RunRecord) -> str:
     count = record.event("hints").get("count", "some")
     if record.untrained is not None and record.answering == ZERO_SHOT:
         return f"- Labels: {count} photographs that a person said are of no class (`--hints`), without effect; no other label was read."
-    return f"- Labels: {count} photographs labelled by a person (`--hints`); no other label was read."
+    if record.answered is not None:
+        return f"- Labels: {record.answered.counts} (`--hints`); no other label was read."
+    return f"- Labels: {count} photographs answered by a person (`--hints`); no other label was read."

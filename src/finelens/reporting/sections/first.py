@@ -18,6 +18,7 @@ SHOWN = 8
 ASKED = 10
 # Probabilities from which an answer is called sure, and half sure.
 SURE, HALF_SURE = 0.8, 0.5
+PROBABLY = "Probably improved"
 BADGES = {"improved": "Improved", "cannot judge": "Cannot judge", "unclear": "Unclear", "do not use": "Do not use"}
 # Reasons for those who want figures; they are folded away.
 FIGURES = frozenset({"start", "unused", "largest", "remedy", "without-labels", "without-answers"})
@@ -35,7 +36,7 @@ def build(record: RunRecord) -> dict[str, Any]:
     """The part above all others."""
     judged = record.verdict
     return {
-        "badge": BADGES[judged.level],
+        "badge": PROBABLY if judged.level == "improved" and not judged.shown else BADGES[judged.level],
         "reasons": [reason for reason in judged.reasons if not _folded(reason, judged)],
         "figures": [reason for reason in judged.reasons if _folded(reason, judged)],
         **_inside(record),
