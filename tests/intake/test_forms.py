@@ -272,6 +272,39 @@ def test_what_is_refused(read, content, message):
         read(content)
 
 
+BOXED = {"category": "1", "conf": 0.9, "bbox": [0, 0, 1, 1]}
+COCO = {
+    "images": [{"id": 1, "file_name": "cam 1/a.jpg", "width": 40, "height": 30}],
+    "categories": [{"id": 1, "name": "fox"}],
+    "annotations": [{"image_id": 1, "bbox": [1, 2, 3, 4]}],
+}
+ODD = ("\ud800", 10**400, [], {}, "http://[bad", None, True, "\0")
+
+
+@pytest.mark.parametrize("odd", ODD)
+@pytest.mark.parametrize(
+    "made",
+    [
+        lambda odd: {**DETECTED, "images": [*DETECTED["images"], {"file": odd, "detections": [BOXED]}]},  # type: ignore[misc]
+        lambda odd: {**DETECTED, "images": [{"file": "cam 1/a.jpg", "detections": [{**BOXED, "conf": odd}, BOXED]}]},
+        lambda odd: {**COCO, "images": [*COCO["images"], {"id": odd, "file_name": odd, "width": odd, "height": 3}]},
+        lambda odd: {**COCO, "categories": [{"id": odd, "name": odd}]},
+        lambda odd: {**COCO, "annotations": [*COCO["annotations"], {"image_id": odd, "bbox": [odd, 0, 1, 1]}]},
+        lambda odd: [{"data": {"image": "cam 1/a.jpg"}}, {"data": {"image": odd, "other": "b.jpg"}}],
+        lambda odd: {"resources": odd, "taxonomic": odd},
+    ],
+)
+def test_whatever_a_document_holds_it_is_read_or_refused(read, photos, tmp_path, made, odd):
+    """Each of these ended in a traceback with one of the values at least."""
+    try:
+        taken = read(made(odd))
+    except UserError:
+        return
+    taken.images(photos)
+    taken.save(tmp_path / "given_in.json")
+    assert saved(tmp_path / "given_in.json").rows == taken.rows
+
+
 def test_a_folder_without_a_file_that_is_known(photos):
     with pytest.raises(UserError, match=r"is a folder without datapackage\.json or metadata\.csv"):
         take(photos, photos)

@@ -7,7 +7,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from finelens.images.boxes import Box
-from finelens.intake.contents import Contents, Said, distinct, entries, number, numbers, text
+from finelens.intake.contents import Contents, Said, distinct, entries, identity, number, numbers, text
 
 COCO, CAMTRAP_DP, WILDLIFE_INSIGHTS = "coco-ct", "camtrap-dp", "wildlife-insights"
 # Category 0 of COCO Camera Traps.
@@ -18,18 +18,18 @@ def coco(document: Mapping[str, Any], where: str) -> Contents:
     """Boxes in pixels or in shares, each a row, numbered within its photograph; a file without any box is a list of photographs."""
     found = Contents(COCO)
     images = entries(document, "images", where)
-    categories = {entry.get("id"): text(entry.get("name")) for entry in entries(document, "categories", where)}
+    categories = {identity(entry.get("id")): text(entry.get("name")) for entry in entries(document, "categories", where)}
     boxes: dict[Any, list[Mapping[str, Any]]] = {}
     for own in entries(document, "annotations", where) if "annotations" in document else []:
         if "bbox" in own or "bbox_relative" in own:
-            boxes.setdefault(own.get("image_id"), []).append(own)
+            boxes.setdefault(identity(own.get("image_id")), []).append(own)
     found.classes = distinct(name for name in categories.values() if not boxes or name != EMPTY)
     for image in images:
         file = text(image.get("file_name"))
         if not boxes:
             found.said.append(Said((file,)))
             continue
-        drawn = boxes.get(image.get("id"), [])
+        drawn = boxes.get(identity(image.get("id")), [])
         for place, annotation in enumerate(drawn, start=1):
             part = _box(annotation, image)
             if part is None:

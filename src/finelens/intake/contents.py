@@ -83,13 +83,21 @@ def objects(value: Any, where: str) -> list[Mapping[str, Any]]:
 
 
 def text(value: Any) -> str:
-    """A JSON text without blanks around it; empty for anything else."""
-    return value.strip() if isinstance(value, str) else ""
+    """A JSON text without blanks around it; empty for anything else. Halves of characters, which JSON can hold and no file, become question marks."""
+    return value.strip().encode("utf-8", "replace").decode() if isinstance(value, str) else ""
 
 
 def number(value: Any) -> float:
     """A JSON number; not-a-number for anything else."""
-    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else float("nan")
+    try:
+        return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else float("nan")
+    except OverflowError:
+        return float("nan")
+
+
+def identity(value: Any) -> str | int | float | None:
+    """What a JSON document calls a thing; what is no text or number is known by how it is written."""
+    return value if value is None or isinstance(value, (str, int, float)) else str(value)
 
 
 def numbers(value: Any, count: int) -> tuple[float, ...] | None:

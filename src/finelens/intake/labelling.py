@@ -86,7 +86,11 @@ def _names(data: Any) -> tuple[str, ...]:
     address = address or next((value for value in values if "/" in value or "." in value), "")
     if not address:
         return ()
-    split = urlsplit(address)
+    try:
+        split = urlsplit(address)
+    except ValueError:
+        # No address, whatever it begins with.
+        return (address,)
     local = parse_qs(split.query).get("d", [""])[0]
     path = unquote(split.path).lstrip("/") if split.scheme or address.startswith("/data/") else address
     base = path.rpartition("/")[2]

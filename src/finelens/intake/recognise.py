@@ -106,7 +106,8 @@ def _json_lines(text: str) -> list[Mapping[str, Any]] | None:
 
 
 def _media(description: Mapping[str, Any], path: Path) -> list[Mapping[str, str]]:
-    resources = [own for own in description.get("resources") or () if isinstance(own, dict)]
+    listed = description.get("resources")
+    resources = [own for own in (listed if isinstance(listed, list) else []) if isinstance(own, dict)]
     named = next((own.get("path") for own in resources if own.get("name") == "media"), None)
     if not isinstance(named, str) or Path(named).is_absolute() or ".." in Path(named).parts or "://" in named:
         raise UserError(f"{display_name(path)} does not name a resource media in its own folder; give a Camtrap DP that lies on this disk")
