@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from PIL import Image
 from torch import Tensor
 from torch.export import ExportedProgram
 
@@ -21,7 +22,10 @@ from finelens.cli import cli
 from finelens.errors import UserError
 from finelens.exporting import check, onnx_file, write
 from finelens.exporting.program import exported
-from finelens.protocol import Backbone
+from finelens.images.decode import DecodeLimits
+from finelens.images.discover import visible_files
+from finelens.images.views import centre_view
+from finelens.protocol import Backbone, Preprocess
 from finelens.runs.classifier import load_run
 from finelens.runs.model import Model
 from tests.solvers.data import cloud
@@ -207,3 +211,28 @@ def test_from_python_unknown_names_are_refused(tmp_path):
         finelens.export(tmp_path, tmp_path / "out", to="tflite")
     with pytest.raises(UserError, match="unknown type of weights 'int4'; known are: float32, float16, int8"):
         finelens.export(tmp_path, tmp_path / "out", to="onnx", weights="int4")
+
+
+def test_whole_photographs_are_compared_upright_and_of_any_format(tmp_path):
+    """Pillow opens no HEIC of itself, which ended in "cannot write", and turns nothing upright, which refused good exports of phone photographs."""
+    heif = pytest.importorskip("pillow_heif")
+    pixels = np.zeros((60, 90, 3), np.uint8)
+    pixels[:30, :45], pixels[30:] = (250, 20, 20), (20, 20, 250)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(pixels).save(tmp_path / "turned.png", exif=exif)
+    heif.from_pillow(Image.fromarray(pixels)).save(tmp_path / "phone.heic")
+    (tmp_path / "no.jpg").write_bytes(b"no picture")
+    preprocess = Preprocess(32, 32, (0.5,) * 3, (0.5,) * 3)
+
+    class Run:
+        limits, preprocesses = DecodeLimits(), (preprocess,)
+
+        def __call__(self, views: Tensor) -> Tensor:
+            return views[:, 0].float().flatten(1) / 255
+
+    def of_image(image: Image.Image) -> Tensor:
+        return Run()(centre_view(torch.from_numpy(np.array(image)).permute(2, 0, 1), preprocess)[None])[0]
+
+    found = check.compare_files(Run(), of_image, visible_files(tmp_path))  # type: ignore[arg-type]
+    assert found == check.Difference(2, 0.0, 2)

@@ -208,6 +208,17 @@ def test_damaged_entry_is_computed_again(tiny_vit):
     assert engine.no_grad_forwards == 21
 
 
+def test_another_reader_of_photographs_shares_nothing(tiny_vit, monkeypatch):
+    """It may give other pixels of the same bytes, as another version of rawpy does."""
+    engine, pictures = tiny_engine(tiny_vit), Pictures(4)
+    encoder(engine).centre(pictures, QUIET, "x")
+    encoder(engine).centre(pictures, QUIET, "x")
+    assert engine.no_grad_forwards == 4
+    monkeypatch.setattr("finelens.images.known.installed_versions", lambda names: tuple(f"{name} another" for name in names))
+    encoder(engine).centre(pictures, QUIET, "x")
+    assert engine.no_grad_forwards == 8
+
+
 def test_other_weights_precision_or_size_share_nothing(tiny_vit):
     engine, pictures = tiny_engine(tiny_vit), Pictures(4)
     encoder(engine).centre(pictures, QUIET, "x")

@@ -20,8 +20,9 @@ from finelens import api
 from finelens.core.console import Console
 from finelens.errors import UserError
 from finelens.images.store import load_images
+from finelens.protocol import ImageRecord
 from finelens.runs import predict as groups
-from finelens.runs.sets import sets_header
+from finelens.runs.sets import set_sizes, sets_header, sets_text
 from finelens.runs.shard import Shard, join_parts
 from finelens.runs.sources import source_at
 from finelens.storage.files import text_bytes
@@ -175,6 +176,14 @@ def test_what_lies_beside_replaced_answers_goes_with_them(world, tmp_path):
     assert target.read_bytes() == (world / "whole.csv").read_bytes()
 
 
+def test_sizes_of_sets_of_very_many_classes_are_read(tmp_path):
+    """Such a cell is longer than the csv module reads, and a command that went on ended in a traceback."""
+    records = [ImageRecord('a, "b".png', "ok"), ImageRecord("=c.png", "corrupt"), ImageRecord("d.png", "ok")]
+    sets = [[f"class {i:05d}" for i in range(20_000)], [], ["x", "y,1"]]
+    (tmp_path / "new.sets.csv").write_bytes(text_bytes("\ufeff" + sets_header() + sets_text(records, sets)))
+    assert set_sizes(tmp_path / "new.sets.csv") == {20_000: 1, 2: 1}
+
+
 def test_sets_of_a_whole_that_was_joined_before_go_with_it(world, tmp_path):
     (tmp_path / "labels.csv").write_text("path,label\n" + "".join(f"{name}/{number}.png,{name}\n" for name in CLASSES for number in (0, 1)))
     given, whole = (world / "run", world / "photos", tmp_path / "new.csv"), tmp_path / "whole.csv"
@@ -197,7 +206,7 @@ def test_of_several_processes_that_were_stopped_some_had_finished(world, tmp_pat
     assert first.read_bytes() == before
 
 
-@pytest.mark.parametrize("what", ["option", "photographs", "cut"])
+@pytest.mark.parametrize("what", ["option", "photographs", "cut", "pillow", "reader"])
 def test_another_question_begins_anew(world, tmp_path, monkeypatch, what):
     photos = write_photos(tmp_path / "photos", CLASSES[:2])
     target = tmp_path / "new.csv"
@@ -206,6 +215,11 @@ def test_another_question_begins_anew(world, tmp_path, monkeypatch, what):
         api.predict(world / "run", photos, target, console=QUIET)
     if what == "photographs":
         (photos / CLASSES[0] / "0.png").write_bytes((photos / CLASSES[0] / "1.png").read_bytes() + b" ")
+    # Another version may read the rest otherwise.
+    if what == "pillow":
+        monkeypatch.setattr("finelens.runs.to_file.computing_versions", lambda: ("pillow another",))
+    if what == "reader":
+        monkeypatch.setattr("finelens.runs.to_file.reader_versions", lambda: ("rawpy another",))
     if what == "cut":
         part = tmp_path / "new.csv.part"
         part.write_bytes(part.read_bytes()[:-1])

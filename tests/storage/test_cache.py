@@ -132,7 +132,7 @@ def test_precision_versions_and_processor_count(folder, monkeypatch):
         patch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "another")
         assert cache_key(["k"]) != key
     with monkeypatch.context() as patch:
-        patch.setattr(cache, "_versions", lambda: ("torch 1.0",))
+        patch.setattr(cache, "computing_versions", lambda: ("torch 1.0",))
         assert cache_key(["k"]) != key
     with monkeypatch.context() as patch:
         patch.setenv("ONEDNN_DEFAULT_FPMATH_MODE", "BF16")
@@ -145,7 +145,7 @@ def test_precision_versions_and_processor_count(folder, monkeypatch):
         assert cache_key(["k"]) != key
     finally:
         torch.set_num_threads(threads)
-    assert any(line.startswith(f"torch ['{torch.__version__.partition('+')[0]}") for line in cache._versions())
+    assert any(line.startswith(f"torch ['{torch.__version__.partition('+')[0]}") for line in cache.computing_versions())
 
 
 def test_texts_encoded_in_another_precision_are_not_served(folder):

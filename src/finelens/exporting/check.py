@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -24,6 +24,8 @@ CHECKED = 64
 TOLERANCE = 1e-2
 # Share of the classes that smaller weights, or another resize, must leave as they are; how many they did is printed and written down.
 LEAST_EQUAL = 0.5
+# A short side that no photograph has.
+_WHOLE = 1 << 20
 # Logits (B, C) of uint8 views (B, 3, S, S), one tensor for each image tower.
 Runner = Callable[..., Tensor]
 
@@ -95,7 +97,7 @@ def views_of(files: list[ImageFile], classifier: Classifier, console: Console) -
 
 @torch.no_grad()
 def compare_files(classifier: Classifier, of_image: Callable[[Image.Image], Tensor], files: list[ImageFile]) -> Difference | None:
-    """Photographs as Pillow opens them against the run's own reading, resize and crop; None where not one can be read.
+    """Whole photographs, upright and in RGB, against the run's own resize and crop; None where not one can be read.
 
     Args:
         classifier: The run.
@@ -104,11 +106,12 @@ def compare_files(classifier: Classifier, of_image: Callable[[Image.Image], Tens
     """
     ours, theirs = [], []
     for file in files:
-        loaded = load_images([file], classifier.limits)
-        if not len(loaded.store):
+        # Read as the run reads them, of whatever format they are: what is compared begins behind that.
+        loaded, whole = load_images([file], classifier.limits), load_images([file], replace(classifier.limits, short_side=_WHOLE))
+        if not (len(loaded.store) and len(whole.store)):
             continue
         views = [centre_view(loaded.store[0], own)[None] for own in classifier.preprocesses]
         ours.append(classifier(*views)[0].log_softmax(0))
-        with Image.open(file.path) as image:
-            theirs.append(of_image(image.convert("RGB")).log_softmax(0))
+        image = Image.fromarray(whole.store[0].permute(1, 2, 0).numpy())  # (H, W, 3)
+        theirs.append(of_image(image).log_softmax(0))
     return difference(torch.stack(ours), torch.stack(theirs)) if ours else None

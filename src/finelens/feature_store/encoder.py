@@ -17,6 +17,7 @@ from finelens.engine.engine import Engine
 from finelens.feature_store.crops import Crops
 from finelens.feature_store.store import FeatureStore
 from finelens.images.batches import batches, centre_batches, inference_batches
+from finelens.images.known import reader_versions
 from finelens.images.view_config import ViewConfig
 from finelens.images.views import INFERENCE_SEED
 from finelens.protocol import Backbone, ImageStore, InferenceViews, TargetFeatures, ViewPlan
@@ -74,6 +75,7 @@ class FeatureEncoder:
             f"short side {short_side}, views {VIEWS_SCHEMA}",
             f"{engine.precision.name}, {next(engine.backbone.parameters()).dtype}",
             torch.cuda.get_device_name(engine.device) if engine.device.type == "cuda" else engine.device.type,
+            *reader_versions(),
         ]
 
     def centre(self, store: ImageStore, console: Console, what: str) -> TargetFeatures:

@@ -17,9 +17,14 @@ from finelens.storage.rows import RowCache
 SCHEMA = 1
 # Bytes of the notes of a photograph; one with more is decoded every time.
 LONGEST = 256
-# What reads files beside Pillow, whose version is part of every key.
+# Beside Pillow, whose version is part of every key.
 _READERS = ("pillow-heif", "pillow-jxl-plugin", "tifffile", "imagecodecs", "rawpy", "pydicom")
 _NEXT = "\0"
+
+
+def reader_versions() -> tuple[str, ...]:
+    """Name and versions of what reads files beside Pillow: another one may give other pixels."""
+    return installed_versions(_READERS)
 
 
 class KnownPhotographs:
@@ -32,7 +37,7 @@ class KnownPhotographs:
     """
 
     def __init__(self, limits: DecodeLimits) -> None:
-        self._rows = RowCache(["photographs", str(SCHEMA), repr(limits), *installed_versions(_READERS)])
+        self._rows = RowCache(["photographs", str(SCHEMA), repr(limits), *reader_versions()])
         self._index, self._lock = self._rows.index(), Lock()
 
     def __enter__(self) -> KnownPhotographs:

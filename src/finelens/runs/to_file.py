@@ -19,6 +19,7 @@ from finelens.core.console import Console
 from finelens.core.schemas import MODEL_CONFIG_FILE, SCHEMA_VERSION, UNLIKE_NOTE, VERSION
 from finelens.errors import UserError
 from finelens.evaluation.conformal import Conformal
+from finelens.images.known import reader_versions
 from finelens.images.tiles import Grid
 from finelens.intake.recognise import CONFIDENCE
 from finelens.intake.taken import take
@@ -36,7 +37,7 @@ from finelens.runs.source import Listing, Source
 from finelens.runs.sources import asked_at, source_at, with_rows, with_tiles
 from finelens.runs.tiled import FLOOR, TilesFile, tiles_file
 from finelens.runs.together import Gathered, Together
-from finelens.storage.cache import state_digest
+from finelens.storage.cache import computing_versions, state_digest
 from finelens.storage.files import file_digest, text_bytes, write_text
 from finelens.storage.growing import GrowingFiles
 from finelens.storage.predictions import (
@@ -234,7 +235,7 @@ def question_key(question: Question, asked: Asked) -> str:
     classifier = asked.classifier
     files = [*question.extra, *question.extra_names]
     parts: dict[str, Any] = {
-        "versions": [VERSION, SCHEMA_VERSION, torch.__version__],
+        "versions": [VERSION, SCHEMA_VERSION, *computing_versions(), *reader_versions()],
         "model": file_digest(RunFolder.open(question.run, lock=False).model_dir / MODEL_CONFIG_FILE),
         "precision": [classifier.model.engine.precision.name, str(classifier.model.engine.device), torch.get_num_threads()],
         "inputs": asdict(asked.listing),

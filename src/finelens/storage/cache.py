@@ -48,10 +48,11 @@ def _arithmetic() -> list[str]:
     switches.append(torch.get_float32_matmul_precision())
     environment = [f"{name}={os.environ[name]}" for name in _ARITHMETIC_VARIABLES if name in os.environ]
     place = [torch.backends.cpu.get_cpu_capability(), f"{torch.get_num_threads()} threads"]
-    return [*_versions(), *place, *processor, *switches, *environment]
+    return [*computing_versions(), *place, *processor, *switches, *environment]
 
 
-def _versions() -> tuple[str, ...]:
+def computing_versions() -> tuple[str, ...]:
+    """Name and versions of what computes what is cached."""
     return installed_versions(_COMPUTED_BY)
 
 
