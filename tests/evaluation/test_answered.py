@@ -21,10 +21,8 @@ def test_contradictions_are_of_answers_that_name_a_class():
     found = answers_of_run(LABELS, BEFORE, "the unadapted model", NAMES, ZERO_SHOT, None, DRAWN, ONES, ONES)
     assert (found.answers, found.none, found.named, found.contradicted, found.without_example) == (5, 1, 4, 3, ("c",))
     assert found.estimate is None
-    assert (
-        found.line
-        == "answers: 5 photographs answered by a person, 4 with a class and 1 as none of the classes; the unadapted model had named 3 of the 4 with a class otherwise"
-    )
+    assert found.counts == "5 photographs answered by a person, 4 with a class and 1 as none of the classes"
+    assert found.line == f"answers: {found.counts}; the unadapted model had named 3 of the 4 with a class otherwise"
 
 
 def times(count):

@@ -50,7 +50,7 @@ def test_the_person_is_right(tmp_path, tiny_vit, method):
     assert (told.estimate, told.few_tests) == (None, 2 if method == "consensus" else 0)
     page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
     assert page.index("What a person answered") < page.index('id="found"')
-    assert f"had named {told.contradicted} of 2 otherwise" in page
+    assert f"had named {told.contradicted} of the 2 with a class otherwise" in page
     assert ("it takes 5 looks, and 2 tell" in page) == (method == "consensus")
     api.review(tmp_path / "run", console=QUIET)
     assert not set(wrong) & {question.path for question in finelens.ask(tmp_path / "run", 5, console=QUIET)}

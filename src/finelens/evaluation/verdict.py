@@ -187,10 +187,8 @@ def _by_answers(free: Verdict, answered: Answered | None) -> Verdict:
         level, kind, why = "do not use", "bad", "a loss; take the unadapted model (finelens zero-shot)"
     else:
         # An interval that holds 0 is no sign against a run either: docs/report.md says of how many such runs were better.
-        undecided = (
-            f"{said}; the interval holds 0, so by themselves they do not decide: the verdict goes by the other signs, and more answers would tell."
-        )
-        return replace(free, reasons=(*free.reasons, Reason("note", undecided, "answers")))
+        rest = "the interval holds 0, so by themselves they do not decide: the verdict goes by the other signs, and more answers would tell"
+        return replace(free, reasons=(*free.reasons, Reason("note", f"{said}; {rest}.", "answers")))
     others = (Reason("note", f"Without the answers: {free.line}", "without-answers"), *free.reasons)
     return Verdict(level, f"{said}: {why}.", (Reason(kind, f"{said}.", "answers"), *others))
 
