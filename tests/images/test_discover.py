@@ -141,12 +141,6 @@ def test_pipes_are_not_read(tmp_path):
     assert files.remarks == ("left out: 1 pipes, sockets or devices (first pipe.jpg)",)
 
 
-def test_run_folder_inside_is_excluded(tmp_path):
-    touch(tmp_path / "a.jpg")
-    touch(tmp_path / "run" / "report.png")
-    assert names(discover(tmp_path, exclude=tmp_path / "run")) == ["a.jpg"]
-
-
 def test_errors_name_the_path_and_the_remedy(tmp_path):
     with pytest.raises(UserError, match="does not exist"):
         discover(tmp_path / "missing")

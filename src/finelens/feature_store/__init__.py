@@ -1,1 +1,1 @@
-"""Features instead of pixels: the cache of what image towers gave, feature files, and runs on them."""
+"""Features instead of pixels: what image towers gave and the cache keeps, feature files and folders, prototypes, support sets."""

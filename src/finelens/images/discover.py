@@ -102,7 +102,7 @@ def is_leftover(name: str) -> bool:
     return name.startswith(".") or name.lower() in LEFTOVERS or _RECOVERED.fullmatch(name) is not None
 
 
-def discover(root: Path, exclude: Path | None = None) -> FoundFiles:
+def discover(root: Path) -> FoundFiles:
     """List all regular files under ``root``, sorted by name.
 
     Sub-folder names mean nothing. A link to a file is a row of its own, as a copy would be: stores of contents (of the Hugging Face hub, DVC,
@@ -111,14 +111,13 @@ def discover(root: Path, exclude: Path | None = None) -> FoundFiles:
 
     Args:
         root: The folder.
-        exclude: A folder inside ``root`` to leave out (the run folder, when it lies among the photographs).
 
     Raises:
         UserError: ``root`` is missing, is not a folder, cannot be listed, or holds no file.
     """
     root = Path(root)
     check_folder(root)
-    walk = _Walk(Path(os.path.abspath(root)), exclude)
+    walk = _Walk(Path(os.path.abspath(root)))
     if not walk.files:
         seen = "".join(f"; {remark}" for remark in walk.remarks())
         raise UserError(f"no photographs in {display_name(root)}: it holds no visible file; give a folder with images{seen}")
@@ -166,7 +165,7 @@ def visible_files(root: Path) -> list[ImageFile]:
     Raises:
         UserError: A folder cannot be listed.
     """
-    return _sorted(_Walk(Path(os.path.abspath(root)), None).files)
+    return _sorted(_Walk(Path(os.path.abspath(root))).files)
 
 
 def _sorted(files: list[ImageFile]) -> list[ImageFile]:
@@ -178,13 +177,12 @@ class _Walk:
 
     Args:
         root: The folder, absolute.
-        exclude: See :func:`discover`.
     """
 
-    def __init__(self, root: Path, exclude: Path | None) -> None:
+    def __init__(self, root: Path) -> None:
         self._root, self.files = root, list[ImageFile]()
         self._hidden, self._special, self._back, self._followed = list[str](), list[str](), list[str](), list[str]()
-        self._seen = set[str]() if exclude is None else {os.path.realpath(exclude)}
+        self._seen = set[str]()
         self._links: deque[str] = deque()
         self._below(os.fspath(root))
         # Linked folders after all real ones, in the order of their names: what lies in the folder itself keeps its own name.

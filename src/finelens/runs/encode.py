@@ -29,8 +29,6 @@ from finelens.storage.cache import spill_folder
 from finelens.storage.files import atomic_writer, json_text
 from finelens.storage.tensors import TensorFile, load_metadata
 
-_SILENT = Console(enabled=False)
-
 
 def features(
     photos: str | Path,

@@ -42,7 +42,7 @@ def refuse_own_answers(target: Path) -> None:
 
 
 def refuse_overlap(path: Path, photos: Path) -> None:
-    """An output folder inside the photographs would be read as photographs; one around them could take them along when it is overwritten.
+    """Refuse an output folder inside the photographs, which would be read as photographs.
 
     Raises:
         UserError: It does.

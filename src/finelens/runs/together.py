@@ -18,7 +18,7 @@ from finelens.core.schemas import GROUP_COLUMNS
 from finelens.errors import UserError
 from finelens.evaluation.together import group_probabilities, members, near_copies
 from finelens.images.discover import ImageFile
-from finelens.images.header import header
+from finelens.images.header import time_taken
 from finelens.runs.group_by import FOLDER, TIME, GroupBy
 from finelens.runs.photo_source import PhotoSource
 from finelens.runs.predict import Predictions
@@ -53,7 +53,7 @@ def groups_by(by: GroupBy, names: Sequence[str], files: Sequence[ImageFile]) -> 
 
 def _bursts(names: Sequence[str], files: Sequence[ImageFile], seconds: float) -> list[str]:
     """Photographs of one folder of which each follows another within so many seconds of the camera's clock."""
-    taken = {file.place: said.taken for file in files if (said := header(file.path)) is not None and said.taken is not None}
+    taken = {place: time_taken(Path(place)) for place in dict.fromkeys(file.place for file in files)}
     groups = {file.name: file.name for file in files}
     timed: list[tuple[str, datetime, str]] = []
     for file in files:

@@ -1,4 +1,4 @@
-"""Writing files so that a reader finds the old content or the new, never a part; and tensors as safetensors."""
+"""Writing files so that a reader finds the old content or the new, never a part; lines appended whole or not at all; strict JSON."""
 
 from __future__ import annotations
 
