@@ -24,7 +24,7 @@ from finelens.reporting import page as page_module
 from finelens.reporting.card import page_of, plain
 from finelens.reporting.page import script_json
 from finelens.reporting.record import RunRecord, read_run
-from finelens.reporting.sections import first
+from finelens.reporting.sections import classes, first
 from finelens.reporting.thumbnails import Thumbnails
 from finelens.reporting.write import report_html
 from finelens.runs.folder import RunFolder
@@ -226,6 +226,18 @@ def test_what_the_answers_say_is_said_once(plain_run, gain, shown):
     # Where they decide, the sentence of the verdict says it; else it is a reason.
     assert any(reason.code == "answers" for reason in first.build(record)["reasons"]) == shown
     assert ("By the answers of a person" in record.verdict.sentence) != shown
+
+
+def test_a_class_of_strangers_has_no_typical_photograph(plain_run, monkeypatch):
+    record = read_run(RunFolder.open(plain_run, lock=False))
+    stranger = record.predicted[0].label
+    rows = [replace(row, none_of_these=0.9 if row.label == stranger else 0.1) for row in record.predicted]
+    monkeypatch.setattr(RunRecord, "predicted", rows)
+    entries = {entry["name"]: entry for entry in classes.build(record, Thumbnails(lambda name: None))["entries"]}
+    assert entries[stranger]["representative"] == []
+    assert entries[stranger]["strange"] == entries[stranger]["count"]
+    assert all(entry["representative"] and not entry["strange"] for name, entry in entries.items() if name != stranger)
+    assert "probably belong to none of the classes.</p></div>" in report_html(record, Thumbnails(lambda name: None))
 
 
 @pytest.mark.parametrize(("shown", "badge"), [("answers", "Improved"), ("labels", "Improved"), ("", "Probably improved")])

@@ -38,7 +38,7 @@ def build(record: RunRecord, thumbnails: Thumbnails) -> dict[str, Any]:
 
 
 def _has_picture(entry: dict[str, Any]) -> bool:
-    return any(image.uri for image in entry["representative"])
+    return any(image.uri for kind in ("representative", "uncertain") for image in entry[kind])
 
 
 def _entry(record: RunRecord, rows: Sequence[PredictionRow], members: list[int], thumbnails: Thumbnails) -> dict[str, Any]:
@@ -46,10 +46,12 @@ def _entry(record: RunRecord, rows: Sequence[PredictionRow], members: list[int],
     known = np.nan_to_num(typicality, nan=-1.0)
     # What probably belongs to no class stands for none, though near it there may be more of its kind.
     strange = probably_none([rows[i].none_of_these or 0.0 for i in members])
-    representative = [members[k] for k in np.argsort(np.where(strange, 2.0, -known), kind="stable")[:SHOWN]]
+    order = np.argsort(-known, kind="stable")
+    representative = [members[k] for k in order if not strange[k]][:SHOWN]
     uncertain = [i for i in sorted(members, key=lambda i: rows[i].margin or 0.0) if i not in representative][:SHOWN]
     return {
         "count": len(members),
+        "strange": int(strange.sum()),
         "probability": float(np.mean([rows[i].probability or 0.0 for i in members])),
         "margin": float(np.mean([rows[i].margin or 0.0 for i in members])),
         "representative": shown_all([rows[i] for i in representative], thumbnails),
