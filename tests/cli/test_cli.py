@@ -232,7 +232,7 @@ def test_evaluate_by_folders(run, adapted, photos, tmp_path):
     result = run("evaluate", adapted, photos, "--labels", "folders", "--json", tmp_path / "scores.json")
     assert (result.code, result.err) == (0, "")
     scores = json.loads((tmp_path / "scores.json").read_text())
-    assert [line.split()[0] for line in result.out.splitlines()] == [f"{scores['accuracy']:.1%}", "without"]
+    assert [line.split()[0] for line in result.out.splitlines()] == [f"{scores['accuracy']:.1%}", "all", "without"]
     assert set(EVALUATION_KEYS) <= scores.keys()
     right = [row["class"] == row["path"].split("/")[0] for row in table(adapted / "predictions.csv") if row["status"] == "ok"]
     first = [row["zero_shot_class"] == row["path"].split("/")[0] for row in table(adapted / "predictions.csv") if row["status"] == "ok"]
@@ -256,6 +256,18 @@ def test_evaluate_by_table_counts_what_could_not_be_read(run, adapted, world, tm
     assert (scores["n"], scores["n_failed"], scores["accuracy"]) == (8, 1, hits / 8)
     assert 0 < hits < 8
     assert "1 could not be read" in result.out
+    # The run's own photographs, wherever they lie.
+    assert scores["adapted_to"] == 8
+    assert "all of these are photographs that the run was adapted to, without labels" in result.out
+    (tmp_path / "new").mkdir()
+    name, label = rows[0]
+    shutil.copy(world / "photos" / name, tmp_path / "new" / "a.png")
+    Image.new("RGB", (40, 40), "teal").save(tmp_path / "new" / "b.png")
+    (tmp_path / "labels.csv").write_text(f"path,label\na.png,{label}\nb.png,{label}\n")
+    assert (
+        "1 of these are photographs that the run was adapted to"
+        in run("evaluate", adapted, tmp_path / "new", "--labels", tmp_path / "labels.csv").out
+    )
 
 
 def test_resume_of_a_finished_run_says_so(run, adapted):

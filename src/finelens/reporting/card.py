@@ -124,7 +124,13 @@ def _measured(record: RunRecord) -> list[str]:
         f"- Mean over classes: {found['class_mean_accuracy']:.1%}",
         f"- Unadapted model, templates: {found['zero_shot_accuracy']:.1%}",
         f"- Expected calibration error: {found['ece']:.1%}",
+        *_own(found),
     ]
+
+
+def _own(found: Mapping[str, Any]) -> list[str]:
+    count = found.get("adapted_to")
+    return [f"- Of these images it was adapted to {count}, without labels; of new ones more or fewer may be right."] if count else []
 
 
 def _left_out(found: Mapping[str, Any]) -> str:

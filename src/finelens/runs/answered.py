@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -116,3 +116,21 @@ def answered_among(folder: RunFolder, records: Sequence[ImageRecord], place: str
         predicted = [row for row in rows if row.label is not None]
         contents = {content for row, content in zip(predicted, read_measured(folder.signals_path).ids, strict=True) if row.answered}
     return {record.name for record in records if record.name in names or content_of(record.sample_id or "") in contents}
+
+
+def adapted_to(folder: RunFolder, records: Iterable[ImageRecord]) -> set[str]:
+    """Names of the photographs that a run was adapted to, or copies of them.
+
+    Of a run on very many photographs the contents of those are known that its page is about.
+
+    Args:
+        folder: The run.
+        records: Photographs that could be read, any.
+
+    Raises:
+        UserError: Files of the run are damaged.
+    """
+    if not folder.config.entry.adapts:
+        return set()
+    contents = {content_of(content) for content in read_measured(folder.signals_path).ids}
+    return {record.name for record in records if content_of(record.sample_id or "") in contents}

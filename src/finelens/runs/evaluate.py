@@ -25,7 +25,7 @@ from finelens.evaluation.signals import read_measured
 from finelens.evaluation.trust import Estimates
 from finelens.intake.taken import Taken
 from finelens.protocol import ImageRecord
-from finelens.runs.answered import answered_among
+from finelens.runs.answered import adapted_to, answered_among
 from finelens.runs.by_rank import accuracy_by_rank, say_ranks
 from finelens.runs.classifier import Classifier, load_run
 from finelens.runs.folder import RunFolder
@@ -78,9 +78,10 @@ def evaluate(
         What :func:`finelens.evaluation.metrics.evaluate_predictions` returns, ``description_ensemble_accuracy``, the unadapted model with the mean of
         each class's descriptions (None where the run was given none), ``labels_left_out``, labels of files that do not exist and folders of no class,
         ``photographs_left_out`` in such folders or in none, and ``answered_left_out``, photographs that a person answered in the run (``hints``) or
-        copies of them, which are in no number. With ``unknown``, what :func:`judge_unknown` returns under that name. With ``groups``, what
-        :func:`finelens.evaluation.groups.judge_groups` returns, by column. ``by_rank`` for a run whose class list has ranks.
-        ``estimates``, what the run would say of these photographs without labels (:class:`finelens.evaluation.trust.Estimates`).
+        copies of them, which are in no number; ``adapted_to``, how many of ``n`` the run was adapted to, without labels. With ``unknown``, what
+        :func:`judge_unknown` returns under that name. With ``groups``, what :func:`finelens.evaluation.groups.judge_groups` returns, by column.
+        ``by_rank`` for a run whose class list has ranks. ``estimates``, what the run would say of these photographs without labels
+        (:class:`finelens.evaluation.trust.Estimates`).
 
     Raises:
         UserError: Labels that cannot be matched, or no labelled image that can be read and was not answered in the run.
@@ -116,6 +117,7 @@ class _Labelled:
         asked: Those of them that no person answered in the run.
         kept: Those of them that are of a class.
         told: Names of what a person answered, or a copy of it.
+        own: How many of those that are kept the run was adapted to.
     """
 
     found: Predictions
@@ -125,6 +127,7 @@ class _Labelled:
     asked: Sequence[ImageRecord]
     kept: Sequence[ImageRecord]
     told: Collection[str]
+    own: int
 
     @property
     def targets(self) -> np.ndarray:
@@ -169,7 +172,7 @@ def _ask(
         raise UserError(f"{test}: a person answered every labelled image of a class in the run, which knows those answers; give labels of others")
     if not kept:
         raise UserError(f"none of the {len(found.records)} labelled files in {test} is an image of a class that can be read")
-    return _Labelled(found, truth, left_out, len(read), asked, kept, told)
+    return _Labelled(found, truth, left_out, len(read), asked, kept, told, len(adapted_to(folder, kept)))
 
 
 def _measure(labelled: _Labelled, classes: Sequence[str], folder: RunFolder) -> dict[str, Any]:
@@ -191,7 +194,7 @@ def _measure(labelled: _Labelled, classes: Sequence[str], folder: RunFolder) -> 
     if taxonomy is not None:
         result["by_rank"] = accuracy_by_rank(taxonomy, targets, probabilities, first)
     result["labels_left_out"], result["answered_left_out"] = len(labelled.left_out), len(labelled.told)
-    result["photographs_left_out"] = sum(labelled.left_out.photographs.values())
+    result["photographs_left_out"], result["adapted_to"] = sum(labelled.left_out.photographs.values()), labelled.own
     return result
 
 
@@ -254,6 +257,9 @@ def summary(result: Mapping[str, Any]) -> str:
     text += f", {result['n_failed']} could not be read" if result["n_failed"] else ""
     if result["answered_left_out"]:
         text += f"; {counted(result['answered_left_out'], 'image', 'images')} that a person answered in the run left out"
+    if own := result.get("adapted_to"):
+        which = "all of these" if own == result["n"] else f"{own} of these"
+        text += f"\n{which} are photographs that the run was adapted to, without labels; of new photographs more or fewer may be right"
     if "estimates" in result:
         # Of every photograph here a label says that it belongs to a class.
         said = from_mapping(Estimates, result["estimates"], "estimates").line(None)

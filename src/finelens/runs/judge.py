@@ -21,7 +21,10 @@ from finelens.storage.predictions import PredictionRow
 
 FORMAT = "finelens-verdict"
 # What labels said, of all that ``evaluation.json`` holds.
-MEASURED = ("n", "accuracy", "accuracy_interval", "zero_shot_accuracy", "description_ensemble_accuracy", "difference_interval", "answered_left_out")
+MEASURED = (
+    *("n", "accuracy", "accuracy_interval", "zero_shot_accuracy", "description_ensemble_accuracy", "difference_interval"),
+    *("answered_left_out", "adapted_to"),
+)
 
 
 def judge(

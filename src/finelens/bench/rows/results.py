@@ -144,6 +144,11 @@ def from_json(document: Mapping[str, Any]) -> Result:
         raise ValueError(str(error)) from error
 
 
+def run_seconds(row: Result) -> float:
+    """Wall time of a run by itself, encoding included, as if nothing were shared."""
+    return float(row.timing["seconds"] + row.timing.get("seconds_per_shared_forward", 0.0) * row.cost["no_grad_forwards"])
+
+
 class ResultsFile:
     """JSON lines that several processes read and append to. A line is there wholly or not at all.
 

@@ -9,10 +9,11 @@ from html import escape
 from importlib.resources import files
 from statistics import mean
 
-from finelens.bench.rows.results import Result
+from finelens.bench.rows.results import Result, run_seconds
 from finelens.bench.tables.paired import (
     BASELINE,
     NO_RESULT,
+    SECONDS,
     WORST,
     Difference,
     applicable,
@@ -23,7 +24,6 @@ from finelens.bench.tables.paired import (
     mixed_seeds,
     of_one_class,
     paired_difference,
-    run_seconds,
     title,
     zero_shot_rows,
 )
@@ -144,7 +144,8 @@ def _section(rows: Sequence[Result], zero_shot: Sequence[Result]) -> str:
     shown = [line for line in lines if line.accuracy]
     head = "".join(_header(name, name != "method") for name in ("method", FIRST, WORST, "forwards", "seconds", "seeds", *sets))
     complete = [line for line in shown if set(line.accuracy) == set(sets)]
-    caption = "Accuracy in per cent, mean over seeds; below it the difference to zero-shot with its 95 % interval. Forwards are per image."
+    caption = "Accuracy in per cent, mean over seeds; below it the difference to zero-shot with its 95 % interval. Forwards are per image, "
+    caption += f"{SECONDS}."
     skipped = {row.key.data: row.reason for row in rows if row.key.data not in sets}
     if skipped:
         caption += f" Everything was skipped on {', '.join(skipped)}: {'; '.join(dict.fromkeys(skipped.values()))}."

@@ -16,6 +16,7 @@ RESAMPLES, LEVEL = 2000, 0.95
 BASELINE = "zero-shot"
 AGAINST = f"differences are to {BASELINE}"
 WORST = "worst difference"
+SECONDS = "seconds are of a run by itself, encoding included"
 
 # Seed, and checksum of the test images.
 Place = tuple[int, str]
@@ -209,11 +210,6 @@ def zero_shot_rows(results: Iterable[Result]) -> dict[tuple[str, str], list[Resu
         if row.key.method == BASELINE and not row.key.options:
             found[row.key.protocol, row.key.backbone].append(row)
     return dict(found)
-
-
-def run_seconds(row: Result) -> float:
-    """Wall time as if nothing were shared."""
-    return float(row.timing["seconds"] + row.timing.get("seconds_per_shared_forward", 0.0) * row.cost["no_grad_forwards"])
 
 
 def forwards_per_image(rows: Sequence[Result]) -> float | None:

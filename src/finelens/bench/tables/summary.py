@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean
 
-from finelens.bench.rows.results import Result
+from finelens.bench.rows.results import Result, run_seconds
 from finelens.bench.tables import markdown
 from finelens.bench.tables.paired import (
     BASELINE,
@@ -21,7 +21,6 @@ from finelens.bench.tables.paired import (
     paired_difference,
     place_of,
     row_at,
-    run_seconds,
     unique,
     zero_shot_rows,
 )

@@ -8,11 +8,12 @@ from statistics import mean, pstdev
 from typing import Any
 
 from finelens.bench.rows.measures import SHARES
-from finelens.bench.rows.results import Result
+from finelens.bench.rows.results import Result, run_seconds
 from finelens.bench.tables import markdown
 from finelens.bench.tables.paired import (
     AGAINST,
     NO_RESULT,
+    SECONDS,
     WORST,
     Group,
     applicable,
@@ -20,7 +21,6 @@ from finelens.bench.tables.paired import (
     grouped,
     mixed_seeds,
     of_one_class,
-    run_seconds,
     title,
     unique,
 )
@@ -75,7 +75,7 @@ def markdown_runs(results: Iterable[Result]) -> str:
 def _runs(group: Group, rows: Sequence[Result]) -> str:
     branches = list(dict.fromkeys(name for row in rows for name in row.measures.get("branches", {})))
     columns = ["method", "set", "seed", "fit / test images", "zero-shot", "descriptions", "accuracy", *branches, "difference", "95 % interval", "s"]
-    lines = [f"### {title(group)}", "", f"per cent; {AGAINST}", ""]
+    lines = [f"### {title(group)}", "", f"per cent; {AGAINST}; {SECONDS}", ""]
     body = []
     for row in rows:
         measures, key = row.measures, row.key
@@ -92,7 +92,7 @@ def _runs(group: Group, rows: Sequence[Result]) -> str:
 def _table(group: Group, rows: Sequence[Result], measure: str) -> str:
     sets = applicable(rows)
     methods = list(dict.fromkeys(row.key.method for row in rows))
-    lines = [f"### {title(group)}", "", f"{measure}, {_unit(measure)}; {AGAINST}", ""]
+    lines = [f"### {title(group)}", "", f"{measure}, {_unit(measure)}; {AGAINST}; {SECONDS}", ""]
     columns = ["method", *sets, "mean", WORST, "forwards", "s"]
     body = []
     for method in methods:

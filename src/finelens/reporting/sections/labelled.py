@@ -25,6 +25,8 @@ def build(record: RunRecord) -> dict[str, Any] | None:
         "described": found.get("description_ensemble_accuracy"),
         # None where no person answered, and in what was measured before such photographs were left out.
         "answered_left_out": found.get("answered_left_out") if record.config.hints_file is not None else None,
+        # None in what was measured before that was asked.
+        "adapted_to": found.get("adapted_to"),
         "interval": (low, high),
         "difference": (better, worse),
         "bar": figures.share_bar(found["accuracy"], found["zero_shot_accuracy"]),
