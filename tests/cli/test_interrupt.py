@@ -142,7 +142,7 @@ def test_resume_without_the_photographs(run, stopped, world):
         (world / "elsewhere").rename(world / "photos")
     assert result.code == 2
     assert len(result.err.splitlines()) == 1
-    assert "does not exist" in result.err
+    assert "any more, and a run goes on where it began: put them back" in result.err
 
 
 @pytest.mark.parametrize("change", [lambda names: [*names, "fifth class"], lambda names: names[::-1], lambda names: ["red cat", *names[1:]]])

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 import finelens
 from finelens.errors import UserError
+from finelens.storage import rows
 from finelens.storage.predictions import read_predictions
 from finelens.storage.tensors import load_metadata
 from tests.toy import CLASSES, QUIET, forwards
@@ -129,3 +130,16 @@ def test_ctrl_c_keeps_what_was_encoded(run, folder, tiny_vit, tmp_path, monkeypa
     code, _, err = run("features", folder, "--backbone", f"local:{tiny_vit}", "--out", tmp_path / "F.safetensors")
     assert code == 0
     assert "0 views encoded now" in err
+
+
+def test_ctrl_c_promises_nothing_where_nothing_was_encoded(run, folder, tiny_vit, tmp_path, monkeypatch):
+    from finelens.runs import encode as write
+
+    def interrupt(*given, **more):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(rows, "_kept", 0)
+    monkeypatch.setattr(write, "load", interrupt)
+    code, _, err = run("features", folder, "--backbone", f"local:{tiny_vit}", "--out", tmp_path / "F.safetensors")
+    assert code == 130
+    assert err.splitlines()[-1] == "stopped; nothing new is kept yet: the same command begins again"

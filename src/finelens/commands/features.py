@@ -9,10 +9,11 @@ import click
 
 from finelens.commands.engine import check_engine, engine_options
 from finelens.commands.options import BACKBONES, device_option
-from finelens.commands.stops import leave_stopped
+from finelens.commands.stops import encoded_any, leave_stopped
 from finelens.core.given import PATH
 from finelens.core.voice import voice
 from finelens.errors import UserError
+from finelens.feature_store.paths import PART
 
 
 @click.command()
@@ -48,5 +49,7 @@ def features(photos: Path, engine: str, ray_address: str | None, **given: Any) -
             write_features(photos, **given)
         given["console"].answer("", out=str(given["out"]))
     except KeyboardInterrupt:
-        kept = f"shards that are whole are in {given['out']}" if engine == "ray" else "what was encoded is in the cache"
-        leave_stopped(f"{kept}, and the same command goes on from there")
+        again = "and the same command goes on from there"
+        if (given["out"] / PART).is_file():
+            leave_stopped(f"shards that are whole are in {given['out']}, {again}")
+        leave_stopped(f"what was encoded is in the cache, {again}" if encoded_any() else "nothing new is kept yet: the same command begins again")

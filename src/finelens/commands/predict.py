@@ -104,12 +104,24 @@ def predict(
 
             predict_to_file(question, console)
     except KeyboardInterrupt:
-        again = "and the same command goes on from there"
-        if engine == "ray":
-            leave_stopped(f"parts that are whole are in {question.csv}.parts, {again}")
-        begins_anew = "the same command begins anew, as groups need all answers"
-        leave_stopped(f"what was answered is in {question.target}.part, {again}" if group_by is None else begins_anew)
+        leave_stopped(_left(question))
     _tell(question, console)
+
+
+def _left(question: Question) -> str:
+    """What is there of an answer that was stopped, and how to go on."""
+    from finelens.runs.shard import PARTS
+    from finelens.storage.growing import JOURNAL
+
+    again = "and the same command goes on from there"
+    target, parts = question.target, question.csv.with_name(question.csv.name + PARTS)
+    if parts.is_dir() and any(parts.iterdir()):
+        return f"parts that are whole are in {parts}, {again}"
+    if not target.with_name(target.name + JOURNAL).is_file():
+        return "nothing is answered yet: the same command begins again"
+    if question.group_by is not None:
+        return "the same command begins anew, as groups need all answers"
+    return f"what was answered is in {target}.part, {again}"
 
 
 def _tell(question: Question, console: Console) -> None:

@@ -67,6 +67,12 @@ def leave_stopped(kept: str) -> NoReturn:
     sys.exit(INTERRUPTED)
 
 
+def encoded_any() -> bool:
+    """Whether this process has put encoded photographs into the cache; a process that was stopped early has not even imported what does so."""
+    rows = sys.modules.get("finelens.storage.rows")
+    return rows is not None and rows.rows_kept() > 0
+
+
 def exit_by_verdict(run: Path, fail_on: str | None) -> None:
     """Leave with a code of its own where the run's verdict is as bad as the user said, or worse.
 

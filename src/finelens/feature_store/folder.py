@@ -24,14 +24,14 @@ from torch import Tensor
 from finelens.core.options import from_mapping
 from finelens.core.schemas import SCHEMA_VERSION
 from finelens.errors import UserError
-from finelens.feature_store.paths import FOLDER_FORMAT, MANIFEST
+from finelens.feature_store.paths import FOLDER_FORMAT, MANIFEST, PART
 from finelens.images.load import none_read
 from finelens.protocol import ImageRecord
 from finelens.storage.files import file_digest, json_text, read_json, write_error, write_json
 from finelens.storage.lock import Lock
 from finelens.storage.tensors import load_tensor, load_tensors, save_tensors
 
-PART, LOCK, TEXTS = "manifest.part.json", ".finelens.lock", "texts.safetensors"
+LOCK, TEXTS = ".finelens.lock", "texts.safetensors"
 # How folders of single attempts at a shard begin.
 ATTEMPT = ".finelens-attempt-"
 _SHARD = re.compile(r"shard-\d{5,}\.safetensors")

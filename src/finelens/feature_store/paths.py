@@ -10,6 +10,8 @@ from finelens.errors import UserError
 SUFFIXES = (".npy", ".safetensors")
 # A folder of shards, see ``feature_store.folder``.
 FOLDER_SUFFIX, FOLDER_FORMAT, MANIFEST = ".features", "finelens-feature-folder", "manifest.json"
+# Names the shards of a folder that is not finished.
+PART = "manifest.part.json"
 # Files that hold features for others; they are named in the refusal rather than taken for a mistyped folder.
 _FOREIGN = (".npz", ".pt", ".pth", ".pkl", ".pickle", ".h5", ".hdf5", ".csv", ".mat", ".bin")
 

@@ -18,8 +18,8 @@ from finelens.errors import UserError
 from finelens.feature_store.crops import Crops
 from finelens.feature_store.encoder import FeatureEncoder
 from finelens.feature_store.files import FORMAT
-from finelens.feature_store.folder import PART, TEXTS, FeatureFolder
-from finelens.feature_store.paths import FOLDER_SUFFIX, MANIFEST
+from finelens.feature_store.folder import TEXTS, FeatureFolder
+from finelens.feature_store.paths import FOLDER_SUFFIX, MANIFEST, PART
 from finelens.images.load import decode_limits, load, say_notes, status_counts
 from finelens.images.store import LoadedImages
 from finelens.protocol import ImageRecord

@@ -31,6 +31,13 @@ SMALL_SHARDS, SMALL_BYTES = 32, 1 << 20
 INDEXED_ROWS = 1 << 18
 ID, CHECK = "id", "check"
 
+_kept = 0
+
+
+def rows_kept() -> int:
+    """Rows of photographs that this process has put into the cache."""
+    return _kept
+
 
 class RowCache:
     """Rows of one way of encoding. Use as a context manager: leaving the block writes what is pending.
@@ -42,7 +49,7 @@ class RowCache:
 
     def __init__(self, key_parts: Sequence[str], kind: str = FEATURES) -> None:
         key = cache_key(key_parts)
-        self._limit = cache_limit() if kind == FEATURES else None
+        self._limit, self._kind = cache_limit() if kind == FEATURES else None, kind
         # A home folder that cannot be found is a cache that cannot be used.
         self.folder: Path | None = None
         with suppress(UserError):
@@ -117,6 +124,7 @@ class RowCache:
         return [] if self.folder is None else sorted(self.folder.glob("*.safetensors"))
 
     def _flush(self) -> None:
+        global _kept
         pending, self._pending = self._pending, []
         self._rows, self._bytes, self._last = 0, 0, time.monotonic()
         if not pending or self.folder is None:
@@ -126,6 +134,7 @@ class RowCache:
         try:
             _write_shard(self.folder, identities, tensors)
             self._wrote = True
+            _kept += len(identities) if self._kind == FEATURES else 0
         except (OSError, UserError) as error:
             # A cache that cannot be written costs time, not the result.
             self.error, self.folder = str(error), None
