@@ -7,7 +7,7 @@ PHOTOS is a folder for photographs that are made there once: noise of all scales
 of 500 x 375 pixels cut from the large ones. Every measurement is a process of its own; sides take turns.
 
 * ``encode``: files to features with the embedded encoder, in a process that is warm (decode, resize, tower).
-* ``texts``: descriptions, in a process that is warm; then the same with one in 20 new.
+* ``texts``: descriptions, in a process that is warm; then the same with one in 20 new. ``new-texts`` is the first of these alone.
 * ``adapt``: the command as a whole, first with an empty cache, then again. The other checkout runs ``joint-gmm``, its best method; this one the
   default, and ``joint-gmm`` once more from the cache.
 """
@@ -89,7 +89,7 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=2)
     parser.add_argument("--images", type=int, default=128, help="small photographs of part encode; of large ones a sixteenth")
     parser.add_argument("--many", type=int, default=2000, help="photographs of part adapt")
-    parser.add_argument("--texts", type=int, default=1000, help="texts of part texts")
+    parser.add_argument("--texts", type=int, default=1000, help="texts of parts texts and new-texts")
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
     make_photographs(given.photos, given.many)
@@ -106,7 +106,7 @@ def main() -> None:
                     with tempfile.TemporaryDirectory() as cache:
                         found = adapted(given.photos / f"many-{given.many}", side, Path(cache), os.environ | place | {"FINELENS_CACHE": cache})
                 else:
-                    count = given.texts if part == "texts" else given.images
+                    count = given.texts if part.endswith("texts") else given.images
                     command = [sys.executable, __file__, "--inside", part, str(given.photos), str(count)]
                     place["FINELENS_CACHE"] = str(given.photos / f"cache-{side}")
                     said = subprocess.run(command, env=os.environ | place, check=True, capture_output=True, text=True).stdout
@@ -191,12 +191,14 @@ def inside(part: str, photos: Path, count: int) -> None:
     backbone = EmbeddedBackbone()
     # Chooses the type of photographs and, since there is a choice, of texts.
     engine = Engine(backbone, device, choose_precision("auto", device))
-    if part == "texts":
+    if part.endswith("texts"):
         # Texts that no earlier turn has left in the cache.
         seed = int(time.time())
         backbone.encode_text(descriptions(40, seed))
         texts = descriptions(count, seed + 1)
         timed(f"{count} texts", lambda: backbone.encode_text(texts))
+        if part == "new-texts":
+            return
         timed("one in 20 of them new", lambda: backbone.encode_text([*texts[count // 20 :], *descriptions(count // 20, seed + 2)]))
         return
     from finelens.images.batches import centre_batches

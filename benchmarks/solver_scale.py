@@ -8,7 +8,9 @@
 ``draw`` writes a feature folder of 512 columns: classes are children of a tenth as many parents, so that siblings are confused; their frequencies are
 uneven, and their texts are noisy. ``run`` is ``finelens adapt`` and ``finelens predict`` of that folder as two commands, whose resident size is read
 every second. ``agree`` fits each solver to the same rows in memory and by passes, and compares what both fitted solvers answer for all of them.
-``plot`` draws the last sizes of each method in ``--out`` over time.
+``sample`` fits each by passes to 32,768 of the rows and to all, as rounds on parts of the rows could spare no more. With ``--second`` the same
+photographs have features of a second encoder, 384 columns that know the classes and not their parents: ``draw`` writes them as well, ``run`` gives
+them with ``--extra``, ``agree`` as a second feature space. ``plot`` draws the last sizes of each method in ``--out`` over time.
 """
 
 from __future__ import annotations
@@ -36,7 +38,7 @@ from finelens.feature_store.folder import SHARD, FolderWriter
 from finelens.protocol import ImageRecord, Support
 from finelens.solvers import SusX
 
-WIDTH, SCALE = 512, 50.0
+WIDTH, SCALE, SECOND = 512, 50.0, 384
 SHOTS = 4
 METHODS = ["consensus", "joint-gmm", "gda-em", "tip-adapter"]
 VIEWS = ("consensus", "joint-gmm", "self-adaptive-ot")
@@ -44,16 +46,17 @@ VIEWS = ("consensus", "joint-gmm", "self-adaptive-ot")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["draw", "run", "agree", "plot"])
+    parser.add_argument("what", choices=["draw", "run", "agree", "sample", "plot"])
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--classes", type=int, default=1000)
     parser.add_argument("--folder", type=Path, default=Path("big"))
     parser.add_argument("--methods", nargs="+", default=METHODS)
     parser.add_argument("--sample", type=int, help="Rows that one number of all is taken from.  [default: the solvers' own]")
+    parser.add_argument("--second", action="store_true", help="with a second encoder")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--svg", type=Path)
     given = parser.parse_args()
-    {"draw": draw, "run": run, "agree": agree, "plot": plot}[given.what](given)
+    {"draw": draw, "run": run, "agree": agree, "sample": agree, "plot": plot}[given.what](given)
 
 
 def centres(classes: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -78,32 +81,45 @@ def drawn(classes: int, rows: range, size: int = SHARD) -> Iterator[tuple[range,
         yield part, F.normalize(own[labels] + noise, dim=1), labels
 
 
+def of_second(classes: int, start: int, labels: torch.Tensor) -> torch.Tensor:
+    """Unit rows (n, D) of the second encoder, of the photographs that :func:`drawn` began at ``start``."""
+    own = F.normalize(torch.randn(classes, SECOND, generator=torch.Generator().manual_seed(2)), dim=1)
+    noise = torch.randn(len(labels), SECOND, generator=torch.Generator().manual_seed(1 << 40 | start))
+    return F.normalize(own[labels] + 2.5 * SECOND**-0.5 * noise, dim=1)
+
+
 def draw(given: argparse.Namespace) -> None:
     given.folder.mkdir(parents=True, exist_ok=True)
     _, texts, _ = centres(given.classes)
     np.save(given.folder / "texts.npy", texts.numpy())
     (given.folder / "classes.txt").write_text("".join(f"kind {c}\n" for c in range(given.classes)))
     metadata = {"format": FORMAT, "schema_version": str(SCHEMA_VERSION), "logit_scale": str(SCALE)}
-    with FolderWriter(given.folder / "rows.features", metadata, f"{given.rows} {given.classes}") as writer:
-        for part, rows, _ in drawn(given.classes, range(writer.done, given.rows)):
-            # A pooled token of one column, which no method is told to look at.
-            records = [ImageRecord(f"{i // 1000:04d}/{i:07d}.jpg", "ok", "", f"{i:064x}") for i in part]
-            writer.add(records, {"global": rows, "cls": rows[:, :1]})
-        writer.finish()
+    for name in ("rows", "second") if given.second else ("rows",):
+        # Photographs of several encoders are matched by content, which only files that name a tower have.
+        about = metadata | ({"tower": name} if given.second else {})
+        with FolderWriter(given.folder / f"{name}.features", about, f"{given.rows} {given.classes}") as writer:
+            for part, rows, labels in drawn(given.classes, range(writer.done, given.rows)):
+                own = rows if name == "rows" else of_second(given.classes, part.start, labels)
+                # A pooled token of one column, which no method is told to look at.
+                records = [ImageRecord(f"{i // 1000:04d}/{i:07d}.jpg", "ok", "", f"{i:064x}") for i in part]
+                writer.add(records, {"global": own, "cls": own[:, :1]})
+            writer.finish()
 
 
 def run(given: argparse.Namespace) -> None:
     """``adapt`` and ``predict`` by the command line, watched."""
     for method in given.methods:
         out = given.folder / f"run-{method}"
-        options = ["--set", "method.extra=[]"] if method in VIEWS else []
+        second = ["--extra", str(given.folder / "second.features")] if given.second else []
+        options = second or (["--set", "method.extra=[]"] if method in VIEWS else [])
         verb = "zero-shot" if method == "zero-shot" else "adapt"
         common = ["--classes", str(given.folder / "classes.txt"), "--prototypes", str(given.folder / "texts.npy"), "--method", method, "--overwrite"]
         rows = str(given.folder / "rows.features")
         adapt = [sys.executable, "-m", "finelens", verb, rows, *common, *options, "--out", str(out)]
-        predict = [sys.executable, "-m", "finelens", "predict", str(out), rows, "--csv", str(given.folder / f"{method}.csv"), "--overwrite"]
+        predict = [sys.executable, "-m", "finelens", "predict", str(out), rows, "--csv", str(given.folder / f"{method}.csv"), "--overwrite", *second]
         for step, command in (("adapt", adapt), ("predict", predict)):
-            write(given.out, {"step": step, "method": method, "rows": given.rows, "classes": given.classes, **watched(command)})
+            about = {"step": step, "method": method, "rows": given.rows, "classes": given.classes, **({"second": SECOND} if second else {})}
+            write(given.out, {**about, **watched(command)})
 
 
 def watched(command: list[str]) -> dict[str, Any]:
@@ -133,13 +149,15 @@ def watched(command: list[str]) -> dict[str, Any]:
 def agree(given: argparse.Namespace) -> None:
     for method in given.methods:
         with multiprocessing.get_context("spawn").Pool(1) as pool:
-            found = pool.apply(compared, (method, given.rows, given.classes, given.sample))
-        write(given.out, {"step": "agree", "method": method, "rows": given.rows, "classes": given.classes, "sample": given.sample, **found})
+            found = pool.apply(compared, (method, given.rows, given.classes, given.sample, given.second, given.what))
+        about = {"step": given.what, "method": method, "rows": given.rows, "classes": given.classes, "sample": given.sample}
+        write(given.out, {**about, **({"second": SECOND} if given.second else {}), **found})
 
 
-def compared(method: str, rows: int, classes: int, sample: int | None) -> dict[str, Any]:
+def compared(method: str, rows: int, classes: int, sample: int | None, second: bool, what: str) -> dict[str, Any]:
     from finelens.solvers import SOLVERS
     from finelens.solvers import rows as by_passes
+    from finelens.solvers.neighbours import evenly_spread
 
     if sample is not None:
         by_passes.SAMPLE = sample
@@ -149,7 +167,8 @@ def compared(method: str, rows: int, classes: int, sample: int | None) -> dict[s
     solver = SOLVERS[method]
     if issubclass(solver, SusX):
         solver = partial(solver, support=outside(classes, rows, texts))
-    return compare(solver, x, texts, labels)
+    views = [x, torch.cat([of_second(classes, part.start, own) for part, _, own in parts])] if second else [x]
+    return compare(solver, views, texts, labels, evenly_spread(rows, by_passes.SAMPLE, x.device) if what == "sample" else None)
 
 
 def outside(classes: int, rows: int, texts: torch.Tensor) -> Support:
@@ -159,22 +178,26 @@ def outside(classes: int, rows: int, texts: torch.Tensor) -> Support:
     return Support(features, labels, F.normalize(texts[labels] + F.normalize(noise, dim=1), dim=1))
 
 
-def compare(solver: Any, x: torch.Tensor, texts: torch.Tensor, labels: torch.Tensor) -> dict[str, Any]:
+def compare(solver: Any, views: list[torch.Tensor], texts: torch.Tensor, labels: torch.Tensor, part: torch.Tensor | None) -> dict[str, Any]:
+    """A solver fitted in memory, or to ``part`` of the rows where that is given, and to all by passes."""
     from finelens.solvers.rows import TensorRows
 
     spent, answers = [], []
-    for source in (x, TensorRows(x)):
+    x = views[0]
+    parts = [[view[start : start + 2048] for view in views] if len(views) > 1 else x[start : start + 2048] for start in range(0, len(x), 2048)]
+    first = (views if len(views) > 1 else x) if part is None else TensorRows(*(view[part] for view in views))
+    for source in (first, TensorRows(*views)):
         start = time.process_time()
         fitted = solver().fit(source, prototypes=texts, logit_scale=SCALE)
         spent.append(round(time.process_time() - start, 1))
-        answers.append(torch.cat([fitted.predict_log_proba(part).argmax(1) for part in x.split(2048)]))
+        answers.append(torch.cat([fitted.predict_log_proba(part).argmax(1) for part in parts]))
     text = torch.cat([(part @ texts.T).argmax(1) for part in x.split(2048)])
     right = [float((own == labels).double().mean()) for own in (text, *answers)]
     return {
         "agreement": round(float((answers[0] == answers[1]).double().mean()), 5),
         "moved_from_text": round(float((answers[0] != text).double().mean()), 4),
-        "accuracy_text_memory_passes": [round(value, 4) for value in right],
-        "cpu_seconds_memory_passes": spent,
+        f"accuracy_text_{'memory' if part is None else 'part'}_passes": [round(value, 4) for value in right],
+        f"cpu_seconds_{'memory' if part is None else 'part'}_passes": spent,
     }
 
 

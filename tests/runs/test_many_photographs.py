@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +18,13 @@ from finelens.core.console import Console
 from finelens.core.schemas import SCHEMA_VERSION
 from finelens.errors import UserError
 from finelens.feature_store import files, sampled
+from finelens.feature_store.extra import read_extra
+from finelens.feature_store.extra_towers import Beside
 from finelens.feature_store.files import FORMAT, read_features, read_part
 from finelens.feature_store.folder import FeatureFolder, FolderWriter
 from finelens.feature_store.sampled import FolderRows
 from finelens.protocol import ImageRecord
-from finelens.runs import feature_source, inputs
+from finelens.runs import feature_source
 from finelens.solvers import JointGmm
 from finelens.solvers.rows import TensorRows
 from finelens.storage import growing
@@ -58,7 +61,7 @@ def world(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def _many(monkeypatch):
-    for module in (sampled, feature_source, inputs):
+    for module in (sampled, feature_source):
         monkeypatch.setattr(module, "MANY", PART)
     monkeypatch.setattr(feature_source, "read_part", lambda path, also: read_part(path, PART, also))
 
@@ -202,10 +205,93 @@ def test_groups_of_many_are_those_of_a_run_that_holds_all(world, tmp_path, monke
     assert np.mean([a["group_class"] == b["group_class"] for a, b in zip(*rows, strict=True)]) >= 0.995
 
 
+@pytest.fixture(scope="module")
+def two_encoders(world, tmp_path_factory) -> Path:
+    """The photographs of ``world`` in ``rows.features``, and what another encoder makes of them and of 50 others in another order:
+    ``second.features``, and ``second.npy`` with ``second.txt``.
+    """
+    root, whole = tmp_path_factory.mktemp("two"), FeatureFolder(world / "rows.features")
+    records, tensors = whole.read()
+    good = [record for record in records if record.sample_id is not None]
+    about = {"format": FORMAT, "schema_version": str(SCHEMA_VERSION), "logit_scale": "30"}
+    own_class = tensors["global"] @ torch.from_numpy(np.load(world / "w.npy")).T
+    means = F.normalize(torch.randn(CLASSES, 40, generator=torch.Generator().manual_seed(5)), dim=1)
+    noise = torch.randn(len(good) + 50, 40, generator=torch.Generator().manual_seed(6)) / 40**0.5
+    second = F.normalize(torch.cat([means[own_class.argmax(1)], means.repeat(9, 1)[:50]]) + noise, dim=1)
+    order = torch.randperm(len(second), generator=torch.Generator().manual_seed(7)).tolist()
+    names = [*good, *(ImageRecord(f"other {i}.jpg", "ok", "", f"{i:015x}f") for i in range(50))]
+    for name, tower, rows, size in (("rows", "first tower", range(len(good)), 130), ("second", "second tower", order, 97)):
+        values = tensors["global"] if name == "rows" else second
+        with FolderWriter(root / f"{name}.features", about | {"tower": tower}, name) as writer:
+            for start in range(0, len(rows), size):
+                own = list(rows[start : start + size])
+                cls = tensors["cls"][own] if name == "rows" else values[own]
+                # A damaged file in each shard, so that places of files and of rows differ.
+                bad = ImageRecord(f"damaged {start}.jpg", "unreadable", "damaged", None)
+                writer.add([bad, *(names[i] for i in own)], {"global": values[own], "cls": cls})
+            writer.finish()
+    np.save(root / "second.npy", second[order].numpy())
+    (root / "second.txt").write_text("".join(f"{names[i].name}\n" for i in order))
+    for name in ("w.npy", "classes.txt"):
+        (root / name).write_bytes((world / name).read_bytes())
+    return root
+
+
+def of_extra(root: Path, kind: str) -> dict[str, list[Path]]:
+    """``second.features``, or the array with names."""
+    return {"extra": [root / "second.features"]} if kind == "folder" else {"extra": [root / "second.npy"], "extra_names": [root / "second.txt"]}
+
+
 @pytest.mark.usefixtures("_many")
-def test_what_needs_all_rows_at_once_is_refused(world, tmp_path):
-    with pytest.raises(UserError, match="--extra is not taken"):
-        adapt(world, tmp_path / "run", "consensus", extra=[world / "rows.features"], options={})
+@pytest.mark.parametrize(("method", "kind"), [("consensus", "folder"), ("joint-gmm", "array"), ("self-adaptive-ot", "folder")])
+def test_several_encoders_of_many(two_encoders, tmp_path, monkeypatch, method, kind):
+    """The answers of a run that holds all rows, and those of ``predict``; and the second encoder counts."""
+    given = {"method": method, "options": {}, **of_extra(two_encoders, kind)}
+    with monkeypatch.context() as held:
+        # Nothing reads more than a part of either at once.
+        held.setattr(FeatureFolder, "read", lambda self: pytest.fail("all rows were read into memory"))
+        adapt(two_encoders, tmp_path / "many", **given)
+        api.predict_to(tmp_path / "many", two_encoders / "rows.features", tmp_path / "again.csv", **of_extra(two_encoders, kind), console=QUIET)
+    assert (tmp_path / "again.csv").read_bytes() == (tmp_path / "many" / "predictions.csv").read_bytes()
+    assert len(api.ask(tmp_path / "many", 4, csv=tmp_path / "questions.csv", console=QUIET)) == 4
+    monkeypatch.setattr(feature_source, "MANY", 10**6)
+    adapt(two_encoders, tmp_path / "few", **given)
+    adapt(two_encoders, tmp_path / "one", method=method, options={"method": {"extra": ["cls"]}})
+    many, few, one = ([row.label for row in read_predictions(tmp_path / name / "predictions.csv")] for name in ("many", "few", "one"))
+    assert np.mean([a == b for a, b in zip(many, few, strict=True)]) >= 0.995
+    assert np.mean([a == b for a, b in zip(many, one, strict=True)]) < 0.99
+
+
+@pytest.mark.usefixtures("_many")
+def test_further_features_of_many_are_matched_row_by_row(two_encoders):
+    part, source = read_part(two_encoders / "rows.features", PART), read_features(two_encoders / "rows.features")
+    files = read_extra([two_encoders / "second.features"], [], source_named=False)
+    beside = Beside(None, 0)
+    found, held = files.of_all(part, beside), files.of(source, beside)
+    whole = torch.empty_like(held.features[0])
+    names = {record.name: record.index for record in source.records if record.index is not None}
+    for row, record in enumerate(part.store.features.rows.records()):
+        whole[row] = held.features[0][names[record.name]]
+    (rows,) = found.rows
+    assert (len(rows), rows.widths) == (len(whole), (40,))
+    for size in (1, 64, 5000):
+        assert torch.equal(torch.cat(list(rows.parts(size))), whole)
+    assert torch.equal(found.features[0], rows.at(part.store.features.places))
+    assert found.digest not in (held.digest, replace(found, contents=("another",)).digest)
+
+
+@pytest.mark.usefixtures("_many")
+def test_a_further_encoder_that_lacks_one_of_many_is_refused(two_encoders, tmp_path):
+    """Also where the lacking one is not in the part."""
+    whole = FeatureFolder(two_encoders / "second.features")
+    records, tensors = whole.read()
+    good = [record for record in records if record.sample_id is not None]
+    kept = [i for i, record in enumerate(good) if record.name != "0001.jpg"]
+    with FolderWriter(tmp_path / "less.features", whole.metadata, "less") as writer:
+        writer.add([good[i] for i in kept], {name: tensors[name][kept] for name in ("global", "cls")})
+        writer.finish()
+    with pytest.raises(UserError, match=r"no feature of '0001\.jpg'"):
+        adapt(two_encoders, tmp_path / "run", "consensus", options={}, extra=[tmp_path / "less.features"])
 
 
 def truth(world: Path) -> dict[str, str]:

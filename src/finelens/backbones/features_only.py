@@ -14,7 +14,7 @@ KIND = "features"
 
 
 class FeatureBackbone(WithoutTexts):
-    """Stands for a model of which only the features are known. The joint space is that of the features, tokens are the features themselves.
+    """Stands for a model of which only the features are known. The joint space is that of the features.
 
     Args:
         dim: Feature width D.
@@ -22,21 +22,22 @@ class FeatureBackbone(WithoutTexts):
         logit_bias: Additive term of the logits.
         source: What the features were made with, where the file says so.
         tower: Digest of the tower that made them; empty where it is not known.
+        width: Columns W of the tokens beside them; by default the features stand for tokens.
     """
 
-    def __init__(self, dim: int, logit_scale: float, logit_bias: float = 0.0, source: str = "", tower: str = "") -> None:
+    def __init__(self, dim: int, logit_scale: float, logit_bias: float = 0.0, source: str = "", tower: str = "", width: int | None = None) -> None:
         super().__init__()
         self.name = KIND
         # Never applied: there are no pixels.
         self.preprocess = Preprocess(224, 224, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-        self.width, self.dim, self.grid = dim, dim, (1, 1)
+        self.width, self.dim, self.grid = dim if width is None else width, dim, (1, 1)
         self.logit_scale, self.logit_bias, self.context_length = logit_scale, logit_bias, 0
         self.source, self.tower = source, tower
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> FeatureBackbone:
         """Rebuild from what :meth:`image_config` returned."""
-        return cls(**{key: config[key] for key in ("dim", "logit_scale", "logit_bias", "source", "tower")})
+        return cls(**{key: config[key] for key in ("dim", "logit_scale", "logit_bias", "source", "tower")}, width=config.get("width"))
 
     def refuse_pixels(self) -> NoReturn:
         """Say how photographs can be classified all the same."""
@@ -66,6 +67,7 @@ class FeatureBackbone(WithoutTexts):
             "logit_bias": self.logit_bias,
             "source": self.source,
             "tower": self.tower,
+            **({} if self.width == self.dim else {"width": self.width}),
         }
 
     def image_state(self) -> dict[str, Tensor]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,10 +18,17 @@ from finelens.classes.file_names import FileNames
 from finelens.classes.text_files import counted, quote
 from finelens.errors import UserError
 from finelens.feature_store.extra_towers import Beside, ExtraEncoder, ExtraTower
-from finelens.feature_store.files import FeatureFile, feature_metadata, read_features
-from finelens.feature_store.paths import is_feature_path
+from finelens.feature_store.files import feature_digest, feature_metadata, read_features, refuse_infinite
+from finelens.feature_store.folder import FeatureFolder
+from finelens.feature_store.paths import is_feature_folder, is_feature_path
+from finelens.feature_store.sampled import FolderRows
+from finelens.feature_store.store import FeatureStore
 from finelens.images.decode import DecodeLimits
-from finelens.protocol import ImageRecord, Loaded
+from finelens.protocol import ImageRecord, Loaded, Rows
+from finelens.solvers.rows import RowsAt, TensorRows
+
+# Photographs that are matched at a time, of very many.
+MATCHED = 1 << 14
 
 
 @dataclass(frozen=True)
@@ -29,37 +38,103 @@ class Extra:
     Attributes:
         features: (N, D_v) of each, in store order.
         encoders: What they were made with.
-        digest: Hash of all rows.
+        rows: The same of all photographs, where the store is a part of so many that a run does not hold them; else none.
+        contents: Hashes of what holds those.
     """
 
     features: tuple[Tensor, ...]
     encoders: tuple[ExtraEncoder, ...]
+    rows: tuple[Rows, ...] = ()
+    contents: tuple[str, ...] = ()
 
     @property
     def digest(self) -> str:
-        """Hash of the rows in store order."""
-        digest = hashlib.sha256()
+        """Hash of the rows in store order, and of what holds the others."""
+        digest = hashlib.sha256("".join(self.contents).encode())
         for rows in self.features:
             digest.update(rows.contiguous().numpy().data)
         return digest.hexdigest()
 
 
+class _ByContent:
+    """Rows of photographs by their content, 72 bytes each in memory."""
+
+    def __init__(self, records: Iterable[ImageRecord]) -> None:
+        pairs = [(_key(record), record.index) for record in records if record.index is not None]
+        contents, rows = np.array([content for content, _ in pairs], dtype=np.bytes_), np.array([row for _, row in pairs], dtype=np.int64)
+        order = contents.argsort(kind="stable")
+        self._contents, self._rows = contents[order], rows[order]
+
+    def find(self, wanted: Sequence[ImageRecord]) -> list[int | None]:
+        """The row of each."""
+        contents = np.array([_key(record) for record in wanted], dtype=np.bytes_)
+        places = self._contents.searchsorted(contents).clip(max=len(self._contents) - 1)
+        found = zip(self._rows[places].tolist(), (self._contents[places] == contents).tolist(), strict=True)
+        return [row if same else None for row, same in found]
+
+
+class _ByName:
+    """Rows of photographs by their names, in any spelling."""
+
+    def __init__(self, records: Iterable[ImageRecord]) -> None:
+        self._rows = {record.name: record.index for record in records if record.index is not None}
+        self._names = FileNames(self._rows)
+
+    def find(self, wanted: Sequence[ImageRecord]) -> list[int | None]:
+        """The row of each."""
+        spelled = (self._names.find(record.name) for record in wanted)
+        return [self._rows[found[0]] if len(found) == 1 else None for found in spelled]
+
+
 @dataclass(frozen=True)
 class ExtraFile:
-    """A feature file of a further encoder, and whether its rows have names that the user chose."""
+    """A feature file of a further encoder, or a folder, whose rows are read when they are wanted.
 
-    file: FeatureFile
+    Attributes:
+        path: Where it lies.
+        encoder: What made it.
+        held: The rows.
+        known: The photographs that have one, each with its place among the rows; all that a file tells of in the case of a file.
+        named: Whether its rows have names that the user chose, or finelens wrote.
+        doubts: What its numbers look like that they should not be; lines to warn of.
+    """
+
+    path: Path
+    encoder: ExtraEncoder
+    held: Rows
+    known: Callable[[], Iterable[ImageRecord]]
     named: bool
+    doubts: tuple[str, ...] = ()
 
-    @property
-    def encoder(self) -> ExtraEncoder:
-        """What made it."""
-        return ExtraEncoder(self.file.dim, self.file.tower, self.file.backbone)
+    @classmethod
+    def at(cls, path: Path, names_file: Path | None, *, named: bool) -> ExtraFile:
+        """The file or folder at a path.
+
+        Raises:
+            UserError: It cannot be read, or the numbers are of no use.
+        """
+        if is_feature_folder(path):
+            if names_file is not None:
+                raise UserError(f"{path} names its rows itself; leave --extra-names out")
+            folder = FeatureFolder(path)
+            if not folder.rows:
+                raise UserError(f"{path} holds no feature: none of its {len(folder)} files was an image that could be read")
+            rows = FolderRows(folder, "global")
+            encoder = ExtraEncoder(sum(rows.widths), folder.metadata.get("tower", ""), folder.metadata.get("backbone", ""))
+            return cls(path, encoder, rows, rows.records, named)
+        file = read_features(path, names_file)
+        encoder = ExtraEncoder(file.dim, file.tower, file.backbone)
+        return cls(path, encoder, TensorRows(file.store.features.global_), file.records.copy, named, file.doubts)
 
     @property
     def place(self) -> str:
         """What messages call it."""
-        return str(self.file.path)
+        return str(self.path)
+
+    @property
+    def digest(self) -> str:
+        """Hash of the file, or of what names the contents of the folder."""
+        return feature_digest(self.path)
 
     def rows(self, source: Loaded, beside: Beside, named: bool) -> Tensor:
         """Features (N, D) of the images of a store, in its order; the file may hold others as well.
@@ -72,17 +147,31 @@ class ExtraFile:
         Raises:
             UserError: The file lacks an image, or nothing but positions could match the two.
         """
-        path = self.file.path
-        content = self.file.by_content and source.by_content
+        order = torch.empty(sum(record.index is not None for record in source.records), dtype=torch.int64)
+        order[[record.index for record in source.records if record.index is not None]] = self._places(source.records, source, named)
+        found = self.held.at(order)
+        refuse_infinite(found, self.path, "features")
+        return found
+
+    def all_rows(self, source: Loaded, named: bool) -> Rows:
+        """The same of all photographs that the store is a part of, read when they are wanted: 8 bytes each in memory."""
+        features = source.store.features if isinstance(source.store, FeatureStore) else None
+        assert features is not None
+        assert isinstance(features.rows, FolderRows)
+        return RowsAt(self.held, torch.cat([self._places(own, source, named) for own in _batched(features.rows.records())]))
+
+    def _places(self, records: Sequence[ImageRecord], source: Loaded, named: bool) -> Tensor:
+        """Rows (n,) of those of the records that have features."""
+        path = self.path
+        content = bool(self.encoder.tower) and source.by_content
         if not content and not self.named:
             raise UserError(f"{path}: its rows have no names, and rows of several files are never matched by position; give --extra-names FILE")
         if not content and not named:
             raise UserError(
                 "the rows of the feature file have no names, and rows of several files are never matched by position; give --row-names FILE"
             )
-        known, names = self._by_content if content else self._by_name
-        wanted = [record for record in source.records if record.index is not None]
-        places = [known[found[0]] if len(found := names.find(_key(record, content))) == 1 else None for record in wanted]
+        wanted = [record for record in records if record.index is not None]
+        places = (self._by_content if content else self._by_name).find(wanted)
         missing = [record.name for record, place in zip(wanted, places, strict=True) if place is None]
         if missing and len(missing) == len(wanted):
             raise UserError(
@@ -91,22 +180,16 @@ class ExtraFile:
         if missing:
             more = f" and of {len(missing) - 1} more" if len(missing) > 1 else ""
             raise UserError(f"{path} has no feature of {quote(missing[0])}{more}; write it again from the same images")
-        order = torch.empty(len(wanted), dtype=torch.int64)
-        order[[record.index for record in wanted]] = torch.tensor(places)
-        return self.file.store.features.global_[order]
+        return torch.tensor(places, dtype=torch.int64)
 
     # Photographs that are asked about group by group look here each time.
     @cached_property
-    def _by_content(self) -> tuple[dict[str, int], FileNames]:
-        return self._known(content=True)
+    def _by_content(self) -> _ByContent:
+        return _ByContent(self.known())
 
     @cached_property
-    def _by_name(self) -> tuple[dict[str, int], FileNames]:
-        return self._known(content=False)
-
-    def _known(self, *, content: bool) -> tuple[dict[str, int], FileNames]:
-        known = {_key(record, content): record.index for record in self.file.records if record.index is not None}
-        return known, FileNames(known)
+    def _by_name(self) -> _ByName:
+        return _ByName(self.known())
 
 
 @dataclass(frozen=True)
@@ -124,7 +207,7 @@ class ExtraFiles:
     @property
     def doubts(self) -> tuple[str, ...]:
         """What their numbers look like that they should not be; lines to warn of."""
-        return tuple(doubt for file in self.files if isinstance(file, ExtraFile) for doubt in file.file.doubts)
+        return tuple(doubt for file in self.files if isinstance(file, ExtraFile) for doubt in file.doubts)
 
     @property
     def towers(self) -> tuple[ExtraTower, ...]:
@@ -144,6 +227,16 @@ class ExtraFiles:
         """
         named = self.source_named or source.by_content
         return Extra(tuple(file.rows(source, beside, named) for file in self.files), tuple(file.encoder for file in self.files))
+
+    def of_all(self, source: Loaded, beside: Beside) -> Extra:
+        """Those, and where the others are of the photographs that the store is a part of.
+
+        Raises:
+            UserError: They do not fit.
+        """
+        own, files = self.of(source, beside), [file for file in self.files if isinstance(file, ExtraFile)]
+        rows = tuple(file.all_rows(source, self.source_named or source.by_content) for file in files)
+        return replace(own, rows=rows, contents=tuple(file.digest for file in files))
 
 
 def read_extra(entries: Sequence[str | Path], names_files: Sequence[str | Path], *, source_named: bool) -> ExtraFiles | None:
@@ -174,7 +267,7 @@ def read_extra(entries: Sequence[str | Path], names_files: Sequence[str | Path],
             files.append(ExtraTower(str(path)))
             continue
         names = next(named, None) if path in foreign else None
-        files.append(ExtraFile(read_features(Path(path), None if names is None else Path(names)), path not in foreign or names is not None))
+        files.append(ExtraFile.at(Path(path), None if names is None else Path(names), named=path not in foreign or names is not None))
     return ExtraFiles(tuple(files), source_named) if files else None
 
 
@@ -239,6 +332,11 @@ def check_encoders(needed: Sequence[ExtraEncoder], given: ExtraFiles | None) -> 
             raise UserError(f"{path} was made with {own}, and the run needs {encoder} in its place; write it with that model, or mend the order")
 
 
-def _key(record: ImageRecord, content: bool) -> str:
-    """What an image is known by: copies of a photograph have the same features."""
-    return (record.sample_id or "").partition("-")[0] if content else record.name
+def _key(record: ImageRecord) -> bytes:
+    """The content of a photograph: copies have the same features."""
+    return (record.sample_id or "").partition("-")[0].encode()
+
+
+def _batched(records: Iterable[ImageRecord]) -> Iterable[list[ImageRecord]]:
+    left = iter(records)
+    return iter(lambda: list(islice(left, MATCHED)), [])

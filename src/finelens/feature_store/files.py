@@ -24,6 +24,7 @@ from finelens.feature_store.paths import is_feature_folder
 from finelens.feature_store.sampled import PART, FolderRows, part_of
 from finelens.feature_store.store import FeatureStore
 from finelens.protocol import ImageRecord, TargetFeatures
+from finelens.storage.files import file_digest
 from finelens.storage.tensors import load_both, load_metadata, load_tensors
 
 FORMAT = "finelens-features"
@@ -97,6 +98,11 @@ def _own_texts(metadata: dict[str, str], path: Path) -> dict[str, str]:
     if not version.isdigit() or int(version) > SCHEMA_VERSION:
         raise UserError(f"{path}: written by a newer finelens ({metadata.get('finelens_version')}); upgrade finelens")
     return metadata
+
+
+def feature_digest(path: Path) -> str:
+    """Hash of a feature file, or of the manifest of a folder, which names the contents."""
+    return FeatureFolder(path).digest if is_feature_folder(path) else file_digest(path)
 
 
 def read_features(path: Path, names_file: Path | None = None) -> FeatureFile:
@@ -248,8 +254,8 @@ def _own_file(
     ids = [record.sample_id for record in found if record.sample_id is not None]
     if not ids and not empty:
         raise UserError(f"{path} holds no feature: none of its {len(found)} files was an image that could be read")
-    _refuse_infinite(global_, path, "features")
-    _refuse_infinite(cls, path, "cls tokens")
+    refuse_infinite(global_, path, "features")
+    refuse_infinite(cls, path, "cls tokens")
     order = sorted(range(len(ids)), key=lambda i: ids[i])
     place = {ids[i]: rank for rank, i in enumerate(order)}
     records = [ImageRecord(r.name, r.status, r.reason, r.sample_id, None if r.sample_id is None else place[r.sample_id]) for r in found]
@@ -315,11 +321,16 @@ def check_matrix(value: Tensor, path: Path, what: str, dims: tuple[int, ...] = (
     if value.dtype is torch.bool or value.is_complex():
         raise UserError(f"{path}: expected {what} in real numbers, got {value.dtype}; save them as float32")
     value = value.float()
-    _refuse_infinite(value, path, what)
+    refuse_infinite(value, path, what)
     return value
 
 
-def _refuse_infinite(value: Tensor, path: Path, what: str) -> None:
+def refuse_infinite(value: Tensor, path: Path, what: str) -> None:
+    """Refuse rows that are not finite numbers.
+
+    Raises:
+        UserError: There is one.
+    """
     bad = (~torch.isfinite(value).flatten(1).all(1)).nonzero().flatten()
     if len(bad):
         raise UserError(f"{path}: {counted(len(bad), 'row', 'rows')} of the {what} with NaN or infinity, first row {int(bad[0])}; leave them out")

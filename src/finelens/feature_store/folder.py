@@ -305,7 +305,15 @@ class FeatureFolder:
         Raises:
             UserError: A shard is missing or damaged.
         """
-        return [record.name for entry in self.shards for record in _table(self.path / entry.name)]
+        return [record.name for table in self.records() for record in table]
+
+    def records(self) -> Iterator[list[ImageRecord]]:
+        """The table of one shard after another; contents are not checked.
+
+        Raises:
+            UserError: A shard is missing or damaged.
+        """
+        return (_table(self.path / entry.name) for entry in self.shards)
 
     @property
     def rows(self) -> int:

@@ -193,7 +193,7 @@ def feature_backbone(file: FeatureFile, prototypes: Prototypes, logit_scale: flo
     for doubt in file.doubts:
         console.warn(doubt)
     bias = file.logit_bias if prototypes.logit_bias is None else prototypes.logit_bias
-    return FeatureBackbone(file.dim, known or DEFAULT_SCALE, bias, file.backbone, file.tower)
+    return FeatureBackbone(file.dim, known or DEFAULT_SCALE, bias, file.backbone, file.tower, file.store.features.cls.shape[1])
 
 
 def look_turned(head: Tensor, features: Tensor) -> str | None:

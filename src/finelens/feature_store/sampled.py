@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Iterator, Set
 from dataclasses import dataclass, replace
 from itertools import accumulate
@@ -45,6 +44,11 @@ class FolderRows:
         """How many photographs have features."""
         return self._starts[-1]
 
+    def records(self) -> Iterator[ImageRecord]:
+        """The photographs that have features, with the position of each; the tables are not compared with the manifest."""
+        good = (record for table in self._folder.records() for record in table if record.sample_id is not None)
+        return (replace(record, index=row) for row, record in enumerate(good))
+
     def parts(self, size: int) -> Iterator[Tensor]:
         """All rows in their order; a chunk may reach over the end of a shard.
 
@@ -69,7 +73,7 @@ class FolderRows:
     def at(self, positions: Tensor) -> Tensor:
         """Some rows; each shard is opened once."""
         found = torch.empty(len(positions), *self.widths)
-        of_shard = torch.tensor([bisect_right(self._starts, position) - 1 for position in positions.tolist()], dtype=torch.int64)
+        of_shard = torch.searchsorted(torch.tensor(self._starts), positions, right=True) - 1
         for number in of_shard.unique().tolist():
             own = (of_shard == number).nonzero()[:, 0]
             found[own] = self._open(number)[positions[own] - self._starts[number]].float()

@@ -44,7 +44,7 @@ def features_at(features: TargetFeatures, rows: Sequence[int]) -> TargetFeatures
     """Features of some images."""
     own = list(rows)
     extra = tuple(further[own] for further in features.extra)
-    return replace(features, global_=features.global_[own], cls=features.cls[own], extra=extra, rows=None, cls_rows=None, places=None)
+    return replace(features, global_=features.global_[own], cls=features.cls[own], extra=extra, rows=None, cls_rows=None, places=None, extra_rows=())
 
 
 def feature_rows(features: TargetFeatures, batch_size: int, *, extra: bool = False) -> Iterator[FeatureRows]:

@@ -109,6 +109,7 @@ class TargetFeatures:
         rows: ``global_`` of all images of a run of so many that the others here are of a part, see ``feature_store.sampled``; else None.
         cls_rows: ``cls`` of all of them then.
         places: Where among all of them these images are then, (N,).
+        extra_rows: ``extra`` of all of them then.
     """
 
     global_: Tensor
@@ -121,3 +122,4 @@ class TargetFeatures:
     rows: Rows | None = None
     cls_rows: Rows | None = None
     places: Tensor | None = None
+    extra_rows: tuple[Rows, ...] = ()

@@ -40,7 +40,7 @@ from finelens.runs.config import RunConfig, diff, from_json, to_json
 from finelens.runs.fit import Fitted, fit, run_temperature
 from finelens.runs.folder import RunFolder
 from finelens.runs.group_by import GroupBy
-from finelens.runs.inputs import Inputs, counts_of, is_part
+from finelens.runs.inputs import Inputs, counts_of, further_files, is_part
 from finelens.runs.judge import judge, write_verdict
 from finelens.runs.model import Model, save_model
 from finelens.runs.photo_source import PhotoSource
@@ -122,7 +122,8 @@ def execute(
     if part:
         with inputs.prepared.engine.stopwatch("predict"):
             photos, bom, groups = Path(run.config.photos), run.config.csv_bom, run.config.group_by
-            asked = Question(run=run.path, photos=photos, csv=run.predictions_path, csv_bom=bom, group_by=groups)
+            extra, names = (tuple(map(Path, files)) for files in further_files(run.config))
+            asked = Question(run=run.path, photos=photos, csv=run.predictions_path, csv_bom=bom, group_by=groups, extra=extra, extra_names=names)
             predict_to_file(asked, console, answers=inputs.told)
     run.log("predictions", rows=sum(counts.values()), counts=counts, **({} if answers is None else {"answered": to_plain(answers)}))
     if any(reason.code == "names" for reason in judged.reasons):

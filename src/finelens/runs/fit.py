@@ -129,7 +129,9 @@ def _look(prepared: Prepared, store: ImageStore, config: RunConfig, console: Con
     check_image_features(features.global_, console)
     if not prepared.classes.templates:
         check_prototypes(prepared.heads.templates, features.global_, console)
-    features = replace(features, hints=hints, extra=() if prepared.extra is None else prepared.extra.features)
+    features = replace(features, hints=hints)
+    if prepared.extra is not None:
+        features = replace(features, extra=prepared.extra.features, extra_rows=prepared.extra.rows)
     zero_shot, described = unadapted_logits(prepared, features)
     return _Seen(features, zero_shot, described, features.global_.to("cpu", torch.float16, copy=True))
 

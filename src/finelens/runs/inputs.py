@@ -22,7 +22,6 @@ from finelens.errors import UserError
 from finelens.feature_store.extra import ExtraFiles, read_extra
 from finelens.feature_store.extra_towers import Beside
 from finelens.feature_store.files import FeatureFile
-from finelens.feature_store.sampled import MANY
 from finelens.images.load import status_counts
 from finelens.intake.taken import Taken
 from finelens.methods.registry import check_hints
@@ -89,11 +88,6 @@ def is_part(loaded: Loaded) -> bool:
 def counts_of(loaded: Loaded) -> dict[str, int]:
     """Number of files by status, ``ok`` first; those of the whole where a part is loaded."""
     return loaded.counts if isinstance(loaded, FeatureFile) and loaded.counts is not None else status_counts(loaded.records)
-
-
-def _refuse_of_many(config: RunConfig) -> None:
-    if further_encoders(config)["entries"]:
-        raise UserError(f"--extra is not taken with a feature folder of more than {MANY} photographs; leave it out, or adapt to a part of them")
 
 
 def images_digest(loaded: Loaded) -> str:
@@ -165,7 +159,8 @@ def read_inputs(
     if given.extra is not None:
         for doubt in given.extra.doubts:
             console.warn(doubt)
-        prepared = replace(prepared, extra=given.extra.of(loaded, Beside(prepared.engine, prepared.limits.short_side)))
+        of = given.extra.of_all if is_part(loaded) else given.extra.of
+        prepared = replace(prepared, extra=of(loaded, Beside(prepared.engine, prepared.limits.short_side)))
     counts = counts_of(loaded)
     files, said = sum(counts.values()), ", ".join(f"{count} {status}" for status, count in counts.items())
     console.report(f"images: {files} files, {said}", "files", files=files, earlier=0, counts=counts)
@@ -222,8 +217,6 @@ class Given:
         """Read and check them."""
         source = source_of_run(config, taken)
         check_hints(config.entry, given=config.hints_file is not None)
-        if isinstance(source, FolderSource) and source.is_many:
-            _refuse_of_many(config)
         hints = hints_copy or _hints_of(config, taken)
         listed, taxonomy = _listed(config, taken)
         names, new = names_of_run(listed, hints)
@@ -269,6 +262,12 @@ def _digests(prepared: Prepared, loaded: Loaded, hints: Hints | None, *, texts: 
     if hints is not None:
         digests["hints"] = hints_digest(hints)
     return digests
+
+
+def further_files(config: RunConfig) -> tuple[Sequence[str], Sequence[str]]:
+    """The files among the further encoders that a run names, and row names of these."""
+    options = config.method_options
+    return (options.files, options.extra_names) if "extra" in config.entry.needs else ((), ())
 
 
 def further_encoders(config: RunConfig) -> dict[str, Sequence[str]]:

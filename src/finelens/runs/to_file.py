@@ -19,6 +19,7 @@ from finelens.core.console import Console
 from finelens.core.schemas import MODEL_CONFIG_FILE, SCHEMA_VERSION, UNLIKE_NOTE, VERSION
 from finelens.errors import UserError
 from finelens.evaluation.conformal import Conformal
+from finelens.feature_store.files import feature_digest
 from finelens.images.known import reader_versions
 from finelens.images.tiles import Grid
 from finelens.intake.recognise import CONFIDENCE
@@ -233,13 +234,13 @@ def _other_classes(question: Question, classifier: Classifier) -> list[str]:
 def question_key(question: Question, asked: Asked) -> str:
     """Everything that decides the bytes of the file: another model, photograph or option begins anew."""
     classifier = asked.classifier
-    files = [*question.extra, *question.extra_names]
+    files = ((question.extra, feature_digest), (question.extra_names, file_digest))
     parts: dict[str, Any] = {
         "versions": [VERSION, SCHEMA_VERSION, *computing_versions(), *reader_versions()],
         "model": file_digest(RunFolder.open(question.run, lock=False).model_dir / MODEL_CONFIG_FILE),
         "precision": [classifier.model.engine.precision.name, str(classifier.model.engine.device), torch.get_num_threads()],
         "inputs": asdict(asked.listing),
-        "extra": [[str(path), file_digest(Path(path))] for path in files],
+        "extra": [[str(path), digest(Path(path))] for paths, digest in files for path in paths],
         "classes": _other_classes(question, classifier),
         "options": [question.strict, question.zero_shot, question.csv_bom, None if question.shard is None else asdict(question.shard)],
         "rule": None if asked.rule is None else repr(asked.rule),

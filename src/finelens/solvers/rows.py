@@ -86,6 +86,30 @@ class ChangedRows:
         return self._change(self._rows.at(positions))
 
 
+class RowsAt:
+    """Some rows of others, in an order of their own; one may stand more than once.
+
+    Args:
+        rows: The others.
+        places: Which of them these are, (N,).
+    """
+
+    def __init__(self, rows: Rows, places: Tensor) -> None:
+        self._rows, self._places, self.widths = rows, places, rows.widths
+
+    def __len__(self) -> int:
+        """N."""
+        return len(self._places)
+
+    def parts(self, size: int) -> Iterator[Tensor]:
+        """All rows in their order."""
+        return map(self._rows.at, self._places.split(size))
+
+    def at(self, positions: Tensor) -> Tensor:
+        """Some rows."""
+        return self._rows.at(self._places[positions])
+
+
 class RowsBeside:
     """Feature spaces of the same images side by side.
 

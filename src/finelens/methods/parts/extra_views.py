@@ -80,10 +80,12 @@ class ExtraTask(SolverTask):
         return self._views(tokens, tokens.extra if isinstance(tokens, TargetFeatures) else ())
 
     def many_rows(self, features: TargetFeatures) -> Rows | None:
-        """The joint-space feature, and the pooled token where it is a view."""
+        """The joint-space feature and the other views."""
         if features.rows is None or features.cls_rows is None:
             return None
-        return RowsBeside([features.rows, features.cls_rows]) if self.config.extra else features.rows
+        left = iter(features.extra_rows)
+        views = [features.cls_rows if entry == CLS else next(left) for entry in self.config.extra]
+        return RowsBeside([features.rows, *views]) if views else features.rows
 
     def seen(self, images: Tensor) -> Tensor | list[Tensor]:
         """The joint-space feature and the other views, of pixels or rows; features of further encoders are the last columns of the rows."""
