@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -396,6 +397,35 @@ def test_predict_with_a_damaged_model(fails, adapted, world, tmp_path):
     weights = tmp_path / "run" / "model" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
     assert "model.safetensors" in fails("predict", tmp_path / "run", world / "new", "--csv", tmp_path / "out.csv")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("predict", "RUN", "HIDDEN", "--csv", "out.csv"),
+        ("predict", "RUN", "PHOTOS", "--csv", "HIDDEN"),
+        ("predict", "RUN", "PHOTOS", "--csv", "out.csv", "--in", "HIDDEN"),
+        ("predict", "HIDDEN", "PHOTOS", "--csv", "out.csv"),
+        ("adapt", "HIDDEN", "--classes", "CLASSES", "--out", "r"),
+        ("adapt", "PHOTOS", "--classes", "CLASSES", "--out", "r", "--backbone", "local:HIDDEN"),
+        ("write", "RUN", "--to", "xmp", "--out", "HIDDEN"),
+        ("features", "HIDDEN", "--out", "f.safetensors"),
+    ],
+)
+def test_in_a_folder_that_may_not_be_entered(fails, adapted, world, tmp_path, monkeypatch, arguments):
+    """Looking whether something is there ended in a traceback."""
+    hidden, look = tmp_path / "hidden" / "x", os.stat
+
+    def refused(path, *args, **given):
+        if not isinstance(path, int) and os.fsdecode(path).startswith(os.fspath(hidden)):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+        return look(path, *args, **given)
+
+    names = {"RUN": adapted, "PHOTOS": world / "photos", "CLASSES": world / "classes.txt", "HIDDEN": hidden}
+    given = [str(names.get(word, word)).replace("HIDDEN", str(hidden)) for word in arguments]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(os, "stat", refused)
+    assert str(hidden) in fails(*given)
 
 
 def test_predict_nothing(fails, adapted, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import os
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
@@ -63,10 +64,13 @@ def speak(command: Callable[..., Any], *args: Any, quiet: bool, as_events: bool,
 
 
 def _done(command: Callable[..., Any], *args: Any, **given: Any) -> Any:
-    """What a verb returns; a list that was typed where a file is meant is a mistake like any other, wherever it is first looked up."""
+    """What a verb returns; a list typed where a file is meant, and what may not be looked at, are mistakes like others, wherever first looked up."""
     try:
         return command(*args, **given)
     except OSError as error:
+        if error.errno in (errno.EACCES, errno.EPERM) and error.filename is not None:
+            what = f"{os.fsdecode(error.filename)}: {error.strerror}"
+            raise UserError(f"cannot look at {what}; make the folders that it lies in readable, or give another path") from error
         if error.errno != errno.ENAMETOOLONG:
             raise
         start = str(error.filename)[:SHOWN]
