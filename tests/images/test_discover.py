@@ -151,3 +151,16 @@ def test_errors_name_the_path_and_the_remedy(tmp_path):
     touch(tmp_path / "empty" / ".DS_Store")
     with pytest.raises(UserError, match="no photographs in"):
         discover(tmp_path / "empty")
+
+
+@pytest.mark.skipif(os.sep == "\\", reason="no such names here")
+def test_a_line_break_and_its_spelling_are_two_names(tmp_path):
+    for name in ("a\nb.jpg", "a\\nb.jpg", "c\\d.jpg", "e\\\\f\n.jpg", "e\\f\n.jpg"):
+        (tmp_path / name).write_text(name)
+    files = discover(tmp_path)
+    read = {file.name: file.path.read_text() for file in files}
+    assert len(read) == len(files) == 5
+    assert (read["a\\nb.jpg"], read["a\\\\nb.jpg"]) == ("a\nb.jpg", "a\\nb.jpg")
+    # What has its name for itself keeps it.
+    assert read["c\\d.jpg"] == "c\\d.jpg"
+    assert [file.name for file in discover(tmp_path)] == [file.name for file in files]

@@ -12,6 +12,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from finelens import api
 from finelens.classes.hints import hints_csv, read_hints
@@ -20,11 +21,12 @@ from finelens.evaluation.signals import neighbour_support
 from finelens.images.decode import DecodeLimits
 from finelens.images.discover import discover
 from finelens.images.load import load
+from finelens.reporting.kept_pictures import KeptPictures
 from finelens.reporting.record import read_run
 from finelens.reporting.review.answers import earlier_answers, read_answers
 from finelens.reporting.review.order import looks, ranks
 from finelens.reporting.review.sheet import adapt_command, sheet_html
-from finelens.reporting.thumbnails import no_photos, whole
+from finelens.reporting.thumbnails import Photo, Thumbnails, no_photos, whole
 from finelens.runs.folder import RunFolder
 from tests.reporting.browser import ENTER, available, browser
 from tests.toy import QUIET, options_for, write_classes, write_photos
@@ -292,3 +294,16 @@ def test_a_photograph_that_is_answered_in_two_ways_is_refused_and_an_open_line_t
     file.write_text("path,label,why,expected\na.jpg,owl,x,owl\na.jpg,lark,x,owl\n")
     with pytest.raises(UserError, match=r"ask\.csv: 'a\.jpg' is 'owl' in one line and 'lark' in another; keep one of the two"):
         read_answers(file)
+
+
+def test_pictures_of_another_reader_are_not_taken(monkeypatch):
+    """Another version may make other pixels of the same bytes, and so may the reader that another ending asks first."""
+    kept = []
+    for version, name in (("1", "a.tif"), ("1", "a.tif"), ("2", "a.tif"), ("2", "a.nef")):
+        monkeypatch.setattr("finelens.images.known.installed_versions", lambda names, version=version: (version,))
+        with KeptPictures(448) as pictures:
+            made = []
+            photo = Photo(lambda made=made: made.append(1) or torch.zeros(3, 30, 30, dtype=torch.uint8), "pictures-of-readers")
+            Thumbnails(lambda name, photo=photo: photo, kept=pictures).uri(name)
+        kept.append(not made)
+    assert kept == [False, True, False, False]

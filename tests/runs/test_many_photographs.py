@@ -337,6 +337,13 @@ def test_answers_about_any_of_many(world, tmp_path, monkeypatch, method, alike):
 
 
 @pytest.mark.usefixtures("_many")
+def test_a_run_of_many_counts_its_files_once(world, tmp_path, capsys):
+    adapt(world, tmp_path / "run", console=Console())
+    said = capsys.readouterr().err.splitlines()
+    assert [line for line in said if " unreadable" in line] == [f"images: {COUNT + 1} files, {COUNT - len(BAD)} ok, {len(BAD) + 1} unreadable"]
+
+
+@pytest.mark.usefixtures("_many")
 def test_a_second_round_of_many(world, tmp_path, capsys):
     """Questions of the first round, answered, teach the second, and the page says what was answered."""
     adapt(world, tmp_path / "run", "consensus")

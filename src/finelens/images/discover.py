@@ -194,6 +194,24 @@ class _Walk:
             else:
                 self._followed.append(link)
                 self._below(link)
+        self.files = self._apart()
+
+    def _apart(self) -> list[ImageFile]:
+        """The files, where two would have one name under different names: a backslash in a name may look like what stands for another character."""
+        alike: dict[str, list[ImageFile]] = {}
+        for file in self.files:
+            if "\\" in file.name:
+                alike.setdefault(file.name, []).append(file)
+        other: dict[str, str] = {}
+        for name in [name for name, files in alike.items() if len(files) > 1]:
+            for file in alike[name]:
+                own = os.path.relpath(file.place, self._root)
+                # That of the file with the backslashes is written with more of them, until nothing else is called so.
+                while "\\" in own and file.place not in other:
+                    own = own.replace("\\", 2 * "\\")
+                    if (longer := display_name(own)) not in alike and longer not in other.values():
+                        other[file.place] = longer
+        return [ImageFile(file.place, other.get(file.place, file.name)) for file in self.files] if other else self.files
 
     def _below(self, start: str) -> None:
         for folder, subfolders, names in os.walk(start, followlinks=False, onerror=self._fail):

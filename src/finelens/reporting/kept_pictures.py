@@ -6,6 +6,7 @@ from types import TracebackType
 
 import torch
 
+from finelens.images.known import reader_versions
 from finelens.storage.rows import RowCache
 
 # Part of the key: raise it when the same photograph would give another picture.
@@ -23,7 +24,7 @@ class KeptPictures:
     """
 
     def __init__(self, short_side: int) -> None:
-        self._rows = RowCache(["pictures", str(SCHEMA), f"short side {short_side}"])
+        self._rows = RowCache(["pictures", str(SCHEMA), f"short side {short_side}", *reader_versions()])
         self._index = self._rows.index()
 
     def __enter__(self) -> KeptPictures:
@@ -33,7 +34,7 @@ class KeptPictures:
         self._rows.close()
 
     def get(self, sample_id: str, kind: str) -> bytes | None:
-        """The JPEG; None where it is not kept."""
+        """The JPEG of a content; None where it is not kept. The kind says what else decides it: form, size, and the ending of the file's name."""
         row = self._index.get(_name(sample_id, kind))
         if row is None:
             return None

@@ -80,7 +80,9 @@ class Thumbnails:
             photo = self.photo(name) if self._left > 0 else None
             if photo is None:
                 return None
-            picture = None if self.kept is None else self.kept.get(photo.sample_id, self._kind)
+            # The ending of a name decides which reader is asked first.
+            kind = f"{self._shape.__name__} {self._side} {Path(name).suffix.lower()}"
+            picture = None if self.kept is None else self.kept.get(photo.sample_id, kind)
             if picture is None:
                 try:
                     picture = jpeg(self._shape(photo.pixels, self._side))
@@ -88,14 +90,10 @@ class Thumbnails:
                     # Changed since its content was looked up.
                     return None
                 if self.kept is not None:
-                    self.kept.add(photo.sample_id, self._kind, picture)
+                    self.kept.add(photo.sample_id, kind, picture)
             self._left -= 1
             self._made[name] = data_uri(picture)
         return self._made[name]
-
-    @property
-    def _kind(self) -> str:
-        return f"{self._shape.__name__} {self._side}"
 
 
 def no_photos(name: str) -> None:

@@ -57,9 +57,10 @@ class Account:
         self._seen.add(part, probabilities)
         self._tally.add(part.records[-done % self._step :: self._step])
 
-    def say_files(self, console: Console, earlier: int) -> None:
-        """Say what became of the files, ``earlier`` of whose rows another command wrote."""
-        self._tally.say(console, -(-earlier // self._step))
+    def say_files(self, console: Console, earlier: int, *, counted: bool = True) -> None:
+        """Say what became of the files, ``earlier`` of whose rows another command wrote; without their numbers where these are not ``counted``."""
+        if counted:
+            self._tally.say(console, -(-earlier // self._step))
         self._tally.say_notes(console)
 
     def say_answers(self, folder: RunFolder, model: Model, console: Console, *, earlier: int, own: bool) -> None:

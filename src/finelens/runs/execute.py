@@ -124,7 +124,7 @@ def execute(
             photos, bom, groups = Path(run.config.photos), run.config.csv_bom, run.config.group_by
             extra, names = (tuple(map(Path, files)) for files in further_files(run.config))
             asked = Question(run=run.path, photos=photos, csv=run.predictions_path, csv_bom=bom, group_by=groups, extra=extra, extra_names=names)
-            predict_to_file(asked, console, answers=inputs.told)
+            predict_to_file(asked, console, answers=inputs.told, files_said=True)
     run.log("predictions", rows=sum(counts.values()), counts=counts, **({} if answers is None else {"answered": to_plain(answers)}))
     if any(reason.code == "names" for reason in judged.reasons):
         console.warn(f"{NONSENSE}: check their spelling and language, or give --descriptions")
@@ -135,7 +135,8 @@ def execute(
         page = _report(report, run, fitted.model, loaded, console)
     if page is not None and not labels_follow:
         console.say(f"wrote {page}")
-    say_notes(loaded.records, console)
+    if not part:
+        say_notes(loaded.records, console)
     if not labels_follow:
         console.say(f"verdict on {run.path}: {judged.line}")
     if page is not None and not labels_follow:

@@ -92,7 +92,9 @@ def load_question(question: Question, console: Console) -> Asked:
     return Asked(source, source.listing(), classifier, rule)
 
 
-def predict_to_file(question: Question, console: Console, asked: Asked | None = None, answers: Mapping[str, str] | None = None) -> Path:
+def predict_to_file(
+    question: Question, console: Console, asked: Asked | None = None, answers: Mapping[str, str] | None = None, *, files_said: bool = False
+) -> Path:
     """Classify and write, group by group; memory does not grow with the number of images but by their names.
 
     Args:
@@ -100,6 +102,7 @@ def predict_to_file(question: Question, console: Console, asked: Asked | None = 
         console: What is said.
         asked: The same question loaded, for several parts of it.
         answers: A person's, by name of the image, which stand in the place of the model's: those that the run itself was given.
+        files_said: Whether the caller has said already what became of the files.
 
     Returns:
         The file, which may be the part of a shard.
@@ -140,7 +143,7 @@ def predict_to_file(question: Question, console: Console, asked: Asked | None = 
         table.say(console)
     if question.shard is not None and not len(span):
         console.say(f"part {question.shard} holds none of the {counted(listing.count, 'file', 'files')}: a part is of whole groups of {GROUP}")
-    account.say_files(console, earlier)
+    account.say_files(console, earlier, counted=not files_said)
     # Tiles look unlike photographs, and belong to no class more often: what is expected of photographs says nothing of them.
     if question.tiles is None:
         folder = RunFolder.open(question.run, lock=False)
