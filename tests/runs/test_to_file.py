@@ -455,6 +455,15 @@ def test_tiles_of_a_killed_command_are_joined_with_those_before_it(world, tmp_pa
     assert own.read_bytes() == whole
 
 
+def test_a_table_among_the_photographs_is_refused(world, tmp_path, monkeypatch):
+    """The next look took it for a photograph, and a command that went on began anew, as its own part was one more."""
+    photos = write_photos(tmp_path / "photos", CLASSES[:2])
+    monkeypatch.chdir(photos)
+    with pytest.raises(UserError, match="lies inside the photographs"):
+        api.predict(world / "run", ".", "new.csv", console=QUIET)
+    assert sorted(os.listdir(photos)) == sorted(CLASSES[:2])
+
+
 def test_a_pipe_in_the_place_of_the_table_is_refused_before_the_work(world, tmp_path):
     os.mkfifo(tmp_path / "p.csv")
     with pytest.raises(UserError, match="is a pipe or a device"):

@@ -42,7 +42,7 @@ from finelens.runs.arguments import Assignments, Question, RunArguments
 from finelens.runs.config import TextConfig, is_run_document
 from finelens.runs.folder import RunFolder
 from finelens.runs.group_by import TIME, GroupBy
-from finelens.runs.place import refuse_own_answers
+from finelens.runs.place import refuse_among, refuse_own_answers
 from finelens.runs.shard import PARTS, groups_path, ranks_path, sets_path, tiles_path
 from finelens.storage.files import check_target, read_json
 from finelens.storage.growing import PART
@@ -85,6 +85,8 @@ def check_question(question: Question) -> None:
     if question.classes is None and (question.run / TAXONOMY_FILE).is_file():
         _check_answers(question, ranks_path(question.target), "path,")
     check_source(question.photos, strict=question.strict, row_names=question.row_names, files=question.in_file is None)
+    if question.in_file is None:
+        refuse_among(question.target, question.photos)
     check_in(question.photos, question.in_file, question.box_confidence)
     check_readable((question.row_names, question.calibrate, question.prototypes))
 

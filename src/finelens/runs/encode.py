@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
@@ -25,6 +24,7 @@ from finelens.images.store import LoadedImages
 from finelens.protocol import ImageRecord
 from finelens.runs.config import RunConfig
 from finelens.runs.encode_folder import encode_folder, metadata_of, open_engine, photographs_at, text_tensors
+from finelens.runs.place import refuse_among
 from finelens.storage.cache import spill_folder
 from finelens.storage.files import atomic_writer, json_text
 from finelens.storage.tensors import TensorFile, load_metadata
@@ -123,8 +123,7 @@ def check_out(out: Path, photos: Path, overwrite: bool) -> None:
         raise UserError(f"{out} is a folder; give the name of a file")
     if not out.absolute().parent.is_dir():
         raise UserError(f"{out.absolute().parent} does not exist; make that folder first")
-    if Path(os.path.realpath(photos)) in Path(os.path.realpath(out)).parents:
-        raise UserError(f"{out} lies inside the photographs {photos}, where it would be read as one; choose a place beside them")
+    refuse_among(out, photos)
     if folder:
         _check_folder(out, overwrite)
         return

@@ -41,6 +41,16 @@ def refuse_own_answers(target: Path) -> None:
         raise UserError(f"{target} holds the answers of the run in {target.parent}, which its report and review rest on; choose another name")
 
 
+def refuse_among(path: Path, photos: Path) -> None:
+    """Refuse a place among the photographs: the next look would take what is there for one, and so would the same command when it goes on.
+
+    Raises:
+        UserError: It lies there.
+    """
+    if Path(os.path.realpath(photos)) in Path(os.path.realpath(path)).parents:
+        raise UserError(f"{path} lies inside the photographs {photos}, where it would be read as one; choose a place beside them")
+
+
 def refuse_overlap(path: Path, photos: Path) -> None:
     """Refuse an output folder inside the photographs, which would be read as photographs.
 
