@@ -6,7 +6,6 @@ import signal
 import sys
 import threading
 import time
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -60,8 +59,6 @@ for verb in VERBS:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point. A mistake of the user is one line on standard error and exit code 2."""
-    # What a photograph's faults mean is said in its row, also where pages and later looks decode it again.
-    warnings.filterwarnings("ignore", module="PIL")
     try:
         with _terminated_as_interrupted():
             code = cli.main(args=None if arguments is None else list(arguments), prog_name="finelens", standalone_mode=False)

@@ -3,9 +3,12 @@ from __future__ import annotations
 import builtins
 import hashlib
 import io
+import logging
 import struct
 import sys
+import warnings
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -14,6 +17,7 @@ from PIL import Image
 
 from finelens.core.schemas import STATUSES
 from finelens.images.decode import DecodedImage, DecodeLimits, Failure, decode
+from finelens.images.unheard import heard
 
 from .helpers import picture, save
 
@@ -368,3 +372,28 @@ def test_random_damage_never_raises(tmp_path):
             damaged[rng.integers(0, len(data), 8)] = rng.integers(0, 256, 8)
             (tmp_path / name).write_bytes(damaged.tobytes())
             assert isinstance(decode(tmp_path / name, LIMITS), (DecodedImage, Failure))
+
+
+def test_what_readers_say_by_themselves_reaches_nobody(tmp_path, monkeypatch):
+    """Of Python programs too, in threads and one after another; the filters of the program are what they were."""
+
+    def say(*given):
+        for module in ("PIL.TiffImagePlugin", "pydicom.valuerep", "tifffile.tifffile"):
+            warnings.warn_explicit("Tag data larger than file", UserWarning, "x.py", 1, module=module)
+        warnings.warn_explicit("of the program", UserWarning, "x.py", 1, module="mine")
+        logging.getLogger("tifffile").error("odd tag")
+        return torch.zeros(3, 20, 20, dtype=torch.uint8), ()
+
+    Image.new("RGB", (20, 20)).save(tmp_path / "a.png")
+    monkeypatch.setattr("finelens.images.decode._decode_bytes", say)
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        filters = list(warnings.filters)
+        with ThreadPoolExecutor(4) as pool:
+            assert all(isinstance(one, DecodedImage) for one in pool.map(lambda _: decode(tmp_path / "a.png", DecodeLimits()), range(20)))
+        assert warnings.filters == filters
+        assert {str(one.message) for one in found} == {"of the program"}
+        assert logging.getLogger("tifffile").handlers
+        with heard():
+            decode(tmp_path / "a.png", DecodeLimits())
+        assert len({str(one.message) for one in found}) == 2

@@ -28,6 +28,7 @@ from finelens.images.raw import developed, is_raw, preview
 from finelens.images.resize import resize
 from finelens.images.signatures import foreign_format, is_camera_raw, promises_image
 from finelens.images.tiff import Page, choose_page, pages, read_tiff, sub_pages, turned
+from finelens.images.unheard import unheard
 
 # Behind a JPEG that ends early: bytes that are pixels wherever the reader still waits for some, and every restart marker it may wait for.
 _MORE = b"".join(bytes((0xFF, marker)) + b"\x53\xa9\x1d\x66" * 64 for marker in range(0xD0, 0xD8))[2:]
@@ -134,7 +135,8 @@ def decode(path: Path, limits: DecodeLimits, box: Box | None = None) -> DecodedI
         the bytes are not, or end early).
     """
     try:
-        return _whole_or_part(_read(path, limits), path, limits, box)
+        with unheard():
+            return _whole_or_part(_read(path, limits), path, limits, box)
     except Exception as error:
         return _failure(error)
 
@@ -146,7 +148,8 @@ def recognise(path: Path, limits: DecodeLimits, known: Known, box: Box | None = 
         identity = _identity(data, box)
         notes = known.notes(identity, path)
         if notes is None:
-            return _whole_or_part(data, path, limits, box, identity)
+            with unheard():
+                return _whole_or_part(data, path, limits, box, identity)
         return KnownImage(identity, notes, lambda: _again(path, limits, box, identity))
     except Exception as error:
         return _failure(error)
@@ -174,7 +177,8 @@ def decode_bytes(data: bytes, name: str, limits: DecodeLimits) -> DecodedImage |
     try:
         if len(data) > limits.max_bytes:
             raise _RefusedError("too_large", f"{len(data) / 1e6:.0f} MB exceed the budget of {limits.max_bytes / 1e6:.0f} MB; save a smaller copy")
-        return _whole_or_part(data, Path(name), limits, None)
+        with unheard():
+            return _whole_or_part(data, Path(name), limits, None)
     except Exception as error:
         return _failure(error)
 
@@ -195,9 +199,10 @@ def decode_open_image(image: Image.Image, limits: DecodeLimits) -> DecodedImage 
         refused = check_geometry(image.width, image.height, limits)
         if refused is not None:
             return refused
-        own = image.copy()
-        own.format = image.format
-        pixels, notes = _decode_image(own, limits)
+        with unheard():
+            own = image.copy()
+            own.format = image.format
+            pixels, notes = _decode_image(own, limits)
         return from_pixels(pixels, limits, notes)
     except Exception as error:
         return _failure(error)

@@ -14,6 +14,7 @@ from finelens.images.decode import DecodedImage, DecodeLimits, decode_bytes
 from finelens.images.raw import is_raw
 from finelens.images.signatures import is_camera_raw
 from finelens.images.tiff import choose_page, pages, sub_pages
+from finelens.images.unheard import unheard
 
 _SIDEWAYS = (5, 6, 7, 8)
 # A short side that no photograph has: nothing is reduced.
@@ -52,7 +53,7 @@ def _read(path: Path) -> bytes:
 def _told(data: bytes, path: Path) -> tuple[tuple[int, int] | None, datetime | None]:
     """Size by the header, None where it is not that of what is shown; and the time."""
     try:
-        with open_image(data) as image:
+        with unheard(), open_image(data) as image:
             exif = image.getexif()
             taken, found = _taken(exif), pages(data)
             if is_camera_raw(path) or is_raw(data, [*found, *(page for top in found for page in sub_pages(data, top))]):

@@ -33,6 +33,7 @@ def complaints(path: str, max_pixels: int | None = None) -> list[str]:
     from torchvision.io import decode_jpeg
 
     from finelens.images.decode import DecodeLimits, Failure, decode
+    from finelens.images.unheard import heard
 
     with tempfile.TemporaryFile() as captured, warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
@@ -41,7 +42,8 @@ def complaints(path: str, max_pixels: int | None = None) -> list[str]:
                 data = file.read()
                 limits = DecodeLimits() if max_pixels is None else DecodeLimits(max_pixels=max_pixels)
                 # Of what is a part, the whole may have any form.
-                result = decode(Path(path), limits.of_any_form)
+                with heard():
+                    result = decode(Path(path), limits.of_any_form)
                 if data[:2] == b"\xff\xd8":
                     decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8))
         except Exception as error:

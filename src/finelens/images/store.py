@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -23,6 +22,7 @@ from finelens.images.decode import DecodedImage, DecodeLimits, Failure, KnownIma
 from finelens.images.discover import ImageFile, display_name
 from finelens.images.known import KnownPhotographs
 from finelens.images.spill import PixelBuffer
+from finelens.images.unheard import unheard
 from finelens.protocol import ImageRecord
 
 DEFAULT_WORKERS = min(8, os.cpu_count() or 2)
@@ -197,9 +197,7 @@ def _load(jobs: Iterable[tuple[str, Job]], workers: int, progress: Callable[[int
     places: dict[str, int] = {}  # digest -> number in pixels: exact duplicates share their pixels
     copies: Counter[str] = Counter()
     by_id: dict[str, int] = {}
-    with warnings.catch_warnings():
-        # What a file's faults mean is said in its record; the reader's own warnings would repeat it without the file's name.
-        warnings.filterwarnings("ignore", module="PIL")
+    with unheard():
         for done, (name, result) in enumerate(_run_ahead(jobs, workers), start=1):
             if isinstance(result, Failure):
                 outcomes.append((name, result.status, result.reason, None))
