@@ -136,7 +136,9 @@ def test_evaluation_of_a_run(finished, photos, tmp_path):
     assert said["confidence"] == pytest.approx(np.mean([row.probability for row in finished.rows]), abs=1e-4)
     # These are the photographs of the fit: their own level says what their probabilities say.
     assert said["threshold"] == pytest.approx(said["confidence"], abs=1e-4)
-    line, free = summary(scores).split("\n")
+    line, own, free = summary(scores).split("\n")
+    assert scores["adapted_to"] == 24
+    assert own.startswith("all of these are photographs that the run was adapted to, without labels")
     assert free == f"without labels one would say of the accuracy: about {said['confidence']:.0%} right by its own probabilities"
     assert f"{scores['accuracy']:.1%} of {scores['n']} images are right (accuracy;" in line
     assert "24 images" in line
