@@ -284,6 +284,17 @@ def test_a_report_shows_no_others_of_the_same_names(tmp_path, capsys):
     assert 0 < page.count("data:image/jpeg") < shown
     told = capsys.readouterr().err
     assert "1 photograph is not what the run saw (first: " in told
+    # Nor does anything else take the one for the other.
+    name = first.relative_to(photos).as_posix()
+    api.review(run, console=Console())
+    assert "the page does not show them" in capsys.readouterr().err
+    assert name not in {question.path for question in api.ask(run, 50, console=Console())}
+    assert "nobody is asked about them" in capsys.readouterr().err
+    api.explain(run, first, console=Console())
+    assert "what is explained is the photograph of now" in capsys.readouterr().err
+    found = api.explain(run, next(path for path in sorted(photos.rglob("*.png")) if path not in (first, second)), console=Console())
+    assert "not what the run saw" not in capsys.readouterr().err
+    assert name not in {path for side in found.sides for path, _ in side.nearest or ()}
     for place, why in ((tmp_path / "names.txt", "holds no photographs"), (run, "none of the run's photographs is in")):
         assert "data:image/jpeg" not in api.report(run, photos=place, console=Console()).read_text("utf-8")
         assert why in capsys.readouterr().err

@@ -159,7 +159,7 @@ def review(
     with RunFolder.open(run, lock=out is None, photos=photos) as folder:
         target = folder.review_path if out is None else Path(out)
         check_target(target, HTML_START)
-        count = write_sheet(folder, target, limit, _chosen(folder, limit, order, console))
+        count = write_sheet(folder, target, limit, _chosen(folder, limit, order, console), console)
         folder.say_gone(console)
     console.say(f"wrote {target} with {count} photographs; open it in a browser")
     return target

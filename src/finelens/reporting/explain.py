@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,12 +19,16 @@ from finelens.classes.templates import fill, read_templates
 from finelens.classes.text_files import listing
 from finelens.core.console import Console
 from finelens.errors import UserError
+from finelens.evaluation.signals import content_of
 from finelens.feature_store.encoder import FeatureEncoder
 from finelens.images.decode import DecodedImage, decode
+from finelens.images.discover import display_name
 from finelens.images.store import load_images
 from finelens.images.views import centre_view
 from finelens.intake.taken import saved
 from finelens.protocol import ClassSet
+from finelens.reporting.own_photos import contents_of, warn_of_others
+from finelens.reporting.record import read_run
 from finelens.runs.config import RunConfig
 from finelens.runs.folder import RunFolder
 from finelens.runs.model import Model
@@ -142,13 +147,16 @@ def explain_image(folder: RunFolder, classifier: Classifier, image: Path, consol
     decoded = decode(image, classifier.limits)
     if not isinstance(decoded, DecodedImage):
         raise UserError(f"{image}: {decoded.status}, {decoded.reason}")
+    known = contents_of(read_run(folder))
+    name = _own_name(image, config.photos)
+    warn_of_others({name} if _differs(known, name, decoded.sha256) else (), config.photos, "what is explained is the photograph of now", console)
     found = predict_items(classifier.request(Console(enabled=False)), [str(image)])
     p = softmax(found.logits["logits"].numpy())[0]
     best = [int(c) for c in (-p).argsort(kind="stable")[:2]]
     with model.unadapted():
         encoder = FeatureEncoder(model.engine, classifier.limits.short_side)
         own = encoder.centre(load_images([str(image)], classifier.limits).store, Console(enabled=False), "look").global_[0].cpu()
-        near = _nearest(folder, classifier, encoder, decoded.sha256, own, [classifier.classes[c] for c in best], console)
+        near = _nearest(folder, classifier, encoder, decoded.sha256, own, [classifier.classes[c] for c in best], known, console)
     # The text tower that a stage left is not kept.
     spoken = config.prototypes_file is None and config.stage.name == "none"
     texts, described = _texts(config, classifier.classes, best, own) if spoken else ([() for _ in best], False)
@@ -159,10 +167,30 @@ def explain_image(folder: RunFolder, classifier: Classifier, image: Path, consol
     return Explanation(image, decoded.pixels, view, sides, zero_shot, described, without, maps(model, view, {classifier.classes[c]: c for c in best}))
 
 
+def _own_name(image: Path, photos: str) -> str:
+    """What the run calls a photograph, if it is one of its own; else its path."""
+    real, place = Path(os.path.realpath(image)), Path(os.path.realpath(photos))
+    return display_name(real.relative_to(place)) if real.is_relative_to(place) else str(image)
+
+
+def _differs(known: Mapping[str, str], name: str, sample_id: str) -> bool:
+    return known.get(name, content_of(sample_id)) != content_of(sample_id)
+
+
 def _nearest(
-    folder: RunFolder, classifier: Classifier, encoder: FeatureEncoder, digest: str, own: Tensor, names: Sequence[str], console: Console
+    folder: RunFolder,
+    classifier: Classifier,
+    encoder: FeatureEncoder,
+    digest: str,
+    own: Tensor,
+    names: Sequence[str],
+    known: Mapping[str, str],
+    console: Console,
 ) -> list[tuple[tuple[str, float], ...] | None]:
-    """Photographs of the run with each of the classes that are most like the image; exact copies of it say nothing. None where they are gone."""
+    """Photographs of the run with each of the classes that are most like the image; exact copies of it say nothing. None where they are gone.
+
+    Photographs that are others than the run saw under their names (``known``) are passed over.
+    """
     given = {row.path: row.label for row in read_predictions(folder.predictions_path)}
     try:
         source, limits = source_of_run(folder.config, saved(folder.taken_path)), classifier.limits
@@ -174,7 +202,9 @@ def _nearest(
     found: dict[str, list[tuple[str, float]]] = {name: [] for name in names}
     for record in records:
         label = given.get(record.name)
-        if record.index is not None and label in found and ids[record.index].partition("-")[0] != digest:
+        if record.index is None or label not in found or _differs(known, record.name, ids[record.index]):
+            continue
+        if ids[record.index].partition("-")[0] != digest:
             found[label].append((record.name, float(cosines[record.index])))
     return [tuple(sorted(found[name], key=lambda item: -item[1])[:NEAREST]) for name in names]
 

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from finelens.classes.hints import How
+from finelens.core.console import Console
 from finelens.core.schemas import VERSION
 from finelens.images.decode import DecodeLimits
+from finelens.reporting.own_photos import OwnPhotos
 from finelens.reporting.page import render
 from finelens.reporting.record import RunRecord, read_run
 from finelens.reporting.review.answers import earlier_answers, earlier_told
@@ -79,8 +81,8 @@ def sheet_html(
     return render("review.html.j2", content, {"review-data": sheet}, script=("names.js", "review.js"))
 
 
-def write_sheet(folder: RunFolder, target: Path, limit: int = LIMIT, chosen: Sequence[Look] | None = None) -> int:
-    """Write the sheet of a finished run; arguments as for :func:`sheet_html`.
+def write_sheet(folder: RunFolder, target: Path, limit: int = LIMIT, chosen: Sequence[Look] | None = None, console: Console | None = None) -> int:
+    """Write the sheet of a finished run; arguments as for :func:`sheet_html`, and ``console`` hears of photographs that are others than the run's.
 
     Returns:
         Photographs on it.
@@ -91,7 +93,10 @@ def write_sheet(folder: RunFolder, target: Path, limit: int = LIMIT, chosen: Seq
     record = read_run(folder)
     chosen = looks(record, limit) if chosen is None else chosen
     answers, told = earlier_answers(record), earlier_told(record)
-    write_text(target, sheet_html(record, photographs(record), limit, answers=answers, told=told, chosen=chosen))
+    own = OwnPhotos(photographs(record), record)
+    write_text(target, sheet_html(record, own, limit, answers=answers, told=told, chosen=chosen))
+    if console is not None:
+        own.say(record.config.photos, console)
     return len(chosen)
 
 

@@ -89,7 +89,7 @@ def subject_of_run(folder: RunFolder, record: RunRecord, hints: Path, console: C
     Raises:
         UserError: The run is not finished, or its images are gone.
     """
-    classifier, features, places = unadapted_features(folder, console, device)
+    classifier, features, places = unadapted_features(folder, record, console, device)
     rows = [row for row in record.read if row.path in places]
     if not rows:
         raise UserError(f"none of the run's images is in {record.config.photos} any more; say where they are with --photos")

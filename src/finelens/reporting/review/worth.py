@@ -23,7 +23,8 @@ from finelens.feature_store.extra_towers import Beside
 from finelens.intake.taken import saved
 from finelens.methods.parts.extra_views import ExtraConfig
 from finelens.protocol import Loaded, TargetFeatures
-from finelens.reporting.record import read_run
+from finelens.reporting.own_photos import others, warn_of_others
+from finelens.reporting.record import RunRecord, read_run
 from finelens.reporting.review.answers import earlier_answers, earlier_told, read_answers, told_cells
 from finelens.reporting.review.order import Look
 from finelens.runs.classifier import Classifier, load_run
@@ -87,7 +88,7 @@ def worth_asking(
         UserError: The run is not finished, or its images are gone.
     """
     record = read_run(folder)
-    _, features, places = unadapted_features(folder, console, device)
+    _, features, places = unadapted_features(folder, record, console, device)
     found = [(row, content) for row, content in zip(record.predicted, record.measured.ids, strict=True) if row.path in places]
     if not found:
         raise UserError(f"none of the run's images is in {record.config.photos} any more; say where they are with --photos")
@@ -125,8 +126,10 @@ def reason(size: int) -> str:
     return f"speaks for about {size} photographs, none of them answered" if size > 1 else "like no other photograph"
 
 
-def unadapted_features(folder: RunFolder, console: Console, device: str) -> tuple[Classifier, TargetFeatures, dict[str, int]]:
+def unadapted_features(folder: RunFolder, record: RunRecord, console: Console, device: str) -> tuple[Classifier, TargetFeatures, dict[str, int]]:
     """The run's classifier, features of its images by the unadapted model, centred on them, and by its further encoders, and the row of each path.
+
+    Photographs that are others than the run saw have no row: nobody is asked about them.
 
     Raises:
         UserError: The run is not finished, or its images are gone.
@@ -138,7 +141,9 @@ def unadapted_features(folder: RunFolder, console: Console, device: str) -> tupl
         engine = classifier.model.engine
         found = engine.centre(target_features(engine, loaded.store, classifier.limits.short_side, console))
     found = replace(found, extra=_further(folder.config, classifier, loaded, console))
-    return classifier, found, {record.name: record.index for record in loaded.records if record.index is not None}
+    strangers = others(record, {one.name: one.sample_id for one in loaded.records if one.sample_id is not None})
+    warn_of_others(strangers, folder.config.photos, "nobody is asked about them", console)
+    return classifier, found, {one.name: one.index for one in loaded.records if one.index is not None and one.name not in strangers}
 
 
 def _further(config: RunConfig, classifier: Classifier, loaded: Loaded, console: Console) -> tuple[Tensor, ...]:
