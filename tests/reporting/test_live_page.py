@@ -115,8 +115,19 @@ def test_the_page_says_that_others_have_the_last_looks(run, tmp_path):
         interval = "tell({...state, unnamed: 0.6, progress: {tested: 9, wanted: 0, gain: null, stop: false, estimate: 0.8, low: 0.6, high: 0.9}})"
         assert page.run(interval + "; return at('interval').textContent").endswith("about 60 % are probably of others")
         assert page.run("return at('summary').textContent").endswith("are probably of others.")
-        assert page.run(said % 1) == "Others have the last looks in front of them"
+        assert page.run(said % 1) == "The last looks are open in other pages; a page that was closed gives its look back within a minute"
         assert page.run(said % 0) == "There is nothing left to ask"
+
+
+@pytest.mark.skipif(not available(), reason="no Chromium with its driver on this machine")
+def test_a_name_that_was_not_taken_stays_typed(run, tmp_path):
+    with served(run, tmp_path / "hints.csv") as address, browser() as page:
+        page.open(address)
+        page.wait(SETTLED)
+        page.run("window.kept = fetch; window.fetch = () => Promise.reject(new Error('gone'))")
+        page.press("/oak" + ENTER)
+        page.wait("return !sending && !at('message').hidden")
+        assert page.run("return at('name').value") == "oak"
 
 
 @pytest.mark.skipif(not available(), reason="no Chromium with its driver on this machine")

@@ -29,7 +29,7 @@ async function call(verb, body) {
 
 // One step at a time; what is pressed before the next look is there belongs to no look.
 async function step(verb, body, said) {
-  if (sending) return;
+  if (sending) return false;
   sending = true;
   try {
     const found = await call(verb, body);
@@ -39,17 +39,19 @@ async function step(verb, body, said) {
     // What was taken out of a group is out again when the answer is taken back.
     for (const path of found.odd || []) if (look) toggle(look.photos.findIndex((photo) => photo.path === path));
     at("given").textContent = verb === "/undo" && !found.undone ? "There is nothing of yours to take back." : said || "";
+    return true;
   } catch (error) {
     say(error.message);
+    return false;
   } finally {
     sending = false;
   }
 }
 
 function answer(label) {
-  if (!look) return;
+  if (!look) return false;
   const count = look.photos.length - odd.size;
-  step("/answer", { question: look.id, label, odd: [...odd] }, "Saved: " + (label || "none of these") + (look.photos.length > 1 ? " for " + count + " photographs" : "") + ". U takes it back.");
+  return step("/answer", { question: look.id, label, odd: [...odd] }, "Saved: " + (label || "none of these") + (look.photos.length > 1 ? " for " + count + " photographs" : "") + ". U takes it back.");
 }
 
 const skip = () => look && step("/skip", { question: look.id }, "Skipped. U takes it back.");
@@ -61,7 +63,7 @@ const others = () => state.unnamed ? ", of named classes; about " + percent(stat
 
 function ending() {
   if (state.more && state.looks >= state.goal) return "That was the last one";
-  return state.open ? "Others have the last looks in front of them" : "There is nothing left to ask";
+  return state.open ? "The last looks are open in other pages; a page that was closed gives its look back within a minute" : "There is nothing left to ask";
 }
 
 function show(next) {

@@ -53,9 +53,14 @@ function typeAhead(input, list, names, choose, leave, mayAdd) {
 
   function take(i) {
     if (!shown[i]) return say(input.value.trim() ? "There is no class “" + input.value.trim() + "” in the list." : "Type the name of a class.");
-    const { name } = shown[i];
+    const { name } = shown[i], typed = input.value;
     clear();
-    choose(name);
+    // What was not taken stays where it was typed, unless more has been typed since.
+    Promise.resolve(choose(name)).then((taken) => {
+      if (taken !== false || input.value) return;
+      input.value = typed;
+      find();
+    });
   }
 
   input.addEventListener("input", find);

@@ -188,10 +188,19 @@ class Session:
             "missing": missing[:40],
             "lacking": len(missing),
             "people": self.tutor.counts(),
-            "contradictions": [{"path": path, "said": list(said.items())} for path, said in contradictions(log).items()][:40],
+            "contradictions": [{"path": path, "said": list(said.items())} for path, said in self._contradictions(labels).items()][:40],
             "unnamed": self._unnamed(),
             "progress": None if belief.progress is None else _told(belief.progress, belief.only_ones),
         }
+
+    def _contradictions(self, labels: Mapping[str, str]) -> dict[str, dict[str, str]]:
+        """Labels by person of photographs that were named differently, and by file of copies of one photograph that were, under the first of them."""
+        same: dict[str, dict[str, str]] = {}
+        for path, identity in zip(self.subject.paths, self.subject.ids, strict=True):
+            if path in labels:
+                same.setdefault(identity, {})[path] = labels[path]
+        copies = {next(iter(said)): said for said in same.values() if len(set(said.values())) > 1}
+        return {**contradictions(self.log), **copies}
 
     def _unnamed(self) -> float | None:
         """Share of the photographs that are probably of classes that nobody has named; None where there is a list, or no answer."""
