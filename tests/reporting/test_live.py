@@ -427,9 +427,9 @@ def test_copies_of_an_answered_photograph_are_not_asked(subject, tmp_path):
 
 
 def test_copies_that_were_answered_differently_are_shown(subject, tmp_path):
-    copies = replace(
-        subject, ids=tuple("same" if path in ("200.png", "201.png", "202.png") else content for path, content in zip(subject.paths, subject.ids))
-    )
+    alike = ("200.png", "201.png", "202.png")
+    ids = tuple("same" if path in alike else content for path, content in zip(subject.paths, subject.ids, strict=True))
+    copies = replace(subject, ids=ids)
     (tmp_path / "hints.csv").write_text("path,label\n200.png,birch\n201.png,\n203.png,birch\n")
     with answering(copies, tmp_path / "hints.csv") as session:
         assert settled(session)["contradictions"] == [{"path": "200.png", "said": [("200.png", "birch"), ("201.png", "")]}]
