@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 
 from finelens import api
+from finelens.core.console import Console
+from finelens.feature_store import encoder
 from tests.toy import QUIET, write_classes, write_photos
 
 SAME = ("predictions.csv", "signals.json", "map.safetensors", "model/model.safetensors", "model/zero_shot.safetensors")
@@ -48,3 +52,23 @@ def test_a_method_that_trains_decodes_each_once(tmp_path, decoded, tiny_vit):
         decoded.clear()
         api.adapt(photos, classes, tmp_path / name, method="upl", backbone=f"local:{tiny_vit}", options=options, console=QUIET)
         assert len(decoded) == 12
+
+
+def test_a_photograph_that_is_replaced_meanwhile_is_read_again(tmp_path, tiny_vit, monkeypatch, capsys):
+    """Its content was known, so nothing was decoded until the tower asked for it."""
+    photos, names = write_photos(tmp_path / "photos"), write_classes(tmp_path / "names.txt")
+    api.zero_shot(photos, names, tmp_path / "first", backbone=f"local:{tiny_vit}", console=QUIET)
+    first, second, *_ = sorted(photos.rglob("*.png"))
+    centre = encoder.FeatureEncoder.centre
+
+    def replaced(*given):
+        shutil.copy(second, first)
+        return centre(*given)
+
+    # The tower has seen none of them.
+    monkeypatch.setattr(encoder, "VIEWS_SCHEMA", 99)
+    monkeypatch.setattr(encoder.FeatureEncoder, "centre", replaced)
+    found = api.zero_shot(photos, names, tmp_path / "second", backbone=f"local:{tiny_vit}", console=Console())
+    assert "has changed while it was used; all are read again" in capsys.readouterr().err
+    own = {row.path: row.label for row in found.rows}
+    assert own[first.relative_to(photos).as_posix()] == own[second.relative_to(photos).as_posix()]

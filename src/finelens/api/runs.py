@@ -14,6 +14,7 @@ from finelens.core.launch import launched
 from finelens.engine.distributed import Processes
 from finelens.engine.distributed import join as join_processes
 from finelens.errors import UserError
+from finelens.images.decode import ChangedError
 from finelens.intake.taken import saved
 from finelens.methods.auto import AUTO
 from finelens.methods.registry import DEFAULT_METHOD, find_method
@@ -160,8 +161,18 @@ def adapt(
         config, inputs = choice.config, replace(inputs, prepared=choice.prepared, choice=choice.reason)
     if not processes.first:
         return follow(Path(out), config, inputs, should_stop)
-    with RunFolder.create(out, config, overwrite=overwrite) as run:
-        return execute(run, inputs, console, should_stop, report=_write_report, labels_follow=labels_follow)
+    own: dict[str, Any] = {"report": _write_report, "labels_follow": labels_follow}
+    try:
+        with RunFolder.create(out, config, overwrite=overwrite) as run:
+            return execute(run, inputs, console, should_stop, **own)
+    except ChangedError as error:
+        if processes.count > 1:
+            raise
+        console.warn(f"{error.message.partition(' since ')[0]} while it was used; all are read again")
+    # What is decoded at once is not looked at again.
+    inputs = replace(read_inputs(config, console, taken=taken, choice_follows=True), backbones=inputs.backbones, choice=inputs.choice)
+    with RunFolder.create(out, config, overwrite=True) as run:
+        return execute(run, inputs, console, should_stop, **own)
 
 
 def plan(photos: str | Path, classes: str | Path | None, out: str | Path, *, console: Console | None = None, **given: Any) -> Plan:

@@ -112,6 +112,10 @@ class Failure:
     reason: str
 
 
+class ChangedError(UserError):
+    """A photograph is no longer what it was when its content was looked up."""
+
+
 class _RefusedError(Exception):
     """Carries a failure up to the boundary."""
 
@@ -158,7 +162,7 @@ def recognise(path: Path, limits: DecodeLimits, known: Known, box: Box | None = 
 def _again(path: Path, limits: DecodeLimits, box: Box | None, identity: str) -> Tensor:
     found = decode(path, limits, box)
     if not isinstance(found, DecodedImage) or found.sha256 != identity:
-        raise UserError(f"{display_name(path)} has changed since this command began to read it; leave the photographs alone, and start it again")
+        raise ChangedError(f"{display_name(path)} has changed since this command began to read it; leave the photographs alone, and start it again")
     return found.pixels
 
 
