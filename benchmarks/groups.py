@@ -163,12 +163,14 @@ class World:
         points = [*(point for point in curve if point[0] < len(answers)), (len(answers), p.argmax(1))]
         q, given, drawn = p.numpy(), known(answers, look), drawn_answers(self.order, set(answers))
         assert given.look is not None
+        guesses_of_others, changed = left_out(self.learner.steady, self.learner.log_p, given)
         found = progress(
             torch.where(given.look == given.rows, given.labels, -1),
-            left_out(self.learner.steady, self.learner.log_p, given),
+            guesses_of_others,
             [row in drawn for row in given.rows.tolist()],
             spoken_for(self.learner.steady, given),
             classes=self.classes,
+            changed=changed,
             curve=[(count, believed_accuracy(q, guesses.numpy())) for count, guesses in points],
         )
         return {name: round(100 * value, 2) for name, value in (("estimate", found.estimate), ("low", found.low), ("high", found.high))}

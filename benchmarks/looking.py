@@ -40,7 +40,7 @@ from finelens.bench.rows.context import Context, Start
 from finelens.bench.rows.features import take
 from finelens.bench.sets.data import read_folder
 from finelens.evaluation.answered import answers_of_run
-from finelens.evaluation.prequential import believed_accuracy, drawn_answers, progress, random_order
+from finelens.evaluation.prequential import believed_accuracy, drawn_answers, progress, random_order, regained
 from finelens.images.randomness import generator, permutation
 from finelens.protocol import FeatureRows, TargetFeatures
 from finelens.reporting.review.worth import questions
@@ -227,8 +227,8 @@ def in_rounds(learner: Learner, seed: int) -> list[dict[str, Any]]:
         drawn = drawn_answers(order, answered.tolist())
         curve = [(count, believed_accuracy(p, own)) for count, own in models]
         known, random = learner.known(answered), [row in drawn for row in answered.tolist()]
-        guesses, speaks_for = left_out(learner.steady, learner.log_p, known), spoken_for(learner.steady, known)
-        told = progress(known.labels, guesses, random, speaks_for, classes=learner.classes, curve=curve, another=ROUND)
+        (guesses, changed), speaks_for = left_out(learner.steady, learner.log_p, known, taught=taught), spoken_for(learner.steady, known)
+        told = progress(known.labels, guesses, random, speaks_for, classes=learner.classes, changed=changed, curve=curve, another=ROUND)
         rest = np.delete(np.arange(len(learner.truth)), answered.numpy())
         values = {name: round(100 * getattr(told, name), 2) for name in ("estimate", "low", "high")}
         values["gain"] = None if told.gain is None else round(100 * told.gain, 2)
@@ -242,11 +242,12 @@ def estimated(learner: Learner, n: int, seed: int) -> dict[str, Any]:
     rows, order = learner.questions(n, seed)
     taught, known = learner.teach(rows), learner.known(rows)
     drawn = drawn_answers(order, rows.tolist())
-    guesses, random = left_out(learner.steady, learner.log_p, known, seed=seed), np.array([row in drawn for row in rows.tolist()])
+    guesses, changed = left_out(learner.steady, learner.log_p, known, taught=taught, seed=seed)
+    random = np.array([row in drawn for row in rows.tolist()])
     names, everyone = tuple(map(str, range(learner.classes))), np.ones(len(rows), dtype=bool)
     first, zero_shot = learner.log_p[rows].argmax(1), learner.zero_shot
     speaks_for = spoken_for(learner.steady, known)
-    found = answers_of_run(known.labels, first, "", names, zero_shot[rows], guesses, random, speaks_for, everyone)
+    found = answers_of_run(known.labels, first, "", names, zero_shot[rows], guesses, random, speaks_for, everyone, changed=changed)
     rest = np.delete(np.arange(len(learner.truth)), rows.numpy())
     right = taught.logits(learner.steady[rest], learner.log_p[rest]).argmax(1) == learner.truth[rest]
     true = accuracy(right.numpy())
@@ -254,7 +255,14 @@ def estimated(learner: Learner, n: int, seed: int) -> dict[str, Any]:
     told: dict[str, Any] = {"told": found.estimate is not None}
     if found.estimate is not None:
         low, high, least, most = (100 * getattr(found, name) for name in ("low", "high", "gain_low", "gain_high"))
-        told |= {"drawn": found.drawn, "estimate": 100 * found.estimate, "low": low, "high": high, "covers": low <= true <= high}
+        told |= {
+            "drawn": found.drawn,
+            "regained": round(100 * regained(changed, speaks_for), 2),
+            "estimate": 100 * found.estimate,
+            "low": low,
+            "high": high,
+            "covers": low <= true <= high,
+        }
         told |= {"gain": 100 * (found.gain or 0.0), "gain low": least, "gain high": most, "gain covers": least <= gained <= most}
     return {"answers": len(rows), **told, "accuracy": true, "new": accuracy(learner.right(taught)), "gained": gained}
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from finelens.evaluation.prequential import BIAS, MODEL, believed_accuracy, difference, drawn_answers, drawn_places, progress, random_order
+from finelens.evaluation.prequential import BIAS, REGAINED, believed_accuracy, difference, drawn_answers, drawn_places, progress, random_order
 
 Q = norm.ppf(0.95)
 
@@ -17,7 +17,7 @@ def test_drawn_answers_alone_are_a_mean_with_its_binomial_error():
     found = progress([0, 1, 2, 0], [0, 1, 0, 0], [True] * 4, np.ones(4), classes=3)
     share = 4 / 6
     assert found.estimate == pytest.approx(0.75)
-    assert found.low == pytest.approx(0.75 - Q * math.sqrt(share * (1 - share) / 4 + MODEL**2))
+    assert found.low == pytest.approx(0.75 - Q * math.sqrt(share * (1 - share) / 4))
     assert found.high == pytest.approx(1)
     assert (found.tested, found.drawn, found.classes_without_example, found.gain, found.stop) == (4, 4, (), None, False)
 
@@ -28,26 +28,40 @@ def test_the_others_count_by_what_they_speak_for_and_with_their_bias():
     one, other = 0.25 / 2, 0.25 * (0.75**2 + 0.25**2) + BIAS**2
     mean = (0.5 / one + 0.75 / other) / (1 / one + 1 / other)
     assert found.estimate == pytest.approx(mean)
-    assert found.low == pytest.approx(mean - Q * math.sqrt(1 / (1 / one + 1 / other) + MODEL**2))
+    assert found.low == pytest.approx(mean - Q * math.sqrt(1 / (1 / one + 1 / other)))
     assert found.drawn == 2
     narrow = progress(np.zeros(4), 1 - right, drawn, weight, classes=1, level=0.5)
-    assert narrow.high - mean == pytest.approx(norm.ppf(0.75) * math.sqrt(1 / (1 / one + 1 / other) + MODEL**2))
+    assert narrow.high - mean == pytest.approx(norm.ppf(0.75) * math.sqrt(1 / (1 / one + 1 / other)))
 
 
 def test_a_difference_is_paired():
     # Right and wrong together: no difference, and the three of four that differ all speak for the first.
     gain, low, high = difference([0, 0, 0, 0], [0, 0, 0, 1], [0, 1, 1, 0], [True] * 4, np.ones(4))
     variance = (3 + 2) / 6 - (1 / 6) ** 2
-    half = Q * math.sqrt(variance / 4 + MODEL**2)
+    half = Q * math.sqrt(variance / 4)
     assert (gain, low, high) == pytest.approx((0.25, 0.25 - half, 0.25 + half))
     gain, low, high = difference([0, -1], [0, 0], [1, 1], [True] * 2, np.ones(2))
     assert (gain, high) == (1, 1)
     assert low < 0
 
 
+def test_what_the_present_model_knows_beside_the_tested_ones_is_added():
+    tests = ([0, 0, 0, -1], [0, 1, 1, 1], [True] * 4, [5, 1, 3, 3])
+    # Of the photographs without an answer 4, 0, 2 and 2; of those with it nothing is asked.
+    more = REGAINED * (4 * 0.5 + 2 * 0.25 + 2 * 1) / 8
+    plain, found = (progress(*tests, classes=1, changed=changed) for changed in (None, [0.5, 1, 0.25, 1]))
+    assert found.estimate == pytest.approx(plain.estimate + more)
+    assert found.high - found.estimate == pytest.approx(plain.high - plain.estimate)
+    labels, guesses, drawn, speaks_for = tests
+    before, after = (difference(labels, guesses, [1] * 4, drawn, speaks_for, changed=changed) for changed in (None, [0.5, 1, 0.25, 1]))
+    assert after[0] == pytest.approx(before[0] + more)
+    # Where nobody says how many photographs an answer speaks for, nothing is added.
+    assert progress([0, 0], [0, 1], [True] * 2, [1, 1], classes=1, changed=[1, 1]).estimate == pytest.approx(0.5)
+
+
 def test_many_others_never_say_more_than_their_bias_allows():
     found = progress(np.zeros(4000), np.arange(4000) % 2, np.zeros(4000), np.ones(4000), classes=1)
-    assert found.high - found.estimate == pytest.approx(Q * math.hypot(BIAS, MODEL), rel=0.01)
+    assert found.high - found.estimate == pytest.approx(Q * BIAS, rel=0.01)
 
 
 def test_none_of_these_is_no_test_and_no_example():

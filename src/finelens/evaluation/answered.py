@@ -100,6 +100,7 @@ def answers_of_run(
     speaks_for: ArrayLike,
     is_test: ArrayLike,
     *,
+    changed: ArrayLike | None = None,
     looks: ArrayLike | None = None,
     listed: bool = True,
 ) -> Answered:
@@ -118,6 +119,7 @@ def answers_of_run(
         drawn: Which answers count as drawn at random, (K,) bool.
         speaks_for: Photographs that each answer speaks for, (K,).
         is_test: Which are tests, (K,) bool: photographs of a group are alike, so the one that it is around speaks for all.
+        changed: As for :func:`~finelens.evaluation.prequential.progress`.
         looks: Number of the look at which each was given, (K,); None where each was given for itself.
         listed: Whether there is a class list beside the answers.
     """
@@ -133,9 +135,9 @@ def answers_of_run(
         return found
     if (lone := lost_alone(tests, np.asarray(left_out), seen_once(y, look))) or (tests >= 0).sum() < LEAST_TESTS:
         return replace(found, only_ones=lone, few_tests=0 if lone else int((tests >= 0).sum()))
-    estimate = progress(tests, left_out, drawn, speaks_for, classes=len(class_names))
+    estimate = progress(tests, left_out, drawn, speaks_for, classes=len(class_names), changed=changed)
     middle, low, high = (round(value, 4) for value in (estimate.estimate, estimate.low, estimate.high))
-    gain, gain_low, gain_high = (round(value, 4) for value in difference(tests, left_out, zero_shot, drawn, speaks_for))
+    gain, gain_low, gain_high = (round(value, 4) for value in difference(tests, left_out, zero_shot, drawn, speaks_for, changed=changed))
     return replace(found, estimate=middle, low=low, high=high, drawn=estimate.drawn, gain=gain, gain_low=gain_low, gain_high=gain_high)
 
 

@@ -72,11 +72,13 @@ class Tested:
         before: Class without any hint, (K,), int64.
         guesses: Class by a model that had learnt the other hints, (K,), int64.
         speaks_for: Images of the fit that are nearest to each, itself among them, (K,), float64.
+        changed: Share of these, itself left out, to which that model gives another class than the one that has learnt all hints, (K,), float64.
     """
 
     before: Tensor
     guesses: Tensor
     speaks_for: Tensor
+    changed: Tensor
 
 
 @dataclass(frozen=True, eq=False)

@@ -37,12 +37,12 @@ def answered(
     tested, named = fitted.model.task.tested(), labels >= 0
     zero_shot = before = fitted.zero_shot_logits.argmax(1)[index]
     against = "the unadapted model"
-    left_out, speaks_for = None, torch.ones(len(labels), dtype=torch.float64)
+    left_out, speaks_for, changed = None, torch.ones(len(labels), dtype=torch.float64), torch.zeros(len(labels), dtype=torch.float64)
     if tested is not None:
         before = before.clone()
         before[named], against = tested.before.cpu(), "the model without answers"
         left_out = torch.full_like(labels, -1)
-        left_out[named], speaks_for[named] = tested.guesses.cpu(), tested.speaks_for.cpu()
+        left_out[named], speaks_for[named], changed[named] = tested.guesses.cpu(), tested.speaks_for.cpu(), tested.changed.cpu()
     # A copy of an answered photograph is answered.
     contents = [content_of(content) for content in ids]
     known = {contents[i] for i in index.tolist()}
@@ -53,7 +53,7 @@ def answered(
     is_test = np.array([untested is None or i not in untested for i in index.tolist()])
     looks = None if hints.look is None else hints.look.cpu().numpy()
     given = (labels.numpy(), before.numpy(), against, names, zero_shot.numpy(), guesses, random, speaks_for.numpy(), is_test)
-    found = answers_of_run(*given, looks=looks, listed=listed)
+    found = answers_of_run(*given, changed=changed.numpy(), looks=looks, listed=listed)
     return found if copies is None else replace(found, copies=len(copies.answers), contradictions=copies.contradictions)
 
 

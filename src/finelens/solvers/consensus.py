@@ -195,8 +195,8 @@ class Consensus(ConsensusPasses):
         taught = teach(looks, log_p, known, bank=bank, chunk_size=self.chunk_size)
         self.taught_head_, self.taught_bias_, self.taught_scales_ = taught.head, taught.bias, F.pad(taught.scales, (0, 1), value=NEAREST_SHARE)
         if known.looks > 1:
-            guesses = left_out(looks, log_p, known, bank=bank, chunk_size=self.chunk_size)
-            self.tested_ = Tested(log_p[known.rows].argmax(1), guesses, spoken_for(looks, known, chunk_size=self.chunk_size))
+            guesses, changed = left_out(looks, log_p, known, taught=taught, bank=bank, chunk_size=self.chunk_size)
+            self.tested_ = Tested(log_p[known.rows].argmax(1), guesses, spoken_for(looks, known, chunk_size=self.chunk_size), changed)
 
     def _fit_passes(self, rows: FitRows, prototypes: Tensor, scale: float) -> None:
         widths = self.widths_.tolist()

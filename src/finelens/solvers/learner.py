@@ -69,8 +69,8 @@ class Learner:
             return log_p.softmax(1)
         return (self._sharpness * teach(self.steady, log_p, known, heard=heard).logits(self.steady, log_p)).softmax(1)
 
-    def parts_left_out(self, known: Known, classes: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """The answers part by part with the classes that lessons without the part give, see :func:`~finelens.solvers.taught.parts_left_out`."""
+    def parts_left_out(self, known: Known, classes: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """The answers part by part with what lessons without the part say, see :func:`~finelens.solvers.taught.parts_left_out`."""
         log_p, heard = self._with_further(classes)
         return parts_left_out(self.steady, log_p, known, heard=heard)
 

@@ -15,10 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from finelens.solvers.answered_masses import answered_masses
 from finelens.solvers.assignments import centred
 from finelens.solvers.known import Known
 from finelens.solvers.neighbours import evenly_spread, smoothed, top_neighbours
 from finelens.solvers.ridge import ridge_head
+from finelens.solvers.sinkhorn import balance
 
 TINY = 1e-9
 # Nearest images that each image is averaged with before anything is learnt of it, and what their mean counts beside it.
@@ -29,6 +31,8 @@ SCALES = 3
 TEMPERATURES = torch.logspace(math.log10(0.02), math.log10(4), 40, dtype=torch.float64).tolist()
 # Stands in for the answers of a class that has none.
 FAINT = 1e-6
+# Most Sinkhorn steps of a round of EM, which goes on from the potentials of the last, and how near to their masses classes must come.
+BALANCE_STEPS, BALANCED = 20, 0.01
 # Answers at which head and label-free posterior are expected to weigh alike.
 ENOUGH_ANSWERS = 32
 # Weights of the second that are tried, and what holds them to the expected one.
@@ -107,7 +111,7 @@ def teach(
     heard: bool = True,
     sharpness: float = 20.0,
     rounds: int = 3,
-    weight: float = 10.0,
+    weight: float = 30.0,
     share: float = 0.8,
     ridge: float = 0.3,
     steps: int = 12,
@@ -117,8 +121,9 @@ def teach(
     """Learn from answers.
 
     1. The label-free posterior p is tempered to what explains the answers best: ``t = argmax sum_i log softmax(t log p_i)_y - (log t)^2 / 4``.
-    2. Prototypes begin at the answers. ``rounds`` of ``z = softmax(t log p + sharpness x M^T)`` with answers one-hot, and of unit means M of z in
-       which each answer counts ``weight`` more.
+    2. Prototypes begin at the answers. ``rounds`` of ``z = softmax(t log p + sharpness x M^T + b)`` with answers one-hot, and of unit means M of z in
+       which each answer counts ``weight`` more. b (C,) brings the classes to the masses that the answers say
+       (:func:`~finelens.solvers.answered_masses.answered_masses`; Sinkhorn).
     3. A ridge head learns z. An image counts ``max z`` squared; answers together have ``share`` of all.
     4. The label-free posterior keeps a weight beside the head. Without a look at heads it would be ``w = min(8, (32 / K)^3) u``, K the answers: few
        of them teach little, and it is what is known without. u rises from 0 to 1 while its accuracy a on the answers goes from 0.36 to 0.46: shrunk
@@ -141,7 +146,8 @@ def teach(
         chunk_size: Images in work at a time.
     """
     n, classes = log_p.shape
-    labels, order = known.labels[(by_row := known.rows.argsort())], known.rows[by_row]
+    by_row = known.rows.argsort()
+    labels, order, look = known.labels[by_row], known.rows[by_row], known.by_look()[by_row]
 
     def images(some: Tensor, most: int) -> Tensor:
         """Rising positions of those that are learnt from with some of the answers."""
@@ -150,9 +156,10 @@ def teach(
     def learn(some: Tensor, rows: Tensor, x: Tensor) -> tuple[Tensor, Tensor, float]:
         """Head, its bias and the size of its logits, of some of the answers and the features x of the images at ``rows``."""
         p, at, own = log_p[rows].to(looks), torch.searchsorted(rows, order[some]), labels[some]
-        truth = F.one_hot(own, classes).to(x)
+        learnt = Known(at, own)
+        masses = answered_masses(own, spoken_for(x, learnt, chunk_size=chunk_size), look[some].unique(return_inverse=True)[1], classes)
         named = F.normalize(p.softmax(1).T @ x, dim=1)
-        z = _posteriors(x, _temperature(p[at], own) * p, named, at, truth, truth.T @ x[at], sharpness, rounds, weight)
+        z = _posteriors(x, _temperature(p[at], own) * p, named, learnt, masses, sharpness, rounds, weight, chunk_size)
         counts = z.amax(1).square()
         counts[at] = 0
         counts[at] = max(1.0, share / (1 - share) * float(counts.sum()) / len(at))
@@ -181,16 +188,30 @@ def teach(
     return Taught(head, bias, torch.tensor([size, other, text], dtype=torch.float64, device=looks.device))
 
 
-def left_out(looks: Tensor, log_p: Tensor, known: Known, **options: Any) -> Tensor:
-    """The class (K,) that each answered image gets from a model that has learnt the other answers; arguments as for :func:`parts_left_out`."""
-    guesses = torch.empty_like(known.labels)
-    for own, found in parts_left_out(looks, log_p, known, **options):
-        guesses[own] = found
-    return guesses
+def left_out(looks: Tensor, log_p: Tensor, known: Known, **options: Any) -> tuple[Tensor, Tensor]:
+    """What :func:`parts_left_out` gives for all answers, in their order: classes (K,) and shares (K,); arguments as there."""
+    guesses, changed = torch.empty_like(known.labels), torch.zeros(len(known), dtype=torch.float64, device=known.labels.device)
+    for own, found, share in parts_left_out(looks, log_p, known, **options):
+        guesses[own], changed[own] = found, share
+    return guesses, changed
 
 
-def parts_left_out(looks: Tensor, log_p: Tensor, known: Known, *, folds: int = 10, seed: int = 0, **options: Any) -> Iterator[tuple[Tensor, Tensor]]:
-    """The answers part by part, as positions among them, and the class that each gets from a model that has learnt all other parts.
+def parts_left_out(
+    looks: Tensor,
+    log_p: Tensor,
+    known: Known,
+    *,
+    taught: Taught | None = None,
+    folds: int = 10,
+    seed: int = 0,
+    bank: int = 8192,
+    chunk_size: int = 1024,
+    **options: Any,
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """The answers part by part, as positions among them, and what a model that has learnt all other parts says.
+
+    That is the class of each, and of the images without an answer that each speaks for the share to which it gives another class than the model that
+    has learnt all answers: it has no answer near them.
 
     What was named at one look is in one part: photographs of a group are like one another, and the others' answers would give theirs away.
 
@@ -198,18 +219,35 @@ def parts_left_out(looks: Tensor, log_p: Tensor, known: Known, *, folds: int = 1
         looks: As for :func:`teach`, like the options.
         log_p: See there.
         known: Answers of at least two looks.
+        taught: What all answers teach; made here where it is not given.
         folds: Parts, each left out once; as many as looks where those are fewer.
         seed: Of the parts.
+        bank: As for :func:`teach`; of so many images the shares are.
+        chunk_size: See there.
         **options: Further arguments of :func:`teach`.
     """
+    options |= {"bank": bank, "chunk_size": chunk_size}
+    taught = teach(looks, log_p, known, **options) if taught is None else taught
     look = known.by_look()
     parts = min(folds, known.looks)
     part = (torch.randperm(known.looks, generator=torch.Generator().manual_seed(seed)).to(look.device) % parts)[look]
+    rest = evenly_spread(len(looks), bank, looks.device)
+    rest = rest[~torch.isin(rest, known.rows)]
+    speaker = _nearest_answer(looks[rest], looks[known.rows], chunk_size)  # (R,)
     for fold in range(parts):
         own = part == fold
-        taught = teach(looks, log_p, known.some(~own), **options)
-        rows = known.rows[own]
-        yield own.nonzero()[:, 0], taught.logits(looks[rows], log_p[rows].to(looks)).argmax(1)
+        rows, near = known.rows[own], rest[own[speaker]]
+        trial, at = teach(looks, log_p, known.some(~own), **options), torch.cat([rows, near])
+        x, p = looks[at], log_p[at].to(looks)
+        found = trial.logits(x, p).argmax(1)
+        changes = (found[len(rows) :] != taught.logits(x[len(rows) :], p[len(rows) :]).argmax(1)).double()
+        spoken, changed = (changes.new_zeros(len(known)).index_add_(0, speaker[own[speaker]], one) for one in (torch.ones_like(changes), changes))
+        yield own.nonzero()[:, 0], found[: len(rows)], (changed / spoken.clamp_min(1))[own]
+
+
+def _nearest_answer(looks: Tensor, answered: Tensor, chunk_size: int) -> Tensor:
+    """The answered image (K, D) that is nearest to each image (M, D), (M,), int64."""
+    return torch.cat([(part @ answered.T).argmax(1) for part in looks.split(chunk_size)])
 
 
 def spoken_for(looks: Tensor, known: Known, *, chunk_size: int = 1024) -> Tensor:
@@ -220,9 +258,7 @@ def spoken_for(looks: Tensor, known: Known, *, chunk_size: int = 1024) -> Tensor
         known: At least one answer.
         chunk_size: Images compared at a time.
     """
-    answered = looks[known.rows].T
-    nearest = torch.cat([(part @ answered).argmax(1) for part in looks.split(chunk_size)])
-    return torch.bincount(nearest, minlength=len(known)).double().clamp_min(1)
+    return torch.bincount(_nearest_answer(looks, looks[known.rows], chunk_size), minlength=len(known)).double().clamp_min(1)
 
 
 def _in_own_basis(x: Tensor) -> Tensor:
@@ -231,7 +267,7 @@ def _in_own_basis(x: Tensor) -> Tensor:
 
 
 def _posteriors(
-    x: Tensor, log_p: Tensor, named: Tensor, at: Tensor, truth: Tensor, sums: Tensor, sharpness: float, rounds: int, weight: float
+    x: Tensor, log_p: Tensor, named: Tensor, known: Known, masses: Tensor, sharpness: float, rounds: int, weight: float, chunk_size: int
 ) -> Tensor:
     """Posteriors z (B, C) of step 2.
 
@@ -239,17 +275,22 @@ def _posteriors(
         x: (B, D).
         log_p: Tempered, (B, C).
         named: Prototypes that the label-free posterior makes, (C, D), for classes without an answer.
-        at: Rows with an answer, (K,).
-        truth: One-hot answers, (K, C).
-        sums: Of the answered rows by class, (C, D).
-        sharpness: As for :func:`teach`, like the two below.
+        known: The answers among these rows.
+        masses: Of the classes, (C,), float64.
+        sharpness: As for :func:`teach`, like the three below.
         rounds: See there.
         weight: See there.
+        chunk_size: See there.
     """
+    truth = F.one_hot(known.labels, len(masses)).to(x)  # (K, C)
+    sums = truth.T @ x[known.rows]  # (C, D)
     means = F.normalize(sums + FAINT * named, dim=1)
+    potentials = torch.zeros_like(masses)
     for step in range(rounds + 1):
-        z = torch.addmm(log_p, x, means.T, alpha=sharpness).softmax(1)
-        z[at] = truth
+        logits = torch.addmm(log_p, x, means.T, alpha=sharpness)  # (B, C)
+        potentials, _ = balance(logits, masses, known, max_iter=BALANCE_STEPS, tol=BALANCED, chunk_size=chunk_size, start=potentials)
+        z = (logits + potentials.to(x)).softmax(1)
+        z[known.rows] = truth
         if step < rounds:
             means = F.normalize(z.T @ x + weight * sums + FAINT * named, dim=1)
     return z

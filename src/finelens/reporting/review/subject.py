@@ -90,7 +90,8 @@ def subject_of_run(folder: RunFolder, record: RunRecord, hints: Path, console: C
         UserError: The run is not finished, or its images are gone.
     """
     classifier, features, places = unadapted_features(folder, record, console, device)
-    rows = [row for row in record.read if row.path in places]
+    # In the order of the run, whose second round divides the answers into the same parts then.
+    rows = sorted((row for row in record.read if row.path in places), key=lambda row: places[row.path])
     if not rows:
         raise UserError(f"none of the run's images is in {record.config.photos} any more; say where they are with --photos")
     model = classifier.model

@@ -37,14 +37,15 @@ class Trials:
         self._named = torch.as_tensor(self._labels >= 0).nonzero()[:, 0]
         rows, labels, looks = (torch.as_tensor(values)[self._named] for values in (self._rows, self._labels, self._looks))
         self._known = Known(rows, labels, looks)
-        self._guesses = torch.full((len(found),), -1)
+        self._guesses, self._changed = torch.full((len(found),), -1), torch.zeros(len(found), dtype=torch.float64)
         self._parts = subject.learner.parts_left_out(self._known, len(classes)) if self._known.looks > 1 else iter(())
 
     def step(self) -> bool:
         """Test one part; False where none is left."""
         part = next(self._parts, None)
         if part is not None:
-            self._guesses[self._named[part[0]]] = part[1]
+            at = self._named[part[0]]
+            self._guesses[at], self._changed[at] = part[1], part[2]
         return part is not None
 
     def lost_alone(self) -> int:
@@ -59,7 +60,8 @@ class Trials:
         speaks_for = np.ones(len(self._rows))
         speaks_for[self._named.numpy()] = self.subject.learner.spoken_for(self._known).numpy()
         random = [row in drawn for row in self._rows]
-        return progress(self._tests(), self._guesses.numpy(), random, speaks_for, classes=self._classes, curve=curve, another=another)
+        tests = (self._tests(), self._guesses.numpy(), random, speaks_for)
+        return progress(*tests, classes=self._classes, changed=self._changed.numpy(), curve=curve, another=another)
 
     def _tests(self) -> np.ndarray:
         return np.where(self._is_test, self._labels, -1)
