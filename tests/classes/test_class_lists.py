@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 
@@ -140,3 +141,17 @@ def test_names_that_differ_in_a_sign_are_two_and_those_that_differ_in_case_have_
         with pytest.raises(UserError, match=r"keep one of each; if they are different classes, write what tells them apart into the names"):
             read_class_file(written(tmp_path, "\n".join(names), "list.txt"))
     assert read_class_file(written(tmp_path, "capital A\nsmall a\n", "list.txt")) == ["capital A", "small a"]
+
+
+def test_a_pipe_that_was_read_before_is_told_from_an_empty_file():
+    """As of ``--classes <(cut -f 1 table)``: the check before the work takes all that the pipe holds."""
+    out_of, into = os.pipe()
+    os.write(into, b"cat\ndog\n")
+    os.close(into)
+    pipe = f"/dev/fd/{out_of}"
+    try:
+        assert read_class_file(pipe) == ["cat", "dog"]
+        with pytest.raises(UserError, match="is a pipe that holds nothing more, and it is read more than once; give a file"):
+            read_class_file(pipe)
+    finally:
+        os.close(out_of)

@@ -56,7 +56,7 @@ def test_a_method_that_trains_decodes_each_once(tmp_path, decoded, tiny_vit):
 
 def test_a_photograph_that_is_replaced_meanwhile_is_read_again(tmp_path, tiny_vit, monkeypatch, capsys):
     """Its content was known, so nothing was decoded until the tower asked for it."""
-    photos, names = write_photos(tmp_path / "photos"), write_classes(tmp_path / "names.txt")
+    photos, names = write_photos(tmp_path / "new since May"), write_classes(tmp_path / "names.txt")
     api.zero_shot(photos, names, tmp_path / "first", backbone=f"local:{tiny_vit}", console=QUIET)
     first, second, *_ = sorted(photos.rglob("*.png"))
     centre = encoder.FeatureEncoder.centre
@@ -69,6 +69,6 @@ def test_a_photograph_that_is_replaced_meanwhile_is_read_again(tmp_path, tiny_vi
     monkeypatch.setattr(encoder, "VIEWS_SCHEMA", 99)
     monkeypatch.setattr(encoder.FeatureEncoder, "centre", replaced)
     found = api.zero_shot(photos, names, tmp_path / "second", backbone=f"local:{tiny_vit}", console=Console())
-    assert "has changed while it was used; all are read again" in capsys.readouterr().err
+    assert f"{first} has changed while it was used; all are read again" in capsys.readouterr().err
     own = {row.path: row.label for row in found.rows}
     assert own[first.relative_to(photos).as_posix()] == own[second.relative_to(photos).as_posix()]

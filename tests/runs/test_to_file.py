@@ -155,6 +155,11 @@ def test_answers_are_replaced_on_request_only(world, tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"new\.csv exists already; give another --csv, or --overwrite to replace it .*overwrite=True"):
         api.predict(world / "run", world / "photos", target, console=QUIET)
     assert target.read_bytes() == before
+    # Of another finelens, whose rows this one does not know: there may be answers in it.
+    other = tmp_path / "other.csv"
+    other.write_text(target.read_text().replace(",ok,", ",fine,"))
+    with pytest.raises(UserError, match=r"other\.csv exists already; give another --csv, or --overwrite to replace it"):
+        api.predict(world / "run", photos, other, console=QUIET)
     # Stopped on the way, it goes on without being asked again.
     killed_after(monkeypatch, 1)
     with pytest.raises(Killed):

@@ -168,7 +168,7 @@ def adapt(
     except ChangedError as error:
         if processes.count > 1:
             raise
-        console.warn(f"{error.message.partition(' since ')[0]} while it was used; all are read again")
+        console.warn(f"{error.name} has changed while it was used; all are read again")
     # What is decoded at once is not looked at again.
     inputs = replace(read_inputs(config, console, taken=taken, choice_follows=True), backbones=inputs.backbones, choice=inputs.choice)
     with RunFolder.create(out, config, overwrite=True) as run:

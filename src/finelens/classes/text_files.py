@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import re
+import stat
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
@@ -83,7 +85,7 @@ def read_utf8(path: str | Path, what: str) -> str:
             while left > 0 and (block := stream.read(min(left, 1 << 20))):
                 blocks.append(block)
                 left -= len(block)
-            data = b"".join(blocks)
+            data, emptied = b"".join(blocks), not blocks and stat.S_ISFIFO(os.fstat(stream.fileno()).st_mode)
     except FileNotFoundError:
         raise UserError(f"{what} {quote(str(path))} does not exist; {_TYPED if ',' in str(path) else check_the_path(path)}") from None
     except IsADirectoryError:
@@ -92,6 +94,8 @@ def read_utf8(path: str | Path, what: str) -> str:
         reason = getattr(error, "strerror", None) or str(error)
         remedy = f"; {_TYPED}" if getattr(error, "errno", None) == errno.ENAMETOOLONG else ""
         raise UserError(f"{what} {quote(str(path))} cannot be read: {reason}{remedy}") from None
+    if emptied:
+        raise UserError(f"{what} {quote(str(path))} is a pipe that holds nothing more, and it is read more than once; give a file")
     if len(data) > MAX_BYTES:
         raise UserError(f"{what} {quote(str(path))} is larger than {MAX_BYTES // 2**20} MiB; is it the right file?")
     try:

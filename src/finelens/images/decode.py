@@ -113,7 +113,15 @@ class Failure:
 
 
 class ChangedError(UserError):
-    """A photograph is no longer what it was when its content was looked up."""
+    """A photograph is no longer what it was when its content was looked up.
+
+    Attributes:
+        name: What messages call it.
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"{name} has changed since this command began to read it; leave the photographs alone, and start it again")
+        self.name = name
 
 
 class _RefusedError(Exception):
@@ -162,7 +170,7 @@ def recognise(path: Path, limits: DecodeLimits, known: Known, box: Box | None = 
 def _again(path: Path, limits: DecodeLimits, box: Box | None, identity: str) -> Tensor:
     found = decode(path, limits, box)
     if not isinstance(found, DecodedImage) or found.sha256 != identity:
-        raise ChangedError(f"{display_name(path)} has changed since this command began to read it; leave the photographs alone, and start it again")
+        raise ChangedError(display_name(path))
     return found.pixels
 
 

@@ -136,7 +136,11 @@ def _without_answers(question: Question) -> bool:
     """Whether the answers that are there are of a command that ended because none of its files could be read: that one is given again."""
     # Processes that torchrun started end by what all of them could read.
     files = question.shard.all_of(question.csv) if question.shard is not None and launched()[1] > 1 else [question.target]
-    return nothing_read([file for file in files if file.is_file()]) > 0
+    try:
+        return nothing_read([file for file in files if file.is_file()]) > 0
+    except UserError:
+        # Damaged, or of another finelens: it may hold answers.
+        return False
 
 
 def check_groups(group_by: str, photos: Path) -> None:
