@@ -6,6 +6,7 @@ import io
 import logging
 import struct
 import sys
+import threading
 import warnings
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +18,7 @@ from PIL import Image
 
 from finelens.core.schemas import STATUSES
 from finelens.images.decode import DecodedImage, DecodeLimits, Failure, decode
-from finelens.images.unheard import heard
+from finelens.images.unheard import heard, unheard
 
 from .helpers import picture, save
 
@@ -397,3 +398,30 @@ def test_what_readers_say_by_themselves_reaches_nobody(tmp_path, monkeypatch):
         with heard():
             decode(tmp_path / "a.png", DecodeLimits())
         assert len({str(one.message) for one in found}) == 2
+
+
+def test_filters_of_warnings_that_another_thread_sets_meanwhile_end_with_it():
+    before, inside, over = list(warnings.filters), threading.Event(), threading.Event()
+
+    def read():
+        with unheard():
+            inside.set()
+            over.wait(10)
+
+    thread = threading.Thread(target=read)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        thread.start()
+        inside.wait(10)
+    over.set()
+    thread.join()
+    assert list(warnings.filters) == before
+    inside.clear(), over.clear()
+    thread = threading.Thread(target=read)
+    thread.start()
+    inside.wait(10)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        over.set()
+        thread.join()
+    assert list(warnings.filters) == before

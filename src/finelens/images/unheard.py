@@ -3,31 +3,38 @@
 from __future__ import annotations
 
 import logging
+import re
 import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any, cast
 
 _LIBRARIES = ("PIL", "pillow_heif", "pillow_jxl", "tifffile", "imagecodecs", "rawpy", "pydicom")
 
+_MODULES = rf"({'|'.join(_LIBRARIES)})(\.|$)"
+_FILTER = ("ignore", None, Warning, re.compile(_MODULES), 0)
+
 _lock = threading.Lock()
 _inside = 0
-_before: warnings.catch_warnings[None] | None = None
+_lists: list[list[Any]] = []
 _listening = False
 
 
 @contextmanager
 def unheard() -> Iterator[None]:
-    """Warnings of these libraries go nowhere meanwhile. Of threads inside, the first changes the filters and the last restores them."""
-    global _inside, _before
+    """Warnings of these libraries go nowhere meanwhile. Of threads inside, the first adds a filter and the last removes it.
+
+    ``warnings.catch_warnings`` would put other filters in the place of those that another thread has set meanwhile, for good.
+    """
+    global _inside
     if _listening:
         yield
         return
     with _lock:
         if not _inside:
-            _before = warnings.catch_warnings()
-            _before.__enter__()
-            warnings.filterwarnings("ignore", module=rf"({'|'.join(_LIBRARIES)})(\.|$)")
+            _lists.append(_filters())
+            warnings.filterwarnings("ignore", module=_MODULES)
             _without_last_resort()
         _inside += 1
     try:
@@ -35,8 +42,12 @@ def unheard() -> Iterator[None]:
     finally:
         with _lock:
             _inside -= 1
-            if not _inside and _before is not None:
-                _before.__exit__(None, None, None)
+            if not _inside:
+                # Another thread may have copied those that had it, or gone back to others.
+                for filters in (*_lists, _filters()):
+                    while _FILTER in filters:
+                        filters.remove(_FILTER)
+                _lists.clear()
 
 
 @contextmanager
@@ -48,6 +59,10 @@ def heard() -> Iterator[None]:
         yield
     finally:
         _listening = False
+
+
+def _filters() -> list[Any]:
+    return cast(list[Any], warnings.filters)
 
 
 def _without_last_resort() -> None:
