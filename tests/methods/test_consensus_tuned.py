@@ -9,9 +9,10 @@ from finelens.errors import UserError
 from finelens.images.batches import centre_batches
 from finelens.images.decode import DecodeLimits
 from finelens.images.load import load
-from finelens.methods.consensus_tuned import CONFIG, Signals, signals_of
-from finelens.protocol import Batch, Hints
+from finelens.methods.consensus_tuned import CONFIG, LESSON, Signals, signals_of
+from finelens.protocol import Batch, Cost, Hints, TargetFeatures
 from finelens.runs.fit import fit
+from finelens.storage.cache_place import LIMIT_VARIABLE
 from finelens.training.loop import Hooks
 from tests.toy import QUIET, Log, pictures, prepare_toy, quick
 
@@ -56,6 +57,32 @@ def test_the_student_is_consensus_on_what_the_tuned_tower_sees(student):
     torch.testing.assert_close(task.student.target_log_proba.exp(), answers, atol=1e-5, rtol=1e-4)
 
 
+def test_what_the_student_answers_after_a_lesson_is_taught_in_the_next(student):
+    model, views, _ = student
+    task = model.task
+    taught, before = task.taught.clone(), task.target
+    assert [epoch for epoch in range(6) if task.looks_after(epoch)] == [1, 3, 5]
+    seen = task.engine.encode_each(views)
+    task.look(TargetFeatures(seen.global_, seen.cls))
+    torch.testing.assert_close(task.target, task.student.target_log_proba.exp().to(task.target))
+    assert (task.target - before).abs().max() > 1e-3
+    torch.testing.assert_close(task.taught, taught)
+
+
+def test_a_lesson_costs_a_look_at_all_images(tiny_vit, monkeypatch):
+    monkeypatch.setenv(LIMIT_VARIABLE, "0")
+    counted = {}
+    for epochs in (2, 4):
+        config, prepared = prepare_toy(tiny_vit, "consensus-tuned", options=quick(epochs=epochs))
+        store = load(pictures(), DecodeLimits(), QUIET).store
+        assert prepared.task.cost() == Cost(no_grad_forwards=0, grad_forwards=1, after=epochs // LESSON)
+        fit(prepared, store, config, QUIET)
+        counted[epochs] = prepared.engine.no_grad_forwards, prepared.engine.grad_forwards
+    images = len(pictures())
+    assert counted[4][0] - counted[2][0] == images
+    assert [grad for _, grad in counted.values()] == [2 * images, 4 * images]
+
+
 def test_the_decision_is_said_and_logged(student):
     model, _, log = student
     (event,) = [event for event in log.events if event["event"] == "decision"]
@@ -67,7 +94,7 @@ def test_a_step_is_the_cross_entropy_with_the_posterior_and_with_what_a_person_s
     model, views, _ = student
     task = model.task
     batch = Batch(torch.tensor([2, 0]), centre=views[[2, 0]])
-    features, taught = task.engine.encode_frozen(batch.centre).global_, task.taught[[2, 0]]
+    features, taught = task.engine.encode_frozen(batch.centre).global_, task.target[[2, 0]]
     log_q = (task.engine.backbone.logit_scale * features @ task.text.T).log_softmax(1)
     torch.testing.assert_close(task.step(batch, 0, 0).loss.detach(), -(taught * log_q).sum(1).mean())
     task.hints.start(Hints(torch.tensor([2]), torch.tensor([1])))
@@ -115,6 +142,6 @@ def test_signals_are_right():
 def test_options_are_those_of_the_teacher_and_its_own():
     config = CONFIG(neighbours=7)
     assert config.new_solver(0).neighbours == 7
-    for wrong, words in (({"extra": ("a.npy",)}, r"method\.extra"), ({"neighbours": 0}, "neighbours")):
+    for wrong, words in (({"extra": ("a.npy",)}, r"method\.extra"), ({"neighbours": 0}, "neighbours"), ({"lesson": 0}, r"method\.lesson")):
         with pytest.raises(UserError, match=words):
             CONFIG(**wrong)

@@ -11,11 +11,12 @@ import torch
 
 from finelens.errors import UserError
 from finelens.images.view_config import ViewConfig
+from finelens.protocol import Optimisation
 from finelens.training import loop
 from finelens.training.checkpoint import Position, load_checkpoint, named_trainable, read_events_offset, save_checkpoint
 from finelens.training.config import TrainingConfig
 from finelens.training.loop import Hooks, Interrupted, Trainer
-from finelens.training.schedule import build_optimizer, cosine_lr
+from finelens.training.schedule import build_optimizer, cosine_lr, learning_rate
 from tests.toy import Log, stop_after
 from tests.training.tasks import LeastSquares, make_engine, make_store
 
@@ -211,6 +212,24 @@ def test_cosine_ends():
     assert cosine_lr(0, 100, 1e-3, 1e-5) == 1e-3
     assert cosine_lr(50, 100, 1e-3, 1e-5) == pytest.approx((1e-3 + 1e-5) / 2)
     assert cosine_lr(100, 100, 1e-3, 1e-5) == pytest.approx(1e-5)
+
+
+def test_a_cosine_begins_anew_where_a_task_asks_for_it():
+    config = TrainingConfig(epochs=5, lr=1e-3, min_lr=1e-5)
+    rates = [learning_rate(step, 3, config, restart_epochs=2) for step in range(15)]
+    two, one = ([cosine_lr(step, total, 1e-3, 1e-5) for step in range(total)] for total in (6, 3))
+    assert rates == [*two, *two, *one]
+
+
+def test_the_optimizer_forgets_where_the_rate_begins_anew():
+    found = {}
+    for restart in (0, 1, 2):
+        trainer = make_trainer(CONFIG)
+        trainer.task.optimisation = Optimisation(restart_epochs=restart)
+        trainer.run()
+        found[restart] = {int(state["step"]) for state in trainer.optimizer.state.values()}
+    # Of three epochs one is behind the last restart.
+    assert found == {0: {3 * trainer.steps}, 1: {trainer.steps}, 2: {trainer.steps}}
 
 
 def test_optimizer_switches_gradients_on_for_its_parameters_alone():

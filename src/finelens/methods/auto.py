@@ -20,8 +20,6 @@ SOLVED, TAUGHT = "consensus", "consensus-tuned"
 
 # Below, the statistics of a mixture rest on too little; above, training has something to learn from.
 FEW_IMAGES, MANY_IMAGES = 50, 1000
-# Epochs that a time budget is spent on: more of them teach the tower the mistakes of its teacher.
-EPOCHS = 2
 # Part of the budget that epochs may take; the rest is for looking at the images and for what the estimate misses.
 FOR_EPOCHS = 0.8
 
@@ -90,19 +88,20 @@ def choose_method(facts: Facts) -> tuple[str, str]:
     return "tip-adapter", f"it fell least below zero-shot where classes were absent or unequal; microclip was left out: {against}"
 
 
-def epochs_within(budget: float, seconds: float) -> int:
-    """:data:`EPOCHS`, or 0 where the budget is not enough for them.
+def lessons_within(budget: float, seconds: float, most: int) -> int:
+    """How many lessons the budget is enough for.
 
     Args:
         budget: Seconds there are.
-        seconds: Of one epoch.
+        seconds: Of one lesson.
+        most: Lessons that are wanted.
     """
-    return EPOCHS if 60 * minutes_for(seconds) <= budget else 0
+    return min(most, int(budget / (60 * minutes_for(seconds))))
 
 
 def minutes_for(seconds: float) -> float:
-    """The least time budget, in minutes, that is enough for :data:`EPOCHS` of so many seconds."""
-    return EPOCHS * seconds / FOR_EPOCHS / 60
+    """The least time budget, in minutes, that is enough for a lesson of so many seconds."""
+    return seconds / FOR_EPOCHS / 60
 
 
 def starting_method(method: str, options: Mapping[str, Mapping[str, Any]], minutes: float | None) -> str:

@@ -19,7 +19,7 @@ from finelens.engine.engine import Engine
 from finelens.methods.parts.extra_views import ExtraConfig, ExtraTask
 from finelens.methods.parts.hint_memory import HintMemory
 from finelens.methods.parts.solver import solver_options
-from finelens.protocol import Batch, Cost, FeatureRows, StepOutput, TargetFeatures, Task, ViewPlan
+from finelens.protocol import Batch, Cost, FeatureRows, Optimisation, StepOutput, TargetFeatures, Task, ViewPlan
 from finelens.solvers import Consensus
 from finelens.solvers.assignments import centred
 from finelens.solvers.columns import centred_views
@@ -29,12 +29,13 @@ from finelens.training.config import TrainingConfig
 from finelens.training.pseudo_labels import is_matrix, split_by_decay
 from finelens.training.state import resize_on_load
 
-# Few steps over the whole tower: with many of them it learns the teacher's mistakes by heart.
-TRAINING = {"epochs": 2, "lr": 5e-5, "min_lr": 0.0, "scope": "all"}
+# Few steps over the whole tower for each answer it is taught: with many of them it learns the mistakes of the answer by heart.
+LESSON, LESSONS = 2, 3
+TRAINING = {"epochs": LESSON * LESSONS, "lr": 5e-5, "min_lr": 0.0, "scope": "all"}
 
 TINY = 1e-12
-# What the student must keep for its say: of the teacher's answers, and of how varied these are.
-SAME_CLASS, VARIETY = 0.5, 0.9
+# What the student must keep for its say: of the teacher's answers, of how far neighbours agree (as even masses must), of how varied answers are.
+SAME_CLASS, AGREEMENT, VARIETY = 0.5, 0.95, 0.9
 CHUNK = 1024
 
 
@@ -43,12 +44,15 @@ class TaughtConfig(ExtraConfig):
     """Options of the method beside those of ``consensus``, which are those of both of its fits.
 
     Attributes:
+        lesson: Epochs between two fits of the student.
         student: ``decided``: it answers beside the teacher where label-free signals say so; ``always`` and ``never`` say what they do.
     """
 
+    lesson: int = LESSON
     student: Literal["decided", "always", "never"] = "decided"
 
     def __post_init__(self) -> None:
+        require(self.lesson >= 1, "method.lesson", "at least 1", self.lesson)
         require(not self.others, "method.extra", "[] or cls where the tower is trained", list(self.extra))
         super().__post_init__()
 
@@ -69,7 +73,7 @@ def without_training(options: Any) -> tuple[str, Any]:
 
 def build(engine: Engine, heads: ClassHeads, config: Any, training: TrainingConfig, seed: int) -> ConsensusTuned:
     """The task of this method; arguments are those of :class:`finelens.methods.registry.Method`."""
-    return ConsensusTuned(engine, heads, config, scope=training.scope, weight_decay=training.weight_decay, seed=seed)
+    return ConsensusTuned(engine, heads, config, epochs=training.epochs, scope=training.scope, weight_decay=training.weight_decay, seed=seed)
 
 
 class ConsensusTuned(Task):
@@ -80,6 +84,7 @@ class ConsensusTuned(Task):
         teacher: Consensus on the features of the unadapted tower.
         student: Consensus on those of the tuned one.
         taught: Teacher's posteriors of the images of the fit, (N, C).
+        target: Posteriors that the tower learns now, (N, C): the teacher's in the first lesson, the student's of the lesson before in the others.
         near: Their neighbours in the unadapted features, (N, k), int64.
         sizes: Root mean squares of the log-posteriors of teacher and student over the fit, centred over the classes, (2,).
         share: Of the student in the answer: 0 or 0.5.
@@ -88,6 +93,7 @@ class ConsensusTuned(Task):
         engine: Runs the backbone.
         heads: Text heads.
         config: Options.
+        epochs: Of all lessons together.
         scope: Tuning scope of the image tower.
         weight_decay: Decay of the matrices that the scope includes.
         seed: Of the run.
@@ -96,24 +102,28 @@ class ConsensusTuned(Task):
     views = ViewPlan(weak=False, strong=False, centre=True)
     asks_unadapted = True
 
-    def __init__(self, engine: Engine, heads: ClassHeads, config: Any, *, scope: str, weight_decay: float, seed: int = 0) -> None:
+    def __init__(self, engine: Engine, heads: ClassHeads, config: Any, *, epochs: int, scope: str, weight_decay: float, seed: int = 0) -> None:
         super().__init__(engine)
         self.config, self.weight_decay = config, weight_decay
+        self.lessons = math.ceil(epochs / config.lesson)
+        self.optimisation = Optimisation(restart_epochs=config.lesson)
         self.tuned = engine.backbone.tunable(scope)
         # The plain names are a second opinion beside the head that the teacher has.
         start = heads.templates.clone()
         self.teacher, self.student = (ExtraTask(engine, heads, config.new_solver(seed), config) for _ in range(2))
         self.register_buffer("text", start)  # (C, E)
         self.register_buffer("taught", start.new_zeros(0, len(start)))
+        self.register_buffer("target", start.new_zeros(0, len(start)))
         self.register_buffer("near", torch.zeros(0, 0, dtype=torch.int64))
         self.register_buffer("sizes", start.new_ones(2))
         self.register_buffer("share", start.new_zeros(()))
         self.text: Tensor
         self.taught: Tensor
+        self.target: Tensor
         self.near: Tensor
         self.sizes: Tensor
         self.share: Tensor
-        resize_on_load(self, "taught", "near")
+        resize_on_load(self, "taught", "target", "near")
         self.hints = HintMemory()
         self._signals: Signals | None = None
         self.to(engine.device)
@@ -125,6 +135,7 @@ class ConsensusTuned(Task):
             self.engine.console.detail(line)
         self.hints.start(features.hints)
         self.taught = self.teacher.target_log_proba.to(self.text).exp()
+        self.target = self.taught.clone()
         self.near = self._neighbours(features)
 
     def _neighbours(self, features: TargetFeatures) -> Tensor:
@@ -141,16 +152,25 @@ class ConsensusTuned(Task):
         return split_by_decay(list(self.tuned.items()), self.weight_decay, is_matrix)
 
     def cost(self) -> Cost:
-        """1 forward with gradient, and 1 without after the last epoch."""
-        return Cost(no_grad_forwards=0, grad_forwards=1, after=1)
+        """1 forward with gradient, and 1 without after each lesson."""
+        return Cost(no_grad_forwards=0, grad_forwards=1, after=self.lessons)
 
     def step(self, batch: Batch, epoch: int, step_in_epoch: int) -> StepOutput:
-        """2. Cross-entropy with the teacher's posterior on the centre view."""
+        """2. Cross-entropy with the posterior of this lesson on the centre view."""
         assert batch.centre is not None
-        taught = self.hints.clamp(batch.index, self.taught[batch.index.to(self.taught.device)])  # (B, C)
+        target = self.hints.clamp(batch.index, self.target[batch.index.to(self.target.device)])  # (B, C)
         logits = self.engine.backbone.logit_scale * self.engine.encode(batch.centre).global_ @ self.text.T  # (B, C)
-        loss = -(taught * logits.log_softmax(1)).sum(1).mean()
-        return StepOutput(loss, {"loss": loss.detach()}, taught.argmax(1))
+        loss = -(target * logits.log_softmax(1)).sum(1).mean()
+        return StepOutput(loss, {"loss": loss.detach()}, target.argmax(1))
+
+    def looks_after(self, epoch: int) -> bool:
+        """At the end of a lesson."""
+        return (epoch + 1) % self.config.lesson == 0
+
+    def look(self, features: TargetFeatures) -> None:
+        """3. What the student answers is the next lesson."""
+        self.student.prepare(features)
+        self.target = self.student.target_log_proba.to(self.text).exp()
 
     def end_training(self, features: TargetFeatures) -> None:
         """3, 4. Fit the student, and take it into the answer, or leave it out, by what it says of the images of the fit."""
@@ -217,7 +237,7 @@ class Signals:
     @property
     def good(self) -> bool:
         """Whether the joint answers keep to the teacher, to the neighbours and to its variety."""
-        return self.same >= SAME_CLASS and self.both >= self.teacher and self.varied >= VARIETY * self.varied_before
+        return self.same >= SAME_CLASS and self.both >= AGREEMENT * self.teacher and self.varied >= VARIETY * self.varied_before
 
     def __str__(self) -> str:
         return (

@@ -21,7 +21,7 @@ class Cost:
         no_grad_forwards: Without gradient, in each epoch.
         grad_forwards: With gradient, in each epoch.
         once: Without gradient, in :meth:`Task.prepare`; a task that has any trains on all images.
-        after: Without gradient, after the last epoch, for :meth:`Task.end_training`.
+        after: Without gradient, between epochs and after the last, for :meth:`Task.look` and :meth:`Task.end_training`.
     """
 
     no_grad_forwards: float
@@ -52,10 +52,12 @@ class Optimisation:
     Attributes:
         optimizer: ``adamw``, or ``sgd`` with momentum 0.9.
         warmup_epochs: First epochs at a constant, very small rate; none if there are no further epochs.
+        restart_epochs: Epochs after which rate and optimiser begin anew (warm restarts, Loshchilov and Hutter 2017); 0 for one descent over all.
     """
 
     optimizer: Literal["adamw", "sgd"] = "adamw"
     warmup_epochs: int = 0
+    restart_epochs: int = 0
 
 
 class Task(nn.Module, ABC):
@@ -150,6 +152,17 @@ class Task(nn.Module, ABC):
 
         Args:
             features: Of the images of the fit by the tuned tower, with the hints.
+        """
+
+    def looks_after(self, epoch: int) -> bool:
+        """Whether :meth:`look` is to be called after this epoch, which is not the last. Default: no."""
+        return False
+
+    def look(self, features: TargetFeatures) -> None:
+        """Work between two epochs on what the tuned tower makes of the images; all that it leaves is state.
+
+        Args:
+            features: Of the images of the fit by the tower as it is, with the hints.
         """
 
     def end_epoch(self, epoch: int) -> Mapping[str, float]:

@@ -13,8 +13,8 @@ from finelens.core.console import Console, duration
 from finelens.core.options import from_mapping
 from finelens.evaluation.weak_start import HARDLY
 from finelens.feature_store.encoder import target_features
-from finelens.methods.auto import EPOCHS, SOLVED, TAUGHT, Facts, choose_method, epochs_within, minutes_for
-from finelens.methods.consensus_tuned import of_teacher
+from finelens.methods.auto import SOLVED, TAUGHT, Facts, choose_method, lessons_within, minutes_for
+from finelens.methods.consensus_tuned import LESSONS, of_teacher
 from finelens.methods.registry import find_method
 from finelens.protocol import Hints, Loaded
 from finelens.runs.config import RunConfig
@@ -82,7 +82,7 @@ def choose(prepared: Prepared, loaded: Loaded, config: RunConfig, hints: Hints |
 
 
 def _with_budget(prepared: Prepared, loaded: Loaded, config: RunConfig, weak: str | None, minutes: float, console: Console) -> Choice:
-    """The epochs of the method; the solver alone where the budget is too short for them, or where the start is a reason against training.
+    """As many lessons of the method as there is time for; the solver alone where that is none, or where the start is a reason against training.
 
     Args:
         prepared: Made with the method that trains.
@@ -94,17 +94,24 @@ def _with_budget(prepared: Prepared, loaded: Loaded, config: RunConfig, weak: st
     """
     against = weak
     if against is None:
-        seconds = estimate(prepared.task, prepared.engine, len(loaded.store), 1).seconds
-        epochs = epochs_within(60 * minutes, seconds)
-        if epochs:
-            reason = f"{minutes:g} minutes are enough for its {epochs} epochs of about {seconds:.0f} s"
+        lesson = config.method_options.lesson
+        one = with_method(prepared, _with_epochs(config, lesson))
+        seconds = estimate(one.task, prepared.engine, len(loaded.store), lesson).seconds
+        lessons = lessons_within(60 * minutes, seconds, LESSONS)
+        if lessons:
+            reason = f"{minutes:g} minutes are enough for {lessons} of its {LESSONS} lessons, of about {duration(seconds, rough=True)} each"
             console.say(f"method: {TAUGHT}, because {reason}")
-            return Choice(replace(config, training=replace(config.training, epochs=epochs)), prepared, reason)
+            changed = _with_epochs(config, lessons * lesson)
+            return Choice(changed, with_method(prepared, changed), reason)
         enough = f"--minutes {math.ceil(minutes_for(seconds))} would do"
-        against = f"an epoch takes about {duration(seconds, rough=True)}, and {EPOCHS} are wanted ({enough})"
+        against = f"a lesson takes about {duration(seconds, rough=True)} ({enough})"
     reason = f"nothing is trained in the {minutes:g} minutes: {against}"
     console.say(f"method: {SOLVED}; {reason}")
     return _with_method(prepared, config, SOLVED, reason, of_teacher(config.method_options))
+
+
+def _with_epochs(config: RunConfig, epochs: int) -> RunConfig:
+    return replace(config, training=replace(config.training, epochs=epochs))
 
 
 def _with_method(prepared: Prepared, config: RunConfig, name: str, reason: str, options: Any = None) -> Choice:

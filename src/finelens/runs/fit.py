@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -263,12 +264,13 @@ def _train(prepared: Prepared, store: ImageStore, config: RunConfig, console: Co
         _say_estimate(trainer, console, prepared=True)
     epochs = training.epochs - trainer.position.epoch
     done = trainer.position.images
+    look = partial(_as_tuned, engine, store, features, console)
     with console.progress(trainer.count * epochs, f"adapt with {config.method}") as bar:
         bar.update(done)
-        trainer.hooks = replace(hooks, on_images=lambda count: bar.update(count))
+        trainer.hooks = replace(hooks, on_images=lambda count: bar.update(count), look=look)
         trainer.run()
     if task.cost().after:
-        task.end_training(_as_tuned(engine, store, features, console))
+        task.end_training(look())
     for line in task.notes():
         console.say(line)
         if hooks.run is not None:

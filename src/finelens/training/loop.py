@@ -18,13 +18,13 @@ from finelens.engine.microbatch import BufferSnapshot, is_out_of_memory, until_i
 from finelens.errors import Interrupted, UserError
 from finelens.images.batches import batches, epoch_order
 from finelens.images.view_config import ViewConfig
-from finelens.protocol import Batch, ImageStore, StepOutput, Task
+from finelens.protocol import Batch, ImageStore, StepOutput, TargetFeatures, Task
 from finelens.training.checkpoint import Position, load_checkpoint, named_trainable, save_checkpoint, task_tensors
 from finelens.training.config import TrainingConfig
 from finelens.training.failure import first_not_finite, save_failure
 from finelens.training.memory import PseudoLabelMemory
 from finelens.training.prefix_cache import PrefixCache
-from finelens.training.schedule import build_optimizer, learning_rate, set_lr
+from finelens.training.schedule import build_optimizer, learning_rate, restarts, set_lr
 from finelens.training.step_log import StepLog, StepStart
 
 
@@ -48,6 +48,7 @@ class Hooks:
         should_stop: Asked after each step; True saves and stops.
         zero_shot: Class of each image by the unadapted model, (N,), to compare pseudo-labels with; None to leave it.
         alarm: Given how many images of an epoch were trained towards each class; returns a warning, or None.
+        look: Encodes the images with the tower as it is; asked by tasks that look between epochs.
     """
 
     run: RunLog | None = None
@@ -58,6 +59,7 @@ class Hooks:
     should_stop: Callable[[], bool] = lambda: False
     zero_shot: Tensor | None = None
     alarm: Callable[[tuple[int, ...]], str | None] = lambda counts: None
+    look: Callable[[], TargetFeatures] | None = None
 
 
 class Trainer:
@@ -129,12 +131,17 @@ class Trainer:
                     self.hooks.run.log("warning", epoch=epoch, message=warning)
                 self._offset = self.hooks.run.log("epoch", epoch=epoch, **means)
             self.position = Position(epoch=epoch + 1)
+            if self.position.epoch < self.config.epochs and self.task.looks_after(epoch):
+                assert self.hooks.look is not None
+                self.task.look(self.hooks.look())
             self._follow_first()
             self._save()
         return history
 
     def _epoch(self) -> None:
         position, plan, drawn = self.position, self.task.views, self.position.epoch
+        if restarts(position.epoch, position.step, self.task.optimisation):
+            self.optimizer.state.clear()
         preprocess, size = self.engine.backbone.preprocess, self.config.batch_size
         order, subset = epoch_order(self.count, self.seed, position.epoch), self.task.subset()
         if subset is not None:
@@ -174,7 +181,8 @@ class Trainer:
         """
         task, engine, optimizer, position = self.task, self.engine, self.optimizer, self.position
         iteration = position.epoch * self.steps + position.step
-        set_lr(optimizer, learning_rate(iteration, self.steps, self.config, task.optimisation.warmup_epochs))
+        optimisation = task.optimisation
+        set_lr(optimizer, learning_rate(iteration, self.steps, self.config, optimisation.warmup_epochs, optimisation.restart_epochs))
         start = StepStart(batch, position.epoch, position.step, BufferSnapshot(task), engine.counts)
 
         def forward_and_backward() -> tuple[StepOutput, dict[str, Tensor]]:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from finelens.errors import UserError
-from finelens.protocol import Task
+from finelens.protocol import Optimisation, Task
 from finelens.training.config import TrainingConfig
 
 # Rate of the warm-up epochs (CoOp).
@@ -27,18 +27,26 @@ def cosine_lr(step: int, total: int, lr: float, min_lr: float) -> float:
     return min_lr + 0.5 * (lr - min_lr) * (1 + math.cos(math.pi * step / total))
 
 
-def learning_rate(step: int, steps: int, config: TrainingConfig, warmup_epochs: int = 0) -> float:
-    """The rate of a step: constant and very small during warm-up (CoOp), and the cosine over all epochs.
+def learning_rate(step: int, steps: int, config: TrainingConfig, warmup_epochs: int = 0, restart_epochs: int = 0) -> float:
+    """The rate of a step: constant and very small during warm-up (CoOp), and the cosine over all epochs, or from one restart to the next (SGDR).
 
     Args:
         step: Iteration from the start of training, from 0.
         steps: Iterations of an epoch.
         config: Epochs and rates.
         warmup_epochs: Ignored if there are no further epochs.
+        restart_epochs: Epochs of a cosine, which is shorter where fewer are left; 0 for one over all.
     """
     if step < warmup_epochs * steps and warmup_epochs < config.epochs:
         return min(WARMUP_LR, config.lr)
-    return cosine_lr(step, config.epochs * steps, config.lr, config.min_lr)
+    before = step // (restart_epochs * steps) * restart_epochs if restart_epochs else 0
+    epochs = min(restart_epochs or config.epochs, config.epochs - before)
+    return cosine_lr(step - before * steps, epochs * steps, config.lr, config.min_lr)
+
+
+def restarts(epoch: int, step: int, optimisation: Optimisation) -> bool:
+    """Whether the optimiser forgets its moments before a step of an epoch, as the rate begins anew."""
+    return step == 0 and optimisation.restart_epochs > 0 and epoch % optimisation.restart_epochs == 0
 
 
 def build_optimizer(task: Task, lr: float) -> torch.optim.Optimizer:
