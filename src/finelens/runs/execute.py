@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -71,7 +71,7 @@ class RunResult:
     """
 
     path: Path
-    rows: list[PredictionRow]
+    rows: list[PredictionRow] = field(repr=False)
     untrained: str | None = None
     verdict: Verdict | None = None
     files: int = 0
