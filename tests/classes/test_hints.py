@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from finelens import api
-from finelens.classes.hints import NONE_OF_THESE, describe_hints, hints_by_position, hints_digest, read_hints, with_new_names
+from finelens.classes.hint_doubts import doubts_of
+from finelens.classes.hints import NONE_OF_THESE, describe_hints, hints_by_position, hints_digest, names_of_run, read_hints, with_new_names
+from finelens.core.console import Console
 from finelens.errors import UserError
 from finelens.images.decode import DecodeLimits
 from finelens.images.discover import discover
@@ -169,3 +171,49 @@ def test_a_run_keeps_its_hints_and_goes_on_with_them_alone(tiny_vit, tmp_path, p
     write_hints(unfinished[2] / "given_hints.csv", "a/0.png,green check")
     with pytest.raises(UserError, match=r"hints in .*given_hints\.csv have changed"):
         api.resume(unfinished[2], console=QUIET)
+
+
+@pytest.mark.parametrize("answer", ["dont know", "don't know", "Don\u2019t know", "unknown", "Unsure", "not_sure?", "unclear", "??", "? ?"])
+def test_whoever_cannot_say_names_no_class(tmp_path, answer):
+    file = write_hints(tmp_path / "hints.csv", "x.png,pug", f"y.png,{answer}")
+    with pytest.raises(UserError, match=r"line 3: .* is no name of a class; write \? for a photograph that is not answered, and none for one of no"):
+        with_new_names(file, ["pug"])
+    assert with_new_names(file, ["pug", answer]) == ["pug", answer]
+
+
+def test_a_new_name_that_is_part_of_a_listed_one_is_doubted(tmp_path):
+    listed = ["persian cat", "Pug-dog", "persian rug", "owl"]
+    file = write_hints(tmp_path / "hints.csv", "x.png,pug", "y.png,persian", "z.png,barn owl", "w.png,heron")
+    names, new = names_of_run(listed, file)
+    assert names == [*listed, *new]
+    assert doubts_of(file, listed, new) == [
+        "'owl' of the list is part of 'barn owl': if that is meant, write 'owl'; "
+        "'persian' is part of 'persian cat', 'persian rug' of the list: if one of them is meant, write it in full; "
+        "'pug' is part of 'Pug-dog' of the list: if that is meant, write 'Pug-dog'"
+    ]
+    assert doubts_of(file, [], [*listed, *new]) == []
+
+
+def test_more_empty_labels_than_names_are_doubted(tmp_path):
+    file, blank = tmp_path / "hints.csv", [f"{i}.png," for i in range(8)]
+    write_hints(file, "x.png,pug", "y.png,?", *blank)
+    assert doubts_of(file, ["pug"], []) == [
+        "8 photographs have an empty label, which means none of the classes; write ? for those that are not answered"
+    ]
+    write_hints(file, *(f"n{i}.png,pug" for i in range(8)), *blank)
+    assert doubts_of(file, ["pug"], []) == []
+    write_hints(file, "x.png,pug", *(f"{line}none" for line in blank))
+    assert doubts_of(file, ["pug"], []) == []
+    # Answers of the review page: a person said none of each.
+    file.write_text("path,label,source,by,group\nx.png,pug,photo,,\n" + "".join(f"{line},photo,,\n" for line in blank))
+    assert doubts_of(file, ["pug"], []) == []
+
+
+def test_a_run_says_what_its_hints_may_mean_otherwise(tmp_path, photos, tiny_vit, capsys):
+    file = write_hints(tmp_path / "hints.csv", "a/0.png,red", "b/1.png,", "c/0.png,")
+    options = {"hints": file, "options": options_for("consensus"), "console": Console()}
+    found = api.adapt(photos, write_classes(tmp_path / "classes.txt"), tmp_path / "run", backbone=f"local:{tiny_vit}", **options)
+    said = capsys.readouterr().err
+    assert "'red' is part of 'red stripe' of the list: if that is meant, write 'red stripe'" in said
+    assert "2 photographs have an empty label, which means none of the classes; write ? for" in said
+    assert "red" in {row.label for row in found.rows}

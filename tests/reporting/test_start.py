@@ -13,6 +13,7 @@ from finelens.cli import main
 from finelens.core.console import Console
 from finelens.errors import UserError
 from finelens.reporting.record import read_run
+from finelens.reporting.review.start import adapt_command
 from finelens.runs.classifier import load_run
 from finelens.runs.folder import RunFolder
 from tests.solvers.data import cloud
@@ -22,6 +23,13 @@ from tests.toy import CLASSES, QUIET, options_for, write_photos
 def rows_of(path):
     with open(path, encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
+
+
+def test_the_command_names_a_folder_that_is_free(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert adapt_command("photos", "hq.csv", "embedded") == "finelens adapt photos --hints hq.csv --out run"
+    (tmp_path / "run").mkdir()
+    assert adapt_command("photos", "hq.csv", "embedded") == "finelens adapt photos --hints hq.csv --out run-2"
 
 
 def fill(path):

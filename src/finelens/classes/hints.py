@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from finelens.classes.labels import Told, answer_rows, read_labels
+from finelens.classes.labels import NONE_WORDS, UNANSWERED, Told, answer_rows, is_unsure, read_labels
 from finelens.classes.names import check_names, match, normalise
 from finelens.classes.taxonomy import read_class_list
 from finelens.classes.text_files import counted, faults, quote
@@ -57,11 +57,18 @@ def with_new_names(path: Path | Told, class_names: Sequence[str]) -> list[str]:
         class_names: The list; it may be empty.
 
     Raises:
-        UserError: The file cannot be read, or a name is as good as one of the list, or no usable name.
+        UserError: The file cannot be read, or a name is as good as one of the list, says that somebody is unsure, or is no usable name.
     """
     found = {label: line for line, _, label in reversed(answer_rows(path, class_names)) if label}
     known = match(found, class_names)
     new = [label for label in found if label not in known]
+    unsure = sorted((found[label], label) for label in new if is_unsure(label))
+    if unsure:
+        told = faults([f"line {line}: {quote(label)} is no name of a class" for line, label in unsure])
+        raise UserError(
+            f"hints file {quote(str(path))}, {told}; write {UNANSWERED} for a photograph that is not answered, and {NONE_WORDS[0]} for one of no "
+            "class"
+        )
     slips = sorted((found[label], label, near) for label in new if (near := slip_of(label, class_names)))
     if slips:
         told = faults([f"line {line}: {quote(label)} is not in the class list; did you mean {quote(near)}?" for line, label, near in slips])

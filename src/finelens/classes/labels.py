@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ FOLDERS = "folders"
 # In a file of answers: "none of these classes" in words, and what stands for an answer that is still to be given.
 NONE_WORDS = ("none", "none of these", "none of the classes", "none of these classes")
 UNANSWERED = "?"
+# What people write who cannot say: no name of a class unless the list has it. Without apostrophes.
+_UNSURE = {"dont know", "do not know", "i dont know", "i do not know", "unknown", "unsure", "not sure", "im not sure", "unclear", "no idea", "idk"}
 
 FolderClasses = Callable[..., Mapping[str, str]]
 
@@ -205,6 +208,12 @@ def _label_of(target: int, class_names: Sequence[str]) -> str:
 def none_words(class_names: Iterable[str]) -> set[str]:
     """Normal forms of what says "none of these classes" among these names: one of ``NONE_WORDS`` that is a class means that class."""
     return set(NONE_WORDS) - {normalise(name) for name in class_names}
+
+
+def is_unsure(label: str) -> bool:
+    """Whether a label says that somebody could not answer: question marks, or words like ``don't know``."""
+    form = re.sub(r"['\u2019`\u00b4]", "", normalise(label)).rstrip("?.! ")
+    return form in _UNSURE or (not form and UNANSWERED in label)
 
 
 def answer_rows(labels: Path | Told, class_names: Sequence[str], kind: str = "hints file") -> list[tuple[int, str, str]]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from finelens.classes.descriptions import load_descriptions
+from finelens.classes.hint_doubts import doubts_of
 from finelens.classes.hints import describe_hints, hints_by_name, hints_digest, names_of_run, read_hint_labels, read_hints
 from finelens.classes.labels import Told
 from finelens.classes.taxonomy import Taxonomy, read_class_list
@@ -142,6 +143,8 @@ def read_inputs(
         listed = len(given.names) - len(given.new)
         joined = f"join the {listed} of the list" if listed else "are the list"
         console.say(f"new classes: {listing([quote(name) for name in given.new])} from the hints {joined}")
+    for doubt in given.doubts:
+        console.warn(doubt)
     staged = config.stage.name != "none"
     first = before_stage(config) if staged else config
     check_stage(config, given.source, processes.count)
@@ -201,6 +204,7 @@ class Given:
         extra: Further encoders.
         taxonomy: What a table of classes says beside their names.
         left_out: A line for each hint about a file that is not in the folder.
+        doubts: What the user's hints may mean otherwise; none where a run goes on with its own copy.
     """
 
     source: Source
@@ -211,6 +215,7 @@ class Given:
     extra: ExtraFiles | None
     taxonomy: Taxonomy | None
     left_out: Sequence[str] = ()
+    doubts: Sequence[str] = ()
 
     @classmethod
     def of(cls, config: RunConfig, hints_copy: Path | None, taken: Taken | None) -> Given:
@@ -232,7 +237,8 @@ class Given:
                 source = replace(source, also=frozenset(told))
         extra = read_extra(**further_encoders(config), source_named=config.row_names_file is not None)
         source.check(config.entry)
-        return cls(source, names, new, descriptions, hints, extra, None if taxonomy is None else taxonomy.with_names(names), left_out)
+        doubts = [] if hints is None or hints_copy is not None else doubts_of(hints, names[: len(names) - len(new)], new)
+        return cls(source, names, new, descriptions, hints, extra, None if taxonomy is None else taxonomy.with_names(names), left_out, doubts)
 
 
 def _listed(config: RunConfig, taken: Taken | None) -> tuple[Sequence[str], Taxonomy | None]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 import shlex
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import torch
 
@@ -26,6 +28,7 @@ from finelens.images.view_config import ViewConfig
 from finelens.protocol import ImageRecord, Loaded, TargetFeatures
 from finelens.reporting.review.answers import told_cells
 from finelens.reporting.review.order import Look
+from finelens.reporting.review.sheet import next_run
 from finelens.reporting.review.worth import centred_looks, looks_of
 from finelens.runs.feature_source import FeatureSource
 from finelens.runs.sources import source_of
@@ -95,9 +98,10 @@ def readable(loaded: Loaded) -> list[ImageRecord]:
 
 
 def adapt_command(photos: str, hints: str, backbone: str) -> str:
-    """The command that makes a run of the answers; their names are the class list."""
+    """The command that makes a run of the answers, in a folder that is not there yet; their names are the class list."""
     model = [] if backbone == "embedded" else ["--backbone", backbone]
-    return shlex.join(["finelens", "adapt", photos, "--hints", hints, *model, "--out", "run"])
+    out = next_run("run") if os.path.lexists("run") else Path("run")
+    return shlex.join(["finelens", "adapt", photos, "--hints", hints, *model, "--out", str(out)])
 
 
 def open_questions(answers: Mapping[str, str], looks: Sequence[Look], told: Mapping[str, How]) -> str:
