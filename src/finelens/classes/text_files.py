@@ -41,14 +41,17 @@ def counted(number: int, singular: str, plural: str) -> str:
 
 def listing(items: Sequence[str], limit: int = _SHOWN) -> str:
     """The first items joined by commas, then how many more there are."""
-    shown = ", ".join(items[:limit])
-    return shown if len(items) <= limit else f"{shown} and {len(items) - limit} more"
+    return _first(items, limit, ", ", " ")
 
 
 def faults(items: Sequence[str]) -> str:
     """What is wrong in several places, as far as a person can take it in at once, then how many more there are."""
-    shown = "; ".join(items[:_SHOWN])
-    return shown if len(items) <= _SHOWN else f"{shown}; and {len(items) - _SHOWN} more"
+    return _first(items, _SHOWN, "; ", "; ")
+
+
+def _first(items: Sequence[str], limit: int, between: str, last: str) -> str:
+    shown = between.join(items[:limit])
+    return shown if len(items) <= limit else f"{shown}{last}and {len(items) - limit} more"
 
 
 def control_character(text: str) -> str | None:
