@@ -43,6 +43,15 @@ def subject():
     return Subject("woods", NAMES, paths, paths, learner, no_photos, "finelens adapt", {}, False)
 
 
+def few_of(subject, count):
+    """The same with every so many photographs."""
+    rows = [round(i * len(TRUTH) / count) for i in range(count)]
+    x, w, _ = cloud(SIZES)
+    paths = tuple(subject.paths[row] for row in rows)
+    learner = Learner([torch.as_tensor(x[rows]).float()], torch.as_tensor(w).float(), 20.0)
+    return Subject("few", NAMES, paths, paths, learner, no_photos, "finelens adapt", {}, False)
+
+
 @contextmanager
 def answering(subject, hints, goal=20, plan=by_worth) -> Iterator[Session]:
     session = Session(subject, hints, plan, goal)
@@ -335,7 +344,7 @@ def test_a_photograph_of_a_group_that_is_gone_is_neither_shown_nor_named(subject
         assert [photo["path"] for photo in look["photos"]] == list(subject.paths[:4])
         p = session.tutor.belief.p
         for name, bars in look["choices"]:
-            assert bars == [round(1000 * float(p[row, NAMES.index(name)])) for row in range(4)]
+            assert bars == [float(p[row, NAMES.index(name)]) for row in range(4)]
         assert len(session.large(1)) == 4
         with pytest.raises(UserError, match="not all of them"):
             session.answer("tab", "Ada", 1, "birch", list(subject.paths[:4]))
@@ -377,13 +386,62 @@ def test_no_more_looks_are_promised_than_there_can_be(subject, tmp_path):
     given = dict.fromkeys(subject.paths[:2], "birch")
     with answering(replace(subject, given=given), tmp_path / "hints.csv", goal=200, plan=InOrder(few)) as session:
         state = settled(session)
-        assert (state["goal"], state["more"], state["unnamed"]) == (10, False, None)
-        assert play(session, 10)["goal"] == 10
+        assert (state["goal"], state["certain"], state["more"], state["unnamed"]) == (10, True, 2, None)
+        state = play(session, 10)
+        assert (state["goal"], state["more"], state["remaining"]) == (10, 0, 0)
         assert session.look("tab") is None
     with answering(subject, tmp_path / "worth.csv", goal=2000) as session:
         assert settled(session)["goal"] <= len(TRUTH)
         # What was named as a group is no look of its own.
         assert play(session, 4)["goal"] < len(TRUTH) - 4
+
+
+def test_the_number_of_looks_never_grows_and_more_are_offered_where_something_is_left(subject, tmp_path):
+    """Groups take photographs up and give odd ones back: "look 1 of 6" became "look 2 of 10"."""
+    small = few_of(subject, 60)
+    with answering(small, tmp_path / "hints.csv", goal=20) as session:
+        told = [settled(session)]
+        assert told[0]["goal"] == 20
+        assert not told[0]["certain"]
+        while session.look("tab") is not None:
+            told.append(play(session, 1))
+            assert told[-1]["more"] == 0 or told[-1]["remaining"] > 0
+        goals = [state["goal"] for state in told]
+        assert goals == sorted(goals, reverse=True)
+        assert goals[-1] == told[-1]["looks"]
+        assert told[-1]["answered"] == 60
+        # Nothing is left, and nothing is offered.
+        assert (told[-1]["more"], told[-1]["remaining"]) == (0, 0)
+    with answering(subject, tmp_path / "large.csv", goal=10) as session:
+        state = settled(session)
+        assert (state["goal"], state["certain"], state["more"]) == (10, True, 10)
+
+
+def test_open_questions_of_other_photographs_hold_up_nothing(subject, tmp_path):
+    AnswerLog(tmp_path / "hints.jsonl").ask([Question(number, (f"elsewhere{number}.png",)) for number in range(1, 9)])
+    with answering(subject, tmp_path / "hints.csv") as session:
+        settled(session)
+        assert session.look("tab")["photos"][0]["path"] in subject.place
+
+
+def test_what_may_be_suggested_follows_what_is_taken_out(subject, tmp_path):
+    """A page gets every class that is the likeliest for some part of the group, beside those that it shows."""
+    generator = torch.Generator().manual_seed(0)
+    with answering(subject, tmp_path / "hints.csv") as session:
+        settled(session)
+        look = session.look("tab")
+        assert look["middle"] == 0
+        assert look["photos"][0]["path"] == session.log.questions[look["id"]].paths[0]
+        p = (3 * torch.randn(6, 40, generator=generator)).softmax(1)
+        belief = Belief(1, tuple(f"c{i}" for i in range(40)), p)
+        rows = [0, 2, 3, 5]
+        shown = belief.likeliest(rows, 2, 2)
+        sent = dict([*shown, *belief.likeliest_of_some(rows, [name for name, _ in shown])])
+        for part in range(1, 2 ** len(rows)):
+            left = [i for i in range(len(rows)) if part >> i & 1]
+            truly = int(p[[rows[i] for i in left]].mean(0).argmax())
+            assert max(sent, key=lambda name: sum(sent[name][i] for i in left)) == f"c{truly}"
+        assert len(sent) < 40
 
 
 def test_a_look_is_kept_for_a_page_that_is_open_and_for_no_other(subject, tmp_path, monkeypatch):

@@ -111,12 +111,59 @@ def test_the_page_says_that_others_have_the_last_looks(run, tmp_path):
     with served(run, tmp_path / "hints.csv") as address, browser() as page:
         page.open(address)
         page.wait("return !document.getElementById('sheet').hidden")
-        said = "tell({...state, more: true, looks: 1, goal: 2, open: %d}); return document.getElementById('finished').textContent"
+        said = "tell({...state, more: 10, looks: 1, goal: 2, open: %d}); return document.getElementById('finished').textContent"
         interval = "tell({...state, unnamed: 0.6, progress: {tested: 9, wanted: 0, gain: null, stop: false, estimate: 0.8, low: 0.6, high: 0.9}})"
         assert page.run(interval + "; return at('interval').textContent").endswith("about 60 % are probably of others")
         assert page.run("return at('summary').textContent").endswith("are probably of others.")
         assert page.run(said % 1) == "The last looks are open in other pages; a page that was closed gives its look back within a minute"
         assert page.run(said % 0) == "There is nothing left to ask"
+
+
+@pytest.mark.skipif(not available(), reason="no Chromium with its driver on this machine")
+def test_enter_accepts_what_is_suggested_for_the_photographs_that_are_left(run, tmp_path):
+    """Keys keep their classes; a suggestion that has none comes last. The photograph that a group is around is marked."""
+    made = "look = {...look, middle: 0, choices: [['oak', [0.9, 0.9, 0.2, 0.1]], ['birch', [0, 0, 0.9, 0.1]]], further: [['larch', [0, 0, 0, 0.8]]]}"
+    marked = "return [...document.querySelectorAll('#choices .suggested bdi')].map((name) => name.textContent)"
+    keys = "return [...document.querySelectorAll('#choices li')].map((one) => one.innerText.replace('Enter', '').replace(/\\s/g, ''))"
+    with served(run, tmp_path / "hints.csv") as address, browser() as page:
+        page.open(address)
+        page.wait("return !sending && look && look.photos.length > 4")
+        assert page.run("return at('group').children[look.middle].className + document.querySelectorAll('.central').length") == "member central1"
+        page.run(f"look.photos = look.photos.slice(0, 4); {made}; window.kept = look; show(look)")
+        assert page.run(marked) == ["oak"]
+        page.press("ab")
+        assert page.run(marked) == ["birch"]
+        page.press("c")
+        assert page.run(marked) == ["larch"]
+        assert page.run(keys) == ["1oak", "2birch", "larch"]
+        page.press("a")
+        assert page.run(keys) == ["1oak", "2birch"]
+        page.press("a")
+        page.run("window.sent = []; window.fetch = (verb, {body}) => { sent.push([verb, JSON.parse(body).label]); return Promise.reject('gone'); }")
+        page.press(ENTER)
+        assert ["/answer", "larch"] in page.run("return sent")
+
+
+@pytest.mark.skipif(not available(), reason="no Chromium with its driver on this machine")
+def test_more_looks_are_offered_where_something_is_left(run, tmp_path):
+    told = "tell({...state, looks: 6, goal: %d, certain: %s, more: %d, remaining: %d});"
+    told += "return [at('where').textContent, at('more').hidden, at('more').textContent]"
+    with served(run, tmp_path / "hints.csv") as address, browser() as page:
+        page.open(address)
+        page.wait(SETTLED)
+        assert page.run(told % (20, "false", 10, 12)) == ["look 7 of up to 20", False, "M up to 10 more looks"]
+        assert page.run(told % (20, "true", 1, 1))[::2] == ["look 7 of 20", "M one more look"]
+        assert page.run(told % (6, "true", 0, 0))[:2] == ["6 looks", True]
+        assert page.run("return [wanted(1), (state.remaining = 1, wanted(1))]") == ["too few looks tell of it", "1 more answer tells"]
+        # No more than there are can gain anything.
+        advice = "return advice({gain: 0.05, stop: false})"
+        assert page.run(advice) == ""
+        page.run(told % (20, "true", 10, 14))
+        assert page.run(advice).startswith("Go on")
+        page.run("window.sent = []; window.fetch = (verb) => { sent.push(verb); return Promise.reject(); }")
+        page.run("look = null; at('done').hidden = false; state.more = 0")
+        page.press("m")
+        assert "/more" not in page.run("return sent")
 
 
 @pytest.mark.skipif(not available(), reason="no Chromium with its driver on this machine")

@@ -81,7 +81,7 @@ function show(next) {
   if (!look) return;
   const group = look.photos.length > 1, first = look.photos[0];
   at("question").textContent = group ? "What are these " + look.photos.length + "?" : "What is this?";
-  at("why").textContent = group ? "Take out the odd ones by click or letter, then name the rest." : look.why;
+  at("why").textContent = !group ? look.why : (look.middle === null ? "" : "The marked photograph is asked about; the others are like it. ") + "Take out the odd ones by click or letter, then name the rest.";
   at("one").hidden = group;
   at("group").hidden = !group;
   if (group) at("group").replaceChildren(...look.photos.map(member));
@@ -93,7 +93,7 @@ function show(next) {
     at("path").textContent = first.path;
   }
   at("earlier").textContent = look.said.map(([name, label]) => (name || "somebody") + " said: " + (label || "none of these")).join("; ");
-  at("choices").replaceChildren(...look.choices.map(choice));
+  at("choices").replaceChildren(...look.choices.map(([name], i) => choice(name, i + 1)));
   lean();
   at("choices").hidden = !look.choices.length;
   at("none").hidden = !names().length;
@@ -102,29 +102,43 @@ function show(next) {
 }
 
 // No number: how the model leans now is not the probability that a run writes, which is calibrated.
-function choice([name], i) {
-  const button = make("button", { type: "button" }, make("kbd", { textContent: i + 1 }), make("bdi", { textContent: name }), make("span", { className: "lean" }));
+function choice(name, key) {
+  const button = make("button", { type: "button" }, make("kbd", { textContent: key }), make("bdi", { textContent: name }), make("kbd", { className: "enter", textContent: "Enter" }), make("span", { className: "lean" }));
   button.addEventListener("click", () => answer(name));
   return make("li", {}, button);
 }
 
-// The order stays while photographs are taken out: a key must not change its class under a finger.
+const likely = ([, p]) => mean(look.photos.map((photo, i) => (odd.has(photo.path) ? null : p[i])).filter((own) => own !== null));
+const mean = (numbers) => numbers.reduce((sum, own) => sum + own, 0) / numbers.length;
+
+// What Enter accepts: the likeliest for the photographs that are left.
+function suggested() {
+  const all = [...look.choices, ...look.further], values = all.map(likely);
+  return all[values.indexOf(Math.max(...values))][0];
+}
+
+// The order stays while photographs are taken out: a key must not change its class under a finger. A suggestion that has no key comes last.
 function lean() {
-  const left = look.photos.map((photo, i) => i).filter((i) => !odd.has(look.photos[i].path));
-  look.choices.forEach(([, permille], place) => {
-    const mean = left.reduce((sum, i) => sum + (permille[i] || 0), 0) / left.length;
-    at("choices").children[place].querySelector(".lean").style.width = mean / 10 + "%";
+  if (!look.choices.length) return;
+  const list = at("choices"), best = suggested();
+  [...list.children].slice(look.choices.length).forEach((extra) => extra.remove());
+  const shown = [...look.choices, ...look.further.filter(([name]) => name === best)];
+  if (shown.length > look.choices.length) list.append(choice(best, ""));
+  shown.forEach((one, place) => {
+    list.children[place].classList.toggle("suggested", one[0] === best);
+    list.children[place].querySelector(".lean").style.width = 100 * likely(one) + "%";
   });
 }
 
 function member({ path, picture }, i) {
-  const button = make("button", { type: "button", className: "member" });
+  const button = make("button", { type: "button", className: i === look.middle ? "member central" : "member" });
   if (picture) button.append(make("img", { src: picture, alt: path }));
   else button.append(make("span", { className: "nopicture", textContent: "not where it was" }));
   button.append(make("kbd", { textContent: LETTERS[i].toUpperCase() }), make("span", { className: "cross", textContent: "out" }));
+  if (i === look.middle) button.append(make("span", { className: "middle", textContent: "asked" }));
   button.title = path;
   button.setAttribute("aria-pressed", false);
-  button.setAttribute("aria-label", "take out " + path);
+  button.setAttribute("aria-label", "take out " + path + (i === look.middle ? ", which is asked about" : ""));
   button.addEventListener("click", () => toggle(i));
   return button;
 }
@@ -159,6 +173,8 @@ async function enlarge() {
 const percent = (share) => Math.round(100 * share) + " %";
 const count = (n, one, many) => n + " " + (n === 1 ? one : many);
 
+const wanted = (n) => (n > state.remaining ? "too few looks tell of it" : count(n, "more answer tells", "more answers tell"));
+
 function learning() {
   if (state.error) return "could not be taught: " + state.error;
   if (state.busy) return "is learning the last answers";
@@ -170,10 +186,10 @@ function tell(next) {
   state = next;
   at("bar").max = state.goal;
   at("bar").value = Math.min(state.looks, state.goal);
-  at("where").textContent = state.looks < state.goal ? "look " + (state.looks + 1) + " of " + state.goal : count(state.looks, "look", "looks");
+  at("where").textContent = state.looks < state.goal ? "look " + (state.looks + 1) + (state.certain ? " of " : " of up to ") + state.goal : count(state.looks, "look", "looks");
   const found = state.progress, told = found && found.estimate !== undefined;
   at("accuracy").textContent = told ? percent(found.estimate) : "not known yet";
-  at("interval").textContent = told ? percent(found.low) + " to " + percent(found.high) + ", from " + count(found.tested, "answer", "answers") + others() : found && found.only_ones ? "of " + count(found.only_ones, "answer no other is of its class", "answers no other is of their class") + ": more tell" : found ? count(found.wanted, "more answer tells", "more answers tell") : "the first answers tell";
+  at("interval").textContent = told ? percent(found.low) + " to " + percent(found.high) + ", from " + count(found.tested, "answer", "answers") + others() : found && found.only_ones ? "of " + count(found.only_ones, "answer no other is of its class", "answers no other is of their class") + ": more tell" : found ? wanted(found.wanted) : "the first answers tell";
   at("answered").textContent = state.answered;
   at("answered-note").textContent = state.none ? state.none + " of them none of the classes" : "";
   at("lacking").textContent = names().length ? names().length - state.lacking + " of " + names().length : "none yet";
@@ -188,10 +204,12 @@ function tell(next) {
   at("contradictions").replaceChildren(...state.contradictions.map(contradiction));
   at("summary").textContent = count(state.looks, "look", "looks") + ", " + count(state.answered, "photograph", "photographs") + " answered" + (told ? "; the model is about " + percent(found.estimate) + " right (" + percent(found.low) + " to " + percent(found.high) + ")" + others() : "") + ".";
   at("finished").textContent = ending();
+  at("more").hidden = !state.more;
+  at("more-looks").textContent = state.more === 1 ? "one more look" : "up to " + state.more + " more looks";
 }
 
 function advice(found) {
-  if (!found || found.gain === null) return "";
+  if (!found || found.gain === null || state.remaining < 10) return "";
   const gain = (100 * found.gain).toFixed(1) + " points";
   return found.stop ? "You can stop: ten more looks are expected to gain " + gain + "." : "Go on: ten more looks are expected to gain " + gain + ".";
 }
@@ -211,10 +229,10 @@ function press(event) {
   const place = look && look.photos.length > 1 ? LETTERS.indexOf(pressed) : -1;
   if (pressed === "?") help();
   else if (pressed === "u") undo();
-  else if (!look && pressed === "m" && !at("done").hidden) more();
+  else if (!look && pressed === "m" && !at("done").hidden && state.more) more();
   else if (!look) return;
   else if (place >= 0 && place < look.photos.length && pressed.length === 1) toggle(place);
-  else if (pressed === "enter" && look.choices.length) answer(look.choices[0][0]);
+  else if (pressed === "enter" && look.choices.length) answer(suggested());
   else if (pressed === "n" && names().length) answer("");
   else if (pressed === "s") skip();
   else if (/^[1-9]$/.test(pressed) && look.choices[pressed - 1]) answer(look.choices[pressed - 1][0]);

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from finelens.evaluation.prequential import Progress
@@ -41,3 +43,12 @@ class Belief:
         found = self.p[rows].mean(0).sort(descending=True, stable=True)
         pairs = zip(found.values[:most].tolist(), found.indices[:most].tolist(), strict=True)
         return [(self.classes[i], self.p[rows, i].tolist()) for place, (value, i) in enumerate(pairs) if place < least or value >= POSSIBLE]
+
+    def likeliest_of_some(self, rows: list[int], shown: Collection[str]) -> list[tuple[str, list[float]]]:
+        """Further names that may be the likeliest of a part of some photographs: each is likelier than every one shown for at least one of them."""
+        of_shown = [i for i, name in enumerate(self.classes) if name in shown]
+        if not of_shown or len(rows) == 1:
+            return []
+        p = self.p[rows]  # (n, C')
+        above = torch.stack([(p > p[:, i, None]).any(0) for i in of_shown])  # (shown, C')
+        return [(self.classes[i], p[:, i].tolist()) for i in above.all(0).nonzero()[:, 0].tolist()]

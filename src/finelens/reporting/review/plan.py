@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 
@@ -16,7 +16,22 @@ from finelens.reporting.review.order import Look
 from finelens.reporting.review.subject import Subject
 from finelens.reporting.review.worth import DRAWN, reason
 from finelens.solvers.asking import ask
+from finelens.solvers.groups import SIZE as GROUP_SIZE
 from finelens.solvers.groups import group_around
+
+
+class Left(NamedTuple):
+    """What there is beside the looks that were done and those that are open.
+
+    Attributes:
+        free: Photographs that may be asked about at once.
+        fewest: Looks that there are in any case.
+        most: Looks that there can be, were all but one photograph of each open group taken out.
+    """
+
+    free: int
+    fewest: int
+    most: int
 
 
 class Plan(Protocol):
@@ -33,8 +48,8 @@ class Plan(Protocol):
         """
         ...
 
-    def most(self, subject: Subject, log: AnswerLog, /) -> int:
-        """Looks that there can be beside those that were asked already."""
+    def left(self, subject: Subject, log: AnswerLog, /) -> Left:
+        """What there is beside the questions of the log."""
         ...
 
 
@@ -56,10 +71,12 @@ class ByWorth:
     it was the one that the group is around, it is asked alone.
     """
 
-    def most(self, subject: Subject, log: AnswerLog, /) -> int:
-        """All photographs that nobody answered, each alone."""
+    def left(self, subject: Subject, log: AnswerLog, /) -> Left:
+        """All photographs that nobody answered, in full groups or each alone."""
         busy = _busy(subject, log)
-        return len({identity for row, identity in enumerate(subject.ids) if row not in busy})
+        free = len({identity for row, identity in enumerate(subject.ids) if row not in busy})
+        open_groups = (sum(path in subject.place for path in question.paths) for question in log.open())
+        return Left(free, -(-free // GROUP_SIZE), free + sum(max(0, size - 1) for size in open_groups))
 
     def __call__(self, subject: Subject, log: AnswerLog, belief: Belief, left: int, /) -> list[Question]:
         """The next of them."""
@@ -106,9 +123,10 @@ class InOrder:
         """The next that nobody answered."""
         return [Question(number, (look.path,), look.why) for number, look in enumerate(self._free(subject, log)[: min(left, ROUND)], log.next_id)]
 
-    def most(self, subject: Subject, log: AnswerLog, /) -> int:
+    def left(self, subject: Subject, log: AnswerLog, /) -> Left:
         """Those of the order that nobody answered."""
-        return len(self._free(subject, log))
+        free = len(self._free(subject, log))
+        return Left(free, free, free)
 
     def _free(self, subject: Subject, log: AnswerLog) -> list[Look]:
         busy = _busy(subject, log)

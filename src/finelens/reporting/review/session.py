@@ -31,8 +31,8 @@ LARGE, SMALL, LARGEST = 384, 224, 1024
 CHOICES = (6, 9)
 # Seconds without a sign of its page after which a look may be given to another one; an open page asks for news three times in these.
 HELD = 60.0
-# Most looks that a request may add.
-MORE = 2000
+# Most looks that a request may add, and those that the page offers to add.
+MORE, OFFERED = 2000, 10
 LONGEST_NAME = 60
 # Answers that have to have tested the model before the page says that more are not worth it.
 TO_STOP = 10
@@ -138,7 +138,7 @@ class Session:
 
     def go_on(self, more: int) -> None:
         """Raise the number of looks."""
-        done = len(self.log.done()) + len(self.log.open())
+        done = len(self.log.done()) + len(self.tutor.open())
         self.tutor.goal = max(self.tutor.goal, done) + max(1, min(more, MORE))
         self.tutor.tell()
 
@@ -170,14 +170,18 @@ class Session:
         """What the page says beside the look."""
         belief, labels, log = self.tutor.belief, self.tutor.labels(), self.log
         stamp, acts = self.stamp, log.version[0]
+        open_looks, left = len(self.tutor.open()), self.tutor.left
         named = set(labels.values())
         missing = [name for name in belief.classes if name not in named]
         return {
             "stamp": stamp,
             "looks": len(log.done()),
-            "open": len(self._open()),
+            "open": open_looks,
             "goal": self.tutor.end,
-            "more": self.tutor.end >= self.tutor.goal,
+            "certain": self.tutor.certain,
+            # Where others have all that is left nothing can be asked for, and still there may be more.
+            "more": min(OFFERED, left.most) if left.free else 0,
+            "remaining": open_looks + left.most,
             "answered": len(labels),
             "none": sum(not label for label in labels.values()),
             "known": belief.version,
@@ -248,12 +252,8 @@ class Session:
             raise UserError("press S to leave a photograph without an answer")
         return check_names([label])[0]
 
-    def _open(self) -> list[Question]:
-        """Questions about these photographs that nobody did anything with."""
-        return [question for question in self.log.open() if any(path in self.subject.place for path in question.paths)]
-
     def _next(self, tab: str) -> Question | None:
-        now, waiting = time.monotonic(), self._open()
+        now, waiting = time.monotonic(), self.tutor.open()
         own = self._held.get(tab)
         if own is not None and own[0] in {question.id for question in self.log.open()}:
             self._held[tab] = (own[0], now)
@@ -272,14 +272,18 @@ class Session:
     def _shown(self, question: Question) -> dict[str, Any]:
         paths = self.present(question.paths)
         rows = [self.subject.place[path] for path in paths]
-        choices = self.tutor.belief.likeliest(rows, *CHOICES)
+        belief = self.tutor.belief
+        choices = belief.likeliest(rows, *CHOICES)
+        further = belief.likeliest_of_some(rows, [name for name, _ in choices])
         # A name that somebody has just thought of is likely to be wanted again before the model knows it.
-        choices += [(name, [0.0] * len(rows)) for name in self.tutor.classes() if name not in self.tutor.belief.classes]
+        choices += [(name, [0.0] * len(rows)) for name in self.tutor.classes() if name not in belief.classes]
         pictures = self._small if question.grouped else self._large
         return {
             "id": question.id,
             "why": question.why,
-            "choices": [[name, [round(1000 * own) for own in p]] for name, p in choices[: CHOICES[1]]],
+            "choices": choices[: CHOICES[1]],
+            "further": further,
+            "middle": paths.index(question.paths[0]) if question.grouped and question.paths[0] in paths else None,
             "photos": [{"path": path, "picture": pictures.uri(path)} for path in paths],
             "said": [[who, label] for who, label in self.log.said().get(paths[0], {}).items()],
         }

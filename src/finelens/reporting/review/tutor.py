@@ -13,8 +13,8 @@ from torch import Tensor
 from finelens.classes.hints import plain
 from finelens.evaluation.prequential import believed_accuracy
 from finelens.reporting.review.belief import Belief
-from finelens.reporting.review.log import FILE, Answer, AnswerLog, as_told
-from finelens.reporting.review.plan import LEFT, Plan
+from finelens.reporting.review.log import FILE, Answer, AnswerLog, Question, as_told
+from finelens.reporting.review.plan import LEFT, Left, Plan
 from finelens.reporting.review.subject import Subject
 from finelens.reporting.review.trials import Trials
 from finelens.solvers.known import Known
@@ -43,7 +43,7 @@ class Tutor(threading.Thread):
         self._curve: list[tuple[int, Tensor]] = []
         self._trials: Trials | None = None
         self._exhausted: tuple[int, int] | None = None
-        self._most = 0
+        self._left: tuple[tuple[int, int], Left] | None = None
         self.belief = self._taught()
         self._ask()
 
@@ -87,10 +87,28 @@ class Tutor(threading.Thread):
         """Whether there is something that the model does not know yet, or more to ask."""
         return self.belief.version != self.log.version[0] or self._short()
 
+    def open(self) -> list[Question]:
+        """Questions about these photographs that nobody did anything with; a log may hold those of others."""
+        return [question for question in self.log.open() if any(path in self.subject.place for path in question.paths)]
+
+    @property
+    def left(self) -> Left:
+        """What there is to ask beside the questions of the log."""
+        version, known = self.log.version, self._left
+        if known is None or known[0] != version:
+            # Whatever happens meanwhile has another version.
+            self._left = known = version, self._plan.left(self.subject, self.log)
+        return known[1]
+
     @property
     def end(self) -> int:
-        """The goal, or all looks that there can be where those are fewer."""
-        return min(self.goal, self._most)
+        """The goal, or all looks that there can be where those are fewer; grows with the goal and where somebody takes something back."""
+        return min(self.goal, self._asked() + self.left.most)
+
+    @property
+    def certain(self) -> bool:
+        """Whether there are as many looks as :attr:`end` in any case, and not only where groups come apart."""
+        return self._asked() + self.left.fewest >= self.end
 
     def classes(self, answers: Iterable[Answer] | None = None) -> tuple[str, ...]:
         """The list, and the names that persons thought of in their order, in all answers or in some."""
@@ -141,18 +159,19 @@ class Tutor(threading.Thread):
 
     def _short(self) -> bool:
         """Whether questions run out before the goal."""
-        open_, done = len(self.log.open()), len(self.log.done())
-        return open_ < LEFT and open_ + done < self.goal and self._exhausted != (self.goal, self.log.version[0])
+        return len(self.open()) < LEFT and self._asked() < self.goal and self._exhausted != (self.goal, self.log.version[0])
+
+    def _asked(self) -> int:
+        """Looks that were done or are open."""
+        return len(self.log.done()) + len(self.open())
 
     def _ask(self) -> None:
         if self._short():
-            left = self.goal - len(self.log.done()) - len(self.log.open())
-            found = self._plan(self.subject, self.log, self.belief, left)
+            found = self._plan(self.subject, self.log, self.belief, self.goal - self._asked())
             if found:
                 self.log.ask(found)
             else:
                 self._exhausted = (self.goal, self.log.version[0])
-        self._most = len(self.log.done()) + len(self.log.open()) + self._plan.most(self.subject, self.log)
 
     def counts(self) -> dict[str, int]:
         """Photographs by who answered them."""
