@@ -93,7 +93,7 @@ def test_all_slips_of_a_file_are_named_at_once(tmp_path, test_dir):
     ("text", "message"),
     [
         ("", "lacks the column path; .*found nothing"),
-        ("path;label\ndog/c.jpg;dog\n", "lacks the column path; its first line must be path,label, .*found 'path;label'"),
+        ("path|label\ndog/c.jpg|dog\n", r"lacks the column path; its first line must be path,label, .*found 'path\|label'"),
         ("path,class\ndog/c.jpg,dog\n", "lacks the column label"),
         ("path,label\n", "has no rows"),
         ("path,label\ndog/c.jpg\n", "line 2: expected 2 cells, got 1"),
@@ -114,7 +114,7 @@ def test_all_slips_of_a_file_are_named_at_once(tmp_path, test_dir):
         ("path,label\n../labels.csv,dog\n", "line 2: '../labels.csv' leaves the folder of the images"),
         ("path,label\ndog/../../labels.csv,dog\n", "leaves the folder of the images"),
         ("path,label\n/etc/passwd,dog\n", "line 2: '/etc/passwd' leaves the folder of the images"),
-        (b"path,label\ndog/\xff.jpg,dog\n", "not UTF-8"),
+        (b"path,label\ndog/\xc3\xff\x81.jpg,dog\n", "not UTF-8"),
         ('path,label\n"dog/c.jpg,dog\n', "save it as comma-separated"),
     ],
 )

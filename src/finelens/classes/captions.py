@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from finelens.classes.hand_tables import read_table
 from finelens.classes.text_files import listing, quote, read_utf8
 from finelens.errors import UserError
 
@@ -65,20 +64,13 @@ def _place(name: str, *folders: Path | None) -> Path | None:
 
 
 def _of_csv(path: Path, what: str) -> list[tuple[int, str, str]]:
-    reader = csv.reader(io.StringIO(read_utf8(path, KIND), newline=""), strict=True)
-    rows: list[tuple[int, str, str]] = []
-    try:
-        header = [cell.strip().lower() for cell in next(reader, [])]
-        image_at, text_at = (header.index(_column(header, names, what)) for names in (IMAGE_COLUMNS, TEXT_COLUMNS))
-        for cells in reader:
-            if not any(map(str.strip, cells)):
-                continue
-            if len(cells) != len(header):
-                raise UserError(f"{what}, line {reader.line_num}: expected {len(header)} cells, got {len(cells)}; quote cells that hold commas")
-            rows.append((reader.line_num, cells[image_at], cells[text_at]))
-    except csv.Error as error:
-        raise UserError(f"{what}, line {reader.line_num}: {error}; save it as comma-separated values") from error
-    return rows
+    table = read_table(path, KIND, (*IMAGE_COLUMNS, *TEXT_COLUMNS))
+    header = [cell.lower() for cell in table.header]
+    image_at, text_at = (header.index(_column(header, names, what)) for names in (IMAGE_COLUMNS, TEXT_COLUMNS))
+    for line, cells in table.rows:
+        if len(cells) != len(header):
+            raise UserError(f"{what}, line {line}: expected {len(header)} cells, got {len(cells)}; quote cells that hold commas")
+    return [(line, cells[image_at], cells[text_at]) for line, cells in table.rows]
 
 
 def _of_jsonl(path: Path, what: str) -> list[tuple[int, str, str]]:

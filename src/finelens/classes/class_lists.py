@@ -8,7 +8,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from finelens.classes.text_files import is_comment, quote, read_utf8
+from finelens.classes.hand_tables import MARKS, SAVE, spreadsheet_text, without_mark
+from finelens.classes.text_files import is_comment, quote
 from finelens.errors import UserError
 from finelens.storage.cells import unescape_cell
 
@@ -91,9 +92,9 @@ def names_in_table(path: str | Path, what: str) -> tuple[list[str], list[str]]:
     Raises:
         UserError: It cannot be read, or it does not say which cells are names.
     """
-    source, text = f"{what} {quote(str(path))}", read_utf8(path, what)
-    told = re.match(r"sep=(.)\r?\n", text)
-    parsed = [_rows(text[told.end() :] if told else text, mark, source) for mark in ([told[1]] if told else ",;\t")]
+    source = f"{what} {quote(str(path))}"
+    told, text, before = without_mark(spreadsheet_text(path, what))
+    parsed = [_rows(text, mark, source, before) for mark in told or MARKS]
     # The separator is the one that makes a table, all of whose rows have as many cells.
     rows = next((own for own in parsed if len({len(cells) for _, cells in own}) == 1 and own and len(own[0][1]) > 1), parsed[0])
     if not rows:
@@ -108,13 +109,13 @@ def names_in_table(path: str | Path, what: str) -> tuple[list[str], list[str]]:
     return [unescape_cell(cells[column].strip()) for _, cells in body], [f"line {line}" for line, _ in body]
 
 
-def _rows(text: str, mark: str, source: str) -> list[tuple[int, list[str]]]:
-    """Line and cells of each row that says something."""
+def _rows(text: str, mark: str, source: str, before: int) -> list[tuple[int, list[str]]]:
+    """Line and cells of each row that says something; ``before``: lines before the text."""
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=mark, strict=True)
     try:
-        return [(reader.line_num, cells) for cells in reader if any(map(str.strip, cells)) and not is_comment(cells[0].strip())]
+        return [(before + reader.line_num, cells) for cells in reader if any(map(str.strip, cells)) and not is_comment(cells[0].strip())]
     except csv.Error as error:
-        raise UserError(f"{source}, line {reader.line_num}: {error}; save it as comma-separated values, or call the file .txt") from error
+        raise UserError(f"{source}, line {before + reader.line_num}: {error}; {SAVE}, or call the file .txt") from error
 
 
 def _column(header: Sequence[str], body: Sequence[Sequence[str]], source: str) -> int:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterable
 from pathlib import Path
 
 from finelens.classes.file_names import FileNames
-from finelens.classes.text_files import quote, read_utf8
+from finelens.classes.hand_tables import MARKED, read_table
+from finelens.classes.text_files import quote
 from finelens.errors import UserError
 from finelens.storage.cells import unescape_cell
 
@@ -32,30 +31,24 @@ def read_groups(path: Path, names: Iterable[str], folder: Path) -> tuple[dict[st
         UserError: The file cannot be read, contradicts itself, or has a column of more than ``MOST`` values.
     """
     what = f"{WHAT} {quote(str(path))}"
-    reader = csv.reader(io.StringIO(read_utf8(path, WHAT), newline=""), strict=True)
-    try:
-        header = [cell.strip() for cell in next(reader, [])]
-        columns = [name for name in header if name and name != "path"]
-        if "path" not in header or not columns or len(set(header)) < len(header):
-            raise UserError(f"{what}: its first line must name the column path and one column for each way to sort the photographs, each once")
-        found: dict[str, dict[str, str]] = {column: {} for column in columns}
-        files, others = FileNames(names, folder), 0
-        for cells in reader:
-            if not any(cells):
-                continue
-            where = f"{what}, line {reader.line_num}"
-            if len(cells) != len(header):
-                raise UserError(f"{where}: expected {len(header)} cells, got {len(cells)}; quote cells that hold commas")
-            meant = files.find(cells[header.index("path")])
-            if len(meant) != 1:
-                others += 1
-                continue
-            for column in columns:
-                value = unescape_cell(cells[header.index(column)].strip())
-                if value and found[column].setdefault(meant[0], value) != value:
-                    raise UserError(f"{where}: {quote(meant[0])} is in another group of {quote(column)} above; keep one of the two")
-    except csv.Error as error:
-        raise UserError(f"{what}, line {reader.line_num}: {error}; save it as comma-separated values") from error
+    header, rows = read_table(path, WHAT, ("path",))
+    columns = [name for name in header if name and name != "path"]
+    if "path" not in header or not columns or len(set(header)) < len(header):
+        raise UserError(f"{what}: its first line must name the column path and one column for each way to sort the photographs, each once, {MARKED}")
+    found: dict[str, dict[str, str]] = {column: {} for column in columns}
+    files, others = FileNames(names, folder), 0
+    for line, cells in rows:
+        where = f"{what}, line {line}"
+        if len(cells) != len(header):
+            raise UserError(f"{where}: expected {len(header)} cells, got {len(cells)}; quote cells that hold commas")
+        meant = files.find(cells[header.index("path")])
+        if len(meant) != 1:
+            others += 1
+            continue
+        for column in columns:
+            value = unescape_cell(cells[header.index(column)].strip())
+            if value and found[column].setdefault(meant[0], value) != value:
+                raise UserError(f"{where}: {quote(meant[0])} is in another group of {quote(column)} above; keep one of the two")
     many = next((column for column in columns if len(set(found[column].values())) > MOST), None)
     if many is not None:
         raise UserError(f"{what}: column {quote(many)} has more than {MOST} values, too many for groups; sort them into a few, or leave it out")

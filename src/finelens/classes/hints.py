@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
+from finelens.classes.hand_tables import read_table
 from finelens.classes.labels import NONE_WORDS, UNANSWERED, Told, answer_rows, is_unsure, read_labels
 from finelens.classes.names import check_names, match, normalise
 from finelens.classes.taxonomy import read_class_list
@@ -18,7 +19,7 @@ from finelens.core.options import nearest
 from finelens.core.schemas import HOW_COLUMNS, LABEL_COLUMNS, TOLD_COLUMNS
 from finelens.errors import UserError
 from finelens.protocol import Hints, ImageRecord
-from finelens.storage.cells import escape_cell, unescape_cell
+from finelens.storage.cells import escape_cell, for_spreadsheets, unescape_cell
 
 NONE_OF_THESE = -1
 # In the column ``source``: answered as one of a group that was named at one look.
@@ -167,12 +168,13 @@ def how_given(path: Path) -> dict[str, How] | None:
     Whatever writes answers again writes these columns again: of a group one photograph tests the model.
     """
     try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            told = [[unescape_cell(row.get(column) or "") for column in ("path", *HOW_COLUMNS)] for row in csv.DictReader(file)]
-            found = {plain(name): How(source, who, plain(group) if group else "") for name, source, who, group in told if name}
-            return {name: how for name, how in found.items() if any(how)}
-    except (OSError, UnicodeDecodeError, csv.Error, TypeError):
+        header, rows = read_table(path, "hints file", LABEL_COLUMNS)
+    except UserError:
         return None
+    cells = [{column: unescape_cell(cell) for column, cell in zip(header, row, strict=False)} for _, row in rows]
+    told = [[row.get(column, "") for column in ("path", *HOW_COLUMNS)] for row in cells]
+    found = {plain(name): How(source, who, plain(group) if group else "") for name, source, who, group in told if name}
+    return {name: how for name, how in found.items() if any(how)}
 
 
 def plain(path: str) -> str:
@@ -264,4 +266,4 @@ def hints_csv(hints: Mapping[str, str], told: Mapping[str, How] | None = None) -
     writer.writerow(LABEL_COLUMNS if told is None else TOLD_COLUMNS)
     for path, label in hints.items():
         writer.writerow(map(escape_cell, (path, label, *(() if told is None else told.get(plain(path), How())))))
-    return file.getvalue()
+    return for_spreadsheets(file.getvalue())

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 import re
 from collections import Counter
@@ -12,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from finelens.classes.file_names import FileNames, leaves
+from finelens.classes.hand_tables import MARKED, read_table
 from finelens.classes.names import classes_of_folders, match, normalise
 from finelens.classes.names import folder_classes as find_folder_classes
-from finelens.classes.text_files import counted, faults, listing, quote, read_utf8
+from finelens.classes.text_files import counted, faults, listing, quote
 from finelens.core.options import nearest
 from finelens.core.schemas import LABEL_COLUMNS, WHY_COLUMN
 from finelens.errors import UserError
@@ -247,31 +246,17 @@ def read_rows(labels: Path | Told, kind: str) -> list[tuple[int, str, str]]:
     if isinstance(labels, Told):
         return [(number, path, label) for number, (path, label) in enumerate(labels.labels.items(), start=1)]
     what = f"{kind} {quote(str(labels))}"
-    reader = csv.reader(io.StringIO(read_utf8(labels, kind), newline=""), strict=True)
-    rows: list[tuple[int, str, str]] = []
-    torn: list[str] = []
-    try:
-        header = [cell.strip() for cell in next(reader, [])]
-        missing = [column for column in LABEL_COLUMNS if column not in header]
-        if missing:
-            found = listing([quote(cell) for cell in header]) or "nothing"
-            raise UserError(
-                f"{what} lacks the column {missing[0]}; its first line must be {','.join(LABEL_COLUMNS)}, separated by commas, found {found}"
-            )
-        path_at, label_at = (header.index(column) for column in LABEL_COLUMNS)
-        for cells in reader:
-            if not any(cells):
-                continue
-            if len(cells) != len(header):
-                torn.append(f"line {reader.line_num}: expected {len(header)} cells, got {len(cells)}")
-                continue
-            label = unescape_cell(cells[label_at].strip())
-            if label or WHY_COLUMN not in header:
-                rows.append((reader.line_num, cells[path_at], label))
-    except csv.Error as error:
-        raise UserError(f"{what}, line {reader.line_num}: {error}; save it as comma-separated values") from error
+    header, table = read_table(labels, kind, LABEL_COLUMNS)
+    missing = [column for column in LABEL_COLUMNS if column not in header]
+    if missing:
+        found = listing([quote(cell) for cell in header]) or "nothing"
+        raise UserError(f"{what} lacks the column {missing[0]}; its first line must be {','.join(LABEL_COLUMNS)}, {MARKED}, found {found}")
+    path_at, label_at = (header.index(column) for column in LABEL_COLUMNS)
+    torn = [f"line {line}: expected {len(header)} cells, got {len(cells)}" for line, cells in table if len(cells) != len(header)]
     if torn:
         raise UserError(f"{what}, {faults(torn)}; quote cells that hold commas")
+    told = [(line, cells[path_at], unescape_cell(cells[label_at].strip())) for line, cells in table]
+    rows = [row for row in told if row[2] or WHY_COLUMN not in header]
     if not rows and WHY_COLUMN in header:
         raise UserError(f"{what}: no photograph has a name yet; write them into the column {LABEL_COLUMNS[1]}")
     if not rows:

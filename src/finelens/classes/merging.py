@@ -16,7 +16,7 @@ from finelens.classes.names import normalise
 from finelens.classes.text_files import content_line, counted, quote
 from finelens.core.console import Console
 from finelens.errors import UserError
-from finelens.storage.cells import escape_cell
+from finelens.storage.cells import escape_cell, for_spreadsheets
 from finelens.storage.files import check_target, write_text
 
 COLUMNS = ("path", "label", "by", "source", "group")
@@ -133,7 +133,7 @@ def merged_csv(merged: Merged) -> str:
     for path, (label, by) in merged.answers.items():
         how = merged.told.get(path, How())
         writer.writerow(map(escape_cell, (path, label, ";".join(by), how.source, how.group)))
-    return text.getvalue()
+    return for_spreadsheets(text.getvalue())
 
 
 def class_list(names: Sequence[str]) -> str:

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from finelens.classes.class_lists import TABLE_SUFFIXES
+from finelens.classes.hand_tables import SAVE, spreadsheet_text, without_mark
 from finelens.classes.names import check_names, normalise, read_class_file
 from finelens.classes.text_files import is_comment, quote, read_utf8, split_lines
 from finelens.errors import UserError
@@ -108,17 +110,16 @@ class _Taxon:
 
 def _table(path: str | Path) -> list[tuple[int, dict[str, str]]]:
     """Line and cells by lower-case name of column, of a file that says more than names; empty for any other."""
-    text = read_utf8(path, _WHAT)
+    text = spreadsheet_text(path, _WHAT) if Path(path).suffix.lower() in TABLE_SUFFIXES else read_utf8(path, _WHAT)
     lines = [line for line in split_lines(text) if line.strip()]
     if not lines:
         return []
     if all(line.count(";") == _SEMICOLONS for line in lines) and any(_GUID.match(line) for line in lines):
         columns = ("id", *RANKS[2:5], "genus", "species_epithet", "common_name")
         return [(number, dict(zip(columns, map(str.strip, line.split(";")), strict=True))) for number, line in enumerate(lines, start=1)]
-    told = re.match(r"sep=(.)\r?\n", text)
-    body = text[told.end() :] if told else text
-    first = next(line for line in split_lines(body) if line.strip())
-    mark = told[1] if told else max("\t,;", key=first.count)
+    told, body, before = without_mark(text)
+    first = next((line for line in split_lines(body) if line.strip()), "")
+    mark = told or max("\t,;", key=first.count)
     header = [cell.strip().lower().replace(" ", "_") for cell in next(csv.reader([first], delimiter=mark), [])]
     known = {*RANKS, *_GROUPS, *_SYNONYMS, *_COMMON, *_SCIENTIFIC} & set(header)
     if len(header) < 2 or not known - {"class"} or not {*_NAMES, *_COMMON, *_SCIENTIFIC, "species", "query"} & set(header):
@@ -132,10 +133,11 @@ def _table(path: str | Path) -> list[tuple[int, dict[str, str]]]:
             if not any(map(str.strip, cells)) or is_comment(cells[0].strip()):
                 continue
             if len(cells) != len(header):
-                raise UserError(f"{_WHAT} {quote(str(path))}, line {reader.line_num}: expected {len(header)} cells, got {len(cells)}; quote commas")
-            rows.append((reader.line_num, {column: unescape_cell(cell.strip()) for column, cell in zip(header, cells, strict=True)}))
+                where = f"{_WHAT} {quote(str(path))}, line {before + reader.line_num}"
+                raise UserError(f"{where}: expected {len(header)} cells, got {len(cells)}; quote commas")
+            rows.append((before + reader.line_num, {column: unescape_cell(cell.strip()) for column, cell in zip(header, cells, strict=True)}))
     except csv.Error as error:
-        raise UserError(f"{_WHAT} {quote(str(path))}, line {reader.line_num}: {error}; save it as comma-separated values") from error
+        raise UserError(f"{_WHAT} {quote(str(path))}, line {before + reader.line_num}: {error}; {SAVE}") from error
     return rows[1:]
 
 

@@ -78,7 +78,26 @@ def read_utf8(path: str | Path, what: str) -> str:
         what: What the file is to the user, for messages (``class file``).
 
     Raises:
-        UserError: The file is missing, a folder, unreadable, larger than ``MAX_BYTES`` or not UTF-8.
+        UserError: As :func:`read_bytes`, or not UTF-8.
+    """
+    data = read_bytes(path, what)
+    try:
+        return data.decode("utf-8").removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        raise not_utf8(path, what, data, error) from None
+
+
+def not_utf8(path: str | Path, what: str, data: bytes, error: UnicodeDecodeError) -> UserError:
+    """What to say of a file of another encoding."""
+    found = "it looks like UTF-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else f"byte 0x{data[error.start]:02x}"
+    return UserError(f"{what} {quote(str(path))} is not UTF-8 at byte offset {error.start} ({found}); save it as UTF-8")
+
+
+def read_bytes(path: str | Path, what: str) -> bytes:
+    """Read a whole file; arguments as for :func:`read_utf8`.
+
+    Raises:
+        UserError: The file is missing, a folder, unreadable, or larger than ``MAX_BYTES``.
     """
     try:
         # A device or pipe has no size to check beforehand, so the limit is on what is read.
@@ -101,11 +120,7 @@ def read_utf8(path: str | Path, what: str) -> str:
         raise UserError(f"{what} {quote(str(path))} is a pipe that holds nothing more, and it is read more than once; give a file")
     if len(data) > MAX_BYTES:
         raise UserError(f"{what} {quote(str(path))} is larger than {MAX_BYTES // 2**20} MiB; is it the right file?")
-    try:
-        return data.decode("utf-8").removeprefix("\ufeff")
-    except UnicodeDecodeError as error:
-        found = "it looks like UTF-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else f"byte 0x{data[error.start]:02x}"
-        raise UserError(f"{what} {quote(str(path))} is not UTF-8 at byte offset {error.start} ({found}); save it as UTF-8") from None
+    return data
 
 
 def is_comment(line: str) -> bool:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from finelens.classes.hand_tables import read_table
 from finelens.classes.labels import FOLDERS, read_labels
 from finelens.classes.names import match, normalise
 from finelens.classes.text_files import listing, quote, read_utf8
@@ -135,12 +134,9 @@ def _from_metadata(path: Path, files: Mapping[str, ImageFile], class_names: Sequ
 
 
 def _csv_rows(path: Path, what: str) -> Iterable[tuple[int, dict[str, str]]]:
-    reader = csv.DictReader(io.StringIO(read_utf8(path, what.split(" '")[0]), newline=""), strict=True)
-    try:
-        for row in reader:
-            yield reader.line_num, {str(key).strip(): value.strip() for key, value in row.items() if isinstance(value, str)}
-    except csv.Error as error:
-        raise UserError(f"{what}, line {reader.line_num}: {error}; save it as comma-separated values") from error
+    header, rows = read_table(path, what.split(" '")[0], ("file", "label", "caption"))
+    for line, cells in rows:
+        yield line, dict(zip(header, map(str.strip, cells), strict=False))
 
 
 def _json_rows(path: Path, what: str) -> Iterable[tuple[int, dict[str, str]]]:

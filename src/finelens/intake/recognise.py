@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+from finelens.classes.hand_tables import split_table
 from finelens.classes.text_files import read_user_json, read_utf8, split_lines
 from finelens.errors import UserError
 from finelens.images.discover import display_name
@@ -27,6 +27,8 @@ _READ = (
 )
 _METADATA = ("metadata.csv", "metadata.jsonl")
 _PACKAGE = "datapackage.json"
+# Columns by which tables are told from one another; a person may have saved one in a spreadsheet.
+_COLUMNS = ("file_name", "score", "deployment_id", "filename", "location", "mediaID", "filePath")
 
 
 def read_contents(path: Path, photos: Path, confidence: float = CONFIDENCE) -> Contents:
@@ -88,10 +90,10 @@ def _of_table(rows: Sequence[Mapping[str, str]], path: Path, photos: Path) -> Co
 
 def _rows(text: str, where: str) -> list[Mapping[str, str]]:
     try:
-        reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
-        return [{name.strip(): (cell or "").strip() for name, cell in row.items() if name} for row in reader]
-    except csv.Error as error:
-        raise UserError(f"{where} is not a CSV file ({error}); --in takes {_READ}") from error
+        header, rows = split_table(text, where, _COLUMNS)
+    except UserError as error:
+        raise UserError(f"{error}; --in takes {_READ}") from error
+    return [{name: cell.strip() for name, cell in zip_longest(header, cells[: len(header)], fillvalue="") if name} for _, cells in rows]
 
 
 def _json_lines(text: str) -> list[Mapping[str, Any]] | None:

@@ -79,7 +79,9 @@ function csv() {
   // Answers of an earlier round keep how they were given.
   const how = [...given.keys()].some((path) => told[path]) ? (path) => told[path] || ["", "", ""] : () => [];
   const head = how("").length ? "path,label,source,by,group\n" : "path,label\n";
-  return head + [...given].map(([path, label]) => [path, label, ...how(path)].map(cell).join(",") + "\n").join("");
+  const text = head + [...given].map(([path, label]) => [path, label, ...how(path)].map(cell).join(",") + "\n").join("");
+  // Without the mark Excel takes other letters than English ones for others.
+  return /^[\x00-\x7f]*$/.test(text) ? text : "\ufeff" + text;
 }
 
 function save() {

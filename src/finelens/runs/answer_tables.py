@@ -17,7 +17,8 @@ from finelens.runs.folder import RunFolder
 from finelens.runs.predict import Predictions
 from finelens.runs.sets import set_sizes, sets_header, sets_of, sets_text
 from finelens.runs.shard import ranks_path, sets_path
-from finelens.storage.predictions import BOM, PredictionRow, predictions_header, predictions_text
+from finelens.storage.cells import BOM
+from finelens.storage.predictions import PredictionRow, predictions_header, predictions_text
 
 
 class AnswerTable:

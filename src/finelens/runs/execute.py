@@ -49,8 +49,9 @@ from finelens.runs.prepare import Prepared, release_text
 from finelens.runs.sources import source_of_run
 from finelens.runs.to_file import predict_to_file
 from finelens.runs.together import groups_by, together
+from finelens.storage.cells import BOM
 from finelens.storage.files import write_text
-from finelens.storage.predictions import BOM, PredictionRow, rows_from_logits, softmax, with_answers, write_predictions
+from finelens.storage.predictions import PredictionRow, rows_from_logits, softmax, with_answers, write_predictions
 from finelens.training.checkpoint import read_events_offset
 from finelens.training.loop import Hooks
 

@@ -39,10 +39,10 @@ from finelens.runs.sources import asked_at, source_at, with_rows, with_tiles
 from finelens.runs.tiled import FLOOR, TilesFile, tiles_file
 from finelens.runs.together import Gathered, Together
 from finelens.storage.cache import computing_versions, state_digest
+from finelens.storage.cells import BOM
 from finelens.storage.files import file_digest, text_bytes, write_text
 from finelens.storage.growing import GrowingFiles
 from finelens.storage.predictions import (
-    BOM,
     PredictionRow,
     read_predictions,
     rows_from_logits,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +11,8 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from finelens.classes.file_names import FileNames
-from finelens.classes.text_files import counted, quote, read_utf8
+from finelens.classes.hand_tables import MARKED, read_table
+from finelens.classes.text_files import counted, quote
 from finelens.core.schemas import GROUP_COLUMNS
 from finelens.errors import UserError
 from finelens.evaluation.together import group_probabilities, members, near_copies
@@ -69,18 +68,16 @@ def _bursts(names: Sequence[str], files: Sequence[ImageFile], seconds: float) ->
 
 def _of_file(path: Path, names: Sequence[str]) -> list[str]:
     where = f"{_WHAT} {quote(str(path))}"
-    reader = csv.DictReader(io.StringIO(read_utf8(path, _WHAT), newline=""), strict=True)
+    header, rows = read_table(path, _WHAT, ("path", "group"))
     known, groups, missing = FileNames(names), dict(zip(names, names, strict=True)), 0
-    try:
-        if not {"path", "group"} <= set(reader.fieldnames or ()):
-            raise UserError(f"{where} lacks a column path or group; its first line must be path,group")
-        for row in reader:
-            found = known.find(row["path"] or "")
-            missing += len(found) != 1
-            if len(found) == 1 and row["group"]:
-                groups[found[0]] = unescape_cell(row["group"].strip())
-    except csv.Error as error:
-        raise UserError(f"{where}: {error}; save it as comma-separated values") from error
+    if not {"path", "group"} <= set(header):
+        raise UserError(f"{where} lacks a column path or group; its first line must be path,group, {MARKED}")
+    for _, cells in rows:
+        row = dict(zip(header, cells, strict=False))
+        found, group = known.find(row.get("path", "")), row.get("group", "").strip()
+        missing += len(found) != 1
+        if len(found) == 1 and group:
+            groups[found[0]] = unescape_cell(group)
     if missing and all(group == name for name, group in groups.items()):
         raise UserError(f"{where} names none of the photographs; give paths relative to PHOTOS, as in predictions.csv")
     return [groups[name] for name in names]

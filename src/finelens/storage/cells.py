@@ -7,6 +7,8 @@ import io
 import re
 from collections.abc import Iterable
 
+# Without it at the beginning of a file Excel takes other letters than English ones for others.
+BOM = "\ufeff"
 # A cell that a spreadsheet would compute gets one apostrophe more; counting the apostrophes that are there already keeps the rule reversible.
 _FORMULA = re.compile(r"'*[=+\-@\t\r]")
 _FIRST = frozenset("'=+-@\t\r")
@@ -31,3 +33,8 @@ def csv_text(lines: Iterable[Iterable[str]]) -> str:
     text = io.StringIO(newline="")
     csv.writer(text).writerows(lines)
     return text.getvalue()
+
+
+def for_spreadsheets(text: str) -> str:
+    """The content of a table that a person will open in a spreadsheet: with a byte-order mark where it holds other letters than English ones."""
+    return text if text.isascii() else BOM + text

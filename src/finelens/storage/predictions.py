@@ -21,14 +21,13 @@ from finelens.core.schemas import (
     THIRD_PREDICTION_COLUMNS,
 )
 from finelens.errors import UserError
-from finelens.storage.cells import csv_text, escape_cell, unescape_cell
+from finelens.storage.cells import BOM, csv_text, escape_cell, unescape_cell
 from finelens.storage.files import write_text
 
 if TYPE_CHECKING:
     from finelens.protocol import ImageRecord
 
 TOP = 5
-BOM = "\ufeff"
 # In the column ``answered``: a person answered this file, or another one with the same content.
 ANSWERED, COPY = "yes", "copy"
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from pathlib import Path
 
+from finelens.classes.hand_tables import read_table
 from finelens.classes.hints import How, how_given, plain
 from finelens.classes.labels import UNANSWERED, none_words
 from finelens.classes.names import match, normalise
@@ -67,17 +67,18 @@ def read_answers(path: Path) -> dict[str, str]:
     if not path.exists():
         return {}
     try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, strict=True)
-            if reader.fieldnames is not None and tuple(reader.fieldnames) == OLDER_QUESTIONS:
-                return {}
-            # A line of something else has no rows.
-            if not {*LABEL_COLUMNS} <= {*(reader.fieldnames or LABEL_COLUMNS)}:
-                raise KeyError(" or ".join(LABEL_COLUMNS))
-            rows = [(unescape_cell(row["path"]), unescape_cell((row["label"] or "").strip())) for row in reader]
-            still_open = {UNANSWERED, ""} if WHY_COLUMN in (reader.fieldnames or ()) else {UNANSWERED}
-    except (OSError, UnicodeDecodeError, csv.Error, KeyError, TypeError) as error:
+        header, table = read_table(path, "hints file", LABEL_COLUMNS)
+    except UserError as error:
         raise UserError(f"{path} is there but is not a hints file ({error}); move it away or give another --hints") from error
+    if tuple(header) == OLDER_QUESTIONS or not header:
+        return {}
+    if lacking := [column for column in LABEL_COLUMNS if column not in header]:
+        raise UserError(f"{path} is there but is not a hints file (no column {lacking[0]}); move it away or give another --hints")
+    path_at, label_at = (header.index(column) for column in LABEL_COLUMNS)
+    # What a line has not got is empty.
+    full = [cells + [""] * (len(header) - len(cells)) for _, cells in table]
+    rows = [(unescape_cell(cells[path_at]), unescape_cell(cells[label_at].strip())) for cells in full]
+    still_open = {UNANSWERED, ""} if WHY_COLUMN in header else {UNANSWERED}
     answers: dict[str, str] = {}
     for photograph, label in rows:
         if label in still_open:

@@ -32,7 +32,7 @@ from finelens.reporting.review.sheet import next_run
 from finelens.reporting.review.worth import centred_looks, looks_of
 from finelens.runs.feature_source import FeatureSource
 from finelens.runs.sources import source_of
-from finelens.storage.cells import escape_cell
+from finelens.storage.cells import escape_cell, for_spreadsheets
 from finelens.storage.predictions import PredictionRow
 from finelens.training.config import TrainingConfig
 
@@ -118,4 +118,4 @@ def open_questions(answers: Mapping[str, str], looks: Sequence[Look], told: Mapp
     writer.writerow((*COLUMNS, *columns))
     writer.writerows(map(escape_cell, (path, label or NONE_WORDS[0], "answered", *how(path))) for path, label in answers.items())
     writer.writerows(map(escape_cell, (look.path, UNANSWERED, look.why, *how(look.path))) for look in looks)
-    return text.getvalue()
+    return for_spreadsheets(text.getvalue())

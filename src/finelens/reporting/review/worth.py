@@ -33,7 +33,7 @@ from finelens.runs.folder import RunFolder
 from finelens.runs.sources import source_of_run
 from finelens.solvers.asking import Asked, ask
 from finelens.solvers.columns import centred_views
-from finelens.storage.cells import escape_cell
+from finelens.storage.cells import escape_cell, for_spreadsheets
 from finelens.storage.predictions import PredictionRow
 
 COLUMNS = (*LABEL_COLUMNS, WHY_COLUMN, "expected")
@@ -184,4 +184,4 @@ def questions_csv(looks: Sequence[Look], answers: Mapping[str, str], told: Mappi
     writer.writerow((*COLUMNS, *columns))
     writer.writerows(map(escape_cell, (path, label or NONE_WORDS[0], "answered", "", *how(path))) for path, label in answers.items())
     writer.writerows(map(escape_cell, (look.path, "", look.why, look.expected, *how(look.path))) for look in looks)
-    return text.getvalue()
+    return for_spreadsheets(text.getvalue())
