@@ -25,7 +25,7 @@ from ray.cluster_utils import Cluster
 
 from finelens import api
 from finelens.core.console import Console
-from finelens.runs.arguments import Question
+from finelens.runs.arguments import PredictArguments
 from finelens.runs.on_ray import part_count, predict_on_ray
 from finelens.storage.cache_place import ENVIRONMENT_VARIABLE
 
@@ -77,7 +77,7 @@ def measured(place: Path, count: int) -> dict[str, object]:
                     return
 
         threading.Thread(target=kill, daemon=True).start()
-        lost = predict_on_ray(Question(run=run, photos=photos, csv=place / "two.csv"), QUIET, machines.address, groups=1)
+        lost = predict_on_ray(PredictArguments(run=run, photos=photos, csv=place / "two.csv"), QUIET, machines.address, groups=1)
         cluster = time.monotonic() - start
     finally:
         over.set()

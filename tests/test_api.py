@@ -16,7 +16,7 @@ from finelens.errors import UserError
 from finelens.images.store import LoadedImages, PixelStore
 from finelens.protocol import ImageRecord
 from finelens.runs import execute as execution
-from finelens.runs.arguments import Question, RunArguments
+from finelens.runs.arguments import PredictArguments, RunArguments
 from finelens.runs.config import RunConfig
 from finelens.runs.evaluate import summary
 from finelens.runs.folder import RunFolder
@@ -50,7 +50,7 @@ def test_public_names_are_importable_and_listed():
     ("verb", "arguments", "others"),
     [
         (api.adapt, RunArguments, {"out", "overwrite", "console", "should_stop", "labels_follow"}),
-        (api.predict_to, Question, {"console"}),
+        (api.predict_to, PredictArguments, {"console"}),
     ],
     ids=["adapt", "predict"],
 )

@@ -23,7 +23,7 @@ from finelens.errors import UserError
 from finelens.feature_store import folder as feature_folder
 from finelens.images.load import Tally
 from finelens.runs import cluster, encode_folder, on_ray
-from finelens.runs.arguments import Question
+from finelens.runs.arguments import PredictArguments
 from finelens.runs.cluster import ATTEMPTS, Crew, Said, Worker, connected, crew_of, versions
 from finelens.runs.encode import features
 from finelens.runs.on_ray import PartFiles, ShardFiles, count_rows, part_count
@@ -286,7 +286,7 @@ def test_shards_in_any_order_are_those_of_one_process(tmp_path, tiny_vit, monkey
     photos = write_photos(tmp_path / "photos")
     (photos / "red stripe" / "9.png").write_bytes(b"no picture")
     classes = write_classes(tmp_path / "c.txt")
-    asked = on_ray.FeatureQuestion(photos, tmp_path / "two.features", f"local:{tiny_vit}", classes=classes)
+    asked = on_ray.FeatureArguments(photos, tmp_path / "two.features", f"local:{tiny_vit}", classes=classes)
     features(photos, tmp_path / "one.features", backbone=asked.backbone, classes=classes, console=QUIET)
     work = on_ray.Encoding(asked, QUIET)
 
@@ -410,7 +410,7 @@ def test_a_machine_dies_and_another_goes_on(tmp_path, tiny_vit, monkeypatch, two
     killer = threading.Thread(target=kill_who_writes, daemon=True)
     killer.start()
     try:
-        lost = on_ray.predict_on_ray(Question(run=run_folder, photos=many, csv=target), QUIET, machines.address, groups=1)
+        lost = on_ray.predict_on_ray(PredictArguments(run=run_folder, photos=many, csv=target), QUIET, machines.address, groups=1)
     finally:
         over.set()
         killer.join(LIMIT)

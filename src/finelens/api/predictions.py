@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from finelens.core.console import Console
-from finelens.runs.arguments import Question, as_path
-from finelens.runs.early import check_question
+from finelens.runs.arguments import PredictArguments, as_path
+from finelens.runs.early import check_predict
 from finelens.runs.shard import Shard, join_parts
 from finelens.runs.to_file import predict_to_file
 from finelens.storage.predictions import PredictionRow, read_predictions
@@ -90,7 +90,7 @@ def predict_to(
     Raises:
         UserError: Input that cannot be used.
     """
-    question = Question(
+    question = PredictArguments(
         run=Path(run),
         photos=Path(photos),
         csv=Path(csv),
@@ -116,7 +116,7 @@ def predict_to(
         tile_floor=tile_floor,
         overwrite=overwrite,
     )
-    check_question(question)
+    check_predict(question)
     return predict_to_file(question, console or Console())
 
 

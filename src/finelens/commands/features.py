@@ -39,10 +39,10 @@ def features(photos: Path, engine: str, ray_address: str | None, **given: Any) -
     check_features(photos, **{name: given[name] for name in ("backbone", "device", "classes", "descriptions")})
     try:
         if engine == "ray":
-            from finelens.runs.on_ray import FeatureQuestion, features_on_ray
+            from finelens.runs.on_ray import FeatureArguments, features_on_ray
 
             own = {name: given[name] for name in ("out", "backbone", "device", "classes", "descriptions")}
-            features_on_ray(FeatureQuestion(photos, **own), given["console"], ray_address, overwrite=given["overwrite"])
+            features_on_ray(FeatureArguments(photos, **own), given["console"], ray_address, overwrite=given["overwrite"])
         else:
             from finelens.runs.encode import features as write_features
 

@@ -28,7 +28,7 @@ from finelens.core.voice import voice
 from finelens.errors import UserError
 
 if TYPE_CHECKING:
-    from finelens.runs.arguments import Question
+    from finelens.runs.arguments import PredictArguments
 
 
 @click.command()
@@ -79,8 +79,8 @@ def predict(
 
     Rows are written as they come. After an interruption the same command goes on where it was.
     """
-    from finelens.runs.arguments import Question
-    from finelens.runs.early import check_question
+    from finelens.runs.arguments import PredictArguments
+    from finelens.runs.early import check_predict
     from finelens.runs.shard import Shard
 
     rank, processes = launched()
@@ -92,8 +92,10 @@ def predict(
     check_engine(engine, ray_address)
     part = Shard.parse(shard) if shard is not None else Shard(rank + 1, processes) if processes > 1 else None
     files = tuple(map(Path, extra))
-    question = Question(run=run, photos=photos, csv=csv_file, shard=part, extra=files, group_by=group_by, tiles=tiles, csv_bom=csv_bom, **given)
-    check_question(question)
+    question = PredictArguments(
+        run=run, photos=photos, csv=csv_file, shard=part, extra=files, group_by=group_by, tiles=tiles, csv_bom=csv_bom, **given
+    )
+    check_predict(question)
     try:
         if engine == "ray":
             from finelens.runs.on_ray import predict_on_ray
@@ -108,7 +110,7 @@ def predict(
     _tell(question, console)
 
 
-def _left(question: Question) -> str:
+def _left(question: PredictArguments) -> str:
     """What is there of an answer that was stopped, and how to go on."""
     from finelens.runs.shard import PARTS
     from finelens.storage.growing import JOURNAL
@@ -124,7 +126,7 @@ def _left(question: Question) -> str:
     return f"what was answered is in {target}.part, {again}"
 
 
-def _tell(question: Question, console: Console) -> None:
+def _tell(question: PredictArguments, console: Console) -> None:
     """Say where the answers are; files of which not one could be read are a mistake."""
     from finelens.runs.any_read import check_any_part_read, check_any_read
 

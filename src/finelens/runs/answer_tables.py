@@ -11,7 +11,7 @@ import numpy as np
 from finelens.classes.taxonomy import saved_taxonomy
 from finelens.core.console import Console
 from finelens.evaluation.conformal import Conformal
-from finelens.runs.arguments import Question
+from finelens.runs.arguments import PredictArguments
 from finelens.runs.by_rank import RankTable
 from finelens.runs.folder import RunFolder
 from finelens.runs.predict import Predictions
@@ -99,7 +99,7 @@ class RankAnswers(AnswerTable):
         return self._ranks.lines(rows, [record.index for record in part.records], probabilities)
 
 
-def tables_of(question: Question, classes: Sequence[str], rule: Conformal | None) -> list[AnswerTable]:
+def tables_of(question: PredictArguments, classes: Sequence[str], rule: Conformal | None) -> list[AnswerTable]:
     """The files of a command, the predictions first.
 
     Args:
@@ -115,7 +115,7 @@ def tables_of(question: Question, classes: Sequence[str], rule: Conformal | None
     return tables if ranks is None else [*tables, RankAnswers(ranks_path(question.target), bom, ranks)]
 
 
-def _rank_table(question: Question) -> RankTable | None:
+def _rank_table(question: PredictArguments) -> RankTable | None:
     """Lines of answers by rank, where the run's class list was a table with ranks and answers are among its classes."""
     if question.classes is not None:
         return None

@@ -61,7 +61,7 @@ class RunArguments:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Question:
+class PredictArguments:
     """What ``predict`` was asked; fields as the arguments of :func:`finelens.api.predict_to`, which says what they mean.
 
     Attributes:
@@ -102,7 +102,7 @@ class Question:
         """The file that this process writes."""
         return self.csv if self.shard is None else self.shard.of(self.csv)
 
-    def absolute(self) -> Question:
+    def absolute(self) -> PredictArguments:
         """The same with paths that mean the same in any process."""
         changed: dict[str, Any] = {name: Path(os.path.abspath(own)) for name in self._FILES if (own := getattr(self, name)) is not None}
         for name in self._LISTS:

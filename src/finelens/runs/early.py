@@ -38,7 +38,7 @@ from finelens.methods.auto import AUTO, starting_method
 from finelens.methods.option_types import option_types
 from finelens.methods.registry import Method, check_hints, find_method
 from finelens.runs.any_read import nothing_read
-from finelens.runs.arguments import Assignments, Question, RunArguments
+from finelens.runs.arguments import Assignments, PredictArguments, RunArguments
 from finelens.runs.config import TextConfig, is_run_document
 from finelens.runs.folder import RunFolder
 from finelens.runs.group_by import TIME, GroupBy
@@ -50,7 +50,7 @@ from finelens.training.config import TrainingConfig
 from finelens.training.stage_config import StageConfig
 
 
-def check_question(question: Question) -> None:
+def check_predict(question: PredictArguments) -> None:
     """Refuse what ``predict`` would refuse.
 
     Raises:
@@ -91,7 +91,7 @@ def check_question(question: Question) -> None:
     check_readable((question.row_names, question.calibrate, question.prototypes))
 
 
-def check_tiles(question: Question) -> None:
+def check_tiles(question: PredictArguments) -> None:
     """Refuse a grid of tiles that is none, and what tiles have no place for.
 
     Raises:
@@ -119,20 +119,20 @@ def check_tiles(question: Question) -> None:
     _check_answers(question, tiles_path(question.target), ",".join(TILE_COLUMNS))
 
 
-def _check_answers(question: Question, path: Path, start: str) -> None:
+def _check_answers(question: PredictArguments, path: Path, start: str) -> None:
     """Refuse to replace a file of answers, unless the same command was stopped on the way to it, or could read nothing."""
     check_target(path, start)
     if not question.overwrite and path.is_file() and path.stat().st_size and not _stopped(question) and not _without_answers(question):
         raise UserError(f"{path} exists already; give another --csv, or --overwrite to replace it")
 
 
-def _stopped(question: Question) -> bool:
+def _stopped(question: PredictArguments) -> bool:
     """Whether a command that was stopped has left a part of the answers; of several processes some may have finished theirs."""
     files = [question.csv] if question.shard is None else question.shard.all_of(question.csv)
     return any(file.with_name(file.name + end).exists() for file in files for end in (PART, PARTS))
 
 
-def _without_answers(question: Question) -> bool:
+def _without_answers(question: PredictArguments) -> bool:
     """Whether the answers that are there are of a command that ended because none of its files could be read: that one is given again."""
     # Processes that torchrun started end by what all of them could read.
     files = question.shard.all_of(question.csv) if question.shard is not None and launched()[1] > 1 else [question.target]

@@ -34,7 +34,7 @@ from finelens.methods.parts.views import ViewTask
 from finelens.protocol import Loaded
 from finelens.runs.alarms import say_none
 from finelens.runs.answered import answered
-from finelens.runs.arguments import Question
+from finelens.runs.arguments import PredictArguments
 from finelens.runs.by_rank import RankTable
 from finelens.runs.config import RunConfig, diff, from_json, to_json
 from finelens.runs.fit import Fitted, fit, run_temperature
@@ -124,7 +124,9 @@ def execute(
         with inputs.prepared.engine.stopwatch("predict"):
             photos, bom, groups = Path(run.config.photos), run.config.csv_bom, run.config.group_by
             extra, names = (tuple(map(Path, files)) for files in further_files(run.config))
-            asked = Question(run=run.path, photos=photos, csv=run.predictions_path, csv_bom=bom, group_by=groups, extra=extra, extra_names=names)
+            asked = PredictArguments(
+                run=run.path, photos=photos, csv=run.predictions_path, csv_bom=bom, group_by=groups, extra=extra, extra_names=names
+            )
             predict_to_file(asked, console, answers=inputs.told, files_said=True)
     run.log("predictions", rows=sum(counts.values()), counts=counts, **({} if answers is None else {"answered": to_plain(answers)}))
     if any(reason.code == "names" for reason in judged.reasons):

@@ -21,13 +21,13 @@ from finelens.feature_store.folder import ATTEMPT, TEXTS, FolderWriter, ShardEnt
 from finelens.feature_store.paths import FOLDER_SUFFIX
 from finelens.images.load import Tally
 from finelens.protocol import ImageRecord
-from finelens.runs.arguments import Question
+from finelens.runs.arguments import PredictArguments
 from finelens.runs.cluster import connected, crew_of
 from finelens.runs.encode import check_out
 from finelens.runs.encode_folder import FolderEncoder, photographs_at, shard_count
 from finelens.runs.predict import GROUP
 from finelens.runs.shard import PARTS, Shard, join_parts, ranks_path, sets_path
-from finelens.runs.to_file import load_question, predict_to_file, question_key, source_of
+from finelens.runs.to_file import answers_key, load_asked, predict_to_file, source_of
 from finelens.storage.files import write_error
 from finelens.storage.lock import Lock
 from finelens.storage.tensors import save_tensors
@@ -51,10 +51,10 @@ class Predicting:
         console: Warnings.
     """
 
-    def __init__(self, asked: tuple[Question, int], console: Console) -> None:
+    def __init__(self, asked: tuple[PredictArguments, int], console: Console) -> None:
         self._question, self._count = asked
-        self._loaded = load_question(self._question, console)
-        self.key = question_key(self._question, self._loaded)
+        self._loaded = load_asked(self._question, console)
+        self.key = answers_key(self._question, self._loaded)
 
     def write(self, number: int, folder: Path, console: Console) -> None:
         """Write a part as ``--shard`` does."""
@@ -150,7 +150,7 @@ def count_rows(part: Path, expected: int, tally: Tally) -> None:
         raise UserError(f"{part.name} had {tally.files - before} rows of {expected} inputs and was removed; give the command again")
 
 
-def predict_on_ray(question: Question, console: Console, address: str | None = None, groups: int = GROUPS) -> int:
+def predict_on_ray(question: PredictArguments, console: Console, address: str | None = None, groups: int = GROUPS) -> int:
     """Classify on a Ray cluster; the bytes of :func:`finelens.runs.to_file.predict_to_file` on machines of the same kind.
 
     Args:
@@ -178,7 +178,7 @@ def predict_on_ray(question: Question, console: Console, address: str | None = N
 
 
 @dataclass(frozen=True)
-class FeatureQuestion:
+class FeatureArguments:
     """What ``features --engine ray`` was asked; fields as the arguments of :func:`finelens.runs.encode.features`."""
 
     photos: Path
@@ -197,7 +197,7 @@ class Encoding:
         console: Warnings.
     """
 
-    def __init__(self, asked: FeatureQuestion, console: Console) -> None:
+    def __init__(self, asked: FeatureArguments, console: Console) -> None:
         self._work = FolderEncoder(asked.photos, asked.backbone, asked.device, asked.classes, asked.descriptions, console)
         self.key = (self._work.key, self._work.metadata)
 
@@ -273,7 +273,7 @@ class ShardFiles:
             self._writer.__exit__(None, None, None)
 
 
-def features_on_ray(asked: FeatureQuestion, console: Console, address: str | None = None, *, overwrite: bool = False) -> int:
+def features_on_ray(asked: FeatureArguments, console: Console, address: str | None = None, *, overwrite: bool = False) -> int:
     """Encode on a Ray cluster; the folder that :func:`finelens.runs.encode.features` writes on machines of the same kind.
 
     Args:

@@ -27,7 +27,7 @@ from finelens.intake.taken import take
 from finelens.runs.account import Account
 from finelens.runs.answer_tables import tables_of
 from finelens.runs.answered import answered_among
-from finelens.runs.arguments import Question
+from finelens.runs.arguments import PredictArguments
 from finelens.runs.classifier import Classifier, load_run
 from finelens.runs.folder import RunFolder
 from finelens.runs.group_by import GroupBy
@@ -70,7 +70,7 @@ class Asked:
     rule: Conformal | None
 
 
-def load_question(question: Question, console: Console) -> Asked:
+def load_asked(question: PredictArguments, console: Console) -> Asked:
     """Load the run and list the photographs.
 
     Raises:
@@ -93,7 +93,7 @@ def load_question(question: Question, console: Console) -> Asked:
 
 
 def predict_to_file(
-    question: Question, console: Console, asked: Asked | None = None, answers: Mapping[str, str] | None = None, *, files_said: bool = False
+    question: PredictArguments, console: Console, asked: Asked | None = None, answers: Mapping[str, str] | None = None, *, files_said: bool = False
 ) -> Path:
     """Classify and write, group by group; memory does not grow with the number of images but by their names.
 
@@ -110,14 +110,14 @@ def predict_to_file(
     Raises:
         UserError: Input that cannot be used.
     """
-    asked = asked or load_question(question, console)
+    asked = asked or load_asked(question, console)
     source, listing, classifier = asked.source, asked.listing, asked.classifier
     span = range(listing.count) if question.shard is None else question.shard.rows(listing.count, GROUP)
     tables = tables_of(question, classifier.classes, asked.rule)
     paths = [table.path for table in tables]
     gathered = None if question.group_by is None else Gathered(GroupBy.parse(question.group_by), source)
     account = Account(1 if question.tiles is None else 1 + len(Grid.parse(question.tiles).boxes))
-    with GrowingFiles(paths, [text_bytes(table.header) for table in tables], question_key(question, asked)) as files:
+    with GrowingFiles(paths, [text_bytes(table.header) for table in tables], answers_key(question, asked)) as files:
         earlier = files.done
         if earlier:
             console.say(f"going on: {earlier} of {len(span)} rows are in {question.target.name}.part")
@@ -154,7 +154,7 @@ def predict_to_file(
     return question.target
 
 
-def _write_beside(question: Question, classes: Sequence[str], gathered: Gathered | None, console: Console) -> list[Path]:
+def _write_beside(question: PredictArguments, classes: Sequence[str], gathered: Gathered | None, console: Console) -> list[Path]:
     """Write the files that need the answers of all: of groups, and of the tiles of a photograph."""
     beside: list[tuple[Path, Together | TilesFile]] = []
     if gathered is not None:
@@ -169,7 +169,7 @@ def _write_beside(question: Question, classes: Sequence[str], gathered: Gathered
     return [path for path, _ in beside]
 
 
-def source_of(question: Question, console: Console) -> Source:
+def source_of(question: PredictArguments, console: Console) -> Source:
     """The photographs, or what a file of another tool names of them."""
     if question.in_file is None:
         asked = asked_at(question.photos, strict=question.strict, row_names=question.row_names)
@@ -196,7 +196,7 @@ def _rows(part: Predictions, classifier: Classifier) -> list[PredictionRow]:
     ]
 
 
-def conformal_rule(classifier: Classifier, source: Source, question: Question, console: Console) -> Conformal:
+def conformal_rule(classifier: Classifier, source: Source, question: PredictArguments, console: Console) -> Conformal:
     """The conformal rule of the labelled photographs, which are asked about first."""
     assert question.calibrate is not None
     labelled = source if question.calibrate_photos is None else source_at(question.calibrate_photos)
@@ -228,13 +228,13 @@ def conformal_rule(classifier: Classifier, source: Source, question: Question, c
     return rule
 
 
-def _other_classes(question: Question, classifier: Classifier) -> list[str]:
+def _other_classes(question: PredictArguments, classifier: Classifier) -> list[str]:
     """What decides the answers for another list of classes; nothing without one."""
     files = [path for path in (question.descriptions, question.prototypes) if path is not None]
     return [] if question.classes is None else [*classifier.classes, state_digest(classifier.model.zero_shot_heads), *map(file_digest, files)]
 
 
-def question_key(question: Question, asked: Asked) -> str:
+def answers_key(question: PredictArguments, asked: Asked) -> str:
     """Everything that decides the bytes of the file: another model, photograph or option begins anew."""
     classifier = asked.classifier
     files = ((question.extra, feature_digest), (question.extra_names, file_digest))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from finelens.core.console import Console
 from finelens.errors import UserError
-from finelens.runs.arguments import Question
+from finelens.runs.arguments import PredictArguments
 from finelens.runs.classifier import load_run
 from finelens.runs.folder import RunFolder
 from finelens.runs.sources import source_at
@@ -80,7 +80,7 @@ def serve(
     rule = None
     if calibrate is not None:
         photos = Path(calibrate_photos or RunFolder.open(run, lock=False).config.photos)
-        question = Question(run=Path(run), photos=photos, csv=Path(), calibrate=Path(calibrate), coverage=coverage)
+        question = PredictArguments(run=Path(run), photos=photos, csv=Path(), calibrate=Path(calibrate), coverage=coverage)
         rule = conformal_rule(classifier, source_at(photos), question, console)
         console.say(rule.guarantee())
     app = make_app(Answers(classifier, rule, round(settings.max_image_mb * 1e6)), settings, token)
