@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 
 import pytest
 
@@ -99,6 +100,44 @@ def test_lines_that_are_no_plain_names_are_refused_with_the_remedy(tmp_path, lin
     with pytest.raises(UserError, match=words) as caught:
         read_class_file(path)
     assert "list.txt" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("lines", "name", "remedy"),
+    [
+        # What the file would be read as under the name of a table is said, and nothing else.
+        (["1. pug", "2. cat"], "list.csv", "remove the numbers; if they are names"),
+        (["1. pug", "2. cat"], "list.txt", "remove the numbers; if they are names"),
+        (["1) pug", "2) cat"], "list.txt", "remove the numbers; if they are names"),
+        (["1;pug", "2;cat"], "list.txt", "remove the numbers, or call the file .csv; if"),
+        (["pug, 0", "cat, 1"], "list.txt", "remove the numbers, or call the file .csv; if"),
+        (["pug;Mops", "cat;Katze"], "list.txt", "keep the names alone, or call the file .csv and begin it with the line name;note; if"),
+        (["name;german", "pug;Mops", "cat;Katze"], "list.txt", "keep the names alone, or call the file .csv; if"),
+        (
+            ["pug;Mops", "cat;Katze"],
+            "list.csv",
+            "2 columns and does not say which holds the names: keep that one only, or .* first line, as in name;note$",
+        ),
+        (["pug | Mops", "cat | Katze"], "list.csv", "keep the names alone; if they are names"),
+        (["pug | Mops", "cat | Katze"], "list.txt", "keep the names alone; if they are names"),
+        (['"pug"', '"cat"'], "list.txt", "remove them, or call the file .csv; if"),
+        (["'pug'", "'cat'"], "list.txt", "remove them; if"),
+        (["'pug'", "'cat'"], "list.csv", "remove them; if"),
+        (["name", "pug", "cat"], "list.txt", "remove it, or call the file .csv; if"),
+        (["name", "label", "pug"], "list.csv", "remove it; if"),
+    ],
+)
+def test_the_remedy_is_one_that_helps(tmp_path, lines, name, remedy):
+    path = written(tmp_path, "\n".join(lines) + "\n", name)
+    with pytest.raises(UserError, match=remedy) as caught:
+        read_class_file(path)
+    if found := re.search("begin it with the line ([^ ;]+;[^ ;]+)", str(caught.value)):
+        path = written(tmp_path, "\n".join([found[1], *lines]) + "\n")
+    elif "call the file .csv" in str(caught.value):
+        path = written(tmp_path, "\n".join(lines) + "\n")
+    else:
+        return
+    assert read_class_file(path) == ["pug", "cat"]
 
 
 @pytest.mark.parametrize(

@@ -27,12 +27,13 @@ _YAML_KEY = re.compile(r"[\w-]+:")
 _YAML_ITEM = re.compile(r"-\s+\S|\d+:\s+\S|['\"]?[\w ]+['\"]?:\s+\d+$")
 
 
-def refuse_other_than_names(names: Sequence[str], source: str) -> None:
+def refuse_other_than_names(names: Sequence[str], source: str, as_table: Path | None = None) -> None:
     """Refuse a list whose lines, taken together, are evidently something else than one plain name each. A single line may be anything.
 
     Args:
         names: Lines of a text file or cells of a table.
         source: Where they come from, for messages.
+        as_table: The text file, which may be a table under another name; None for a table.
 
     Raises:
         UserError: They are; the message says what was seen, and the remedy.
@@ -41,21 +42,48 @@ def refuse_other_than_names(names: Sequence[str], source: str) -> None:
         return
     first, rest = names[0], names[1:]
     if first.lower() in _HEADERS:
-        raise UserError(f"{source}: the first line, {quote(first)}, is the header of a table: remove it, or call the file .csv; {WAY_OUT}")
+        raise UserError(f"{source}: the first line, {quote(first)}, is the header of a table: remove it{_renamed(as_table)}; {WAY_OUT}")
     if first[0] in "[{" and names[-1][-1] in "]}":
         raise UserError(f"{source}: this is a list of a programming language: call the file .json if it is JSON, or write one plain name a line")
     if (_YAML_KEY.fullmatch(first) and all(map(_YAML_ITEM.match, rest))) or all(re.match(r"-\s", name) for name in names):
         raise UserError(f"{source}: this is YAML: write one plain name a line, without keys, numbers and dashes; {WAY_OUT}")
     for found, what, remedy in (
-        (all(map(_QUOTED.fullmatch, names)), "stands in quotation marks", "remove them, or call the file .csv"),
+        (all(map(_QUOTED.fullmatch, names)), "stands in quotation marks", "remove them"),
         (all(name.endswith(",") for name in names[:-1]), "ends with a comma", "remove it"),
         (all(map(_SYNSET.match, names)), "begins with a WordNet number", "write the words; a classes.json tells which folder is which class"),
         (all(map(_GUID.search, names)), "holds a GUID", "write words that the model can read"),
-        (_numbered(names), "has a number of its own", "remove the numbers, or call the file .csv"),
-        (any(_same_count(names, mark) for mark in ";|"), "holds several cells", "keep the names alone, or call the file .csv"),
+        (_numbered(names), "has a number of its own", "remove the numbers"),
+        (any(_same_count(names, mark) for mark in ";|"), "holds several cells", "keep the names alone"),
     ):
         if found:
-            raise UserError(f"{source}: every line {what} (the first is {quote(first)}): {remedy}; {WAY_OUT}")
+            raise UserError(f"{source}: every line {what} (the first is {quote(first)}): {remedy}{_renamed(as_table)}; {WAY_OUT}")
+
+
+def _renamed(file: Path | None) -> str:
+    """What follows a remedy where the file would be read under the name of a table, or with a first line besides."""
+    if file is None:
+        return ""
+    try:
+        names, _ = names_in_table(file, "class file")
+        refuse_other_than_names(names, "")
+    except ColumnsError as error:
+        return f", or call the file .csv and begin it with the line {error.header}"
+    except UserError:
+        return ""
+    return ", or call the file .csv"
+
+
+class ColumnsError(UserError):
+    """A table that does not say which of its columns holds the names.
+
+    Attributes:
+        header: A first line that says the first does.
+    """
+
+    def __init__(self, source: str, width: int, mark: str) -> None:
+        self.header = mark.join(["name", "note", *(f"note{number}" for number in range(2, width))])
+        remedy = f"keep that one only, or call it name in the first line, as in {self.header}"
+        super().__init__(f"{source} has {width} columns and does not say which holds the names: {remedy}")
 
 
 def _numbered(names: Sequence[str]) -> bool:
@@ -94,9 +122,10 @@ def names_in_table(path: str | Path, what: str) -> tuple[list[str], list[str]]:
     """
     source = f"{what} {quote(str(path))}"
     told, text, before = without_mark(spreadsheet_text(path, what))
-    parsed = [_rows(text, mark, source, before) for mark in told or MARKS]
+    parsed = {mark: _rows(text, mark, source, before) for mark in told or MARKS}
     # The separator is the one that makes a table, all of whose rows have as many cells.
-    rows = next((own for own in parsed if len({len(cells) for _, cells in own}) == 1 and own and len(own[0][1]) > 1), parsed[0])
+    mark = next((mark for mark, own in parsed.items() if len({len(cells) for _, cells in own}) == 1 and len(own[0][1]) > 1), (told or MARKS)[0])
+    rows = parsed[mark]
     if not rows:
         return [], []
     width = len(rows[0][1])
@@ -105,7 +134,7 @@ def names_in_table(path: str | Path, what: str) -> tuple[list[str], list[str]]:
         raise UserError(f"{source}, line {odd}: it has another number of cells than the first; quote names that hold commas, or call the file .txt")
     header = [cell.strip().lower().replace(" ", "_") for cell in rows[0][1]]
     body = rows[1:] if len(rows) > 1 and set(header) & set(_HEADERS) else rows
-    column = _column(header if body is not rows else [], [cells for _, cells in body], source)
+    column = _column(header if body is not rows else [], [cells for _, cells in body], source, mark)
     return [unescape_cell(cells[column].strip()) for _, cells in body], [f"line {line}" for line, _ in body]
 
 
@@ -118,7 +147,7 @@ def _rows(text: str, mark: str, source: str, before: int) -> list[tuple[int, lis
         raise UserError(f"{source}, line {before + reader.line_num}: {error}; {SAVE}, or call the file .txt") from error
 
 
-def _column(header: Sequence[str], body: Sequence[Sequence[str]], source: str) -> int:
+def _column(header: Sequence[str], body: Sequence[Sequence[str]], source: str, mark: str) -> int:
     """Which column holds the names."""
     width = len(body[0])
     if width == 1:
@@ -128,7 +157,7 @@ def _column(header: Sequence[str], body: Sequence[Sequence[str]], source: str) -
     called = [header.index(name) for name in _HEADERS if name in header and header.index(name) in words]
     found = called[:1] or words
     if len(found) != 1:
-        raise UserError(f"{source} has {width} columns and does not say which holds the names: keep that one only, or call it name in the first line")
+        raise ColumnsError(source, width, mark)
     return found[0]
 
 

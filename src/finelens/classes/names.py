@@ -75,12 +75,13 @@ def read_class_file(path: str | Path) -> list[str]:
         names = _names_in_json(read_user_json(path, _WHAT), path)
         return check_names(names, source=f"{_WHAT} {quote(str(path))}")
     source = f"{_WHAT} {quote(str(path))}"
-    if suffix in TABLE_SUFFIXES:
+    table = suffix in TABLE_SUFFIXES
+    if table:
         names, places = names_in_table(path, _WHAT)
     else:
         lines = read_lines(path, _WHAT)
         names, places = [line for _, line in lines], [f"line {number}" for number, _ in lines]
-    refuse_other_than_names(names, source)
+    refuse_other_than_names(names, source, None if table else Path(path))
     return check_names(names, source=source, places=places)
 
 
