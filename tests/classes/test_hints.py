@@ -217,3 +217,24 @@ def test_a_run_says_what_its_hints_may_mean_otherwise(tmp_path, photos, tiny_vit
     assert "'red' is part of 'red stripe' of the list: if that is meant, write 'red stripe'" in said
     assert "2 photographs have an empty label, which means none of the classes; write ? for" in said
     assert "red" in {row.label for row in found.rows}
+    # --dry-run says the same.
+    api.plan(photos, tmp_path / "classes.txt", tmp_path / "run-2", backbone=f"local:{tiny_vit}", **options)
+    assert "'red' is part of 'red stripe' of the list" in capsys.readouterr().err
+
+
+def test_what_hints_may_mean_otherwise_is_said_once_and_before_models_are_ranked(tmp_path, photos, tiny_vit, tiny_resnet):
+    """Ranking takes minutes, and the names that are doubted take part in it."""
+    file = write_hints(tmp_path / "hints.csv", "a/0.png,red", "b/1.png,")
+    both = f"local:{tiny_vit},local:{tiny_resnet}"
+    said: list[str] = []
+
+    class Listening(Console):
+        def say(self, line, *_):
+            said.append(line)
+
+        warn = say
+
+    given = {"backbone": both, "hints": file, "method": "stata", "console": Listening()}
+    api.adapt(photos, write_classes(tmp_path / "classes.txt"), tmp_path / "run", **given)
+    (doubt,) = [i for i, line in enumerate(said) if "is part of 'red stripe'" in line]
+    assert doubt < next(i for i, line in enumerate(said) if line.startswith("backbone: of 2 models"))

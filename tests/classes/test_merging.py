@@ -12,6 +12,7 @@ from finelens.classes.hints import how_given, no_tests
 from finelens.classes.merging import merge, merge_hints, merged_csv
 from finelens.classes.names import read_class_file
 from finelens.cli import main
+from finelens.core.console import Console
 from finelens.errors import UserError
 from tests.toy import QUIET
 
@@ -106,3 +107,19 @@ def test_groups_of_several_people_stay_groups(tmp_path, monkeypatch):
     assert {path for path, how in told.items() if how.tests(path)} == {"a.jpg"}
     merged = {path: how.source for path, how in told.items()}
     assert set(merged.values()) == {"group"}
+
+
+def test_unknown_becomes_no_class_and_many_blanks_are_said(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("anna.csv").write_text("path,label\na.jpg,owl\nb.jpg,unknown\nc.jpg,\n")
+    Path("ben.csv").write_text("path,label\nd.jpg,owl\ne.jpg,\nf.jpg,\n")
+    with pytest.raises(UserError, match=r"anna\.csv', line 3: 'unknown' is no name of a class; write \?.*leave out --classes"):
+        merge_hints(["anna.csv", "ben.csv"], "all.csv", classes="classes.txt", console=QUIET)
+    assert not Path("all.csv").exists()
+    assert not Path("classes.txt").exists()
+    merge_hints(["anna.csv", "ben.csv"], "all.csv", console=Console())
+    said = capsys.readouterr().err
+    assert "'unknown' is no name of a class" in said
+    assert "adapt refuses it unless the class list has it" in said
+    assert "ben.csv: 2 photographs have an empty label" in said
+    assert "anna.csv: " not in said

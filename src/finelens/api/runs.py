@@ -25,7 +25,7 @@ from finelens.runs.choose_backbone import rank_of_run
 from finelens.runs.config import RunConfig
 from finelens.runs.execute import RunResult, execute, follow
 from finelens.runs.folder import RunFolder
-from finelens.runs.inputs import read_inputs
+from finelens.runs.inputs import read_inputs, warn_of_doubts
 from finelens.runs.model import Model
 from finelens.runs.plan import Plan, plan_run
 from finelens.runs.resolve import resolve, taken_from
@@ -148,6 +148,7 @@ def adapt(
         RunFolder.check(out, config, overwrite=overwrite)
     for remark in () if taken is None else taken.remarks:
         console.say(remark)
+    warn_of_doubts(config, console, taken)
     candidates = [] if backbone is None else several(backbone)
     ranked = rank_of_run(candidates, config, console) if len(candidates) > 1 else None
     if ranked is not None:

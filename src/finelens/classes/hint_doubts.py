@@ -21,7 +21,7 @@ def doubts_of(hints: Path | Told, listed: Sequence[str], new: Sequence[str]) -> 
     """
     told = _parts(listed, new)
     found = [faults(told)] if told else []
-    return found if isinstance(hints, Told) else [*found, *_blanks(hints)]
+    return found if isinstance(hints, Told) else [*found, *many_blanks(hints)]
 
 
 def _parts(listed: Sequence[str], new: Sequence[str]) -> list[str]:
@@ -42,8 +42,8 @@ def _remedy(meant: Sequence[str]) -> str:
     return f"if that is meant, write {meant[0]}" if len(meant) == 1 else "if one of them is meant, write it in full"
 
 
-def _blanks(hints: Path) -> list[str]:
-    """Empty labels where they are more than the names, but for answers whose way is written down: a person gave these one by one."""
+def many_blanks(hints: Path) -> list[str]:
+    """A line about empty labels where they are more than the names, but for answers whose way is written down: a person gave these one by one."""
     given = how_given(hints) or {}
     rows = [(path, label) for _, path, label in read_rows(hints, "hints file") if label != UNANSWERED]
     blank = sum(not label and plain(path) not in given for path, label in rows)

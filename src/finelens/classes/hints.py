@@ -63,13 +63,8 @@ def with_new_names(path: Path | Told, class_names: Sequence[str]) -> list[str]:
     found = {label: line for line, _, label in reversed(answer_rows(path, class_names)) if label}
     known = match(found, class_names)
     new = [label for label in found if label not in known]
-    unsure = sorted((found[label], label) for label in new if is_unsure(label))
-    if unsure:
-        told = faults([f"line {line}: {quote(label)} is no name of a class" for line, label in unsure])
-        raise UserError(
-            f"hints file {quote(str(path))}, {told}; write {UNANSWERED} for a photograph that is not answered, and {NONE_WORDS[0]} for one of no "
-            "class"
-        )
+    if told := unsure_labels(path, {label: found[label] for label in new}):
+        raise UserError(told)
     slips = sorted((found[label], label, near) for label in new if (near := slip_of(label, class_names)))
     if slips:
         told = faults([f"line {line}: {quote(label)} is not in the class list; did you mean {quote(near)}?" for line, label, near in slips])
@@ -83,6 +78,21 @@ def with_new_names(path: Path | Told, class_names: Sequence[str]) -> list[str]:
     if names:
         names = check_names(names, source=f"hints file {quote(str(path))}", places=[f"line {found[name]}" for name in names])
     return [*class_names, *names]
+
+
+def unsure_labels(path: Path | Told, found: Mapping[str, int]) -> str | None:
+    """What to say of labels of a hints file that say somebody is unsure; None where there are none.
+
+    Args:
+        path: The file.
+        found: Line of each label that is no name of the list.
+    """
+    unsure = sorted((line, label) for label, line in found.items() if is_unsure(label))
+    if not unsure:
+        return None
+    told = faults([f"line {line}: {quote(label)} is no name of a class" for line, label in unsure])
+    remedy = f"write {UNANSWERED} for a photograph that is not answered, and {NONE_WORDS[0]} for one of no class"
+    return f"hints file {quote(str(path))}, {told}; {remedy}"
 
 
 def names_of_run(classes: Path | Sequence[str] | None, hints: Path | Told | None) -> tuple[list[str], list[str]]:

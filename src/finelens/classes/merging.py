@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from finelens.classes.hints import GROUP, How, how_given, plain
+from finelens.classes.hint_doubts import many_blanks
+from finelens.classes.hints import GROUP, How, how_given, plain, unsure_labels
 from finelens.classes.labels import answer_rows
 from finelens.classes.names import normalise
 from finelens.classes.text_files import content_line, counted, quote
@@ -125,6 +126,20 @@ def _joined(told: Sequence[tuple[str, How]]) -> dict[str, How]:
     return {path: how._replace(group=root(how.group)) if how.group else how for path, how in first.items()}
 
 
+def _refuse_unsure(files: Sequence[Path], console: Console, *, listed: bool) -> None:
+    """Say where a label is ``unknown`` or the like, which ``adapt`` refuses unless a list has it.
+
+    Raises:
+        UserError: A class list is made of the answers, which would have it.
+    """
+    for file in files:
+        told = unsure_labels(file, {label: line for line, _, label in reversed(answer_rows(file, ())) if label})
+        if told is not None and listed:
+            raise UserError(f"{told}. If it is the name of a class, leave out --classes and write the list by hand")
+        if told is not None:
+            console.warn(f"{told}. adapt refuses it unless the class list has it")
+
+
 def merged_csv(merged: Merged) -> str:
     """The content of a hints file with three more columns: the files that say so, separated by semicolons, how it was given, and its group."""
     text = io.StringIO(newline="")
@@ -162,6 +177,10 @@ def merge_hints(
     check_target(out, ",".join(COLUMNS))
     if classes is not None:
         check_target(Path(classes), LIST_START)
+    _refuse_unsure([Path(file) for file in files], console, listed=classes is not None)
+    for file in files:
+        for doubt in many_blanks(Path(file)):
+            console.warn(f"{file}: {doubt}")
     merged = merge([Path(file) for file in files])
     for contradiction in merged.contradictions:
         console.warn(str(contradiction))

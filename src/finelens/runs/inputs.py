@@ -143,8 +143,6 @@ def read_inputs(
         listed = len(given.names) - len(given.new)
         joined = f"join the {listed} of the list" if listed else "are the list"
         console.say(f"new classes: {listing([quote(name) for name in given.new])} from the hints {joined}")
-    for doubt in given.doubts:
-        console.warn(doubt)
     staged = config.stage.name != "none"
     first = before_stage(config) if staged else config
     check_stage(config, given.source, processes.count)
@@ -185,6 +183,20 @@ def read_inputs(
     return Inputs(prepared, loaded, hints, digests, taken=taken, taxonomy=given.taxonomy)
 
 
+def warn_of_doubts(config: RunConfig, console: Console, taken: Taken | None = None) -> None:
+    """Say what the user's hints may mean otherwise, before any work is done with them.
+
+    Raises:
+        UserError: Names or hints cannot be read.
+    """
+    hints = _hints_of(config, taken)
+    if hints is None:
+        return
+    names, new = names_of_run(_listed(config, taken)[0], hints)
+    for doubt in doubts_of(hints, names[: len(names) - len(new)], new):
+        console.warn(doubt)
+
+
 def warn_of_hints(left_out: Sequence[str], console: Console) -> None:
     """Say how many hints are left out, and why the first."""
     if left_out:
@@ -204,7 +216,6 @@ class Given:
         extra: Further encoders.
         taxonomy: What a table of classes says beside their names.
         left_out: A line for each hint about a file that is not in the folder.
-        doubts: What the user's hints may mean otherwise; none where a run goes on with its own copy.
     """
 
     source: Source
@@ -215,7 +226,6 @@ class Given:
     extra: ExtraFiles | None
     taxonomy: Taxonomy | None
     left_out: Sequence[str] = ()
-    doubts: Sequence[str] = ()
 
     @classmethod
     def of(cls, config: RunConfig, hints_copy: Path | None, taken: Taken | None) -> Given:
@@ -237,8 +247,7 @@ class Given:
                 source = replace(source, also=frozenset(told))
         extra = read_extra(**further_encoders(config), source_named=config.row_names_file is not None)
         source.check(config.entry)
-        doubts = [] if hints is None or hints_copy is not None else doubts_of(hints, names[: len(names) - len(new)], new)
-        return cls(source, names, new, descriptions, hints, extra, None if taxonomy is None else taxonomy.with_names(names), left_out, doubts)
+        return cls(source, names, new, descriptions, hints, extra, None if taxonomy is None else taxonomy.with_names(names), left_out)
 
 
 def _listed(config: RunConfig, taken: Taken | None) -> tuple[Sequence[str], Taxonomy | None]:

@@ -18,7 +18,7 @@ from finelens.images.store import load_images
 from finelens.intake.taken import Taken
 from finelens.runs.config import RunConfig
 from finelens.runs.feature_source import FeatureSource
-from finelens.runs.inputs import Given, warn_of_hints
+from finelens.runs.inputs import Given, warn_of_doubts, warn_of_hints
 from finelens.runs.photo_source import PhotoSource
 from finelens.runs.prepare import Prepared, prepare
 from finelens.training.estimate import estimate, untouched
@@ -90,6 +90,7 @@ def plan_run(config: RunConfig, out: Path, console: Console, taken: Taken | None
         UserError: What the run itself would refuse.
     """
     given = Given.of(config, None, taken)
+    warn_of_doubts(config, console, taken)
     warn_of_hints(given.left_out, console)
     source, names = given.source, given.names
     files = source.listing().count
